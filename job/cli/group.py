@@ -1,0 +1,34 @@
+"""The ``job`` command group, and the one place where errors become text and exit codes."""
+
+from typing import Any
+
+import click
+
+import job
+from job.cli.run import run
+from job.errors import JobError, PeerFailed
+
+
+class JobGroup(click.Group):
+    """Prints our errors as one line; every other exception is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PeerFailed as error:
+            ctx.exit(error.exit_code)
+        except JobError as error:
+            click.echo(f"job: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(job.__version__, prog_name="job")
+# The deepspeed launcher puts --local_rank=N in front of everything; the environment says it too.
+@click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
+def main() -> None:
+    """A batch offline inference job over datasets: one completion for every row, in Parquet."""
+
+
+main.add_command(run)

@@ -1,0 +1,193 @@
+"""The configuration of a run: what the user asked for, checked field by field. Reads nothing, imports nothing heavy.
+
+``__post_init__`` checks what can be known from the values alone. What needs the dataset, the model or the launcher is
+checked by the part that owns it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from job.errors import UsageError
+
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
+LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
+ENGINES = ("static", "fake")
+
+
+def _require(condition: bool, option: str, value: object, need: str) -> None:
+    if not condition:
+        raise UsageError(f"--{option} is {value!r}; it must be {need}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which weights, in which precision."""
+
+    model: str
+    """Hub id or local directory."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model. None: its default branch."""
+    dtype: str = "auto"
+    """``auto``: float16 on CUDA; on a CPU bfloat16 if the processor has it, else float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    max_model_len: int | None = None
+    """Prompt plus completion tokens at most. None: what the model's configuration says."""
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        if self.max_model_len is not None:
+            _require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which rows."""
+
+    dataset: str
+    """Hub id, local file, glob or directory."""
+    dataset_config: str | None = None
+    """Name of a Hub dataset's configuration ("subset")."""
+    split: str | None = None
+    """None: ``train``, or the only split there is."""
+    data_files: tuple[str, ...] = ()
+    """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
+    streaming: bool = False
+    """Read without a local Arrow copy. Parquet, Arrow, JSON lines and text are never copied, so need it not."""
+    limit: int | None = None
+    """Only the first so many rows. None: all."""
+    id_column: str | None = None
+    """A column to carry along right after the indices."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns to carry along with their types; ``*`` means all."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            _require(self.limit > 0, "limit", self.limit, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How a row becomes a prompt."""
+
+    prompt_column: str | None = None
+    """Text column. None, with no other way named: ``prompt``."""
+    messages_column: str | None = None
+    """Column with a list of {role, content}, as in OpenAI's API, or the same as JSON text."""
+    prompt_template: str | None = None
+    """Jinja2 text, or the path of a file with it; the row's columns are its variables."""
+    system_prompt: str | None = None
+    """Put before every prompt as a system message."""
+    chat: bool | None = None
+    """Apply the tokenizer's chat template. None: if it has one."""
+    max_prompt_tokens: int | None = None
+    """None: the room of the model less ``max_new_tokens``."""
+    on_long_prompt: str = "error"
+    """What to do with a longer one: an error row, or cut its left or right end."""
+
+    def __post_init__(self) -> None:
+        ways = [n for n in ("prompt_column", "messages_column", "prompt_template") if getattr(self, n) is not None]
+        if len(ways) > 1:
+            names = " and ".join("--" + n.replace("_", "-") for n in ways)
+            raise UsageError(f"{names} were given together. Give one: it says where the prompt comes from.")
+        if self.chat is False and (self.messages_column or self.system_prompt):
+            option = "--messages-column" if self.messages_column else "--system-prompt"
+            raise UsageError(f"{option} needs the chat template, but --no-chat was given. Leave one of them out.")
+        if self.max_prompt_tokens is not None:
+            _require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
+        _require(
+            self.on_long_prompt in LONG_PROMPT_POLICIES,
+            "on-long-prompt",
+            self.on_long_prompt,
+            f"one of {', '.join(LONG_PROMPT_POLICIES)}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. The defaults are greedy decoding."""
+
+    max_new_tokens: int = 256
+    """Generated tokens at most, per row."""
+    temperature: float = 0.0
+    """0 is greedy: the most likely token, always."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens whose probabilities sum to this. 1: off."""
+    top_k: int = 0
+    """Sample among so many most likely tokens. 0: off."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this times the most likely one. 0: off."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
+    seed: int = 0
+    """With (row_idx, sample_idx, position) it fixes every draw."""
+    ignore_eos: bool = False
+    """Go on to max_new_tokens whatever the model says. For benchmarks."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens > 0, "max-new-tokens", self.max_new_tokens, "at least 1")
+        _require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "0 (greedy) or more")
+        _require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
+        _require(self.top_k >= 0, "top-k", self.top_k, "0 (off) or more")
+        _require(0 <= self.min_p <= 1, "min-p", self.min_p, "between 0 and 1")
+        _require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """Where the rows go."""
+
+    output: Path
+    """The run directory."""
+    rows_per_shard: int = 10_000
+    """Rows of the dataset per part file."""
+    compression: str = "zstd"
+    """Of the Parquet parts."""
+    include_prompt: bool = True
+    """Write the rendered prompt beside its completion."""
+    max_error_rate: float = 0.05
+    """More error rows than this share end the run with exit code 3. 1: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.rows_per_shard > 0, "rows-per-shard", self.rows_per_shard, "at least 1")
+        _require(self.compression in COMPRESSIONS, "compression", self.compression, f"one of {COMPRESSIONS}")
+        _require(0 <= self.max_error_rate <= 1, "max-error-rate", self.max_error_rate, "between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How this launch computes. None of it may change what a row says, so a restart may change all of it."""
+
+    tensor_parallel_size: int = 1
+    """Processes (GPUs) that share one copy of the model."""
+    engine: str = "static"
+    """``static``: transformers' generate. ``fake``: no model, for tests of everything else."""
+    max_batch_rows: int | None = None
+    """Rows per batch at most. None: as many as fit ``max_batch_tokens``, 64 on a CPU."""
+    max_batch_tokens: int | None = None
+    """Rows of a batch times (longest prompt + max_new_tokens) at most. None: from the memory that is free."""
+
+    def __post_init__(self) -> None:
+        _require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
+        _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
+        if self.engine == "fake" and self.tensor_parallel_size > 1:
+            raise UsageError("--engine fake has no model to share. Use --tensor-parallel-size 1.")
+        for name in ("max_batch_rows", "max_batch_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that ``job run`` was asked."""
+
+    model: ModelConfig
+    data: DataConfig
+    prompt: PromptConfig
+    sampling: SamplingParams
+    output: OutputConfig
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    verbose: bool = False
+    """Let DeepSpeed, transformers and datasets talk (on stderr)."""

@@ -1,0 +1,211 @@
+"""JSON lines and text files, read in place. Ours, not a library's, because of law 3: a line that cannot be parsed must
+become an error row with its line number, where pyarrow's and datasets' readers give up on the file.
+
+The files are scanned once for line ends (about as fast as the disk reads); after that, any row is reached by one seek.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from job.data.source import BLOCK_ROWS
+from job.errors import JobError, UsageError
+from job.records import Row, RowBlock, RowError
+
+STRIDE = 256
+"""Every so many lines the index keeps an offset: 8 bytes per 256 rows."""
+
+SAMPLE_ROWS = 1000
+"""Columns are those that occur in the first rows; types are looked up only where columns are kept."""
+
+SCAN_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LineIndex:
+    """Where the lines of one file begin. Blank lines do not count."""
+
+    path: str
+    num_rows: int
+    offsets: Any
+    """[ceil(num_rows / STRIDE)] int64: byte offset of rows 0, STRIDE, 2*STRIDE, ..."""
+
+
+def index_lines(path: str) -> LineIndex:
+    """Scan a file for its lines.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            starts = list(_stride_starts(file))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}.") from None
+    num_rows = starts.pop()
+    return LineIndex(path, num_rows, np.array(starts, np.int64))
+
+
+def _stride_starts(file: BinaryIO) -> Iterator[int]:
+    """Yield the offset of every STRIDE-th non-blank line, and last the number of such lines."""
+    num_rows, base, carry = 0, 0, b""
+    while True:
+        block = file.read(SCAN_BYTES)
+        data = carry + block
+        if not block and data:
+            data += b"\n"  # the last line may lack its end
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+        lengths = ends - starts
+        blank = lengths == 0
+        for idx in np.flatnonzero((lengths > 0) & (lengths < 32)):  # short lines may be white space only
+            blank[idx] = not data[starts[idx] : ends[idx]].strip()
+        starts = starts[~blank]
+        first = -num_rows % STRIDE
+        yield from (starts[first::STRIDE] + base).tolist()
+        num_rows += len(starts)
+        consumed = int(ends[-1]) + 1 if len(ends) else 0
+        carry, base = data[consumed:], base + consumed
+        if not block:
+            yield num_rows
+            return
+
+
+class LinesSource:
+    """JSON lines (an object per line) or text (a column ``text``)."""
+
+    def __init__(self, files: Sequence[str], *, is_json: bool, limit: int | None = None) -> None:
+        """Index the files and look at the first rows for the columns' names.
+
+        Raises:
+            UsageError: a file cannot be read, or has no JSON object in its first rows.
+        """
+        self._is_json = is_json
+        self._indices = [index_lines(path) for path in files]
+        self._firsts = np.concatenate([[0], np.cumsum([index.num_rows for index in self._indices])])
+        self.num_rows = int(self._firsts[-1])
+        self._limit = self.num_rows if limit is None else min(limit, self.num_rows)
+        self.schema = self._infer([], min(SAMPLE_ROWS, self._limit)) if is_json else pa.schema([("text", pa.string())])
+        if is_json and self._limit and not self.schema.names:
+            raise UsageError(f"{files[0]}: none of the first {min(SAMPLE_ROWS, self._limit)} lines is a JSON object.")
+
+    def with_types(self, columns: Sequence[str]) -> None:
+        """Read all rows once to fix the types of these columns: a sample might miss the one row that differs."""
+        if self._is_json and columns:
+            full = self._infer(columns, self._limit)
+            self.schema = pa.schema([full.field(f.name) if f.name in columns else f for f in self.schema])
+
+    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
+        """Seek to ``start`` and parse lines."""
+        schema = pa.schema([self.schema.field(name) for name in kept])
+        rows: list[Row] = []
+        for row in self._rows(start, stop):
+            rows.append(row)
+            if len(rows) == BLOCK_ROWS:
+                yield RowBlock(rows=rows, kept=_rows_to_table(rows, schema))
+                rows = []
+        if rows:
+            yield RowBlock(rows=rows, kept=_rows_to_table(rows, schema))
+
+    def _rows(self, start: int, stop: int) -> Iterator[Row]:
+        file_idx = int(np.searchsorted(self._firsts, start, side="right")) - 1
+        row_idx = start
+        while row_idx < stop:
+            index, first = self._indices[file_idx], int(self._firsts[file_idx])
+            for line in _read_lines(index, row_idx - first, min(stop - first, index.num_rows)):
+                yield self._parse(line, row_idx, f"{Path(index.path).name}, row {row_idx - first}")
+                row_idx += 1
+            if row_idx < min(stop, first + index.num_rows):
+                raise JobError(f"{index.path} has lost rows since the run began. Restore it, or use a new --output.")
+            file_idx += 1
+
+    def _parse(self, line: bytes, row_idx: int, where: str) -> Row:
+        if not self._is_json:
+            try:
+                return Row(row_idx=row_idx, values={"text": line.rstrip(b"\r\n").decode()})
+            except UnicodeDecodeError as error:
+                return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
+        try:
+            value = json.loads(line)
+        except UnicodeDecodeError as error:
+            return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
+        except (ValueError, RecursionError) as error:
+            return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", f"{where}: {error}"))
+        if not isinstance(value, dict):
+            detail = f"{where}: a line must be a JSON object, this is a {type(value).__name__}"
+            return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", detail))
+        return Row(row_idx=row_idx, values=value)
+
+    def _infer(self, columns: Sequence[str], num_rows: int) -> pa.Schema:
+        """Return the columns of the first rows with types that all their values fit; JSON text where none does."""
+        types: dict[str, pa.DataType] = {}
+        for first in range(0, num_rows, SAMPLE_ROWS):
+            rows = [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
+            for name in columns or dict.fromkeys(key for values in rows for key in values):
+                types[name] = _merge(types.get(name, pa.null()), [values.get(name) for values in rows])
+        # A column of nulls only still needs a type that readers can hold: text.
+        return pa.schema([(name, pa.string() if pa.types.is_null(t) else t) for name, t in types.items()])
+
+
+def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
+    """Yield the non-blank lines ``start`` to ``stop`` of one file."""
+    if start >= stop:
+        return
+    try:
+        with Path(index.path).open("rb") as file:
+            file.seek(int(index.offsets[start // STRIDE]))
+            row_idx = start - start % STRIDE
+            for line in file:
+                if not line.strip():
+                    continue
+                if row_idx >= start:
+                    yield line.removeprefix(b"\xef\xbb\xbf")
+                row_idx += 1
+                if row_idx == stop:
+                    return
+    except OSError as error:
+        raise JobError(f"{index.path}: {error.strerror}. The same command continues once it is back.") from None
+
+
+def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
+    """Return a type for the values that also holds those seen before; string (of JSON) if there is none."""
+    try:
+        found = pa.array(values).type
+        merged = (
+            pa.unify_schemas([pa.schema([("x", known)]), pa.schema([("x", found)])], promote_options="permissive")
+            .field("x")
+            .type
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError, OverflowError):
+        return pa.string()
+    return merged
+
+
+def _rows_to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    if not schema.names:
+        return pa.table({"": pa.nulls(len(rows))}).select([])
+    columns = [_to_array([row.values.get(f.name) for row in rows], f.type) for f in schema]
+    return pa.table(columns, schema=schema)
+
+
+def _to_array(values: list[Any], data_type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, data_type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
+        if not pa.types.is_string(data_type):
+            raise JobError(
+                f"A value does not fit its column's type {data_type} any more: the file has changed."
+            ) from None
+        return pa.array([_to_text(value) for value in values], data_type)
+
+
+def _to_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()

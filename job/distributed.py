@@ -1,0 +1,152 @@
+"""Process groups, and the one channel over which a leader tells its followers what comes next (law 1).
+
+Three kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries what DeepSpeed's layers reduce and the tokens
+of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket, not on a GPU.
+A gloo group of the world carries the verdict on the configuration, once, at the start.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from job.errors import JobError, PeerFailed
+from job.launch import ProcessInfo, export_process_info
+
+COMMAND_TIMEOUT = timedelta(hours=6)
+"""Followers wait so long for the next command: a large dataset may be converted while they do. A leader that dies
+closes its sockets, which ends the wait at once."""
+
+STATUS_TIMEOUT = timedelta(minutes=2)
+"""How long ranks wait to hear from each other after a step in which one of them failed."""
+
+
+class Replica:
+    """The processes that share one copy of the model, seen from one of them."""
+
+    def __init__(self, info: ProcessInfo) -> None:
+        """Join the launch: every process of it must call this.
+
+        Raises:
+            JobError: the processes cannot find each other.
+        """
+        self.info = info
+        self.device = _choose_device(info)
+        self.tensor_group: dist.ProcessGroup | None = None
+        self._commands: dist.ProcessGroup | None = None
+        self._status: dist.ProcessGroup | None = None
+        self._world: dist.ProcessGroup | None = None
+        if info.world_size > 1:
+            self._join()
+
+    def _join(self) -> None:
+        try:
+            dist.init_process_group(self.backend)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JobError(
+                f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
+                f"{self.info.master_port}: {reason}. Were all started, and is the port free?"
+            ) from None
+        self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        size = self.info.tensor_parallel_size
+        for first in range(0, self.info.world_size, size):  # every process takes part in making every group
+            ranks = list(range(first, first + size))
+            tensor = dist.new_group(ranks)
+            commands = dist.new_group(ranks, backend="gloo", timeout=COMMAND_TIMEOUT)
+            status = dist.new_group(ranks, backend="gloo", timeout=STATUS_TIMEOUT)
+            if self.info.rank in ranks:
+                self.tensor_group, self._commands, self._status = tensor, commands, status
+
+    @property
+    def backend(self) -> str:
+        """What carries tensors between devices."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    @property
+    def leader_rank(self) -> int:
+        """Global rank of the leader."""
+        return self.info.replica_idx * self.info.tensor_parallel_size
+
+    @property
+    def has_followers(self) -> bool:
+        """Whether there is anybody to tell."""
+        return self.info.tensor_parallel_size > 1
+
+    def check_world(self, failure: JobError | None) -> None:
+        """Wait for all processes of the launch, and raise if one of them has failed.
+
+        Raises:
+            JobError: ``failure``, if there is one.
+            PeerFailed: another process has one.
+        """
+        codes: list[int | None] = [None if failure is None else failure.exit_code]
+        if self._world is not None:
+            codes = [None] * self.info.world_size
+            dist.all_gather_object(codes, None if failure is None else failure.exit_code, group=self._world)
+        if failure is not None:
+            raise failure
+        failed = [code for code in codes if code is not None]
+        if failed:
+            raise PeerFailed(failed[0])
+
+    def command(self, value: Any = None) -> Any:
+        """Return what the leader passed, on every process of the replica."""
+        if not self.has_followers:
+            return value
+        box = [value]
+        with self._connection():
+            dist.broadcast_object_list(box, src=self.leader_rank, group=self._commands)
+        return box[0]
+
+    def broadcast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Overwrite ``tensor`` with the leader's. Same shape and dtype on all."""
+        if self.has_followers:
+            dist.broadcast(tensor, self.leader_rank, group=self.tensor_group)
+        return tensor
+
+    def gather_status(self, value: str | None) -> list[str | None]:
+        """Return what every process of the replica says of the step that it has just done; None means well.
+
+        A process that failed alone finds the others inside a collective of the model. They never come here, the wait
+        times out, and the replica ends: no other way is safe.
+        """
+        if not self.has_followers:
+            return [value]
+        statuses: list[str | None] = [None] * self.info.tensor_parallel_size
+        with self._connection():
+            dist.all_gather_object(statuses, value, group=self._status)
+        return statuses
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[None]:
+        """Say in one line that a process is gone. The first to notice speaks; the launcher ends the rest."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JobError(
+                f"rank {self.info.rank}: another process of replica {self.info.replica_idx} is gone ({reason}). "
+                "Its own message says why; the same command continues."
+            ) from error
+
+    def close(self) -> None:
+        """Leave the groups. Without this a process may abort at exit."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _choose_device(info: ProcessInfo) -> torch.device:
+    num_devices = torch.cuda.device_count()
+    export_process_info(info, os.environ, num_devices)
+    if not num_devices:
+        if info.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() // info.local_world_size))
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,63 @@
+"""An engine without a model: a pure function of the ids. For tests and measurements of everything around an engine."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from job.config import SamplingParams
+from job.records import Generation, Request, RowError
+
+
+class FakeEngine:
+    """Returns each prompt's own ids, reversed and cut to ``max_new_tokens``. Prompts with ``poison_id`` fail."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        rows_per_step: int = 64,
+        step_secs: float = 0.0,
+        poison_id: int | None = None,
+    ) -> None:
+        """Set its speed and its weakness."""
+        self._params, self._should_stop = params, should_stop
+        self._rows_per_step, self._step_secs, self._poison_id = rows_per_step, step_secs, poison_id
+        self._pending: deque[Request] = deque()
+        self.num_computed_tokens = 0
+        self.max_pending = 4 * rows_per_step
+
+    @property
+    def num_pending(self) -> int:
+        """See ``Engine``."""
+        return len(self._pending)
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        self._pending.append(request)
+
+    def step(self) -> list[Generation]:
+        """Complete some requests."""
+        if self._should_stop():
+            return []
+        time.sleep(self._step_secs)
+        return [self._complete(self._pending.popleft()) for _ in range(min(self._rows_per_step, len(self._pending)))]
+
+    def keep_alive(self) -> None:
+        """See ``Engine``."""
+
+    def close(self, exit_code: int) -> None:
+        """See ``Engine``."""
+
+    def follow(self) -> int:
+        """See ``Engine``; a fake has no followers."""
+        raise AssertionError("the fake engine runs at --tensor-parallel-size 1 only")
+
+    def _complete(self, request: Request) -> Generation:
+        if self._poison_id in request.prompt_ids:
+            error = RowError("engine_error", f"token {self._poison_id} is poison")
+            return Generation(request=request, token_ids=[], finish_reason=None, error=error)
+        ids = list(request.prompt_ids)[::-1][: self._params.max_new_tokens]
+        self.num_computed_tokens += len(request.prompt_ids) + len(ids)
+        reason = "length" if len(ids) == self._params.max_new_tokens else "stop"
+        return Generation(request=request, token_ids=ids, finish_reason=reason)

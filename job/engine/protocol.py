@@ -1,0 +1,42 @@
+"""What an engine is: requests in, generations out. Token ids on both sides; no text, no files, no rows of a dataset.
+
+The leader calls these. Followers call ``follow`` once and return from it when the leader closes its engine.
+"""
+
+from typing import Protocol
+
+from job.records import Generation, Request
+
+
+class Engine(Protocol):
+    """Completes requests in an order of its own choice."""
+
+    @property
+    def num_pending(self) -> int:
+        """Requests submitted and not yet returned."""
+
+    @property
+    def max_pending(self) -> int:
+        """With so many pending requests the engine is as fast as it gets; more only take memory."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Prompt and completion tokens computed so far, those of unfinished requests included."""
+
+    def submit(self, request: Request) -> None:
+        """Add a request."""
+
+    def step(self) -> list[Generation]:
+        """Work for a while and return what finished; perhaps nothing. Returns soon once a stop is requested.
+
+        A request that cannot be completed is returned with its error. Raises only if the engine itself is broken.
+        """
+
+    def keep_alive(self) -> None:
+        """Tell followers that the leader lives, while there is nothing to compute."""
+
+    def close(self, exit_code: int) -> None:
+        """Release the followers; their ``follow`` returns ``exit_code``."""
+
+    def follow(self) -> int:
+        """Execute what the leader sends, until it closes its engine."""

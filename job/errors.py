@@ -1,0 +1,36 @@
+"""The exceptions of the job, and the exit code that each stands for.
+
+Only ``cli`` turns them into text and exit codes. An exception that is not one of these is a bug and keeps its
+traceback.
+
+    JobError                 1  the run failed while it was going
+     +- UsageError           2  the user asked for something impossible; nothing was started
+     +- PeerFailed        any  another process of the launch has failed, and has said why
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_TOO_MANY_ERRORS = 3
+EXIT_STOPPED = 75
+
+
+class JobError(Exception):
+    """The run failed. The message is one line: what was wrong, the limit, what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(JobError):
+    """The configuration, the data or the model cannot work as asked. Raised before any weights are loaded."""
+
+    exit_code = EXIT_USAGE
+
+
+class PeerFailed(JobError):
+    """Another process of the launch failed. It tells the user; this one only leaves with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        """Take over the other's exit code."""
+        super().__init__(f"another process of this launch failed with exit code {exit_code}")
+        self.exit_code = exit_code

@@ -1,0 +1,102 @@
+"""One process of a launch, from its first step to its last: join the others, prepare, load, then lead or follow."""
+
+import os
+
+from job.config import RunConfig
+from job.distributed import Replica
+from job.engine.fake import FakeEngine
+from job.engine.loading import ModelInfo, inspect_model, load_model
+from job.engine.protocol import Engine
+from job.engine.static import StaticEngine
+from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
+from job.launch import read_process_info
+from job.observe.noise import silence_progress_bars
+from job.observe.progress import Progress
+from job.observe.stopwatch import Stopwatch
+from job.preparation import Prepared, prepare
+from job.runner import Runner
+from job.signals import StopFlag
+
+
+def launch(config: RunConfig) -> int:
+    """Run this process's part of ``job run``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        JobError: the run cannot start or go on; it knows its exit code.
+    """
+    stop = StopFlag()
+    stop.install()
+    silence_progress_bars(verbose=config.verbose)
+    stopwatch = Stopwatch()
+    info = read_process_info(os.environ, config.engine.tensor_parallel_size)
+    progress = Progress(enabled=info.speaks)
+    replica = Replica(info)
+    with stopwatch.measure("prepare"):
+        prepared = _prepare_in_turn(config, replica)
+    with stopwatch.measure("load"):
+        engine = _build_engine(config, replica, prepared, stop, progress)
+    exit_code = _lead(prepared, engine, stop, progress, stopwatch) if prepared else engine.follow()
+    replica.close()
+    return exit_code
+
+
+def _prepare_in_turn(config: RunConfig, replica: Replica) -> Prepared | None:
+    """Let rank 0 check everything first, so that a mistake is told once; then the other leaders. None on followers."""
+    prepared = None
+    for is_my_turn in (replica.info.speaks, replica.info.is_leader and not replica.info.speaks):
+        failure = None
+        if is_my_turn:
+            try:
+                prepared = prepare(config, replica.device)
+            except JobError as error:
+                failure = error
+        replica.check_world(failure)
+    return prepared
+
+
+def _build_engine(
+    config: RunConfig, replica: Replica, prepared: Prepared | None, stop: StopFlag, progress: Progress
+) -> Engine:
+    """Load the model on every process of the launch at the same time, or fake it."""
+    if prepared is not None:
+        _announce(prepared, replica, progress)
+    if config.engine.engine == "fake":
+        step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
+        return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs)
+    model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
+    stop_token_ids = replica.command(prepared.stop_token_ids if prepared else None)
+    model = load_model(config.model, model_info, replica, stop_token_ids)
+    return StaticEngine(model, config.sampling, config.engine, replica, should_stop=stop)
+
+
+def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
+    return inspect_model(config.model, replica.device, config.engine.tensor_parallel_size)
+
+
+def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
+    info, plan = replica.info, prepared.plan
+    if prepared.model_info.dtype_note:
+        progress.note(prepared.model_info.dtype_note)
+    replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
+    processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
+    progress.note(
+        f"{plan.num_rows:,} rows in {plan.num_shards:,} shards, {len(prepared.paths.done_shards()):,} done; "
+        f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
+        f"{replicas} of {processes}"
+    )
+
+
+def _lead(prepared: Prepared, engine: Engine, stop: StopFlag, progress: Progress, stopwatch: Stopwatch) -> int:
+    runner = Runner(prepared, engine, stop, progress, stopwatch)
+    exit_code = runner.run()
+    engine.close(exit_code)
+    if exit_code == EXIT_STOPPED:
+        progress.note(
+            f"stopped on {stop.signal_name}; what is finished is safe, run the same command again to continue"
+        )
+    if exit_code in (EXIT_DONE, EXIT_TOO_MANY_ERRORS):
+        progress.finish(runner.summary())
+    return exit_code

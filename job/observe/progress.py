@@ -1,0 +1,120 @@
+"""How far the run is: a bar on a terminal, a line every 30 seconds elsewhere. On stderr; stdout is the user's."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from job.observe.summary import Summary
+from job.observe.text import format_secs
+
+LINE_SECS = 30.0
+BAR_SECS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where all workers on this run stand together."""
+
+    num_rows: int
+    """Finished rows of the run, those of earlier launches included."""
+    total_rows: int
+    num_errors: int
+    """Seen by the workers at work now."""
+    num_new_rows: int
+    """Finished since these workers started."""
+    num_tokens: int
+    """Computed since these workers started."""
+    tokens_per_sec: float
+
+    @property
+    def eta_secs(self) -> float | None:
+        """Remaining rows times tokens per row over tokens per second; None before there is anything to go by.
+
+        Tokens, not rows: the longest rows come first, so rows per second mislead for hours.
+        """
+        if not self.num_new_rows or not self.tokens_per_sec:
+            return None
+        tokens_per_row = self.num_tokens / self.num_new_rows
+        return (self.total_rows - self.num_rows) * tokens_per_row / self.tokens_per_sec
+
+
+def describe(position: Position) -> str:
+    """Return a position as one line of a log.
+
+    >>> describe(Position(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
+    ...                   tokens_per_sec=100.0))
+    'rows 50/200 (25.0%)  errors 1  tokens/s 100  left 2m30s'
+    """
+    share = 100 * position.num_rows / max(1, position.total_rows)
+    left = "unknown" if position.eta_secs is None else format_secs(position.eta_secs)
+    return (
+        f"rows {position.num_rows:,}/{position.total_rows:,} ({share:.1f}%)  errors {position.num_errors:,}  "
+        f"tokens/s {position.tokens_per_sec:,.0f}  left {left}"
+    )
+
+
+class Progress:
+    """Shows positions. One process of a launch shows them; the others have ``enabled=False``."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        """Show nothing yet."""
+        self._enabled = enabled
+        self._bar: Any = None
+        self._task: Any = None
+        self._is_terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Tell the user something once."""
+        if not self._enabled:
+            return
+        stamp = time.strftime("%H:%M:%S")
+        if self._bar is not None:
+            self._bar.console.print(f"{stamp}  {text}", markup=False, highlight=False)
+        else:
+            print(f"{stamp}  {text}", file=sys.stderr, flush=True)
+
+    def is_due(self) -> bool:
+        """Whether it is time to show where the run is."""
+        every = BAR_SECS if self._is_terminal else LINE_SECS
+        return self._enabled and time.monotonic() - self._last >= every
+
+    def show(self, position: Position) -> None:
+        """Show where the run is."""
+        self._last = time.monotonic()
+        if not self._enabled:
+            return
+        if not self._is_terminal:
+            self.note(describe(position))
+            return
+        self._start_bar(position.total_rows)
+        text = describe(position).split("  ", 1)[1]
+        self._bar.update(self._task, completed=position.num_rows, description=text)
+
+    def finish(self, summary: Summary) -> None:
+        """Print the summary, for the user, on stdout."""
+        if self._enabled:
+            print(summary, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start_bar(self, total_rows: int) -> None:
+        if self._bar is not None:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.description}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("", total=total_rows)
+        self._bar.start()

@@ -1,0 +1,79 @@
+"""What parts contain, counted once when they are written and kept in their footers."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from job.errors import JobError
+from job.records import Completion
+
+METADATA_KEY = b"job.counts"
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Sums over output rows. The one value here that changes: it is added to."""
+
+    num_rows: int = 0
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Error kind to number of rows."""
+
+    @property
+    def num_errors(self) -> int:
+        """Rows without a completion."""
+        return self.errors.total()
+
+    @property
+    def error_rate(self) -> float:
+        """Share of rows without a completion."""
+        return self.num_errors / max(1, self.num_rows)
+
+    def add(self, completion: Completion) -> None:
+        """Count one row."""
+        self.num_rows += 1
+        self.num_prompt_tokens += completion.num_prompt_tokens
+        self.num_completion_tokens += completion.num_completion_tokens
+        if completion.error is not None:
+            self.errors[completion.error.partition(":")[0]] += 1
+
+    @classmethod
+    def of(cls, completions: Iterable[Completion]) -> "Counts":
+        """Count rows."""
+        counts = cls()
+        for completion in completions:
+            counts.add(completion)
+        return counts
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON values."""
+        return {
+            "num_rows": self.num_rows,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_completion_tokens": self.num_completion_tokens,
+            "errors": dict(self.errors),
+        }
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """Return the entry of a part's metadata."""
+        return {METADATA_KEY: json.dumps(self.to_dict()).encode()}
+
+    def add_part(self, path: Path) -> None:
+        """Add what a part's footer says.
+
+        Raises:
+            JobError: the file is not a part that this version wrote.
+        """
+        try:
+            content = json.loads(pq.read_metadata(path).metadata[METADATA_KEY])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise JobError(f"{path} is not a part of this run ({error}). Remove it; its rows are done again.") from None
+        self.num_rows += content["num_rows"]
+        self.num_prompt_tokens += content["num_prompt_tokens"]
+        self.num_completion_tokens += content["num_completion_tokens"]
+        self.errors.update(content["errors"])

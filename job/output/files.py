@@ -1,0 +1,41 @@
+"""Durable writes: what has been said to be on disk is on disk after a power cut."""
+
+import os
+from pathlib import Path
+
+
+def fsync_dir(directory: Path) -> None:
+    """Make a rename or a creation inside a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the contents of a closed file durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def create_exclusively(path: Path, data: bytes, worker_id: str) -> bool:
+    """Create a file with its whole contents at once, or return False if it exists.
+
+    Writes aside and links: whoever sees the name sees the contents, and of many processes one wins. ``O_EXCL`` alone
+    would show the others an empty file for a moment.
+    """
+    tmp = path.with_name(f".{path.name}.{worker_id}.tmp")
+    tmp.write_bytes(data)
+    try:
+        fsync_file(tmp)
+        os.link(tmp, path)
+    except FileExistsError:
+        return False
+    finally:
+        tmp.unlink()
+    fsync_dir(path.parent)
+    return True

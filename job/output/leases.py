@@ -1,0 +1,144 @@
+"""Leases: who works on which shard, on any shared file system, without a server.
+
+A lease is a file. Creating it claims the shard, touching it says that its holder lives, removing it gives the shard
+back. A lease whose holder is silent for too long is taken over by renaming it away: of many who try, one succeeds.
+Ages are differences of two times that the file system itself stamped, since the clocks of nodes differ.
+
+Leases save work; they do not protect data. Two workers on one shard (a cut network, a paused process) write the same
+rows under names of their own, and the last rename wins with the same content.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.output.files import create_exclusively
+from job.output.paths import RunPaths
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerId:
+    """One replica's leader: unique over nodes, restarts and time."""
+
+    host: str
+    pid: int
+    start_time: str
+    """Of the process, as the kernel counts it: tells it from a later process with the same number."""
+    namespace: str
+    """Of process ids. Two containers on one host may both have a process 7."""
+
+    @classmethod
+    def of_this_process(cls) -> "WorkerId":
+        """Describe the process that calls."""
+        return cls(socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "0", _pid_namespace())
+
+    def __str__(self) -> str:
+        host = "".join(c if c.isalnum() else "-" for c in self.host)
+        return f"{host}-{self.pid}-{self.start_time}"
+
+    def is_dead(self) -> bool:
+        """Whether that process certainly runs no more. Only a process of the same host and namespace can tell."""
+        here = socket.gethostname(), _pid_namespace()
+        return (self.host, self.namespace) == here and _start_time(self.pid) != self.start_time
+
+
+class Leases:
+    """The shards that this worker holds, kept alive by a thread."""
+
+    def __init__(self, paths: RunPaths, worker: WorkerId, *, stale_secs: float = 60.0, beat_secs: float = 5.0) -> None:
+        """Start the heartbeat.
+
+        Args:
+            stale_secs: silence after which a lease may be taken over.
+            beat_secs: time between two heartbeats; several must fit into ``stale_secs``.
+        """
+        self._paths, self._worker = paths, worker
+        self._stale_secs, self._beat_secs = stale_secs, beat_secs
+        self._held: set[int] = set()
+        self._clock = paths.lease_dir / f".clock-{worker}"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
+        self._thread.start()
+
+    def acquire(self, shard_idx: int) -> bool:
+        """Try to claim a shard, taking over the lease of a dead worker. True if it is ours now."""
+        lease = self._paths.lease(shard_idx)
+        if not self._create(lease) and not (self._clear_if_dead(lease) and self._create(lease)):
+            return False
+        self._held.add(shard_idx)
+        return True
+
+    def release(self, shard_idx: int) -> None:
+        """Give a shard back."""
+        self._held.discard(shard_idx)
+        lease = self._paths.lease(shard_idx)
+        if self._holder(lease) == self._worker:
+            lease.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give everything back and stop the heartbeat."""
+        self._stopped.set()
+        self._thread.join()
+        for shard_idx in list(self._held):
+            self.release(shard_idx)
+        self._clock.unlink(missing_ok=True)
+
+    def _create(self, lease: Path) -> bool:
+        record = {name: getattr(self._worker, name) for name in WorkerId.__slots__}
+        return create_exclusively(lease, json.dumps(record).encode(), str(self._worker))
+
+    def _clear_if_dead(self, lease: Path) -> bool:
+        """Rename a dead worker's lease away. False if the holder lives, or another was faster."""
+        holder = self._holder(lease)
+        try:
+            silent_secs = self._now() - lease.stat().st_mtime
+            if holder is not None and not holder.is_dead() and silent_secs < self._stale_secs:
+                return False
+            aside = lease.with_name(f".{lease.name}.taken-by-{self._worker}")
+            lease.rename(aside)
+        except FileNotFoundError:
+            return True  # given back meanwhile: free to claim
+        if self._holder(aside) != holder:  # somebody took it over between our look and our rename: put it back
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, lease)
+            aside.unlink()
+            return False
+        aside.unlink()
+        return True
+
+    def _holder(self, lease: Path) -> WorkerId | None:
+        try:
+            return WorkerId(**json.loads(lease.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def _now(self) -> float:
+        """Return the file system's time in seconds: utime without values lets the server stamp it."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(self._beat_secs):
+            for shard_idx in list(self._held):
+                with contextlib.suppress(OSError):  # gone: taken over. Full or away: the main thread meets it too.
+                    os.utime(self._paths.lease(shard_idx))
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot; None if there is none (proc(5), field 22)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def _pid_namespace() -> str:
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        return f"{boot_id.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return "unknown"

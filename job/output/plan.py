@@ -1,0 +1,34 @@
+"""Which rows are which shard. Depends on the dataset and ``rows_per_shard`` alone (law 2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from job.records import SampleKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Cut of ``num_rows`` rows into shards.
+
+    >>> plan = Plan(num_rows=25, rows_per_shard=10)
+    >>> plan.num_shards, plan.rows(2)
+    (3, range(20, 25))
+    """
+
+    num_rows: int
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Number of part files. A dataset without rows gives one empty part, so that readers find a schema."""
+        return max(1, -(-self.num_rows // self.rows_per_shard))
+
+    def rows(self, shard_idx: int) -> range:
+        """Return the row indices of a shard."""
+        start = shard_idx * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_rows))
+
+    def keys(self, shard_idx: int) -> Iterator[SampleKey]:
+        """Yield (row_idx, sample_idx) of every output row of a shard, in the order they are written."""
+        for row_idx in self.rows(shard_idx):
+            yield (row_idx, 0)

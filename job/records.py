@@ -1,0 +1,102 @@
+"""The values that travel from stage to stage. All frozen; none knows where it goes next.
+
+source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> engine -> Generation
+       -> tokenization -> Completion -> journal -> shard
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SampleKey = tuple[int, int]
+"""(row_idx, sample_idx): names one completion of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no completion. ``str`` gives the text of the ``error`` column: ``kind: detail``.
+
+    >>> str(RowError("null_prompt", "column 'question' is null"))
+    "null_prompt: column 'question' is null"
+    """
+
+    kind: str
+    """One word, for counting and for retrying one kind."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the dataset. Either ``values`` or ``error``: a line that cannot be parsed is still a row."""
+
+    row_idx: int
+    values: Mapping[str, Any]
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBlock:
+    """Consecutive rows, and the columns that the user keeps, as Arrow so that their types survive."""
+
+    rows: Sequence[Row]
+    kept: Any
+    """pyarrow.Table with ``len(rows)`` rows and the kept columns (perhaps none)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model will read, as text. ``text`` is None if there is an ``error``, unless it could be rendered."""
+
+    row_idx: int
+    text: str | None
+    content_span: tuple[int, int] | None = None
+    """Where in ``text`` the row's own content stands: what may be cut when the prompt is too long."""
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One completion to compute. The engine sees this and nothing else of a row."""
+
+    row_idx: int
+    sample_idx: int
+    prompt_ids: Sequence[int]
+
+    @property
+    def key(self) -> SampleKey:
+        """The identity of the completion."""
+        return (self.row_idx, self.sample_idx)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What the engine made of a request."""
+
+    request: Request
+    token_ids: Sequence[int]
+    """Generated ids, the end-of-sequence id included if there was one."""
+    finish_reason: str | None
+    """``stop``, ``length``, or None if there is an error."""
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One row of the output, without the kept columns."""
+
+    row_idx: int
+    sample_idx: int
+    prompt: str | None
+    completion: str | None
+    finish_reason: str | None
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    error: str | None
+
+    @property
+    def key(self) -> SampleKey:
+        """The identity of the completion."""
+        return (self.row_idx, self.sample_idx)
