@@ -7,6 +7,7 @@ A gloo group of the world carries the verdict on the configuration, once, at the
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,7 @@ class Replica:
         self._commands: dist.ProcessGroup | None = None
         self._status: dist.ProcessGroup | None = None
         self._world: dist.ProcessGroup | None = None
+        self.launch_id = uuid.uuid4().hex[:12]
         if info.world_size > 1:
             self._join()
 
@@ -53,6 +55,9 @@ class Replica:
                 f"{self.info.master_port}: {reason}. Were all started, and is the port free?"
             ) from None
         self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        box = [self.launch_id]
+        dist.broadcast_object_list(box, src=0, group=self._world)
+        self.launch_id = box[0]
         size = self.info.tensor_parallel_size
         for first in range(0, self.info.world_size, size):  # every process takes part in making every group
             ranks = list(range(first, first + size))

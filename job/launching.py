@@ -38,7 +38,11 @@ def launch(config: RunConfig) -> int:
         prepared = _prepare_in_turn(config, replica)
     with stopwatch.measure("load"):
         engine = _build_engine(config, replica, prepared, stop, progress)
-    exit_code = _lead(prepared, engine, stop, progress, stopwatch) if prepared else engine.follow()
+    if prepared is None:
+        exit_code = engine.follow()
+    else:
+        runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id)
+        exit_code = _lead(runner, engine, stop, progress)
     replica.close()
     return exit_code
 
@@ -89,8 +93,7 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     )
 
 
-def _lead(prepared: Prepared, engine: Engine, stop: StopFlag, progress: Progress, stopwatch: Stopwatch) -> int:
-    runner = Runner(prepared, engine, stop, progress, stopwatch)
+def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:
     exit_code = runner.run()
     engine.close(exit_code)
     if exit_code == EXIT_STOPPED:

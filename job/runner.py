@@ -35,13 +35,19 @@ class Runner:
     """One replica's work on a run, from claiming shards to naming parts."""
 
     def __init__(
-        self, prepared: Prepared, engine: Engine, stop: StopFlag, progress: Progress, stopwatch: Stopwatch
+        self,
+        prepared: Prepared,
+        engine: Engine,
+        stop: StopFlag,
+        progress: Progress,
+        stopwatch: Stopwatch,
+        launch_id: str,
     ) -> None:
         """Hold nothing yet."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
         self._plan, self._paths = prepared.plan, prepared.paths
-        self._worker_id = str(prepared.worker)
+        self._worker_id, self._launch_id = str(prepared.worker), launch_id
         self._leases = Leases(self._paths, prepared.worker)
         self._claims = Claims(self._paths, self._plan, self._leases)
         self._open: dict[int, OpenShard] = {}
@@ -132,6 +138,7 @@ class Runner:
             for shard_idx, shard in list(self._open.items()):
                 shard.sync_if_due()
                 if shard.is_complete:
+                    self._metrics.write(self._figures())  # first: whoever sees the last part sums up all workers
                     shard.finish()
                     del self._open[shard_idx]
                     self._claims.release(shard_idx)
@@ -172,7 +179,7 @@ class Runner:
     def summary(self) -> Summary:
         """Return what to tell the user at the end."""
         totals = self._totals()
-        others = [figures for figures in self._read_others(refresh=True) if figures.worker_id != self._worker_id]
+        others = [figures for figures in self._read_others(refresh=True) if figures.launch_id == self._launch_id]
         return Summary(
             output=self._prepared.config.output.output,
             num_parts=self._plan.num_shards,
@@ -194,6 +201,7 @@ class Runner:
     def _figures(self) -> Figures:
         return Figures(
             worker_id=self._worker_id,
+            launch_id=self._launch_id,
             time=time.time(),
             elapsed_secs=self._elapsed_secs,
             num_rows=self._counts.num_rows,
@@ -210,9 +218,12 @@ class Runner:
 
     def _position(self) -> Position:
         """Add up this worker's figures of now and the other workers' latest."""
-        workers = [*self._read_others(), self._figures()]
+        # Of a worker that has just died, its shards may be ours by now: count no row twice.
+        others = [figures for figures in self._read_others() if not self._open.keys() & set(figures.open_shards)]
+        workers = [*others, self._figures()]
+        num_rows = self._others[1] + sum(figures.num_open_rows for figures in workers)
         return Position(
-            num_rows=self._others[1] + sum(figures.num_open_rows for figures in workers),
+            num_rows=min(num_rows, self._plan.num_rows),
             total_rows=self._plan.num_rows,
             num_errors=sum(figures.num_errors for figures in workers),
             num_new_rows=sum(figures.num_rows for figures in workers),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FRESH_SECS = 60.0
+FRESH_SECS = 30.0
 """A worker that has written nothing for so long is not counted as working."""
 
 
@@ -15,6 +15,8 @@ class Figures:
     """What one worker has done since it started, and now holds."""
 
     worker_id: str
+    launch_id: str
+    """The same for all workers that one command started."""
     time: float
     """Unix time, by the worker's clock."""
     elapsed_secs: float

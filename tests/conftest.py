@@ -1,0 +1,121 @@
+"""Fixtures: tiny models made once per session, and ways to run ``job`` in this process or in others."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep datasets' Arrow cache out of the user's home."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+    os.environ["HF_DATASETS_CACHE"] = str(datasets.config.HF_DATASETS_CACHE)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that makes a tiny model once per session and returns its directory."""
+    from tests.tiny import make_model
+
+    made: dict[str, Path] = {}
+
+    def get(name: str = "llama", **options: Any) -> Path:
+        key = f"{name}-{sorted(options.items())}"
+        if key not in made:
+            made[key] = make_model(tmp_path_factory.mktemp(name), name, **options)
+        return made[key]
+
+    return get
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_job() -> Callable[..., Result]:
+    """Return a function that runs ``job`` in this process: no start-up, for everything that needs one process."""
+    from click.testing import CliRunner
+
+    from job.cli import main
+
+    def run(*args: Any) -> Result:
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        handlers = [signal.getsignal(number) for number in numbers]
+        try:
+            result = CliRunner().invoke(main, [str(arg) for arg in args])
+        finally:
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Result(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def start_processes(
+    args: Sequence[Any], world_size: int = 1, env: dict[str, str] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start ``python args`` in ``world_size`` processes with the environment that torchrun would give them."""
+    port = free_port()
+    processes = []
+    for rank in range(world_size):
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        if world_size > 1:
+            variables |= {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, args)],
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[1],
+            )
+        )
+    return processes
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[Result]:
+    """Wait for processes; end all of them if one takes too long."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Result(p.returncode, out, err) for p, (out, err) in zip(processes, outputs, strict=True)]

@@ -1,0 +1,70 @@
+"""Tiny random models of several architectures, with a byte-level tokenizer. Made in milliseconds, exact in fp32."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+VOCAB_SIZE = 260
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "llama_uneven": {"model_type": "llama", "hidden_size": 144, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "gpt_neox": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_layers": 2},
+    "opt": {"ffn_dim": 256, "word_embed_proj_dim": 128, "do_layer_norm_before": True},
+}
+"""Name to what differs from the common shape: hidden 128, 4 heads, 2 layers. All may be cut in two."""
+
+
+def make_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one id per byte: any text round-trips, and token counts are byte counts."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<pad>": 0, "<eos>": 1} | {char: idx + 2 for idx, char in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_model(
+    directory: Path, name: str = "llama", *, chat: bool = False, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
+    """Write a random model of an architecture and its tokenizer into a directory."""
+    values = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        # Wide enough that the largest logit is no near tie, so that greedy tokens can be compared exactly.
+        "initializer_range": 0.3,
+        "init_std": 0.3,
+        **ARCHITECTURES[name],
+        **changes,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(values.pop("model_type", name), **values)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config.eos_token_id = 1
+    model.save_pretrained(directory)
+    make_tokenizer(chat=chat).save_pretrained(directory)
+    return directory
