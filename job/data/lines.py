@@ -25,6 +25,15 @@ SAMPLE_ROWS = 1000
 
 SCAN_BYTES = 16 << 20
 
+WHITE_SPACE = np.frombuffer(b" \t\r\v\f", np.uint8)
+
+
+CONVERSION_ERRORS = (
+    *(pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError),
+    *(UnicodeEncodeError, OverflowError),
+)
+"""What pyarrow raises on values that do not fit a type."""
+
 
 @dataclass(frozen=True, slots=True)
 class LineIndex:
@@ -59,11 +68,12 @@ def _stride_starts(file: BinaryIO) -> Iterator[int]:
         data = carry + block
         if not block and data:
             data += b"\n"  # the last line may lack its end
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+        codes = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(codes == 10)
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
         lengths = ends - starts
         blank = lengths == 0
-        for idx in np.flatnonzero((lengths > 0) & (lengths < 32)):  # short lines may be white space only
+        for idx in np.flatnonzero(np.isin(codes[starts], WHITE_SPACE)):
             blank[idx] = not data[starts[idx] : ends[idx]].strip()
         starts = starts[~blank]
         first = -num_rows % STRIDE
@@ -96,9 +106,14 @@ class LinesSource:
 
     def with_types(self, columns: Sequence[str]) -> None:
         """Read all rows once to fix the types of these columns: a sample might miss the one row that differs."""
-        if self._is_json and columns:
-            full = self._infer(columns, self._limit)
-            self.schema = pa.schema([full.field(f.name) if f.name in columns else f for f in self.schema])
+        if not (self._is_json and columns):
+            return
+        full = self._infer(columns, self._limit)
+        fields = [full.field(f.name) if f.name in columns else f for f in self.schema]
+        for idx, (new, old) in enumerate(zip(fields, self.schema, strict=True)):
+            if new.type != old.type and not self._fits(new):
+                fields[idx] = pa.field(new.name, pa.string())
+        self.schema = pa.schema(fields)
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Seek to ``start`` and parse lines."""
@@ -131,7 +146,7 @@ class LinesSource:
             except UnicodeDecodeError as error:
                 return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
         try:
-            value = json.loads(line)
+            value = json.loads(line.rstrip())  # or else a torn line is wrong on "line 2"
         except UnicodeDecodeError as error:
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
         except (ValueError, RecursionError) as error:
@@ -148,8 +163,15 @@ class LinesSource:
             rows = [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
             for name in columns or dict.fromkeys(key for values in rows for key in values):
                 types[name] = _merge(types.get(name, pa.null()), [values.get(name) for values in rows])
-        # A column of nulls only still needs a type that readers can hold: text.
-        return pa.schema([(name, pa.string() if pa.types.is_null(t) else t) for name, t in types.items()])
+        return pa.schema([(name, t if _is_storable(t) else pa.string()) for name, t in types.items()])
+
+    def _fits(self, field: pa.Field) -> bool:
+        """Whether a type that later rows have widened still holds the earlier ones: 2**60 + 1 is no double."""
+        for first in range(0, self._limit, SAMPLE_ROWS):
+            rows = self._rows(first, min(first + SAMPLE_ROWS, self._limit))
+            if _convert([row.values.get(field.name) for row in rows], field.type) is None:
+                return False
+        return True
 
 
 def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
@@ -181,9 +203,27 @@ def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
             .field("x")
             .type
         )
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError, OverflowError):
+    except CONVERSION_ERRORS:
         return pa.string()
-    return merged
+    return merged if merged == found or _convert(values, merged) is not None else pa.string()
+
+
+def _is_storable(data_type: pa.DataType) -> bool:
+    """Whether Parquet and its readers can hold a type: not nulls only, nor objects that are always empty."""
+    if pa.types.is_null(data_type):
+        return False
+    inner = [data_type.field(idx).type for idx in range(data_type.num_fields)]
+    if pa.types.is_struct(data_type) and not inner:
+        return False
+    return all(pa.types.is_null(t) or _is_storable(t) for t in inner)
+
+
+def _convert(values: list[Any], data_type: pa.DataType) -> pa.Array | None:
+    """Return the values as Arrow, or None if they do not fit the type."""
+    try:
+        return pa.array(values, data_type)
+    except CONVERSION_ERRORS:
+        return None
 
 
 def _rows_to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
@@ -194,14 +234,12 @@ def _rows_to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _to_array(values: list[Any], data_type: pa.DataType) -> pa.Array:
-    try:
-        return pa.array(values, data_type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
-        if not pa.types.is_string(data_type):
-            raise JobError(
-                f"A value does not fit its column's type {data_type} any more: the file has changed."
-            ) from None
-        return pa.array([_to_text(value) for value in values], data_type)
+    array = _convert(values, data_type)
+    if array is None and pa.types.is_string(data_type):
+        array = pa.array([_to_text(value) for value in values], data_type)
+    if array is None:
+        raise JobError(f"A value does not fit its column's type {data_type} any more: the file has changed.")
+    return array
 
 
 def _to_text(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 ``datasets`` resolves names (splits, configurations, data files); reading is done by the cheapest source that can.
 """
 
+import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -69,10 +70,11 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
         splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
         split = _choose_split(splits, config)
         path /= split
+        dataset = datasets.load_from_disk(str(path))
     else:
-        split = config.split or "train"
-    dataset = datasets.load_from_disk(str(path))
-    files = sorted(str(file) for file in path.glob("*.arrow"))
+        dataset = datasets.load_from_disk(str(path))
+        split = _choose_split([str(dataset.split or config.split or "train")], config)
+    files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() leaves its caches there, too
     return OpenDataset(source=TableSource(dataset), fingerprint=_fingerprint(files), split=split)
 
 
@@ -82,7 +84,7 @@ def _builder(config: DataConfig) -> Any:
 
     path, files = Path(config.dataset), list(config.data_files)
     if config.dataset in set(BUILDERS.values()) and files and not path.exists():
-        return datasets.load_dataset_builder(config.dataset, data_files=_existing(files))
+        return datasets.load_dataset_builder(config.dataset, data_files=_escaped(_existing(files)))
     if path.is_dir():
         if files:
             return _builder_of_files([str(path / file) for file in files])
@@ -108,7 +110,7 @@ def _builder_of_files(patterns: list[str]) -> Any:
         )
     suffix = suffixes.pop()
     options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": files}, **options)
+    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": _escaped(files)}, **options)
 
 
 def _existing(patterns: list[str]) -> list[str]:
@@ -127,6 +129,11 @@ def _existing(patterns: list[str]) -> list[str]:
     return files
 
 
+def _escaped(files: list[str]) -> list[str]:
+    """Name files to ``datasets``, which takes every name for a glob."""
+    return [glob.escape(file) for file in files]
+
+
 def _open_built(builder: Any, config: DataConfig, kept: Sequence[str]) -> OpenDataset:
     import datasets
 
@@ -140,7 +147,7 @@ def _open_built(builder: Any, config: DataConfig, kept: Sequence[str]) -> OpenDa
         source = ParquetSource(files)
     elif local and all(file.endswith(LINES) for file in files):
         source = LinesSource(files, is_json=builder.name == "json", limit=config.limit)
-        source.with_types(kept)
+        source.with_types(source.schema.names if "*" in config.keep_columns else kept)
     elif config.streaming:
         source = _open_stream(builder, split, config)
     else:
@@ -169,7 +176,10 @@ def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
 
 
 def _fingerprint(files: Sequence[str]) -> str:
-    """Hash the files' contents: all of a small one, 16 places of a large one. Remote names hold their commit."""
+    """Hash the files' contents: all of a small one, 16 places of a large one, its end included.
+
+    Of local names, only the ending counts: it decides how the contents are read. Remote names hold their commit.
+    """
     digest = hashlib.sha256()
     for file in files:
         if "://" in file:
@@ -177,8 +187,8 @@ def _fingerprint(files: Sequence[str]) -> str:
             continue
         path = Path(file)
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        step = max(SAMPLED_BYTES, (size - SAMPLED_BYTES) // (SAMPLED_BLOCKS - 1))
+        digest.update(f"{path.suffix}\0{size}\0".encode())
+        step = max(SAMPLED_BYTES, -(-(size - SAMPLED_BYTES) // (SAMPLED_BLOCKS - 1)))
         with path.open("rb") as stream:
             for offset in range(0, size, step):
                 stream.seek(offset)

@@ -4,6 +4,7 @@ Templates run in Jinja2's sandbox: they come with datasets and models, and must 
 with one row becomes an error of that row.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from job.records import Prompt, Row, RowError
 
 type_name = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
 """How JSON, and so our users, call Python's types."""
+
+MARK = "8d1f0c6b-content"
+"""Stands for a row's content in a chat template, and occurs nowhere else."""
 
 Messages = list[dict[str, Any]]
 Content = str | Messages
@@ -53,10 +57,11 @@ class PromptRenderer:
             self._extract, self.columns = self._messages_of, [config.messages_column]
         elif config.prompt_template is not None:
             self._template = compile_template(config.prompt_template)
-            self._extract, self.columns = self._from_template, template_columns(config.prompt_template)
+            self._extract, self.columns = self._from_template, template_columns(config.prompt_template, columns)
         else:
             self._extract, self.columns = self._from_column, [config.prompt_column or "prompt"]
         self._check(config, columns)
+        self._suffix = self._find_suffix()
 
     def render(self, row: Row) -> Prompt:
         """Return the row's prompt, or the reason why it has none."""
@@ -65,7 +70,8 @@ class PromptRenderer:
         try:
             content = self._extract(row.values)
             text = self._apply_chat_template(content)
-            return Prompt(row_idx=row.row_idx, text=text, content_span=find_content(text, content))
+            span = find_content(text.removesuffix(self._suffix), content)
+            return Prompt(row_idx=row.row_idx, text=text, content_span=span)
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
 
@@ -82,6 +88,13 @@ class PromptRenderer:
                 f"The dataset has no column {missing[0]!r}. Columns: {', '.join(columns) or 'none'}. "
                 "Set --prompt-column, --messages-column or --prompt-template."
             )
+
+    def _find_suffix(self) -> str:
+        """Return what the chat template writes behind the user's message. Content like "assistant" may occur in it."""
+        try:
+            return self._apply_chat_template(MARK).rpartition(MARK)[2]
+        except RowRejected:
+            return ""
 
     def _from_column(self, values: Mapping[str, Any]) -> str:
         name = self.columns[0]
@@ -147,7 +160,7 @@ def parse_messages(value: Any, where: str) -> Messages:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowRejected("invalid_messages", f"{where} is text, but not JSON: {error}") from None
     if not isinstance(value, list) or not value:
         raise RowRejected("invalid_messages", f"{where} is not a list of messages: {_short(value)}")
@@ -165,13 +178,13 @@ def read_template(text_or_file: str) -> str:
     """Return a template's text; the argument is the text itself or the path of a file with it.
 
     Raises:
-        UsageError: it looks like a path, but there is no such file.
+        UsageError: it looks like a path, but there is no such file, or none that holds text.
     """
     if "\n" in text_or_file or "{" in text_or_file:
         return text_or_file
-    path = Path(text_or_file)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
+        if Path(text_or_file).is_file():
+            return Path(text_or_file).read_text(encoding="utf-8")
     raise UsageError(f"--prompt-template {text_or_file!r} is neither a file nor a template, such as '{{{{ text }}}}'.")
 
 
@@ -186,18 +199,24 @@ def compile_template(text: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as error:
         line = text.splitlines()[error.lineno - 1].strip() if text else ""
         raise UsageError(
-            f"--prompt-template, line {error.lineno}: {error.message}. The line is: {_short(line)}"
+            f"--prompt-template, line {error.lineno}: {str(error.message).rstrip('.')}. The line is: {_short(line)}"
         ) from None
 
 
-def template_columns(text: str) -> list[str]:
+def template_columns(text: str, columns: Collection[str] = ()) -> list[str]:
     """Return the variables that a template takes from outside: the columns it needs.
+
+    Args:
+        columns: of the dataset. One with the name of a function of Jinja2, such as ``range``, hides the function.
 
     >>> template_columns("{% for x in rows %}{{ x }}{{ name }}{% endfor %}")
     ['name', 'rows']
     """
     compile_template(text)
-    return sorted(jinja2.meta.find_undeclared_variables(_environment().parse(text)))
+    environment = _environment()
+    for name in columns:
+        environment.globals.pop(name, None)
+    return sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
 
 
 def _environment() -> jinja2.Environment:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.errors import JobError
+from job.errors import JobError, UsageError
 from job.records import Row, RowBlock
 
 BLOCK_ROWS = 256
@@ -79,7 +79,8 @@ class TableSource:
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Slice the table."""
-        dataset = self._dataset.select_columns(_union(columns, kept))
+        wanted = _union(columns, kept) or self.schema.names[:1]  # a table of no columns has no length
+        dataset = self._dataset.select_columns(wanted)
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
             table = dataset[first:last]
@@ -95,10 +96,11 @@ class ParquetSource:
 
         Raises:
             OSError, pyarrow.ArrowInvalid: a file is missing or no Parquet file.
+            UsageError: a file lacks a column that the first one has.
         """
         self._files = list(files)
-        footers = [self._open(file).metadata for file in self._files]
         self.schema = self._open(self._files[0]).schema_arrow
+        footers = [self._footer(file) for file in self._files]
         # (first row, file, row group), ascending: the index that makes row n reachable.
         self._groups: list[tuple[int, int, int]] = []
         self.num_rows = 0
@@ -135,11 +137,28 @@ class ParquetSource:
             if skip < end:
                 table = pa.Table.from_batches([batch]).slice(skip, end - skip)
                 if schema.names:
-                    table = table.select(schema.names).cast(schema)
+                    table = self._cast(table.select(schema.names), schema, self._files[file_idx])
                 yield table_to_block(table, position + skip, columns, kept)
             position += len(batch)
             if position >= rows.stop:
                 return
+
+    def _footer(self, file: str) -> pq.FileMetaData:
+        opened = self._open(file)
+        missing = [name for name in self.schema.names if name not in opened.schema_arrow.names]
+        if missing:
+            raise UsageError(
+                f"{file} has no column {missing[0]!r}, but {self._files[0]} has. Give files with the same columns."
+            )
+        return opened.metadata
+
+    def _cast(self, table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
+        """Give the rows of any file the types of the first one."""
+        try:
+            return table.cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise JobError(f"{file} does not have the column types of {self._files[0]}: {reason}.") from None
 
     def _open(self, file: str) -> pq.ParquetFile:
         if "://" not in file:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def import_deepspeed() -> Any:
         import deepspeed
 
     for handler in deepspeed.utils.logger.handlers:
-        handler.setStream(sys.stderr)
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)
     if not _verbose():
         deepspeed.utils.logging.set_log_level_from_string("error")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -65,8 +65,10 @@ def inspect_model(config: ModelConfig, device: torch.device, tensor_parallel_siz
         hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ... and all are the user's to mend
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"--model {config.model} cannot be read: {reason}") from None
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder, not a causal model.")

@@ -86,20 +86,22 @@ class Journal:
 def read_journal(path: Path) -> Iterator[Completion]:
     """Yield the rows of a journal up to the first torn batch."""
     try:
-        with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    try:  # from memory: a damaged length cannot ask for more than there is
+        with pa.ipc.open_stream(data) as reader:
             if not reader.schema.equals(COMPLETION_SCHEMA):
                 return
             while True:
                 batch, metadata = reader.read_next_batch_with_custom_metadata()
+                batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
                 completions = [Completion(**row) for row in batch.to_pylist()]
                 if metadata is None or metadata.get(b"crc32") != _checksum(completions):
                     return
                 yield from completions
-    except (StopIteration, pa.ArrowInvalid, FileNotFoundError):
-        return
-    except OSError as error:
-        if error.errno is not None:  # pyarrow reports a torn message as an OSError without a number
-            raise
+    except (StopIteration, pa.ArrowException, OSError):
+        return  # the end, or what pyarrow makes of a damaged message
 
 
 def completions_to_batch(completions: Iterable[Completion]) -> pa.RecordBatch:

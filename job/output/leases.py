@@ -19,6 +19,9 @@ from pathlib import Path
 from job.output.files import create_exclusively
 from job.output.paths import RunPaths
 
+UNKNOWN = "unknown"
+"""The namespace where there is no /proc: nobody can tell there whether a process runs, only silence can."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerId:
@@ -43,7 +46,9 @@ class WorkerId:
     def is_dead(self) -> bool:
         """Whether that process certainly runs no more. Only a process of the same host and namespace can tell."""
         here = socket.gethostname(), _pid_namespace()
-        return (self.host, self.namespace) == here and _start_time(self.pid) != self.start_time
+        if self.namespace == UNKNOWN or (self.host, self.namespace) != here:
+            return False
+        return _start_time(self.pid) != self.start_time
 
 
 class Leases:
@@ -141,4 +146,4 @@ def _pid_namespace() -> str:
     try:
         return f"{boot_id.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return "unknown"
+        return UNKNOWN

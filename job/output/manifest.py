@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.errors import JobError, UsageError
+from job.errors import UsageError
 from job.output.files import create_exclusively
 from job.output.paths import manifest_path
 
@@ -41,13 +41,16 @@ def read_manifest(root: Path) -> Manifest | None:
     """Read the manifest of a run directory; None if there is none.
 
     Raises:
-        JobError: the file is not one that this version wrote.
+        UsageError: the file is not one that this version wrote.
     """
     path = manifest_path(root)
     try:
         content = json.loads(path.read_text())
         if content["format_version"] != FORMAT_VERSION:
-            raise JobError(f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}.")
+            raise UsageError(
+                f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}. "
+                "Use a new --output."
+            )
         return Manifest(content["identity"], content["about"])
     except FileNotFoundError:
         return None
@@ -74,7 +77,8 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
 
 
 def _refuse_if_different(root: Path, found: Manifest, wanted: Manifest) -> None:
-    was, now = _flatten(found.identity), _flatten(wanted.identity)
+    # Through JSON, as what was found: a tuple comes back as a list.
+    was, now = _flatten(found.identity), _flatten(json.loads(json.dumps(wanted.identity)))
     different = [name for name in was | now if was.get(name) != now.get(name)]
     if not different:
         return

@@ -15,6 +15,9 @@ from job.output.paths import RunPaths
 from job.output.plan import Plan
 from job.records import Completion, RowBlock, SampleKey
 
+JOURNAL_SYNC_SECS = 2.0
+"""A kill loses at most the rows that finished in so many seconds."""
+
 ROWS_PER_GROUP = 1000
 """Small row groups: readers can seek, and no string column of a group comes near Arrow's 2 GiB of 32-bit offsets."""
 
@@ -55,7 +58,7 @@ class OpenShard:
                     self._done.setdefault(completion.key, completion)
         self._kept: list[pa.Table] = []
         self._num_read = 0
-        self._journal = Journal(paths.journal(shard_idx, worker_id))
+        self._journal = Journal(paths.journal(shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
 
     @property
     def rows(self) -> range:
@@ -100,12 +103,17 @@ class OpenShard:
 
         The order matters: rows are in the journal until the final name is durable.
         """
+        assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
         self._journal.close()
         final, tmp = self._paths.part(self.shard_idx), self._paths.part_tmp(self.shard_idx, self._worker_id)
-        self._write(tmp)
-        self._verify(tmp)
-        fsync_file(tmp)
-        tmp.replace(final)
+        try:
+            self._write(tmp)
+            self._verify(tmp)
+            fsync_file(tmp)
+            tmp.replace(final)
+        except FileNotFoundError:
+            if not final.exists():  # else another worker finished the same shard meanwhile, and removed our file
+                raise
         fsync_dir(final.parent)
         for leftover in self._paths.journals(self.shard_idx) + self._paths.part_tmps(self.shard_idx):
             leftover.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""The oracle: plain transformers in fp32, one prompt at a time, no batch, no padding, nothing of ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def greedy(model_dir: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """Return the generated ids of each prompt, the end-of-sequence id included."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
+            )
+        outputs.append(output[0, len(prompt) :].tolist())
+    return outputs
+
+
+def greedy_texts(model_dir: Path, prompts: Sequence[str], max_new_tokens: int, *, special: bool) -> list[str]:
+    """Return the completions of prompts as text. ``special``: let the tokenizer add its special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ids = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in prompts]
+    return [tokenizer.decode(out, skip_special_tokens=True) for out in greedy(model_dir, ids, max_new_tokens)]

@@ -1,0 +1,318 @@
+"""StaticEngine against the oracle: equal tokens in fp32, on every architecture, at tensor-parallel 1 and 2."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from job.config import EngineConfig, ModelConfig, SamplingParams
+from job.distributed import Replica
+from job.engine.architectures import check_tensor_parallel
+from job.engine.loading import LoadedModel, inspect_model, load_model, resolve_dtype
+from job.engine.static import StaticEngine
+from job.errors import JobError, UsageError
+from job.launch import read_process_info
+from job.records import Generation, Request
+from tests.conftest import finish, start_processes
+from tests.oracle import greedy
+from tests.tiny import ARCHITECTURES
+
+MAX_NEW_TOKENS = 12
+
+
+def make_prompts(num: int = 10) -> list[list[int]]:
+    """Return prompts of mixed lengths, 1 to 60 tokens."""
+    rng = random.Random(1)
+    return [[rng.randrange(2, 258) for _ in range(rng.choice([1, 5, 17, 40, 60]))] for _ in range(num)]
+
+
+def load(model_dir: Path, dtype: str = "float32") -> tuple[LoadedModel, Replica]:
+    """Load a model in this process, as the job does."""
+    replica = Replica(read_process_info({}, 1))
+    config = ModelConfig(model=str(model_dir), dtype=dtype)
+    return load_model(config, inspect_model(config, replica.device, 1), replica, []), replica
+
+
+def make_engine(model_dir: Path, *, max_batch_rows: int = 4, **params: Any) -> StaticEngine:
+    """Return an engine on a model in this process."""
+    model, replica = load(model_dir)
+    params.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    return StaticEngine(model, SamplingParams(**params), EngineConfig(max_batch_rows=max_batch_rows), replica)
+
+
+def complete(engine: StaticEngine, prompts: list[list[int]]) -> list[Generation]:
+    """Complete prompts and return them in their order."""
+    for row_idx, prompt in enumerate(prompts):
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
+    generations = []
+    while engine.num_pending:
+        generations += engine.step()
+    return sorted(generations, key=lambda generation: generation.request.key)
+
+
+def tokens(generations: list[Generation]) -> list[list[int]]:
+    """Return the ids alone."""
+    return [list(generation.token_ids) for generation in generations]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_equals_transformers_on_one_process(tiny_model: Callable[..., Path], name: str) -> None:
+    """Batches of mixed lengths give what each prompt gives alone."""
+    prompts = make_prompts()
+    generations = complete(make_engine(tiny_model(name)), prompts)
+    assert tokens(generations) == greedy(tiny_model(name), prompts, MAX_NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Run all architectures, and a sampled job, once in one launch of two processes."""
+    tmp = tmp_path_factory.mktemp("two-ranks")
+    greedy_params = {"max_new_tokens": MAX_NEW_TOKENS}
+    jobs = {name: (tiny_model(name), greedy_params) for name in ARCHITECTURES}
+    jobs["sampled"] = (tiny_model("llama"), {**greedy_params, "temperature": 1.0, "top_p": 0.9, "seed": 3})
+    (tmp / "jobs.json").write_text(
+        json.dumps(
+            [
+                {"model": str(model), "prompts": make_prompts(), "params": params, "max_batch_rows": 4}
+                for model, params in jobs.values()
+            ]
+        )
+    )
+    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
+    assert [result.exit_code for result in results] == [0, 0], results
+    assert results[0].stdout == results[1].stdout == "", "stdout belongs to the user"
+    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_equals_transformers_on_two_ranks(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, list[Any]], name: str
+) -> None:
+    """The model that AutoTP has cut gives the tokens of the whole one, uneven heads included."""
+    assert [ids for _, ids, _, _ in on_two_ranks[name]] == greedy(tiny_model(name), make_prompts(), MAX_NEW_TOKENS)
+
+
+def test_sampling_does_not_depend_on_ranks_or_batches(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, list[Any]]
+) -> None:
+    """Law 5: a row's draws are its own."""
+    params = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
+    alone = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=1, **params), make_prompts()))
+    together = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=10, **params), make_prompts()))
+    other_seed = tokens(complete(make_engine(tiny_model("llama"), **{**params, "seed": 4}), make_prompts()))
+    assert alone == together == [ids for _, ids, _, _ in on_two_ranks["sampled"]]
+    assert alone != other_seed
+
+
+def test_repetition_penalty_equals_transformers_although_rows_are_padded(tiny_model: Callable[..., Path]) -> None:
+    """transformers' own processor penalizes the padding id in padded rows; alone, a row has none."""
+    from transformers import AutoModelForCausalLM
+
+    prompts = make_prompts()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    expected = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=MAX_NEW_TOKENS, do_sample=False, repetition_penalty=1.7)[
+            0, len(prompt) :
+        ].tolist()
+        for prompt in prompts
+    ]
+    assert tokens(complete(make_engine(tiny_model("llama"), repetition_penalty=1.7), prompts)) == expected
+    assert expected != greedy(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
+
+
+def test_a_row_ends_at_eos_unless_eos_is_ignored(tiny_model: Callable[..., Path]) -> None:
+    """``finish_reason`` says which, and the count includes the end-of-sequence token."""
+    engine = make_engine(tiny_model("llama"))
+    first_token = complete(engine, [[5, 6, 7]])[0].token_ids[0]
+    ending = make_engine(tiny_model("llama"))
+    ending._model = LoadedModel(
+        module=ending._model.module, eos_token_ids=(first_token,), pad_token_id=0, dtype=torch.float32
+    )
+    (stopped,) = complete(ending, [[5, 6, 7]])
+    assert (list(stopped.token_ids), stopped.finish_reason) == ([first_token], "stop")
+    ending._params = SamplingParams(max_new_tokens=5, ignore_eos=True)
+    (ignored,) = complete(ending, [[5, 6, 7]])
+    assert (len(ignored.token_ids), ignored.token_ids[0], ignored.finish_reason) == (5, first_token, "length")
+
+
+def test_a_stop_request_leaves_the_batch_within_one_token(tiny_model: Callable[..., Path]) -> None:
+    """The requests stay pending, in order, and nothing is returned."""
+    engine = make_engine(tiny_model("llama"))
+    asked = []
+    engine._should_stop = lambda: len(asked) >= 5 or bool(asked.append(1))
+    for row_idx in range(3):
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[5, 6, 7]))
+    assert engine.step() == []
+    assert engine.num_pending == 3
+    assert len(asked) == 5
+    engine._should_stop = lambda: False
+    assert [g.request.row_idx for g in engine.step()] == [0, 1, 2]
+
+
+def break_forward(engine: StaticEngine, is_broken: Callable[[torch.Tensor], bool], error: Exception) -> None:
+    """Let the model raise on some inputs."""
+    forward = engine._model.module.forward
+
+    def wrapped(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        if is_broken(input_ids):
+            raise error
+        return forward(input_ids=input_ids, **kwargs)
+
+    engine._model.module.forward = wrapped
+
+
+def test_out_of_memory_is_met_with_smaller_batches(tiny_model: Callable[..., Path]) -> None:
+    """All rows are completed, and later batches stay small from the start."""
+    engine = make_engine(tiny_model("llama"), max_batch_rows=8)
+    sizes: list[int] = []
+
+    def too_large(input_ids: torch.Tensor) -> bool:
+        sizes.append(len(input_ids))
+        return len(input_ids) > 2
+
+    break_forward(engine, too_large, torch.OutOfMemoryError("CUDA out of memory"))
+    prompts = [[5 + i, 6, 7] for i in range(12)]
+    generations = complete(engine, prompts)
+    assert tokens(generations) == greedy(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
+    assert [size for size in sizes if size > 2] == [8, 4]
+
+
+def test_a_row_too_large_for_the_memory_is_an_error_row(tiny_model: Callable[..., Path]) -> None:
+    """It fails alone; the others do not."""
+    engine = make_engine(tiny_model("llama"))
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    break_forward(engine, lambda ids: 99 in ids, error)
+    generations = complete(engine, [[5, 6], [99, 6], [7, 6], [8, 6], [9, 9]])
+    assert [g.error is None for g in generations] == [True, False, True, True, True]
+    assert str(generations[1].error).startswith("out_of_memory: 2 prompt tokens")
+
+
+def test_a_row_on_which_the_model_fails_is_an_error_row(tiny_model: Callable[..., Path]) -> None:
+    """Halving the batch finds it."""
+    engine = make_engine(tiny_model("llama"), max_batch_rows=8)
+    break_forward(engine, lambda ids: 99 in ids, RuntimeError("the mask has a strange shape"))
+    prompts = [[5, 6], [99, 6], [7, 6], [8, 6], [9, 9]]
+    generations = complete(engine, prompts)
+    assert str(generations[1].error) == "engine_error: 2 prompt tokens: RuntimeError: the mask has a strange shape"
+    good = [0, 2, 3, 4]
+    assert [list(generations[i].token_ids) for i in good] == greedy(
+        tiny_model("llama"), [prompts[i] for i in good], MAX_NEW_TOKENS
+    )
+
+
+def test_a_broken_device_ends_the_run(tiny_model: Callable[..., Path]) -> None:
+    """After a CUDA error every result is suspect: no row is blamed for it."""
+    engine = make_engine(tiny_model("llama"))
+    break_forward(engine, lambda ids: True, RuntimeError("CUDA error: device-side assert triggered"))
+    engine.submit(Request(row_idx=0, sample_idx=0, prompt_ids=[5]))
+    with pytest.raises(JobError, match="device"):
+        engine.step()
+
+
+def test_non_finite_logits_are_an_error_of_that_row_alone(tiny_model: Callable[..., Path]) -> None:
+    """float16 overflows on some models and some rows."""
+    engine = make_engine(tiny_model("llama"))
+    forward = engine._model.module.forward
+
+    def poisoned(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = forward(input_ids=input_ids, **kwargs)
+        output.logits[(input_ids == 99).any(dim=-1)] = torch.nan
+        return output
+
+    engine._model.module.forward = poisoned
+    prompts = [[5, 6, 7], [99, 6, 7], [8, 6, 7]]
+    generations = complete(engine, prompts)
+    assert str(generations[1].error).startswith("non_finite_logits")
+    assert [list(generations[i].token_ids) for i in (0, 2)] == greedy(
+        tiny_model("llama"), [prompts[0], prompts[2]], MAX_NEW_TOKENS
+    )
+
+
+def test_bfloat16_keeps_the_rotary_frequencies_in_fp32(tiny_model: Callable[..., Path]) -> None:
+    """DeepSpeed casts buffers with the weights; bf16 frequencies changed 1.6 % of a model's tokens."""
+    model, _ = load(tiny_model("llama"), "bfloat16")
+    buffers = dict(model.module.named_buffers())
+    assert {parameter.dtype for parameter in model.module.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for name, buffer in buffers.items() if "inv_freq" in name} == {torch.float32}
+    assert any("inv_freq" in name for name in buffers)
+
+
+def test_anonymous_memory_grows_by_less_than_a_fifth_of_the_weights(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """safetensors stay mapped while the dtype is the checkpoint's: the page cache holds them once for all ranks."""
+    model_dir = tiny_model(
+        "llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, dtype=torch.bfloat16, vocab_size=8192
+    )
+    code = f"""
+import torch, transformers
+from pathlib import Path
+from job.config import ModelConfig
+from job.distributed import Replica
+from job.engine.deepspeed_setup import import_deepspeed
+from job.engine.loading import inspect_model, load_model
+from job.launch import read_process_info
+import_deepspeed()
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+replica = Replica(read_process_info({{}}, 1))
+config = ModelConfig(model={str(model_dir)!r}, dtype="bfloat16")
+info = inspect_model(config, replica.device, 1)
+before = anonymous()
+model = load_model(config, info, replica, [])
+grown = anonymous() - before
+print(grown, sum(p.numel() * p.element_size() for p in model.module.parameters()))
+"""
+    (result,) = finish(start_processes(["-c", code]))
+    assert result.exit_code == 0, result.stderr
+    grown, weights = map(int, result.stdout.split())
+    assert weights > 100e6
+    assert grown < 0.2 * weights
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "cpu"),
+    [("auto", "float16", "bfloat16"), ("float16", "float16", "bfloat16"), ("float32", "float32", "float32")],
+)
+def test_dtype_follows_the_device(monkeypatch: pytest.MonkeyPatch, wanted: str, cuda: str, cpu: str) -> None:
+    """float16 on CUDA; where it cannot be computed, bfloat16 or float32 with a remark."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    assert resolve_dtype(wanted, torch.device("cuda")) == (cuda, None)
+    dtype, note = resolve_dtype(wanted, torch.device("cpu"))
+    assert dtype == cpu
+    assert (note is None) == (wanted == "float32")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    assert resolve_dtype("auto", torch.device("cpu"))[0] == "float32"
+
+
+def config_of(model_type: str, **values: Any) -> Any:
+    """Return a transformers configuration."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(model_type, **values)
+
+
+def test_architectures_that_cannot_be_cut_are_refused_only_above_one_process() -> None:
+    """The message says what does work."""
+    for model_type in ("gpt2", "phi3", "persimmon", "bloom", "olmo2"):
+        check_tensor_parallel(config_of(model_type), 1)
+        with pytest.raises(UsageError, match=rf"'{model_type}' cannot run .* Use --tensor-parallel-size 1"):
+            check_tensor_parallel(config_of(model_type), 2)
+    check_tensor_parallel(config_of("falcon", new_decoder_architecture=True, num_kv_heads=8), 2)
+    with pytest.raises(UsageError, match="40B"):
+        check_tensor_parallel(config_of("falcon"), 2)
+
+
+def test_more_processes_than_heads_are_refused() -> None:
+    """A rank without a head would hold nothing of the attention."""
+    config = config_of("llama", hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
+    check_tensor_parallel(config, 3)
+    with pytest.raises(UsageError, match=r"has 3 key-value heads, .* Use 3 or less"):
+        check_tensor_parallel(config, 4)

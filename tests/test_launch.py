@@ -1,0 +1,185 @@
+"""Which process this is, as each launcher says it; and real launches of several processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.errors import UsageError
+from job.launch import export_process_info, first_host, read_process_info, slurm_port
+from tests.conftest import finish, free_port, start_processes
+from tests.oracle import greedy_texts
+from tests.test_run import read_output, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+QUESTIONS = ROOT / "scripts/demo-data/gsm8k-200.jsonl"
+
+SRUN = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+}
+
+
+def test_a_plain_process_is_a_world_of_its_own() -> None:
+    """Inside an sbatch script without srun, too: SLURM_PROCID is set there, SLURM_STEP_ID is not."""
+    for env in ({}, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}):
+        info = read_process_info(env, 1)
+        assert (info.rank, info.world_size, info.launcher) == (0, 1, "none")
+        assert info.is_leader and info.speaks
+
+
+def test_torch_variables_win_over_slurm() -> None:
+    """deepspeed or torchrun under srun: they know better."""
+    torch_env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1234"}
+    info = read_process_info({**SRUN, **torch_env, "LOCAL_SIZE": "4"}, 2)
+    assert (info.rank, info.world_size, info.local_rank, info.local_world_size) == (5, 8, 1, 4)
+    assert (info.master_addr, info.master_port, info.launcher) == ("h", 1234, "deepspeed")
+    assert (info.replica_idx, info.num_replicas, info.tensor_parallel_rank, info.is_leader) == (2, 4, 1, False)
+    assert read_process_info({**torch_env, "TORCHELASTIC_RUN_ID": "x"}, 1).launcher == "torchrun"
+
+
+def test_srun_variables_are_mapped() -> None:
+    """The step's values, not the job's."""
+    info = read_process_info(SRUN, 2)
+    assert (info.rank, info.world_size, info.local_rank, info.local_world_size) == (3, 4, 1, 2)
+    assert (info.master_addr, info.launcher) == ("node1", "srun")
+    assert (info.replica_idx, info.tensor_parallel_rank) == (1, 1)
+
+
+def test_the_port_differs_between_jobs_and_steps() -> None:
+    """Two jobs may share a node, and a job may have several steps at once."""
+    ports = {slurm_port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job in range(50) for step in (0, 1)}
+    assert len(ports) == 100
+    assert all(20_000 <= port < 32_000 for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("node[03-05,9],other", "node03"),
+        ("gpu-a1,gpu-a2", "gpu-a1"),
+        ("r[1-2]n[3-4]", "r1n3"),
+        ("one", "one"),
+        ("", ""),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodelist: str, host: str) -> None:
+    """It is the rendezvous address."""
+    assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize(("num_visible", "local_rank", "device"), [(0, 3, "3"), (1, 3, "0"), (4, 3, "3"), (2, 3, "1")])
+def test_a_task_that_sees_one_gpu_uses_device_0(num_visible: int, local_rank: int, device: str) -> None:
+    """``--gpus-per-task=1`` shows each task its own GPU under number 0; ``--gpus-per-node`` shows all to all."""
+    env: dict[str, str] = {}
+    info = read_process_info({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": str(local_rank)}, 1)
+    export_process_info(info, env, num_visible)
+    assert env["LOCAL_RANK"] == device
+    assert (env["RANK"], env["WORLD_SIZE"]) == ("3", "4")
+
+
+def test_a_world_that_cannot_be_divided_is_refused() -> None:
+    """With the numbers that would do."""
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 6, .* --tensor-parallel-size 4. Start 4 or 8 processes."):
+        read_process_info({"RANK": "0", "WORLD_SIZE": "6"}, 4)
+    with pytest.raises(UsageError, match="RANK is 'x', not a number"):
+        read_process_info({"RANK": "x", "WORLD_SIZE": "6"}, 1)
+
+
+def run_questions(model: Path, output: Path, *options: Any) -> list[Any]:
+    """Return the arguments of a job on the first 6 real questions, in fp32."""
+    return [
+        *["run", "--model", model, "--dataset", QUESTIONS, "--limit", 6, "--prompt-column", "question"],
+        *["--dtype", "float32", "--max-new-tokens", 8, "--rows-per-shard", 2, "--output", output, *options],
+    ]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """Return the demo's model, which scripts/test makes."""
+    path = os.environ.get("JOB_TEST_MODEL")
+    if not path:
+        pytest.skip("JOB_TEST_MODEL is not set: run scripts/test")
+    return Path(path)
+
+
+@pytest.mark.slow
+def test_smollm2_gives_the_tokens_of_transformers_in_every_layout(smollm2: Path, tmp_path: Path) -> None:
+    """9 heads and 3 KV heads, cut unevenly in two; and two such replicas on one run directory."""
+    layouts = {"1": 1, "2": 2, "2x2": 4}
+    for name, world_size in layouts.items():
+        args = run_questions(smollm2, tmp_path / name, "--tensor-parallel-size", min(2, world_size))
+        results = finish(start_processes(["-m", "job", *args], world_size))
+        assert [result.exit_code for result in results] == [0] * world_size, results
+        assert "6 rows in 3 parts" in results[0].stdout
+        assert [result.stdout for result in results[1:]] == [""] * (world_size - 1), "one process speaks"
+    tables = {name: read_output(tmp_path / name) for name in layouts}
+    expected = greedy_texts(smollm2, tables["1"]["prompt"].to_pylist(), 8, special=False)
+    for table in tables.values():
+        assert table["completion"].to_pylist() == expected
+        assert table["row_idx"].to_pylist() == list(range(6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_launchers_start_the_job(tiny_model: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
+    """With what they put into the arguments and the environment."""
+    command = {
+        "deepspeed": ["-q", "--num_gpus", "2", "--master_port", str(free_port()), "--module", "job"],
+        "torchrun": ["--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "job"],
+    }[launcher]
+    args = run_questions(tiny_model(), tmp_path / "out", "--tensor-parallel-size", 2)
+    bin_dir = Path(sys.executable).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [bin_dir / launcher, *command, *map(str, args)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "6 rows in 3 parts" in result.stdout
+    texts = read_output(tmp_path / "out")
+    assert texts["completion"].to_pylist() == greedy_texts(tiny_model(), texts["prompt"].to_pylist(), 8, special=True)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_by_a_launch_of_several(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """All processes leave with exit code 2, before weights are loaded."""
+    args = run_questions(tiny_model(), tmp_path / "out", "--tensor-parallel-size", 2, "--prompt-column", "text")
+    results = finish(start_processes(["-m", "job", *args], 4))
+    assert [result.exit_code for result in results] == [2] * 4
+    errors = "".join(result.stderr for result in results)
+    assert errors.count("has no column 'text'") == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_follower_that_dies_takes_its_replica_down(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """At once and with a line that says so; then another number of processes finishes the run."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(160)])
+    args = [
+        *["-m", "job", "run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--dtype", "float32", "--max-new-tokens", 24, "--rows-per-shard", 40, "--max-batch-rows", 8],
+    ]
+    processes = start_processes([*args, "--tensor-parallel-size", 2], 2)
+    while not list((tmp_path / "out").glob("journal/*")):
+        assert processes[0].poll() is None, processes[0].communicate()
+    processes[1].kill()
+    leader, _ = finish(processes, timeout=60)
+    assert leader.exit_code == 1
+    assert "another process" in leader.stderr.splitlines()[-1]
+    assert "Traceback" not in leader.stderr
+    (resumed,) = finish(start_processes(args))
+    assert resumed.exit_code == 0, resumed.stderr
+    table = read_output(tmp_path / "out")
+    assert table["row_idx"].to_pylist() == list(range(160))
+    assert table["completion"].to_pylist() == greedy_texts(tiny_model(), table["prompt"].to_pylist(), 24, special=True)

@@ -1,0 +1,221 @@
+"""Killed anywhere, started again with any number of workers: the same table as an undisturbed run.
+
+Workers are forked from this process, which has imported everything: a launch takes milliseconds, so that a test can
+afford many. Replicas meet only in the run directory, so processes that know nothing of each other are replicas enough.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import job.launching
+from job.engine.fake import FakeEngine
+from job.output import shard
+from tests.conftest import Result
+from tests.test_run import read_output, write_jsonl
+
+NUM_ROWS = 240
+fork = multiprocessing.get_context("fork")
+
+
+def _launch(args: list[str], log: Path) -> None:
+    from job.cli import main
+
+    with log.open("a") as file:
+        sys.stdout = sys.stderr = file
+        main(args, prog_name="job")
+
+
+@pytest.fixture
+def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
+    """Return the command line of a run whose rows are of all kinds, for an output directory."""
+    rows = [{"id": i, "prompt": f"{i} and more" if i % 7 else None} for i in range(NUM_ROWS)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+
+    def args(output: Path) -> list[str]:
+        return [
+            *["run", "--engine", "fake", "--model", str(tiny_model()), "--dataset", str(data)],
+            *["--output", str(output), "--rows-per-shard", "50", "--keep-columns", "id", "--max-error-rate", "1"],
+        ]
+
+    return args
+
+
+@pytest.fixture
+def expected(run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path) -> Any:
+    """Return the table of an undisturbed run."""
+    assert run_job(*run_args(tmp_path / "undisturbed")).exit_code == 0
+    return read_output(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kills_at_random_moments_lose_and_double_nothing(
+    run_args: Callable[[Path], list[str]],
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    """Each round starts 1 to 3 workers and kills all or some of them, until one round is left in peace."""
+    rng = random.Random(seed)
+    monkeypatch.setattr("job.runner.IDLE_SECS", 0.05)
+    args, log = run_args(tmp_path / "out"), tmp_path / "log"
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
+    num_kills = 0
+    for _ in range(rng.randrange(2, 5)):
+        workers = [fork.Process(target=_launch, args=(args, log)) for _ in range(rng.randrange(1, 4))]
+        for worker in workers:
+            worker.start()
+        time.sleep(rng.uniform(0.05, 0.5))
+        for worker in workers[: rng.randrange(1, len(workers) + 1)]:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGKILL)
+                num_kills += 1
+        for worker in workers:
+            worker.join()
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    workers = [fork.Process(target=_launch, args=(args, log)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0], log.read_text()
+    assert num_kills
+    assert read_output(tmp_path / "out").equals(expected)
+    assert not list((tmp_path / "out/journal").iterdir())
+    assert not list((tmp_path / "out").glob(".part-*"))
+
+
+def test_a_restart_computes_only_what_no_journal_holds(
+    run_job: Callable[..., Result],
+    run_args: Callable[[Path], list[str]],
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows of a killed worker's journal are not given to the engine again."""
+    args = run_args(tmp_path / "out")
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    worker = fork.Process(target=_launch, args=(args, tmp_path / "log"))
+    worker.start()
+    while not [path for path in (tmp_path / "out").glob("journal/*") if path.stat().st_size > 4000]:
+        assert worker.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    submitted: list[int] = []
+    submit = FakeEngine.submit
+
+    def record(self: Any, request: Any) -> None:
+        submitted.append(request.row_idx)
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", record)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    assert run_job(*args).exit_code == 0
+    num_prompts = sum(prompt is not None for prompt in expected["prompt"].to_pylist())
+    assert 0 < len(submitted) < num_prompts
+    assert len(set(submitted)) == len(submitted)
+    assert read_output(tmp_path / "out").equals(expected)
+
+
+def test_a_finished_run_is_left_alone(
+    run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    """The same command again says so and writes nothing."""
+    args = run_args(tmp_path / "out")
+    run_job(*args)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    again = run_job(*args)
+    assert again.exit_code == 0
+    assert "this launch 0 rows" in again.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_the_run_with_75_and_keeps_what_is_finished(
+    run_job: Callable[..., Result],
+    run_args: Callable[[Path], list[str]],
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    """Leases are given back, so that the next launch need not wait; a second signal changes nothing."""
+    args = run_args(tmp_path / "out")
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    worker = fork.Process(target=_launch, args=(args, tmp_path / "log"))
+    worker.start()
+    while not list((tmp_path / "out").glob("journal/*")):
+        assert worker.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    os.kill(worker.pid, number)
+    os.kill(worker.pid, number)
+    worker.join()
+    assert worker.exitcode == 75, (tmp_path / "log").read_text()
+    assert f"stopped on {number.name}" in (tmp_path / "log").read_text()
+    assert list((tmp_path / "out/leases").iterdir()) == []
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    assert run_job(*args).exit_code == 0
+    assert read_output(tmp_path / "out").equals(expected)
+
+
+def test_two_workers_may_start_in_the_same_instant(
+    run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One writes the manifest, both do the rows."""
+    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
+    barrier = fork.Barrier(4)
+
+    def together() -> None:
+        barrier.wait()
+        _launch(run_args(tmp_path / "out"), tmp_path / "log")
+
+    workers = [fork.Process(target=together) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4, (tmp_path / "log").read_text()
+    assert read_output(tmp_path / "out").equals(expected)
+
+
+def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
+    run_job: Callable[..., Result],
+    run_args: Callable[[Path], list[str]],
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The part that could not be written is not there under its final name; those before it are."""
+    args = run_args(tmp_path / "out")
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "part-00002.parquet":
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        failed = run_job(*args)
+    assert failed.exit_code == 1
+    assert failed.stderr.splitlines()[-1] == (
+        f"job: {tmp_path / 'out/part-00002.parquet'}: No space left on device. Everything finished so far is safe; "
+        "the same command continues once this is mended."
+    )
+    assert not (tmp_path / "out/part-00002.parquet").exists()
+    assert (tmp_path / "out/part-00000.parquet").exists()
+    assert run_job(*args).exit_code == 0
+    assert read_output(tmp_path / "out").equals(expected)

@@ -1,0 +1,310 @@
+"""``job run`` in one process: rows in, the same rows out, whatever is wrong with some of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import Result
+from tests.oracle import greedy_texts
+
+RunJob = Callable[..., Result]
+
+
+def read_output(output: Path) -> pa.Table:
+    """Return all parts as one table, in the order of their names."""
+    return pa.concat_tables([pq.read_table(part) for part in sorted(output.glob("part-*.parquet"))])
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    """Write values, or raw lines given as bytes."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Return a JSON lines file with 57 short questions."""
+    return write_jsonl(tmp_path / "questions.jsonl", [{"id": f"q{i}", "prompt": f"question {i}?"} for i in range(57)])
+
+
+def test_every_row_comes_out_once_and_in_order(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """FakeEngine reverses the prompt, so every completion says which prompt it is of."""
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"],
+        *["--rows-per-shard", 10, "--id-column", "id"],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table.column_names == [
+        *["row_idx", "sample_idx", "id", "prompt", "completion", "finish_reason"],
+        *["num_prompt_tokens", "num_completion_tokens", "error"],
+    ]
+    assert table["row_idx"].to_pylist() == list(range(57))
+    assert table["id"].to_pylist() == [f"q{i}" for i in range(57)]
+    assert table["completion"].to_pylist() == [f"question {i}?"[::-1] for i in range(57)]
+    assert set(table["error"].to_pylist()) == {None}
+    assert "57 rows in 6 parts" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *["journal", "leases", "manifest.json", "metrics"],
+        *[f"part-0000{i}.parquet" for i in range(6)],
+    ]
+    assert list((tmp_path / "out/journal").iterdir()) == list((tmp_path / "out/leases").iterdir()) == []
+
+
+def test_the_real_engine_gives_the_tokens_of_transformers(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """The whole path in fp32 against the oracle."""
+    result = run_job(
+        *["run", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--rows-per-shard", 20, "--max-new-tokens", 8, "--max-batch-rows", 16],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    expected = greedy_texts(tiny_model(), table["prompt"].to_pylist(), 8, special=True)
+    assert table["completion"].to_pylist() == expected
+
+
+def test_the_output_is_read_by_datasets_polars_and_duckdb(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """As the README shows it; HuggingFace's features survive."""
+    import duckdb
+    import polars
+
+    output = tmp_path / "out"
+    data = datasets.Dataset.from_dict(
+        {"prompt": ["a b", "c"], "label": [1, 0]},
+        features=datasets.Features(
+            {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+        ),
+    )
+    data.save_to_disk(tmp_path / "saved")
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "saved", "--output", output],
+        *["--keep-columns", "label", "--rows-per-shard", 1],
+    )
+    assert result.exit_code == 0, result.stderr
+    parts = f"{output}/part-*.parquet"
+    loaded = datasets.load_dataset("parquet", data_files=parts, split="train")
+    assert loaded.features["label"] == datasets.ClassLabel(names=["bad", "good"])
+    assert loaded["completion"][:] == ["b a", "c"]
+    assert polars.read_parquet(parts)["label"].to_list() == [1, 0]
+    assert duckdb.sql(f"select count(*) from '{parts}'").fetchall() == [(2,)]
+    metadata = pq.read_schema(output / "part-00000.parquet").metadata
+    assert metadata[b"job.model"].decode() == str(tiny_model())
+    assert b"torch=" in metadata[b"job.versions"]
+
+
+def test_wrong_rows_become_error_rows_and_the_others_are_unaffected(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """Law 3, with every kind of wrong row that JSON lines can hold."""
+    rows = [
+        {"prompt": "first"},
+        {"prompt": None},
+        {"prompt": ""},
+        {"prompt": "  \n"},
+        {"prompt": 42},
+        {"prompt": ["a", "list"]},
+        {"other": "no prompt"},
+        b'{"prompt": "torn',
+        b'["no", "object"]',
+        b'{"prompt": "lone \\ud800 surrogate"}',
+        b'{"prompt": "\xff\xfe"}',
+        {"prompt": "x" * 1_000_000},
+        {"prompt": "last"},
+    ]
+    data = write_jsonl(tmp_path / "wrong.jsonl", rows)
+    output = tmp_path / "out"
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],
+        *["--rows-per-shard", 4],
+    )
+    assert result.exit_code == 3
+    table = read_output(output)
+    kinds = [error and error.split(":")[0] for error in table["error"].to_pylist()]
+    assert kinds == [
+        *[None, "null_prompt", "empty_prompt", "empty_prompt", "not_a_string", "not_a_string", "null_prompt"],
+        *["invalid_json", "invalid_json", "invalid_unicode", "invalid_unicode", "prompt_too_long", None],
+    ]
+    assert [c for c in table["completion"].to_pylist() if c is not None] == ["tsrif", "tsal"]
+    assert table["finish_reason"].to_pylist() == ["stop", *[None] * 11, "stop"]
+    assert table["num_prompt_tokens"].to_pylist()[11] == 1_000_000
+    assert "errors      11  (" in result.stdout
+    again = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],
+        *["--rows-per-shard", 4, "--max-error-rate", 1],
+    )
+    assert again.exit_code == 0, "the rate is no part of what the run is"
+
+
+def test_a_template_that_fails_on_one_row_is_that_rows_error(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Division by zero, in Jinja."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"a": 6, "b": 3}, {"a": 6, "b": 0}, {"a": "x", "b": 2}])
+    run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--prompt-template", "{{ a }}/{{ b }} = {{ a / b }}"],
+    )
+    table = read_output(tmp_path / "out")
+    assert table["prompt"].to_pylist() == ["6/3 = 2.0", None, None]
+    assert table["error"].to_pylist()[1] == "template_error: ZeroDivisionError: division by zero"
+    assert table["error"].to_pylist()[2].startswith("template_error: TypeError")
+
+
+def test_an_empty_dataset_gives_one_empty_part(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Readers find a schema, and the exit code is 0."""
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "empty.parquet"],
+        *["--output", tmp_path / "out"],
+    )
+    assert result.exit_code == 0, result.stderr
+    assert read_output(tmp_path / "out").num_rows == 0
+
+
+def test_a_changed_configuration_is_refused_with_both_values(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """Law 4; and nothing in the directory changes."""
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"]
+    assert run_job(*base, "--max-new-tokens", 8).exit_code == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    result = run_job(*base, "--max-new-tokens", 9, "--temperature", "0.5", "--dtype", "float32")
+    assert result.exit_code == 2
+    assert "sampling.max_new_tokens was 8, now 9" in result.stderr
+    assert "sampling.temperature was 0.0, now 0.5" in result.stderr
+    assert 'model.dtype was "bfloat16", now "float32"' in result.stderr or "model.dtype" in result.stderr
+    assert "Use a new --output, or the old value." in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    changed = write_jsonl(questions, [{"id": "q0", "prompt": "another question"}])
+    refused = run_job(*base, "--max-new-tokens", 8)
+    assert refused.exit_code == 2
+    assert "dataset.fingerprint" in refused.stderr and "plan.num_rows was 57, now 1" in refused.stderr
+    assert changed == questions
+
+
+def test_what_cannot_change_the_output_may_change(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another path to the same data, another batch size, another compression."""
+    base = ["run", "--engine", "fake", "--model", tiny_model()]
+    assert run_job(*base, "--dataset", questions, "--output", tmp_path / "out").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    result = run_job(*base, "--dataset", questions.name, "--output", "out", "--max-batch-rows", 3)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_chat_messages_and_system_prompt_reach_the_model(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Through the tokenizer's chat template, whose text stands in the prompt column."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    data = write_jsonl(tmp_path / "d.jsonl", [{"m": [*messages, {"role": "user", "content": "why"}]}, {"m": "oops"}])
+    run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", data],
+        *["--output", tmp_path / "out", "--messages-column", "m", "--system-prompt", "be brief"],
+    )
+    table = read_output(tmp_path / "out")
+    assert table["prompt"].to_pylist() == [
+        "<system>be brief<eos><user>hi<eos><assistant>yes<eos><user>why<eos><assistant>",
+        None,
+    ]
+    assert table["error"].to_pylist()[1].startswith("invalid_messages")
+
+
+BAD_INPUT = {
+    "missing column": (["--prompt-column", "text"], "has no column 'text'. Columns: id, prompt."),
+    "missing kept column": (["--keep-columns", "label"], "no column 'label'"),
+    "bad template": (["--prompt-template", "{{ prompt }\n}}"], "--prompt-template, line 1"),
+    "template of unknown column": (["--prompt-template", "{{ promt }}"], "has no column 'promt'"),
+    "template file missing": (["--prompt-template", "prompt.j2"], "neither a file nor a template"),
+    "two ways": (["--prompt-column", "prompt", "--messages-column", "x"], "were given together"),
+    "unknown dtype": (["--dtype", "float8"], "'float8' is not one of"),
+    "negative temperature": (["--temperature", "-1"], "--temperature is -1.0; it must be"),
+    "no room": (["--max-new-tokens", "512"], "the model has room for 512 tokens"),
+    "chat without template": (["--chat"], "the tokenizer has no chat template"),
+    "eight bits": (["--load-in-8bit"], "DeepSpeed cannot shard quantized layers"),
+    "device map": (["--device-map", "auto"], "--tensor-parallel-size"),
+    "kernel injection": (["--kernel-inject"], "AutoTP"),
+    "wrong split": (["--split", "test"], "has no split 'test'. Splits: train"),
+    "not enough processes": (["--tensor-parallel-size", "2"], "WORLD_SIZE is 1, which is not a multiple"),
+    "reserved name": (["--keep-columns", "prompt"], "the output has a column of that name"),
+    "unknown option": (["--max-tokens", "5"], "No such option"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_gets_one_line_and_exit_code_2(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, name: str
+) -> None:
+    """Before anything is started: the run directory has no part."""
+    options, message = BAD_INPUT[name]
+    base = ["--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"]
+    result = run_job("run", *base, *options)
+    assert result.exit_code == 2, result
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("out/part-*"))
+
+
+def test_a_model_directory_that_cannot_work_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """No weights, pickled weights, no such directory."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in tiny_model().iterdir():
+        if file.suffix != ".safetensors":
+            (model / file.name).write_bytes(file.read_bytes())
+
+    def run(path: Any) -> Result:
+        return run_job("run", "--model", path, "--dataset", questions, "--output", tmp_path / "out")
+
+    assert run(model).exit_code == 2
+    assert "has no weights" in run(model).stderr
+    (model / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled weights (pytorch_model.bin)" in run(model).stderr
+    missing = run(tmp_path / "none")
+    assert missing.exit_code == 2
+    assert missing.stderr.startswith(f"job: --model {tmp_path / 'none'}") and missing.stderr.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """A file in the way: root ignores permissions, so they are no test here."""
+    (tmp_path / "file").write_text("in the way")
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions],
+        *["--output", tmp_path / "file/out"],
+    )
+    assert result.exit_code == 2
+    assert "cannot be written: Not a directory" in result.stderr
+
+
+def test_a_config_file_gives_options_and_the_command_line_wins(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """Tables are free, keys take either dash."""
+    (tmp_path / "run.toml").write_text(
+        f'model = "{tiny_model()}"\nengine = "fake"\n[data]\ndataset = "{questions}"\nlimit = 5\nkeep-columns = "id"\n'
+        "[sampling]\nmax_new_tokens = 3\n"
+    )
+    result = run_job("run", "--config", tmp_path / "run.toml", "--output", tmp_path / "out", "--limit", 4)
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table["completion"].to_pylist() == ["?0 ", "?1 ", "?2 ", "?3 "]
+    assert table["id"].to_pylist() == ["q0", "q1", "q2", "q3"]
+    (tmp_path / "bad.toml").write_text("max_token = 3\n")
+    bad = run_job("run", "--config", tmp_path / "bad.toml", "--output", tmp_path / "out")
+    assert bad.exit_code == 2
+    assert "there is no option 'max_token'" in bad.stderr
