@@ -74,6 +74,7 @@ class Runner:
                 self._commit()
                 self._report()
                 if not self._open and self._engine.num_pending == 0 and not self._wait_for_work():
+                    self._progress.show(self._position(refresh=True))
                     return self._exit_code()
             return EXIT_STOPPED
         except OSError as error:
@@ -85,19 +86,27 @@ class Runner:
             self._leave()
 
     def _submit(self) -> None:
-        """Keep the engine supplied: rows of the shard at hand, then of the next shard that can be had."""
+        """Keep the engine supplied: rows of the shard at hand, then of the next shard that can be had.
+
+        A further shard is claimed only when the engine would run short without it: the other replicas want some, too.
+        """
         with self._stopwatch.measure("data"):
             while self._engine.num_pending < self._engine.max_pending and not self._stop():
                 request = next(self._feed, None)
                 if request is not None:
                     self._engine.submit(request)
-                    continue
-                shard_idx = self._claims.claim()
-                if shard_idx is None:
+                elif self._engine.num_pending >= self._engine.min_pending or not self._open_next_shard():
                     return
-                shard = OpenShard(shard_idx, self._plan, self._paths, self._prepared.part_format, self._worker_id)
-                self._open[shard_idx] = shard
-                self._feed = self._requests(shard)
+
+    def _open_next_shard(self) -> bool:
+        """Claim a shard and begin to feed from it. False if there is none to be had at the moment."""
+        shard_idx = self._claims.claim()
+        if shard_idx is None:
+            return False
+        shard = OpenShard(shard_idx, self._plan, self._paths, self._prepared.part_format, self._worker_id)
+        self._open[shard_idx] = shard
+        self._feed = self._requests(shard)
+        return True
 
     def _requests(self, shard: OpenShard) -> Iterator[Request]:
         """Yield what is left to compute of a shard; rows that never reach the engine are finished on the way."""
@@ -179,7 +188,7 @@ class Runner:
     def summary(self) -> Summary:
         """Return what to tell the user at the end."""
         totals = self._totals()
-        others = [figures for figures in self._read_others(refresh=True) if figures.launch_id == self._launch_id]
+        others = [figures for figures in self._read_others() if figures.launch_id == self._launch_id]
         return Summary(
             output=self._prepared.config.output.output,
             num_parts=self._plan.num_shards,
@@ -216,10 +225,10 @@ class Runner:
         if self._progress.is_due():
             self._progress.show(self._position())
 
-    def _position(self) -> Position:
+    def _position(self, refresh: bool = False) -> Position:
         """Add up this worker's figures of now and the other workers' latest."""
         # Of a worker that has just died, its shards may be ours by now: count no row twice.
-        others = [figures for figures in self._read_others() if not self._open.keys() & set(figures.open_shards)]
+        others = [f for f in self._read_others(refresh) if not self._open.keys() & set(f.open_shards)]
         workers = [*others, self._figures()]
         num_rows = self._others[1] + sum(figures.num_open_rows for figures in workers)
         return Position(

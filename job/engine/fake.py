@@ -25,7 +25,7 @@ class FakeEngine:
         self._rows_per_step, self._step_secs, self._poison_id = rows_per_step, step_secs, poison_id
         self._pending: deque[Request] = deque()
         self.num_computed_tokens = 0
-        self.max_pending = 4 * rows_per_step
+        self.min_pending, self.max_pending = rows_per_step, 4 * rows_per_step
 
     @property
     def num_pending(self) -> int:

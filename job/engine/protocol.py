@@ -16,6 +16,10 @@ class Engine(Protocol):
         """Requests submitted and not yet returned."""
 
     @property
+    def min_pending(self) -> int:
+        """With fewer pending requests the next step is not full: time to claim more work."""
+
+    @property
     def max_pending(self) -> int:
         """With so many pending requests the engine is as fast as it gets; more only take memory."""
 

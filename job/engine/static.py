@@ -92,6 +92,11 @@ class StaticEngine:
         return len(self._pending)
 
     @property
+    def min_pending(self) -> int:
+        """See ``Engine``."""
+        return self._max_rows
+
+    @property
     def max_pending(self) -> int:
         """See ``Engine``."""
         return PENDING_BATCHES * self._max_rows

@@ -35,7 +35,7 @@ class Summary:
         rate = self.num_launch_tokens / self.compute_secs if self.compute_secs else 0.0
         spent = {**self.secs, "other": max(0.0, self.total_secs - sum(self.secs.values()))}
         lines = [
-            f"{self.num_rows:,} rows in {self.num_parts:,} parts: {self.output}/part-*.parquet",
+            f"{self.num_rows:,} rows in {self.num_parts:,} part{'' if self.num_parts == 1 else 's'}: {self.output}/part-*.parquet",
             f"  errors      {num_errors:,}{f'  ({kinds})' if kinds else ''}",
             f"  tokens      {self.num_prompt_tokens:,} prompt, {self.num_completion_tokens:,} completion",
             f"  this launch {self.num_launch_rows:,} rows, {rate:,.0f} tokens/s (prompt and completion)",
