@@ -48,6 +48,11 @@ class Prepared:
     worker: WorkerId
 
     @property
+    def is_done(self) -> bool:
+        """Whether every shard is final."""
+        return len(self.paths.done_shards()) == self.plan.num_shards
+
+    @property
     def kept_columns(self) -> list[str]:
         """Columns that go from the dataset to the output."""
         names = {field.name for field in COMPLETION_SCHEMA}
@@ -68,7 +73,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         raise UsageError(
             f"--on-long-prompt {config.prompt.on_long_prompt} needs a fast tokenizer; this model has none."
         )
-    dataset = open_dataset(config.data, kept=[] if "*" in config.data.keep_columns else _named_columns(config))
+    dataset = open_dataset(config.data, _named_columns(config))
     schema = dataset.source.schema
     chat_template = chat_template_of(tokenizer, config.prompt.chat)
     renderer = PromptRenderer(config.prompt, chat_template, schema.names)
@@ -216,6 +221,7 @@ def _claim(paths: RunPaths, manifest: Manifest, worker: WorkerId) -> Manifest:
         paths.root.mkdir(parents=True, exist_ok=True)
         found = claim_run_directory(paths.root, manifest, str(worker))
         paths.make_directories()
+        paths.check_writable(str(worker))
         return found
     except OSError as error:
         reason = error.strerror or str(error)

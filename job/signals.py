@@ -1,17 +1,17 @@
 """A request to stop, as a flag. Signals only set it; the leader acts on it between two tokens (law 1)."""
 
 import signal
-import threading
+import time
 from types import FrameType
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGUSR1 (Slurm's ``--signal``) and SIGINT (Ctrl-C). A second signal changes nothing."""
+    """Set by SIGTERM, SIGUSR1 (Slurm's ``--signal``) and SIGINT (Ctrl-C). A second one changes nothing, but for
+    Ctrl-C: then the process ends at once, as after a kill."""
 
     def __init__(self) -> None:
         """Make a flag that nothing sets yet."""
         self.signal_name: str | None = None
-        self._event = threading.Event()
 
     def install(self) -> None:
         """Let the signals set the flag."""
@@ -20,12 +20,16 @@ class StopFlag:
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
-        return self._event.is_set()
+        return self.signal_name is not None
 
     def wait(self, secs: float) -> bool:
         """Sleep, but no longer than until a stop is requested."""
-        return self._event.wait(secs)
+        end = time.monotonic() + secs
+        while not self() and time.monotonic() < end:
+            time.sleep(min(0.1, secs))  # no threading.Event: setting one in a handler can deadlock with its wait
+        return self()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self():
+            raise KeyboardInterrupt  # a second Ctrl-C: the user will not wait
         self.signal_name = self.signal_name or signal.Signals(number).name
-        self._event.set()

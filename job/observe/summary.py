@@ -34,8 +34,9 @@ class Summary:
         kinds = ", ".join(f"{kind} {num:,}" for kind, num in sorted(self.errors.items(), key=lambda item: -item[1]))
         rate = self.num_launch_tokens / self.compute_secs if self.compute_secs else 0.0
         spent = {**self.secs, "other": max(0.0, self.total_secs - sum(self.secs.values()))}
+        parts = "1 part" if self.num_parts == 1 else f"{self.num_parts:,} parts"
         lines = [
-            f"{self.num_rows:,} rows in {self.num_parts:,} part{'' if self.num_parts == 1 else 's'}: {self.output}/part-*.parquet",
+            f"{self.num_rows:,} rows in {parts}: {self.output}/part-*.parquet",
             f"  errors      {num_errors:,}{f'  ({kinds})' if kinds else ''}",
             f"  tokens      {self.num_prompt_tokens:,} prompt, {self.num_completion_tokens:,} completion",
             f"  this launch {self.num_launch_rows:,} rows, {rate:,.0f} tokens/s (prompt and completion)",

@@ -67,7 +67,10 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
+    has_parts = any(root.glob("part-*.parquet"))  # looked up first: a manifest is always older than its parts
     found = read_manifest(root)
+    if found is None and has_parts:
+        raise UsageError(f"{root} has part files, but no manifest.json that says what they are. Use a new --output.")
     if found is None:
         create_exclusively(manifest_path(root), wanted.to_json().encode(), worker_id)
         found = read_manifest(root)

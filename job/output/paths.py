@@ -74,6 +74,17 @@ class RunPaths:
         for directory in (self.root, self.journal_dir, self.lease_dir, self.metrics_dir):
             directory.mkdir(parents=True, exist_ok=True)
 
+    def check_writable(self, worker_id: str) -> None:
+        """Try to create a file in each directory.
+
+        Raises:
+            OSError: it cannot be written, or the disk is full.
+        """
+        for directory in (self.root, self.journal_dir, self.lease_dir, self.metrics_dir):
+            probe = directory / f".probe-{worker_id}"
+            probe.write_bytes(b"probe")
+            probe.unlink()
+
     def done_shards(self) -> set[int]:
         """Return the shards whose final file exists, from one listing of the directory."""
         names = (re.fullmatch(r"part-(\d+)\.parquet", path.name) for path in self.root.iterdir())

@@ -1,0 +1,144 @@
+"""The journal: what was synced comes back; what a crash or a bad disk left behind never becomes a wrong row."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from job.output import journal as journal_module
+from job.output.journal import COMPLETION_SCHEMA, Journal, completions_to_batch, read_journal
+from job.records import Completion
+
+
+def completion(row_idx: int) -> Completion:
+    failed = row_idx % 3 == 0
+    return Completion(
+        row_idx=row_idx,
+        sample_idx=row_idx % 2,
+        prompt=None if row_idx == 1 else f"prompt {row_idx} é",
+        completion=None if failed else "x" * row_idx,
+        finish_reason=None if failed else "stop",
+        num_prompt_tokens=row_idx,
+        num_completion_tokens=2 * row_idx,
+        error="null_prompt: column 'p' is null" if failed else None,
+    )
+
+
+ROWS = [completion(row_idx) for row_idx in range(6)]
+
+
+def write(path: Path, *batches: list[Completion], close: bool = True) -> Path:
+    journal = Journal(path, sync_secs=0)
+    for batch in batches:
+        for row in batch:
+            journal.append(row)
+        journal.sync()
+    if close:
+        journal.close()
+    return path
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> bytes:
+    """The bytes of a journal with three batches of two rows."""
+    return write(tmp_path / "written.arrows", ROWS[:2], ROWS[2:4], ROWS[4:]).read_bytes()
+
+
+def read(tmp_path: Path, content: bytes) -> list[Completion]:
+    path = tmp_path / "read.arrows"
+    path.write_bytes(content)
+    return list(read_journal(path))
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    assert list(read_journal(write(tmp_path / "j", ROWS[:4], ROWS[4:]))) == ROWS
+
+
+def test_what_was_synced_is_there_without_a_close(tmp_path: Path) -> None:
+    assert list(read_journal(write(tmp_path / "j", ROWS[:2], ROWS[2:3], close=False))) == ROWS[:3]
+
+
+def test_close_syncs(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", sync_secs=1e9)
+    journal.append(ROWS[0])
+    journal.sync_if_due()
+    assert not (tmp_path / "j").exists()
+    journal.close()
+    journal.close()
+    assert list(read_journal(tmp_path / "j")) == ROWS[:1]
+
+
+def test_a_sync_is_due_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: now)
+    journal = Journal(tmp_path / "j", sync_secs=2.0)
+    journal.append(ROWS[0])
+    now = 101.9
+    journal.sync_if_due()
+    assert list(read_journal(tmp_path / "j")) == []
+    now = 102.0
+    journal.sync_if_due()
+    assert list(read_journal(tmp_path / "j")) == ROWS[:1]
+
+
+def test_a_journal_without_rows_leaves_no_file(tmp_path: Path) -> None:
+    Journal(tmp_path / "j").close()
+    assert not (tmp_path / "j").exists() and list(read_journal(tmp_path / "j")) == []
+
+
+def test_a_journal_cut_anywhere_gives_its_whole_batches(tmp_path: Path, written: bytes) -> None:
+    """A kill or a full disk may end the file at any byte."""
+    path, found = tmp_path / "j", []
+    path.write_bytes(written)
+    for size in range(len(written), -1, -1):
+        os.truncate(path, size)
+        rows = list(read_journal(path))
+        assert rows == ROWS[: len(rows)]
+        found.append(len(rows))
+    assert found == sorted(found, reverse=True) and set(found) == {0, 2, 4, 6}
+
+
+@pytest.mark.parametrize("tail", [bytes(1), bytes(4096), b"\xff" * 64], ids=["zero", "zeros", "ones"])
+def test_a_tail_that_was_never_written_is_no_row(tmp_path: Path, written: bytes, tail: bytes) -> None:
+    """File systems extend a file before its data arrive: after a power cut the tail may be zeros."""
+    for size in range(0, len(written), 31):
+        rows = read(tmp_path, written[:size] + tail)
+        assert rows == ROWS[: len(rows)]
+    zeroed = written[: len(written) // 2] + bytes(len(written) - len(written) // 2)
+    assert read(tmp_path, zeroed) == ROWS[:2]
+
+
+def test_a_damaged_byte_never_gives_a_wrong_row(tmp_path: Path, written: bytes) -> None:
+    """Damaged offsets crashed the interpreter, a damaged length asked for terabytes, a damaged type was not caught."""
+    path, complete = tmp_path / "j", 0
+    path.write_bytes(written)
+    with path.open("r+b", buffering=0) as file:
+        for position, byte in enumerate(written):
+            os.pwrite(file.fileno(), bytes([byte ^ (0x01, 0x80, 0xFF)[position % 3]]), position)
+            rows = list(read_journal(path))
+            os.pwrite(file.fileno(), bytes([byte]), position)
+            assert rows == ROWS[: len(rows)], f"byte {position}"
+            complete += len(rows) == len(ROWS)
+    assert complete < len(written) / 2  # only padding, and the parts of a message that say nothing, may be anything
+
+
+def test_values_that_were_exchanged_are_found_out(tmp_path: Path, written: bytes) -> None:
+    """The right length, valid Arrow, other contents: only the checksum can tell."""
+    at = written.index(b"prompt 2")
+    assert read(tmp_path, written[:at] + b"prompt 7" + written[at + 8 :]) == ROWS[:2]
+
+
+def test_a_file_of_another_kind_has_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path, b"") == [] and read(tmp_path, b"not a journal") == []
+
+
+def test_a_journal_of_another_version_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = write(tmp_path / "j", ROWS).read_bytes()
+    monkeypatch.setattr(journal_module, "COMPLETION_SCHEMA", COMPLETION_SCHEMA.remove(7))
+    assert read(tmp_path, content) == []
+
+
+def test_completions_become_columns_in_the_order_of_the_schema() -> None:
+    batch = completions_to_batch(iter(ROWS))
+    assert batch.schema == COMPLETION_SCHEMA
+    assert [Completion(**row) for row in batch.to_pylist()] == ROWS

@@ -1,0 +1,241 @@
+"""Leases and claims: one holder at a time, dead and silent ones replaced, living ones respected."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from job.output import leases as leases_module
+from job.output.claims import Claims
+from job.output.leases import Leases, WorkerId
+from job.output.paths import RunPaths
+from job.output.plan import Plan
+
+MakeLeases = Callable[..., Leases]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path, 10)
+    paths.make_directories()
+    return paths
+
+
+@pytest.fixture
+def make_leases(paths: RunPaths) -> Iterator[MakeLeases]:
+    """Workers, by name. The heartbeat is slow enough never to beat within a test, unless asked to."""
+    made: list[Leases] = []
+
+    def make(worker: WorkerId, *, stale_secs: float = 60.0, beat_secs: float = 1e6) -> Leases:
+        made.append(Leases(paths, worker, stale_secs=stale_secs, beat_secs=beat_secs))
+        return made[-1]
+
+    yield make
+    for leases in made:
+        leases.close()
+
+
+def elsewhere(name: str) -> WorkerId:
+    """A worker of another host, of which nobody here can tell whether it runs."""
+    return WorkerId(name, 1, "1", "other")
+
+
+def dead_worker() -> WorkerId:
+    """A process of this host that has ended."""
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    here = WorkerId.of_this_process()
+    worker = dataclasses.replace(here, pid=process.pid, start_time=leases_module._start_time(process.pid) or "")
+    assert not worker.is_dead()
+    process.communicate()
+    return worker
+
+
+def make_silent(lease: Path, secs: float) -> None:
+    then = time.time() - secs
+    os.utime(lease, (then, then))
+
+
+def test_one_of_many_threads_gets_a_shard(make_leases: MakeLeases) -> None:
+    workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
+    barrier, winners = threading.Barrier(12), []
+
+    def acquire(worker: Leases) -> None:
+        barrier.wait()
+        if worker.acquire(3):
+            winners.append(worker)
+
+    threads = [threading.Thread(target=acquire, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(winners) == 1
+
+
+def test_one_of_many_threads_takes_over_a_dead_workers_lease(make_leases: MakeLeases, paths: RunPaths) -> None:
+    make_leases(dead_worker()).acquire(3)
+    workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
+    make_silent(paths.lease(3), 100)
+    barrier, winners = threading.Barrier(12), []
+
+    def acquire(worker: Leases) -> None:
+        barrier.wait()
+        if worker.acquire(3):
+            winners.append(worker)
+
+    threads = [threading.Thread(target=acquire, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Of two who see the dead lease, the slower may rename the faster one's new lease away for an instant, and a third
+    # may come in: two on one shard are allowed, none is not.
+    assert winners
+    assert [path.name for path in paths.lease_dir.iterdir() if "taken-by" in path.name] == []
+
+
+def test_shards_are_held_apart(make_leases: MakeLeases) -> None:
+    a, b = make_leases(elsewhere("a")), make_leases(elsewhere("b"))
+    assert a.acquire(1) and b.acquire(2)
+    assert not a.acquire(2) and not b.acquire(1)
+
+
+def test_a_released_shard_is_free(make_leases: MakeLeases, paths: RunPaths) -> None:
+    a, b = make_leases(elsewhere("a")), make_leases(elsewhere("b"))
+    assert a.acquire(1)
+    a.release(1)
+    assert not paths.lease(1).exists()
+    assert b.acquire(1) and not a.acquire(1)
+
+
+def test_releasing_what_another_took_over_leaves_it_alone(make_leases: MakeLeases, paths: RunPaths) -> None:
+    a, b = make_leases(elsewhere("a")), make_leases(elsewhere("b"))
+    a.acquire(1)
+    make_silent(paths.lease(1), 61)
+    assert b.acquire(1)
+    a.release(1)
+    assert paths.lease(1).exists() and not make_leases(elsewhere("c")).acquire(1)
+
+
+def test_a_dead_process_is_replaced_at_once(make_leases: MakeLeases) -> None:
+    dead = dead_worker()
+    assert make_leases(dead).acquire(1)
+    assert dead.is_dead()
+    assert make_leases(WorkerId.of_this_process()).acquire(1)
+
+
+def test_a_later_process_with_the_same_number_is_not_the_holder() -> None:
+    here = WorkerId.of_this_process()
+    assert not here.is_dead()
+    assert dataclasses.replace(here, start_time="1").is_dead()
+
+
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "container"}])
+def test_nobody_is_declared_dead_from_another_host_or_container(change: dict[str, str]) -> None:
+    assert not dataclasses.replace(dead_worker(), **change).is_dead()
+
+
+def test_without_proc_nobody_is_declared_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no /proc, every living worker was taken for dead, and its shard taken over."""
+    monkeypatch.setattr(leases_module, "_start_time", lambda pid: None)
+    monkeypatch.setattr(leases_module, "_pid_namespace", lambda: leases_module.UNKNOWN)
+    assert not WorkerId.of_this_process().is_dead()
+
+
+@pytest.mark.parametrize(("silent_secs", "is_ours"), [(0, False), (59, False), (61, True), (1e6, True)])
+def test_a_silent_holder_elsewhere_is_replaced_after_its_time(
+    make_leases: MakeLeases, paths: RunPaths, silent_secs: float, is_ours: bool
+) -> None:
+    make_leases(elsewhere("a")).acquire(1)
+    make_silent(paths.lease(1), silent_secs)
+    assert make_leases(elsewhere("b"), stale_secs=60).acquire(1) is is_ours
+
+
+def test_a_living_holder_here_is_respected(make_leases: MakeLeases) -> None:
+    make_leases(WorkerId.of_this_process()).acquire(1)
+    assert not make_leases(elsewhere("b")).acquire(1)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"host": "a"}', "[1]"])
+def test_a_lease_that_says_nothing_is_nobodys(make_leases: MakeLeases, paths: RunPaths, content: str) -> None:
+    paths.lease(1).write_text(content)
+    assert make_leases(elsewhere("a")).acquire(1)
+
+
+def test_a_holder_that_changed_meanwhile_keeps_its_lease(
+    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B sees A's silent lease; before B renames it, C has taken over. B must put C's lease back."""
+    a, b, c = (make_leases(elsewhere(name)) for name in "abc")
+    a.acquire(1)
+    make_silent(paths.lease(1), 100)
+    now = Leases._now
+
+    def overtaken(self: Leases) -> float:
+        if self is b:
+            assert c.acquire(1)
+            make_silent(paths.lease(1), 100)
+        return now(self)
+
+    monkeypatch.setattr(Leases, "_now", overtaken)
+    assert not b.acquire(1)
+    assert b._holder(paths.lease(1)) == elsewhere("c")
+
+
+def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunPaths) -> None:
+    worker = make_leases(elsewhere("a"), beat_secs=0.001)
+    worker.acquire(1)
+    make_silent(paths.lease(1), 1000)
+    for _ in range(100_000):
+        if time.time() - paths.lease(1).stat().st_mtime < 500:
+            return
+    pytest.fail("no heartbeat")
+
+
+def test_close_gives_everything_back(make_leases: MakeLeases, paths: RunPaths) -> None:
+    worker = make_leases(elsewhere("a"))
+    assert worker.acquire(1) and worker.acquire(2)
+    worker.close()
+    assert list(paths.lease_dir.iterdir()) == []
+    assert not any(thread.name == "lease-heartbeat" and thread is worker._thread for thread in threading.enumerate())
+
+
+def test_a_killed_process_leaves_its_lease_to_the_next(make_leases: MakeLeases, paths: RunPaths) -> None:
+    """End to end, without a word from the dead one."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from job.output.leases import Leases, WorkerId; from job.output.paths import RunPaths\n"
+        "assert Leases(RunPaths(Path(sys.argv[1]), 10), WorkerId.of_this_process()).acquire(1)\n"
+        "os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, paths.root], cwd=Path(__file__).parents[1]).returncode == 9
+    assert paths.lease(1).exists()
+    assert make_leases(WorkerId.of_this_process()).acquire(1)
+
+
+def test_claims_hand_out_what_is_neither_done_nor_held(make_leases: MakeLeases, paths: RunPaths) -> None:
+    plan = Plan(num_rows=50, rows_per_shard=10)
+    paths.part(1).touch()
+    other = make_leases(elsewhere("b"))
+    other.acquire(2)
+    claims = Claims(paths, plan, make_leases(elsewhere("a")))
+    assert [claims.claim() for _ in range(4)] == [0, 3, 4, None]
+    other.release(2)
+    assert claims.claim() is None
+    assert claims.look_again() and claims.claim() == 2
+    for shard_idx in (0, 2, 3, 4):
+        paths.part(shard_idx).touch()
+        claims.release(shard_idx)
+    assert not claims.look_again()
+
+
+def test_a_shard_finished_between_two_looks_is_not_claimed(make_leases: MakeLeases, paths: RunPaths) -> None:
+    claims = Claims(paths, Plan(num_rows=20, rows_per_shard=10), make_leases(elsewhere("a")))
+    paths.part(0).touch()
+    assert claims.claim() == 1 and not paths.lease(0).exists()

@@ -1,0 +1,287 @@
+"""Prompts: the three ways to say them, every way a row can be wrong, and the sandbox."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.config import PromptConfig
+from job.data.prompts import ChatTemplate, PromptRenderer, find_content, read_template, template_columns
+from job.data.tokenization import chat_template_of
+from job.errors import UsageError
+from job.records import Prompt, Row, RowError
+from tests.tiny import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatTemplate:
+    template = chat_template_of(make_tokenizer(chat=True), None)
+    assert template is not None
+    return template
+
+
+def render(values: Mapping[str, Any], chat_template: ChatTemplate | None = None, **options: Any) -> Prompt:
+    renderer = PromptRenderer(PromptConfig(**options), chat_template, list(values))
+    return renderer.render(Row(row_idx=7, values=values))
+
+
+def error_of(values: Mapping[str, Any], chat_template: ChatTemplate | None = None, **options: Any) -> str:
+    prompt = render(values, chat_template, **options)
+    assert prompt.error is not None and prompt.row_idx == 7
+    return str(prompt.error)
+
+
+def test_the_default_is_the_column_prompt_as_it_is() -> None:
+    assert render({"prompt": " as is \n"}) == Prompt(row_idx=7, text=" as is \n", content_span=(1, 6))
+
+
+def test_another_column_may_be_the_prompt() -> None:
+    assert render({"prompt": "no", "question": "yes"}, prompt_column="question").text == "yes"
+
+
+def test_a_template_sees_the_columns() -> None:
+    template = "{% for c in choices %}{{ loop.index }}. {{ c.text }} {% endfor %}{{ q | upper }} {{ extra | tojson }}"
+    values = {"q": "what?", "choices": [{"text": "é"}, {"text": "b"}], "extra": {"k": "é"}}
+    assert render(values, prompt_template=template).text == '1. é 2. b WHAT? {"k": "é"}'
+
+
+def test_a_template_needs_only_its_columns() -> None:
+    config = PromptConfig(prompt_template="{% set a = x %}{{ a }}{{ y }}")
+    assert PromptRenderer(config, None, ["x", "y", "z"]).columns == ["x", "y"]
+
+
+def test_a_template_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("Q: {{ q }}é\n", encoding="utf-8")
+    assert read_template(str(tmp_path / "t.jinja")) == "Q: {{ q }}é\n"
+    assert read_template("Q: {{ q }}") == "Q: {{ q }}"
+
+
+@pytest.mark.parametrize("text", ["missing.jinja", "x" * 5000, "nul\0"], ids=["missing", "long", "nul"])
+def test_a_text_without_variables_that_is_no_file_is_refused(text: str) -> None:
+    """A text too long for a file name was an OSError with a traceback."""
+    with pytest.raises(UsageError, match="is neither a file nor a template"):
+        read_template(text)
+
+
+def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """It was a UnicodeDecodeError with a traceback."""
+    (tmp_path / "t").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(UsageError, match="is neither a file nor a template"):
+        read_template(str(tmp_path / "t"))
+
+
+def test_a_column_hides_the_function_of_jinja_with_its_name() -> None:
+    """A column called ``range`` was never passed to the template: its prompts read <class 'range'>."""
+    assert template_columns("{{ range }} {{ range(3) }}", ["x"]) == []
+    assert render({"range": "1-5", "dict": "x"}, prompt_template="{{ range }} {{ dict }}").text == "1-5 x"
+    assert render({"x": 2}, prompt_template="{% for i in range(x) %}{{ i }}{% endfor %}").text == "01"
+
+
+def test_chat_wraps_the_prompt_and_knows_where_it_stands(chat: ChatTemplate) -> None:
+    prompt = render({"prompt": "user"}, chat)
+    assert prompt.text == "<user>user<eos><assistant>"
+    assert prompt.content_span == (6, 10)
+
+
+def test_the_system_prompt_comes_first(chat: ChatTemplate) -> None:
+    prompt = render({"prompt": "hi"}, chat, system_prompt="Be hi.")
+    assert prompt.text == "<system>Be hi.<eos><user>hi<eos><assistant>"
+    assert prompt.text[slice(*prompt.content_span or ())] == "hi"
+
+
+MESSAGES = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        MESSAGES,
+        [{"name": None, "tool_calls": None, **message} for message in MESSAGES],
+        '[{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, '
+        '{"role": "user", "content": "three", "name": null}]',
+    ],
+    ids=["list", "nulls-of-arrow", "json-text"],
+)
+def test_messages_become_a_conversation(chat: ChatTemplate, value: Any) -> None:
+    prompt = render({"m": value}, chat, messages_column="m")
+    assert prompt.text == "<user>one<eos><assistant>two<eos><user>three<eos><assistant>"
+    assert prompt.text[slice(*prompt.content_span or ())] == "three"
+
+
+def test_null_keys_do_not_reach_the_chat_template() -> None:
+    seen: list[Any] = []
+
+    def template(messages: Any) -> str:
+        seen.append(messages)
+        return "text"
+
+    render({"m": [{"role": "user", "content": "x", "name": None}]}, template, messages_column="m")
+    assert seen[-1] == [{"role": "user", "content": "x"}]
+
+
+def test_a_tool_call_needs_no_content(chat: ChatTemplate) -> None:
+    value = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]
+    assert render({"m": value}, chat, messages_column="m").error is None
+
+
+def test_the_system_prompt_goes_before_messages(chat: ChatTemplate) -> None:
+    prompt = render({"m": MESSAGES[:1]}, chat, messages_column="m", system_prompt="S")
+    assert prompt.text == "<system>S<eos><user>one<eos><assistant>"
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (None, "null_prompt: column 'prompt' is null"),
+        ("", "empty_prompt: column 'prompt' is empty"),
+        (" \n\t", "empty_prompt: column 'prompt' is empty"),
+        (5, "not_a_string: column 'prompt' is a number: 5"),
+        (True, "not_a_string: column 'prompt' is a boolean: True"),
+        (["a"], "not_a_string: column 'prompt' is a list: ['a']"),
+        ({"a": "x" * 99}, "not_a_string: column 'prompt' is a object: {'a': '" + "x" * 70 + "..."),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_is_no_text_is_a_row_error(value: Any, error: str) -> None:
+    assert error_of({"prompt": value}) == error
+
+
+def test_an_empty_prompt_keeps_its_text() -> None:
+    assert render({"prompt": "  "}).text == "  "
+
+
+def test_a_row_without_the_column_is_a_null() -> None:
+    """JSON lines may lack a key that other lines have."""
+    prompt = PromptRenderer(PromptConfig(), None, ["prompt"]).render(Row(row_idx=0, values={"other": 1}))
+    assert str(prompt.error) == "null_prompt: column 'prompt' is null"
+
+
+def test_an_error_of_the_source_goes_on() -> None:
+    error = RowError("invalid_json", "a.jsonl, row 3")
+    prompt = PromptRenderer(PromptConfig(), None, ["prompt"]).render(Row(row_idx=3, values={}, error=error))
+    assert prompt == Prompt(row_idx=3, text=None, error=error)
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        ([], "is not a list of messages: []"),
+        ("[", "is text, but not JSON"),
+        ("[" * 100_000, "is text, but not JSON"),
+        ('{"role": "user"}', "is not a list of messages"),
+        (3, "is not a list of messages: 3"),
+        (["hi"], "message 0 has no role: hi"),
+        ([{"content": "x"}], "message 0 has no role"),
+        ([{"role": "user", "content": "x"}, {"role": "user", "content": None}], "message 1 has no content"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_messages_that_are_none_are_a_row_error(chat: ChatTemplate, value: Any, detail: str) -> None:
+    """Nested JSON text too deep for the parser was a RecursionError that ended the run."""
+    error = error_of({"m": value}, chat, messages_column="m")
+    assert error.startswith("invalid_messages: column 'm'") and detail in error
+
+
+def test_null_messages_are_a_row_error(chat: ChatTemplate) -> None:
+    assert error_of({"m": None}, chat, messages_column="m") == "null_prompt: column 'm' is null"
+
+
+@pytest.mark.parametrize(
+    ("template", "detail"),
+    [
+        ("{{ x / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ x.missing }}", "UndefinedError: 'int object' has no attribute 'missing'"),
+        ("{{ x | length }}", "TypeError"),
+    ],
+)
+def test_a_template_that_fails_is_a_row_error(template: str, detail: str) -> None:
+    assert error_of({"x": 1}, prompt_template=template).startswith(f"template_error: {detail}")
+
+
+def test_a_template_that_gives_nothing_is_a_row_error() -> None:
+    assert error_of({"x": 0}, prompt_template="{% if x %}text{% endif %}") == (
+        "empty_prompt: the rendered template is empty"
+    )
+
+
+def test_a_chat_template_that_refuses_is_a_row_error() -> None:
+    def refuse(messages: Any) -> str:
+        raise ValueError("Conversation roles\nmust alternate")
+
+    error = error_of({"prompt": "x"}, refuse)
+    assert error == "template_error: chat template: ValueError: Conversation roles must alternate"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ x.__init__ }}",
+        "{{ x.__init__.__globals__ }}",
+        "{{ x['__class__'] }}",
+        "{{ x | attr('__class__') }}",
+        "{{ cycler.__init__.__globals__.os.popen('true').read() }}",
+        "{{ self.__init__ }}",
+        "{{ '{0.__class__}'.format(x) }}",
+        "{{ rows.append(1) }}",
+        "{% for i in range(100000000) %}x{% endfor %}",
+    ],
+)
+def test_a_template_cannot_reach_python(template: str) -> None:
+    rows = ["untouched"]
+    prompt = render({"x": "text", "rows": rows}, prompt_template=template)
+    assert prompt.error is not None and prompt.error.kind == "template_error"
+    assert prompt.text is None and rows == ["untouched"]
+
+
+def test_a_syntax_error_is_told_with_its_line() -> None:
+    with pytest.raises(UsageError, match=re.escape("--prompt-template, line 2:")) as caught:
+        PromptRenderer(PromptConfig(prompt_template="fine\n  {{ x + }}\nrest"), None, ["x"])
+    assert str(caught.value).endswith("unexpected 'end of print statement'. The line is: {{ x + }}")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"prompt_column": "prompt"}, {"prompt_template": "{{ prompt }}"}, {"messages_column": "prompt"}]
+)
+def test_a_missing_column_is_told_with_those_there_are(chat: ChatTemplate, options: dict[str, str]) -> None:
+    message = (
+        "The dataset has no column 'prompt'. Columns: question, answer. "
+        "Set --prompt-column, --messages-column or --prompt-template."
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        PromptRenderer(PromptConfig(**options), chat, ["question", "answer"])
+
+
+@pytest.mark.parametrize("options", [{"messages_column": "m"}, {"system_prompt": "S", "prompt_column": "m"}])
+def test_what_needs_a_chat_template_is_refused_without_one(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="needs a chat template, but the tokenizer has none"):
+        PromptRenderer(PromptConfig(**options), None, ["m"])
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "span"),
+    [
+        ("<user>what?<eos>", "what?", (6, 11)),
+        ("<user>what?<eos>", "  what?\n", (6, 11)),
+        ("<user>aa<user>aa<eos>", "aa", (14, 16)),
+        ("<user>WHAT?<eos>", "what?", None),
+        ("<user><eos>", "", None),
+        ("<user>one<user>two<assistant>three", MESSAGES[:1], (6, 9)),
+        ("<system>only", [{"role": "system", "content": "only"}], None),
+        ("<user>text", [{"role": "user", "content": [{"type": "text", "text": "text"}]}], None),
+    ],
+)
+def test_the_content_is_found_where_it_stands(text: str, content: Any, span: tuple[int, int] | None) -> None:
+    assert find_content(text, content) == span
+
+
+@pytest.mark.parametrize("content", ["assistant", "a", ">", "eos"])
+def test_the_end_of_the_chat_template_is_never_taken_for_content(chat: ChatTemplate, content: str) -> None:
+    """The last occurrence was taken: a prompt "assistant" was found, and cut, in "<assistant>"."""
+    assert render({"prompt": content}, chat).content_span == (6, 6 + len(content))

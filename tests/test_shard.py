@@ -1,0 +1,290 @@
+"""Shards: from the journals of earlier workers and new rows to a checked Parquet file under its final name."""
+
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job.output.counts import METADATA_KEY, Counts
+from job.output.journal import Journal
+from job.output.paths import RunPaths
+from job.output.plan import Plan
+from job.output.shard import ROWS_PER_GROUP, OpenShard, PartFormat
+from job.records import Completion, Row, RowBlock
+
+KEPT = pa.schema([("id", pa.string()), ("score", pa.decimal128(5, 2))])
+PLAN = Plan(num_rows=25, rows_per_shard=10)
+METADATA = {b"job.manifest": b"abc", b"huggingface": b"{}"}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path / "out", PLAN.num_shards)
+    paths.make_directories()
+    return paths
+
+
+def part_format(kept: pa.Schema = KEPT, *, include_prompt: bool = True, compression: str = "zstd") -> PartFormat:
+    return PartFormat.build(kept, include_prompt=include_prompt, compression=compression, metadata=METADATA)
+
+
+def open_shard(
+    paths: RunPaths, shard_idx: int = 0, *, worker: str = "w", form: PartFormat | None = None, plan: Plan = PLAN
+) -> OpenShard:
+    return OpenShard(shard_idx, plan, paths, form or part_format(), worker)
+
+
+def completion(row_idx: int, text: str = "done", error: str | None = None) -> Completion:
+    return Completion(
+        row_idx=row_idx,
+        sample_idx=0,
+        prompt=f"p{row_idx}",
+        completion=None if error else text,
+        finish_reason=None if error else "stop",
+        num_prompt_tokens=2,
+        num_completion_tokens=3,
+        error=error,
+    )
+
+
+def block(rows: range, schema: pa.Schema = KEPT) -> RowBlock:
+    columns = {"id": [f"id{idx}" for idx in rows], "score": [None] * len(rows)}
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    if not schema.names:
+        table = pa.table({"x": list(rows)}).select([])
+    return RowBlock(rows=[Row(row_idx=idx, values={}) for idx in rows], kept=table)
+
+
+def finish(shard: OpenShard, schema: pa.Schema = KEPT) -> None:
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx))
+    shard.keep(block(shard.rows, schema))
+    shard.finish()
+
+
+def leave_journal(paths: RunPaths, worker: str, *rows: Completion, shard_idx: int = 0) -> None:
+    journal = Journal(paths.journal(shard_idx, worker))
+    for row in rows:
+        journal.append(row)
+    journal.close()
+
+
+def test_rows_in_any_order_become_a_part_in_row_order(paths: RunPaths) -> None:
+    shard = open_shard(paths, 1)
+    for row_idx in [15, 10, 19, 11, 18, 12, 17, 13, 16, 14]:
+        shard.add(completion(row_idx, f"c{row_idx}"))
+    shard.keep(block(range(10, 13)))
+    shard.keep(block(range(13, 20)))
+    assert shard.is_complete
+    shard.finish()
+    table = pq.read_table(paths.part(1))
+    assert table["row_idx"].to_pylist() == list(range(10, 20))
+    assert table["completion"].to_pylist() == [f"c{idx}" for idx in range(10, 20)]
+    assert table["id"].to_pylist() == [f"id{idx}" for idx in range(10, 20)]
+
+
+def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunPaths) -> None:
+    finish(open_shard(paths))
+    schema = pq.read_schema(paths.part(0))
+    assert [(field.name, str(field.type)) for field in schema] == [
+        ("row_idx", "int64"),
+        ("sample_idx", "int32"),
+        ("id", "string"),
+        ("score", "decimal128(5, 2)"),
+        ("prompt", "string"),
+        ("completion", "string"),
+        ("finish_reason", "string"),
+        ("num_prompt_tokens", "int32"),
+        ("num_completion_tokens", "int32"),
+        ("error", "string"),
+    ]
+
+
+def test_the_prompt_may_be_left_out(paths: RunPaths) -> None:
+    finish(open_shard(paths, form=part_format(pa.schema([]), include_prompt=False)), pa.schema([]))
+    assert pq.read_schema(paths.part(0)).names[:3] == ["row_idx", "sample_idx", "completion"]
+
+
+def test_a_kept_column_may_be_called_prompt_if_ours_is_left_out(paths: RunPaths) -> None:
+    kept = pa.schema([("prompt", pa.int64())])
+    shard = open_shard(paths, 2, form=part_format(kept, include_prompt=False))
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx))
+    rows = [Row(row_idx=idx, values={}) for idx in shard.rows]
+    shard.keep(RowBlock(rows=rows, kept=pa.table({"prompt": pa.array(range(5), pa.int64())})))
+    shard.finish()
+    assert pq.read_table(paths.part(2))["prompt"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("compression", "codec"), [("zstd", "ZSTD"), ("none", "UNCOMPRESSED")])
+def test_parts_are_compressed_as_asked(paths: RunPaths, compression: str, codec: str) -> None:
+    finish(open_shard(paths, form=part_format(compression=compression)))
+    assert pq.read_metadata(paths.part(0)).row_group(0).column(0).compression == codec
+
+
+def test_metadata_of_the_run_and_counts_of_the_part_are_in_the_footer(paths: RunPaths) -> None:
+    shard = open_shard(paths, 2)
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx, error="null_prompt: x" if row_idx == 22 else None))
+    shard.keep(block(shard.rows))
+    shard.finish()
+    metadata = pq.read_metadata(paths.part(2)).metadata
+    assert {key: metadata[key] for key in METADATA} == METADATA and METADATA_KEY in metadata
+    counts = Counts()
+    counts.add_part(paths.part(2))
+    assert (counts.num_rows, counts.num_prompt_tokens, counts.num_completion_tokens) == (5, 10, 15)
+    assert counts.errors == {"null_prompt": 1} and counts.error_rate == 0.2
+
+
+def test_types_of_huggingface_survive(paths: RunPaths) -> None:
+    features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
+    kept = features.arrow_schema
+    metadata = {b"huggingface": kept.metadata[b"huggingface"]}
+    form = PartFormat.build(kept, include_prompt=False, compression="zstd", metadata=metadata)
+    shard = open_shard(paths, 2, form=form)
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx))
+    rows = [Row(row_idx=idx, values={}) for idx in shard.rows]
+    shard.keep(RowBlock(rows=rows, kept=pa.table({"y": [0, 1, 0, 1, 1]}, schema=kept)))
+    shard.finish()
+    assert datasets.Features.from_arrow_schema(pq.read_schema(paths.part(2)))["y"] == features["y"]
+
+
+def test_dictionary_columns_of_several_blocks_survive(paths: RunPaths) -> None:
+    kept = pa.schema([("d", pa.dictionary(pa.int32(), pa.string()))])
+    shard = open_shard(paths, 2, form=part_format(kept))
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx))
+    for rows, values in ((range(20, 22), ["a", "b"]), (range(22, 25), ["c", "a", None])):
+        table = pa.table({"d": pa.array(values).dictionary_encode()})
+        shard.keep(RowBlock(rows=[Row(row_idx=idx, values={}) for idx in rows], kept=table))
+    shard.finish()
+    table = pq.read_table(paths.part(2))
+    assert table.schema.field("d").type == kept.field("d").type
+    assert table["d"].to_pylist() == ["a", "b", "c", "a", None]
+
+
+def test_row_groups_are_small_and_columns_in_step_across_them(paths: RunPaths) -> None:
+    num_rows = 2 * ROWS_PER_GROUP + 1
+    plan = Plan(num_rows=num_rows, rows_per_shard=num_rows)
+    finish(open_shard(paths, plan=plan))
+    assert pq.read_metadata(paths.part(0)).num_row_groups == 3
+    table = pq.read_table(paths.part(0))
+    assert table["id"].to_pylist() == [f"id{idx}" for idx in table["row_idx"].to_pylist()]
+
+
+def test_a_shard_goes_on_where_several_journals_end(paths: RunPaths) -> None:
+    leave_journal(paths, "a", completion(0, "a"), completion(3, "a"))
+    leave_journal(paths, "b", completion(3, "b"), completion(7, "b"))
+    leave_journal(paths, "other", completion(11, "x"), shard_idx=1)
+    shard = open_shard(paths)
+    assert [row_idx for row_idx in shard.rows if shard.has((row_idx, 0))] == [0, 3, 7] and shard.num_done == 3
+    finish(shard)
+    texts = pq.read_table(paths.part(0))["completion"].to_pylist()
+    assert texts == ["a", "done", "done", "a", "done", "done", "done", "b", "done", "done"]
+    assert paths.journal(1, "other").exists()
+
+
+def test_a_second_completion_of_a_row_is_ignored(paths: RunPaths) -> None:
+    shard = open_shard(paths)
+    shard.add(completion(4, "first"))
+    shard.add(completion(4, "second"))
+    assert shard.num_done == 1
+    finish(shard)
+    assert pq.read_table(paths.part(0))["completion"].to_pylist()[4] == "first"
+
+
+def test_rows_of_another_plan_in_a_journal_are_left_alone(paths: RunPaths) -> None:
+    leave_journal(paths, "a", completion(10), completion(-1))
+    assert open_shard(paths).num_done == 0
+
+
+def test_a_shard_left_unfinished_keeps_its_rows_in_the_journal(paths: RunPaths) -> None:
+    shard = open_shard(paths, worker="a")
+    shard.add(completion(2))
+    shard.close()
+    assert not paths.part(0).exists()
+    assert open_shard(paths, worker="b").has((2, 0))
+
+
+@pytest.mark.parametrize("missing", ["completion", "kept"])
+def test_a_hole_is_a_bug_and_never_a_part(paths: RunPaths, missing: str) -> None:
+    """Nothing is renamed, and the journal keeps what there is."""
+    shard = open_shard(paths)
+    for row_idx in range(10 if missing == "kept" else 9):
+        shard.add(completion(row_idx))
+    shard.keep(block(range(9 if missing == "kept" else 10)))
+    assert not shard.is_complete
+    with pytest.raises(AssertionError, match="shard 0"):
+        shard.finish()
+    shard.close()
+    assert not paths.done_shards()
+    assert open_shard(paths, worker="b").num_done >= 9
+
+
+def test_what_was_written_is_read_back_before_it_gets_its_name(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = open_shard(paths)
+    write = OpenShard._write
+    monkeypatch.setattr(OpenShard, "_write", lambda self, path: (write(self, path), drop_last_row(path)))
+    with pytest.raises(AssertionError, match="9 rows written, 10 in the plan"):
+        finish(shard)
+    assert not paths.done_shards()
+
+
+def drop_last_row(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) - 1), path)
+
+
+def test_journals_and_temporary_files_go_once_the_part_is_there(paths: RunPaths) -> None:
+    leave_journal(paths, "dead", completion(0))
+    paths.part_tmp(0, "dead").write_text("half")
+    paths.part_tmp(1, "alive").write_text("half")
+    finish(open_shard(paths))
+    assert sorted(path.name for path in paths.root.rglob("*") if path.is_file()) == [
+        paths.part_tmp(1, "alive").name,
+        paths.part(0).name,
+    ]
+
+
+def test_two_workers_may_finish_the_same_shard(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster one removed the slower one's file as a leftover, and the slower one ended with No such file."""
+    slow, fast = open_shard(paths, worker="slow"), open_shard(paths, worker="fast")
+    verify = OpenShard._verify
+
+    def overtaken(self: OpenShard, path: Path) -> None:
+        if self is slow:
+            finish(fast)
+        verify(self, path)
+
+    monkeypatch.setattr(OpenShard, "_verify", overtaken)
+    finish(slow)
+    assert pq.read_table(paths.part(0))["row_idx"].to_pylist() == list(range(10))
+    assert not paths.part_tmps(0) and not paths.journals(0)
+
+
+def test_a_vanished_directory_is_no_finished_shard(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenShard, "_verify", lambda self, path: path.unlink())
+    with pytest.raises(FileNotFoundError):
+        finish(open_shard(paths))
+
+
+def test_a_dataset_without_rows_gives_an_empty_part_with_its_schema(paths: RunPaths) -> None:
+    plan = Plan(num_rows=0, rows_per_shard=10)
+    shard = open_shard(paths, plan=plan)
+    assert shard.is_complete
+    shard.finish()
+    table = pq.read_table(paths.part(0))
+    assert table.num_rows == 0 and table.schema.equals(part_format().schema)
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(0, [0]), (1, [1]), (10, [10]), (11, [10, 1]), (25, [10, 10, 5])])
+def test_the_plan_covers_every_row_once(num_rows: int, expected: list[int]) -> None:
+    plan = Plan(num_rows=num_rows, rows_per_shard=10)
+    keys = [key for shard_idx in range(plan.num_shards) for key in plan.keys(shard_idx)]
+    assert [len(plan.rows(shard_idx)) for shard_idx in range(plan.num_shards)] == expected
+    assert keys == [(row_idx, 0) for row_idx in range(num_rows)]

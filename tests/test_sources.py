@@ -1,0 +1,611 @@
+"""Sources: every form of dataset gives the same rows by index, wrong rows are rows, kept columns keep their types."""
+
+import datetime
+import decimal
+import itertools
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job.config import DataConfig
+from job.data import lines
+from job.data.lines import LinesSource, index_lines
+from job.data.opening import OpenDataset, open_dataset
+from job.data.source import ParquetSource, Source
+from job.errors import JobError, UsageError
+from job.records import Row
+
+PROMPTS = [f"prompt {idx}" for idx in range(700)]
+"""More than two blocks of rows and than two strides of the line index."""
+
+CUTS = (0, 123, 124, 400, 700)
+"""Where the rows of several files begin and end."""
+
+RANGES = [(0, 700), (0, 1), (699, 700), (122, 125), (255, 258), (300, 300), (390, 650), (511, 513), (513, 700)]
+
+
+def open_source(dataset: Path | str, **options: Any) -> OpenDataset:
+    return open_dataset(DataConfig(dataset=str(dataset), **options))
+
+
+def read_rows(source: Source, start: int = 0, stop: int | None = None, columns: Sequence[str] = ("text",)) -> list[Row]:
+    stop = source.num_rows if stop is None else stop
+    return [row for block in source.read(start, stop, columns, []) for row in block.rows]
+
+
+def read_kept(source: Source, *names: str, start: int = 0) -> pa.Table:
+    return pa.concat_tables([block.kept for block in source.read(start, source.num_rows, [], names)])
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def records(start: int = 0, stop: int = 700) -> list[dict[str, Any]]:
+    return [{"text": PROMPTS[idx], "number": idx} for idx in range(start, stop)]
+
+
+def table(start: int = 0, stop: int = 700) -> pa.Table:
+    return pa.Table.from_pylist(records(start, stop))
+
+
+def make_jsonl(path: Path) -> Path:
+    return write_jsonl(path / "rows.jsonl", records())
+
+
+def make_jsonl_glob(path: Path) -> str:
+    for idx, (start, stop) in enumerate(itertools.pairwise(CUTS)):
+        write_jsonl(path / f"rows-{idx}.jsonl", records(start, stop))
+    (path / "rows-00.jsonl").touch()  # an empty file among them shifts nothing
+    return str(path / "rows-*.jsonl")
+
+
+def make_json_array(path: Path) -> Path:
+    (path / "rows.json").write_text(json.dumps(records()))
+    return path / "rows.json"
+
+
+def make_csv(path: Path) -> Path:
+    (path / "rows.csv").write_text("text,number\n" + "".join(f"{r['text']},{r['number']}\n" for r in records()))
+    return path / "rows.csv"
+
+
+def make_text(path: Path) -> Path:
+    (path / "rows.txt").write_text("\n".join(PROMPTS))
+    return path / "rows.txt"
+
+
+def make_parquet(path: Path) -> Path:
+    pq.write_table(table(), path / "rows.parquet", row_group_size=37)
+    return path / "rows.parquet"
+
+
+def make_parquet_directory(path: Path) -> Path:
+    (path / "parts").mkdir()
+    for idx, (start, stop) in enumerate(itertools.pairwise(CUTS)):
+        pq.write_table(table(start, stop), path / "parts" / f"rows-{idx}.parquet", row_group_size=50)
+    return path / "parts"
+
+
+def make_saved(path: Path) -> Path:
+    datasets.Dataset(table()).save_to_disk(path / "saved", num_shards=3)
+    return path / "saved"
+
+
+def make_saved_dict(path: Path) -> Path:
+    split = datasets.Dataset(table())
+    datasets.DatasetDict({"test": split.select(range(3)), "train": split}).save_to_disk(path / "saved")
+    return path / "saved"
+
+
+def make_run_directory(path: Path) -> Path:
+    """The output of an earlier run, with its metrics, which are no rows."""
+    parts = make_parquet_directory(path)
+    for idx, part in enumerate(sorted(parts.glob("*.parquet"))):
+        part.rename(parts / f"part-{idx:05d}.parquet")
+    (parts / "manifest.json").write_text("{}")
+    write_jsonl(parts / "metrics" / "worker.jsonl", [{"num_rows": 1}])
+    return parts
+
+
+FORMS: dict[str, tuple[Callable[[Path], Path | str], bool]] = {
+    "jsonl": (make_jsonl, False),
+    "jsonl-glob": (make_jsonl_glob, False),
+    "json-array": (make_json_array, False),
+    "json-array-streaming": (make_json_array, True),
+    "csv": (make_csv, False),
+    "csv-streaming": (make_csv, True),
+    "text": (make_text, False),
+    "parquet": (make_parquet, False),
+    "parquet-directory": (make_parquet_directory, False),
+    "save_to_disk": (make_saved, False),
+    "save_to_disk-dict": (make_saved_dict, False),
+    "earlier-run": (make_run_directory, False),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The same 700 rows in each form."""
+    make, streaming = FORMS[request.param]
+    return open_source(make(tmp_path_factory.mktemp("form")), streaming=streaming).source
+
+
+def test_every_form_knows_its_rows_and_columns(form: Source) -> None:
+    assert form.num_rows == 700
+    assert form.schema.names in (["text", "number"], ["text"])
+
+
+@pytest.mark.parametrize(("start", "stop"), RANGES)
+def test_every_form_gives_the_same_rows_by_index(form: Source, start: int, stop: int) -> None:
+    rows = read_rows(form, start, stop)
+    assert [row.row_idx for row in rows] == list(range(start, stop))
+    assert [row.values["text"] for row in rows] == PROMPTS[start:stop]
+
+
+def test_every_form_keeps_columns_in_step_with_rows(form: Source) -> None:
+    if "number" not in form.schema.names:
+        pytest.skip("a text file has one column")
+    blocks = list(form.read(100, 690, ["text"], ["number"]))
+    assert all(len(block.rows) == len(block.kept) for block in blocks)
+    assert [n for block in blocks for n in block.kept["number"].to_pylist()] == list(range(100, 690))
+
+
+def test_every_form_can_be_read_without_any_column(form: Source) -> None:
+    """A template without variables needs no column; ``datasets`` then gave tables without rows, and the run failed."""
+    blocks = list(form.read(120, 420, [], []))
+    assert [row.row_idx for block in blocks for row in block.rows] == list(range(120, 420))
+    assert all(block.kept.num_columns == 0 for block in blocks)
+
+
+def test_an_abandoned_read_does_not_disturb_the_next(form: Source) -> None:
+    next(iter(form.read(5, 600, ["text"], [])))
+    assert [row.values["text"] for row in read_rows(form, 7, 12)] == PROMPTS[7:12]
+
+
+def test_a_late_row_of_parquet_decodes_no_earlier_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    class Watched(pq.ParquetFile):
+        def iter_batches(self, *args: Any, row_groups: list[int], **options: Any) -> Any:
+            decoded.extend(row_groups)
+            return super().iter_batches(*args, row_groups=row_groups, **options)
+
+    source = ParquetSource([str(make_parquet(tmp_path))])
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    assert [row.values["text"] for row in read_rows(source, 333, 371)] == PROMPTS[333:371]
+    assert decoded == [9, 10]  # rows 333 to 370, and from 370 on, in groups of 37
+
+
+def test_parquet_files_with_other_columns_are_refused_at_the_start(tmp_path: Path) -> None:
+    """A second file without the column was a KeyError with a traceback, hours later, when its rows came."""
+    pq.write_table(table(), tmp_path / "a.parquet")
+    pq.write_table(table().drop(["text"]), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match=r"b\.parquet has no column 'text', but .*a\.parquet has"):
+        open_source(tmp_path)
+
+
+def test_parquet_files_with_wider_types_are_read_as_the_first_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": pa.array([1], pa.int64())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": pa.array([2], pa.int32())}), tmp_path / "b.parquet")
+    assert read_kept(open_source(tmp_path).source, "x").equals(pa.table({"x": pa.array([1, 2], pa.int64())}))
+
+
+def test_parquet_files_with_types_that_do_not_fit_fail_with_their_names(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": pa.array([1], pa.int64())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": pa.array(["two"])}), tmp_path / "b.parquet")
+    with pytest.raises(JobError, match=r"b\.parquet does not have the column types of .*a\.parquet"):
+        read_kept(open_source(tmp_path).source, "x")
+
+
+def lines_of(path: Path, content: bytes, *, is_json: bool = True) -> LinesSource:
+    path.write_bytes(content)
+    return LinesSource([str(path)], is_json=is_json)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "a"}\n{"text": "b"}\n',
+        b'{"text": "a"}\n{"text": "b"}',
+        b'{"text": "a"}\r\n{"text": "b"}\r\n',
+        b'\n\n{"text": "a"}\n  \t \n\r\n{"text": "b"}\n\n',
+        b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n',
+        b'{"text": "a"}\n' + b" " * 50 + b'\n{"text": "b"}\n',
+        b'{"text": "a"}\n\v\f\n  {"text": "b"}  \n',
+    ],
+    ids=["plain", "no-final-newline", "crlf", "blank-lines", "bom", "long-blank-line", "odd-white-space"],
+)
+def test_line_ends_blank_lines_and_marks_do_not_matter(tmp_path: Path, content: bytes) -> None:
+    """``long-blank-line``: a line of 32 or more blanks was counted as a row, but never read as one."""
+    source = lines_of(tmp_path / "a.jsonl", content)
+    assert [row.values for row in read_rows(source)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_text_lines_are_rows_as_they_are(tmp_path: Path) -> None:
+    source = lines_of(tmp_path / "a.txt", b'\xef\xbb\xbf  one \r\n\n"two"\n{"three": 3}', is_json=False)
+    assert [row.values["text"] for row in read_rows(source)] == ["  one ", '"two"', '{"three": 3}']
+
+
+@pytest.mark.parametrize("scan_bytes", [1, 7, 64, 1 << 20])
+def test_random_files_are_read_as_a_naive_reader_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan_bytes: int
+) -> None:
+    """Also lines longer than a scan block, and white space of every kind at every place."""
+    monkeypatch.setattr(lines, "SCAN_BYTES", scan_bytes)
+    monkeypatch.setattr(lines, "STRIDE", 3)
+    rng = random.Random(scan_bytes)
+    for case in range(15):
+        pieces = [rng.choice(["", " ", "\t" * 40, "\r", "x", "yy " * 30, "é"]) for _ in range(rng.randrange(40))]
+        content = "\n".join(pieces) + rng.choice(["", "\n"])
+        expected = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
+        source = lines_of(tmp_path / f"{case}.txt", content.encode(), is_json=False)
+        assert source.num_rows == len(expected)
+        start = rng.randrange(len(expected) + 1)
+        assert [row.values["text"] for row in read_rows(source, start)] == expected[start:]
+
+
+def test_the_index_keeps_one_offset_in_256_lines(tmp_path: Path) -> None:
+    index = index_lines(str(make_jsonl(tmp_path)))
+    assert index.num_rows == 700 and len(index.offsets) == 3
+    content = (tmp_path / "rows.jsonl").read_bytes()
+    for stride, offset in enumerate(index.offsets):
+        assert content[offset:].startswith(b'{"text": "prompt %d"' % (256 * stride))
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "detail"),
+    [
+        (b'{"text": ', "invalid_json", "line 1 column"),
+        (b"not json", "invalid_json", "Expecting value"),
+        (b"[1, 2]", "invalid_json", "a line must be a JSON object, this is a list"),
+        (b"null", "invalid_json", "this is a NoneType"),
+        (b'{"text": "\xff"}', "invalid_unicode", "can't decode byte 0xff"),
+        (b"[" * 100_000, "invalid_json", "recursion"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "invalid_json", "integer string conversion"),
+    ],
+    ids=["torn", "no-json", "list", "null", "bytes", "deep", "huge-number"],
+)
+def test_a_line_that_cannot_be_parsed_is_an_error_row_with_its_place(
+    tmp_path: Path, line: bytes, kind: str, detail: str
+) -> None:
+    source = lines_of(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + line + b'\n{"text": "c"}\n')
+    rows = read_rows(source)
+    assert [row.values.get("text") for row in rows] == ["a", None, "c"]
+    assert rows[0].error is None and rows[2].error is None
+    assert rows[1].error is not None and rows[1].error.kind == kind
+    assert rows[1].error.detail.startswith("a.jsonl, row 1: ") and detail in rows[1].error.detail
+
+
+def test_bytes_that_are_no_text_are_an_error_row_of_a_text_file(tmp_path: Path) -> None:
+    rows = read_rows(lines_of(tmp_path / "a.txt", b"a\n\xff\xfe\nc\n", is_json=False))
+    assert [row.values.get("text") for row in rows] == ["a", None, "c"]
+    assert str(rows[1].error).startswith("invalid_unicode: a.txt, row 1: ")
+
+
+def test_the_place_counts_from_the_start_of_its_own_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", records(0, 300))
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n{\n')
+    error = read_rows(open_source(tmp_path / "*.jsonl").source, 301)[0].error
+    assert error is not None and error.detail.startswith("b.jsonl, row 1: ")
+
+
+def test_an_escaped_lone_surrogate_is_a_value_like_any_other(tmp_path: Path) -> None:
+    """It is valid JSON; only the tokenizer can say that it is no text."""
+    source = lines_of(tmp_path / "a.jsonl", b'{"text": "\\ud800"}\n')
+    assert read_rows(source)[0].values == {"text": "\ud800"}
+
+
+def test_a_file_that_has_lost_rows_is_an_error(tmp_path: Path) -> None:
+    source = LinesSource([str(make_jsonl(tmp_path))], is_json=True)
+    write_jsonl(tmp_path / "rows.jsonl", records(0, 600))
+    assert len(read_rows(source, 0, 600)) == 600
+    with pytest.raises(JobError, match=r"rows\.jsonl has lost rows since the run began"):
+        read_rows(source, 590, 700)
+
+
+def test_a_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
+    source = LinesSource([str(make_jsonl(tmp_path))], is_json=True)
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(JobError, match="No such file"):
+        read_rows(source, 0, 1)
+
+
+def test_lines_without_any_object_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none of the first 2 lines is a JSON object"):
+        lines_of(tmp_path / "a.jsonl", b'"a"\n"b"\n')
+
+
+def kept_column(path: Path, values: Sequence[Any], **options: Any) -> pa.ChunkedArray:
+    """Write values as column x of a JSON lines file and return it as kept."""
+    write_jsonl(path / "x.jsonl", [{"text": "", "x": value} for value in values])
+    config = DataConfig(dataset=str(path / "x.jsonl"), keep_columns=("x",))
+    return read_kept(open_dataset(config, kept=["x"]).source, "x")["x"]
+
+
+FILL = [None] * 1000
+"""So many rows are looked at together when types are found."""
+
+
+@pytest.mark.parametrize(
+    ("values", "data_type"),
+    [
+        ([1, None, 3], pa.int64()),
+        ([1, 2.5], pa.float64()),
+        ([*[1] * 1000, 2.5], pa.float64()),
+        ([True, None], pa.bool_()),
+        ([None, None], pa.string()),
+        ([*FILL, 7], pa.int64()),
+        ([[1], [], None], pa.list_(pa.int64())),
+        ([[], *FILL, ["x"]], pa.list_(pa.string())),
+        ([{"a": 1}, None, {"b": ["x"]}], pa.struct([("a", pa.int64()), ("b", pa.list_(pa.string()))])),
+        ([{"a": 1}, *FILL, {"b": "x"}], pa.struct([("a", pa.int64()), ("b", pa.string())])),
+    ],
+    ids=str,
+)
+def test_json_values_get_the_type_that_all_of_them_fit(
+    tmp_path: Path, values: list[Any], data_type: pa.DataType
+) -> None:
+    column = kept_column(tmp_path, values)
+    assert column.type == data_type
+    assert column.equals(pa.chunked_array([pa.array(values, data_type)]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, "two", None, [3], {"four": 4.5}, True],
+        [*[1] * 1000, "two"],
+        ["one", *FILL, {"two": 2}],
+        [{"a": 1}, *FILL, {"a": "x"}],
+        [2**60 + 1, 0.5],
+        [2**60 + 1, *FILL, 0.5],
+        [0.5, *FILL, 2**60 + 1],
+        [2**63, *FILL, -1],
+        [2**70],
+        [{}, {}],
+        [[{}]],
+    ],
+    ids=lambda values: str([v for v in values if v is not None])[:30],
+)
+def test_json_values_without_a_common_type_become_json_text(tmp_path: Path, values: list[Any]) -> None:
+    """Large integers beside fractions, numbers above 2**63 beside negative ones, and empty objects ended the run."""
+    column = kept_column(tmp_path, values)
+    assert column.type == pa.string()
+    found = [
+        v if v is None or isinstance(w, str) else json.loads(v) for v, w in zip(column.to_pylist(), values, strict=True)
+    ]
+    assert found == values
+    pq.write_table(pa.table({"x": column}), tmp_path / "x.parquet")
+
+
+def test_lone_surrogates_in_kept_columns_are_escaped(tmp_path: Path) -> None:
+    column = kept_column(tmp_path, ["a", "\ud800"])
+    assert column.to_pylist() == ["a", "\\ud800"]
+    nested = kept_column(tmp_path, [{"a": "\ud800"}])
+    assert json.loads(nested.to_pylist()[0]) == {"a": "\ud800"}
+
+
+def test_error_rows_have_nulls_in_kept_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": 1}\n{\n{"text": "c", "x": 3}\n')
+    source = open_dataset(DataConfig(dataset=str(tmp_path / "a.jsonl")), kept=["x"]).source
+    assert read_kept(source, "x").equals(pa.table({"x": pa.array([1, None, 3], pa.int64())}))
+
+
+def test_keeping_all_columns_looks_at_all_rows_for_their_types(tmp_path: Path) -> None:
+    """With ``--keep-columns '*'`` types came from the first 1000 rows, and a later row ended the run."""
+    write_jsonl(tmp_path / "x.jsonl", [{"text": "", "x": x} for x in [*[1] * 1000, "two"]])
+    source = open_source(tmp_path / "x.jsonl", keep_columns=("*",)).source
+    assert source.schema.field("x").type == pa.string()
+    assert read_kept(source, "x", start=999)["x"].to_pylist() == ["1", "two"]
+
+
+def test_a_type_that_changes_after_opening_is_an_error(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])
+    source = open_dataset(DataConfig(dataset=str(path)), kept=["x"]).source
+    write_jsonl(path, [{"x": "changed"}])
+    with pytest.raises(JobError, match="does not fit its column's type int64 any more"):
+        read_kept(source, "x")
+
+
+TYPED = {
+    "timestamp": pa.array([datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), None], pa.timestamp("us", "UTC")),
+    "date": pa.array([datetime.date(2020, 1, 2), None], pa.date32()),
+    "decimal": pa.array([decimal.Decimal("1.20"), None], pa.decimal128(9, 2)),
+    "list": pa.array([[1, 2], None], pa.list_(pa.int16())),
+    "struct": pa.array([{"a": 1, "b": ["x"]}, None], pa.struct([("a", pa.int8()), ("b", pa.list_(pa.string()))])),
+    "large_string": pa.array(["x", None], pa.large_string()),
+    "binary": pa.array([b"\xff", None], pa.binary()),
+    "float32": pa.array([0.5, None], pa.float32()),
+    "uint64": pa.array([2**64 - 1, None], pa.uint64()),
+}
+
+
+@pytest.mark.parametrize("name", [*TYPED, "dictionary"])
+def test_parquet_columns_keep_their_types(tmp_path: Path, name: str) -> None:
+    columns = {**TYPED, "dictionary": pa.array(["x", None]).cast(pa.dictionary(pa.int8(), pa.string()))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet").source
+    column = read_kept(source, name)[name]
+    assert source.schema.field(name).type.equals(columns[name].type)
+    assert column.type.equals(columns[name].type)
+    assert column.to_pylist() == columns[name].to_pylist()
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_saved_columns_keep_their_types(tmp_path: Path, name: str) -> None:
+    datasets.Dataset(pa.table(TYPED)).save_to_disk(tmp_path / "saved")
+    source = open_source(tmp_path / "saved").source
+    assert source.schema.field(name).type.equals(TYPED[name].type)
+    assert read_kept(source, name)[name].combine_chunks().equals(TYPED[name])
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_class_labels_keep_their_names(tmp_path: Path, form: str) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["no", "yes"])})
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b"], "y": [1, 0]}, features=features)
+    path = tmp_path / "a.parquet"
+    if form == "parquet":
+        dataset.to_parquet(path)
+    else:
+        path = tmp_path / "saved"
+        dataset.save_to_disk(path)
+    source = open_source(path).source
+    assert datasets.Features.from_arrow_schema(source.schema) == features
+    assert read_kept(source, "y")["y"].to_pylist() == [1, 0]
+
+
+def test_the_fingerprint_follows_the_contents_not_the_path(tmp_path: Path) -> None:
+    """A renamed file was taken for another dataset, and the restart refused."""
+    first = open_source(write_jsonl(tmp_path / "a" / "rows.jsonl", records())).fingerprint
+    assert open_source(write_jsonl(tmp_path / "b" / "renamed.jsonl", records())).fingerprint == first
+    assert open_source(write_jsonl(tmp_path / "c" / "rows.jsonl", records(1))).fingerprint != first
+
+
+def test_the_same_bytes_read_another_way_are_another_dataset(tmp_path: Path) -> None:
+    path = make_jsonl(tmp_path)
+    first = open_source(path).fingerprint
+    assert open_source(path.rename(tmp_path / "rows.txt")).fingerprint != first
+
+
+def test_touching_a_file_keeps_its_fingerprint(tmp_path: Path) -> None:
+    path = make_parquet(tmp_path)
+    first = open_source(path).fingerprint
+    os.utime(path, (1, 1))
+    assert open_source(path).fingerprint == first
+
+
+def test_files_in_another_order_are_another_dataset(tmp_path: Path) -> None:
+    a, b = write_jsonl(tmp_path / "a.jsonl", records(0, 2)), write_jsonl(tmp_path / "b.jsonl", records(2, 4))
+    first = open_source("json", data_files=(str(a), str(b))).fingerprint
+    assert open_source("json", data_files=(str(b), str(a))).fingerprint != first
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_fingerprint_of_a_large_file_samples_it_up_to_its_end(tmp_path: Path, place: int) -> None:
+    """The last bytes of a large file were not among the sampled places."""
+    content = bytearray(b"some text\n" * 300_007)
+    (tmp_path / "a.txt").write_bytes(content)
+    first = open_source(tmp_path / "a.txt").fingerprint
+    content[place] = ord("X")
+    (tmp_path / "a.txt").write_bytes(content)
+    assert open_source(tmp_path / "a.txt").fingerprint != first
+
+
+def test_caches_beside_a_saved_dataset_do_not_change_its_fingerprint(tmp_path: Path) -> None:
+    """``map`` on a loaded dataset leaves cache-*.arrow there; the restart took that for other data."""
+    path = make_saved(tmp_path)
+    first = open_source(path).fingerprint
+    datasets.load_from_disk(path).map(lambda row: {"number": row["number"] + 1})
+    assert list(path.glob("cache-*.arrow"))
+    assert open_source(path).fingerprint == first
+
+
+def test_a_changed_saved_dataset_has_another_fingerprint(tmp_path: Path) -> None:
+    first = open_source(make_saved(tmp_path)).fingerprint
+    datasets.Dataset(table(1)).save_to_disk(tmp_path / "other", num_shards=3)
+    assert open_source(tmp_path / "other").fingerprint != first
+
+
+def make_split_directory(path: Path, *names: str) -> Path:
+    for name in names:
+        write_jsonl(path / "data" / f"{name}.jsonl", [{"text": name}])
+    return path / "data"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "expected"),
+    [
+        (("train", "test"), None, "train"),
+        (("train", "test"), "test", "test"),
+        (("test",), None, "test"),
+    ],
+)
+def test_the_split_is_as_asked_or_train_or_the_only_one(
+    tmp_path: Path, names: tuple[str, ...], wanted: str | None, expected: str
+) -> None:
+    opened = open_source(make_split_directory(tmp_path, *names), split=wanted)
+    assert opened.split == expected
+    assert read_rows(opened.source)[0].values == {"text": expected}
+
+
+def test_a_wrong_split_is_told_with_those_there_are(tmp_path: Path) -> None:
+    path = make_split_directory(tmp_path, "train", "test")
+    with pytest.raises(UsageError, match=r"has no split 'dev'\. Splits: train, test\. Set --split\."):
+        open_source(path, split="dev")
+
+
+def test_a_wrong_split_of_a_saved_dict_is_told_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no split 'dev'\. Splits: test, train"):
+        open_source(make_saved_dict(tmp_path), split="dev")
+
+
+def test_a_saved_dataset_is_the_split_that_it_was(tmp_path: Path) -> None:
+    """Whatever split was asked for, the only one there is was read, and the output called it by the wrong name."""
+    datasets.Dataset(table(), split=datasets.Split.TEST).save_to_disk(tmp_path / "saved")
+    assert open_source(tmp_path / "saved").split == "test"
+    with pytest.raises(UsageError, match=r"has no split 'train'\. Splits: test"):
+        open_source(tmp_path / "saved", split="train")
+
+
+def test_several_splits_without_train_need_a_choice(tmp_path: Path) -> None:
+    path = make_split_directory(tmp_path, "test", "validation")
+    with pytest.raises(UsageError, match=r"has no split 'train'\. Splits: "):
+        open_source(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "nowhere", "*.parquet", "nowhere/rows.csv"])
+def test_a_missing_file_is_told_as_such(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"{name}: there is no such file or directory")):
+        open_source(tmp_path / name)
+
+
+def test_files_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    make_jsonl(tmp_path)
+    make_csv(tmp_path)
+    with pytest.raises(UsageError, match=r"files of kind \.csv, \.jsonl\. Give files of one kind"):
+        open_source(tmp_path / "rows.*")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("no parquet")
+    with pytest.raises(UsageError) as caught:
+        open_source(tmp_path / "a.parquet")
+    assert "a.parquet" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [make_jsonl, make_parquet, make_csv])
+def test_names_with_brackets_are_names(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """``datasets`` takes every name for a glob: a file called a[1].parquet was not found."""
+    path = make(tmp_path)
+    path = path.rename(path.with_stem("a[1]"))
+    assert [row.values["text"] for row in read_rows(open_source(path).source, 0, 2)] == PROMPTS[:2]
+
+
+def test_streaming_counts_rows_no_further_than_the_limit(tmp_path: Path) -> None:
+    source = open_source(make_csv(tmp_path), streaming=True, limit=10).source
+    assert source.num_rows == 10
+    assert [row.values["text"] for row in read_rows(source)] == PROMPTS[:10]
+
+
+def test_a_limit_leaves_the_rows_behind_it_out_of_the_types(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "x.jsonl", [{"x": 1}, {"x": "two"}])
+    source = open_dataset(DataConfig(dataset=str(tmp_path / "x.jsonl"), limit=1), kept=["x"]).source
+    assert source.schema.field("x").type == pa.int64()
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    source = open_source(tmp_path / "a.txt").source
+    assert source.num_rows == 0 and read_rows(source) == []
