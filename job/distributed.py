@@ -55,9 +55,7 @@ class Replica:
                 f"{self.info.master_port}: {reason}. Were all started, and is the port free?"
             ) from None
         self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
-        box = [self.launch_id]
-        dist.broadcast_object_list(box, src=0, group=self._world)
-        self.launch_id = box[0]
+        self.launch_id = self.agree_in_world(self.launch_id)
         size = self.info.tensor_parallel_size
         for first in range(0, self.info.world_size, size):  # every process takes part in making every group
             ranks = list(range(first, first + size))
@@ -81,6 +79,13 @@ class Replica:
     def has_followers(self) -> bool:
         """Whether there is anybody to tell."""
         return self.info.tensor_parallel_size > 1
+
+    def agree_in_world(self, value: Any) -> Any:
+        """Return what rank 0 passed, on every process of the launch."""
+        box = [value]
+        if self._world is not None:
+            dist.broadcast_object_list(box, src=0, group=self._world)
+        return box[0]
 
     def check_world(self, failure: JobError | None) -> None:
         """Wait for all processes of the launch, and raise if one of them has failed.

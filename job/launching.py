@@ -67,7 +67,8 @@ def _build_engine(
     """Load the model on every process of the launch at the same time, or fake it."""
     if prepared is not None:
         _announce(prepared, replica, progress)
-    if config.engine.engine == "fake":
+    nothing_to_do = replica.agree_in_world(prepared is not None and prepared.is_done)
+    if nothing_to_do or config.engine.engine == "fake":  # nothing to do: do not load a model for it
         step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
         return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs)
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
@@ -82,6 +83,9 @@ def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     info, plan = replica.info, prepared.plan
+    if prepared.is_done:
+        progress.note(f"all {plan.num_rows:,} rows are done already")
+        return
     if prepared.model_info.dtype_note:
         progress.note(prepared.model_info.dtype_note)
     replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"

@@ -45,18 +45,14 @@ class Prepared:
     plan: Plan
     paths: RunPaths
     part_format: PartFormat
+    kept_columns: tuple[str, ...]
+    """Columns that go from the dataset to the output."""
     worker: WorkerId
 
     @property
     def is_done(self) -> bool:
         """Whether every shard is final."""
         return len(self.paths.done_shards()) == self.plan.num_shards
-
-    @property
-    def kept_columns(self) -> list[str]:
-        """Columns that go from the dataset to the output."""
-        names = {field.name for field in COMPLETION_SCHEMA}
-        return [name for name in self.part_format.schema.names if name not in names]
 
 
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
@@ -105,6 +101,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
             compression=config.output.compression,
             metadata=_metadata(config, manifest, schema, kept),
         ),
+        kept_columns=tuple(field.name for field in kept),
         worker=worker,
     )
 
@@ -197,7 +194,7 @@ def _manifest(
         "prompt": prompt,
         "sampling": asdict(config.sampling),
         "columns": {
-            "kept": {field.name: str(field.type) for field in kept},
+            "kept": [f"{field.name}: {field.type}" for field in kept],
             "include_prompt": config.output.include_prompt,
         },
         "engine": "fake" if config.engine.engine == "fake" else "model",

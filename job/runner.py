@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from job.data.source import read_rows
 from job.engine.protocol import Engine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.observe.metrics import Figures, MetricsFile, read_latest
@@ -111,10 +112,8 @@ class Runner:
     def _requests(self, shard: OpenShard) -> Iterator[Request]:
         """Yield what is left to compute of a shard; rows that never reach the engine are finished on the way."""
         prepared = self._prepared
-        blocks = prepared.source.read(
-            shard.rows.start, shard.rows.stop, prepared.renderer.columns, prepared.kept_columns
-        )
-        for block in blocks:
+        name = prepared.config.data.dataset
+        for block in read_rows(prepared.source, name, shard.rows, prepared.renderer.columns, prepared.kept_columns):
             shard.keep(block)
             prompts = [prepared.renderer.render(row) for row in block.rows if not shard.has((row.row_idx, 0))]
             for prompt, item in prepared.tokenization.encode(prompts):

@@ -308,3 +308,59 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
     bad = run_job("run", "--config", tmp_path / "bad.toml", "--output", tmp_path / "out")
     assert bad.exit_code == 2
     assert "there is no option 'max_token'" in bad.stderr
+
+
+def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """A corrupt column chunk is found when it is read: exit code 1, the parts before it stay."""
+    data = tmp_path / "data.parquet"
+    table = pa.table({"prompt": [f"prompt number {i}" for i in range(4000)]})
+    pq.write_table(table, data, row_group_size=1000, compression="none", use_dictionary=False)
+    start = pq.read_metadata(data).row_group(3).column(0).data_page_offset
+    content = bytearray(data.read_bytes())
+    content[start : start + 40] = b"\xff" * 40
+    data.write_bytes(content)
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--rows-per-shard", 1000],
+    )
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(f"job: --dataset {data} cannot be read any more:")
+    assert (tmp_path / "out/part-00001.parquet").exists()
+    assert not (tmp_path / "out/part-00003.parquet").exists()
+
+
+def test_a_null_that_a_template_prints_is_an_error_of_the_row(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """No model should read the word None; a template may say what to write instead."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"a": "x", "b": "y"}, {"a": "x", "b": None}])
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
+    run_job(*base, "--prompt-template", "{{ a }}{{ b }}", "--output", tmp_path / "out")
+    assert read_output(tmp_path / "out")["error"].to_pylist()[1].startswith("template_error: ValueError: a null value")
+    run_job(*base, "--prompt-template", "{{ a }}{{ b or '-' }}", "--output", tmp_path / "out2")
+    assert read_output(tmp_path / "out2")["prompt"].to_pylist() == ["xy", "x-"]
+
+
+def test_a_directory_with_foreign_parts_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """They would pass for finished shards."""
+    (tmp_path / "out").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "out/part-00000.parquet")
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"]
+    result = run_job(*base)
+    assert result.exit_code == 2
+    assert "has part files, but no manifest.json" in result.stderr
+
+
+def test_the_output_of_a_run_is_a_dataset_for_the_next(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """Its parts, and none of the other files beside them."""
+    base = ["run", "--engine", "fake", "--model", tiny_model()]
+    run_job(*base, "--dataset", questions, "--output", tmp_path / "first", "--rows-per-shard", 10)
+    result = run_job(
+        *[*base, "--dataset", tmp_path / "first", "--prompt-column", "completion", "--no-include-prompt"],
+        *["--keep-columns", "prompt", "--output", tmp_path / "second"],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "second")
+    assert table["completion"].to_pylist() == table["prompt"].to_pylist() == [f"question {i}?" for i in range(57)]

@@ -219,9 +219,16 @@ def template_columns(text: str, columns: Collection[str] = ()) -> list[str]:
     return sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
 
 
+def _refuse_null(value: Any) -> Any:
+    """Let a null that a template prints be an error: no model should read the word None where a text is missing."""
+    if value is None:
+        raise ValueError("a null value; write {{ column or '' }} if it may be missing")
+    return value
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
+        undefined=jinja2.StrictUndefined, finalize=_refuse_null, keep_trailing_newline=False, autoescape=False
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     return environment

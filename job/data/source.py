@@ -49,6 +49,27 @@ class Source(Protocol):
         """
 
 
+def read_rows(
+    source: Source, name: str, rows: range, columns: Sequence[str], kept: Sequence[str]
+) -> Iterator[RowBlock]:
+    """Read from a source, and say in one line which dataset failed if it does.
+
+    Args:
+        name: of the dataset, as the user gave it.
+
+    Raises:
+        JobError: the data cannot be read any more.
+    """
+    try:
+        yield from source.read(rows.start, rows.stop, columns, kept)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(
+            f"--dataset {name} cannot be read any more: {reason}. What is finished is safe; "
+            "the same command continues once the data is back."
+        ) from error
+
+
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
     """Turn an Arrow table whose first row is row ``start`` of the dataset into a block."""
     values = table.select(list(columns)).to_pylist() if columns else [{}] * len(table)

@@ -61,6 +61,8 @@ def inspect_model(config: ModelConfig, device: torch.device, tensor_parallel_siz
     """
     from transformers import AutoConfig
 
+    if (config.model.startswith((".", "/", "~")) or config.model.count("/") > 1) and not Path(config.model).is_dir():
+        raise UsageError(f"--model {config.model}: there is no such directory.")
     try:
         hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code

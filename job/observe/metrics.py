@@ -63,6 +63,6 @@ def read_latest(paths: Iterable[Path]) -> list[Figures]:
                 lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
             values = json.loads(lines[-1])
             latest.append(Figures(**{**values, "open_shards": tuple(values["open_shards"])}))
-        except (FileNotFoundError, IndexError, ValueError, TypeError):
+        except (FileNotFoundError, LookupError, ValueError, TypeError):
             continue  # another worker's file, half-written: it says more next time
     return latest
