@@ -74,7 +74,7 @@ class Runner:
                 self._collect()
                 self._commit()
                 self._report()
-                if not self._open and self._engine.num_pending == 0 and not self._wait_for_work():
+                if not self._open and self._engine.num_pending == 0 and not self._find_work():
                     self._progress.show(self._position(refresh=True))
                     return self._exit_code()
             return EXIT_STOPPED
@@ -151,10 +151,12 @@ class Runner:
                     del self._open[shard_idx]
                     self._claims.release(shard_idx)
 
-    def _wait_for_work(self) -> bool:
-        """Wait while other workers hold what is left. False once everything is done."""
+    def _find_work(self) -> bool:
+        """Open a shard, or wait a little if other workers hold all that is left. False once everything is done."""
         if not self._claims.look_again():
             return False
+        if self._open_next_shard():
+            return True
         self._engine.keep_alive()
         with self._stopwatch.measure("waiting for other workers"):
             self._stop.wait(IDLE_SECS)
