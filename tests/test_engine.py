@@ -232,9 +232,15 @@ def test_non_finite_logits_are_an_error_of_that_row_alone(tiny_model: Callable[.
     )
 
 
-def test_bfloat16_keeps_the_rotary_frequencies_in_fp32(tiny_model: Callable[..., Path]) -> None:
-    """DeepSpeed casts buffers with the weights; bf16 frequencies changed 1.6 % of a model's tokens."""
-    model, _ = load(tiny_model("llama"), "bfloat16")
+@pytest.mark.parametrize("checkpoint_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bfloat16_keeps_the_rotary_frequencies_in_fp32(
+    tiny_model: Callable[..., Path], checkpoint_dtype: torch.dtype
+) -> None:
+    """DeepSpeed casts buffers with the weights; bf16 frequencies changed 1.6 % of a model's tokens.
+
+    A float16 checkpoint is cast before DeepSpeed sees it on most CPUs, which once lost the frequencies as well.
+    """
+    model, _ = load(tiny_model("llama", dtype=checkpoint_dtype), "bfloat16")
     buffers = dict(model.module.named_buffers())
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for name, buffer in buffers.items() if "inv_freq" in name} == {torch.float32}

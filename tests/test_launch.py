@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,29 @@ def test_a_mistake_is_told_once_by_a_launch_of_several(tiny_model: Callable[...,
     errors = "".join(result.stderr for result in results)
     assert errors.count("has no column 'text'") == 1
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_a_batch_when_a_stop_is_requested(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """In the middle of a batch that would last for minutes, whichever ranks the signal reaches; with exit code 75."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(8)])
+    args = [
+        *["-m", "job", "run", "--model", tiny_model(max_position_embeddings=100_000), "--dataset", data],
+        *["--output", tmp_path / "out", "--dtype", "float32", "--tensor-parallel-size", 2],
+        *["--max-new-tokens", 90_000, "--ignore-eos"],
+    ]
+    processes = start_processes(args, 2)
+    while not list((tmp_path / "out").glob("leases/0*")):
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.05)
+    start = time.monotonic()
+    for process in processes:
+        process.terminate()
+    results = finish(processes, timeout=60)
+    assert [result.exit_code for result in results] == [75, 75], results
+    assert time.monotonic() - start < 30
+    assert "stopped on SIGTERM" in results[0].stderr
+    assert list((tmp_path / "out/leases").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -107,25 +107,26 @@ def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_toke
     """
     from transformers import AutoModelForCausalLM
 
-    # DeepSpeed accepts only dtypes that the device computes in: a float16 checkpoint on most CPUs must be cast first.
     dtype = getattr(torch, info.dtype)
-    checkpoint_dtype = getattr(info.config.get_text_config(), "dtype", None) or torch.float32
-    on_cpu_in_half = replica.device.type == "cpu" and checkpoint_dtype == torch.float16
-    load_dtype = dtype if on_cpu_in_half else checkpoint_dtype
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.model,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            dtype=load_dtype,
+            dtype="auto",
             use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise JobError(f"--model {config.model}: the weights cannot be loaded: {error}") from error
+        # An OSError is a file that is missing or unreadable, which the user can mend; nothing has been loaded then.
+        reason = str(error).strip().splitlines()[0]
+        kind = UsageError if isinstance(error, OSError) else JobError
+        raise kind(f"--model {config.model}: the weights cannot be loaded: {reason}") from error
+    buffers = _buffers_to_keep(model)
+    if model.dtype not in _computable_dtypes(replica.device):
+        model.to(dtype)
     model.eval().requires_grad_(False)
     eos_token_ids = _eos_token_ids(model, stop_token_ids)
-    buffers = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
-    model = _shard(model, load_dtype, replica)
+    model = _shard(model, model.dtype, replica)
     model.to(dtype)
     for name, buffer in buffers.items():
         parent, _, leaf = name.rpartition(".")
@@ -136,6 +137,25 @@ def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_toke
         pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
         dtype=dtype,
     )
+
+
+def _buffers_to_keep(model: Any) -> dict[str, torch.Tensor]:
+    """Return the float buffers that a cast must not touch, as ``from_pretrained(dtype=...)`` would leave them.
+
+    Those that are computed, not loaded (rotary frequencies), and those whose dtype the checkpoint chose on purpose.
+    """
+    return {
+        f"{module_name}.{name}" if module_name else name: buffer.clone()
+        for module_name, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point() and (name in module._non_persistent_buffers_set or buffer.dtype != model.dtype)
+    }
+
+
+def _computable_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Return the dtypes that DeepSpeed shards in: those the device computes in. Most CPUs have no float16."""
+    half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return (torch.float32, torch.bfloat16, *([torch.float16] if half else []))
 
 
 def _shard(model: Any, dtype: torch.dtype, replica: Replica) -> Any:
