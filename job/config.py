@@ -36,6 +36,7 @@ class ModelConfig:
     """Prompt plus completion tokens at most. None: what the model's configuration says."""
 
     def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "a Hub id or a directory")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if self.max_model_len is not None:
             _require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
@@ -63,6 +64,7 @@ class DataConfig:
     """Columns to carry along with their types; ``*`` means all."""
 
     def __post_init__(self) -> None:
+        _require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
         if self.limit is not None:
             _require(self.limit > 0, "limit", self.limit, "at least 1")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from job.errors import JobError, PeerFailed
+from job.errors import JobError, PeerFailed, UsageError, first_line
 from job.launch import ProcessInfo, export_process_info
 
 COMMAND_TIMEOUT = timedelta(hours=6)
@@ -49,7 +49,7 @@ class Replica:
         try:
             dist.init_process_group(self.backend)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise JobError(
                 f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
                 f"{self.info.master_port}: {reason}. Were all started, and is the port free?"
@@ -84,7 +84,8 @@ class Replica:
         """Return what rank 0 passed, on every process of the launch."""
         box = [value]
         if self._world is not None:
-            dist.broadcast_object_list(box, src=0, group=self._world)
+            with self._connection():
+                dist.broadcast_object_list(box, src=0, group=self._world)
         return box[0]
 
     def check_world(self, failure: JobError | None) -> None:
@@ -97,7 +98,8 @@ class Replica:
         codes: list[int | None] = [None if failure is None else failure.exit_code]
         if self._world is not None:
             codes = [None] * self.info.world_size
-            dist.all_gather_object(codes, None if failure is None else failure.exit_code, group=self._world)
+            with self._connection():
+                dist.all_gather_object(codes, None if failure is None else failure.exit_code, group=self._world)
         if failure is not None:
             raise failure
         failed = [code for code in codes if code is not None]
@@ -128,19 +130,23 @@ class Replica:
         if not self.has_followers:
             return [value]
         statuses: list[str | None] = [None] * self.info.tensor_parallel_size
-        with self._connection():
+        with self._connection(value):
             dist.all_gather_object(statuses, value, group=self._status)
         return statuses
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[None]:
-        """Say in one line that a process is gone. The first to notice speaks; the launcher ends the rest."""
+    def _connection(self, failure: str | None = None) -> Iterator[None]:
+        """Say in one line that a process is gone, and what had failed here before, if anything had."""
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            if failure is not None:
+                raise JobError(
+                    f"rank {self.info.rank}: {failure}, on this process alone, so the replica cannot go on. The same "
+                    "command continues; with less --max-batch-tokens if memory was short."
+                ) from error
             raise JobError(
-                f"rank {self.info.rank}: another process of replica {self.info.replica_idx} is gone ({reason}). "
+                f"rank {self.info.rank}: another process of this launch is gone ({first_line(error)}). "
                 "Its own message says why; the same command continues."
             ) from error
 
@@ -151,12 +157,23 @@ class Replica:
 
 
 def _choose_device(info: ProcessInfo) -> torch.device:
-    num_devices = torch.cuda.device_count()
+    """Take this process's GPU, and tell DeepSpeed the same through the environment.
+
+    Raises:
+        UsageError: more processes than GPUs on this node.
+    """
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    num_devices = 0 if on_cpu else torch.cuda.device_count()
     export_process_info(info, os.environ, num_devices)
     if not num_devices:
         if info.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // info.local_world_size))
         return torch.device("cpu")
+    sees_its_own = info.launcher == "srun" and num_devices == 1  # --gpus-per-task=1
+    if info.local_world_size > num_devices and not sees_its_own:
+        raise UsageError(
+            f"{info.local_world_size} processes on this node, but {num_devices} GPUs. Start one process per GPU."
+        )
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device

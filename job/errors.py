@@ -34,3 +34,13 @@ class PeerFailed(JobError):
         """Take over the other's exit code."""
         super().__init__(f"another process of this launch failed with exit code {exit_code}")
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class if it has none: libraries write paragraphs.
+
+    >>> first_line(OSError("no such file\\nsee also ...")), first_line(ValueError())
+    ('no such file', 'ValueError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -11,11 +11,12 @@ Four launchers, one answer:
 Inside an sbatch script, but outside srun, SLURM_PROCID is set too, so it alone proves nothing.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from job.errors import UsageError
+from job.errors import PeerFailed, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +68,20 @@ def read_process_info(env: Mapping[str, str], tensor_parallel_size: int) -> Proc
         UsageError: the world size is not a multiple of ``tensor_parallel_size``, or a variable is not a number.
     """
     if "RANK" in env and "WORLD_SIZE" in env:
-        values = _from_torch(env)
+        info = _from_torch(env, tensor_parallel_size)
     elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        values = _from_slurm(env)
+        info = _from_slurm(env, tensor_parallel_size)
     else:
-        values = {"rank": 0, "world_size": 1, "local_rank": 0, "local_world_size": 1, "launcher": "none"}
-    info = ProcessInfo(
-        tensor_parallel_size=tensor_parallel_size,
-        **{"master_addr": "127.0.0.1", "master_port": 0, **values},  # type: ignore[arg-type]
-    )
+        info = ProcessInfo(
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_world_size=1,
+            tensor_parallel_size=tensor_parallel_size,
+            master_addr="127.0.0.1",
+            master_port=0,
+            launcher="none",
+        )
     if info.world_size % tensor_parallel_size:
         below = info.world_size // tensor_parallel_size * tensor_parallel_size
         choices = [n for n in (below, below + tensor_parallel_size) if n]
@@ -110,39 +116,43 @@ def _int(env: Mapping[str, str], name: str, default: str | None = None) -> int:
     return int(value)
 
 
-def _from_torch(env: Mapping[str, str]) -> dict[str, object]:
-    elastic = "TORCHELASTIC_RUN_ID" in env
-    local_world_size = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or "1"
-    return {
-        "rank": _int(env, "RANK"),
-        "world_size": _int(env, "WORLD_SIZE"),
-        "local_rank": _int(env, "LOCAL_RANK", "0"),
-        "local_world_size": int(local_world_size),
-        "master_addr": env.get("MASTER_ADDR", "127.0.0.1"),
-        "master_port": _int(env, "MASTER_PORT", "29500"),
-        "launcher": "torchrun" if elastic else "deepspeed",
-    }
+def _from_torch(env: Mapping[str, str], tensor_parallel_size: int) -> ProcessInfo:
+    return ProcessInfo(
+        rank=_int(env, "RANK"),
+        world_size=_int(env, "WORLD_SIZE"),
+        local_rank=_int(env, "LOCAL_RANK", "0"),
+        local_world_size=_int(env, "LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", "1")),
+        tensor_parallel_size=tensor_parallel_size,
+        master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
+        master_port=_int(env, "MASTER_PORT", "29500"),
+        launcher="torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed",
+    )
 
 
-def _from_slurm(env: Mapping[str, str]) -> dict[str, object]:
-    tasks_per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
+def _from_slurm(env: Mapping[str, str], tensor_parallel_size: int) -> ProcessInfo:
     nodelist = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
-    # SLURM_TASKS_PER_NODE is like "2(x3),1": expanded, entry NODEID is this node's.
+    return ProcessInfo(
+        rank=_int(env, "SLURM_PROCID"),
+        world_size=_int(env, "SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")),
+        local_rank=_int(env, "SLURM_LOCALID", "0"),
+        local_world_size=_slurm_tasks_here(env),
+        tensor_parallel_size=tensor_parallel_size,
+        master_addr=env.get("MASTER_ADDR") or first_host(nodelist) or "127.0.0.1",
+        master_port=_int(env, "MASTER_PORT", str(slurm_port(env))),
+        launcher="srun",
+    )
+
+
+def _slurm_tasks_here(env: Mapping[str, str]) -> int:
+    """Return the tasks on this node: SLURM_TASKS_PER_NODE is like "2(x3),1", an entry a node when expanded."""
+    tasks_per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
     counts = [
         int(m["count"])
         for m in re.finditer(r"(?P<count>\d+)(\(x(?P<times>\d+)\))?", tasks_per_node)
         for _ in range(int(m["times"] or 1))
     ]
     node_idx = _int(env, "SLURM_NODEID", "0")
-    return {
-        "rank": _int(env, "SLURM_PROCID"),
-        "world_size": _int(env, "SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")),
-        "local_rank": _int(env, "SLURM_LOCALID", "0"),
-        "local_world_size": counts[node_idx] if node_idx < len(counts) else 1,
-        "master_addr": env.get("MASTER_ADDR") or first_host(nodelist) or "127.0.0.1",
-        "master_port": int(env["MASTER_PORT"]) if env.get("MASTER_PORT") else slurm_port(env),
-        "launcher": "srun",
-    }
+    return counts[node_idx] if node_idx < len(counts) else 1
 
 
 def slurm_port(env: Mapping[str, str]) -> int:
@@ -162,3 +172,24 @@ def first_host(nodelist: str) -> str:
     """
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else ""
+
+
+def is_first_process(env: Mapping[str, str]) -> bool:
+    """Whether this is rank 0, as far as the launcher says."""
+    in_slurm_step = "SLURM_STEP_ID" in env
+    return env.get("RANK", env.get("SLURM_PROCID", "0") if in_slurm_step else "0") == "0"
+
+
+@contextlib.contextmanager
+def told_once(env: Mapping[str, str]) -> Iterator[None]:
+    """Let only rank 0 tell of a mistake that every process of a launch makes alike.
+
+    Raises:
+        PeerFailed: in place of the ``UsageError``, on the others.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if is_first_process(env):
+            raise
+        raise PeerFailed(error.exit_code) from None

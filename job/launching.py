@@ -9,12 +9,12 @@ from job.engine.loading import ModelInfo, inspect_model, load_model
 from job.engine.protocol import Engine
 from job.engine.static import StaticEngine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
-from job.launch import read_process_info
+from job.launch import read_process_info, told_once
 from job.observe.noise import silence_progress_bars
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.preparation import Prepared, prepare
-from job.runner import Runner
+from job.runner import Runner, exit_code_of, read_totals
 from job.signals import StopFlag
 
 
@@ -31,20 +31,43 @@ def launch(config: RunConfig) -> int:
     stop.install()
     silence_progress_bars(verbose=config.verbose)
     stopwatch = Stopwatch()
-    info = read_process_info(os.environ, config.engine.tensor_parallel_size)
+    with told_once(os.environ):
+        info = read_process_info(os.environ, config.engine.tensor_parallel_size)
+        replica = Replica(info)
     progress = Progress(enabled=info.speaks)
-    replica = Replica(info)
     with stopwatch.measure("prepare"):
         prepared = _prepare_in_turn(config, replica)
+    exit_code: int | None = replica.agree_in_world(_finish_if_done(prepared, progress))
+    if exit_code is None:
+        exit_code = _work(config, replica, prepared, stop, progress, stopwatch)
+    replica.close()
+    return exit_code
+
+
+def _finish_if_done(prepared: Prepared | None, progress: Progress) -> int | None:
+    """If every shard is final, say so without loading a model, and return the exit code."""
+    if prepared is None or not prepared.is_done:
+        return None
+    totals = read_totals(prepared)
+    progress.note(f"all {totals.num_rows:,} rows are done already, {totals.num_errors:,} with an error")
+    return exit_code_of(totals, prepared)
+
+
+def _work(
+    config: RunConfig,
+    replica: Replica,
+    prepared: Prepared | None,
+    stop: StopFlag,
+    progress: Progress,
+    stopwatch: Stopwatch,
+) -> int:
+    """Load the model, then lead or follow until there is nothing left to do."""
     with stopwatch.measure("load"):
         engine = _build_engine(config, replica, prepared, stop, progress)
     if prepared is None:
-        exit_code = engine.follow()
-    else:
-        runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id)
-        exit_code = _lead(runner, engine, stop, progress)
-    replica.close()
-    return exit_code
+        return engine.follow()
+    runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id)
+    return _lead(runner, engine, stop, progress)
 
 
 def _prepare_in_turn(config: RunConfig, replica: Replica) -> Prepared | None:
@@ -67,8 +90,7 @@ def _build_engine(
     """Load the model on every process of the launch at the same time, or fake it."""
     if prepared is not None:
         _announce(prepared, replica, progress)
-    nothing_to_do = replica.agree_in_world(prepared is not None and prepared.is_done)
-    if nothing_to_do or config.engine.engine == "fake":  # nothing to do: do not load a model for it
+    if config.engine.engine == "fake":
         step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
         return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs)
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
@@ -83,18 +105,21 @@ def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     info, plan = replica.info, prepared.plan
-    if prepared.is_done:
-        progress.note(f"all {plan.num_rows:,} rows are done already")
-        return
-    if prepared.model_info.dtype_note:
+    if prepared.model_info.dtype_note and prepared.config.engine.engine != "fake":
         progress.note(prepared.model_info.dtype_note)
+    shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards:,} shards"
     replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
     processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
     progress.note(
-        f"{plan.num_rows:,} rows in {plan.num_shards:,} shards, {len(prepared.paths.done_shards()):,} done; "
+        f"{plan.num_rows:,} rows in {shards}, {len(prepared.paths.done_shards()):,} done; "
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
         f"{replicas} of {processes}"
     )
+    if plan.num_shards < info.num_replicas:
+        progress.note(
+            f"with fewer shards than replicas, {info.num_replicas - plan.num_shards} of {info.num_replicas} replicas "
+            "have nothing to do; a smaller --rows-per-shard (and a new --output) would use them"
+        )
 
 
 def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:

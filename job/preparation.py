@@ -22,7 +22,7 @@ from job.data.prompts import PromptRenderer, compile_template, read_template
 from job.data.source import Source
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer, tokenizer_digest
 from job.engine.loading import ModelInfo, inspect_model
-from job.errors import UsageError
+from job.errors import UsageError, first_line
 from job.output.journal import COMPLETION_SCHEMA
 from job.output.leases import WorkerId
 from job.output.manifest import Manifest, claim_run_directory
@@ -75,6 +75,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     renderer = PromptRenderer(config.prompt, chat_template, schema.names)
     _check_prompt_type(config, schema)
     kept = _kept_fields(config, schema)
+    features = _features(config, schema, kept)
     num_rows = dataset.source.num_rows if config.data.limit is None else min(config.data.limit, dataset.source.num_rows)
     plan = Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard)
     manifest = _manifest(config, info, tokenizer, dataset, plan, kept, chat_template is not None, max_prompt_tokens)
@@ -99,7 +100,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
             pa.schema(kept),
             include_prompt=config.output.include_prompt,
             compression=config.output.compression,
-            metadata=_metadata(config, manifest, schema, kept),
+            metadata=_metadata(config, manifest, features),
         ),
         kept_columns=tuple(field.name for field in kept),
         worker=worker,
@@ -225,19 +226,33 @@ def _claim(paths: RunPaths, manifest: Manifest, worker: WorkerId) -> Manifest:
         raise UsageError(f"--output {paths.root} cannot be written: {reason}. Use another directory.") from None
 
 
-def _metadata(config: RunConfig, manifest: Manifest, schema: pa.Schema, kept: Sequence[pa.Field]) -> dict[bytes, bytes]:
-    """Return what every part carries: which run made it, and HuggingFace's types."""
+def _features(config: RunConfig, schema: pa.Schema, kept: Sequence[pa.Field]) -> bytes:
+    """Return HuggingFace's description of the output's columns, so that class labels and the like survive.
+
+    Raises:
+        UsageError: a kept column has a type that ``datasets`` cannot describe.
+    """
     import datasets
 
+    for field in kept:
+        try:
+            datasets.Features.from_arrow_schema(pa.schema([field]))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--keep-columns {field.name}: {first_line(error)} Leave the column out.") from None
     tail = [f for f in list(COMPLETION_SCHEMA)[2:] if config.output.include_prompt or f.name != "prompt"]
     full = pa.schema([*list(COMPLETION_SCHEMA)[:2], *kept, *tail], metadata=schema.metadata)
-    features = datasets.Features.from_arrow_schema(full).arrow_schema.metadata
+    content: bytes = datasets.Features.from_arrow_schema(full).arrow_schema.metadata[b"huggingface"]
+    return content
+
+
+def _metadata(config: RunConfig, manifest: Manifest, features: bytes) -> dict[bytes, bytes]:
+    """Return what every part carries: which run made it, and HuggingFace's types."""
     return {
         b"job.manifest": manifest.digest.encode(),
         b"job.model": config.model.model.encode(),
         b"job.revision": str(config.model.revision or "").encode(),
         b"job.versions": " ".join(f"{name}={number}" for name, number in _versions().items()).encode(),
-        b"huggingface": features[b"huggingface"],
+        b"huggingface": features,
     }
 
 

@@ -32,6 +32,20 @@ OTHERS_SECS = 10.0
 """How often the other workers' figures are read for the progress."""
 
 
+def read_totals(prepared: Prepared) -> Counts:
+    """Return what the parts of a finished run hold, from their footers."""
+    totals = Counts()
+    for shard_idx in range(prepared.plan.num_shards):
+        totals.add_part(prepared.paths.part(shard_idx))
+    return totals
+
+
+def exit_code_of(totals: Counts, prepared: Prepared) -> int:
+    """Return the exit code of a finished run."""
+    max_error_rate = prepared.config.output.max_error_rate
+    return EXIT_TOO_MANY_ERRORS if totals.error_rate > max_error_rate else EXIT_DONE
+
+
 class Runner:
     """One replica's work on a run, from claiming shards to naming parts."""
 
@@ -54,7 +68,7 @@ class Runner:
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
-        self._counts = Counts()
+        self._counts, self._totals = Counts(), Counts()
         self._metrics = MetricsFile(self._paths.metrics(self._worker_id))
         self._start = time.monotonic()
         self._others: tuple[float, int, list[Figures]] = (-OTHERS_SECS, 0, [])
@@ -77,7 +91,8 @@ class Runner:
                 if not self._open and self._engine.num_pending == 0 and not self._find_work():
                     self._progress.show(self._position(refresh=True))
                     return self._exit_code()
-            return EXIT_STOPPED
+            # The launcher may stop the other replicas as soon as one has left, done: then we are done, too.
+            return EXIT_STOPPED if self._open or self._claims.look_again() else self._exit_code()
         except OSError as error:
             raise JobError(
                 f"{error.filename or self._paths.root}: {error.strerror or error}. Everything finished so far is safe; "
@@ -176,19 +191,12 @@ class Runner:
             self._progress.close()
 
     def _exit_code(self) -> int:
-        max_error_rate = self._prepared.config.output.max_error_rate
-        return EXIT_TOO_MANY_ERRORS if self._totals().error_rate > max_error_rate else EXIT_DONE
-
-    def _totals(self) -> Counts:
-        """Return what the parts hold, from their footers."""
-        totals = Counts()
-        for shard_idx in range(self._plan.num_shards):
-            totals.add_part(self._paths.part(shard_idx))
-        return totals
+        self._totals = read_totals(self._prepared)
+        return exit_code_of(self._totals, self._prepared)
 
     def summary(self) -> Summary:
-        """Return what to tell the user at the end."""
-        totals = self._totals()
+        """Return what to tell the user at the end of a run that is done."""
+        totals = self._totals
         others = [figures for figures in self._read_others() if figures.launch_id == self._launch_id]
         return Summary(
             output=self._prepared.config.output.output,

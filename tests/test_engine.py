@@ -126,16 +126,12 @@ def test_repetition_penalty_equals_transformers_although_rows_are_padded(tiny_mo
 
 def test_a_row_ends_at_eos_unless_eos_is_ignored(tiny_model: Callable[..., Path]) -> None:
     """``finish_reason`` says which, and the count includes the end-of-sequence token."""
-    engine = make_engine(tiny_model("llama"))
-    first_token = complete(engine, [[5, 6, 7]])[0].token_ids[0]
+    first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
     ending = make_engine(tiny_model("llama"))
-    ending._model = LoadedModel(
-        module=ending._model.module, eos_token_ids=(first_token,), pad_token_id=0, dtype=torch.float32
-    )
+    ending._eos_token_ids = (first_token,)
     (stopped,) = complete(ending, [[5, 6, 7]])
     assert (list(stopped.token_ids), stopped.finish_reason) == ([first_token], "stop")
-    ending._params = SamplingParams(max_new_tokens=5, ignore_eos=True)
-    (ignored,) = complete(ending, [[5, 6, 7]])
+    (ignored,) = complete(make_engine(tiny_model("llama"), max_new_tokens=5, ignore_eos=True), [[5, 6, 7]])
     assert (len(ignored.token_ids), ignored.token_ids[0], ignored.finish_reason) == (5, first_token, "length")
 
 
@@ -211,6 +207,73 @@ def test_a_broken_device_ends_the_run(tiny_model: Callable[..., Path]) -> None:
     engine.submit(Request(row_idx=0, sample_idx=0, prompt_ids=[5]))
     with pytest.raises(JobError, match="device"):
         engine.step()
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), ZeroDivisionError("odd"), AssertionError("odd")])
+def test_whatever_the_model_raises_on_a_row_is_an_error_of_that_row(
+    tiny_model: Callable[..., Path], error: Exception
+) -> None:
+    """A regression: only three classes of exceptions were; others ended the run, at the same row at every restart."""
+    engine = make_engine(tiny_model("llama"))
+    break_forward(engine, lambda ids: 99 in ids, error)
+    generations = complete(engine, [[5, 6], [99, 6]])
+    assert [g.error is None for g in generations] == [True, False]
+    assert "odd" in str(generations[1].error)
+
+
+def test_memory_that_runs_out_while_choosing_makes_batches_smaller(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader alone holds the copies of [rows, vocabulary] that sampling takes."""
+    from job.engine import choosers
+
+    choose = choosers.choose_tokens
+
+    def too_large(logits: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(logits) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return choose(logits, *args)
+
+    monkeypatch.setattr(choosers, "choose_tokens", too_large)
+    prompts = [[5 + i, 6, 7] for i in range(6)]
+    generations = complete(make_engine(tiny_model("llama"), max_batch_rows=6), prompts)
+    assert tokens(generations) == greedy(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
+
+
+def test_what_the_model_says_after_a_rows_end_does_not_count(tiny_model: Callable[..., Path]) -> None:
+    """A regression: a finished row goes on reading padding while its batch lasts, and an overflow there made it an
+    error row.
+    """
+    engine = make_engine(tiny_model("llama"))
+    first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
+    engine._eos_token_ids = (first_token,)
+    forward = engine._model.module.forward
+
+    def poisoned(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = forward(input_ids=input_ids, **kwargs)
+        if input_ids.shape[1] == 1:  # decoding: row 1 has ended by then
+            output.logits[(input_ids[:, 0] == engine._model.pad_token_id)] = torch.nan
+        return output
+
+    engine._model.module.forward = poisoned
+    generations = complete(engine, [[9, 8, 7], [5, 6, 7]])
+    assert [g.error for g in generations] == [None, None]
+    assert list(generations[1].token_ids) == [first_token]
+    assert len(generations[0].token_ids) > 1
+
+
+def test_a_stop_keeps_the_rows_that_have_ended(tiny_model: Callable[..., Path]) -> None:
+    """A regression: time slots shorter than a batch made no progress at all."""
+    engine = make_engine(tiny_model("llama"))
+    first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
+    engine._eos_token_ids = (first_token,)
+    asked: list[int] = []
+    engine._should_stop = lambda: len(asked) >= 4 or bool(asked.append(1))
+    for row_idx, prompt in enumerate([[9, 8, 7], [5, 6, 7]]):
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
+    (ended,) = engine.step()
+    assert (ended.request.row_idx, list(ended.token_ids), ended.finish_reason) == (1, [first_token], "stop")
+    assert engine.num_pending == 1
 
 
 def test_non_finite_logits_are_an_error_of_that_row_alone(tiny_model: Callable[..., Path]) -> None:

@@ -43,7 +43,7 @@ def make_leases(paths: RunPaths) -> Iterator[MakeLeases]:
 
 def elsewhere(name: str) -> WorkerId:
     """A worker of another host, of which nobody here can tell whether it runs."""
-    return WorkerId(name, 1, "1", "other")
+    return WorkerId(name, 1, "1", "other", "0")
 
 
 def dead_worker() -> WorkerId:
@@ -163,8 +163,13 @@ def test_a_living_holder_here_is_respected(make_leases: MakeLeases) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"host": "a"}', "[1]"])
-def test_a_lease_that_says_nothing_is_nobodys(make_leases: MakeLeases, paths: RunPaths, content: str) -> None:
+def test_a_lease_that_says_nothing_is_nobodys_once_it_is_stale(
+    make_leases: MakeLeases, paths: RunPaths, content: str
+) -> None:
+    """While it is young it may be being written, on a file system without hard links."""
     paths.lease(1).write_text(content)
+    assert not make_leases(elsewhere("a")).acquire(1)
+    make_silent(paths.lease(1), 100)
     assert make_leases(elsewhere("a")).acquire(1)
 
 

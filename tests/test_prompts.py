@@ -34,7 +34,7 @@ def error_of(values: Mapping[str, Any], chat_template: ChatTemplate | None = Non
 
 
 def test_the_default_is_the_column_prompt_as_it_is() -> None:
-    assert render({"prompt": " as is \n"}) == Prompt(row_idx=7, text=" as is \n", content_span=(1, 6))
+    assert render({"prompt": " as is \n"}) == Prompt(row_idx=7, text=" as is \n", content_span=(0, 8))
 
 
 def test_another_column_may_be_the_prompt() -> None:

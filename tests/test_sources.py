@@ -235,7 +235,7 @@ def test_line_ends_blank_lines_and_marks_do_not_matter(tmp_path: Path, content: 
 
 def test_text_lines_are_rows_as_they_are(tmp_path: Path) -> None:
     source = lines_of(tmp_path / "a.txt", b'\xef\xbb\xbf  one \r\n\n"two"\n{"three": 3}', is_json=False)
-    assert [row.values["text"] for row in read_rows(source)] == ["  one ", '"two"', '{"three": 3}']
+    assert [row.values["text"] for row in read_rows(source)] == ["  one ", "", '"two"', '{"three": 3}']
 
 
 @pytest.mark.parametrize("scan_bytes", [1, 7, 64, 1 << 20])
@@ -249,15 +249,19 @@ def test_random_files_are_read_as_a_naive_reader_reads_them(
     for case in range(15):
         pieces = [rng.choice(["", " ", "\t" * 40, "\r", "x", "yy " * 30, "é"]) for _ in range(rng.randrange(40))]
         content = "\n".join(pieces) + rng.choice(["", "\n"])
-        expected = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
-        source = lines_of(tmp_path / f"{case}.txt", content.encode(), is_json=False)
-        assert source.num_rows == len(expected)
-        start = rng.randrange(len(expected) + 1)
-        assert [row.values["text"] for row in read_rows(source, start)] == expected[start:]
+        (tmp_path / "file").write_bytes(content.encode())
+        for keeps_blank in (False, True):
+            all_lines = content.removesuffix("\n").split("\n") if content else []
+            expected = [line for line in all_lines if keeps_blank or line.strip()]
+            index = index_lines(str(tmp_path / "file"), keeps_blank=keeps_blank)
+            assert index.num_rows == len(expected), case
+            start = rng.randrange(len(expected) + 1)
+            found = [line.decode().removesuffix("\n") for line in lines._read_lines(index, start, index.num_rows)]
+            assert found == expected[start:]
 
 
 def test_the_index_keeps_one_offset_in_256_lines(tmp_path: Path) -> None:
-    index = index_lines(str(make_jsonl(tmp_path)))
+    index = index_lines(str(make_jsonl(tmp_path)), keeps_blank=False)
     assert index.num_rows == 700 and len(index.offsets) == 3
     content = (tmp_path / "rows.jsonl").read_bytes()
     for stride, offset in enumerate(index.offsets):
@@ -609,3 +613,12 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     source = open_source(tmp_path / "a.txt").source
     assert source.num_rows == 0 and read_rows(source) == []
+
+
+def test_parquet_behind_a_url_is_read_by_row_group(tmp_path: Path) -> None:
+    """As files on the Hub are with --streaming: the names that datasets resolves are URLs, which fsspec opens."""
+    path = tmp_path / "remote.parquet"
+    pq.write_table(pa.table({"prompt": [f"p{i}" for i in range(1000)]}), path, row_group_size=100)
+    source = ParquetSource([f"file://{path}"])
+    rows = [row for block in source.read(350, 620, ["prompt"], []) for row in block.rows]
+    assert [(row.row_idx, row.values["prompt"]) for row in rows] == [(i, f"p{i}") for i in range(350, 620)]

@@ -1,12 +1,14 @@
 """The ``job`` command group, and the one place where errors become text and exit codes."""
 
+import os
 from typing import Any
 
 import click
 
 import job
 from job.cli.run import run
-from job.errors import JobError, PeerFailed
+from job.errors import EXIT_USAGE, JobError, PeerFailed
+from job.launch import is_first_process
 
 
 class JobGroup(click.Group):
@@ -16,6 +18,11 @@ class JobGroup(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if is_first_process(os.environ):  # all processes of a launch were given the same wrong option: one tells
+                command = error.ctx.command_path if error.ctx else "job"
+                click.echo(f"job: {error.format_message()} See {command} --help.", err=True)
+            ctx.exit(EXIT_USAGE)
         except PeerFailed as error:
             ctx.exit(error.exit_code)
         except JobError as error:

@@ -1,5 +1,6 @@
 """``job run``: its options, and the way from them to a configuration."""
 
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from job.config import (
     SamplingParams,
 )
 from job.errors import UsageError
+from job.launch import told_once
 from job.observe.noise import silence_libraries
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,15 +47,38 @@ def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | No
         raise UsageError(f"--config {path}: {error}.") from None
     values: dict[str, Any] = {}
     for key, value in content.items():
-        values |= value if isinstance(value, dict) else {key: value}
-    values = {key.replace("-", "_"): value for key, value in values.items()}
-    known = {parameter.name: parameter for parameter in ctx.command.params if parameter is not param}
+        for inner_key, inner in (value if isinstance(value, dict) else {key: value}).items():
+            name = inner_key.replace("-", "_")
+            if name in values:
+                raise UsageError(f"--config {path}: {name} is given twice.")
+            values[name] = inner
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     for name, value in values.items():
-        if name not in known:
-            raise UsageError(f"--config {path}: there is no option {name!r}. See job run --help.")
-        if known[name].multiple and isinstance(value, str):
+        if name not in options or options[name] is param:
+            positive = name.removeprefix("no_")
+            hint = f"Write {positive} = false." if positive in options else "See job run --help."
+            raise UsageError(f"--config {path}: there is no option {name!r}. {hint}")
+        _check_toml_type(path, options[name], value)
+        if options[name].multiple and isinstance(value, str):
             values[name] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
+    """Refuse a TOML value of another type: click would make 1 of true, and 3 of 3.7, without a word."""
+    if option.is_flag:
+        fits, need = isinstance(value, bool), "true or false"
+    elif option.multiple:
+        items = value if isinstance(value, list) else [value]
+        fits, need = all(isinstance(item, str) for item in items), "a string or a list of strings"
+    elif option.type is click.INT:
+        fits, need = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif option.type is click.FLOAT:
+        fits, need = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    else:
+        fits, need = isinstance(value, str), "a string"
+    if not fits:
+        raise UsageError(f"--config {path}: {option.name} is {value!r}; it must be {need}.")
 
 
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -211,7 +236,8 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     Exit codes: 0 done; 1 failed; 2 wrong usage, nothing was started; 3 done, but too many error rows;
     75 stopped on request, run the same command again.
     """
-    config = to_config(values)
+    with told_once(os.environ):
+        config = to_config(values)
     silence_libraries(verbose=config.verbose)
     from job.launching import launch  # imports torch: only now, so that --help is quick
 
@@ -225,6 +251,8 @@ def to_config(values: dict[str, Any]) -> RunConfig:
         UsageError: a value is out of range, or an option of other tools was given that cannot work here.
     """
     _refuse_foreign_options(values)
+    if not values["output"].name:
+        raise UsageError("--output is empty or the root. Name a directory for this run.")
 
     def section(cls: Section) -> Any:
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})

@@ -37,15 +37,17 @@ CONVERSION_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LineIndex:
-    """Where the lines of one file begin. Blank lines do not count."""
+    """Where the lines of one file begin."""
 
     path: str
+    keeps_blank: bool
+    """Whether a blank line is a row: in text it is, in JSON lines it is nothing."""
     num_rows: int
     offsets: Any
     """[ceil(num_rows / STRIDE)] int64: byte offset of rows 0, STRIDE, 2*STRIDE, ..."""
 
 
-def index_lines(path: str) -> LineIndex:
+def index_lines(path: str, *, keeps_blank: bool) -> LineIndex:
     """Scan a file for its lines.
 
     Raises:
@@ -53,15 +55,15 @@ def index_lines(path: str) -> LineIndex:
     """
     try:
         with Path(path).open("rb") as file:
-            starts = list(_stride_starts(file))
+            starts = list(_stride_starts(file, keeps_blank))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}.") from None
     num_rows = starts.pop()
-    return LineIndex(path, num_rows, np.array(starts, np.int64))
+    return LineIndex(path, keeps_blank, num_rows, np.array(starts, np.int64))
 
 
-def _stride_starts(file: BinaryIO) -> Iterator[int]:
-    """Yield the offset of every STRIDE-th non-blank line, and last the number of such lines."""
+def _stride_starts(file: BinaryIO, keeps_blank: bool) -> Iterator[int]:
+    """Yield the offset of every STRIDE-th line that is a row, and last the number of such lines."""
     num_rows, base, carry = 0, 0, b""
     while True:
         block = file.read(SCAN_BYTES)
@@ -71,11 +73,11 @@ def _stride_starts(file: BinaryIO) -> Iterator[int]:
         codes = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(codes == 10)
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-        lengths = ends - starts
-        blank = lengths == 0
-        for idx in np.flatnonzero(np.isin(codes[starts], WHITE_SPACE)):
-            blank[idx] = not data[starts[idx] : ends[idx]].strip()
-        starts = starts[~blank]
+        if not keeps_blank:
+            blank = ends == starts
+            for idx in np.flatnonzero(np.isin(codes[starts], WHITE_SPACE)):
+                blank[idx] = not data[starts[idx] : ends[idx]].strip()
+            starts = starts[~blank]
         first = -num_rows % STRIDE
         yield from (starts[first::STRIDE] + base).tolist()
         num_rows += len(starts)
@@ -96,10 +98,12 @@ class LinesSource:
             UsageError: a file cannot be read, or has no JSON object in its first rows.
         """
         self._is_json = is_json
-        self._indices = [index_lines(path) for path in files]
+        self._indices = [index_lines(path, keeps_blank=not is_json) for path in files]
         self._firsts = np.concatenate([[0], np.cumsum([index.num_rows for index in self._indices])])
         self.num_rows = int(self._firsts[-1])
         self._limit = self.num_rows if limit is None else min(limit, self.num_rows)
+        if is_json and not self.num_rows:
+            raise UsageError(f"{files[0]} has no rows, so no columns either.")
         self.schema = self._infer([], min(SAMPLE_ROWS, self._limit)) if is_json else pa.schema([("text", pa.string())])
         if is_json and self._limit and not self.schema.names:
             raise UsageError(f"{files[0]}: none of the first {min(SAMPLE_ROWS, self._limit)} lines is a JSON object.")
@@ -175,7 +179,7 @@ class LinesSource:
 
 
 def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
-    """Yield the non-blank lines ``start`` to ``stop`` of one file."""
+    """Yield the lines of rows ``start`` to ``stop`` of one file."""
     if start >= stop:
         return
     try:
@@ -183,7 +187,7 @@ def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
             file.seek(int(index.offsets[start // STRIDE]))
             row_idx = start - start % STRIDE
             for line in file:
-                if not line.strip():
+                if not index.keeps_blank and not line.strip():
                     continue
                 if row_idx >= start:
                     yield line.removeprefix(b"\xef\xbb\xbf")

@@ -4,7 +4,6 @@
 """
 
 import glob
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import pyarrow as pa
 from job.config import DataConfig
 from job.data.lines import LinesSource
 from job.data.source import ParquetSource, Source, StreamSource, TableSource, count_rows
-from job.errors import UsageError
+from job.errors import UsageError, first_line
+from job.fingerprint import fingerprint
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -29,8 +29,6 @@ BUILDERS = {
     ".arrow": "arrow",
 }
 LINES = (".jsonl", ".ndjson", ".txt")
-SAMPLED_BLOCKS, SAMPLED_BYTES = 1024, 64 << 10
-"""Of local files, about so many blocks of so many bytes are hashed: 64 MiB, in all files together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +53,18 @@ def open_dataset(config: DataConfig, kept: Sequence[str] = ()) -> OpenDataset:
     import datasets
 
     path = Path(config.dataset)
+    if path.is_file() and (config.data_files or config.dataset_config):
+        option = "--data-files" if config.data_files else "--dataset-config"
+        raise UsageError(f"{option} chooses within a directory or a Hub dataset, but --dataset {path} is a file.")
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             return _open_saved(path, config)
         return _open_built(_builder(config), config, kept)
+    except StopIteration:  # what datasets raises on an empty JSON file
+        raise UsageError(f"--dataset {config.dataset} has no rows.") from None
     except (OSError, ValueError, KeyError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"--dataset {config.dataset}: {_reason(error)}") from None
+        hint = "" if path.exists() else " (and there is no such file or directory)"
+        raise UsageError(f"--dataset {config.dataset}: {_reason(error)}{hint}") from None
 
 
 def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
@@ -76,7 +80,7 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
         dataset = datasets.load_from_disk(str(path))
         split = _choose_split([str(dataset.split or config.split or "train")], config)
     files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() leaves its caches there, too
-    return OpenDataset(source=TableSource(dataset), fingerprint=_fingerprint(files), split=split)
+    return OpenDataset(source=TableSource(dataset), fingerprint=fingerprint(files), split=split)
 
 
 def _builder(config: DataConfig) -> Any:
@@ -88,15 +92,36 @@ def _builder(config: DataConfig) -> Any:
         return datasets.load_dataset_builder(config.dataset, data_files=_escaped(_existing(files)))
     if path.is_dir():
         if files:
-            return _builder_of_files([str(path / file) for file in files])
-        if (path / "manifest.json").is_file() and (path / "journal").is_dir():  # the output of another run
-            return _builder_of_files([str(path / "part-*.parquet")])
+            return _builder_of_files([f"{glob.escape(str(path))}/{file}" for file in files])
+        is_run = (path / "journal").is_dir() or any(path.glob("part-*.parquet"))
+        if is_run and (path / "manifest.json").is_file():  # the output of another run
+            return _builder_of_files([f"{glob.escape(str(path))}/part-*.parquet"])
+        _check_one_kind(path)
         return datasets.load_dataset_builder(str(path), config.dataset_config)
     if path.suffix in BUILDERS or path.exists() or any(c in config.dataset for c in "*?["):
         return _builder_of_files([config.dataset])
     if config.dataset.count("/") > 1 or config.dataset.startswith((".", "/", "~")):
         raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
     return datasets.load_dataset_builder(config.dataset, config.dataset_config, data_files=files or None)
+
+
+def _check_one_kind(directory: Path) -> None:
+    """Refuse a directory of several kinds of files: ``datasets`` would read the most frequent kind and drop the rest.
+
+    Raises:
+        UsageError: more than one kind, or a name that ``datasets`` takes for a glob.
+    """
+    if set(str(directory)) & set("*?["):
+        raise UsageError(f"--dataset {directory}: a directory's name may not hold '*', '?' or '['. Name its files.")
+    kinds: dict[str, str] = {}
+    for file in directory.rglob("*"):
+        if file.suffix in BUILDERS and not any(part.startswith((".", "__")) for part in file.parts):
+            kinds.setdefault(BUILDERS[file.suffix], file.name)
+    if len(kinds) > 1:
+        raise UsageError(
+            f"--dataset {directory} holds files of several kinds: {', '.join(sorted(kinds.values()))}. "
+            "Choose with --data-files, for example --data-files '*.jsonl'."
+        )
 
 
 def _builder_of_files(patterns: list[str]) -> Any:
@@ -142,7 +167,7 @@ def _open_built(builder: Any, config: DataConfig, kept: Sequence[str]) -> OpenDa
     split = _choose_split([str(name) for name in data_files] or list(builder.info.splits or []), config)
     files = [str(file) for file in data_files.get(split, [])]
     local = bool(files) and not any("://" in file for file in files)
-    fingerprint = _fingerprint(files) if files else f"{builder.name}-{builder.hash}"
+    contents = fingerprint(files) if files else f"{builder.name}-{builder.hash}"
     source: Source
     if builder.name == "parquet" and (local or config.streaming):
         source = ParquetSource(files)
@@ -154,7 +179,7 @@ def _open_built(builder: Any, config: DataConfig, kept: Sequence[str]) -> OpenDa
     else:
         builder.download_and_prepare()
         source = TableSource(builder.as_dataset(split=datasets.Split(split)))
-    return OpenDataset(source=source, fingerprint=fingerprint, split=split)
+    return OpenDataset(source=source, fingerprint=contents, split=split)
 
 
 def _open_stream(builder: Any, split: str, config: DataConfig) -> StreamSource:
@@ -176,31 +201,8 @@ def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
     return wanted
 
 
-def _fingerprint(files: Sequence[str]) -> str:
-    """Hash the files' contents: all of small ones, some places of large ones, their ends included.
-
-    Of local names, only the ending counts: it decides how the contents are read. Remote names hold their commit.
-    """
-    digest = hashlib.sha256()
-    blocks_per_file = max(2, SAMPLED_BLOCKS // max(1, len(files)))
-    for file in files:
-        if "://" in file:
-            digest.update(file.encode())
-            continue
-        path = Path(file)
-        size = path.stat().st_size
-        digest.update(f"{path.suffix}\0{size}\0".encode())
-        step = max(SAMPLED_BYTES, -(-(size - SAMPLED_BYTES) // (blocks_per_file - 1)))
-        with path.open("rb") as stream:
-            for offset in range(0, size, step):
-                stream.seek(offset)
-                digest.update(stream.read(SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
-
-
 def _reason(error: BaseException) -> str:
     """Return the cause of a library's error in one line."""
     while error.__cause__ is not None:  # datasets wraps: the last cause names the file and the line
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

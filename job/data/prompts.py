@@ -141,14 +141,16 @@ def find_content(text: str, content: Content) -> tuple[int, int] | None:
     Of messages, the last one of the user is meant. None if the template changed it beyond recognition.
 
     >>> find_content("<user> what? </user><assistant>", "what? ")
-    (7, 12)
+    (7, 13)
     """
     if not isinstance(content, str):
         from_user = [m["content"] for m in content if m["role"] == "user" and isinstance(m.get("content"), str)]
         content = from_user[-1] if from_user else ""
-    content = content.strip()  # many chat templates strip, too
-    start = text.rfind(content)
-    return (start, start + len(content)) if content and start >= 0 else None
+    for wanted in (content, content.strip()):  # many chat templates strip
+        start = text.rfind(wanted)
+        if wanted and start >= 0:
+            return (start, start + len(wanted))
+    return None
 
 
 def parse_messages(value: Any, where: str) -> Messages:

@@ -11,7 +11,7 @@ from typing import Any
 
 from job.config import ModelConfig
 from job.data.prompts import ChatTemplate, Messages
-from job.errors import UsageError
+from job.errors import UsageError, first_line
 from job.records import Completion, Generation, Prompt, Request, RowError
 
 
@@ -28,8 +28,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ... for a missing or odd tokenizer
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"--model {config.model}: the tokenizer cannot be loaded: {reason}") from None
+        raise UsageError(f"--model {config.model}: the tokenizer cannot be loaded: {first_line(error)}") from None
 
 
 def chat_template_of(tokenizer: Any, chat: bool | None) -> ChatTemplate | None:

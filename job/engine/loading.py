@@ -21,7 +21,8 @@ from job.config import ModelConfig
 from job.distributed import Replica
 from job.engine.architectures import check_tensor_parallel
 from job.engine.deepspeed_setup import import_deepspeed, quiet_stdout
-from job.errors import JobError, UsageError
+from job.errors import JobError, UsageError, first_line
+from job.fingerprint import fingerprint
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -70,10 +71,14 @@ def inspect_model(config: ModelConfig, device: torch.device, tensor_parallel_siz
     except (
         Exception
     ) as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ... and all are the user's to mend
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"--model {config.model} cannot be read: {reason}") from None
+        raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder, not a causal model.")
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"--model {config.model} holds quantized weights, which DeepSpeed can neither shard nor cast. "
+            "Use the model in float16 or bfloat16, and a larger --tensor-parallel-size if it is too large."
+        )
     check_tensor_parallel(hf_config, tensor_parallel_size)
     fingerprint = _weights_fingerprint(config, hf_config)
     dtype, note = resolve_dtype(config.dtype, device)
@@ -103,34 +108,25 @@ def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_toke
         stop_token_ids: end-of-sequence ids that the tokenizer knows of.
 
     Raises:
-        JobError: the weights cannot be loaded.
+        JobError: the weights cannot be loaded, here or on another process.
     """
-    from transformers import AutoModelForCausalLM
-
     dtype = getattr(torch, info.dtype)
+    failure, model = None, None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            dtype="auto",
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        # An OSError is a file that is missing or unreadable, which the user can mend; nothing has been loaded then.
-        reason = str(error).strip().splitlines()[0]
-        kind = UsageError if isinstance(error, OSError) else JobError
-        raise kind(f"--model {config.model}: the weights cannot be loaded: {reason}") from error
-    buffers = _buffers_to_keep(model)
-    if model.dtype not in _computable_dtypes(replica.device):
+        model = _read_weights(config, info)
+    except JobError as error:
+        failure = error
+    replica.check_world(failure)  # the next steps are collective: nobody may be missing from them
+    assert model is not None
+    kept = _tensors_to_keep(model)
+    # DeepSpeed shards only in dtypes that the device computes in; a wider one would take the device's memory twice.
+    if model.dtype not in _computable_dtypes(replica.device) or model.dtype.itemsize > dtype.itemsize:
         model.to(dtype)
     model.eval().requires_grad_(False)
     eos_token_ids = _eos_token_ids(model, stop_token_ids)
     model = _shard(model, model.dtype, replica)
     model.to(dtype)
-    for name, buffer in buffers.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, buffer.to(replica.device))
+    _put_back(model, kept)
     return LoadedModel(
         module=model,
         eos_token_ids=eos_token_ids,
@@ -139,17 +135,58 @@ def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_toke
     )
 
 
-def _buffers_to_keep(model: Any) -> dict[str, torch.Tensor]:
-    """Return the float buffers that a cast must not touch, as ``from_pretrained(dtype=...)`` would leave them.
+def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
+    """Load a model on the host in the dtype of its checkpoint.
 
-    Those that are computed, not loaded (rotary frequencies), and those whose dtype the checkpoint chose on purpose.
+    Raises:
+        UsageError: weights are missing: transformers would fill them with random numbers and only warn.
     """
-    return {
-        f"{module_name}.{name}" if module_name else name: buffer.clone()
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            config.model,
+            revision=getattr(info.config, "_commit_hash", None) or config.revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # OSError, SafetensorError, ValueError, ...: whatever reads files and builds modules
+        raise UsageError(f"--model {config.model}: the weights cannot be loaded: {first_line(error)}") from error
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise UsageError(
+            f"--model {config.model} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}. "
+            "It is incomplete, or not a causal language model."
+        )
+    return model
+
+
+def _tensors_to_keep(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors that a cast must not touch, as ``from_pretrained(dtype=...)`` would leave them.
+
+    Buffers that are computed, not loaded (rotary frequencies), and whatever has a dtype of its own on purpose.
+    """
+    computed = {
+        f"{module_name}.{name}" if module_name else name
         for module_name, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point() and (name in module._non_persistent_buffers_set or buffer.dtype != model.dtype)
+        for name in module._non_persistent_buffers_set
     }
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in named
+        if tensor.is_floating_point() and (name in computed or tensor.dtype != model.dtype)
+    }
+
+
+def _put_back(model: Any, kept: dict[str, torch.Tensor]) -> None:
+    """Restore tensors under their names; one that has been cut to a part of itself keeps its cast values."""
+    present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in kept.items():
+        if name in present and present[name].shape == tensor.shape:
+            present[name].data = tensor.to(present[name].device)
 
 
 def _computable_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
@@ -214,10 +251,14 @@ def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
     if not directory.is_dir():
         return str(getattr(hf_config, "_commit_hash", None) or config.revision or "unknown")
     if any((directory / name).is_file() for name in WEIGHT_FILES):
-        files = sorted(directory.glob("*.safetensors"))
-        if len(files) != len(_indexed_files(directory) or files):
-            raise UsageError(f"--model {config.model}: files that model.safetensors.index.json names are missing.")
-        return json.dumps([[file.name, file.stat().st_size, _header_digest(file)] for file in files])
+        weights = sorted(directory.glob("*.safetensors"))
+        missing = _indexed_files(directory) - {file.name for file in weights}
+        if missing:
+            raise UsageError(f"--model {config.model}: {min(missing)}, which {WEIGHT_FILES[1]} names, is missing.")
+        for file in weights:
+            _check_complete(file)
+        settings = [directory / name for name in ("config.json", "generation_config.json")]
+        return fingerprint([*weights, *(file for file in settings if file.is_file())])
     pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
     if pickled:
         raise UsageError(
@@ -232,9 +273,16 @@ def _indexed_files(directory: Path) -> set[str]:
     return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
 
 
-def _header_digest(file: Path) -> str:
-    """Hash a safetensors file's header (names, shapes, offsets) and its first weights."""
-    import hashlib
-
-    with file.open("rb") as stream:
-        return hashlib.sha256(stream.read(1 << 20)).hexdigest()[:16]
+def _check_complete(file: Path) -> None:
+    """Refuse a safetensors file that is shorter than its header says, as a broken copy is."""
+    try:
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_bytes))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, OverflowError, MemoryError):
+        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
+    if file.stat().st_size != 8 + header_bytes + end:
+        raise UsageError(
+            f"{file} has {file.stat().st_size:,} bytes, but its header says {8 + header_bytes + end:,}. Copy it again."
+        )

@@ -31,5 +31,6 @@ def silence_progress_bars(*, verbose: bool) -> None:
     import transformers
 
     datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it logs as an error it raises, too: we tell that
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -46,8 +46,14 @@ def describe(position: Position) -> str:
     ...                   tokens_per_sec=100.0))
     'rows 50/200 (25.0%)  errors 1  tokens/s 100  left 2m30s'
     """
-    share = 100 * position.num_rows / max(1, position.total_rows)
-    left = "unknown" if position.eta_secs is None else format_secs(position.eta_secs)
+    share = 100 * position.num_rows / position.total_rows if position.total_rows else 100.0
+    left = (
+        "0s"
+        if position.num_rows == position.total_rows
+        else "unknown"
+        if position.eta_secs is None
+        else format_secs(position.eta_secs)
+    )
     return (
         f"rows {position.num_rows:,}/{position.total_rows:,} ({share:.1f}%)  errors {position.num_errors:,}  "
         f"tokens/s {position.tokens_per_sec:,.0f}  left {left}"

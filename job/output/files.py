@@ -1,5 +1,6 @@
 """Durable writes: what has been said to be on disk is on disk after a power cut."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,10 +33,26 @@ def create_exclusively(path: Path, data: bytes, worker_id: str) -> bool:
     tmp.write_bytes(data)
     try:
         fsync_file(tmp)
-        os.link(tmp, path)
+        _link(tmp, path)
     except FileExistsError:
         return False
     finally:
         tmp.unlink()
     fsync_dir(path.parent)
     return True
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links (some FUSE and SMB mounts).
+
+    Raises:
+        FileExistsError: there is such a name.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+            os.fsync(file.fileno())

@@ -11,6 +11,7 @@ rows under names of their own, and the last rename wins with the same content.
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 from dataclasses import dataclass
@@ -33,15 +34,19 @@ class WorkerId:
     """Of the process, as the kernel counts it: tells it from a later process with the same number."""
     namespace: str
     """Of process ids. Two containers on one host may both have a process 7."""
+    nonce: str
+    """Random: two machines cloned from one image may agree in all of the above."""
 
     @classmethod
     def of_this_process(cls) -> "WorkerId":
         """Describe the process that calls."""
-        return cls(socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "0", _pid_namespace())
+        return cls(
+            socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "0", _pid_namespace(), secrets.token_hex(3)
+        )
 
     def __str__(self) -> str:
         host = "".join(c if c.isalnum() else "-" for c in self.host)
-        return f"{host}-{self.pid}-{self.start_time}"
+        return f"{host}-{self.pid}-{self.nonce}"
 
     def is_dead(self) -> bool:
         """Whether that process certainly runs no more. Only a process of the same host and namespace can tell."""
@@ -101,7 +106,8 @@ class Leases:
         holder = self._holder(lease)
         try:
             silent_secs = self._now() - lease.stat().st_mtime
-            if holder is not None and not holder.is_dead() and silent_secs < self._stale_secs:
+            is_dead = holder is not None and holder.is_dead()
+            if not is_dead and silent_secs < self._stale_secs:  # one that cannot be read is perhaps being written
                 return False
             aside = lease.with_name(f".{lease.name}.taken-by-{self._worker}")
             lease.rename(aside)

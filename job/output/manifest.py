@@ -16,8 +16,6 @@ from job.output.paths import manifest_path
 
 FORMAT_VERSION = 1
 
-NAMES_SHOWN = 6
-
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -85,11 +83,8 @@ def _refuse_if_different(root: Path, found: Manifest, wanted: Manifest) -> None:
     different = [name for name in was | now if was.get(name) != now.get(name)]
     if not different:
         return
-    shown = [f"{name} was {_show(was.get(name))}, now {_show(now.get(name))}" for name in different[:NAMES_SHOWN]]
-    more = f"; and {len(different) - NAMES_SHOWN} more" if len(different) > NAMES_SHOWN else ""
-    raise UsageError(
-        f"{manifest_path(root)} is another run: {'; '.join(shown)}{more}. Use a new --output, or the old value."
-    )
+    shown = [f"{name} was {_show(was.get(name))}, now {_show(now.get(name))}" for name in different]
+    raise UsageError(f"{manifest_path(root)} is another run: {'; '.join(shown)}. Use a new --output, or the old value.")
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The names of all files in a run directory. No path is put together anywhere else."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +86,8 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """Return the shards whose final file exists, from one listing of the directory."""
-        names = (re.fullmatch(r"part-(\d+)\.parquet", path.name) for path in self.root.iterdir())
-        return {int(name[1]) for name in names if name}
+        names = {path.name for path in self.root.iterdir()}
+        return {shard_idx for shard_idx in range(self.num_shards) if self.part(shard_idx).name in names}
 
 
 def manifest_path(root: Path) -> Path:

@@ -1,0 +1,118 @@
+"""Choosing a token inside transformers' ``generate``: the leader chooses and tells, the followers take.
+
+On every rank ``generate`` runs greedily on logits in which a chooser has left one token possible: the one that the
+leader broadcast. So ranks cannot drift apart, whatever the last bits of their logits are. In place of tokens the leader
+can send that it leaves the batch; all ranks then stop after the same step.
+
+Letters: B rows of the batch, T padded prompt length, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+
+from job.config import SamplingParams
+from job.distributed import Replica
+from job.engine.failures import describe_failure
+from job.engine.sampling import choose_tokens, penalize_repetition
+from job.records import SampleKey
+
+LEAVE = -1
+"""Sent in place of the tokens of a step: the leader leaves the batch, because of a stop or of a failure of its own."""
+
+
+class Chooser(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token per row possible: the one the leader chose. Used by followers as it is."""
+
+    def __init__(self, replica: Replica) -> None:
+        """Take part in the replica's broadcasts."""
+        self._replica = replica
+        self.mask: torch.Tensor  # [B, T] int64, of the prompts
+        self.has_left = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Choose.
+
+        Args:
+            input_ids: [B, T + position] int64.
+            scores: [B, V] float32.
+
+        Returns:
+            [B, V] float32: 0 at the chosen token, -inf elsewhere.
+        """
+        tokens = self._replica.broadcast_tensor(self.tokens_of_step(input_ids, scores))
+        if int(tokens[0]) == LEAVE:
+            self.has_left = True
+            tokens = torch.zeros_like(tokens)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
+
+    def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return [B] int64: room for the leader's tokens."""
+        return torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+
+
+class LeadingChooser(Chooser):
+    """Samples the tokens of a batch and remembers them."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        params: SamplingParams,
+        keys: Sequence[SampleKey],
+        eos_token_ids: Sequence[int],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Choose for a batch.
+
+        Args:
+            keys: of the rows.
+            eos_token_ids: what ends a row; empty if nothing does.
+            should_stop: asked before every token.
+        """
+        super().__init__(replica)
+        self._params, self._keys, self._should_stop = params, keys, should_stop
+        self._eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=replica.device)
+        self._ended = torch.zeros(len(keys), dtype=torch.bool, device=replica.device)
+        self.is_finite = torch.ones_like(self._ended)
+        self.steps: list[torch.Tensor] = []
+        """[B] int64 each: the tokens sent so far. Of a row that has ended, what follows means nothing."""
+        self.failure: str | None = None
+        """Why the leader left, if it was not asked to stop."""
+
+    def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return [B] int64: the chosen tokens, or LEAVE."""
+        leave = torch.full((len(scores),), LEAVE, dtype=torch.int64, device=scores.device)
+        if self._should_stop():
+            return leave
+        try:
+            tokens = self._choose(input_ids, scores)
+        except Exception as error:  # only this rank knows: the others wait in the broadcast, and must be told
+            self.failure = describe_failure(error)
+            return leave
+        self.steps.append(tokens)
+        self._ended |= torch.isin(tokens, self._eos)
+        return tokens.clone()
+
+    def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        position = input_ids.shape[1] - self.mask.shape[1]
+        # A NaN anywhere makes the maximum NaN. A row that has ended only reads padding: what it says does not count.
+        self.is_finite &= scores.amax(dim=-1).isfinite() | self._ended
+        logits = torch.where((self.is_finite & ~self._ended)[:, None], scores, 0.0)
+        if self._params.repetition_penalty != 1:
+            seen = torch.cat([self.mask, self.mask.new_ones(len(scores), position)], dim=1).bool()
+            logits = penalize_repetition(logits, input_ids, seen, self._params.repetition_penalty)
+        return choose_tokens(logits, self._params, self._keys, position)
+
+
+class HasLeft(StoppingCriteria):  # type: ignore[misc]
+    """Ends a batch that the leader has left."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        """Watch a chooser."""
+        self._chooser = chooser
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return [B] bool, True for rows that are done."""
+        return torch.full((len(input_ids),), self._chooser.has_left, dtype=torch.bool, device=input_ids.device)

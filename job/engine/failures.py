@@ -1,0 +1,38 @@
+"""What a failed step means: too little memory, a row that the model cannot take, or a device that is broken."""
+
+import torch
+
+from job.errors import JobError, first_line
+
+OUT_OF_MEMORY = "out of memory"
+"""What a rank reports when a batch did not fit."""
+
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_CONNECTION_WORDS = ("Connection", "gloo", "NCCL", "Timed out")
+
+
+class OutOfMemory(Exception):
+    """The batch did not fit; a smaller one may. All ranks agree."""
+
+
+class BatchFailed(Exception):
+    """The batch raised, on all ranks or on the leader between two tokens. The engine is intact."""
+
+
+def describe_failure(error: Exception) -> str:
+    """Return what failed, in one line; ``OUT_OF_MEMORY`` if it was that.
+
+    Raises:
+        JobError: a device or a connection broke. Nothing after it can be trusted, and no row is to blame.
+    """
+    text = first_line(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(word in text for word in _MEMORY_WORDS):
+        return OUT_OF_MEMORY  # torch's CPU allocator and cuBLAS have no class for it
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
+        raise JobError(f"The device failed: {text}. The same command continues, on this device or another.") from error
+    if isinstance(error, torch.distributed.DistError) or any(word in text for word in _CONNECTION_WORDS):
+        raise JobError(
+            f"The connection to another process of this replica broke: {text}. Its own message says why; "
+            "the same command continues."
+        ) from error
+    return f"{type(error).__name__}: {text}"
