@@ -50,6 +50,8 @@ class DataConfig:
     """Hub id, local file, glob or directory."""
     dataset_config: str | None = None
     """Name of a Hub dataset's configuration ("subset")."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a Hub dataset. None: its default branch."""
     split: str | None = None
     """None: ``train``, or the only split there is."""
     data_files: tuple[str, ...] = ()

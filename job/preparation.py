@@ -3,7 +3,6 @@
 The order matters only for the messages: cheap and likely mistakes are found first.
 """
 
-import hashlib
 import os
 import platform
 import time
@@ -188,7 +187,7 @@ def _manifest(
         "dataset": {"fingerprint": dataset.fingerprint, "split": dataset.split, "limit": config.data.limit},
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
         "model": {
-            "fingerprint": hashlib.sha256(info.fingerprint.encode()).hexdigest()[:16],
+            "fingerprint": info.fingerprint,
             "tokenizer": tokenizer_digest(tokenizer),
             "dtype": info.dtype,
         },
@@ -206,6 +205,7 @@ def _manifest(
         "revision": config.model.revision,
         "dataset": config.data.dataset,
         "dataset_config": config.data.dataset_config,
+        "dataset_revision": config.data.dataset_revision,
         "data_files": list(config.data.data_files),
         "host": platform.node(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),

@@ -23,6 +23,9 @@ from tests.tiny import ARCHITECTURES
 
 MAX_NEW_TOKENS = 12
 
+BREAKS = ("row", "memory", "leader's memory")
+"""Ways to fail at two ranks, see ``engine_process.break_model``."""
+
 
 def make_prompts(num: int = 10) -> list[list[int]]:
     """Return prompts of mixed lengths, 1 to 60 tokens."""
@@ -74,11 +77,14 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     greedy_params = {"max_new_tokens": MAX_NEW_TOKENS}
     jobs = {name: (tiny_model(name), greedy_params) for name in ARCHITECTURES}
     jobs["sampled"] = (tiny_model("llama"), {**greedy_params, "temperature": 1.0, "top_p": 0.9, "seed": 3})
+    for breaks in BREAKS:
+        jobs[breaks] = (tiny_model("llama"), greedy_params)
     (tmp / "jobs.json").write_text(
         json.dumps(
             [
                 {"model": str(model), "prompts": make_prompts(), "params": params, "max_batch_rows": 4}
-                for model, params in jobs.values()
+                | ({"breaks": name} if name in BREAKS else {})
+                for name, (model, params) in jobs.items()
             ]
         )
     )
@@ -94,6 +100,22 @@ def test_greedy_equals_transformers_on_two_ranks(
 ) -> None:
     """The model that AutoTP has cut gives the tokens of the whole one, uneven heads included."""
     assert [ids for _, ids, _, _ in on_two_ranks[name]] == greedy(tiny_model(name), make_prompts(), MAX_NEW_TOKENS)
+
+
+@pytest.mark.parametrize("breaks", BREAKS)
+def test_failures_on_two_ranks_cost_no_other_row(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, list[Any]], breaks: str
+) -> None:
+    """Both ranks leave the batch together and try smaller ones, also if only the leader has failed."""
+    expected = greedy(tiny_model("llama"), make_prompts(), MAX_NEW_TOKENS)
+    num_errors = 0
+    for (_, ids, _, error), prompt, tokens_alone in zip(on_two_ranks[breaks], make_prompts(), expected, strict=True):
+        if breaks == "row" and 99 in prompt + tokens_alone[:-1]:
+            assert "an odd row" in error
+            num_errors += 1
+        else:
+            assert (ids, error) == (tokens_alone, None)
+    assert (num_errors > 0) == (breaks == "row")
 
 
 def test_sampling_does_not_depend_on_ranks_or_batches(

@@ -141,6 +141,7 @@ DATA_OPTIONS = options(
         "save_to_disk; anything else is a Hub id.",
     ),
     option(DataConfig, "dataset_config", help="Configuration (subset) of a Hub dataset."),
+    option(DataConfig, "dataset_revision", help="Branch, tag or commit of a Hub dataset."),
     option(DataConfig, "split", help="Split [default: train, or the only one]."),
     option(DataConfig, "data_files", multiple=True, help="Files or globs inside the dataset. Repeat or use commas."),
     option(

@@ -102,7 +102,9 @@ def _builder(config: DataConfig) -> Any:
         return _builder_of_files([config.dataset])
     if config.dataset.count("/") > 1 or config.dataset.startswith((".", "/", "~")):
         raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
-    return datasets.load_dataset_builder(config.dataset, config.dataset_config, data_files=files or None)
+    return datasets.load_dataset_builder(
+        config.dataset, config.dataset_config, data_files=files or None, revision=config.dataset_revision
+    )
 
 
 def _check_one_kind(directory: Path) -> None:

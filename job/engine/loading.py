@@ -40,7 +40,7 @@ class ModelInfo:
     max_model_len: int
     """Prompt plus completion tokens at most."""
     fingerprint: str
-    """Of the weights: the commit of a Hub model, the names and sizes of local files."""
+    """Of the weights: the commit of a Hub model, a hash of local files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
