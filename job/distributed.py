@@ -151,9 +151,10 @@ class Replica:
             ) from error
 
     def close(self) -> None:
-        """Leave the groups. Without this a process may abort at exit."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """Wait until all processes of the replica are done: one that leaves early cuts the others' connections."""
+        if self.has_followers:
+            with contextlib.suppress(RuntimeError):  # one is gone: nothing is left to do for it, or with it
+                dist.barrier(group=self._status)
 
 
 def _choose_device(info: ProcessInfo) -> torch.device:

@@ -70,6 +70,7 @@ def main(jobs: Path, out: Path, tensor_parallel_size: int, dtype: str = "float32
     if replica.info.is_leader:
         out.write_text(json.dumps(results))
     replica.close()
+    os._exit(0)  # as the command line does, and for its reason
 
 
 if __name__ == "__main__":

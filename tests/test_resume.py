@@ -35,6 +35,23 @@ def _launch(args: list[str], log: Path) -> None:
         main(args, prog_name="job")
 
 
+def start_workers(num: int, args: list[str], log: Path) -> list[Any]:
+    """Start workers that know nothing of each other on one run."""
+    workers = [fork.Process(target=_launch, args=(args, log)) for _ in range(num)]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def start_until_journal_has(num_bytes: int, args: list[str], output: Path, log: Path) -> Any:
+    """Start a worker and return it as soon as a journal of it is so long."""
+    (worker,) = start_workers(1, args, log)
+    while not [path for path in output.glob("journal/*") if path.stat().st_size > num_bytes]:
+        assert worker.is_alive(), log.read_text()
+        time.sleep(0.01)
+    return worker
+
+
 @pytest.fixture
 def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
     """Return the command line of a run whose rows are of all kinds, for an output directory."""
@@ -74,9 +91,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     num_kills = 0
     for _ in range(rng.randrange(2, 5)):
-        workers = [fork.Process(target=_launch, args=(args, log)) for _ in range(rng.randrange(1, 4))]
-        for worker in workers:
-            worker.start()
+        workers = start_workers(rng.randrange(1, 4), args, log)
         time.sleep(rng.uniform(0.05, 0.5))
         for worker in workers[: rng.randrange(1, len(workers) + 1)]:
             if worker.is_alive():
@@ -85,9 +100,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
         for worker in workers:
             worker.join()
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
-    workers = [fork.Process(target=_launch, args=(args, log)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
+    workers = start_workers(2, args, log)
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0], log.read_text()
@@ -107,11 +120,7 @@ def test_a_restart_computes_only_what_no_journal_holds(
     """The rows of a killed worker's journal are not given to the engine again."""
     args = run_args(tmp_path / "out")
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
-    worker = fork.Process(target=_launch, args=(args, tmp_path / "log"))
-    worker.start()
-    while not [path for path in (tmp_path / "out").glob("journal/*") if path.stat().st_size > 4000]:
-        assert worker.is_alive(), (tmp_path / "log").read_text()
-        time.sleep(0.01)
+    worker = start_until_journal_has(4000, args, tmp_path / "out", tmp_path / "log")
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     submitted: list[int] = []
@@ -155,11 +164,7 @@ def test_a_signal_stops_the_run_with_75_and_keeps_what_is_finished(
     """Leases are given back, so that the next launch need not wait; a second signal changes nothing."""
     args = run_args(tmp_path / "out")
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
-    worker = fork.Process(target=_launch, args=(args, tmp_path / "log"))
-    worker.start()
-    while not list((tmp_path / "out").glob("journal/*")):
-        assert worker.is_alive(), (tmp_path / "log").read_text()
-        time.sleep(0.01)
+    worker = start_until_journal_has(0, args, tmp_path / "out", tmp_path / "log")
     os.kill(worker.pid, number)
     if number != signal.SIGINT:
         os.kill(worker.pid, number)
