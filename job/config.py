@@ -90,6 +90,13 @@ class PromptConfig:
     on_long_prompt: str = "error"
     """What to do with a longer one: an error row, or cut its left or right end."""
 
+    @property
+    def text_column(self) -> str | None:
+        """The column whose text is the prompt; None if messages or a template make it."""
+        if self.messages_column is not None or self.prompt_template is not None:
+            return None
+        return self.prompt_column or "prompt"
+
     def __post_init__(self) -> None:
         ways = [n for n in ("prompt_column", "messages_column", "prompt_template") if getattr(self, n) is not None]
         if len(ways) > 1:

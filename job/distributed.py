@@ -1,8 +1,9 @@
 """Process groups, and the one channel over which a leader tells its followers what comes next (law 1).
 
-Three kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries what DeepSpeed's layers reduce and the tokens
-of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket, not on a GPU.
-A gloo group of the world carries the verdict on the configuration, once, at the start.
+Four kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries what DeepSpeed's layers reduce and the tokens
+of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket, not on a GPU;
+a second one, less patient, tells how each rank's part of a batch went. A gloo group of the world carries what all
+processes of the launch must agree on before they work.
 """
 
 import contextlib
@@ -49,10 +50,9 @@ class Replica:
         try:
             dist.init_process_group(self.backend)
         except (RuntimeError, ValueError) as error:
-            reason = first_line(error)
             raise JobError(
                 f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
-                f"{self.info.master_port}: {reason}. Were all started, and is the port free?"
+                f"{self.info.master_port}: {first_line(error)}. Were all started, and is the port free?"
             ) from None
         self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
         self.launch_id = self.agree_in_world(self.launch_id)
@@ -95,11 +95,10 @@ class Replica:
             JobError: ``failure``, if there is one.
             PeerFailed: another process has one.
         """
-        codes: list[int | None] = [None if failure is None else failure.exit_code]
+        codes: list[int | None] = [None] * self.info.world_size
         if self._world is not None:
-            codes = [None] * self.info.world_size
             with self._connection():
-                dist.all_gather_object(codes, None if failure is None else failure.exit_code, group=self._world)
+                dist.all_gather_object(codes, failure and failure.exit_code, group=self._world)
         if failure is not None:
             raise failure
         failed = [code for code in codes if code is not None]

@@ -27,7 +27,7 @@ from job.output.leases import WorkerId
 from job.output.manifest import Manifest, claim_run_directory
 from job.output.paths import RunPaths
 from job.output.plan import Plan
-from job.output.shard import PartFormat
+from job.output.shard import PartFormat, output_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +133,9 @@ def _max_prompt_tokens(config: RunConfig, info: ModelInfo) -> int:
 
 def _check_prompt_type(config: RunConfig, schema: pa.Schema) -> None:
     """Refuse a prompt column none of whose rows can be a prompt. (JSON lines have types row by row.)"""
-    if config.prompt.messages_column or config.prompt.prompt_template:
+    name = config.prompt.text_column
+    if name is None:
         return
-    name = config.prompt.prompt_column or "prompt"
     data_type = schema.field(name).type
     is_text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
     if not (is_text or pa.types.is_null(data_type) or pa.types.is_dictionary(data_type)):
@@ -180,9 +180,7 @@ def _manifest(
     chat: bool,
     max_prompt_tokens: int,
 ) -> Manifest:
-    prompt = {**asdict(config.prompt), "chat": chat, "max_prompt_tokens": max_prompt_tokens}
-    if not (prompt["messages_column"] or prompt["prompt_template"] or prompt["prompt_column"]):
-        prompt["prompt_column"] = "prompt"
+    resolved = {"prompt_column": config.prompt.text_column, "chat": chat, "max_prompt_tokens": max_prompt_tokens}
     identity = {
         "dataset": {"fingerprint": dataset.fingerprint, "split": dataset.split, "limit": config.data.limit},
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
@@ -191,7 +189,7 @@ def _manifest(
             "tokenizer": tokenizer_digest(tokenizer),
             "dtype": info.dtype,
         },
-        "prompt": prompt,
+        "prompt": asdict(config.prompt) | resolved,
         "sampling": asdict(config.sampling),
         "columns": {
             "kept": [f"{field.name}: {field.type}" for field in kept],
@@ -239,8 +237,7 @@ def _features(config: RunConfig, schema: pa.Schema, kept: Sequence[pa.Field]) ->
             datasets.Features.from_arrow_schema(pa.schema([field]))
         except (ValueError, TypeError) as error:
             raise UsageError(f"--keep-columns {field.name}: {first_line(error)} Leave the column out.") from None
-    tail = [f for f in list(COMPLETION_SCHEMA)[2:] if config.output.include_prompt or f.name != "prompt"]
-    full = pa.schema([*list(COMPLETION_SCHEMA)[:2], *kept, *tail], metadata=schema.metadata)
+    full = output_schema(pa.schema(kept, metadata=schema.metadata), include_prompt=config.output.include_prompt)
     content: bytes = datasets.Features.from_arrow_schema(full).arrow_schema.metadata[b"huggingface"]
     return content
 

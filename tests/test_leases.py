@@ -61,9 +61,9 @@ def make_silent(lease: Path, secs: float) -> None:
     os.utime(lease, (then, then))
 
 
-def test_one_of_many_threads_gets_a_shard(make_leases: MakeLeases) -> None:
-    workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
-    barrier, winners = threading.Barrier(12), []
+def race_for_shard_3(workers: list[Leases]) -> list[Leases]:
+    """Let all try in the same instant, and return those who got it."""
+    barrier, winners = threading.Barrier(len(workers)), []
 
     def acquire(worker: Leases) -> None:
         barrier.wait()
@@ -75,6 +75,12 @@ def test_one_of_many_threads_gets_a_shard(make_leases: MakeLeases) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    return winners
+
+
+def test_one_of_many_threads_gets_a_shard(make_leases: MakeLeases) -> None:
+    workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
+    winners = race_for_shard_3(workers)
     assert len(winners) == 1
 
 
@@ -82,18 +88,7 @@ def test_one_of_many_threads_takes_over_a_dead_workers_lease(make_leases: MakeLe
     make_leases(dead_worker()).acquire(3)
     workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
     make_silent(paths.lease(3), 100)
-    barrier, winners = threading.Barrier(12), []
-
-    def acquire(worker: Leases) -> None:
-        barrier.wait()
-        if worker.acquire(3):
-            winners.append(worker)
-
-    threads = [threading.Thread(target=acquire, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    winners = race_for_shard_3(workers)
     # Of two who see the dead lease, the slower may rename the faster one's new lease away for an instant, and a third
     # may come in: two on one shard are allowed, none is not.
     assert winners

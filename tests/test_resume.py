@@ -43,6 +43,13 @@ def start_workers(num: int, args: list[str], log: Path) -> list[Any]:
     return workers
 
 
+def exit_codes(workers: list[Any]) -> list[int]:
+    """Wait for workers to end."""
+    for worker in workers:
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
 def start_until_journal_has(num_bytes: int, args: list[str], output: Path, log: Path) -> Any:
     """Start a worker and return it as soon as a journal of it is so long."""
     (worker,) = start_workers(1, args, log)
@@ -97,13 +104,10 @@ def test_kills_at_random_moments_lose_and_double_nothing(
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGKILL)
                 num_kills += 1
-        for worker in workers:
-            worker.join()
+        exit_codes(workers)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     workers = start_workers(2, args, log)
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0], log.read_text()
+    assert exit_codes(workers) == [0, 0], log.read_text()
     assert num_kills
     assert read_output(tmp_path / "out").equals(expected)
     assert not list((tmp_path / "out/journal").iterdir())
@@ -191,9 +195,7 @@ def test_two_workers_may_start_in_the_same_instant(
     workers = [fork.Process(target=together) for _ in range(4)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4, (tmp_path / "log").read_text()
+    assert exit_codes(workers) == [0] * 4, (tmp_path / "log").read_text()
     assert read_output(tmp_path / "out").equals(expected)
 
 

@@ -18,7 +18,7 @@ from job.config import PromptConfig
 from job.errors import UsageError
 from job.records import Prompt, Row, RowError
 
-type_name = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+TYPE_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
 """How JSON, and so our users, call Python's types."""
 
 MARK = "8d1f0c6b-content"
@@ -59,7 +59,8 @@ class PromptRenderer:
             self._template = compile_template(config.prompt_template)
             self._extract, self.columns = self._from_template, template_columns(config.prompt_template, columns)
         else:
-            self._extract, self.columns = self._from_column, [config.prompt_column or "prompt"]
+            assert config.text_column is not None, "there is no fourth way"
+            self._extract, self.columns = self._from_column, [config.text_column]
         self._check(config, columns)
         self._suffix = self._find_suffix()
 
@@ -102,7 +103,7 @@ class PromptRenderer:
         if value is None:
             raise RowRejected("null_prompt", f"column {name!r} is null")
         if not isinstance(value, str):
-            kind = type_name.get(type(value), type(value).__name__)
+            kind = TYPE_NAMES.get(type(value), type(value).__name__)
             raise RowRejected("not_a_string", f"column {name!r} is a {kind}: {_short(value)}")
         return _not_empty(value, f"column {name!r}")
 

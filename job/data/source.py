@@ -39,7 +39,7 @@ class Source(Protocol):
         """Columns with their Arrow types. Metadata holds HuggingFace's ``features`` where there are any."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Yield rows ``start`` to ``stop``, in order, none missing.
+        """Yield rows ``start`` to ``stop``, in order; fewer if there are fewer.
 
         Args:
             columns: whose values the rows must have.
@@ -53,25 +53,29 @@ class Source(Protocol):
 def read_rows(
     source: Source, name: str, rows: range, columns: Sequence[str], kept: Sequence[str]
 ) -> Iterator[RowBlock]:
-    """Read from a source, and say in one line which dataset failed if it does.
+    """Read from a source; check for all sources alike that no row is missing, and say which dataset failed if it does.
 
     Args:
         name: of the dataset, as the user gave it.
 
     Raises:
-        JobError: the data cannot be read any more.
+        JobError: the data cannot be read any more, or is not what it was.
     """
     num_rows = 0
     try:
         for block in source.read(rows.start, rows.stop, columns, kept):
             num_rows += len(block.rows)
             yield block
-        _check_length(num_rows, rows.start, rows.stop)
     except (OSError, pa.ArrowException) as error:
         raise JobError(
             f"--dataset {name} cannot be read any more: {first_line(error)}. What is finished is safe; "
             "the same command continues once the data is back."
         ) from error
+    if num_rows != len(rows):
+        raise JobError(
+            f"The dataset gave {num_rows} rows for {rows.start} to {rows.stop}. It has changed since the run began; "
+            "restore it, or use a new --output."
+        )
 
 
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
@@ -117,14 +121,6 @@ def _union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*columns, *kept]))
 
 
-def _check_length(found: int, start: int, stop: int) -> None:
-    if found != stop - start:
-        raise JobError(
-            f"The dataset gave {found} rows for {start} to {stop}. It has changed since the run began; "
-            "restore it, or use a new --output."
-        )
-
-
 class TableSource:
     """A map-style ``datasets.Dataset``: memory-mapped Arrow."""
 
@@ -140,9 +136,7 @@ class TableSource:
         dataset = self._dataset.select_columns(wanted)
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
-            table = dataset[first:last]
-            _check_length(len(table), first, last)
-            yield table_to_block(table, first, columns, kept)
+            yield table_to_block(dataset[first:last], first, columns, kept)
 
 
 class ParquetSource:
@@ -257,7 +251,6 @@ class StreamSource:
                 yield table_to_block(block, position + first, columns, kept)
             if self._position >= stop:
                 return
-        _check_length(max(0, self._position - start), start, stop)
 
     def _restart(self) -> None:
         self._position, self._tables = 0, self._dataset.iter(batch_size=1000)

@@ -83,17 +83,19 @@ class LeadingChooser(Chooser):
 
     def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return [B] int64: the chosen tokens, or LEAVE."""
-        leave = torch.full((len(scores),), LEAVE, dtype=torch.int64, device=scores.device)
         if self._should_stop():
-            return leave
+            return self._leave()
         try:
             tokens = self._choose(input_ids, scores)
         except Exception as error:  # only this rank knows: the others wait in the broadcast, and must be told
             self.failure = describe_failure(error)
-            return leave
+            return self._leave()
         self.steps.append(tokens)
         self._ended |= torch.isin(tokens, self._eos)
-        return tokens.clone()
+        return tokens
+
+    def _leave(self) -> torch.Tensor:
+        return torch.full_like(self._ended, LEAVE, dtype=torch.int64)
 
     def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         position = input_ids.shape[1] - self.mask.shape[1]

@@ -34,12 +34,17 @@ class PartFormat:
     def build(
         cls, kept_schema: pa.Schema, *, include_prompt: bool, compression: str, metadata: dict[bytes, bytes]
     ) -> "PartFormat":
-        """Put the kept columns after the indices, and the completion's columns after them."""
-        head, tail = list(COMPLETION_SCHEMA)[:2], list(COMPLETION_SCHEMA)[2:]
-        if not include_prompt:
-            tail = [field for field in tail if field.name != "prompt"]
-        schema = pa.schema([*head, *kept_schema, *tail], metadata=metadata)
+        """Fix the columns from those that are kept."""
+        schema = output_schema(kept_schema, include_prompt=include_prompt).with_metadata(metadata)
         return cls(schema=schema, compression=compression)
+
+
+def output_schema(kept_schema: pa.Schema, *, include_prompt: bool) -> pa.Schema:
+    """Put the kept columns after the indices and the completion's columns after them; the metadata stays."""
+    head, tail = list(COMPLETION_SCHEMA)[:2], list(COMPLETION_SCHEMA)[2:]
+    if not include_prompt:
+        tail = [field for field in tail if field.name != "prompt"]
+    return pa.schema([*head, *kept_schema, *tail], metadata=kept_schema.metadata)
 
 
 class OpenShard:
