@@ -12,7 +12,7 @@ from job.errors import UsageError
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
-ENGINES = ("static", "fake")
+ENGINES = ("paged", "static", "fake")
 
 
 def _require(condition: bool, option: str, value: object, need: str) -> None:
@@ -131,6 +131,12 @@ class SamplingParams:
     """Drop tokens less likely than this times the most likely one. 0: off."""
     repetition_penalty: float = 1.0
     """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion; what is from there on is cut off."""
+    num_samples: int = 1
+    """Completions per row."""
+    logprobs: bool = False
+    """Write the generated tokens and their log probabilities."""
     seed: int = 0
     """With (row_idx, sample_idx, position) it fixes every draw."""
     ignore_eos: bool = False
@@ -144,6 +150,8 @@ class SamplingParams:
         _require(0 <= self.min_p <= 1, "min-p", self.min_p, "between 0 and 1")
         _require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+        _require("" not in self.stop, "stop", "", "a text that is not empty")
+        _require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,19 +181,25 @@ class EngineConfig:
 
     tensor_parallel_size: int = 1
     """Processes (GPUs) that share one copy of the model."""
-    engine: str = "static"
-    """``static``: transformers' generate. ``fake``: no model, for tests of everything else."""
+    engine: str = "paged"
+    """``paged``: continuous batching; ``static`` if the model cannot be served so. ``static``: transformers' generate.
+    ``fake``: no model, for tests of everything else."""
     max_batch_rows: int | None = None
-    """Rows per batch at most. None: as many as fit ``max_batch_tokens``, 64 on a CPU."""
+    """Rows computed at once at most. None: 256 on a CPU, 512 on a GPU (static: 64 and 512)."""
     max_batch_tokens: int | None = None
-    """Rows of a batch times (longest prompt + max_new_tokens) at most. None: from the memory that is free."""
+    """Tokens computed in one step at most, prompts in chunks included. None: 512 on a CPU, 4096 on a GPU.
+    Static: rows of a batch times (longest prompt + max_new_tokens). None: from the memory that is free."""
+    kv_cache_memory: int | None = None
+    """Bytes per process for the paged engine's KV cache. None: a share of what is free after loading."""
+    share_prefixes: bool = True
+    """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 
     def __post_init__(self) -> None:
         _require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
         _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.engine == "fake" and self.tensor_parallel_size > 1:
             raise UsageError("--engine fake has no model to share. Use --tensor-parallel-size 1.")
-        for name in ("max_batch_rows", "max_batch_tokens"):
+        for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)
             _require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")
 

@@ -81,6 +81,8 @@ class Generation:
     finish_reason: str | None
     """``stop``, ``length``, or None if there is an error."""
     error: RowError | None = None
+    logprobs: Sequence[float] | None = None
+    """Natural logarithms of the probabilities of ``token_ids`` in the model's own distribution, if they were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 from job.config import SamplingParams
 from job.distributed import Replica
 from job.engine.failures import describe_failure
-from job.engine.sampling import choose_tokens, penalize_repetition
+from job.engine.protocol import EndsText
+from job.engine.sampling import choose_tokens, penalize_repetition, token_logprobs
 from job.records import SampleKey
 
 LEAVE = -1
@@ -63,6 +64,7 @@ class LeadingChooser(Chooser):
         keys: Sequence[SampleKey],
         eos_token_ids: Sequence[int],
         should_stop: Callable[[], bool],
+        ends_text: EndsText | None = None,
     ) -> None:
         """Choose for a batch.
 
@@ -70,14 +72,19 @@ class LeadingChooser(Chooser):
             keys: of the rows.
             eos_token_ids: what ends a row; empty if nothing does.
             should_stop: asked before every token.
+            ends_text: finds the stop strings in what the rows generated.
         """
         super().__init__(replica)
-        self._params, self._keys, self._should_stop = params, keys, should_stop
+        self._params, self._keys, self._should_stop, self._ends_text = params, keys, should_stop, ends_text
         self._eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=replica.device)
         self._ended = torch.zeros(len(keys), dtype=torch.bool, device=replica.device)
         self.is_finite = torch.ones_like(self._ended)
         self.steps: list[torch.Tensor] = []
         """[B] int64 each: the tokens sent so far. Of a row that has ended, what follows means nothing."""
+        self.logprobs: list[torch.Tensor] = []
+        """[B] float32 each, if they were asked."""
+        self.stops: dict[int, int] = {}
+        """Row to number of tokens, for rows that a stop string ended."""
         self.failure: str | None = None
         """Why the leader left, if it was not asked to stop."""
 
@@ -92,7 +99,17 @@ class LeadingChooser(Chooser):
             return self._leave()
         self.steps.append(tokens)
         self._ended |= torch.isin(tokens, self._eos)
+        if self._ends_text is not None:
+            self._look_for_stops(self._ends_text)
         return tokens
+
+    def _look_for_stops(self, ends_text: EndsText) -> None:
+        going = (~self._ended).nonzero().squeeze(-1).tolist()
+        texts = torch.stack(self.steps, dim=1)[going].tolist()
+        for row, has_ended in zip(going, ends_text(texts), strict=True):
+            if has_ended:
+                self._ended[row] = True
+                self.stops[row] = len(self.steps)
 
     def _leave(self) -> torch.Tensor:
         return torch.full_like(self._ended, LEAVE, dtype=torch.int64)
@@ -102,10 +119,16 @@ class LeadingChooser(Chooser):
         # A NaN anywhere makes the maximum NaN. A row that has ended only reads padding: what it says does not count.
         self.is_finite &= scores.amax(dim=-1).isfinite() | self._ended
         logits = torch.where((self.is_finite & ~self._ended)[:, None], scores, 0.0)
+        raw = logits
         if self._params.repetition_penalty != 1:
-            seen = torch.cat([self.mask, self.mask.new_ones(len(scores), position)], dim=1).bool()
-            logits = penalize_repetition(logits, input_ids, seen, self._params.repetition_penalty)
-        return choose_tokens(logits, self._params, self._keys, position)
+            real = torch.cat([self.mask, self.mask.new_ones(len(scores), position)], dim=1)
+            # Padding is no token that occurred: its places add nothing.
+            seen = torch.zeros_like(logits).scatter_add_(1, input_ids, real.to(logits.dtype)) > 0
+            logits = penalize_repetition(logits, seen, self._params.repetition_penalty)
+        tokens = choose_tokens(logits, self._params, self._keys, [position] * len(logits))
+        if self._params.logprobs:
+            self.logprobs.append(token_logprobs(raw, tokens))
+        return tokens
 
 
 class HasLeft(StoppingCriteria):  # type: ignore[misc]

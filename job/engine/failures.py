@@ -3,6 +3,7 @@
 import torch
 
 from job.errors import JobError, first_line
+from job.records import Generation, Request, RowError
 
 OUT_OF_MEMORY = "out of memory"
 """What a rank reports when a batch did not fit."""
@@ -36,3 +37,14 @@ def describe_failure(error: Exception) -> str:
             "the same command continues."
         ) from error
     return f"{type(error).__name__}: {text}"
+
+
+def failed(request: Request, kind: str, detail: str) -> Generation:
+    """Return what becomes of a request that cannot be completed."""
+    error = RowError(kind, f"{len(request.prompt_ids)} prompt tokens: {detail}")
+    return Generation(request=request, token_ids=[], finish_reason=None, error=error)
+
+
+def not_finite(dtype: torch.dtype) -> str:
+    """Return the detail of a row whose logits overflowed."""
+    return f"in {dtype}; --dtype bfloat16 or float32 has more range"

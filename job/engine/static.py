@@ -17,10 +17,11 @@ from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
 from job.engine.batch_limits import batch_limits
 from job.engine.choosers import Chooser, HasLeft, LeadingChooser
-from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, describe_failure
+from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, describe_failure, failed, not_finite
 from job.engine.loading import LoadedModel
+from job.engine.protocol import EndsText
 from job.errors import JobError
-from job.records import Generation, Request, RowError
+from job.records import Generation, Request
 
 PENDING_BATCHES = 16
 """So many batches' worth of requests are sorted together: enough to find rows of like length."""
@@ -52,13 +53,16 @@ class StaticEngine:
         config: EngineConfig,
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
+        ends_text: EndsText | None = None,
     ) -> None:
         """Prepare generation.
 
         Args:
             should_stop: asked by the leader before every token; True makes ``step`` return with the batch undone.
+            ends_text: finds the stop strings; needed by the leader alone.
         """
         self._model, self._params, self._replica, self._should_stop = model, params, replica, should_stop
+        self._ends_text = ends_text
         self._eos_token_ids = () if params.ignore_eos else model.eos_token_ids
         self._max_rows, self._max_tokens = batch_limits(model, config, replica.device)
         self._pending: deque[Request] = deque()
@@ -127,8 +131,9 @@ class StaticEngine:
 
     def _attempt(self, batch: list[Request]) -> list[Generation]:
         """Generate a batch, or what can be generated of it."""
+        keys = [request.key for request in batch]
         chooser = LeadingChooser(
-            self._replica, self._params, [r.key for r in batch], self._eos_token_ids, self._should_stop
+            self._replica, self._params, keys, self._eos_token_ids, self._should_stop, self._ends_text
         )
         command = Batch(prompt_ids=[list(request.prompt_ids) for request in batch])
         self._replica.command(command)
@@ -143,7 +148,7 @@ class StaticEngine:
     def _shrink(self, batch: list[Request]) -> list[Generation]:
         """Keep all later batches to half of this one's tokens: memory that ran out once will run out again."""
         if len(batch) == 1:
-            return [_failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
+            return [failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
         self._max_tokens = len(batch) // 2 * (len(batch[0].prompt_ids) + self._params.max_new_tokens)
         self._put_back(batch)
         return []
@@ -151,24 +156,28 @@ class StaticEngine:
     def _bisect(self, batch: list[Request], reason: str) -> list[Generation]:
         """Find the row on which the model fails: alone, it becomes an error row."""
         if len(batch) == 1:
-            return [_failed(batch[0], "engine_error", reason)]
+            return [failed(batch[0], "engine_error", reason)]
         half = len(batch) // 2
         return [generation for part in (batch[:half], batch[half:]) for generation in self._attempt(part)]
 
     def _take(self, batch: list[Request], chooser: LeadingChooser) -> list[Generation]:
         """Return the rows that have ended; put the others back if the leader was asked to stop before they had."""
         rows = torch.stack(chooser.steps, dim=1).tolist() if chooser.steps else [[] for _ in batch]
+        logprobs = torch.stack(chooser.logprobs, dim=1).tolist() if chooser.logprobs else [None for _ in batch]
         generations, unfinished = [], []
-        for request, ids, is_finite in zip(batch, rows, chooser.is_finite.tolist(), strict=True):
+        for row, (request, ids, is_finite) in enumerate(zip(batch, rows, chooser.is_finite.tolist(), strict=True)):
             end = next((idx + 1 for idx, token in enumerate(ids) if token in self._eos_token_ids), None)
+            end = chooser.stops.get(row, end)
             if not is_finite:
-                detail = f"in {self._model.dtype}; --dtype bfloat16 or float32 has more range"
-                generations.append(_failed(request, "non_finite_logits", detail))
+                generations.append(failed(request, "non_finite_logits", not_finite(self._model.dtype)))
             elif end is None and chooser.has_left:
                 unfinished.append(request)
             else:
                 reason = "length" if end is None else "stop"
-                generations.append(Generation(request=request, token_ids=ids[:end], finish_reason=reason))
+                row_logprobs = logprobs[row] and logprobs[row][:end]
+                generations.append(
+                    Generation(request=request, token_ids=ids[:end], finish_reason=reason, logprobs=row_logprobs)
+                )
         self._put_back(unfinished)
         self.num_computed_tokens += sum(len(g.request.prompt_ids) + len(g.token_ids) for g in generations)
         return generations
@@ -215,11 +224,6 @@ class StaticEngine:
                 logits_processor=LogitsProcessorList([chooser]),
                 stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),
             )
-
-
-def _failed(request: Request, kind: str, detail: str) -> Generation:
-    error = RowError(kind, f"{len(request.prompt_ids)} prompt tokens: {detail}")
-    return Generation(request=request, token_ids=[], finish_reason=None, error=error)
 
 
 def pad_left(

@@ -1,0 +1,97 @@
+"""The seam between transformers' models and ours: an attention function under a name of its own.
+
+Models call it through transformers' ``AttentionInterface`` with the queries, keys and values of the whole ragged batch,
+and it passes them on to whoever attends at the moment. Head counts are those of the tensors, whatever AutoTP left on
+this rank.
+
+Letters: T tokens of the step, H key-value heads, G queries per key-value head, D head size.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "job_paged"
+
+HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "training"})
+"""Arguments that models pass on and that change nothing here."""
+
+
+class Unsupported(Exception):
+    """The model asks of attention what this one cannot do."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionArgs:
+    """What a layer wants besides the products."""
+
+    scale: float
+    window: int | None = None
+    """Keys further back than this are not seen (the query itself counts). None: all are."""
+    softcap: float | None = None
+    """Scores s become c tanh(s / c) (Gemma 2)."""
+    sinks: torch.Tensor | None = None
+    """[H * G]: one score more per query head, without a value (gpt-oss)."""
+
+
+class Attend(Protocol):
+    """Whoever owns the cache: stores keys and values of the step's tokens, then attends."""
+
+    def __call__(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
+    ) -> torch.Tensor:
+        """Return [T, H * G, D of value] from [T, H * G, D], [T, H, D] and [T, H, D of value]."""
+
+
+_attend: Attend | None = None
+
+
+@contextlib.contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Let ``attend`` do the attention of the models called inside."""
+    global _attend
+    _attend = attend
+    try:
+        yield
+    finally:
+        _attend = None
+
+
+def paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' attention functions do: [1, heads, T, D] in, [1, T, heads, D] out.
+
+    Raises:
+        Unsupported: an argument that is not known here; to ignore it might change the answer.
+    """
+    unknown = [name for name, argument in others.items() if argument is not None and name not in HARMLESS]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if unknown or not getattr(module, "is_causal", True):
+        raise Unsupported(f"its attention takes {', '.join(unknown) or 'tokens that come later'}")
+    if not isinstance(layer_idx := getattr(module, "layer_idx", None), int):
+        raise Unsupported("its attention layers have no numbers")
+    assert _attend is not None, "the model was called outside of attending()"
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    args = AttentionArgs(scale, sliding_window or None, softcap, s_aux)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _attend(layer_idx, query, key, value, args)[None], None
+
+
+AttentionInterface.register(NAME, paged_attention)

@@ -1,0 +1,83 @@
+"""How large the engine may be: rows, tokens of a step, and pages of KV cache, the same on all ranks of a replica."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from job.config import EngineConfig
+from job.distributed import Replica
+from job.engine.loading import LoadedModel
+from job.engine.paged.cache import LayerShape
+
+CPU_MEMORY_SHARE = 0.4
+"""Of the memory that is free after loading; the processes of a host divide it. It is touched only when it is used."""
+
+CUDA_MEMORY_SHARE = 0.85
+"""Of the device's memory that is free after loading and after what choosing tokens takes; the rest is activations."""
+
+LOGITS_COPIES = 5
+"""float32 copies of [rows, vocabulary] that choosing a token holds at once."""
+
+CPU_ROWS, CPU_TOKENS = 256, 512
+CUDA_ROWS, CUDA_TOKENS = 512, 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Limits of the engine."""
+
+    max_rows: int
+    max_tokens: int
+    num_pages: int
+
+
+def decide_budget(
+    model: LoadedModel,
+    shapes: Mapping[int, LayerShape],
+    config: EngineConfig,
+    replica: Replica,
+    page_tokens: int,
+) -> Budget:
+    """Return the user's limits, or defaults for the device. All ranks of a replica must call this together."""
+    on_cuda = replica.device.type == "cuda"
+    max_rows = config.max_batch_rows or (CUDA_ROWS if on_cuda else CPU_ROWS)
+    max_tokens = config.max_batch_tokens or (CUDA_TOKENS if on_cuda else CPU_TOKENS)
+    num_bytes = config.kv_cache_memory
+    if num_bytes is None:
+        vocab_size = model.module.config.get_text_config().vocab_size
+        num_bytes = _free_share(replica, max_rows * vocab_size * 4 * LOGITS_COPIES)
+    page_bytes = page_tokens * sum(shape.num_bytes for shape in shapes.values())
+    num_pages = min(replica.gather(num_bytes // page_bytes))
+    return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=max(1, num_pages))
+
+
+def _free_share(replica: Replica, sampling_bytes: int) -> int:
+    if replica.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(replica.device)
+        return max(0, int((free_bytes - sampling_bytes) * CUDA_MEMORY_SHARE))
+    return int(free_host_bytes() * CPU_MEMORY_SHARE) // replica.info.local_world_size
+
+
+def free_host_bytes() -> int:
+    """Return the memory that this process may still use: of the machine, and of its control group (Slurm, containers)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
+
+
+def _cgroup_bytes() -> list[int]:
+    """Return what each control group (version 2) above this process has left."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::", 1)[-1]
+        group = Path("/sys/fs/cgroup") / own.lstrip("/")
+    except OSError:
+        return []
+    left = []
+    for directory in (group, *group.parents):
+        try:
+            limit, used = ((directory / name).read_text().strip() for name in ("memory.max", "memory.current"))
+            left.append(max(0, int(limit) - int(used)))
+        except (OSError, ValueError):  # no such file in the root, and "max" means no limit
+            continue
+    return left

@@ -1,0 +1,237 @@
+"""The fast engine: continuous batching of the sharded model. Implements ``Engine``.
+
+A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules,
+tells the replica the step, chooses tokens from its logits, and refills the slots of rows that have ended.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from job.config import EngineConfig, SamplingParams
+from job.distributed import Replica
+from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
+from job.engine.loading import LoadedModel
+from job.engine.paged.budget import decide_budget
+from job.engine.paged.cache import KVCache, LayerShape
+from job.engine.paged.choosing import Choosing
+from job.engine.paged.cpu_kernels import keep_freed_memory, speed_up
+from job.engine.paged.executor import Executor
+from job.engine.paged.pages import Pages
+from job.engine.paged.scheduler import Scheduler, Work
+from job.engine.paged.sequences import Running
+from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
+from job.engine.paged.torch_attention import PAGE_TOKENS
+from job.engine.protocol import EndsText
+from job.errors import JobError
+from job.records import Generation, Request
+
+PENDING_FACTOR = 8
+"""So many times the slots are pending at most: enough to put long rows first and rows with a common prefix together."""
+
+SMALL_CHUNK = 16
+"""If so few tokens of one row do not fit into memory, the row is too large."""
+
+
+class StepFailed(Exception):
+    """A step raised, on one rank or all. Nothing of it counts."""
+
+
+class PagedEngine:
+    """Implements ``Engine`` on a model that ``check_support`` has passed."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        shapes: dict[int, LayerShape],
+        params: SamplingParams,
+        config: EngineConfig,
+        replica: Replica,
+        should_stop: Callable[[], bool] = lambda: False,
+        ends_text: EndsText | None = None,
+    ) -> None:
+        """Allocate the cache. All ranks of a replica must do this together.
+
+        Args:
+            shapes: what each layer stores, from ``check_support``.
+            should_stop: asked by the leader before every step; True makes ``step`` return at once.
+            ends_text: finds the stop strings; needed by the leader alone.
+        """
+        self._params, self._replica, self._should_stop, self._ends_text = params, replica, should_stop, ends_text
+        self._dtype = model.dtype
+        self._eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
+        budget = decide_budget(model, shapes, config, replica, PAGE_TOKENS)
+        cache = KVCache(
+            shapes, num_pages=budget.num_pages, page_tokens=PAGE_TOKENS, tokens_first=False, device=replica.device
+        )
+        if replica.device.type == "cpu":
+            keep_freed_memory()
+            speed_up(model.module)
+        self._executor = Executor(model.module, cache, num_slots=budget.max_rows, device=replica.device)
+        self._choosing = Choosing(params, num_slots=budget.max_rows)
+        self.scheduler = Scheduler(
+            Pages(budget.num_pages, PAGE_TOKENS),
+            max_rows=budget.max_rows,
+            max_tokens=budget.max_tokens,
+            share_prefixes=config.share_prefixes,
+        )
+        self._num_finished_tokens = 0
+
+    @property
+    def num_pending(self) -> int:
+        """See ``Engine``."""
+        return self.scheduler.num_pending
+
+    @property
+    def min_pending(self) -> int:
+        """See ``Engine``."""
+        return 2 * self.scheduler.max_rows
+
+    @property
+    def max_pending(self) -> int:
+        """See ``Engine``."""
+        return PENDING_FACTOR * self.scheduler.max_rows
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """See ``Engine``."""
+        return self._num_finished_tokens + sum(sequence.num_cached for sequence in self.scheduler.running)
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        self.scheduler.submit(Running.of(request))
+
+    def step(self) -> list[Generation]:
+        """Compute one token of every running row, and what fits beside of prompts."""
+        if self._should_stop():
+            return []
+        work = self.scheduler.next_work()
+        generations = self._give_up_on_unfit()
+        if not work:
+            return generations
+        try:
+            logits = self._run(self.scheduler.to_step(work))
+            return generations + self._advance(work, logits)
+        except StepFailed as failure:
+            return generations + self._recover(work, str(failure))
+
+    def keep_alive(self) -> None:
+        """See ``Engine``."""
+        self._replica.broadcast_ints(Step(kind=KEEP_ALIVE).pack())
+
+    def close(self, exit_code: int) -> None:
+        """See ``Engine``."""
+        self._replica.broadcast_ints(close_step(exit_code).pack())
+
+    def follow(self) -> int:
+        """See ``Engine``."""
+        while True:
+            step = Step.unpack(self._replica.broadcast_ints(None))
+            if step.kind == CLOSE:
+                return int(step.token_ids[0])
+            if step.kind == RUN:
+                try:
+                    self._execute(step)
+                except StepFailed:
+                    continue  # the leader knows, and decides what comes next
+
+    def _run(self, step: Step) -> torch.Tensor:
+        """Tell the replica a step, and execute it."""
+        self._replica.broadcast_ints(step.pack())
+        return self._execute(step)
+
+    def _execute(self, step: Step) -> torch.Tensor:
+        """Execute a step on this rank, then hear how it went on the others.
+
+        Raises:
+            StepFailed: on any rank.
+        """
+        failure, logits = None, None
+        try:
+            logits = self._executor.run(step)
+        except JobError:
+            raise
+        except Exception as error:  # whatever the model's code raises on these rows
+            failure = describe_failure(error)
+        # Outside the except block: the traceback held the tensors of the failed forward pass alive.
+        if self._replica.any_failed(failure is not None):
+            if self._replica.device.type == "cuda":
+                torch.cuda.empty_cache()
+            statuses = [status for status in self._replica.gather_status(failure) if status is not None]
+            raise StepFailed(OUT_OF_MEMORY if OUT_OF_MEMORY in statuses else statuses[0])
+        assert logits is not None
+        return logits
+
+    def _advance(self, work: Sequence[Work], logits: torch.Tensor) -> list[Generation]:
+        """Give rows their next tokens, and return those that have ended.
+
+        Raises:
+            StepFailed: the leader failed while it chose; no token counts.
+        """
+        rows = [item.sequence for item in work if item.is_sampled]
+        ends = [item.end for item in work]
+        try:
+            chosen = self._choosing.choose(logits, rows) if rows else ([], None, [])
+        except Exception as error:
+            raise StepFailed(describe_failure(error)) from None
+        for item, end in zip(work, ends, strict=True):
+            item.sequence.num_cached = end
+        tokens, logprobs, is_finite = chosen
+        good, bad = [], []
+        for idx, row in enumerate(rows):
+            (good if is_finite[idx] else bad).append(row)
+            row.token_ids.append(tokens[idx])
+            if logprobs is not None:
+                row.logprobs.append(logprobs[idx])
+        failures = [self._fail(row, "non_finite_logits", not_finite(self._dtype)) for row in bad]
+        return failures + self._finish_those_that_ended(good)
+
+    def _finish_those_that_ended(self, rows: Sequence[Running]) -> list[Generation]:
+        reasons: dict[Running, str] = {}
+        for row in rows:
+            if row.token_ids[-1] in self._eos_token_ids:
+                reasons[row] = "stop"
+            elif row.num_generated >= self._params.max_new_tokens:
+                reasons[row] = "length"
+        if self._ends_text is not None:
+            texts = [row.token_ids[row.num_prompt :] for row in rows]
+            stopped = zip(rows, self._ends_text(texts), strict=True)
+            reasons |= {row: "stop" for row, has_stopped in stopped if has_stopped}
+        return [self._finish(row, reason) for row, reason in reasons.items()]
+
+    def _finish(self, row: Running, reason: str) -> Generation:
+        self._num_finished_tokens += len(row.token_ids)
+        self.scheduler.finish(row)
+        return Generation(
+            request=row.request,
+            token_ids=row.token_ids[row.num_prompt :],
+            finish_reason=reason,
+            logprobs=row.logprobs if self._params.logprobs else None,
+        )
+
+    def _fail(self, row: Running, kind: str, detail: str) -> Generation:
+        self._num_finished_tokens += row.num_cached
+        self.scheduler.drop(row)
+        return failed(row.request, kind, detail)
+
+    def _give_up_on_unfit(self) -> list[Generation]:
+        """Return the rows for which the whole cache is too small."""
+        pages = self.scheduler.pages
+        room = pages.num_pages * pages.page_tokens
+        detail = f"with its completion it needs more than the {room:,} tokens of the KV cache; --kv-cache-memory"
+        unfit, self.scheduler.unfit = self.scheduler.unfit, []
+        return [failed(row.request, "kv_cache_full", detail) for row in unfit]
+
+    def _recover(self, work: Sequence[Work], reason: str) -> list[Generation]:
+        """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, or an error row."""
+        rows = [item.sequence for item in work]
+        if reason == OUT_OF_MEMORY:
+            if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:
+                return [self._fail(rows[0], "out_of_memory", OUT_OF_MEMORY)]
+            self.scheduler.shrink()
+            self.scheduler.put_back(rows)
+        elif len(rows) == 1:
+            return [self._fail(rows[0], "engine_error", reason)]
+        else:
+            self.scheduler.separate(rows)
+        return []

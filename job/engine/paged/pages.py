@@ -1,0 +1,136 @@
+"""Which page of the KV cache belongs to whom. Numbers only: no tensors, runs on the leader alone.
+
+A page holds the keys and values of ``page_tokens`` consecutive tokens of one sequence, or of several sequences that
+begin with the same tokens: pages are counted, and a prompt's pages can be found by their contents, so that common
+instructions, few-shot examples and the samples of one prompt are computed once. A page is free again as soon as nobody
+holds it; lower numbers are given out first, which keeps the pages in use together.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+ROOT = -1
+"""The parent of a sequence's first page."""
+
+MIN_COPIED_TOKENS = 4
+"""A shorter common part of a page is computed again: copying costs about as much."""
+
+NUM_DONORS = 4
+"""So many of the latest pages behind a common prefix are compared for a further common part. Requests come sorted, so
+the one that shares the most has just been admitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What of a prompt is in the cache already."""
+
+    pages: tuple[int, ...]
+    """Whole pages to share."""
+    donor: int | None = None
+    """A page whose first tokens are the prompt's next ones; to be copied, for it goes on differently."""
+    num_donated: int = 0
+
+
+class Pages:
+    """Counts who holds which page, and finds pages by their contents."""
+
+    def __init__(self, num_pages: int, page_tokens: int) -> None:
+        """Have all pages free."""
+        self.num_pages, self.page_tokens = num_pages, page_tokens
+        self._free = list(range(num_pages))
+        self._num_holders = [0] * num_pages
+        self._contents: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._whole: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._children: dict[int, dict[int, None]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free)
+
+    def num_needed(self, num_tokens: int) -> int:
+        """Return how many pages hold so many tokens."""
+        return -(-num_tokens // self.page_tokens)
+
+    def take(self) -> int:
+        """Return a free page, held once. There must be one."""
+        page = heapq.heappop(self._free)
+        self._num_holders[page] = 1
+        return page
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Count one holder more."""
+        for page in pages:
+            self._num_holders[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Count one holder less; pages without one are free, and forgotten."""
+        for page in pages:
+            self._num_holders[page] -= 1
+            if self._num_holders[page] == 0:
+                self._forget(page)
+                heapq.heappush(self._free, page)
+
+    def describe(self, pages: Sequence[int], token_ids: Sequence[int], first_idx: int) -> None:
+        """Say what a sequence's pages contain, from its page ``first_idx`` on, so that others can find them.
+
+        Args:
+            pages: all pages of the sequence.
+            token_ids: what they hold; the last page may not be full.
+        """
+        parent = pages[first_idx - 1] if first_idx else ROOT
+        for page_idx in range(first_idx, self.num_needed(len(token_ids))):
+            start = page_idx * self.page_tokens
+            contents = tuple(token_ids[start : start + self.page_tokens])
+            page = pages[page_idx]
+            self._forget(page)
+            self._contents[page] = (parent, contents)
+            self._children.setdefault(parent, {})[page] = None
+            if len(contents) == self.page_tokens:
+                self._whole.setdefault((parent, contents), page)
+            parent = page
+
+    def match(self, token_ids: Sequence[int]) -> Match:
+        """Find the longest known beginning of ``token_ids``."""
+        pages: list[int] = []
+        parent = ROOT
+        while len(contents := tuple(token_ids[len(pages) * self.page_tokens :][: self.page_tokens])) > 0:
+            page = self._whole.get((parent, contents))
+            if page is None:
+                return Match(tuple(pages), *self._best_donor(parent, contents))
+            pages.append(page)
+            parent = page
+        return Match(tuple(pages))
+
+    def _best_donor(self, parent: int, contents: tuple[int, ...]) -> tuple[int | None, int]:
+        donors = islice(reversed(self._children.get(parent, {})), NUM_DONORS)
+        lengths = {page: num_common(self._contents[page][1], contents) for page in donors}
+        best = max(lengths, key=lengths.__getitem__, default=None)
+        if best is None or lengths[best] < MIN_COPIED_TOKENS:
+            return None, 0
+        return best, lengths[best]
+
+    def _forget(self, page: int) -> None:
+        parent, contents = self._contents.pop(page, (None, ()))
+        if parent is None:
+            return
+        siblings = self._children[parent]
+        del siblings[page]
+        if not siblings:
+            del self._children[parent]
+        if self._whole.get((parent, contents)) == page:
+            del self._whole[parent, contents]
+
+
+def num_common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the length of the common beginning.
+
+    >>> num_common([1, 2, 3], [1, 2, 4, 5]), num_common([], [1])
+    (2, 0)
+    """
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
+    return next(idx for idx in range(shorter) if left[idx] != right[idx])

@@ -1,0 +1,149 @@
+"""Whether the paged engine can serve a model: found out by running it, not from a list of names.
+
+The model computes a short text once in its own way and once through the paged cache, in pieces, as the engine does.
+What it stores per token is learnt on the way.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from job.distributed import Replica
+from job.engine.loading import LoadedModel
+from job.engine.paged import attention
+from job.engine.paged.attention import AttentionArgs, Unsupported
+from job.engine.paged.cache import KVCache, LayerShape
+from job.engine.paged.executor import Executor, run_model
+from job.engine.paged.layout import BlockTables, Layout
+from job.engine.paged.step import Step, rows
+from job.engine.paged.torch_attention import PAGE_TOKENS
+from job.errors import first_line
+
+PROBE_TOKENS = 2 * PAGE_TOKENS + 7
+"""Length of the text: it reaches into a third page."""
+
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+"""Largest allowed norm of the difference of the logits over their own norm. The dtypes' own rounding is a tenth."""
+
+KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Entries of a configuration's ``layer_types`` whose masks are known here."""
+
+
+def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, LayerShape], str | None]:
+    """Make the model use our attention. All ranks of a replica must call this together.
+
+    Returns:
+        What each layer stores on this rank, and the reason, the same on all ranks, if the model must be served by
+        another engine; it is then as it was.
+    """
+    module = model.module
+    own = module.config._attn_implementation
+    shapes: dict[int, LayerShape] = {}
+    try:
+        reason = _configuration_problem(module)
+        if reason is None:
+            expected = _logits_of_its_own(module, replica.device)
+            module.set_attn_implementation(attention.NAME)
+            shapes = _shapes(module, replica.device)
+            reason = _difference(_logits_of_ours(module, shapes, replica.device), expected)
+    except Unsupported as error:
+        reason = str(error)
+    except Exception as error:  # whatever a model raises when it is called in another way than it is used to
+        reason = f"it cannot run on a ragged batch: {first_line(error)}"
+    reasons = [text for text in replica.gather_status(reason) if text is not None]
+    if reasons and module.config._attn_implementation != own:
+        module.set_attn_implementation(own)
+    return shapes, reasons[0] if reasons else None
+
+
+def _configuration_problem(module: Any) -> str | None:
+    """Return what the configuration asks for that a short text would not show."""
+    text = module.config.get_text_config()
+    if not module._can_set_attn_implementation():
+        return "its attention is its own, not one of transformers' interface"
+    strange = set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYERS
+    if strange:
+        return f"it has layers of type {min(strange)}"
+    rope = getattr(text, "rope_parameters", None) or {}
+    types = {str(value.get("rope_type")) for value in (rope, *rope.values()) if isinstance(value, dict)}
+    if types & {"dynamic", "longrope"}:
+        return "its rotary frequencies depend on the longest row of the batch"
+    return None
+
+
+def _token_ids(module: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
+    vocab_size = module.config.get_text_config().vocab_size
+    return np.random.default_rng(0).integers(0, vocab_size, PROBE_TOKENS).astype(np.int32)
+
+
+def _logits_of_its_own(module: Any, device: torch.device) -> torch.Tensor:
+    """Return [PROBE_TOKENS, V] in the model's own way."""
+    ids = torch.from_numpy(_token_ids(module)).long()[None].to(device)
+    with torch.inference_mode():
+        logits: torch.Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    return logits
+
+
+def _shapes(module: Any, device: torch.device) -> dict[int, LayerShape]:
+    """Run one token and see what each layer would store, and that its window is the one its configuration names."""
+    shapes: dict[int, LayerShape] = {}
+    windows: dict[int, int | None] = {}
+
+    def look(
+        layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
+    ) -> torch.Tensor:
+        if layer_idx in shapes:
+            raise Unsupported(f"its layer {layer_idx} attends twice")
+        shapes[layer_idx], windows[layer_idx] = LayerShape.of(key, value), args.window
+        return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+
+    run_model(module, Layout(_step(_token_ids(module), 0, 1), BlockTables(1), PAGE_TOKENS), look, device)
+    text = module.config.get_text_config()
+    if len(shapes) != text.num_hidden_layers:
+        raise Unsupported(f"{len(shapes)} of its {text.num_hidden_layers} layers use transformers' interface")
+    _check_windows(text, windows)
+    return shapes
+
+
+def _check_windows(text: Any, windows: dict[int, int | None]) -> None:
+    """A window that a model applies in its mask alone would be lost: masks are not made here."""
+    window = getattr(text, "sliding_window", None)
+    if window is None or getattr(text, "use_sliding_window", True) is False:
+        return
+    layer_types = getattr(text, "layer_types", None)
+    for layer_idx, seen in windows.items():
+        slides = layer_types is None or layer_types[layer_idx] == "sliding_attention"
+        if seen != (window if slides else None):
+            raise Unsupported(f"layer {layer_idx} asks for a window of {seen}, its configuration says {window}")
+
+
+def _logits_of_ours(module: Any, shapes: dict[int, LayerShape], device: torch.device) -> torch.Tensor:
+    """Return [3, V]: after a chunk, after a second one, and after a token by itself, on scattered pages."""
+    cache = KVCache(shapes, num_pages=5, page_tokens=PAGE_TOKENS, tokens_first=False, device=device)
+    executor = Executor(module, cache, num_slots=2, device=device)
+    ids = _token_ids(module)
+    ends = (PAGE_TOKENS + 3, PROBE_TOKENS - 1, PROBE_TOKENS)
+    gained = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
+    starts = (0, *ends[:-1])
+    steps = [_step(ids, start, end, pages) for start, end, pages in zip(starts, ends, gained, strict=True)]
+    return torch.cat([executor.run(step) for step in steps])
+
+
+def _step(ids: Any, start: int, end: int, gained: list[tuple[int, int, int]] | None = None) -> Step:
+    slot = 1 if gained is not None else 0
+    return Step(
+        token_ids=ids[start:end],
+        sequences=rows([(slot, start, end - start, 1)], 4),
+        gained=rows(gained or [], 3),
+        fresh=rows([(page,) for _, _, page in gained or []], 1),
+    )
+
+
+def _difference(ours: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Compare [3, V] with the same rows of [PROBE_TOKENS, V]."""
+    theirs = expected[[PAGE_TOKENS + 2, PROBE_TOKENS - 2, PROBE_TOKENS - 1]].float()
+    error = float((ours.float() - theirs).norm() / theirs.norm())
+    if error <= TOLERANCES[expected.dtype]:
+        return None
+    return f"its logits differ from its own attention's by {error:.2%}"
