@@ -187,7 +187,7 @@ class EngineConfig:
     max_batch_rows: int | None = None
     """Rows computed at once at most. None: 256 on a CPU, 512 on a GPU (static: 64 and 512)."""
     max_batch_tokens: int | None = None
-    """Tokens computed in one step at most, prompts in chunks included. None: 512 on a CPU, 4096 on a GPU.
+    """Tokens computed in one step at most, prompts in chunks included. None: 2048 on a CPU, 4096 on a GPU.
     Static: rows of a batch times (longest prompt + max_new_tokens). None: from the memory that is free."""
     kv_cache_memory: int | None = None
     """Bytes per process for the paged engine's KV cache. None: a share of what is free after loading."""

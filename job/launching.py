@@ -4,10 +4,10 @@ import os
 
 from job.config import RunConfig
 from job.distributed import Replica
+from job.engine.choice import build_engine
 from job.engine.fake import FakeEngine
 from job.engine.loading import ModelInfo, inspect_model, load_model
 from job.engine.protocol import Engine
-from job.engine.static import StaticEngine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch import read_process_info, told_once
 from job.observe.noise import silence_progress_bars
@@ -96,7 +96,15 @@ def _build_engine(
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
     stop_token_ids = replica.command(prepared.stop_token_ids if prepared else None)
     model = load_model(config.model, model_info, replica, stop_token_ids)
-    return StaticEngine(model, config.sampling, config.engine, replica, should_stop=stop)
+    return build_engine(
+        model,
+        config.sampling,
+        config.engine,
+        replica,
+        should_stop=stop,
+        ends_text=prepared.tokenization.ends_text if prepared and config.sampling.stop else None,
+        note=progress.note,
+    )
 
 
 def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
@@ -110,8 +118,9 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards:,} shards"
     replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
     processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
+    samples = "" if plan.num_samples == 1 else f" with {plan.num_samples} samples each"
     progress.note(
-        f"{plan.num_rows:,} rows in {shards}, {len(prepared.paths.done_shards()):,} done; "
+        f"{plan.num_rows:,} rows{samples} in {shards}, {len(prepared.paths.done_shards()):,} done; "
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
         f"{replicas} of {processes}"
     )

@@ -22,12 +22,11 @@ from job.data.source import Source
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer, tokenizer_digest
 from job.engine.loading import ModelInfo, inspect_model
 from job.errors import UsageError, first_line
-from job.output.journal import COMPLETION_SCHEMA
 from job.output.leases import WorkerId
 from job.output.manifest import Manifest, claim_run_directory
 from job.output.paths import RunPaths
 from job.output.plan import Plan
-from job.output.shard import PartFormat, output_schema
+from job.output.shard import PartFormat, output_schema, own_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     kept = _kept_fields(config, schema)
     features = _features(config, schema, kept)
     num_rows = dataset.source.num_rows if config.data.limit is None else min(config.data.limit, dataset.source.num_rows)
-    plan = Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard)
+    plan = Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard, num_samples=config.sampling.num_samples)
     manifest = _manifest(config, info, tokenizer, dataset, plan, kept, chat_template is not None, max_prompt_tokens)
     paths = RunPaths(config.output.output.absolute(), plan.num_shards)
     worker = WorkerId.of_this_process()
@@ -91,6 +90,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
             chat=chat_template is not None,
             max_prompt_tokens=max_prompt_tokens,
             on_long_prompt=config.prompt.on_long_prompt,
+            stop=config.sampling.stop,
         ),
         stop_token_ids=() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
         plan=plan,
@@ -98,6 +98,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         part_format=PartFormat.build(
             pa.schema(kept),
             include_prompt=config.output.include_prompt,
+            logprobs=config.sampling.logprobs,
             compression=config.output.compression,
             metadata=_metadata(config, manifest, features),
         ),
@@ -159,7 +160,8 @@ def _kept_fields(config: RunConfig, schema: pa.Schema) -> list[pa.Field]:
     names = _named_columns(config)
     if "*" in names:
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *schema.names]))
-    reserved = {field.name for field in COMPLETION_SCHEMA} - (set() if config.output.include_prompt else {"prompt"})
+    own = own_columns(include_prompt=config.output.include_prompt, logprobs=config.sampling.logprobs)
+    reserved = {field.name for field in own}
     for name in names:
         option = "--id-column" if name == config.data.id_column else "--keep-columns"
         if name not in schema.names:
@@ -237,7 +239,11 @@ def _features(config: RunConfig, schema: pa.Schema, kept: Sequence[pa.Field]) ->
             datasets.Features.from_arrow_schema(pa.schema([field]))
         except (ValueError, TypeError) as error:
             raise UsageError(f"--keep-columns {field.name}: {first_line(error)} Leave the column out.") from None
-    full = output_schema(pa.schema(kept, metadata=schema.metadata), include_prompt=config.output.include_prompt)
+    full = output_schema(
+        pa.schema(kept, metadata=schema.metadata),
+        include_prompt=config.output.include_prompt,
+        logprobs=config.sampling.logprobs,
+    )
     content: bytes = datasets.Features.from_arrow_schema(full).arrow_schema.metadata[b"huggingface"]
     return content
 

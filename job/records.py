@@ -97,6 +97,11 @@ class Completion:
     num_prompt_tokens: int
     num_completion_tokens: int
     error: str | None
+    token_ids: Sequence[int] | None = None
+    """The generated ids; this and the next two are None unless log probabilities were asked for."""
+    token_logprobs: Sequence[float] | None = None
+    cumulative_logprob: float | None = None
+    """The sum of ``token_logprobs``."""
 
     @property
     def key(self) -> SampleKey:

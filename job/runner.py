@@ -9,6 +9,7 @@ The only module that knows this order. Everything in it runs on a replica's lead
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from job.data.source import read_rows
 from job.engine.protocol import Engine
@@ -130,13 +131,18 @@ class Runner:
         name = prepared.config.data.dataset
         for block in read_rows(prepared.source, name, shard.rows, prepared.renderer.columns, prepared.kept_columns):
             shard.keep(block)
-            prompts = [prepared.renderer.render(row) for row in block.rows if not shard.has((row.row_idx, 0))]
+            rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
+            prompts = [prepared.renderer.render(row) for row in rows]
             for prompt, item in prepared.tokenization.encode(prompts):
-                if isinstance(item, Completion):
-                    self._add(shard, item)
-                else:
-                    self._prompts[item.key] = prompt.text
-                    yield item
+                for row_idx, sample_idx in self._plan.keys_of_row(item.row_idx):
+                    if shard.has((row_idx, sample_idx)):
+                        continue
+                    sample = replace(item, sample_idx=sample_idx)
+                    if isinstance(sample, Completion):
+                        self._add(shard, sample)
+                    else:
+                        self._prompts[sample.key] = prompt.text
+                        yield sample
 
     def _collect(self) -> None:
         """Let the engine work, and take what it finished."""
@@ -241,8 +247,8 @@ class Runner:
         workers = [*others, self._figures()]
         num_rows = self._others[1] + sum(figures.num_open_rows for figures in workers)
         return Position(
-            num_rows=min(num_rows, self._plan.num_rows),
-            total_rows=self._plan.num_rows,
+            num_rows=min(num_rows, self._plan.num_completions),
+            total_rows=self._plan.num_completions,
             num_errors=sum(figures.num_errors for figures in workers),
             num_new_rows=sum(figures.num_rows for figures in workers),
             num_tokens=sum(figures.num_tokens for figures in workers),
@@ -252,7 +258,8 @@ class Runner:
     def _read_others(self, refresh: bool = False) -> list[Figures]:
         """Return the other workers' figures, and remember them and the finished rows for some seconds."""
         if refresh or time.monotonic() - self._others[0] >= OTHERS_SECS:
-            num_done_rows = sum(len(self._plan.rows(shard_idx)) for shard_idx in self._paths.done_shards())
+            rows_of_shards = (len(self._plan.rows(shard_idx)) for shard_idx in self._paths.done_shards())
+            num_done_rows = sum(rows_of_shards) * self._plan.num_samples
             latest = read_latest(self._paths.metrics_dir.glob("*.jsonl"))
             others = [figures for figures in latest if figures.worker_id != self._worker_id]
             self._others = (time.monotonic(), num_done_rows, others)

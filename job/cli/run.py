@@ -1,6 +1,7 @@
 """``job run``: its options, and the way from them to a configuration."""
 
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,23 @@ def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Accept ``--x a,b`` for ``--x a --x b``."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with a unit or without."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes. GB and GiB are both 1024 ** 3, as for memory in Slurm.
+
+        >>> Size().convert("1.5GiB", None, None), Size().convert("512m", None, None)
+        (1610612736, 536870912)
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 20GiB or 512MiB.", param, ctx)
+        return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
 def _default(section: Section, name: str) -> Any:
@@ -184,6 +202,20 @@ SAMPLING_OPTIONS = options(
     option(SamplingParams, "top_k", type=int, help="Sample among so many most likely tokens; 0 is off."),
     option(SamplingParams, "min_p", type=float, help="Drop tokens less likely than this times the most likely one."),
     option(SamplingParams, "repetition_penalty", type=float, help="Above 1: tokens already seen become less likely."),
+    option(
+        SamplingParams,
+        "stop",
+        multiple=True,
+        callback=None,
+        help="Text that ends a completion and is cut off; repeat for several. A line's end in bash: $'\\n'.",
+    ),
+    option(SamplingParams, "num_samples", type=int, help="Completions per row; they differ if temperature is above 0."),
+    option(
+        SamplingParams,
+        "logprobs",
+        is_flag=True,
+        help="Write the generated tokens and their log probabilities (the model's own, before temperature).",
+    ),
     option(SamplingParams, "seed", type=int, help="With row_idx, sample_idx and position it fixes every draw."),
     option(SamplingParams, "ignore_eos", is_flag=True, help="Always generate max-new-tokens; for benchmarks."),
 )
@@ -197,13 +229,25 @@ OUTPUT_OPTIONS = options(
 )
 
 ENGINE_OPTIONS = options(
-    option(EngineConfig, "engine", type=click.Choice(ENGINES), hidden=True),
-    option(EngineConfig, "max_batch_rows", type=int, help="Rows per batch at most [default: 512; 64 on a CPU]."),
+    option(
+        EngineConfig,
+        "engine",
+        type=click.Choice(ENGINES),
+        help="paged: continuous batching, for models that support it. static: transformers' generate. fake: no model.",
+    ),
+    option(EngineConfig, "max_batch_rows", type=int, help="Rows computed at once [default: 512; 256 on a CPU]."),
     option(
         EngineConfig,
         "max_batch_tokens",
         type=int,
-        help="Rows of a batch times (longest prompt + max-new-tokens) at most [default: from free memory].",
+        help="Tokens computed in one step, prompts in chunks included [default: 4096; 2048 on a CPU].",
+    ),
+    option(
+        EngineConfig,
+        "kv_cache_memory",
+        type=Size(),
+        metavar="SIZE",
+        help="KV cache per process, e.g. 20GiB [default: 85 % of what is free on the GPU; 40 % on a CPU].",
     ),
     click.option("--load-in-8bit", is_flag=True, hidden=True),
     click.option("--load-in-4bit", is_flag=True, hidden=True),

@@ -14,6 +14,9 @@ from job.data.prompts import ChatTemplate, Messages
 from job.errors import UsageError, first_line
 from job.records import Completion, Generation, Prompt, Request, RowError
 
+SPARE_TAIL_TOKENS = 4
+"""Tokens more than a stop string has: for special tokens among them, and for what decoding does at a text's start."""
+
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the tokenizer of a model.
@@ -61,14 +64,20 @@ def tokenizer_digest(tokenizer: Any) -> str:
 class Tokenization:
     """Encodes prompts into requests and decodes generations into completions."""
 
-    def __init__(self, tokenizer: Any, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str) -> None:
+    def __init__(
+        self, tokenizer: Any, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str, stop: Sequence[str] = ()
+    ) -> None:
         """Fix how prompts are encoded.
 
         Args:
             chat: whether prompts come from a chat template, which writes the special tokens itself.
             max_prompt_tokens: longer prompts follow ``on_long_prompt``.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
+            stop: texts that end a completion.
         """
+        self._stop = tuple(stop)
+        # The last token completes the stop string, and each token but a special one is a byte of text or more.
+        self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
         self._tokenizer, self._add_special_tokens = tokenizer, not chat
         self._max_prompt_tokens, self._on_long_prompt = max_prompt_tokens, on_long_prompt
         # Rust's tokenizer under transformers': the same ids and text at three times the speed, whole batches at once.
@@ -91,18 +100,31 @@ class Tokenization:
         """Turn what the engine returned into output rows. ``prompts`` are the texts to write beside them."""
         texts = self._decode_texts([list(generation.token_ids) for generation in generations])
         return [
-            Completion(
-                row_idx=generation.request.row_idx,
-                sample_idx=generation.request.sample_idx,
-                prompt=prompt,
-                completion=None if generation.error else text,
-                finish_reason=generation.finish_reason,
-                num_prompt_tokens=len(generation.request.prompt_ids),
-                num_completion_tokens=len(generation.token_ids),
-                error=None if generation.error is None else str(generation.error),
-            )
+            self._to_completion(generation, prompt, text)
             for generation, prompt, text in zip(generations, prompts, texts, strict=True)
         ]
+
+    def ends_text(self, completions: Sequence[Sequence[int]]) -> list[bool]:
+        """Return for each completion's ids whether their last token has completed a stop string."""
+        tails = self._decode_texts([list(ids[-self._num_tail_tokens :]) for ids in completions])
+        return [any(text in tail for text in self._stop) for tail in tails]
+
+    def _to_completion(self, generation: Generation, prompt: str | None, text: str) -> Completion:
+        end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
+        logprobs = generation.logprobs
+        return Completion(
+            row_idx=generation.request.row_idx,
+            sample_idx=generation.request.sample_idx,
+            prompt=prompt,
+            completion=None if generation.error else text[:end],
+            finish_reason=generation.finish_reason if end is None else "stop",
+            num_prompt_tokens=len(generation.request.prompt_ids),
+            num_completion_tokens=len(generation.token_ids),
+            error=None if generation.error is None else str(generation.error),
+            token_ids=None if logprobs is None else list(generation.token_ids),
+            token_logprobs=logprobs,
+            cumulative_logprob=None if logprobs is None else sum(logprobs),
+        )
 
     def _encode_texts(self, prompts: list[Prompt]) -> list[list[int]]:
         if not prompts:

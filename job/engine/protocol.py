@@ -8,7 +8,6 @@ from typing import Protocol
 
 from job.records import Generation, Request
 
-
 EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 """Says of completions' ids whether a stop string has ended each. Whoever knows the tokenizer passes it in."""
 

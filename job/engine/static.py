@@ -163,7 +163,7 @@ class StaticEngine:
     def _take(self, batch: list[Request], chooser: LeadingChooser) -> list[Generation]:
         """Return the rows that have ended; put the others back if the leader was asked to stop before they had."""
         rows = torch.stack(chooser.steps, dim=1).tolist() if chooser.steps else [[] for _ in batch]
-        logprobs = torch.stack(chooser.logprobs, dim=1).tolist() if chooser.logprobs else [None for _ in batch]
+        logprobs = torch.stack(chooser.logprobs, dim=1).tolist() if chooser.logprobs else None
         generations, unfinished = [], []
         for row, (request, ids, is_finite) in enumerate(zip(batch, rows, chooser.is_finite.tolist(), strict=True)):
             end = next((idx + 1 for idx, token in enumerate(ids) if token in self._eos_token_ids), None)
@@ -174,7 +174,7 @@ class StaticEngine:
                 unfinished.append(request)
             else:
                 reason = "length" if end is None else "stop"
-                row_logprobs = logprobs[row] and logprobs[row][:end]
+                row_logprobs = None if logprobs is None else logprobs[row][:end]
                 generations.append(
                     Generation(request=request, token_ids=ids[:end], finish_reason=reason, logprobs=row_logprobs)
                 )

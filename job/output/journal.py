@@ -28,9 +28,15 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("num_prompt_tokens", pa.int32(), nullable=False),
         pa.field("num_completion_tokens", pa.int32(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("token_logprobs", pa.list_(pa.float32())),
+        pa.field("cumulative_logprob", pa.float64()),
     ]
 )
 """The columns of a completion, in the order of the output; the kept columns come after the first two."""
+
+LOGPROB_COLUMNS = ("token_ids", "token_logprobs", "cumulative_logprob")
+"""Written only if log probabilities are asked for."""
 
 _NAMES = [field.name for field in fields(Completion)]
 

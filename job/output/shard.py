@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from job.output.counts import Counts
 from job.output.files import fsync_dir, fsync_file
-from job.output.journal import COMPLETION_SCHEMA, Journal, completions_to_batch, read_journal
+from job.output.journal import COMPLETION_SCHEMA, LOGPROB_COLUMNS, Journal, completions_to_batch, read_journal
 from job.output.paths import RunPaths
 from job.output.plan import Plan
 from job.records import Completion, RowBlock, SampleKey
@@ -32,18 +32,29 @@ class PartFormat:
 
     @classmethod
     def build(
-        cls, kept_schema: pa.Schema, *, include_prompt: bool, compression: str, metadata: dict[bytes, bytes]
+        cls,
+        kept_schema: pa.Schema,
+        *,
+        include_prompt: bool,
+        logprobs: bool,
+        compression: str,
+        metadata: dict[bytes, bytes],
     ) -> "PartFormat":
         """Fix the columns from those that are kept."""
-        schema = output_schema(kept_schema, include_prompt=include_prompt).with_metadata(metadata)
+        schema = output_schema(kept_schema, include_prompt=include_prompt, logprobs=logprobs).with_metadata(metadata)
         return cls(schema=schema, compression=compression)
 
 
-def output_schema(kept_schema: pa.Schema, *, include_prompt: bool) -> pa.Schema:
+def own_columns(*, include_prompt: bool, logprobs: bool) -> list[pa.Field]:
+    """Return the columns that are ours, not the dataset's, in the order of the output."""
+    left_out = (set() if include_prompt else {"prompt"}) | (set() if logprobs else set(LOGPROB_COLUMNS))
+    return [field for field in COMPLETION_SCHEMA if field.name not in left_out]
+
+
+def output_schema(kept_schema: pa.Schema, *, include_prompt: bool, logprobs: bool) -> pa.Schema:
     """Put the kept columns after the indices and the completion's columns after them; the metadata stays."""
-    head, tail = list(COMPLETION_SCHEMA)[:2], list(COMPLETION_SCHEMA)[2:]
-    if not include_prompt:
-        tail = [field for field in tail if field.name != "prompt"]
+    own = own_columns(include_prompt=include_prompt, logprobs=logprobs)
+    head, tail = own[:2], own[2:]
     return pa.schema([*head, *kept_schema, *tail], metadata=kept_schema.metadata)
 
 
@@ -139,7 +150,9 @@ class OpenShard:
             batch = completions_to_batch(self._done[key] for key in keys)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             if kept is not None and kept.num_columns:
-                part = kept.slice(start, len(keys))  # one sample a row: keys and rows go in step
+                first_row = keys[0][0]
+                near = kept.slice(first_row - self.rows.start, keys[-1][0] - first_row + 1)
+                part = near.take([row_idx - first_row for row_idx, _ in keys])
                 columns |= dict(zip(part.column_names, part.columns, strict=True))
             yield pa.table([columns[name] for name in schema.names], schema=schema)
 

@@ -20,7 +20,7 @@ CUDA_MEMORY_SHARE = 0.85
 LOGITS_COPIES = 5
 """float32 copies of [rows, vocabulary] that choosing a token holds at once."""
 
-CPU_ROWS, CPU_TOKENS = 256, 512
+CPU_ROWS, CPU_TOKENS = 256, 2048
 CUDA_ROWS, CUDA_TOKENS = 512, 4096
 
 
@@ -61,7 +61,7 @@ def _free_share(replica: Replica, sampling_bytes: int) -> int:
 
 
 def free_host_bytes() -> int:
-    """Return the memory that this process may still use: of the machine, and of its control group (Slurm, containers)."""
+    """Return what this process may still use of the memory of the machine and of its control group."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return min([int(lines["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
 

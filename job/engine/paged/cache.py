@@ -45,7 +45,12 @@ class KVCache:
         device: torch.device,
     ) -> None:
         """Allocate. The memory of a CPU is touched only when pages are used."""
-        self.num_pages, self.page_tokens, self._tokens_first, self._device = num_pages, page_tokens, tokens_first, device
+        self.num_pages, self.page_tokens, self._tokens_first, self._device = (
+            num_pages,
+            page_tokens,
+            tokens_first,
+            device,
+        )
         self.keys = {idx: self._pool(shape, shape.key_size) for idx, shape in shapes.items()}
         self.values = {idx: self._pool(shape, shape.value_size) for idx, shape in shapes.items()}
 

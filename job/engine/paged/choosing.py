@@ -25,8 +25,8 @@ class Choosing:
             rows: the sequences, in the order of ``logits``.
 
         Returns:
-            Tokens, their log probabilities if they are wanted, and whether the row's logits are finite: the token of one
-            whose logits are not means nothing.
+            Tokens, their log probabilities if they are wanted, and whether each row's logits are finite: if not, its
+            token means nothing.
         """
         top, best = largest(logits)
         is_finite = top.isfinite()

@@ -1,10 +1,10 @@
-"""The same results sooner, on a CPU in bfloat16: what torch offers besides the obvious calls. Measured: benchmarks' notes.
+"""The same results sooner, on a CPU in bfloat16: what torch offers besides the obvious calls.
 
 Each replacement is compared with the module it replaces on random numbers, and left out if it does not agree.
 """
 
-import ctypes
 import contextlib
+import ctypes
 from typing import Any
 
 import torch
@@ -40,11 +40,12 @@ def speed_up(module: nn.Module) -> None:
 
 
 def _faster(module: nn.Module) -> nn.Module | None:
-    if getattr(module, "weight", None) is None or module.weight.dtype != torch.bfloat16:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dtype != torch.bfloat16:
         return None
     if type(module) is nn.Linear:
         return PackedLinear(module)
-    if type(module).__name__.endswith("RMSNorm") and module.weight.dim() == 1:
+    if type(module).__name__.endswith("RMSNorm") and weight.dim() == 1:
         return RMSNorm(module)
     return None
 
@@ -70,7 +71,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.packed: Any = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Multiply [..., in] to [..., out]."""

@@ -177,7 +177,8 @@ class PagedEngine:
         for item, end in zip(work, ends, strict=True):
             item.sequence.num_cached = end
         tokens, logprobs, is_finite = chosen
-        good, bad = [], []
+        good: list[Running] = []
+        bad: list[Running] = []
         for idx, row in enumerate(rows):
             (good if is_finite[idx] else bad).append(row)
             row.token_ids.append(tokens[idx])
@@ -223,7 +224,7 @@ class PagedEngine:
         return [failed(row.request, "kv_cache_full", detail) for row in unfit]
 
     def _recover(self, work: Sequence[Work], reason: str) -> list[Generation]:
-        """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, or an error row."""
+        """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, an error row."""
         rows = [item.sequence for item in work]
         if reason == OUT_OF_MEMORY:
             if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:

@@ -1,4 +1,4 @@
-"""What every rank of the replica does with a step: enter its pages, run the model over its tokens, return the logits."""
+"""What every rank of a replica does with a step: enter its pages, run the model over its tokens, return logits."""
 
 from typing import Any
 

@@ -74,7 +74,15 @@ class Scheduler:
     @property
     def num_pending(self) -> int:
         """Sequences that are not finished."""
-        lists = (self.running, self._arrived, self._waiting, self._returned, self.unfit, self._group or (), *self._apart)
+        lists = (
+            self.running,
+            self._arrived,
+            self._waiting,
+            self._returned,
+            self.unfit,
+            self._group or (),
+            *self._apart,
+        )
         return sum(map(len, lists))
 
     def submit(self, sequence: Running) -> None:
@@ -124,10 +132,10 @@ class Scheduler:
             if num_tokens:
                 self._schedule(sequence, num_tokens, work)
         budget = self.max_tokens - sum(work.values())
-        while budget and (sequence := self._admit()) is not None:
-            num_tokens = min(sequence.num_missing, budget)
-            self._grow(sequence, num_tokens)
-            self._schedule(sequence, num_tokens, work)
+        while budget and (admitted := self._admit()) is not None:
+            num_tokens = min(admitted.num_missing, budget)
+            self._grow(admitted, num_tokens)
+            self._schedule(admitted, num_tokens, work)
             budget -= num_tokens
         items = [Work(sequence, num_tokens) for sequence, num_tokens in work.items()]
         return sorted(items, key=lambda item: item.num_tokens > 1)

@@ -124,7 +124,7 @@ def _logits_of_ours(module: Any, shapes: dict[int, LayerShape], device: torch.de
     executor = Executor(module, cache, num_slots=2, device=device)
     ids = _token_ids(module)
     ends = (PAGE_TOKENS + 3, PROBE_TOKENS - 1, PROBE_TOKENS)
-    gained = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
+    gained: tuple[list[tuple[int, int, int]], ...] = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
     starts = (0, *ends[:-1])
     steps = [_step(ids, start, end, pages) for start, end, pages in zip(starts, ends, gained, strict=True)]
     return torch.cat([executor.run(step) for step in steps])

@@ -82,7 +82,8 @@ class TorchAttention:
         at = self._indices_of(args.window, num_heads, group)
         flat = query.reshape(num_rows, -1)
         size, value_size = keys.shape[-1], values.shape[-1]
-        sums, partials = [], []
+        sums: list[torch.Tensor] = []
+        partials: list[torch.Tensor] = []
         if len(at.rows):
             met = flat.index_select(0, at.rows).view(-1, group, size)
             self._multiply(met, keys[at.pages], values[at.pages], at.bias, args, (num_heads, group), sums, partials)

@@ -1,0 +1,43 @@
+"""Which engine serves a model: the paged one if the model supports it, else the static one, with one line saying so."""
+
+from collections.abc import Callable
+
+from job.config import EngineConfig, SamplingParams
+from job.distributed import Replica
+from job.engine.duplicates import SharedCompletions
+from job.engine.loading import LoadedModel
+from job.engine.paged.engine import PagedEngine
+from job.engine.paged.support import check_support
+from job.engine.protocol import EndsText, Engine
+from job.engine.static import StaticEngine
+
+
+def build_engine(
+    model: LoadedModel,
+    params: SamplingParams,
+    config: EngineConfig,
+    replica: Replica,
+    *,
+    should_stop: Callable[[], bool],
+    ends_text: EndsText | None,
+    note: Callable[[str], None],
+) -> Engine:
+    """Build the engine on a loaded model. All ranks of a replica must do this together.
+
+    Args:
+        should_stop: see the engines.
+        ends_text: finds the stop strings; needed by the leader alone.
+        note: tells the user.
+    """
+    engine: Engine
+    reason: str | None = "--engine static was given"
+    if config.engine == "paged":
+        shapes, reason = check_support(model, replica)
+        if reason is not None:
+            model_type = model.module.config.model_type
+            note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
+    if reason is None:
+        engine = PagedEngine(model, shapes, params, config, replica, should_stop, ends_text)
+    else:
+        engine = StaticEngine(model, params, config, replica, should_stop, ends_text)
+    return SharedCompletions(engine) if params.temperature == 0 else engine

@@ -1,0 +1,104 @@
+"""With greedy decoding equal prompts have equal completions: each is computed once, whatever engine computes it."""
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import numpy as np
+
+from job.engine.protocol import Engine
+from job.records import Generation, Request
+
+MAX_KEPT_TOKENS = 1_000_000
+"""Of finished completions that are kept in case their prompt comes again: some 40 MB."""
+
+
+class SharedCompletions:
+    """Implements ``Engine`` around another one, on the leader."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Pass on what is new."""
+        self._engine = engine
+        self._twins: dict[bytes, list[Request]] = {}
+        self._finished: OrderedDict[bytes, Generation] = OrderedDict()
+        self._ready: list[Generation] = []
+        self._num_twins = self._num_kept_tokens = 0
+
+    @property
+    def num_pending(self) -> int:
+        """See ``Engine``."""
+        return self._engine.num_pending + self._num_twins + len(self._ready)
+
+    @property
+    def min_pending(self) -> int:
+        """See ``Engine``. Twins keep no engine busy."""
+        return self._engine.min_pending + self._num_twins + len(self._ready)
+
+    @property
+    def max_pending(self) -> int:
+        """See ``Engine``."""
+        return self._engine.max_pending
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """See ``Engine``."""
+        return self._engine.num_computed_tokens
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        digest = _digest(request)
+        if digest in self._finished:
+            self._finished.move_to_end(digest)
+            self._ready.append(_copy(self._finished[digest], request))
+        elif digest in self._twins:
+            self._twins[digest].append(request)
+            self._num_twins += 1
+        else:
+            self._twins[digest] = []
+            self._engine.submit(request)
+
+    def step(self) -> list[Generation]:
+        """See ``Engine``."""
+        ready, self._ready = self._ready, []
+        generations = self._engine.step() if self._engine.num_pending else []
+        return ready + [copy for generation in generations for copy in self._with_twins(generation)]
+
+    def keep_alive(self) -> None:
+        """See ``Engine``."""
+        self._engine.keep_alive()
+
+    def close(self, exit_code: int) -> None:
+        """See ``Engine``."""
+        self._engine.close(exit_code)
+
+    def follow(self) -> int:
+        """See ``Engine``."""
+        return self._engine.follow()
+
+    def _with_twins(self, generation: Generation) -> list[Generation]:
+        digest = _digest(generation.request)
+        twins = self._twins.pop(digest)
+        self._num_twins -= len(twins)
+        if generation.error is None:
+            self._keep(digest, generation)
+        return [generation, *(_copy(generation, request) for request in twins)]
+
+    def _keep(self, digest: bytes, generation: Generation) -> None:
+        self._finished[digest] = generation
+        self._num_kept_tokens += len(generation.token_ids)
+        while self._num_kept_tokens > MAX_KEPT_TOKENS:
+            _, oldest = self._finished.popitem(last=False)
+            self._num_kept_tokens -= len(oldest.token_ids)
+
+
+def _digest(request: Request) -> bytes:
+    return blake2b(np.asarray(request.prompt_ids, np.int64).tobytes(), digest_size=16).digest()
+
+
+def _copy(generation: Generation, request: Request) -> Generation:
+    return Generation(
+        request=request,
+        token_ids=generation.token_ids,
+        finish_reason=generation.finish_reason,
+        error=generation.error,
+        logprobs=generation.logprobs,
+    )
