@@ -191,6 +191,8 @@ class EngineConfig:
     Static: rows of a batch times (longest prompt + max_new_tokens). None: from the memory that is free."""
     kv_cache_memory: int | None = None
     """Bytes per process for the paged engine's KV cache. None: a share of what is free after loading."""
+    cuda_graphs: bool = True
+    """On a GPU, record decode steps and replay them: the host need not launch each kernel."""
     share_prefixes: bool = True
     """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 

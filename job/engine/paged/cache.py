@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from job.engine.paged.attention import AttentionArgs
 from job.engine.paged.layout import Layout
 from job.engine.paged.step import Step
 
@@ -20,11 +21,14 @@ class LayerShape:
     key_size: int
     value_size: int
     dtype: torch.dtype
+    is_plain: bool = True
+    """Whether it attends without soft-capping and sinks."""
 
     @classmethod
-    def of(cls, key: torch.Tensor, value: torch.Tensor) -> "LayerShape":
-        """Read it off the tensors [T, H, D] that the layer computed."""
-        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype)
+    def of(cls, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
+        """Read it off what the layer computed: keys and values [T, H, D]."""
+        is_plain = args.softcap is None and args.sinks is None
+        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, is_plain)
 
     @property
     def num_bytes(self) -> int:
@@ -44,30 +48,31 @@ class KVCache:
         tokens_first: bool,
         device: torch.device,
     ) -> None:
-        """Allocate. The memory of a CPU is touched only when pages are used."""
-        self.num_pages, self.page_tokens, self._tokens_first, self._device = (
-            num_pages,
-            page_tokens,
-            tokens_first,
-            device,
-        )
+        """Allocate, with a page more that belongs to nobody. A CPU's memory is touched only when pages are used."""
+        self.page_tokens, self._tokens_first, self._device = page_tokens, tokens_first, device
+        self._num_pages = num_pages + 1
+        self.spare_page = num_pages
         self.keys = {idx: self._pool(shape, shape.key_size) for idx, shape in shapes.items()}
         self.values = {idx: self._pool(shape, shape.value_size) for idx, shape in shapes.items()}
 
     def _pool(self, shape: LayerShape, size: int) -> torch.Tensor:
         inner = (self.page_tokens, shape.num_heads) if self._tokens_first else (shape.num_heads, self.page_tokens)
-        return torch.empty(self.num_pages, *inner, size, dtype=shape.dtype, device=self._device)
+        return torch.empty(self._num_pages, *inner, size, dtype=shape.dtype, device=self._device)
+
+    def place(self, pages: torch.Tensor, places: torch.Tensor) -> None:
+        """Let the next keys and values go to these pages [T] and places in them [T]; copy nothing."""
+        self._token_pages, self._token_places = pages, places
+        self._lines: dict[int, torch.Tensor] = {}
+        self._copied: tuple[torch.Tensor, ...] | None = None
 
     def begin(self, step: Step, layout: Layout) -> None:
         """Clear the step's fresh pages and note where its tokens and copies go."""
-        self._token_pages = torch.from_numpy(layout.token_pages).to(self._device)
-        self._token_places = torch.from_numpy(layout.token_places).to(self._device)
-        self._lines: dict[int, torch.Tensor] = {}
+        pages, places = (torch.from_numpy(array) for array in (layout.token_pages, layout.token_places))
+        self.place(pages.to(self._device), places.to(self._device))
         if len(step.fresh):
             fresh = torch.from_numpy(step.fresh[:, 0].copy()).long().to(self._device)
             for pool in (*self.keys.values(), *self.values.values()):
                 pool.index_fill_(0, fresh, 0)
-        self._copied: tuple[torch.Tensor, ...] | None = None
         if len(step.copies):
             donors, pages, counts = torch.from_numpy(step.copies.copy()).long().unbind(1)
             places = torch.cat([torch.arange(int(count)) for count in counts])

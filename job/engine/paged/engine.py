@@ -12,8 +12,9 @@ from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
 from job.engine.loading import LoadedModel
+from job.engine.paged.backends import VARLEN, choose_backend
 from job.engine.paged.budget import decide_budget
-from job.engine.paged.cache import KVCache, LayerShape
+from job.engine.paged.cache import LayerShape
 from job.engine.paged.choosing import Choosing
 from job.engine.paged.cpu_kernels import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
@@ -21,7 +22,7 @@ from job.engine.paged.pages import Pages
 from job.engine.paged.scheduler import Scheduler, Work
 from job.engine.paged.sequences import Running
 from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
-from job.engine.paged.torch_attention import PAGE_TOKENS
+from job.engine.paged.varlen_attention import kernel_problem
 from job.engine.protocol import EndsText
 from job.errors import JobError
 from job.records import Generation, Request
@@ -60,17 +61,18 @@ class PagedEngine:
         self._params, self._replica, self._should_stop, self._ends_text = params, replica, should_stop, ends_text
         self._dtype = model.dtype
         self._eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
-        budget = decide_budget(model, shapes, config, replica, PAGE_TOKENS)
-        cache = KVCache(
-            shapes, num_pages=budget.num_pages, page_tokens=PAGE_TOKENS, tokens_first=False, device=replica.device
-        )
+        backend = choose_backend(replica.gather(kernel_problem(shapes, replica.device)))
+        budget = decide_budget(model, shapes, config, replica, backend.page_tokens)
+        cache = backend.allocate(shapes, budget.num_pages, replica.device)
         if replica.device.type == "cpu":
             keep_freed_memory()
             speed_up(model.module)
-        self._executor = Executor(model.module, cache, num_slots=budget.max_rows, device=replica.device)
+        self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
+        if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
+            self._executor.use_graphs()
         self._choosing = Choosing(params, num_slots=budget.max_rows)
         self.scheduler = Scheduler(
-            Pages(budget.num_pages, PAGE_TOKENS),
+            Pages(budget.num_pages, backend.page_tokens),
             max_rows=budget.max_rows,
             max_tokens=budget.max_tokens,
             share_prefixes=config.share_prefixes,

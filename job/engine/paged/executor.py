@@ -5,19 +5,25 @@ from typing import Any
 import torch
 
 from job.engine.paged.attention import Attend, attending
+from job.engine.paged.backends import Backend
 from job.engine.paged.cache import KVCache
+from job.engine.paged.graphs import DecodeGraphs
 from job.engine.paged.layout import BlockTables, Layout
 from job.engine.paged.step import Step
-from job.engine.paged.torch_attention import TorchAttention
 
 
 class Executor:
     """The model with its cache. Holds what must be alike on all ranks, and decides nothing."""
 
-    def __init__(self, module: Any, cache: KVCache, *, num_slots: int, device: torch.device) -> None:
-        """Begin with an empty cache."""
-        self._module, self._cache, self._device = module, cache, device
+    def __init__(self, module: Any, backend: Backend, cache: KVCache, *, num_slots: int, device: torch.device) -> None:
+        """Begin with an empty cache of the backend's."""
+        self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._tables = BlockTables(num_slots)
+        self._graphs: DecodeGraphs | None = None
+
+    def use_graphs(self) -> None:
+        """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA."""
+        self._graphs = DecodeGraphs(self._module, self._cache, self._device)
 
     def run(self, step: Step) -> torch.Tensor:
         """Compute a step.
@@ -29,10 +35,10 @@ class Executor:
         self._tables.gain(step.gained)
         layout = Layout(step, self._tables, self._cache.page_tokens)
         self._cache.begin(step, layout)
-        return run_model(self._module, layout, self._attention(layout), self._device)
-
-    def _attention(self, layout: Layout) -> Attend:
-        return TorchAttention(self._cache, layout, self._device)
+        if self._graphs is not None and self._graphs.fits(layout):
+            return self._graphs.run(layout)
+        attend = self._backend.attend(self._cache, layout, self._device)
+        return run_model(self._module, layout, attend, self._device)
 
 
 def run_model(module: Any, layout: Layout, attend: Attend, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,8 @@ from job.distributed import Replica
 from job.engine.loading import LoadedModel
 from job.engine.paged import attention
 from job.engine.paged.attention import AttentionArgs, Unsupported
-from job.engine.paged.cache import KVCache, LayerShape
+from job.engine.paged.backends import TORCH
+from job.engine.paged.cache import LayerShape
 from job.engine.paged.executor import Executor, run_model
 from job.engine.paged.layout import BlockTables, Layout
 from job.engine.paged.step import Step, rows
@@ -95,7 +96,7 @@ def _shapes(module: Any, device: torch.device) -> dict[int, LayerShape]:
     ) -> torch.Tensor:
         if layer_idx in shapes:
             raise Unsupported(f"its layer {layer_idx} attends twice")
-        shapes[layer_idx], windows[layer_idx] = LayerShape.of(key, value), args.window
+        shapes[layer_idx], windows[layer_idx] = LayerShape.of(key, value, args), args.window
         return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
 
     run_model(module, Layout(_step(_token_ids(module), 0, 1), BlockTables(1), PAGE_TOKENS), look, device)
@@ -120,8 +121,7 @@ def _check_windows(text: Any, windows: dict[int, int | None]) -> None:
 
 def _logits_of_ours(module: Any, shapes: dict[int, LayerShape], device: torch.device) -> torch.Tensor:
     """Return [3, V]: after a chunk, after a second one, and after a token by itself, on scattered pages."""
-    cache = KVCache(shapes, num_pages=5, page_tokens=PAGE_TOKENS, tokens_first=False, device=device)
-    executor = Executor(module, cache, num_slots=2, device=device)
+    executor = Executor(module, TORCH, TORCH.allocate(shapes, 5, device), num_slots=2, device=device)
     ids = _token_ids(module)
     ends = (PAGE_TOKENS + 3, PROBE_TOKENS - 1, PROBE_TOKENS)
     gained: tuple[list[tuple[int, int, int]], ...] = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
