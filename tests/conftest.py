@@ -41,6 +41,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Watch what the schedulers of paged engines do during a test: ``serving.Observed``."""
+    from tests.serving import observe
+
+    return observe(monkeypatch)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command did."""

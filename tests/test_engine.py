@@ -82,7 +82,8 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     (tmp / "jobs.json").write_text(
         json.dumps(
             [
-                {"model": str(model), "prompts": make_prompts(), "params": params, "max_batch_rows": 4}
+                {"model": str(model), "prompts": make_prompts(), "params": params}
+                | {"engine": "static", "config": {"max_batch_rows": 4}}
                 | ({"breaks": name} if name in BREAKS else {})
                 for name, (model, params) in jobs.items()
             ]
@@ -91,7 +92,8 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
     assert [result.exit_code for result in results] == [0, 0], results
     assert results[0].stdout == results[1].stdout == "", "stdout belongs to the user"
-    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+    outputs = json.loads((tmp / "out.json").read_text())
+    return {name: output["generations"] for name, output in zip(jobs, outputs, strict=True)}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -14,10 +14,20 @@ from transformers import (
 )
 
 from job.config import SamplingParams
-from job.engine.sampling import choose_tokens, gumbel_noise, penalize_repetition, philox4x32, row_bits
+from job.engine import sampling
+from job.engine.sampling import (
+    choose_tokens,
+    gumbel_noise,
+    largest,
+    penalize_repetition,
+    philox4x32,
+    row_bits,
+    token_logprobs,
+)
 
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
 ONES = 0xFFFFFFFF
+ROWS = [(row_idx, 0) for row_idx in range(20_000)]
 
 FILTERS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.7},
@@ -50,17 +60,17 @@ def test_row_bits_take_the_seed_as_key_and_the_row_as_counter() -> None:
     row_idx, seed = (7 << 32) + 5, (3 << 32) + 2
     words = philox4x32(np.array([[5], [7], [4], [9]], np.uint64), (2, 3))[:, 0]
     expected = (int(words[0]) << 32) | int(words[1])
-    assert row_bits(seed, [(row_idx, 4)], 9).view(np.uint64).tolist() == [expected]
+    assert row_bits(seed, [(row_idx, 4)], [9]).view(np.uint64).tolist() == [expected]
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_every_seed_and_row_that_is_allowed_can_be_drawn_for(seed: int) -> None:
-    assert row_bits(seed, [(2**40, 2**31 - 1)], 2**31).shape == (1,)
+    assert row_bits(seed, [(2**40, 2**31 - 1)], [2**31]).shape == (1,)
 
 
 def test_draws_differ_between_rows_samples_positions_and_seeds() -> None:
     draws = [
-        int(row_bits(seed, [(row_idx, sample_idx)], position)[0])
+        int(row_bits(seed, [(row_idx, sample_idx)], [position])[0])
         for seed in (0, 1, 2**32)
         for row_idx in (0, 1, 2**32)
         for sample_idx in (0, 1)
@@ -77,9 +87,36 @@ def test_noise_comes_from_splitmix64() -> None:
     assert noise[0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def bits_that_give(number: int, token_id: int) -> int:
+    """Return a row's bits with which a token gets a number of 64 bits: SplitMix64 backwards."""
+
+    def unmix(value: int, num_bits: int, factor: int) -> int:
+        result = value
+        for _ in range(64 // num_bits):
+            result = value ^ (result >> num_bits)
+        return result * pow(factor % 2**64, -1, 2**64) % 2**64
+
+    value = unmix(unmix(number, 31, sampling._MIX_2), 27, sampling._MIX_1)
+    value = (unmix(value, 30, 1) - token_id * sampling._GOLDEN) % 2**64
+    return value - (value >> 63 << 64)
+
+
+def test_the_worst_noise_still_lets_the_only_token_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regression: float32 rounded the largest numbers to 1, whose noise is minus infinity. A token that alone is left
+    then tied with those that are ruled out, and the first of these was drawn: once in 30 million draws.
+    """
+    logits = torch.zeros(1, 300)
+    logits[0, 200] = 1.0
+    for token_id in (200, -1 - 200 // 64):
+        bits = bits_that_give(2**64 - 1, token_id)
+        assert float(gumbel_noise(torch.tensor([bits]), torch.tensor([token_id]))) == pytest.approx(-2.81, abs=0.01)
+        monkeypatch.setattr(sampling, "row_bits", lambda *_, bits=bits: np.array([bits]))
+        assert choose_tokens(logits, SamplingParams(temperature=1.0, min_p=1.0), [(0, 0)], [0]).tolist() == [200]
+
+
 def test_noise_is_gumbel_and_independent_between_tokens_and_rows() -> None:
     """Mean 0.5772 and variance pi squared over 6; no correlation between neighbours (4 standard errors)."""
-    bits = torch.from_numpy(row_bits(1, [(row_idx, 0) for row_idx in range(500)], 0))
+    bits = torch.from_numpy(row_bits(1, [(row_idx, 0) for row_idx in range(500)], [0] * 500))
     noise = gumbel_noise(bits, torch.arange(1000)).double()
     assert noise.isfinite().all()
     assert abs(noise.mean() - 0.57722) < 4 * 1.2825 / 500_000**0.5
@@ -99,9 +136,9 @@ def test_rounding_of_the_logits_does_not_change_draws() -> None:
     keys = [(row_idx, 0) for row_idx in range(64)]
     params = SamplingParams(temperature=1.0)
     for position in range(4):
-        assert torch.equal(
-            choose_tokens(logits, params, keys, position), choose_tokens(disturbed, params, keys, position)
-        )
+        positions = [position] * 64
+        tokens = choose_tokens(logits, params, keys, positions)
+        assert torch.equal(tokens, choose_tokens(disturbed, params, keys, positions))
 
 
 def chi_squared(observed: Any, expected: Any) -> float:
@@ -128,7 +165,7 @@ def test_draws_follow_the_distribution_of_transformers_warpers(name: str) -> Non
     params = SamplingParams(seed=11, **FILTERS[name])
     logits = torch.randn(1, 24, generator=torch.Generator().manual_seed(3)) * 2
     expected = oracle(logits, params)[0].numpy() * 20_000
-    tokens = choose_tokens(logits.expand(20_000, -1), params, [(row_idx, 0) for row_idx in range(20_000)], 0)
+    tokens = choose_tokens(logits.expand(20_000, -1), params, ROWS, [0] * 20_000)
     observed = np.bincount(tokens.numpy(), minlength=24)
     assert chi_squared(observed, expected) < 60  # 23 degrees of freedom at most: beyond 1e-4
 
@@ -139,28 +176,157 @@ def test_only_tokens_that_transformers_would_keep_are_drawn(name: str) -> None:
     params = SamplingParams(seed=5, **FILTERS[name])
     logits = torch.randn(20, 16, generator=torch.Generator().manual_seed(4)) * 1.5
     expected = oracle(logits, params)
-    tokens = choose_tokens(logits.repeat_interleave(1000, 0), params, [(row_idx, 0) for row_idx in range(20_000)], 3)
+    tokens = choose_tokens(logits.repeat_interleave(1000, 0), params, ROWS, [3] * 20_000)
     drawn = torch.zeros(20, 16, dtype=torch.bool).scatter_(1, tokens.reshape(20, 1000), True)
     assert not drawn[expected == 0].any()
     assert drawn[expected > 0.02].all()  # 1000 draws miss such a token once in 6e8
+
+
+WIDE: dict[str, dict[str, Any]] = {
+    "whole": {"temperature": 1.0},
+    "hot": {"temperature": 1.7},
+    "min_p": {"temperature": 0.9, "min_p": 0.05},
+    "top_p": {"temperature": 1.0, "top_p": 0.9},
+}
+"""Ways to choose from a vocabulary of 300: four blocks of 64 and a shorter one."""
+
+
+def merge_rare(counts: Any, expected: Any) -> Any:
+    """Count tokens together that are expected fewer than 5 times: Pearson's test does not hold for them."""
+    is_rare = expected < 5
+    return np.append(counts[~is_rare], counts[is_rare].sum())
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_draws_from_a_vocabulary_of_several_blocks_are_exact(name: str) -> None:
+    """Pearson's test on 20,000 draws, half of them of other rows, half of them at other positions."""
+    params = SamplingParams(seed=7, **WIDE[name])
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(8)) * 2
+    expected = oracle(logits, params)[0].numpy() * 20_000
+    keys, positions = [*ROWS[:10_000], *[(1, 1)] * 10_000], [*[0] * 10_000, *range(10_000)]
+    tokens = choose_tokens(logits.expand(20_000, -1), params, keys, positions)
+    observed = np.bincount(tokens.numpy(), minlength=300)
+    assert not observed[expected == 0].any()
+    freedom = len(merge_rare(observed, expected)) - 1
+    assert freedom > 15
+    assert (
+        chi_squared(merge_rare(observed, expected), merge_rare(expected, expected)) < freedom + 4 * (2 * freedom) ** 0.5
+    )
+
+
+def test_every_block_can_win() -> None:
+    """The last token of the vocabulary is as likely as the first one, and none behind it is."""
+    tokens = choose_tokens(torch.zeros(20_000, 130), SamplingParams(temperature=1.0), ROWS, [0] * 20_000)
+    counts = np.bincount(tokens.numpy(), minlength=130)
+    assert len(counts) == 130 and counts.min() > 90 and counts.max() < 220  # 154 expected, 12 is one deviation
+
+
+@pytest.mark.parametrize("name", ["whole", "min_p"])
+def test_a_race_in_blocks_depends_on_neither_batch_nor_rounding(name: str) -> None:
+    params = SamplingParams(seed=3, **WIDE[name])
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(40, 300, generator=generator) * 2
+    disturbed = logits + torch.randn(logits.shape, generator=generator) * 1e-6
+    positions = list(range(40))
+    together = choose_tokens(logits, params, ROWS[:40], positions)
+    assert torch.equal(together, choose_tokens(disturbed, params, ROWS[:40], positions))
+    alone = [
+        choose_tokens(logits[idx : idx + 1], params, ROWS[idx : idx + 1], positions[idx : idx + 1]) for idx in range(40)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+    assert len(set(together.tolist())) > 15
+
+
+def test_rows_of_a_batch_may_stand_at_different_positions() -> None:
+    """The paged engine refills slots, so each row has a position of its own."""
+    params = SamplingParams(temperature=1.0)
+    logits = torch.zeros(1, 300)
+    together = choose_tokens(logits.expand(3, -1), params, [(5, 1)] * 3, [0, 7, 2])
+    alone = [int(choose_tokens(logits, params, [(5, 1)], [position])) for position in (0, 7, 2)]
+    assert together.tolist() == alone and len(set(alone)) == 3
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_a_nucleus_wider_than_the_candidates_is_searched_in_the_whole_vocabulary(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of both kinds in one batch: a nucleus of one token, and of nearly all."""
+    params = SamplingParams(temperature=1.0, top_p=top_p)
+    scale = torch.tensor([0.01, 1.0, 3.0, 20.0]).repeat(50)[:, None]
+    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(6)) * scale
+    draw = (logits, params, ROWS[:200], [1] * 200)
+    monkeypatch.setattr(sampling, "NUM_CANDIDATES", 300)
+    expected = choose_tokens(*draw)
+    for num_candidates in (4, 64):
+        monkeypatch.setattr(sampling, "NUM_CANDIDATES", num_candidates)
+        assert torch.equal(choose_tokens(*draw), expected)
+    allowed = oracle(logits, params) > 0
+    assert allowed.gather(1, expected[:, None]).all()
+    assert allowed.sum(dim=1).max() > 64 and allowed.sum(dim=1).min() < 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [1, 3, 64, 100, 128, 300, 768, 1000])
+def test_the_largest_logit_is_found_whatever_the_width(vocab_size: int, dtype: torch.dtype) -> None:
+    """In bfloat16 most rows have several largest ones: the first of them counts, as with ``argmax``."""
+    logits = torch.randn(50, vocab_size, generator=torch.Generator().manual_seed(vocab_size)).to(dtype)
+    logits[::5] = 2.0
+    logits[1::5] = logits[1::5].round()
+    value, index = largest(logits)
+    assert torch.equal(value, logits.float().amax(dim=-1))
+    assert torch.equal(index, logits.float().argmax(dim=-1))
+    assert index[::5].tolist() == [0] * 10
+
+
+def test_the_first_of_equal_logits_is_taken_across_blocks() -> None:
+    logits = torch.zeros(3, 512)
+    for row, tokens in enumerate([(300, 301, 511), (255, 256), (256, 255)]):
+        logits[row, list(tokens)] = 1.0
+    assert largest(logits)[1].tolist() == [300, 255, 255]
+    assert choose_tokens(logits, SamplingParams(), ROWS[:3], [0, 1, 2]).tolist() == [300, 255, 255]
+
+
+@pytest.mark.parametrize("vocab_size", [256, 300])
+@pytest.mark.parametrize("place", [0, 100, 255])
+def test_a_nan_anywhere_is_the_largest(vocab_size: int, place: int) -> None:
+    """So that one look at the maximum finds rows that overflowed; and an infinity is seen, too."""
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(0))
+    logits[0, place] = torch.nan
+    logits[1, place] = torch.inf
+    logits[2] = -torch.inf
+    value, _ = largest(logits)
+    assert value.isnan().tolist() == [True, False, False]
+    assert value[1:].tolist() == [torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_are_those_of_log_softmax(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(20, 300, generator=generator) * 5).to(dtype)
+    tokens = torch.randint(0, 300, (20,), generator=generator)
+    expected = logits.double().log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
+    found = token_logprobs(logits, tokens)
+    assert found.dtype == torch.float32 and found.shape == (20,)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_draw_depends_on_neither_batch_nor_order() -> None:
     params = SamplingParams(temperature=1.0, top_p=0.95, top_k=40, seed=1)
     logits = torch.randn(33, 300, generator=torch.Generator().manual_seed(0))
     keys = [(1000 + idx, idx % 3) for idx in range(33)]
-    together = choose_tokens(logits, params, keys, 4).tolist()
+    positions = [4] * 33
+    together = choose_tokens(logits, params, keys, positions).tolist()
     order = torch.randperm(33, generator=torch.Generator().manual_seed(1)).tolist()
-    shuffled = choose_tokens(logits[order], params, [keys[idx] for idx in order], 4).tolist()
+    shuffled = choose_tokens(logits[order], params, [keys[idx] for idx in order], positions).tolist()
     assert [together[idx] for idx in order] == shuffled
-    alone = [int(choose_tokens(logits[idx : idx + 1], params, keys[idx : idx + 1], 4)) for idx in range(33)]
+    alone = [int(choose_tokens(logits[idx : idx + 1], params, keys[idx : idx + 1], [4])) for idx in range(33)]
     assert alone == together
     assert len(set(together)) > 5
 
 
 def test_temperature_zero_takes_the_most_likely_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [9.0, -1.0, 2.0]])
-    assert choose_tokens(logits, SamplingParams(), [(0, 0), (1, 0)], 0).tolist() == [1, 0]
+    assert choose_tokens(logits, SamplingParams(), [(0, 0), (1, 0)], [0, 0]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.3])
@@ -169,13 +335,11 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     logits = torch.randn(4, 30, generator=generator)
     ids = torch.randint(0, 30, (4, 12), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-    penalized = penalize_repetition(logits, ids, torch.ones_like(ids, dtype=torch.bool), penalty)
-    torch.testing.assert_close(penalized, expected, rtol=0, atol=0)
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
+    torch.testing.assert_close(penalize_repetition(logits, seen, penalty), expected, rtol=0, atol=0)
 
 
-def test_the_repetition_penalty_leaves_padding_alone() -> None:
-    """Transformers' processor penalizes the padding id of every shorter row of a batch."""
-    logits = torch.ones(2, 4)
-    ids = torch.tensor([[0, 0, 2], [1, 2, 3]])
-    mask = torch.tensor([[False, False, True], [True, True, True]])
-    assert penalize_repetition(logits, ids, mask, 2.0).tolist() == [[1, 1, 0.5, 1], [1, 0.5, 0.5, 0.5]]
+def test_the_repetition_penalty_leaves_unseen_tokens_alone() -> None:
+    logits = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalize_repetition(logits, seen, 2.0).tolist() == [[0.5, -2.0, 1.0, -1.0]]

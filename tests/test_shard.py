@@ -26,8 +26,12 @@ def paths(tmp_path: Path) -> RunPaths:
     return paths
 
 
-def part_format(kept: pa.Schema = KEPT, *, include_prompt: bool = True, compression: str = "zstd") -> PartFormat:
-    return PartFormat.build(kept, include_prompt=include_prompt, compression=compression, metadata=METADATA)
+def part_format(
+    kept: pa.Schema = KEPT, *, include_prompt: bool = True, logprobs: bool = False, compression: str = "zstd"
+) -> PartFormat:
+    return PartFormat.build(
+        kept, include_prompt=include_prompt, logprobs=logprobs, compression=compression, metadata=METADATA
+    )
 
 
 def open_shard(
@@ -142,7 +146,7 @@ def test_types_of_huggingface_survive(paths: RunPaths) -> None:
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     kept = features.arrow_schema
     metadata = {b"huggingface": kept.metadata[b"huggingface"]}
-    form = PartFormat.build(kept, include_prompt=False, compression="zstd", metadata=metadata)
+    form = PartFormat.build(kept, include_prompt=False, logprobs=False, compression="zstd", metadata=metadata)
     shard = open_shard(paths, 2, form=form)
     for row_idx in shard.rows:
         shard.add(completion(row_idx))

@@ -93,7 +93,8 @@ def gumbel_noise(bits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     mixed = (mixed ^ _shift_right(mixed, 30)) * _MIX_1
     mixed = (mixed ^ _shift_right(mixed, 27)) * _MIX_2
     mixed = mixed ^ _shift_right(mixed, 31)
-    one_minus_u = (_shift_right(mixed, 11).float() + 0.5) * 2.0**-53
+    # Below 1, to which float32 rounds one number of 30 million: minus infinity would let tokens win that are ruled out.
+    one_minus_u = ((_shift_right(mixed, 11).float() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-24)
     return -(-torch.log1p(-one_minus_u)).log()
 
 

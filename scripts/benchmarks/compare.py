@@ -1,0 +1,57 @@
+"""Ours and the peers in turn, some rounds; prints every run and the ratios of the medians.
+
+Usage: scripts/bench compare [ROUNDS] [NUM_PROMPTS] [DATA.jsonl]     vLLM: VLLM_PYTHON=path of its python
+
+Run it on an idle machine. ``paged, 2 replicas`` is two processes with one thread each; its time is that of the slower.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+QUESTIONS = HERE.parent / "demo-data/gsm8k-200.jsonl"
+
+
+def last_json(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Wait for a benchmark and return its figures."""
+    output, _ = process.communicate()
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    assert process.returncode == 0 and lines, f"{process.args}: exit code {process.returncode}"
+    figures: dict[str, float] = json.loads(lines[-1])
+    return figures
+
+
+def start(command: list[str], num_threads: int) -> subprocess.Popen[str]:
+    """Start a benchmark."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+
+
+def main(rounds: int = 3, num_prompts: int = 256, data: str = str(QUESTIONS)) -> None:
+    """Run all systems in turn."""
+    ours = [sys.executable, str(HERE / "engine.py"), str(num_prompts), "--data", data]
+    systems = {
+        "paged": [ours],
+        "paged, 2 replicas": [[*ours, "--part", "0/2"], [*ours, "--part", "1/2"]],
+        "transformers": [[sys.executable, str(HERE / "peer_transformers.py"), str(num_prompts), "64", data]],
+    }
+    if "VLLM_PYTHON" in os.environ:
+        systems["vllm"] = [[os.environ["VLLM_PYTHON"], str(HERE / "peer_vllm.py"), str(num_prompts), data]]
+    secs: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, commands in systems.items():
+            processes = [start(command, 2 // len(commands)) for command in commands]
+            figures = [last_json(process) for process in processes]
+            secs[name].append(max(part["secs"] for part in figures))
+            print(json.dumps({"system": name, "runs": figures}), flush=True)
+    medians = {name: statistics.median(values) for name, values in secs.items()}
+    ratios = {name: round(median / medians["paged"], 2) for name, median in medians.items()}
+    print(json.dumps({"secs": secs, "median_secs": medians, "times_paged": ratios}))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:4])

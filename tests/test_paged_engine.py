@@ -1,0 +1,177 @@
+"""PagedEngine against the oracle: equal tokens in fp32, whatever its shape, on one process and on two."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.config import EngineConfig, SamplingParams
+from job.engine.choice import build_engine
+from job.engine.duplicates import SharedCompletions
+from job.engine.paged.engine import PagedEngine
+from job.engine.protocol import Engine
+from job.engine.static import StaticEngine
+from tests.conftest import finish, start_processes
+from tests.serving import (
+    MAX_NEW_TOKENS,
+    MODES,
+    Observed,
+    complete,
+    expected_tokens,
+    load,
+    make_engine,
+    make_prompts,
+    serve,
+    tokens,
+)
+from tests.tiny import ARCHITECTURES
+
+UNSUPPORTED = "gpt_neo"
+"""Its attention is not one of transformers' interface."""
+
+SUPPORTED = [name for name in ARCHITECTURES if name != UNSUPPORTED]
+
+DRAWS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 1.0, "seed": 3},
+    "top_p": {"temperature": 1.0, "top_p": 0.9, "seed": 3},
+    "top_k": {"temperature": 1.5, "top_k": 20, "seed": 4},
+    "min_p": {"temperature": 1.5, "min_p": 0.05, "seed": 5},
+}
+
+BREAKS = ("row", "memory", "leader's memory")
+"""Ways to fail at two ranks, see ``engine_process.break_model``."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_greedy_equals_transformers_whatever_the_shape_of_the_engine(
+    tiny_model: Callable[..., Path], observed: Observed, name: str, mode: str
+) -> None:
+    """Mixed lengths, common prefixes and duplicates; shared prefixes are computed once and change nothing."""
+    prompts, options = make_prompts(), MODES[mode]
+    expected = expected_tokens(tiny_model(name), prompts, MAX_NEW_TOKENS)
+    num_tokens = []
+    for share_prefixes in (False, True):
+        observed.num_tokens, observed.put_back = 0, []
+        config = {**options["config"], "share_prefixes": share_prefixes}
+        generations = complete(make_engine(serve(tiny_model(name)), **{**options, "config": config}), prompts)
+        assert tokens(generations) == expected
+        assert {generation.finish_reason for generation in generations} <= {"length", "stop"}
+        assert (max(observed.put_back, default=0) > 0) == ("few pages" in mode), "rows are preempted in mid completion"
+        num_tokens.append(observed.num_tokens)
+    assert observed.most_tokens <= options["config"].get("max_batch_tokens", 2048)
+    alone, shared = num_tokens
+    assert shared < 0.75 * alone, "of 780 prompt tokens some 420 are common to several prompts"
+
+
+def choose_engine(
+    tiny_model: Callable[..., Path], name: str = "llama", *, engine: str = "paged", **params: Any
+) -> tuple[Engine, list[str]]:
+    """Return what ``build_engine`` takes for a model, and what it says to the user."""
+    model, replica = load(tiny_model(name))
+    notes: list[str] = []
+    built = build_engine(
+        model,
+        SamplingParams(max_new_tokens=MAX_NEW_TOKENS, **params),
+        EngineConfig(engine=engine, max_batch_rows=4),
+        replica,
+        should_stop=lambda: False,
+        ends_text=None,
+        note=notes.append,
+    )
+    return built, notes
+
+
+def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_model: Callable[..., Path]) -> None:
+    engine, notes = choose_engine(tiny_model, UNSUPPORTED)
+    assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
+    (note,) = notes
+    assert note.startswith("model type 'gpt_neo' is served by static batches, which are slower: its attention is its")
+    prompts = make_prompts()
+    assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model(UNSUPPORTED), prompts, MAX_NEW_TOKENS)
+
+
+def test_a_model_that_can_be_served_gets_pages_without_a_word(tiny_model: Callable[..., Path]) -> None:
+    """With greedy decoding duplicates are computed once; samples of one prompt are not duplicates."""
+    engine, notes = choose_engine(tiny_model)
+    assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, PagedEngine)
+    prompts = make_prompts()
+    assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
+    sampling, more_notes = choose_engine(tiny_model, temperature=1.0)
+    assert isinstance(sampling, PagedEngine)
+    static, still_more_notes = choose_engine(tiny_model, engine="static", temperature=1.0)
+    assert isinstance(static, StaticEngine)
+    assert notes == more_notes == still_more_notes == []
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run everything that is to run on two ranks in one launch of two processes."""
+    tmp = tmp_path_factory.mktemp("paged-two-ranks")
+    greedy_params = {"max_new_tokens": MAX_NEW_TOKENS}
+    forced = MODES["few pages and chunks"]
+    jobs: dict[str, dict[str, Any]] = {name: {"model": name, **forced} for name in SUPPORTED}
+    jobs[UNSUPPORTED] = {"model": UNSUPPORTED, "engine": "chosen"}
+    for draw, params in DRAWS.items():
+        jobs[draw] = {"model": "llama", "params": {**greedy_params, **params}, **forced}
+    for breaks in BREAKS:
+        jobs[breaks] = {"model": "llama", "breaks": breaks, "config": {"max_batch_rows": 8}}
+    for job in jobs.values():
+        job |= {"model": str(tiny_model(job["model"])), "prompts": make_prompts()}
+        job.setdefault("params", greedy_params)
+    (tmp / "jobs.json").write_text(json.dumps(list(jobs.values())))
+    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
+    assert [result.exit_code for result in results] == [0, 0], results
+    assert results[0].stdout == results[1].stdout == "", "stdout belongs to the user"
+    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_equals_transformers_on_two_ranks(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any], name: str
+) -> None:
+    """In chunks, with preemptions and shared prefixes, uneven heads included."""
+    output, expected = on_two_ranks[name], expected_tokens(tiny_model(name), make_prompts(), MAX_NEW_TOKENS)
+    assert [ids for _, ids, _, _ in output["generations"]] == expected
+    assert (output["num_preempted"] > 0) == (name != UNSUPPORTED)
+    assert len(output["notes"]) == (name == UNSUPPORTED)
+
+
+@pytest.mark.parametrize("breaks", BREAKS)
+def test_failures_on_two_ranks_cost_no_other_row(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any], breaks: str
+) -> None:
+    """Both ranks leave the step together and go on with others, also if only the leader has failed."""
+    expected = expected_tokens(tiny_model("llama"), make_prompts(), MAX_NEW_TOKENS)
+    generations = on_two_ranks[breaks]["generations"]
+    assert [key for key, *_ in generations] == [[row_idx, 0] for row_idx in range(len(expected))]
+    num_errors = 0
+    for (_, ids, _, error), prompt, tokens_alone in zip(generations, make_prompts(), expected, strict=True):
+        if breaks == "row" and 99 in prompt + tokens_alone[:-1]:
+            assert error.startswith("engine_error") and "an odd row" in error
+            num_errors += 1
+        else:
+            assert (ids, error) == (tokens_alone, None)
+    assert 0 < num_errors < len(expected) if breaks == "row" else num_errors == 0
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_do_not_depend_on_slots_preemptions_or_ranks(
+    tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any], observed: Observed, draw: str
+) -> None:
+    """Law 5: a row's draws are its own."""
+    served, prompts, params = serve(tiny_model("llama")), make_prompts(), DRAWS[draw]
+    alone = tokens(complete(make_engine(served, config={"max_batch_rows": 1}, **params), prompts))
+    for max_batch_rows in (4, 64):
+        config = {"max_batch_rows": max_batch_rows}
+        assert tokens(complete(make_engine(served, config=config, **params), prompts)) == alone
+    assert not observed.put_back
+    assert tokens(complete(make_engine(served, **MODES["few pages"], **params), prompts)) == alone
+    assert max(observed.put_back) > 0
+    assert [ids for _, ids, _, _ in on_two_ranks[draw]["generations"]] == alone
+    assert on_two_ranks[draw]["num_preempted"] > 0
+    other_seed = {**params, "seed": params["seed"] + 1}
+    assert tokens(complete(make_engine(served, **other_seed), prompts)) != alone
+    assert alone != expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
