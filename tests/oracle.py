@@ -26,3 +26,11 @@ def greedy_texts(model_dir: Path, prompts: Sequence[str], max_new_tokens: int, *
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in prompts]
     return [tokenizer.decode(out, skip_special_tokens=True) for out in greedy(model_dir, ids, max_new_tokens)]
+
+
+def logprobs_of(model_dir: Path, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+    """Return the log probability of each of a completion's ids."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return logits.double().log_softmax(dim=-1).gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from job.config import EngineConfig, ModelConfig, SamplingParams
 from job.distributed import Replica
@@ -32,7 +31,7 @@ MODES: dict[str, dict[str, Any]] = {
     "all rows": {"config": {"max_batch_rows": 64}},
     "chunks": {"config": {"max_batch_rows": 4, "max_batch_tokens": 7}},
     "few pages": {"config": {"max_batch_rows": 64}, "num_pages": 7},
-    "few pages and chunks": {"config": {"max_batch_rows": 8, "max_batch_tokens": 9}, "num_pages": 5},
+    "few pages and chunks": {"config": {"max_batch_rows": 16, "max_batch_tokens": 32}, "num_pages": 7},
 }
 """Shapes of the engine, as arguments of ``make_engine``. ``make_prompts`` cannot be computed in so few pages without
 preemptions.

@@ -1,9 +1,12 @@
 """The journal: what was synced comes back; what a crash or a bad disk left behind never becomes a wrong row."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from job.output import journal as journal_module
 from job.output.journal import COMPLETION_SCHEMA, Journal, completions_to_batch, read_journal
@@ -21,7 +24,14 @@ def completion(row_idx: int) -> Completion:
         num_prompt_tokens=row_idx,
         num_completion_tokens=2 * row_idx,
         error="null_prompt: column 'p' is null" if failed else None,
+        **(logprobs(row_idx) if row_idx in (2, 4) else {}),
     )
+
+
+def logprobs(num_tokens: int) -> dict[str, Any]:
+    """Return the values of a row for which log probabilities were asked, as an engine computes them: in float32."""
+    values = (-torch.rand(num_tokens, generator=torch.Generator().manual_seed(num_tokens))).tolist()
+    return {"token_ids": list(range(num_tokens)), "token_logprobs": values, "cumulative_logprob": sum(values)}
 
 
 ROWS = [completion(row_idx) for row_idx in range(6)]
@@ -142,3 +152,28 @@ def test_completions_become_columns_in_the_order_of_the_schema() -> None:
     batch = completions_to_batch(iter(ROWS))
     assert batch.schema == COMPLETION_SCHEMA
     assert [Completion(**row) for row in batch.to_pylist()] == ROWS
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        logprobs(50),
+        {"token_ids": [], "token_logprobs": [], "cumulative_logprob": 0.0},
+        {"token_ids": [2**31 - 1], "token_logprobs": [-torch.inf], "cumulative_logprob": -torch.inf},
+        {"token_ids": [5], "token_logprobs": [0.0], "cumulative_logprob": 0.0},
+    ],
+    ids=["some", "none", "impossible", "certain"],
+)
+def test_log_probabilities_come_back_as_they_were(tmp_path: Path, values: dict[str, Any]) -> None:
+    """The checksum is of the values: one that did not survive its type would discard all rows behind it."""
+    row = replace(ROWS[1], **values)
+    assert list(read_journal(write(tmp_path / "j", [row], ROWS[3:4]))) == [row, ROWS[3]]
+
+
+def test_the_columns_of_log_probabilities_have_these_types() -> None:
+    types = {name: str(COMPLETION_SCHEMA.field(name).type) for name in journal_module.LOGPROB_COLUMNS}
+    assert types == {
+        "token_ids": "list<item: int32>",
+        "token_logprobs": "list<item: float>",
+        "cumulative_logprob": "double",
+    }

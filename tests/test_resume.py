@@ -20,10 +20,11 @@ import pytest
 import job.launching
 from job.engine.fake import FakeEngine
 from job.output import shard
+from job.records import SampleKey
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 
-NUM_ROWS = 240
+NUM_ROWS, NUM_SAMPLES = 120, 2
 fork = multiprocessing.get_context("fork")
 
 
@@ -70,7 +71,8 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def args(output: Path) -> list[str]:
         return [
             *["run", "--engine", "fake", "--model", str(tiny_model()), "--dataset", str(data)],
-            *["--output", str(output), "--rows-per-shard", "50", "--keep-columns", "id", "--max-error-rate", "1"],
+            *["--output", str(output), "--rows-per-shard", "25", "--keep-columns", "id", "--max-error-rate", "1"],
+            *["--num-samples", str(NUM_SAMPLES)],
         ]
 
     return args
@@ -127,11 +129,11 @@ def test_a_restart_computes_only_what_no_journal_holds(
     worker = start_until_journal_has(4000, args, tmp_path / "out", tmp_path / "log")
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    submitted: list[int] = []
+    submitted: list[SampleKey] = []
     submit = FakeEngine.submit
 
     def record(self: Any, request: Any) -> None:
-        submitted.append(request.row_idx)
+        submitted.append(request.key)
         submit(self, request)
 
     monkeypatch.setattr(FakeEngine, "submit", record)
@@ -152,7 +154,7 @@ def test_a_finished_run_is_left_alone(
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     again = run_job(*args)
     assert again.exit_code == 0
-    assert f"all {NUM_ROWS} rows are done already" in again.stderr
+    assert f"all {NUM_ROWS * NUM_SAMPLES} rows are done already" in again.stderr
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == before
 
 

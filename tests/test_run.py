@@ -10,9 +10,19 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
+import job.launching
+from job.cli.run import Size
+from job.engine import choice
+from job.engine.duplicates import SharedCompletions
+from job.engine.fake import FakeEngine
+from job.output.journal import Journal, read_journal
+from job.output.paths import RunPaths
+from job.output.shard import OpenShard
+from job.records import Completion, SampleKey
 from tests.conftest import Result
-from tests.oracle import greedy_texts
+from tests.oracle import greedy, greedy_texts, logprobs_of
 
 RunJob = Callable[..., Result]
 
@@ -221,6 +231,262 @@ def test_chat_messages_and_system_prompt_reach_the_model(run_job: RunJob, tiny_m
     assert table["error"].to_pylist()[1].startswith("invalid_messages")
 
 
+def test_rows_have_their_samples_in_order_with_what_is_kept(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Also those that never reach the engine, and those that fail there."""
+    rows = [{"id": f"q{i}", "prompt": f"question {i}?"} for i in range(7)]
+    rows[2]["prompt"], rows[4]["prompt"] = None, "x" * 1000  # type: ignore[assignment]
+    data, output = write_jsonl(tmp_path / "d.jsonl", rows), tmp_path / "out"
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],
+        *["--rows-per-shard", 3, "--num-samples", 4, "--id-column", "id", "--max-error-rate", 1],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(output)
+    keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
+    assert keys == [(row_idx, sample_idx) for row_idx in range(7) for sample_idx in range(4)]
+    assert table["id"].to_pylist() == [f"q{row_idx}" for row_idx, _ in keys]
+    kinds = [error and error.split(":")[0] for error in table["error"].to_pylist()]
+    expected = {2: "null_prompt", 4: "prompt_too_long"}
+    assert kinds == [expected.get(row_idx) for row_idx, _ in keys]
+    assert table["completion"].to_pylist() == [
+        None if row_idx in expected else f"question {row_idx}?"[::-1] for row_idx, _ in keys
+    ]
+    assert table["num_prompt_tokens"].to_pylist()[16:20] == [1000] * 4
+    assert "28 rows in 3 parts" in result.stdout and "errors      8  (" in result.stdout
+    assert [pq.read_metadata(path).num_rows for path in sorted(output.glob("part-*"))] == [12, 12, 4]
+
+
+def test_a_restart_computes_the_samples_that_no_journal_holds(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that ends in the middle of a row."""
+    output = tmp_path / "out"
+    args = [
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", output],
+        *["--rows-per-shard", 30, "--num-samples", 3, "--limit", 4, "--id-column", "id"],
+    ]
+    assert run_job(*args).exit_code == 0
+    expected = read_output(output)
+    paths = RunPaths(output, 1)
+    paths.part(0).unlink()
+    found = [
+        row
+        for row in expected.drop_columns("id").to_pylist()
+        if (row["row_idx"], row["sample_idx"]) in [(0, 0), (2, 1)]
+    ]
+    journal = Journal(paths.journal(0, "dead"))
+    for row in found:
+        journal.append(Completion(**row))
+    journal.close()
+    submitted: list[SampleKey] = []
+    submit = FakeEngine.submit
+
+    def record(self: Any, request: Any) -> None:
+        submitted.append(request.key)
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", record)
+    assert run_job(*args).exit_code == 0
+    everything = [(row_idx, sample_idx) for row_idx in range(4) for sample_idx in range(3)]
+    assert submitted == [key for key in everything if key not in [(0, 0), (2, 1)]]
+    assert read_output(output).equals(expected)
+
+
+def test_samples_differ_and_do_not_depend_on_the_batch(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Law 5, with the model; greedy samples are equal, and computed once."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"question {i}?"} for i in range(3)])
+    base = [
+        *["run", "--model", tiny_model(), "--dataset", data, "--dtype", "float32", "--max-new-tokens", 6],
+        *["--num-samples", 4],
+    ]
+    tables = []
+    for number, options in enumerate((["--max-batch-rows", 12], ["--max-batch-rows", 1], ["--engine", "static"])):
+        result = run_job(*base, "--temperature", 1, "--output", tmp_path / str(number), *options)
+        assert result.exit_code == 0, result.stderr
+        tables.append(read_output(tmp_path / str(number)))
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    texts = tables[0]["completion"].to_pylist()
+    assert all(len(set(texts[start : start + 4])) == 4 for start in (0, 4, 8))
+    assert run_job(*base, "--output", tmp_path / "greedy").exit_code == 0
+    greedy = read_output(tmp_path / "greedy")["completion"].to_pylist()
+    assert greedy == [
+        text
+        for text in greedy_texts(tiny_model(), [f"question {i}?" for i in range(3)], 6, special=True)
+        for _ in range(4)
+    ]
+
+
+@pytest.mark.parametrize("engine", ["paged", "static"])
+def test_log_probabilities_are_those_of_the_model(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, engine: str
+) -> None:
+    """Of the tokens that were drawn, before temperature and penalty; an error row has none."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": text} for text in ("one", None, "a longer one", "three")])
+    result = run_job(
+        *["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--engine", engine, "--max-new-tokens", 5, "--temperature", 0.7, "--repetition-penalty", 1.2, "--logprobs"],
+        *["--max-error-rate", 1],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table.column_names[-4:] == ["error", "token_ids", "token_logprobs", "cumulative_logprob"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    for row in table.to_pylist():
+        if row["error"]:
+            assert row["token_ids"] is row["token_logprobs"] is row["cumulative_logprob"] is None
+            continue
+        assert len(row["token_ids"]) == len(row["token_logprobs"]) == row["num_completion_tokens"] <= 5
+        assert tokenizer.decode(row["token_ids"], skip_special_tokens=True) == row["completion"]
+        expected = logprobs_of(tiny_model(), tokenizer(row["prompt"])["input_ids"], row["token_ids"])
+        assert row["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+        assert row["cumulative_logprob"] == pytest.approx(sum(row["token_logprobs"]), abs=1e-9)
+    loaded = datasets.load_dataset("parquet", data_files=f"{tmp_path}/out/part-*.parquet", split="train")
+    assert loaded.features["token_ids"] == datasets.List(datasets.Value("int32"))
+    assert loaded.features["token_logprobs"] == datasets.List(datasets.Value("float32"))
+    assert loaded.features["cumulative_logprob"] == datasets.Value("float64")
+
+
+def test_log_probabilities_survive_in_a_journal(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a launch that was cut off are read as they were written: none is done again."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"question {i}?"} for i in range(6)])
+    args = [
+        *["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--max-new-tokens", 5, "--logprobs"],
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenShard, "finish", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert run_job(*args).exit_code == 1
+    (journal,) = (tmp_path / "out/journal").iterdir()
+    written = list(read_journal(journal))
+    assert len(written) == 6 and all(row.token_logprobs for row in written)
+    monkeypatch.setattr(SharedCompletions, "submit", lambda self, request: pytest.fail("it was done again"))
+    assert run_job(*args).exit_code == 0
+    rows = read_output(tmp_path / "out").to_pylist()
+    assert [Completion(**row) for row in rows] == sorted(written, key=lambda row: row.key)
+
+
+def test_a_stop_string_ends_the_text_before_it(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Several may be given; a comma is a part of one."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": text[::-1]} for text in ("a,b;c", "x.y", "plain", ";z")])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    result = run_job(*args, "--stop", ",b", "--stop", ".", "--stop", ";", "--stop", "y,x")
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table["completion"].to_pylist() == ["a", "x", "plain", ""]
+    assert table["finish_reason"].to_pylist() == ["stop"] * 4
+    assert table["num_completion_tokens"].to_pylist() == [5, 3, 5, 2]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["identity"]["sampling"]["stop"] == [",b", ".", ";", "y,x"]
+    again = run_job(*args, "--stop", ".")
+    assert again.exit_code == 2 and "sampling.stop was [',b', '.', ';', 'y,x'], now ['.']" in again.stderr
+
+
+@pytest.mark.parametrize("engine", ["paged", "static"])
+def test_the_model_stops_at_a_stop_string(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, engine: str
+) -> None:
+    """With the token that completes it; rows without it go on."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    ids = greedy(tiny_model(), [tokenizer(f"question {i}?")["input_ids"] for i in range(12)], 12)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    stop = next(
+        text[i : i + 2]
+        for text in texts
+        for i in range(3, 8)
+        if len(text) > i + 2 and text[i : i + 2].isprintable() and "\ufffd" not in text[i : i + 2]
+    )
+    result = run_job(
+        *["run", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--engine", engine, "--max-new-tokens", 12, "--limit", 12, "--stop", stop],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table["completion"].to_pylist() == [text.partition(stop)[0] for text in texts]
+    num_tokens = [
+        next((n for n in range(1, len(row)) if stop in tokenizer.decode(row[:n], skip_special_tokens=True)), len(row))
+        for row in ids
+    ]
+    assert table["num_completion_tokens"].to_pylist() == num_tokens
+    reasons = ["stop" if stop in text or 1 in row else "length" for text, row in zip(texts, ids, strict=True)]
+    assert table["finish_reason"].to_pylist() == reasons
+    assert min(num_tokens) < 12 and "length" in reasons
+
+
+def test_an_engine_is_chosen_by_its_name(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paged unless the user or the model says otherwise; one line tells."""
+    built: list[str] = []
+    for name in ("PagedEngine", "StaticEngine"):
+        engine = getattr(choice, name)
+        monkeypatch.setattr(choice, name, lambda *args, n=name, e=engine: (built.append(n), e(*args))[1])
+    base = ["run", "--dataset", questions, "--dtype", "float32", "--max-new-tokens", 2, "--limit", 3]
+    notes = []
+    for number, (model, options) in enumerate([("llama", []), ("llama", ["--engine", "static"]), ("gpt_neo", [])]):
+        result = run_job(*base, "--model", tiny_model(model), "--output", tmp_path / str(number), *options)
+        assert result.exit_code == 0, result.stderr
+        notes.append([line for line in result.stderr.splitlines() if "static batches" in line])
+    assert built == ["PagedEngine", "StaticEngine", "StaticEngine"]
+    assert [len(lines) for lines in notes] == [0, 0, 1]
+    assert "'gpt_neo'" in notes[2][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("1", 1),
+        ("20GiB", 20 * 2**30),
+        ("20GB", 20 * 2**30),
+        ("20 g", 20 * 2**30),
+        ("512MiB", 2**29),
+        ("0.5g", 2**29),
+        ("1.5TiB", 3 * 2**39),
+        ("64kb", 2**16),
+        ("100B", 100),
+        (" 7 MB ", 7 * 2**20),
+    ],
+)
+def test_sizes_are_numbers_with_a_unit_or_without(text: str, num_bytes: int) -> None:
+    assert Size().convert(text, None, None) == num_bytes
+
+
+def test_a_size_reaches_the_engine(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line and in a file."""
+    sizes: list[int | None] = []
+    build = job.launching.build_engine
+
+    def record(model: Any, params: Any, config: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(config.kv_cache_memory)
+        return build(model, params, config, *args, **options)
+
+    monkeypatch.setattr(job.launching, "build_engine", record)
+    (tmp_path / "run.toml").write_text('kv-cache-memory = "2 MiB"\n')
+    base = ["run", "--model", tiny_model(), "--dataset", questions, "--limit", 2, "--max-new-tokens", 2]
+    for number, options in enumerate(([], ["--kv-cache-memory", "3MB"], ["--config", tmp_path / "run.toml"])):
+        result = run_job(*base, *options, "--output", tmp_path / str(number))
+        assert result.exit_code == 0, result.stderr
+    assert sizes == [None, 3 * 2**20, 2 * 2**20]
+
+
+def test_a_row_for_which_the_cache_is_too_small_is_an_error_row(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """The others are done, whatever becomes of it."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "x" * 20}, {"prompt": "y" * 200}, {"prompt": "z" * 20}])
+    result = run_job(
+        *["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--max-new-tokens", 4, "--kv-cache-memory", "200kB"],
+    )
+    assert result.exit_code == 3
+    errors = read_output(tmp_path / "out")["error"].to_pylist()
+    assert errors[0] is None and errors[2] is None
+    assert errors[1].startswith("kv_cache_full: 200 prompt tokens: ") and "--kv-cache-memory" in errors[1]
+
+
 BAD_INPUT = {
     "missing column": (["--prompt-column", "text"], "has no column 'text'. Columns: id, prompt."),
     "missing kept column": (["--keep-columns", "label"], "no column 'label'"),
@@ -242,6 +508,18 @@ BAD_INPUT = {
     "empty output": (["--output", ""], "--output is empty"),
     "empty dataset": (["--dataset", ""], "--dataset is ''"),
     "data files of a file": (["--data-files", "x"], "is a file"),
+    "no samples": (["--num-samples", "0"], "--num-samples is 0; it must be at least 1"),
+    "too many samples": (["--num-samples", "2147483648"], "--num-samples is 2147483648; it must be"),
+    "half a sample": (["--num-samples", "1.5"], "'1.5' is not a valid integer"),
+    "empty stop": (["--stop", "a", "--stop", ""], "--stop is ''; it must be a text that is not empty"),
+    "size without number": (["--kv-cache-memory", "GiB"], "'GiB' is not a size such as 20GiB or 512MiB"),
+    "size of nothing": (["--kv-cache-memory", "0GiB"], "--kv-cache-memory is 0; it must be at least 1"),
+    "empty size": (["--kv-cache-memory", ""], "'' is not a size"),
+    "negative size": (["--kv-cache-memory", "-1GiB"], "'-1GiB' is not a size"),
+    "unit that there is not": (["--kv-cache-memory", "3PB"], "'3PB' is not a size"),
+    "size with words": (["--kv-cache-memory", "20 GB or so"], "'20 GB or so' is not a size"),
+    "unknown engine": (["--engine", "vllm"], "'vllm' is not one of 'paged', 'static', 'fake'"),
+    "reserved name of a log probability": (["--logprobs", "--keep-columns", "token_ids"], "no column 'token_ids'"),
 }
 
 
@@ -422,6 +700,11 @@ TOML_TYPES = {
     "dataset = 5": "dataset is 5; it must be a string",
     "limit = 2\n[data]\nlimit = 3": "limit is given twice",
     "no-chat = true": "Write chat = false.",
+    "stop = 5": "stop is 5; it must be a string or a list of strings",
+    'stop = ["a", 5]': "stop is ['a', 5]; it must be a string or a list of strings",
+    "num-samples = 2.5": "num_samples is 2.5; it must be a whole number",
+    'logprobs = "yes"': "logprobs is 'yes'; it must be true or false",
+    'stop = [""]\ndataset = "x"': "--stop is ''; it must be a text that is not empty",
 }
 
 
@@ -464,6 +747,23 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
     bad = run_job("run", "--config", tmp_path / "bad.toml", "--output", tmp_path / "out")
     assert bad.exit_code == 2
     assert "there is no option 'max_token'" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "completions"),
+    [('stop = ["o,", "\\n"]', ["tw", "on"]), ('stop = "\\n"', ["two, 2", "on"]), ("stop = []", ["two, 2", "on\ne"])],
+)
+def test_a_config_file_may_list_stop_strings(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, text: str, completions: list[str]
+) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": text[::-1]} for text in ("two, 2", "on\ne")])
+    (tmp_path / "run.toml").write_text(text)
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--config", tmp_path / "run.toml"]
+    result = run_job(*args, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert read_output(tmp_path / "out")["completion"].to_pylist() == completions
+    assert run_job(*args, "--output", tmp_path / "out2", "--stop", "w").exit_code == 0
+    assert read_output(tmp_path / "out2")["completion"].to_pylist() == ["t", "on\ne"], "the command line wins"
 
 
 def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

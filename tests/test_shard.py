@@ -1,6 +1,8 @@
 """Shards: from the journals of earlier workers and new rows to a checked Parquet file under its final name."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -40,16 +42,19 @@ def open_shard(
     return OpenShard(shard_idx, plan, paths, form or part_format(), worker)
 
 
-def completion(row_idx: int, text: str = "done", error: str | None = None) -> Completion:
+def completion(
+    row_idx: int, text: str = "done", error: str | None = None, sample_idx: int = 0, **values: Any
+) -> Completion:
     return Completion(
         row_idx=row_idx,
-        sample_idx=0,
+        sample_idx=sample_idx,
         prompt=f"p{row_idx}",
         completion=None if error else text,
         finish_reason=None if error else "stop",
         num_prompt_tokens=2,
         num_completion_tokens=3,
         error=error,
+        **values,
     )
 
 
@@ -292,3 +297,114 @@ def test_the_plan_covers_every_row_once(num_rows: int, expected: list[int]) -> N
     keys = [key for shard_idx in range(plan.num_shards) for key in plan.keys(shard_idx)]
     assert [len(plan.rows(shard_idx)) for shard_idx in range(plan.num_shards)] == expected
     assert keys == [(row_idx, 0) for row_idx in range(num_rows)]
+
+
+SAMPLED = Plan(num_rows=25, rows_per_shard=10, num_samples=3)
+
+
+def test_a_row_has_its_samples_in_order_and_its_kept_columns_with_each(paths: RunPaths) -> None:
+    shard = open_shard(paths, 2, plan=SAMPLED)
+    keys = [(row_idx, sample_idx) for row_idx in range(20, 25) for sample_idx in range(3)]
+    for row_idx, sample_idx in random.Random(0).sample(keys, len(keys)):
+        assert not shard.is_complete
+        shard.add(completion(row_idx, f"c{row_idx}.{sample_idx}", sample_idx=sample_idx))
+    shard.keep(block(range(20, 22)))
+    shard.keep(block(range(22, 25)))
+    assert shard.is_complete and shard.num_done == 15
+    shard.finish()
+    table = pq.read_table(paths.part(2))
+    assert list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True)) == keys
+    assert table["completion"].to_pylist() == [f"c{row_idx}.{sample_idx}" for row_idx, sample_idx in keys]
+    assert table["id"].to_pylist() == [f"id{row_idx}" for row_idx, _ in keys]
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 7, ROWS_PER_GROUP - 1, ROWS_PER_GROUP + 1])
+def test_kept_columns_stay_in_step_where_a_row_group_ends_within_a_row(paths: RunPaths, num_samples: int) -> None:
+    plan = Plan(
+        num_rows=2 * ROWS_PER_GROUP // num_samples + 13, rows_per_shard=2 * ROWS_PER_GROUP, num_samples=num_samples
+    )
+    shard = open_shard(paths, plan=plan)
+    for row_idx, sample_idx in plan.keys(0):
+        shard.add(completion(row_idx, sample_idx=sample_idx))
+    for start in range(0, plan.num_rows, 9):
+        shard.keep(block(shard.rows[start : start + 9]))
+    shard.finish()
+    table = pq.read_table(paths.part(0))
+    assert len(table) == plan.num_completions == plan.num_rows * num_samples
+    assert table["id"].to_pylist() == [f"id{row_idx}" for row_idx in table["row_idx"].to_pylist()]
+    assert pq.read_metadata(paths.part(0)).num_row_groups > 2
+
+
+def test_dictionary_columns_survive_their_samples(paths: RunPaths) -> None:
+    kept = pa.schema([("d", pa.dictionary(pa.int32(), pa.string()))])
+    shard = open_shard(paths, 2, form=part_format(kept), plan=SAMPLED)
+    for row_idx, sample_idx in SAMPLED.keys(2):
+        shard.add(completion(row_idx, sample_idx=sample_idx))
+    for rows, values in ((range(20, 22), ["a", "b"]), (range(22, 25), ["c", "a", None])):
+        table = pa.table({"d": pa.array(values).dictionary_encode()})
+        shard.keep(RowBlock(rows=[Row(row_idx=idx, values={}) for idx in rows], kept=table))
+    shard.finish()
+    assert pq.read_table(paths.part(2))["d"].to_pylist() == [x for v in ["a", "b", "c", "a", None] for x in [v] * 3]
+
+
+def test_a_shard_goes_on_in_the_middle_of_a_row(paths: RunPaths) -> None:
+    leave_journal(paths, "a", completion(0, "a", sample_idx=2), completion(1, "a", sample_idx=0))
+    leave_journal(paths, "b", completion(0, "b", sample_idx=2), completion(1, "b", sample_idx=3))
+    shard = open_shard(paths, plan=SAMPLED)
+    assert shard.num_done == 2, "sample 3 of another plan is left alone"
+    assert [key for key in SAMPLED.keys(0) if shard.has(key)] == [(0, 2), (1, 0)]
+    for row_idx, sample_idx in SAMPLED.keys(0):
+        shard.add(completion(row_idx, "new", sample_idx=sample_idx))
+    shard.keep(block(shard.rows))
+    shard.finish()
+    assert pq.read_table(paths.part(0))["completion"].to_pylist() == ["new", "new", "a", "a", *["new"] * 26]
+
+
+def test_a_lacking_sample_is_a_hole(paths: RunPaths) -> None:
+    shard = open_shard(paths, 2, plan=SAMPLED)
+    for row_idx, sample_idx in [*SAMPLED.keys(2)][:-1]:
+        shard.add(completion(row_idx, sample_idx=sample_idx))
+    shard.keep(block(shard.rows))
+    assert not shard.is_complete
+    with pytest.raises(AssertionError, match="14 of 15 rows"):
+        shard.finish()
+
+
+def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunPaths) -> None:
+    """A journal may hold them either way."""
+    names = ["token_ids", "token_logprobs", "cumulative_logprob"]
+    values = {"token_ids": [3, 4], "token_logprobs": [-0.5, -2.0], "cumulative_logprob": -2.5}
+    for shard_idx, is_asked in ((0, True), (1, False)):
+        shard = open_shard(paths, shard_idx, form=part_format(logprobs=is_asked))
+        for row_idx in shard.rows:
+            shard.add(completion(row_idx, error="x: y") if row_idx % 10 == 4 else completion(row_idx, **values))
+        shard.keep(block(shard.rows))
+        shard.finish()
+    table = pq.read_table(paths.part(0))
+    assert table.column_names[-4:] == ["error", *names]
+    assert [str(table.schema.field(name).type) for name in names] == [
+        "list<element: int32>",
+        "list<element: float>",
+        "double",
+    ]
+    assert [table[name][3].as_py() for name in names] == [*values.values()]
+    assert [table[name][4].as_py() for name in names] == [None] * 3
+    assert pq.read_schema(paths.part(1)).names[-1] == "error"
+
+
+def test_a_kept_column_may_have_the_name_of_a_log_probability_that_is_not_asked_for(paths: RunPaths) -> None:
+    kept = pa.schema([("token_ids", pa.string())])
+    shard = open_shard(paths, 2, form=part_format(kept))
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx, token_ids=[1], token_logprobs=[-1.0], cumulative_logprob=-1.0))
+    rows = [Row(row_idx=idx, values={}) for idx in shard.rows]
+    shard.keep(RowBlock(rows=rows, kept=pa.table({"token_ids": list("abcde")})))
+    shard.finish()
+    assert pq.read_table(paths.part(2))["token_ids"].to_pylist() == list("abcde")
+
+
+def test_the_plan_has_every_sample_of_every_row_once() -> None:
+    keys = [key for shard_idx in range(SAMPLED.num_shards) for key in SAMPLED.keys(shard_idx)]
+    assert keys == [(row_idx, sample_idx) for row_idx in range(25) for sample_idx in range(3)]
+    assert SAMPLED.num_completions == 75 and SAMPLED.num_shards == PLAN.num_shards
+    assert list(SAMPLED.keys_of_row(4)) == [(4, 0), (4, 1), (4, 2)]

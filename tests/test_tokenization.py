@@ -1,8 +1,10 @@
 """Tokenization: text to ids and back, and what happens to prompts that are too long or no text at all."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from job.config import PromptConfig
@@ -16,9 +18,15 @@ NUM_TEMPLATE_TOKENS = len("<user>") + len("<assistant>") + 1
 """Of the tiny chat template around a prompt; its <eos> is one token."""
 
 
-def tokenization(max_prompt_tokens: int = 100, on_long_prompt: str = "error", *, chat: bool = False) -> Tokenization:
+def tokenization(
+    max_prompt_tokens: int = 100, on_long_prompt: str = "error", *, chat: bool = False, stop: Sequence[str] = ()
+) -> Tokenization:
     return Tokenization(
-        make_tokenizer(chat=chat), chat=chat, max_prompt_tokens=max_prompt_tokens, on_long_prompt=on_long_prompt
+        make_tokenizer(chat=chat),
+        chat=chat,
+        max_prompt_tokens=max_prompt_tokens,
+        on_long_prompt=on_long_prompt,
+        stop=stop,
     )
 
 
@@ -77,6 +85,130 @@ def test_a_failed_generation_has_no_completion() -> None:
     completion = tokenization().decode([generation], ["p"])[0]
     assert (completion.completion, completion.finish_reason) == (None, None)
     assert completion.error == "engine_error: no luck" and completion.prompt == "p"
+
+
+def ids_of(text: str) -> list[int]:
+    """Return the tiny tokenizer's ids: one per byte."""
+    return list(make_tokenizer()(text)["input_ids"])
+
+
+def decode(text: str, stop: Sequence[str], *, finish_reason: str = "length", **values: Any) -> Completion:
+    """Return what becomes of a generated text."""
+    generation = Generation(
+        request=Request(row_idx=0, sample_idx=0, prompt_ids=[5]),
+        token_ids=ids_of(text),
+        finish_reason=finish_reason,
+        **values,
+    )
+    return tokenization(stop=stop).decode([generation], ["p"])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [
+        ("one\ntwo", ["\n"], "one"),
+        ("one END", ["END"], "one "),
+        ("END one", ["END"], ""),
+        ("one END two END", ["END"], "one "),
+        ("a;b.c", [".", ";"], "a"),
+        ("xaab", ["b", "aab"], "x"),
+        ("日本。語", ["。"], "日本"),
+        ("naïve", ["ï"], "na"),
+        ("a,b", ["a,b"], ""),
+        ("emoji 👩‍👩‍👧 end", ["👩‍👩‍👧"], "emoji "),
+    ],
+)
+def test_a_completion_ends_before_its_first_stop_string(text: str, stop: list[str], kept: str) -> None:
+    completion = decode(text, stop)
+    assert (completion.completion, completion.finish_reason) == (kept, "stop")
+    assert completion.num_completion_tokens == len(text.encode()), "what was computed is counted"
+
+
+@pytest.mark.parametrize(("text", "stop"), [("one two", ["END"]), ("EN", ["END"]), ("end", ["END"]), ("x", [])])
+def test_a_completion_without_a_stop_string_is_left_alone(text: str, stop: list[str]) -> None:
+    completion = decode(text, stop)
+    assert (completion.completion, completion.finish_reason) == (text, "length")
+
+
+def test_a_failed_generation_does_not_stop() -> None:
+    completion = decode("", ["x"], finish_reason=None, error=RowError("engine_error", "no luck"))
+    assert (completion.completion, completion.finish_reason) == (None, None)
+
+
+@pytest.mark.parametrize("stop", [["END"], ["日本。"], ["\n"], ["x" * 40], ["B", "longer than that"], ["👩‍👩‍👧"]])
+@pytest.mark.parametrize("before", ["", "a", "some words 語 before it "])
+def test_the_token_that_completes_a_stop_string_ends_the_text(stop: list[str], before: str) -> None:
+    """Token after token, as an engine asks; the tiny tokenizer has a token for each byte."""
+    subject = tokenization(stop=stop)
+    ids = ids_of(before + stop[0] + " and more")
+    end = len((before + stop[0]).encode())
+    found = [subject.ends_text([ids[:count]])[0] for count in range(1, len(ids) + 1)]
+    assert found.index(True) == end - 1
+    assert subject.ends_text([ids[: end - 1], ids[:end], ids[:1]]) == [False, True, end == 1]
+
+
+def test_only_the_end_of_a_text_is_looked_at() -> None:
+    """Or else each token of a long completion would take longer than the one before it."""
+    subject, ids = tokenization(stop=["END"]), ids_of("END and then a lot of text")
+    assert subject.ends_text([ids]) == [False]
+    assert subject.ends_text([]) == []
+
+
+def test_special_tokens_hide_no_stop_string() -> None:
+    """They have no text: the string goes on behind them."""
+    subject = tokenization(stop=["END"])
+    ids = [*ids_of("xE"), 0, 1, 0, *ids_of("ND")]
+    assert subject.ends_text([ids[:-1], ids]) == [False, True]
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer like Llama 2's: tokens of several letters; decoding drops the space at a text's start."""
+    words = ["<unk>", "▁the", "▁end", "ing", "▁", "E", "ND", "▁e", "nd"]
+    backend = Tokenizer(models.WordLevel({word: idx for idx, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("ids", "stop", "end", "kept"),
+    [
+        ([1, 2, 3, 1], "ending", 3, "the "),
+        ([1, 2, 3, 1], " end", 2, "the"),
+        ([1, 7, 8, 3], "end", 3, "the "),
+        ([1, 4, 5, 6, 1], "END", 4, "the "),
+        ([1, 2, 1], "en", 2, "the "),
+        ([2, 3], "e", 1, ""),
+        ([1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 1], " ending", 10, "the the the the the the the the"),
+    ],
+)
+def test_stop_strings_may_span_tokens_or_end_within_one(ids: list[int], stop: str, end: int, kept: str) -> None:
+    subject = Tokenization(
+        words_tokenizer(), chat=False, max_prompt_tokens=10, on_long_prompt="error", stop=[stop, "never"]
+    )
+    found = [subject.ends_text([ids[:count]])[0] for count in range(1, len(ids) + 1)]
+    assert found.index(True) == end - 1
+    request = Request(row_idx=0, sample_idx=0, prompt_ids=[1])
+    generation = Generation(request=request, token_ids=ids[:end], finish_reason="stop")
+    assert subject.decode([generation], ["p"])[0].completion == kept
+
+
+def test_log_probabilities_go_with_their_tokens() -> None:
+    completion = decode("ab", ["b"], logprobs=[-0.5, -1.25])
+    assert completion.token_ids == ids_of("ab") and completion.token_logprobs == [-0.5, -1.25]
+    assert completion.cumulative_logprob == -1.75 and completion.completion == "a"
+    unasked = decode("ab", [])
+    assert (unasked.token_ids, unasked.token_logprobs, unasked.cumulative_logprob) == (None, None, None)
+
+
+def test_samples_of_a_row_keep_their_numbers() -> None:
+    generations = [
+        Generation(
+            request=Request(row_idx=7, sample_idx=sample_idx, prompt_ids=[5]), token_ids=[6], finish_reason="stop"
+        )
+        for sample_idx in (2, 0)
+    ]
+    assert [completion.key for completion in tokenization().decode(generations, ["p", "p"])] == [(7, 2), (7, 0)]
 
 
 def test_a_rejected_prompt_becomes_a_finished_row_with_its_text() -> None:

@@ -21,7 +21,8 @@ from job.engine.sampling import choose_tokens, penalize_repetition, token_logpro
 from job.records import SampleKey
 
 LEAVE = -1
-"""Sent in place of the tokens of a step: the leader leaves the batch, because of a stop or of a failure of its own."""
+"""Sent in place of the tokens of a step: the leader leaves the batch, because all rows have ended, because it was asked
+to stop, or because of a failure of its own."""
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]
@@ -90,7 +91,8 @@ class LeadingChooser(Chooser):
 
     def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return [B] int64: the chosen tokens, or LEAVE."""
-        if self._should_stop():
+        # generate knows nothing of stop strings: it would go on to max_new_tokens with a batch that has ended.
+        if self._should_stop() or bool(self._ended.all()):
             return self._leave()
         try:
             tokens = self._choose(input_ids, scores)

@@ -9,6 +9,7 @@ Letters: T tokens of the step, H key-value heads, G queries per key-value head, 
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,17 @@ from transformers import AttentionInterface
 
 NAME = "job_paged"
 
-HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "training"})
+HARMLESS = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_router_logits",
+        "is_causal",
+        "training",
+    }
+)
 """Arguments that models pass on and that change nothing here."""
 
 
@@ -47,18 +58,17 @@ class Attend(Protocol):
         """Return [T, H * G, D of value] from [T, H * G, D], [T, H, D] and [T, H, D of value]."""
 
 
-_attend: Attend | None = None
+_attend: ContextVar[Attend] = ContextVar("attend")
 
 
 @contextlib.contextmanager
 def attending(attend: Attend) -> Iterator[None]:
     """Let ``attend`` do the attention of the models called inside."""
-    global _attend
-    _attend = attend
+    token = _attend.set(attend)
     try:
         yield
     finally:
-        _attend = None
+        _attend.reset(token)
 
 
 def paged_attention(
@@ -87,11 +97,10 @@ def paged_attention(
         raise Unsupported(f"its attention takes {', '.join(unknown) or 'tokens that come later'}")
     if not isinstance(layer_idx := getattr(module, "layer_idx", None), int):
         raise Unsupported("its attention layers have no numbers")
-    assert _attend is not None, "the model was called outside of attending()"
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     args = AttentionArgs(scale, sliding_window or None, softcap, s_aux)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return _attend(layer_idx, query, key, value, args)[None], None
+    return _attend.get()(layer_idx, query, key, value, args)[None], None
 
 
 AttentionInterface.register(NAME, paged_attention)

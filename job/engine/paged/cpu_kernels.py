@@ -43,10 +43,12 @@ def _faster(module: nn.Module) -> nn.Module | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dtype != torch.bfloat16:
         return None
-    if type(module) is nn.Linear:
-        return PackedLinear(module)
-    if type(module).__name__.endswith("RMSNorm") and weight.dim() == 1:
-        return RMSNorm(module)
+    # A processor without bfloat16 arithmetic does not pack; a norm may have no epsilon, or None.
+    with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError, TypeError):
+        if type(module) is nn.Linear:
+            return PackedLinear(module)
+        if type(module).__name__.endswith("RMSNorm") and weight.dim() == 1:
+            return RMSNorm(module)
     return None
 
 

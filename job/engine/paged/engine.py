@@ -70,6 +70,8 @@ class PagedEngine:
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
             self._executor.use_graphs()
+        if replica.device.type == "cpu" and not replica.has_followers and torch.get_num_threads() > 1:
+            self._executor.use_lanes()
         self._choosing = Choosing(params, num_slots=budget.max_rows)
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),
@@ -182,12 +184,26 @@ class PagedEngine:
         good: list[Running] = []
         bad: list[Running] = []
         for idx, row in enumerate(rows):
-            (good if is_finite[idx] else bad).append(row)
+            if not is_finite[idx]:
+                bad.append(row)
+                continue
+            good.append(row)
             row.token_ids.append(tokens[idx])
             if logprobs is not None:
                 row.logprobs.append(logprobs[idx])
-        failures = [self._fail(row, "non_finite_logits", not_finite(self._dtype)) for row in bad]
+        failures = [failure for row in bad if (failure := self._doubt(row)) is not None]
         return failures + self._finish_those_that_ended(good)
+
+    def _doubt(self, row: Running) -> Generation | None:
+        """Compute a row of non-finite logits once more, sharing nothing, before it becomes an error row.
+
+        The fault may be that of a row with the same beginning: 0 times NaN is NaN, so attention's masks do not keep NaN
+        from the tokens before it that are computed in the same step, and all rows that share those are spoilt.
+        """
+        if not self.scheduler.may_share(row):
+            return self._fail(row, "non_finite_logits", not_finite(self._dtype))
+        self.scheduler.isolate(row)
+        return None
 
     def _finish_those_that_ended(self, rows: Sequence[Running]) -> list[Generation]:
         reasons: dict[Running, str] = {}

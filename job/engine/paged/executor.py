@@ -8,6 +8,7 @@ from job.engine.paged.attention import Attend, attending
 from job.engine.paged.backends import Backend
 from job.engine.paged.cache import KVCache
 from job.engine.paged.graphs import DecodeGraphs
+from job.engine.paged.lanes import Lanes
 from job.engine.paged.layout import BlockTables, Layout
 from job.engine.paged.step import Step
 
@@ -20,10 +21,15 @@ class Executor:
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._tables = BlockTables(num_slots)
         self._graphs: DecodeGraphs | None = None
+        self._lanes: Lanes | None = None
 
     def use_graphs(self) -> None:
         """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA."""
         self._graphs = DecodeGraphs(self._module, self._cache, self._device)
+
+    def use_lanes(self) -> None:
+        """Compute halves of decode steps side by side. For a process that has the model to itself, on a CPU."""
+        self._lanes = Lanes()
 
     def run(self, step: Step) -> torch.Tensor:
         """Compute a step.
@@ -33,8 +39,13 @@ class Executor:
             nothing if none does. A step may be run again: it writes the same places.
         """
         self._tables.gain(step.gained)
+        self._cache.clear(step.fresh)
+        if self._lanes is not None and self._lanes.fits(step):
+            return self._lanes.run(step, self._run)
+        return self._run(step)
+
+    def _run(self, step: Step) -> torch.Tensor:
         layout = Layout(step, self._tables, self._cache.page_tokens)
-        self._cache.begin(step, layout)
         if self._graphs is not None and self._graphs.fits(layout):
             return self._graphs.run(layout)
         attend = self._backend.attend(self._cache, layout, self._device)

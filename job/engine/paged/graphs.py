@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from job.engine.paged.attention import attending
-from job.engine.paged.cache import KVCache
+from job.engine.paged.cache import KVCache, Placement
 from job.engine.paged.layout import Layout
 from job.engine.paged.varlen_attention import VarlenAttention
 
@@ -34,7 +34,7 @@ class DecodeGraphs:
         return bool(layout.num_decode == len(layout.counts) == len(layout.sampled_tokens) <= SIZES[-1])
 
     def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that fits and that the cache has begun.
+        """Compute a step that fits and whose fresh pages are clear.
 
         Returns:
             [N, V]: logits; overwritten by the next step of the same size.
@@ -65,7 +65,7 @@ class RecordedStep:
         self._num_keys = torch.ones(size, dtype=torch.int32, device=device)
         starts = torch.arange(size + 1, dtype=torch.int32, device=device)
         max_keys = width * cache.page_tokens
-        self._attend = VarlenAttention(cache, self._tables, starts, self._num_keys, max_queries=1, max_keys=max_keys)
+        self._starts, self._max_keys = starts, max_keys
 
     def fill(self, layout: Layout) -> None:
         """Write a step into the tensors; what is behind its rows becomes padding."""
@@ -96,8 +96,17 @@ class RecordedStep:
         return self._logits
 
     def _run(self, module: Any) -> torch.Tensor:
-        self._cache.place(self._pages, self._places)
-        with torch.inference_mode(), attending(self._attend):
+        placement = Placement(self._cache, self._pages, self._places)
+        attend = VarlenAttention(
+            self._cache,
+            placement,
+            self._tables,
+            self._starts,
+            self._num_keys,
+            max_queries=1,
+            max_keys=self._max_keys,
+        )
+        with torch.inference_mode(), attending(attend):
             output = module(
                 input_ids=self._token_ids[None],
                 position_ids=self._positions[None],

@@ -99,7 +99,7 @@ class PrefillGroup:
     is_real: Bools
     """[n, q]."""
     pages: Ints
-    """[n, k]; padding repeats page 0 of the cache."""
+    """[n, k]; padding repeats the sequence's own first page: NaN in another's would pass the mask."""
     positions: Ints
     """[n, q]: of each token in its sequence; padding is at the end."""
     num_keys: int
@@ -121,6 +121,7 @@ class Layout:
         self.page_tokens, self.pages = page_tokens, tables.of(slots)
         self.starts, self.counts, self.ends = starts, counts, starts + counts
         self.token_ids = step.token_ids.astype(np.int64)
+        self.copies = step.copies.astype(np.int64)
         sequence_of_token = np.repeat(np.arange(len(slots)), counts)
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         self.positions: Ints = np.arange(len(sequence_of_token)) - (self.offsets[:-1] - starts)[sequence_of_token]
@@ -154,7 +155,7 @@ class Layout:
         return PrefillGroup(
             tokens=np.where(is_real, self.offsets[group, None] + within, 0),
             is_real=is_real,
-            pages=np.where(page_idx < num_pages, self.pages[group, : num_pages.max()], 0),
+            pages=np.where(page_idx < num_pages, self.pages[group, : num_pages.max()], self.pages[group, :1]),
             positions=np.minimum(self.starts[group, None] + within, self.ends[group, None] - 1),
             num_keys=num_keys,
         )

@@ -73,6 +73,11 @@ class Pages:
                 self._forget(page)
                 heapq.heappush(self._free, page)
 
+    def forget(self, pages: Sequence[int]) -> None:
+        """Let nobody find pages by their contents any more. Who holds them goes on doing so."""
+        for page in pages:
+            self._forget(page)
+
     def describe(self, pages: Sequence[int], token_ids: Sequence[int], first_idx: int) -> None:
         """Say what a sequence's pages contain, from its page ``first_idx`` on, so that others can find them.
 

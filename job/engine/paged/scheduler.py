@@ -104,6 +104,16 @@ class Scheduler:
             self._release(sequence)
             self._returned.appendleft(sequence)
 
+    def may_share(self, sequence: Running) -> bool:
+        """Whether a sequence's pages may be those of others."""
+        return self._share and sequence.may_share
+
+    def isolate(self, sequence: Running) -> None:
+        """Take a running sequence out, and compute it again without sharing: what it shares may be spoilt."""
+        self.pages.forget(sequence.pages)
+        sequence.may_share = False
+        self.put_back([sequence])
+
     def separate(self, sequences: Sequence[Running]) -> None:
         """Take out sequences one of which the model fails on, and compute them later in two groups, each by itself."""
         for sequence in sequences:
@@ -154,7 +164,7 @@ class Scheduler:
 
     def _schedule(self, sequence: Running, num_tokens: int, work: dict[Running, int]) -> None:
         work[sequence] = num_tokens
-        if self._share and sequence.num_cached < sequence.num_prompt:
+        if self.may_share(sequence) and sequence.num_cached < sequence.num_prompt:
             end = min(sequence.num_cached + num_tokens, sequence.num_prompt)
             first_idx = sequence.num_cached // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[:end], first_idx)
@@ -213,7 +223,7 @@ class Scheduler:
 
     def _match(self, sequence: Running) -> Match:
         """Find what is known of a sequence's prompt; its last token must be computed in any case."""
-        if not self._share:
+        if not self.may_share(sequence):
             return Match(())
         match = self.pages.match(sequence.token_ids[: sequence.num_prompt][: len(sequence.token_ids) - 1])
         if match.donor in self._origins:

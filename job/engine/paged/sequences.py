@@ -22,6 +22,8 @@ class Running:
     is_new_in_slot: bool = True
     """Whether nothing has been chosen since it was admitted."""
     logprobs: list[float] = field(default_factory=list)
+    may_share: bool = True
+    """Whether it takes pages from others and gives its own to them."""
 
     @classmethod
     def of(cls, request: Request) -> "Running":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from job.engine.paged.attention import AttentionArgs
-from job.engine.paged.cache import KVCache
+from job.engine.paged.cache import KVCache, Placement
 from job.engine.paged.layout import DecodeItems, Layout, PrefillGroup
 
 PAGE_TOKENS = 32
@@ -52,8 +52,9 @@ class TorchAttention:
     """Implements ``Attend`` for one step."""
 
     def __init__(self, cache: KVCache, layout: Layout, device: torch.device) -> None:
-        """Attend in a step that the cache has begun."""
+        """Attend in a step whose fresh pages are clear."""
         self._cache, self._layout, self._device = cache, layout, device
+        self._placement = Placement.of(cache, layout, device)
         self._decode_indices: dict[tuple[int | None, int, int], DecodeIndices] = {}
         self._prefill_indices: dict[tuple[int, int | None, int], tuple[torch.Tensor, ...]] = {}
 
@@ -61,7 +62,7 @@ class TorchAttention:
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
     ) -> torch.Tensor:
         """See ``Attend``."""
-        self._cache.write(layer_idx, key, value)
+        self._placement.write(layer_idx, key, value)
         keys, values = self._cache.keys[layer_idx], self._cache.values[layer_idx]
         num_tokens, num_heads, group = len(query), key.shape[1], query.shape[1] // key.shape[1]
         output = query.new_empty(num_tokens, query.shape[1], values.shape[-1])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from job.engine.paged.attention import AttentionArgs
-from job.engine.paged.cache import KVCache, LayerShape
+from job.engine.paged.cache import KVCache, LayerShape, Placement
 from job.engine.paged.layout import Layout
 
 PAGE_TOKENS = 256
@@ -30,6 +30,7 @@ class VarlenAttention:
     def __init__(
         self,
         cache: KVCache,
+        placement: Placement,
         tables: torch.Tensor,
         starts: torch.Tensor,
         num_keys: torch.Tensor,
@@ -37,14 +38,15 @@ class VarlenAttention:
         max_queries: int,
         max_keys: int,
     ) -> None:
-        """Attend in a step that the cache has begun.
+        """Attend in a step whose fresh pages are clear.
 
         Args:
             tables: [N, pages of the longest sequence] int32.
             starts: [N + 1] int32: where each sequence's tokens begin in the step, and the end.
             num_keys: [N] int32: tokens of each sequence, those of the step included.
         """
-        self._cache, self._tables, self._starts, self._num_keys = cache, tables, starts, num_keys
+        self._cache, self._placement = cache, placement
+        self._tables, self._starts, self._num_keys = tables, starts, num_keys
         self._max_queries, self._max_keys = max_queries, max_keys
 
     @classmethod
@@ -54,7 +56,8 @@ class VarlenAttention:
         arrays = (layout.pages[:, :num_pages], layout.offsets, layout.ends)
         tables, starts, num_keys = (torch.from_numpy(array).to(device, torch.int32) for array in arrays)
         max_queries, max_keys = int(layout.counts.max()), int(layout.ends.max())
-        return cls(cache, tables, starts, num_keys, max_queries=max_queries, max_keys=max_keys)
+        placement = Placement.of(cache, layout, device)
+        return cls(cache, placement, tables, starts, num_keys, max_queries=max_queries, max_keys=max_keys)
 
     def __call__(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
@@ -62,7 +65,7 @@ class VarlenAttention:
         """See ``Attend``."""
         from torch.nn.attention.varlen import varlen_attn
 
-        self._cache.write(layer_idx, key, value)
+        self._placement.write(layer_idx, key, value)
         output: Any = varlen_attn(
             query.contiguous(),
             self._cache.keys[layer_idx],
@@ -131,7 +134,7 @@ def _error_on(device: torch.device, shape: LayerShape) -> float:
         )
         tables.gain(step.gained)
         layout = Layout(step, tables, PAGE_TOKENS)
-        cache.begin(step, layout)
+        cache.clear(step.fresh)
         query = numbers(len(step.token_ids), 2 * shape.num_heads)
         key, value = (numbers(len(step.token_ids), shape.num_heads) for _ in range(2))
         found = VarlenAttention.for_step(cache, layout, device)(0, query, key, value, args)

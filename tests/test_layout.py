@@ -1,0 +1,405 @@
+"""Attention over the paged cache against the plainest attention there is: one token and one head at a time, in fp32.
+
+Everything that nobody has written is NaN, so that whatever is read by mistake is seen.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from job.engine.paged import torch_attention
+from job.engine.paged.attention import AttentionArgs
+from job.engine.paged.cache import KVCache, LayerShape, Placement
+from job.engine.paged.layout import MAX_PADDING, ROWS_PER_SHARED_ITEM, BlockTables, Layout
+from job.engine.paged.step import Step, rows
+from job.engine.paged.torch_attention import TorchAttention
+
+P = 8
+"""Tokens per page."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer: H key-value heads, G queries each, sizes of keys and of values."""
+
+    heads: int = 2
+    group: int = 1
+    key_size: int = 16
+    value_size: int = 16
+
+    def random(self, num_tokens: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries [T, H * G, D], keys [T, H, D] and values [T, H, D of value]."""
+        return (
+            torch.randn(num_tokens, self.heads * self.group, self.key_size, generator=rng),
+            torch.randn(num_tokens, self.heads, self.key_size, generator=rng),
+            torch.randn(num_tokens, self.heads, self.value_size, generator=rng),
+        )
+
+
+SHAPES = {
+    "plain": Shape(),
+    "grouped": Shape(heads=2, group=3),
+    "one_head": Shape(heads=1, group=4, key_size=8, value_size=8),
+    "sizes": Shape(heads=3, group=1, key_size=24, value_size=8),
+    "grouped_sizes": Shape(heads=2, group=3, key_size=8, value_size=32),
+}
+
+
+def dense(query: Any, keys: Any, values: Any, args: AttentionArgs) -> torch.Tensor:
+    """Return [H * G, D of value]: what the last token of keys and values [T, H, .] answers."""
+    group = len(query) // keys.shape[1]
+    first = 0 if args.window is None else max(0, len(keys) - args.window)
+    output = []
+    for head, one in enumerate(query):
+        scores = keys[first:, head // group] @ one * args.scale
+        if args.softcap is not None:
+            scores = args.softcap * torch.tanh(scores / args.softcap)
+        if args.sinks is not None:
+            scores = torch.cat([scores, args.sinks[head : head + 1]])
+        weights = scores.softmax(dim=0)[: len(keys) - first]
+        output.append(weights @ values[first:, head // group])
+    return torch.stack(output)
+
+
+class Bench:
+    """A cache with the sequences in it, fed step by step; layers may differ in shape."""
+
+    def __init__(self, shapes: list[Shape], seed: int, *, num_pages: int = 64, tokens_first: bool = False) -> None:
+        """Begin with NaN everywhere."""
+        self.rng, self.torch_rng = random.Random(seed), torch.Generator().manual_seed(seed)
+        self.shapes = shapes
+        layers = {
+            idx: LayerShape(shape.heads, shape.key_size, shape.value_size, torch.float32)
+            for idx, shape in enumerate(shapes)
+        }
+        self.cache = KVCache(layers, num_pages=num_pages, page_tokens=P, tokens_first=tokens_first, device=CPU)
+        for pool in (*self.cache.keys.values(), *self.cache.values.values()):
+            pool.fill_(torch.nan)
+        self.tables = BlockTables(200)
+        self.free = list(range(num_pages))
+        self.pages: dict[int, list[int]] = {}
+        """Slot to pages."""
+        self.memory: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        """(layer, slot) to the keys and values [T, H, .] of its tokens so far."""
+        self.origins: dict[int, tuple[int, int]] = {}
+        """Slot to the one that it begins like, and for how many tokens."""
+        self.args_of_layers: dict[int, AttentionArgs] = {}
+        """Where they are not those of the step."""
+        self.gained: list[tuple[int, int, int]] = []
+        self.fresh: list[tuple[int]] = []
+        self.copies: list[tuple[int, int, int]] = []
+
+    def scatter(self) -> None:
+        """Give out pages in random order from now on."""
+        self.rng.shuffle(self.free)
+
+    def num_tokens(self, slot: int) -> int:
+        """Return how many tokens of a sequence are in the cache, or will be before its next ones."""
+        return len(self.memory[0, slot][0]) if (0, slot) in self.memory else self.origins.get(slot, (0, 0))[1]
+
+    def fork(self, slot: int, new_slot: int, num_tokens: int) -> None:
+        """Begin a sequence with another's first tokens: whole pages are shared, the rest is copied.
+
+        Some of them may be tokens that the other one computes in the next step.
+        """
+        self._reserve(slot, num_tokens)
+        self.origins[new_slot] = (slot, num_tokens)
+        num_pages, num_copied = divmod(num_tokens, P)
+        self.pages[new_slot] = []
+        for page in self.pages[slot][:num_pages]:
+            self._gain(new_slot, page)
+        if num_copied:
+            self._reserve(new_slot, num_tokens)
+            self.copies.append((self.pages[slot][num_pages], self.pages[new_slot][-1], num_copied))
+
+    def _gain(self, slot: int, page: int) -> None:
+        self.gained.append((slot, len(self.pages[slot]), page))
+        self.pages[slot].append(page)
+
+    def _reserve(self, slot: int, num_tokens: int) -> None:
+        self.pages.setdefault(slot, [])
+        while len(self.pages[slot]) * P < num_tokens:
+            self.fresh.append((self.free[0],))
+            self._gain(slot, self.free.pop(0))
+
+    def step(self, counts: dict[int, int], args: AttentionArgs, *, spoil: int | None = None) -> Layout:
+        """Compute so many tokens of each slot's sequence in all layers, and compare with the dense answers.
+
+        Args:
+            spoil: slot whose keys and values are NaN, as after an overflow; its answers are not looked at.
+        """
+        items = sorted(counts.items(), key=lambda item: item[1] > 1)
+        starts = [self.num_tokens(slot) for slot, _ in items]
+        for (slot, count), start in zip(items, starts, strict=True):
+            self._reserve(slot, start + count)
+        step = Step(
+            token_ids=np.zeros(sum(counts.values()), np.int32),
+            sequences=rows([(slot, start, n, 1) for (slot, n), start in zip(items, starts, strict=True)], 4),
+            gained=rows(self.gained, 3),
+            fresh=rows(self.fresh, 1),
+            copies=rows(self.copies, 3),
+        )
+        self.gained, self.fresh, self.copies = [], [], []
+        self.tables.gain(step.gained)
+        layout = Layout(step, self.tables, P)
+        self.cache.clear(step.fresh)
+        self._compute(layout, items, args, spoil)
+        return layout
+
+    def _compute(self, layout: Layout, items: list[tuple[int, int]], args: AttentionArgs, spoil: int | None) -> None:
+        """Let all layers write and attend, and compare their answers."""
+        attention = TorchAttention(self.cache, layout, CPU)
+        for layer_idx in range(len(self.shapes)):
+            args = self.args_of_layers.get(layer_idx, args)
+            query, key, value = self._new_tokens(layer_idx, items, spoil)
+            output = attention(layer_idx, query, key, value, args)
+            counts = [count for _, count in items]
+            for (slot, count), found, asked in zip(items, output.split(counts), query.split(counts), strict=True):
+                if slot == spoil:
+                    continue
+                keys, values = self.memory[layer_idx, slot]
+                ends = range(len(keys) - count + 1, len(keys) + 1)
+                expected = [dense(one, keys[:end], values[:end], args) for one, end in zip(asked, ends, strict=True)]
+                torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+    def _new_tokens(self, layer_idx: int, items: list[tuple[int, int]], spoil: int | None) -> tuple[torch.Tensor, ...]:
+        """Draw queries, keys and values of a step's tokens, and remember the latter two."""
+        counts = [count for _, count in items]
+        query, key, value = self.shapes[layer_idx].random(sum(counts), self.torch_rng)
+        drawn = zip(items, key.split(counts), value.split(counts), strict=True)
+        for (slot, _), new_keys, new_values in sorted(drawn, key=lambda item: item[0][0]):  # origins are older
+            if slot == spoil:
+                new_keys.fill_(torch.nan)
+                new_values.fill_(torch.nan)
+            origin, num_tokens = self.origins.get(slot, (slot, 0))
+            beginning = [tensor[:num_tokens] for tensor in self.memory.get((layer_idx, origin), (new_keys, new_values))]
+            keys, values = self.memory.get((layer_idx, slot), beginning)
+            self.memory[layer_idx, slot] = (torch.cat([keys, new_keys]), torch.cat([values, new_values]))
+        return query, key, value
+
+
+def random_args(rng: random.Random, shape: Shape) -> AttentionArgs:
+    """Return arguments of which each may be there or not."""
+    sinks = torch.tensor([rng.gauss(0, 1) for _ in range(shape.heads * shape.group)])
+    return AttentionArgs(
+        scale=rng.choice([shape.key_size**-0.5, 1.0]),
+        window=rng.choice([None, None, 1, 3, P, P + 1, 20]),
+        softcap=rng.choice([None, 5.0]),
+        sinks=rng.choice([None, sinks]),
+    )
+
+
+def random_steps(bench: Bench, args: AttentionArgs, num_steps: int) -> list[Layout]:
+    """Mix decode and prefill of old and new sequences, some of which begin as others do."""
+    layouts, rng = [], bench.rng
+    for _ in range(num_steps):
+        old = [*bench.pages]
+        counts = {slot: rng.choice([1, 1, 1, rng.randint(2, 12)]) for slot in old if rng.random() < 0.8}
+        for new_slot in range(len(old), len(old) + rng.randint(not counts, 2)):
+            if old and rng.random() < 0.6:
+                slot = rng.choice(old)
+                bench.fork(slot, new_slot, rng.randint(1, bench.num_tokens(slot) + counts.get(slot, 0)))
+            counts[new_slot] = rng.randint(1, 25)
+        layouts.append(bench.step(counts, args))
+    return layouts
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_steps_attend_as_dense_attention_does(name: str, seed: int) -> None:
+    bench = Bench([SHAPES[name]], seed, num_pages=200)
+    if seed % 2:
+        bench.scatter()
+    layouts = random_steps(bench, random_args(bench.rng, SHAPES[name]), 6)
+    assert any(0 < layout.num_decode < len(layout.counts) for layout in layouts)
+
+
+NO_FRILLS = AttentionArgs(scale=0.25)
+
+
+@pytest.mark.parametrize("window", [None, 1, P, 2 * P + 3, 1000])
+@pytest.mark.parametrize("name", SHAPES)
+def test_pages_that_many_rows_share_are_read_for_all_of_them(name: str, window: int | None) -> None:
+    """40 rows begin with the same three pages, which makes items of 16, 16 and 8 rows; 3 rows share nothing."""
+    bench = Bench([SHAPES[name]], 1, num_pages=100)
+    args = AttentionArgs(scale=0.25, window=window)
+    bench.step({0: 3 * P + 5, 100: 7, 101: 1, 102: P}, args)
+    for slot in range(1, 40):
+        bench.fork(0, slot, 3 * P + slot % 5)
+    bench.step({slot: 1 + slot % 2 for slot in range(40)}, args)
+    layout = bench.step(dict.fromkeys([*range(40), 100, 101, 102], 1), args)
+    items = layout.decode_items(None)
+    assert layout.num_decode == 43 and ROWS_PER_SHARED_ITEM == 16
+    assert sorted(items.shared_pages.tolist()) == sorted(bench.pages[0][:3] * 3)
+
+
+@pytest.mark.parametrize("name", ["plain", "grouped_sizes"])
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_decode_reads_a_range_of_pages_in_place_and_scattered_ones_from_a_list(name: str, has_gaps: bool) -> None:
+    """A few pages of the range that nobody wants do no harm: they are NaN here."""
+    bench = Bench([SHAPES[name]], 2, num_pages=120)
+    bench.free = [page for page in bench.free if page % (3 if has_gaps else 8) == 1 or not (has_gaps or page % 8 == 3)]
+    args = AttentionArgs(scale=0.25, window=None, softcap=4.0)
+    bench.step({slot: 5 * slot + 1 for slot in range(6)}, args)
+    layout = bench.step(dict.fromkeys(range(6), 1), args)
+    items = layout.decode_items(None)
+    assert (items.pages is not None) == has_gaps
+    if not has_gaps:
+        assert len(items.rows) > sum(items.is_real.sum(axis=1)), "the range has no gap in it"
+
+
+def test_rows_may_share_all_their_pages_or_none() -> None:
+    """Then one of the two parts of decode is empty."""
+    bench = Bench([SHAPES["grouped"]], 3)
+    bench.step({0: 2 * P + 1}, NO_FRILLS)
+    alone = bench.step({0: 1}, NO_FRILLS).decode_items(None)
+    assert len(alone.shared_pages) == 0 and len(alone.rows) == 3
+    bench.step({0: P - 3}, NO_FRILLS)
+    for slot in (1, 2):
+        bench.fork(0, slot, 3 * P)  # its last token is computed in the same step
+    together = bench.step({0: 1, 1: 1, 2: 1}, NO_FRILLS).decode_items(None)
+    assert len(together.rows) == 2 and together.shared_pages.tolist() == bench.pages[0]
+
+
+def test_layers_of_one_model_may_differ_in_heads_and_sizes() -> None:
+    """As they do in Gemma 3n or after an uneven cut by AutoTP."""
+    bench = Bench([SHAPES["plain"], SHAPES["sizes"], SHAPES["grouped"], SHAPES["one_head"], SHAPES["plain"]], 4)
+    random_steps(bench, NO_FRILLS, 5)
+
+
+def test_the_layers_of_a_step_may_differ_in_window_and_sinks() -> None:
+    """As in Gemma 2 and gpt-oss, where every other layer has a window."""
+    bench = Bench([SHAPES["grouped"]] * 4, 5, num_pages=200)
+    bench.args_of_layers = {
+        0: AttentionArgs(scale=0.25),
+        1: AttentionArgs(scale=0.25, window=5),
+        2: AttentionArgs(scale=0.25, sinks=torch.linspace(-1, 1, 6)),
+        3: AttentionArgs(scale=0.25, window=5, sinks=torch.linspace(1, -1, 6)),
+    }
+    random_steps(bench, NO_FRILLS, 6)
+
+
+@pytest.mark.parametrize("name", ["plain", "grouped_sizes"])
+@pytest.mark.parametrize("window", [None, 6])
+def test_scores_that_take_too_much_memory_are_left_to_torch(
+    name: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    attend = torch_attention.F.scaled_dot_product_attention
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return attend(*args, **options)
+
+    monkeypatch.setattr(torch_attention, "MAX_SCORES", 0)
+    monkeypatch.setattr(torch_attention.F, "scaled_dot_product_attention", counted)
+    random_steps(Bench([SHAPES[name]], 6, num_pages=200), AttentionArgs(scale=0.25, window=window), 5)
+    assert calls
+
+
+@pytest.mark.parametrize("lengths", [(40, 30), (30, 40), (1, 1), (1, 30), (40, 1)])
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_nan_in_one_sequence_leaves_its_neighbours_alone(lengths: tuple[int, int], spoilt: int) -> None:
+    """A regression: shorter prompts of a group were padded with page 0 of the cache. It was hidden, but NaN plus minus
+    infinity is NaN: a row that overflowed there took the prompts beside it along, and all became error rows.
+    """
+    bench = Bench([SHAPES["grouped"]], 7)
+    bench.step({2: 12, 3: 3}, NO_FRILLS)
+    bench.step({0: lengths[0], 1: lengths[1], 2: 1, 3: 2}, NO_FRILLS, spoil=spoilt)
+    bench.step({0: 1, 1: 1, 2: 1, 3: 1}, NO_FRILLS, spoil=spoilt)
+
+
+class Writer(Bench):
+    """Writes, and asks nothing."""
+
+    def _compute(self, layout: Layout, items: list[tuple[int, int]], args: AttentionArgs, spoil: int | None) -> None:
+        placement = Placement.of(self.cache, layout, CPU)
+        for layer_idx in range(len(self.shapes)):
+            _, key, value = self._new_tokens(layer_idx, items, spoil)
+            placement.write(layer_idx, key, value)
+
+
+def test_both_orders_of_memory_hold_the_same() -> None:
+    """Tokens before heads is what a kernel for CUDA wants; writes, copies and clearing are the same."""
+    shapes = [SHAPES["grouped_sizes"], SHAPES["sizes"]]
+    heads_first, tokens_first = (Writer(shapes, 8, tokens_first=order) for order in (False, True))
+    for bench in (heads_first, tokens_first):
+        random_steps(bench, NO_FRILLS, 5)
+    assert heads_first.pages == tokens_first.pages
+    for layer_idx in range(2):
+        for one, other in (
+            (heads_first.cache.keys[layer_idx], tokens_first.cache.keys[layer_idx]),
+            (heads_first.cache.values[layer_idx], tokens_first.cache.values[layer_idx]),
+        ):
+            torch.testing.assert_close(one, other.transpose(1, 2), rtol=0, atol=0, equal_nan=True)
+            assert one.isfinite().any() and one.isnan().any()
+
+
+def test_block_tables_grow_with_the_longest_sequence() -> None:
+    bench = Bench([SHAPES["plain"]], 9, num_pages=60)
+    bench.step({0: 16 * P, 1: 3}, NO_FRILLS)
+    bench.step({0: 1, 1: 1}, NO_FRILLS)
+    bench.step({0: 17 * P, 1: 1}, NO_FRILLS)
+    bench.step({0: 1, 1: 1}, NO_FRILLS)
+    assert len(bench.pages[0]) == 34
+
+
+def layout_of(sequences: list[tuple[int, int]]) -> Layout:
+    """Return the layout of sequences, given their tokens before and now."""
+    items = [(slot, start, count, slot % 2) for slot, (start, count) in enumerate(sequences)]
+    step = Step(token_ids=np.arange(sum(count for _, count in sequences), dtype=np.int32), sequences=rows(items, 4))
+    tables = BlockTables(len(sequences))
+    gained = [
+        (slot, idx, 50 * slot + idx)
+        for slot, (start, count) in enumerate(sequences)
+        for idx in range((start + count - 1) // P + 1)
+    ]
+    tables.gain(rows(gained, 3))
+    return Layout(step, tables, P)
+
+
+def test_tokens_are_numbered_and_placed_by_their_position() -> None:
+    layout = layout_of([(9, 1), (0, 1), (6, 4)])
+    assert layout.positions.tolist() == [9, 0, 6, 7, 8, 9]
+    assert layout.token_pages.tolist() == [1, 50, 100, 100, 101, 101]
+    assert layout.token_places.tolist() == [1, 0, 6, 7, 0, 1]
+    assert layout.num_decode == 2 and layout.sampled_tokens.tolist() == [1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_prompts_are_grouped_so_that_padding_stays_small(seed: int) -> None:
+    """Each is in one group, whose rectangle is little more than its contents."""
+    rng = random.Random(seed)
+    sequences = [(rng.choice([0, 0, rng.randrange(300)]), rng.randint(2, 200)) for _ in range(30)]
+    layout = layout_of([(5, 1), *sequences])
+    answered: list[int] = []
+    for group in layout.prefill_groups:
+        answered += group.tokens[group.is_real].tolist()
+        counts, ends = group.is_real.sum(axis=1), group.positions[:, -1] + 1
+        assert len(counts) * counts.max() * ends.max() <= MAX_PADDING * (counts * ends).sum()
+        assert group.num_keys == ends.max() and group.pages.shape[1] == -(-group.num_keys // P)
+    assert sorted(answered) == list(range(1, len(layout.token_ids)))
+    assert len(layout.prefill_groups) < 30
+
+
+@pytest.mark.parametrize(("num_heads", "group"), [(1, 1), (3, 2)])
+def test_every_partial_result_goes_to_one_row(num_heads: int, group: int) -> None:
+    """None is used twice, and those of a range's unwanted pages are not used at all."""
+    bench = Bench([Shape(heads=num_heads, group=group)], 10)
+    bench.step({0: 2 * P, 1: 5, 2: 3 * P}, NO_FRILLS)
+    for slot in range(3, 25):
+        bench.fork(0, slot, P + 3)
+    layout = bench.step(dict.fromkeys(range(25), 1), NO_FRILLS)
+    items = layout.decode_items(None)
+    indices = items.partial_indices(num_heads, group)
+    end = (len(items.rows) + items.shared_rows.size) * num_heads * group
+    real = np.broadcast_to(items.is_real[:, None, None, :], indices.shape)
+    assert (indices[~real] == end).all() and (indices[real] < end).all()
+    assert len(np.unique(indices[real])) == real.sum() == items.is_real.sum() * num_heads * group
+    assert items.shared_rows.size > len(items.shared_pages) * 12
