@@ -8,12 +8,11 @@ should find. Page tables are kept from the packed steps alone, as followers keep
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from job.engine.paged.lanes import MIN_ROWS, Lanes
 from job.engine.paged.pages import Pages
 from job.engine.paged.scheduler import Scheduler, Work
 from job.engine.paged.sequences import Running, in_order
@@ -406,25 +405,6 @@ def test_samples_of_a_row_are_neighbours_and_share_their_prompt() -> None:
         *[((0, 0), 30), ((1, 0), 30)],
     ]
     assert subject.to_step(work).copies[:, 2].tolist() == [5, 5]
-
-
-def test_a_row_that_shares_what_its_step_computes_is_not_computed_beside_it() -> None:
-    """A regression: a prompt's last token filled a page that another row, longer by a token, shared in the same step.
-    Both had one token to compute, so the step passed for decode alone, and its halves ran at the same time.
-    """
-    subject = scheduler(num_pages=400, page_tokens=8, max_rows=200, max_tokens=200)
-    simulation = Simulation(subject, random.Random(0), dict.fromkeys(range(MIN_ROWS + 2), 20))
-    simulation.submit(request(row_idx, [row_idx] * 2) for row_idx in range(MIN_ROWS))
-    simulation.step()
-    subject.max_tokens = MIN_ROWS + 15  # so that one token of 16 is left
-    prompt = list(range(1000, 1016))
-    simulation.submit([request(MIN_ROWS, prompt)])
-    simulation.step()
-    simulation.submit([request(MIN_ROWS + 1, [*prompt, 5])])
-    step = subject.to_step(subject.next_work())
-    assert len(step.token_ids) == len(step.sequences) == MIN_ROWS + 2 and len(step.copies) == 0
-    assert not Lanes.fits(step)
-    assert Lanes.fits(replace(step, gained=step.gained[:0], fresh=step.fresh[:0]))
 
 
 def test_a_copy_of_a_copy_is_taken_from_its_source() -> None:

@@ -1,8 +1,10 @@
 """Ours and the peers in turn, some rounds; prints every run and the ratios of the medians.
 
-Usage: scripts/bench compare [ROUNDS] [NUM_PROMPTS] [DATA.jsonl]     vLLM: VLLM_PYTHON=path of its python
+Usage: scripts/bench compare [ROUNDS] [NUM_PROMPTS] [DATA.jsonl]
 
-Run it on an idle machine. ``paged, 2 replicas`` is two processes with one thread each; its time is that of the slower.
+VLLM_PYTHON=path of vLLM's python; SYSTEMS=paged,vllm for some only. Run it on an idle machine, and give a file with as
+many different questions as prompts: repeated ones are shared. ``paged-2`` is two processes with one thread each; its
+time is that of the slower.
 """
 
 import json
@@ -36,11 +38,13 @@ def main(rounds: int = 3, num_prompts: int = 256, data: str = str(QUESTIONS)) ->
     ours = [sys.executable, str(HERE / "engine.py"), str(num_prompts), "--data", data]
     systems = {
         "paged": [ours],
-        "paged, 2 replicas": [[*ours, "--part", "0/2"], [*ours, "--part", "1/2"]],
+        "paged-2": [[*ours, "--part", "0/2"], [*ours, "--part", "1/2"]],
         "transformers": [[sys.executable, str(HERE / "peer_transformers.py"), str(num_prompts), "64", data]],
     }
     if "VLLM_PYTHON" in os.environ:
         systems["vllm"] = [[os.environ["VLLM_PYTHON"], str(HERE / "peer_vllm.py"), str(num_prompts), data]]
+    if "SYSTEMS" in os.environ:
+        systems = {name: systems[name] for name in os.environ["SYSTEMS"].split(",")}
     secs: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, commands in systems.items():

@@ -70,8 +70,6 @@ class PagedEngine:
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
             self._executor.use_graphs()
-        if replica.device.type == "cpu" and not replica.has_followers and torch.get_num_threads() > 1:
-            self._executor.use_lanes()
         self._choosing = Choosing(params, num_slots=budget.max_rows)
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),

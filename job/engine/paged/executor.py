@@ -8,7 +8,6 @@ from job.engine.paged.attention import Attend, attending
 from job.engine.paged.backends import Backend
 from job.engine.paged.cache import KVCache
 from job.engine.paged.graphs import DecodeGraphs
-from job.engine.paged.lanes import Lanes
 from job.engine.paged.layout import BlockTables, Layout
 from job.engine.paged.step import Step
 
@@ -21,15 +20,10 @@ class Executor:
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._tables = BlockTables(num_slots)
         self._graphs: DecodeGraphs | None = None
-        self._lanes: Lanes | None = None
 
     def use_graphs(self) -> None:
         """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA."""
         self._graphs = DecodeGraphs(self._module, self._cache, self._device)
-
-    def use_lanes(self) -> None:
-        """Compute halves of decode steps side by side. For a process that has the model to itself, on a CPU."""
-        self._lanes = Lanes()
 
     def run(self, step: Step) -> torch.Tensor:
         """Compute a step.
@@ -40,11 +34,6 @@ class Executor:
         """
         self._tables.gain(step.gained)
         self._cache.clear(step.fresh)
-        if self._lanes is not None and self._lanes.fits(step):
-            return self._lanes.run(step, self._run)
-        return self._run(step)
-
-    def _run(self, step: Step) -> torch.Tensor:
         layout = Layout(step, self._tables, self._cache.page_tokens)
         if self._graphs is not None and self._graphs.fits(layout):
             return self._graphs.run(layout)
