@@ -88,11 +88,11 @@ class RMSNorm(nn.Module):
         """Take over a norm's weight [C] and epsilon."""
         super().__init__()
         self.weight = norm.weight
-        self.eps = float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+        self._eps = torch.tensor(float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Normalize [..., C] to a mean square of 1, in float32."""
         wide = values.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norm.square_().div_(wide.shape[-1]).add_(self.eps).rsqrt_()
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / wide.shape[-1]).rsqrt_()
         return wide.mul_(scale).to(values.dtype).mul_(self.weight)

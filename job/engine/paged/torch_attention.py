@@ -65,14 +65,15 @@ class TorchAttention:
         self._placement.write(layer_idx, key, value)
         keys, values = self._cache.keys[layer_idx], self._cache.values[layer_idx]
         num_tokens, num_heads, group = len(query), key.shape[1], query.shape[1] // key.shape[1]
-        output = query.new_empty(num_tokens, query.shape[1], values.shape[-1])
         query = (query * args.scale).view(num_tokens, num_heads, group, query.shape[-1])
         num_decode = self._layout.num_decode
+        if num_decode == num_tokens:
+            return self._decode(query, keys, values, args)
+        output = query.new_empty(num_tokens, num_heads * group, values.shape[-1])
         if num_decode:
             output[:num_decode] = self._decode(query[:num_decode], keys, values, args)
         for group_idx, prefill in enumerate(self._layout.prefill_groups):
-            tokens, real, attended = self._prefill(group_idx, prefill, query, keys, values, args)
-            output[tokens] = attended[real]
+            output.index_copy_(0, *self._prefill(group_idx, prefill, query, keys, values, args))
         return output
 
     def _decode(
@@ -145,14 +146,14 @@ class TorchAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         args: AttentionArgs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend with several tokens per sequence.
 
         Returns:
-            The step's tokens [.] that are answered, which of [n, q] they are, and the answers [n, q, H * G, D].
+            Which of the step's tokens are answered [.], and the answers [., H * G, D of value].
         """
         _, num_heads, group, size = query.shape
-        tokens, real, pages, bias = self._prefill_tensors(group_idx, prefill, args.window, group, query.dtype)
+        tokens, pages, bias, real, places = self._prefill_tensors(group_idx, prefill, args.window, group, query.dtype)
         num_rows, width = tokens.shape
         # The queries of a head's group are laid end to end: so keys need not be repeated for each of them.
         met = query[tokens].permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group * width, size)
@@ -164,18 +165,18 @@ class TorchAttention:
         else:
             attended = _attend(met, key, value, bias, args, group)
         attended = attended.view(num_rows, num_heads, group, width, -1).permute(0, 3, 1, 2, 4)
-        return tokens[real], real, attended.reshape(num_rows, width, num_heads * group, -1)
+        return real, attended.reshape(num_rows * width, num_heads * group, -1).index_select(0, places)
 
     def _prefill_tensors(
         self, group_idx: int, prefill: PrefillGroup, window: int | None, group: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, ...]:
         key = (group_idx, window, group)
         if key not in self._prefill_indices:
-            tokens, real, pages = (
-                torch.from_numpy(array).to(self._device) for array in (prefill.tokens, prefill.is_real, prefill.pages)
-            )
+            is_real = prefill.is_real
+            arrays = (prefill.tokens, prefill.pages, prefill.tokens[is_real], np.flatnonzero(is_real))
+            tokens, pages, real, places = (torch.from_numpy(array).to(self._device) for array in arrays)
             bias = _bias(np.tile(prefill.hidden(window), (1, group, 1))[:, None], self._device).to(dtype)
-            self._prefill_indices[key] = (tokens, real, pages, bias)
+            self._prefill_indices[key] = (tokens, pages, bias, real, places)
         return self._prefill_indices[key]
 
     def _indices_of(self, window: int | None, num_heads: int, group: int) -> DecodeIndices:
