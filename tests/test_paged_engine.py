@@ -2,12 +2,11 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from job.config import EngineConfig, SamplingParams
 from job.distributed import MESSAGE_INTS
@@ -72,21 +71,10 @@ def test_greedy_equals_transformers_whatever_the_shape_of_the_engine(
     assert shared < 0.75 * alone, "of 780 prompt tokens some 420 are common to several prompts"
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Let torch use two threads, as it does where nobody says otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("share_prefixes", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_many_rows_on_two_threads_equal_transformers(
-    tiny_model: Callable[..., Path], two_threads: None, name: str, share_prefixes: bool
-) -> None:
-    """With more than one thread, halves of large decode steps are computed side by side."""
+def test_many_rows_equal_transformers(tiny_model: Callable[..., Path], name: str, share_prefixes: bool) -> None:
+    """So many that one shared page is multiplied with the queries of several groups of rows."""
     prompts = make_prompts() * 8
     config = {"max_batch_rows": 128, "share_prefixes": share_prefixes}
     generations = complete(make_engine(serve(tiny_model(name)), num_pages=512, config=config), prompts)
