@@ -8,6 +8,7 @@ import torch
 
 from job.config import EngineConfig
 from job.distributed import Replica
+from job.engine.batch_limits import LOGITS_COPIES
 from job.engine.loading import LoadedModel
 from job.engine.paged.cache import LayerShape
 
@@ -16,9 +17,6 @@ CPU_MEMORY_SHARE = 0.4
 
 CUDA_MEMORY_SHARE = 0.85
 """Of the device's memory that is free after loading and after what choosing tokens takes; the rest is activations."""
-
-LOGITS_COPIES = 5
-"""float32 copies of [rows, vocabulary] that choosing a token holds at once."""
 
 CPU_ROWS, CPU_TOKENS = 256, 2048
 CUDA_ROWS, CUDA_TOKENS = 512, 4096

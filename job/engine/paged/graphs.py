@@ -63,9 +63,8 @@ class RecordedStep:
         self._rows = torch.arange(size, device=device)
         self._tables = torch.full((size, width), cache.spare_page, dtype=torch.int32, device=device)
         self._num_keys = torch.ones(size, dtype=torch.int32, device=device)
-        starts = torch.arange(size + 1, dtype=torch.int32, device=device)
-        max_keys = width * cache.page_tokens
-        self._starts, self._max_keys = starts, max_keys
+        self._starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self._max_keys = width * cache.page_tokens
 
     def fill(self, layout: Layout) -> None:
         """Write a step into the tensors; what is behind its rows becomes padding."""

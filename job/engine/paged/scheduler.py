@@ -130,18 +130,19 @@ class Scheduler:
         """Decide the next step; empty if nothing can be computed. ``to_step`` then says it to the replica."""
         self._begin()
         work: dict[Running, int] = {}
+        budget = self.max_tokens
         for sequence in sorted(self.running, key=lambda sequence: sequence.num_missing > 1):
             if sequence.slot < 0:
                 continue  # preempted just now
-            num_tokens = min(sequence.num_missing, self.max_tokens - sum(work.values()))
+            num_tokens = min(sequence.num_missing, budget)
             while num_tokens and not self._grow(sequence, num_tokens):
                 victim = self.running[-1]
-                work.pop(victim, None)
+                budget += work.pop(victim, 0)
                 self._preempt(victim)
                 num_tokens = 0 if victim is sequence else num_tokens
             if num_tokens:
                 self._schedule(sequence, num_tokens, work)
-        budget = self.max_tokens - sum(work.values())
+                budget -= num_tokens
         while budget and (admitted := self._admit()) is not None:
             num_tokens = min(admitted.num_missing, budget)
             self._grow(admitted, num_tokens)
