@@ -13,15 +13,23 @@ import torch
 
 from job.engine.paged import torch_attention
 from job.engine.paged.attention import AttentionArgs
+from job.engine.paged.backends import COMPILED, TORCH, Backend
 from job.engine.paged.cache import KVCache, LayerShape, Placement
-from job.engine.paged.layout import MAX_PADDING, ROWS_PER_SHARED_ITEM, BlockTables, Layout
+from job.engine.paged.layout import MAX_PADDING, BlockTables, Layout
 from job.engine.paged.step import Step, rows
-from job.engine.paged.torch_attention import TorchAttention
 
 P = 8
 """Tokens per page."""
 
 CPU = torch.device("cpu")
+
+BACKENDS = {"torch": TORCH, "compiled": COMPILED}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Whoever attends."""
+    return BACKENDS[request.param]
 
 
 @dataclass(frozen=True)
@@ -70,12 +78,21 @@ def dense(query: Any, keys: Any, values: Any, args: AttentionArgs) -> torch.Tens
 class Bench:
     """A cache with the sequences in it, fed step by step; layers may differ in shape."""
 
-    def __init__(self, shapes: list[Shape], seed: int, *, num_pages: int = 64, tokens_first: bool = False) -> None:
+    def __init__(
+        self,
+        shapes: list[Shape],
+        seed: int,
+        *,
+        backend: Backend = TORCH,
+        num_pages: int = 64,
+        tokens_first: bool = False,
+    ) -> None:
         """Begin with NaN everywhere."""
+        self.backend = backend
         self.rng, self.torch_rng = random.Random(seed), torch.Generator().manual_seed(seed)
         self.shapes = shapes
         layers = {
-            idx: LayerShape(shape.heads, shape.key_size, shape.value_size, torch.float32)
+            idx: LayerShape(shape.heads, shape.key_size, shape.value_size, torch.float32, shape.group)
             for idx, shape in enumerate(shapes)
         }
         self.cache = KVCache(layers, num_pages=num_pages, page_tokens=P, tokens_first=tokens_first, device=CPU)
@@ -148,13 +165,14 @@ class Bench:
         self.gained, self.fresh, self.copies = [], [], []
         self.tables.gain(step.gained)
         layout = Layout(step, self.tables, P)
-        self.cache.clear(step.fresh)
+        if self.backend.reads_hidden:
+            self.cache.clear(step.fresh)
         self._compute(layout, items, args, spoil)
         return layout
 
     def _compute(self, layout: Layout, items: list[tuple[int, int]], args: AttentionArgs, spoil: int | None) -> None:
         """Let all layers write and attend, and compare their answers."""
-        attention = TorchAttention(self.cache, layout, CPU)
+        attention = self.backend.attend(self.cache, layout, CPU)
         for layer_idx in range(len(self.shapes)):
             args = self.args_of_layers.get(layer_idx, args)
             query, key, value = self._new_tokens(layer_idx, items, spoil)
@@ -212,12 +230,12 @@ def random_steps(bench: Bench, args: AttentionArgs, num_steps: int) -> list[Layo
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("seed", range(8))
-def test_random_steps_attend_as_dense_attention_does(name: str, seed: int) -> None:
-    bench = Bench([SHAPES[name]], seed, num_pages=200)
+def test_random_steps_attend_as_dense_attention_does(name: str, seed: int, backend: Backend) -> None:
+    bench = Bench([SHAPES[name]], seed, backend=backend, num_pages=200)
     if seed % 2:
         bench.scatter()
     layouts = random_steps(bench, random_args(bench.rng, SHAPES[name]), 6)
-    assert any(0 < layout.num_decode < len(layout.counts) for layout in layouts)
+    assert any(layout.counts.min() == 1 < layout.counts.max() for layout in layouts)
 
 
 NO_FRILLS = AttentionArgs(scale=0.25)
@@ -225,57 +243,26 @@ NO_FRILLS = AttentionArgs(scale=0.25)
 
 @pytest.mark.parametrize("window", [None, 1, P, 2 * P + 3, 1000])
 @pytest.mark.parametrize("name", SHAPES)
-def test_pages_that_many_rows_share_are_read_for_all_of_them(name: str, window: int | None) -> None:
-    """40 rows begin with the same three pages, which makes items of 16, 16 and 8 rows; 3 rows share nothing."""
-    bench = Bench([SHAPES[name]], 1, num_pages=100)
+def test_pages_that_many_rows_share(name: str, window: int | None, backend: Backend) -> None:
+    bench = Bench([SHAPES[name]], 1, backend=backend, num_pages=100)
     args = AttentionArgs(scale=0.25, window=window)
     bench.step({0: 3 * P + 5, 100: 7, 101: 1, 102: P}, args)
     for slot in range(1, 40):
         bench.fork(0, slot, 3 * P + slot % 5)
     bench.step({slot: 1 + slot % 2 for slot in range(40)}, args)
-    layout = bench.step(dict.fromkeys([*range(40), 100, 101, 102], 1), args)
-    items = layout.decode_items(None)
-    assert layout.num_decode == 43 and ROWS_PER_SHARED_ITEM == 16
-    assert sorted(items.shared_pages.tolist()) == sorted(bench.pages[0][:3] * 3)
+    bench.step(dict.fromkeys([*range(40), 100, 101, 102], 1), args)
 
 
-@pytest.mark.parametrize("name", ["plain", "grouped_sizes"])
-@pytest.mark.parametrize("has_gaps", [False, True])
-def test_decode_reads_a_range_of_pages_in_place_and_scattered_ones_from_a_list(name: str, has_gaps: bool) -> None:
-    """A few pages of the range that nobody wants do no harm: they are NaN here."""
-    bench = Bench([SHAPES[name]], 2, num_pages=120)
-    bench.free = [page for page in bench.free if page % (3 if has_gaps else 8) == 1 or not (has_gaps or page % 8 == 3)]
-    args = AttentionArgs(scale=0.25, window=None, softcap=4.0)
-    bench.step({slot: 5 * slot + 1 for slot in range(6)}, args)
-    layout = bench.step(dict.fromkeys(range(6), 1), args)
-    items = layout.decode_items(None)
-    assert (items.pages is not None) == has_gaps
-    if not has_gaps:
-        assert len(items.rows) > sum(items.is_real.sum(axis=1)), "the range has no gap in it"
-
-
-def test_rows_may_share_all_their_pages_or_none() -> None:
-    """Then one of the two parts of decode is empty."""
-    bench = Bench([SHAPES["grouped"]], 3)
-    bench.step({0: 2 * P + 1}, NO_FRILLS)
-    alone = bench.step({0: 1}, NO_FRILLS).decode_items(None)
-    assert len(alone.shared_pages) == 0 and len(alone.rows) == 3
-    bench.step({0: P - 3}, NO_FRILLS)
-    for slot in (1, 2):
-        bench.fork(0, slot, 3 * P)  # its last token is computed in the same step
-    together = bench.step({0: 1, 1: 1, 2: 1}, NO_FRILLS).decode_items(None)
-    assert len(together.rows) == 2 and together.shared_pages.tolist() == bench.pages[0]
-
-
-def test_layers_of_one_model_may_differ_in_heads_and_sizes() -> None:
+def test_layers_of_one_model_may_differ_in_heads_and_sizes(backend: Backend) -> None:
     """As they do in Gemma 3n or after an uneven cut by AutoTP."""
-    bench = Bench([SHAPES["plain"], SHAPES["sizes"], SHAPES["grouped"], SHAPES["one_head"], SHAPES["plain"]], 4)
+    shapes = [SHAPES["plain"], SHAPES["sizes"], SHAPES["grouped"], SHAPES["one_head"], SHAPES["plain"]]
+    bench = Bench(shapes, 4, backend=backend)
     random_steps(bench, NO_FRILLS, 5)
 
 
-def test_the_layers_of_a_step_may_differ_in_window_and_sinks() -> None:
+def test_the_layers_of_a_step_may_differ_in_window_and_sinks(backend: Backend) -> None:
     """As in Gemma 2 and gpt-oss, where every other layer has a window."""
-    bench = Bench([SHAPES["grouped"]] * 4, 5, num_pages=200)
+    bench = Bench([SHAPES["grouped"]] * 4, 5, backend=backend, num_pages=200)
     bench.args_of_layers = {
         0: AttentionArgs(scale=0.25),
         1: AttentionArgs(scale=0.25, window=5),
@@ -305,11 +292,13 @@ def test_scores_that_take_too_much_memory_are_left_to_torch(
 
 @pytest.mark.parametrize("lengths", [(40, 30), (30, 40), (1, 1), (1, 30), (40, 1)])
 @pytest.mark.parametrize("spoilt", [0, 1])
-def test_nan_in_one_sequence_leaves_its_neighbours_alone(lengths: tuple[int, int], spoilt: int) -> None:
+def test_nan_in_one_sequence_leaves_its_neighbours_alone(
+    lengths: tuple[int, int], spoilt: int, backend: Backend
+) -> None:
     """A regression: shorter prompts of a group were padded with page 0 of the cache. It was hidden, but NaN plus minus
     infinity is NaN: a row that overflowed there took the prompts beside it along, and all became error rows.
     """
-    bench = Bench([SHAPES["grouped"]], 7)
+    bench = Bench([SHAPES["grouped"]], 7, backend=backend)
     bench.step({2: 12, 3: 3}, NO_FRILLS)
     bench.step({0: lengths[0], 1: lengths[1], 2: 1, 3: 2}, NO_FRILLS, spoil=spoilt)
     bench.step({0: 1, 1: 1, 2: 1, 3: 1}, NO_FRILLS, spoil=spoilt)
@@ -369,37 +358,20 @@ def test_tokens_are_numbered_and_placed_by_their_position() -> None:
     assert layout.positions.tolist() == [9, 0, 6, 7, 8, 9]
     assert layout.token_pages.tolist() == [1, 50, 100, 100, 101, 101]
     assert layout.token_places.tolist() == [1, 0, 6, 7, 0, 1]
-    assert layout.num_decode == 2 and layout.sampled_tokens.tolist() == [1]
+    assert layout.token_sequences.tolist() == [0, 1, 2, 2, 2, 2] and layout.sampled_tokens.tolist() == [1]
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_prompts_are_grouped_so_that_padding_stays_small(seed: int) -> None:
+def test_sequences_are_grouped_so_that_padding_stays_small(seed: int) -> None:
     """Each is in one group, whose rectangle is little more than its contents."""
     rng = random.Random(seed)
-    sequences = [(rng.choice([0, 0, rng.randrange(300)]), rng.randint(2, 200)) for _ in range(30)]
-    layout = layout_of([(5, 1), *sequences])
+    sequences = [(rng.choice([0, 0, rng.randrange(300)]), rng.choice([1, rng.randint(2, 200)])) for _ in range(60)]
+    layout = layout_of(sequences)
     answered: list[int] = []
-    for group in layout.prefill_groups:
+    for group in layout.rectangles:
         answered += group.tokens[group.is_real].tolist()
         counts, ends = group.is_real.sum(axis=1), group.positions[:, -1] + 1
         assert len(counts) * counts.max() * ends.max() <= MAX_PADDING * (counts * ends).sum()
         assert group.num_keys == ends.max() and group.pages.shape[1] == -(-group.num_keys // P)
-    assert sorted(answered) == list(range(1, len(layout.token_ids)))
-    assert len(layout.prefill_groups) < 30
-
-
-@pytest.mark.parametrize(("num_heads", "group"), [(1, 1), (3, 2)])
-def test_every_partial_result_goes_to_one_row(num_heads: int, group: int) -> None:
-    """None is used twice, and those of a range's unwanted pages are not used at all."""
-    bench = Bench([Shape(heads=num_heads, group=group)], 10)
-    bench.step({0: 2 * P, 1: 5, 2: 3 * P}, NO_FRILLS)
-    for slot in range(3, 25):
-        bench.fork(0, slot, P + 3)
-    layout = bench.step(dict.fromkeys(range(25), 1), NO_FRILLS)
-    items = layout.decode_items(None)
-    indices = items.partial_indices(num_heads, group)
-    end = (len(items.rows) + items.shared_rows.size) * num_heads * group
-    real = np.broadcast_to(items.is_real[:, None, None, :], indices.shape)
-    assert (indices[~real] == end).all() and (indices[real] < end).all()
-    assert len(np.unique(indices[real])) == real.sum() == items.is_real.sum() * num_heads * group
-    assert items.shared_rows.size > len(items.shared_pages) * 12
+    assert sorted(answered) == list(range(len(layout.token_ids)))
+    assert len(layout.rectangles) < 40

@@ -38,6 +38,8 @@ def build_engine(
             note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
     if reason is None:
         engine = PagedEngine(model, shapes, params, config, replica, should_stop, ends_text)
+        if engine.no_kernel is not None:
+            note(f"attention runs in plain torch operations, which are slower: {engine.no_kernel}")
     else:
         engine = StaticEngine(model, params, config, replica, should_stop, ends_text)
     return SharedCompletions(engine) if params.temperature == 0 else engine

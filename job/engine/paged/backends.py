@@ -1,14 +1,21 @@
-"""Which attention serves a model on a device: torch's kernel where it can be trusted, plain operations elsewhere."""
+"""Which attention serves a model on a device: a kernel where there is one to be trusted, plain operations elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from job.engine.paged import torch_attention, varlen_attention
-from job.engine.paged.attention import Attend
+from job.distributed import Replica
+from job.engine.paged import compiled_attention, torch_attention, varlen_attention
+from job.engine.paged.attention import Attend, AttentionArgs
 from job.engine.paged.cache import KVCache, LayerShape
-from job.engine.paged.layout import Layout
+from job.engine.paged.layout import BlockTables, Layout
+from job.engine.paged.step import Step, rows
+from job.errors import first_line
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+"""Largest allowed difference of a kernel from plain operations in float32, values being of size 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,24 +25,98 @@ class Backend:
     page_tokens: int
     tokens_first: bool
     """Whether pages are [tokens, heads, size] instead of [heads, tokens, size]."""
+    reads_hidden: bool
+    """Whether it weighs what is hidden with zero instead of leaving it out: NaN there would do harm."""
     attend: Callable[[KVCache, Layout, torch.device], Attend]
     """Makes what attends in one step."""
 
-    def allocate(self, shapes: dict[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
+    def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
         """Allocate a cache of so many pages."""
         return KVCache(
             shapes, num_pages=num_pages, page_tokens=self.page_tokens, tokens_first=self.tokens_first, device=device
         )
 
 
-TORCH = Backend(page_tokens=torch_attention.PAGE_TOKENS, tokens_first=False, attend=torch_attention.TorchAttention)
+TORCH = Backend(
+    page_tokens=torch_attention.PAGE_TOKENS,
+    tokens_first=False,
+    reads_hidden=True,
+    attend=torch_attention.TorchAttention,
+)
+COMPILED = Backend(
+    page_tokens=compiled_attention.PAGE_TOKENS,
+    tokens_first=False,
+    reads_hidden=False,
+    attend=compiled_attention.CompiledAttention,
+)
 VARLEN = Backend(
     page_tokens=varlen_attention.PAGE_TOKENS,
     tokens_first=True,
+    reads_hidden=True,
     attend=varlen_attention.VarlenAttention.for_step,
 )
 
 
-def choose_backend(problems: list[str | None]) -> Backend:
-    """Return the backend for a replica, given ``kernel_problem`` of each of its ranks: they must agree."""
-    return TORCH if any(problems) else VARLEN
+def choose_backend(shapes: Mapping[int, LayerShape], replica: Replica) -> tuple[Backend, str | None]:
+    """Return the backend for a replica, and why it is not a kernel. All ranks of a replica must call this together."""
+    on_cuda = replica.device.type == "cuda"
+    backend, problem_of = (VARLEN, varlen_attention.problem) if on_cuda else (COMPILED, compiled_attention.problem)
+    problem = problem_of(shapes)
+    if problem is None:
+        problem = _trial_problem(backend, shapes, replica.device)
+    problems = [text for text in replica.gather_status(problem) if text is not None]
+    return (TORCH, problems[0]) if problems else (backend, None)
+
+
+def _trial_problem(backend: Backend, shapes: Mapping[int, LayerShape], device: torch.device) -> str | None:
+    """Return why a kernel cannot be trusted on this device: ones for paged caches have given wrong results before."""
+    for shape in set(shapes.values()):
+        try:
+            error = _largest_error(backend, shape, device)
+        except Exception as failure:  # no such kernel on this device, ...: there is another way
+            return f"{type(failure).__name__}: {first_line(failure)}"
+        if not error <= TOLERANCES[shape.dtype]:
+            return f"its results are off by {error:.3f}"
+    return None
+
+
+def _largest_error(backend: Backend, shape: LayerShape, device: torch.device) -> float:
+    """Return the largest difference from plain operations: a chunk after cached tokens, and a single token."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def numbers(num_tokens: int, num_heads: int, size: int) -> torch.Tensor:
+        return torch.randn(num_tokens, num_heads, size, generator=generator, device=device, dtype=shape.dtype)
+
+    pages_each = -(-310 // backend.page_tokens)
+    cache = backend.allocate({0: shape}, 2 * pages_each, device)
+    tables, args = BlockTables(2), AttentionArgs(shape.key_size**-0.5)
+    gained = [(slot, idx, 2 * idx + 1 - slot) for slot in range(2) for idx in range(pages_each)]
+    tables.gain(rows(gained, 3))
+    cache.clear(rows([page[2:] for page in gained], 1))
+    keys: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    values: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    error = 0.0
+    for spans in (((0, 0, 300), (1, 0, 40)), ((0, 300, 1), (1, 40, 270))):  # (slot, tokens before, tokens now)
+        num_tokens = sum(count for _, _, count in spans)
+        step = Step(token_ids=np.zeros(num_tokens, np.int32), sequences=rows([(*span, 1) for span in spans], 4))
+        layout = Layout(step, tables, backend.page_tokens)
+        query = numbers(num_tokens, shape.num_heads * shape.group, shape.key_size)
+        key, value = (numbers(num_tokens, shape.num_heads, size) for size in (shape.key_size, shape.value_size))
+        found = backend.attend(cache, layout, device)(0, query, key, value, args)
+        for (slot, before, count), begin in zip(spans, layout.offsets, strict=False):
+            part = slice(begin, begin + count)
+            keys[slot].append(key[part])
+            values[slot].append(value[part])
+            expected = _plain(query[part], torch.cat(keys[slot]), torch.cat(values[slot]), before)
+            error = max(error, float((found[part].float() - expected).abs().max()))
+    return error
+
+
+def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_before: int) -> torch.Tensor:
+    """Attend in float32: [q, H * G, D] to [k, H, .], the first query being at position ``num_before``."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query.float(), key) * query.shape[-1] ** -0.5
+    positions = torch.arange(len(key), device=query.device)
+    scores.masked_fill_(positions > num_before + torch.arange(len(query), device=query.device)[:, None], -torch.inf)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), value)

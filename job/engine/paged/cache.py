@@ -16,20 +16,22 @@ from job.engine.paged.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer stores for a token."""
+    """What a layer stores for a token, and what it asks."""
 
     num_heads: int
     key_size: int
     value_size: int
     dtype: torch.dtype
+    group: int = 1
+    """Queries per key-value head."""
     is_plain: bool = True
     """Whether it attends without soft-capping and sinks."""
 
     @classmethod
-    def of(cls, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
-        """Read it off what the layer computed: keys and values [T, H, D]."""
-        is_plain = args.softcap is None and args.sinks is None
-        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, is_plain)
+    def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
+        """Read it off what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
+        group, is_plain = query.shape[1] // key.shape[1], args.softcap is None and args.sinks is None
+        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, is_plain)
 
     @property
     def num_bytes(self) -> int:

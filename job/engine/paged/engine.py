@@ -22,7 +22,6 @@ from job.engine.paged.pages import Pages
 from job.engine.paged.scheduler import Scheduler, Work
 from job.engine.paged.sequences import Running
 from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
-from job.engine.paged.varlen_attention import kernel_problem
 from job.engine.protocol import EndsText
 from job.errors import JobError
 from job.records import Generation, Request
@@ -61,7 +60,7 @@ class PagedEngine:
         self._params, self._replica, self._should_stop, self._ends_text = params, replica, should_stop, ends_text
         self._dtype = model.dtype
         self._eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
-        backend = choose_backend(replica.gather(kernel_problem(shapes, replica.device)))
+        backend, self.no_kernel = choose_backend(shapes, replica)
         budget = decide_budget(model, shapes, config, replica, backend.page_tokens)
         cache = backend.allocate(shapes, budget.num_pages, replica.device)
         if replica.device.type == "cpu":

@@ -33,7 +33,8 @@ class Executor:
             nothing if none does. A step may be run again: it writes the same places.
         """
         self._tables.gain(step.gained)
-        self._cache.clear(step.fresh)
+        if self._backend.reads_hidden:
+            self._cache.clear(step.fresh)
         layout = Layout(step, self._tables, self._cache.page_tokens)
         if self._graphs is not None and self._graphs.fits(layout):
             return self._graphs.run(layout)

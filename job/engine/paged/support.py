@@ -96,7 +96,7 @@ def _shapes(module: Any, device: torch.device) -> dict[int, LayerShape]:
     ) -> torch.Tensor:
         if layer_idx in shapes:
             raise Unsupported(f"its layer {layer_idx} attends twice")
-        shapes[layer_idx], windows[layer_idx] = LayerShape.of(key, value, args), args.window
+        shapes[layer_idx], windows[layer_idx] = LayerShape.of(query, key, value, args), args.window
         return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
 
     run_model(module, Layout(_step(_token_ids(module), 0, 1), BlockTables(1), PAGE_TOKENS), look, device)

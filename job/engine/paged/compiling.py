@@ -1,0 +1,73 @@
+"""C++ of ours as a library: compiled where it runs, for the processor that runs it, and kept in the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from job.errors import first_line
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    # What vectorized sums need of -ffast-math, which would also turn denormals off in the whole process.
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+)
+"""OpenMP is the one that torch has loaded: its threads are used, no second set of them."""
+
+COMPILE_SECONDS = 60
+
+
+class NoLibrary(Exception):
+    """There is no compiler, or what it made cannot be used."""
+
+
+def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
+    """Compile a file with these constants defined, or find it compiled.
+
+    Raises:
+        NoLibrary: with the reason.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise NoLibrary("there is no C++ compiler (c++, g++, clang++ or the one that CXX names)")
+    defines = [f"-D{name}={value}" for name, value in constants.items()]
+    try:
+        return ctypes.CDLL(str(_compiled(source, [*shlex.split(compiler), *FLAGS, *defines, str(source)])))
+    except subprocess.CalledProcessError as error:
+        raise NoLibrary(f"{compiler}: {first_line(RuntimeError(error.stderr))}") from None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise NoLibrary(f"{compiler}: {first_line(error)}") from None
+
+
+def _compiled(source: Path, command: Sequence[str]) -> Path:
+    """Return the library that the command makes; one made before for a like source, processor and compiler will do."""
+    facts = (*command, source.read_text(), _processor(), _output([command[0], "--version"]))
+    library = _cache_directory() / f"{source.stem}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:32]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+            made = Path(directory) / library.name
+            _output([*command, "-o", str(made)])
+            made.replace(library)
+    return library
+
+
+def _cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataset-inference-job"
+
+
+def _processor() -> str:
+    """Return what native code depends on: nodes of several kinds may share a home directory."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    kinds = {line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name")}
+    return " ".join([platform.machine(), *sorted(kinds)])
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS).stdout
