@@ -7,7 +7,10 @@ from typing import Any
 import click
 
 import job
+from job.cli.retry import retry
 from job.cli.run import run
+from job.cli.status import status
+from job.cli.verify import verify
 from job.errors import EXIT_USAGE, JobError, PeerFailed
 from job.launch import is_first_process
 
@@ -61,3 +64,6 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(retry)
+main.add_command(status)
+main.add_command(verify)

@@ -1,0 +1,41 @@
+"""``job retry``: the next run does error rows again."""
+
+from pathlib import Path
+
+import click
+
+from job.cli.run import split_commas
+from job.errors import UsageError
+
+
+@click.command(short_help="Mark error rows, for the next run to do them again.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    callback=split_commas,
+    help="Only rows with errors of this kind, such as engine_error; repeat it for several. Default: all error rows.",
+)
+def retry(output: Path, kinds: tuple[str, ...]) -> None:
+    """Mark the error rows of OUTPUT, the --output of a run.
+
+    Then run the same command as before: it does these rows again, and no others. Their parts stay readable until the
+    new ones replace them.
+    """
+    from job.output.found import find_run
+    from job.output.leases import WorkerId
+    from job.output.retries import count_errors, mark_for_retry
+
+    paths = find_run(output).paths
+    present = count_errors(paths)
+    unknown = sorted(set(kinds) - set(present))
+    if unknown:
+        kinds_present = ", ".join(f"{kind} ({number:,})" for kind, number in present.most_common()) or "none"
+        raise UsageError(f"--kind {unknown[0]}: no finished row has such an error. Kinds there: {kinds_present}.")
+    marked = mark_for_retry(paths, kinds, str(WorkerId.of_this_process()))
+    if not marked:
+        click.echo("No finished row has an error: nothing to do again.")
+        return
+    listed = ", ".join(f"{kind} {number:,}" for kind, number in marked.most_common())
+    click.echo(f"{marked.total():,} rows will be done again ({listed}). Run the same command as before.")

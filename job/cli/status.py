@@ -1,0 +1,74 @@
+"""``job status``: how far a run is, who works on it, and what to do. Reads only; needs no GPU."""
+
+import json
+import re
+from pathlib import Path
+from time import sleep
+
+import click
+
+WATCH_SECS = 5.0
+MIN_WATCH_SECS, MAX_WATCH_SECS = 0.1, 86_400.0
+
+
+class WatchCommand(click.Command):
+    """A command whose ``--watch`` may stand with a number of seconds or without."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        return super().parse_args(ctx, give_watch_its_secs(args))
+
+
+def give_watch_its_secs(args: list[str]) -> list[str]:
+    """Complete a ``--watch`` that no number follows: click would take OUTPUT for its value.
+
+    >>> give_watch_its_secs(["--watch", "runs/a"]), give_watch_its_secs(["--watch", "2", "runs/a"])
+    (['--watch=5.0', 'runs/a'], ['--watch', '2', 'runs/a'])
+    """
+    return [
+        f"--watch={WATCH_SECS}" if arg == "--watch" and not re.fullmatch(r"-?\d+(\.\d*)?", following) else arg
+        for arg, following in zip(args, [*args[1:], ""], strict=True)
+    ]
+
+
+def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | None) -> float | None:
+    """Refuse what nobody can wait for. (``click.FloatRange`` lets nan through.)"""
+    if secs is not None and not MIN_WATCH_SECS <= secs <= MAX_WATCH_SECS:
+        raise click.BadParameter(f"{secs:g} seconds; it must be {MIN_WATCH_SECS:g} to {MAX_WATCH_SECS:g}.", ctx, param)
+    return secs
+
+
+@click.command(cls=WatchCommand, short_help="Show how far a run is and who works on it.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--watch",
+    "watch_secs",
+    type=float,
+    callback=check_watch_secs,
+    metavar="[SECS]",
+    help=f"Show it again every so many seconds (no number: {WATCH_SECS:g}), until the run is done or Ctrl-C.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one a line.")
+def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
+    """Show how far the run in OUTPUT is: shards, rows, errors, speed, workers, and what to do.
+
+    Works while the run goes and after it, on any machine that sees the directory, also without write permission.
+
+    Exit codes: 0 shown; 2 OUTPUT is no run directory.
+    """
+    from job.inspection import Inspection  # imports pyarrow: only now, so that --help is quick
+    from job.observe.status import describe_status
+
+    inspection = Inspection(output)
+    try:
+        while True:
+            seen = inspection.look()
+            if watch_secs is not None and not as_json:
+                click.clear()
+            click.echo(json.dumps(seen.to_dict()) if as_json else describe_status(seen))
+            if watch_secs is None or seen.is_done:
+                return
+            sleep(watch_secs)
+    except KeyboardInterrupt:
+        if watch_secs is None:  # else it is the way to end it
+            raise

@@ -1,0 +1,77 @@
+"""``job verify``: whether what a run has written is right and complete. Reads all of it; needs no GPU."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from job.output.verification import Verification
+
+MAX_PROBLEMS = 20
+
+
+@click.command(short_help="Read everything that a run has written and check it.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all problems.")
+@click.pass_context
+def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
+    """Read every part of the run in OUTPUT in full and check it against manifest and plan.
+
+    Each part must be readable and of this run, with the run's columns, exactly the rows of its shard in their order,
+    an error or a completion in each of them, and the counts that its footer tells.
+
+    Exit codes: 0 right and complete; 1 something is wrong; 2 OUTPUT is no run directory; 75 right so far, run the same
+    command to complete it.
+    """
+    from job.output.found import find_run  # imports pyarrow: only now, so that --help is quick
+    from job.output.verification import verify as verify_run
+
+    run = find_run(output)
+    with click.progressbar(
+        length=run.plan.num_shards, label="parts", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        result = verify_run(run, lambda: bar.update(1))
+    click.echo(json.dumps({"output": str(output), **result.to_dict()}) if as_json else describe(output, result))
+    ctx.exit(exit_code_of(result))
+
+
+def exit_code_of(result: "Verification") -> int:
+    """Return what the command's exit code says."""
+    if result.problems:
+        return EXIT_FAILED
+    return EXIT_DONE if result.is_complete else EXIT_STOPPED
+
+
+def describe(output: Path, result: "Verification") -> str:
+    """Return the report as text; the last line says what to do."""
+    kinds = ", ".join(f"{kind} {number:,}" for kind, number in result.errors.most_common())
+    rows = [f"{result.num_done:,} done", f"{result.num_errors:,} error", f"{result.num_pending:,} pending"]
+    if result.num_damaged:
+        rows.append(f"{result.num_damaged:,} in damaged parts")
+    more = len(result.problems) - MAX_PROBLEMS
+    return "\n".join(
+        [
+            str(output),
+            f"  parts    {result.num_parts:,} of {result.total_parts:,} right",
+            f"  rows     {result.total_rows:,} = {' + '.join(rows)}",
+            *([f"  errors   {kinds}"] if kinds else []),
+            *([f"  retry    error rows of {result.num_to_retry:,} parts"] if result.num_to_retry else []),
+            *([f"  problems {len(result.problems):,}"] if result.problems else []),
+            *(f"    {problem}" for problem in result.problems[:MAX_PROBLEMS]),
+            *([f"    and {more:,} more; --json lists all"] if more > 0 else []),
+            _advice(result),
+        ]
+    )
+
+
+def _advice(result: "Verification") -> str:
+    if result.problems:
+        return "Remove these files and run the same command: their rows are done again."
+    if not result.is_complete:
+        return "Right so far, but not complete: run the same command to continue."
+    return "Right and complete."

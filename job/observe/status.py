@@ -1,0 +1,237 @@
+"""Where a run stands, as seen from outside: for people as text, for programs as JSON values."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from job.observe.text import format_secs
+
+MAX_LINES = 20
+"""Workers that are shown one by one."""
+
+MAX_SHARDS = 5
+"""Shards that are named in one line."""
+
+LATE_SECS = 60.0
+"""A worker that lives, but has not said for so long how far it is, is in a long step, or stuck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A worker that gives a sign of life."""
+
+    worker_id: str
+    host: str
+    pid: int
+    state: str
+    """``working`` on shards of its own, ``helping`` with shards of others, ``waiting`` for work."""
+    shards: Sequence[int]
+    """Shards that it holds."""
+    helps_with: Sequence[int]
+    """Shards of others that it holds a slice of."""
+    heartbeat_age_secs: float
+    figures_age_secs: float | None
+    """Since it last said how far it is; None if it has not yet."""
+    num_rows: int
+    """Rows that it has finished since it started."""
+    tokens_per_sec: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleLease:
+    """What a worker that is gone still seems to hold."""
+
+    shard_idx: int
+    slice_idx: int | None
+    worker_id: str
+    host: str
+    silent_secs: float
+    is_dead: bool
+    """Whether its process is known to run no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A run at one moment. ``num_done + num_in_work + num_stale + num_free`` is ``num_shards``."""
+
+    output: str
+    num_shards: int
+    num_done: int
+    num_in_work: int
+    num_stale: int
+    """Shards whose holder is gone: the next worker that looks takes them over."""
+    num_free: int
+    num_to_retry: int
+    """Of those that are not done: shards with a part some of whose error rows are to be done again."""
+    total_rows: int
+    num_rows: int
+    """Finished rows: in parts, and in journals as far as workers have told."""
+    num_part_rows: int
+    errors: Mapping[str, int]
+    """Error kind to number of rows, in the parts whose footers were read."""
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_parts: int
+    num_parts_read: int
+    num_parts_unreadable: int
+    workers: Sequence[Worker]
+    stale_leases: Sequence[StaleLease]
+    tokens_per_sec: float
+    eta_secs: float | None
+    is_file_system_time: bool
+    """False: ages are by this machine's clock, since nothing can be written in the run directory."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.num_done == self.num_shards
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there are parts that were not read for lack of time."""
+        return self.num_parts_read + self.num_parts_unreadable < self.num_parts
+
+    @property
+    def advice(self) -> str:
+        """What to do, in one line."""
+        if self.num_parts_unreadable:
+            return f"Parts that cannot be read: job verify {self.output} says which and why."
+        if self.is_done:
+            return f"Done: every row is in a part. job verify {self.output} reads them all."
+        if self.workers:
+            gone = " The living take over from those that are gone." if self.stale_leases else ""
+            return f"At work: nothing to do.{gone}"
+        return (
+            "Nobody works on it: run the same command to continue. (A launch that still loads its model is not seen.)"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON values. The names are a promise: they stay."""
+        return {
+            "output": self.output,
+            "done": self.is_done,
+            "shards": {
+                "total": self.num_shards,
+                "done": self.num_done,
+                "in_work": self.num_in_work,
+                "stale": self.num_stale,
+                "free": self.num_free,
+                "to_retry": self.num_to_retry,
+            },
+            "rows": {"total": self.total_rows, "done": self.num_rows, "in_parts": self.num_part_rows},
+            "errors": {"total": sum(self.errors.values()), "by_kind": dict(self.errors)},
+            "tokens": {"prompt": self.num_prompt_tokens, "completion": self.num_completion_tokens},
+            "parts": {
+                "total": self.num_parts,
+                "read": self.num_parts_read,
+                "unreadable": self.num_parts_unreadable,
+                "partial": self.is_partial,
+            },
+            "tokens_per_sec": self.tokens_per_sec,
+            "eta_secs": self.eta_secs,
+            "workers": [asdict(worker) for worker in self.workers],
+            "stale_leases": [asdict(lease) for lease in self.stale_leases],
+            "clock": "file_system" if self.is_file_system_time else "this_machine",
+            "advice": self.advice,
+        }
+
+
+def describe_status(status: Status) -> str:
+    """Return a status as text; the last line says what to do."""
+    return "\n".join(
+        [
+            status.output,
+            f"  shards   {_shards(status)}",
+            f"  rows     {_rows(status)}",
+            f"  errors   {_errors(status)}",
+            *([] if status.is_done else [f"  speed    {_speed(status)}"]),
+            *_limited("workers", [_describe_worker(worker) for worker in status.workers]),
+            *_limited("workers that are gone", [_describe_stale(leases) for leases in _by_worker(status.stale_leases)]),
+            *_remarks(status),
+            status.advice,
+        ]
+    )
+
+
+def _shards(status: Status) -> str:
+    stale = f", {status.num_stale:,} stale" if status.num_stale else ""
+    retry = f"; {status.num_to_retry:,} with error rows to be done again" if status.num_to_retry else ""
+    done = f"{status.num_done:,} of {status.num_shards:,} done"
+    return f"{done}, {status.num_in_work:,} in work{stale}, {status.num_free:,} free{retry}"
+
+
+def _rows(status: Status) -> str:
+    share = 100 * status.num_rows / status.total_rows if status.total_rows else 100.0
+    open_rows = status.num_rows - status.num_part_rows
+    journals = f", {open_rows:,} of them in journals" if open_rows else ""
+    return f"{status.num_rows:,} of {status.total_rows:,} ({share:.1f}%){journals}"
+
+
+def _errors(status: Status) -> str:
+    kinds = sorted(status.errors.items(), key=lambda item: -item[1])
+    listed = f"  ({', '.join(f'{kind} {number:,}' for kind, number in kinds)})" if kinds else ""
+    partial = f", in {status.num_parts_read:,} of {status.num_parts:,} parts; --watch reads on"
+    return f"{sum(status.errors.values()):,}{listed}{partial if status.is_partial else ''}"
+
+
+def _speed(status: Status) -> str:
+    left = "unknown" if status.eta_secs is None else format_secs(status.eta_secs)
+    return f"{status.tokens_per_sec:,.0f} tokens/s, time left {left}"
+
+
+def _limited(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    more = [f"    and {len(lines) - MAX_LINES:,} more"] if len(lines) > MAX_LINES else []
+    return [f"  {title}: {len(lines):,}", *(f"    {line}" for line in lines[:MAX_LINES]), *more]
+
+
+def _describe_worker(worker: Worker) -> str:
+    does = [_name_shards(worker.shards)] if worker.shards else []
+    if worker.helps_with:
+        does.append(f"helps with {_name_shards(worker.helps_with)}")
+    age = worker.figures_age_secs
+    figures = f"  no figures for {format_secs(age)}" if age is not None and age >= LATE_SECS else ""
+    return (
+        f"{worker.worker_id}  {', '.join(does) or 'waits for work'}  {worker.num_rows:,} rows  "
+        f"{worker.tokens_per_sec:,.0f} tokens/s  heartbeat {format_secs(worker.heartbeat_age_secs)} ago{figures}"
+    )
+
+
+def _describe_stale(leases: Sequence[StaleLease]) -> str:
+    """Describe what one worker has left."""
+    first = leases[0]
+    shards = [lease.shard_idx for lease in leases if lease.slice_idx is None]
+    slices = sorted({lease.shard_idx for lease in leases} - set(shards))
+    held = [_name_shards(shards)] if shards else []
+    if slices:
+        held.append(f"slices of {_name_shards(slices)}")
+    silent = f"silent for {format_secs(min(lease.silent_secs for lease in leases))}"
+    dead = "dead, " if first.is_dead else ""
+    return f"{first.worker_id} on {first.host}: {dead}{silent}, held {', '.join(held)}"
+
+
+def _by_worker(leases: Iterable[StaleLease]) -> list[list[StaleLease]]:
+    groups: dict[str, list[StaleLease]] = {}
+    for lease in leases:
+        groups.setdefault(lease.worker_id, []).append(lease)
+    return list(groups.values())
+
+
+def _name_shards(shards: Sequence[int]) -> str:
+    """Name some shards.
+
+    >>> _name_shards([7]), _name_shards(range(9))
+    ('shard 7', 'shards 0, 1, 2, 3, 4 and 4 more')
+    """
+    named = ", ".join(map(str, shards[:MAX_SHARDS]))
+    more = f" and {len(shards) - MAX_SHARDS:,} more" if len(shards) > MAX_SHARDS else ""
+    return f"shard{'s' if len(shards) > 1 else ''} {named}{more}"
+
+
+def _remarks(status: Status) -> list[str]:
+    remarks = []
+    if status.num_parts_unreadable:
+        remarks.append(f"  parts that cannot be read: {status.num_parts_unreadable:,}")
+    if (status.workers or status.stale_leases) and not status.is_file_system_time:
+        remarks.append("  Ages are by this machine's clock: the run directory cannot be written.")
+    return remarks

@@ -1,0 +1,156 @@
+"""``job retry``: error rows are done again, and no others."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import job.launching
+from job.engine.fake import FakeEngine
+from job.output.journal import Journal
+from job.output.paths import RunPaths
+from job.records import SampleKey
+from tests.conftest import Result
+from tests.test_run import read_output, write_jsonl
+
+NUM_ROWS = 30
+POISONED = {3, 4, 17}
+"""Rows whose prompts hold the token that FakeEngine fails at, as long as it does."""
+
+RunJob = Callable[..., Result]
+
+
+@pytest.fixture
+def args(tiny_model: Any, tmp_path: Path) -> list[Any]:
+    """Return the command line of a run of three parts: three rows fail in the engine, every tenth has no prompt."""
+    rows = [{"id": i, "prompt": None if i % 10 == 0 else f"row {i}" + "~" * (i in POISONED)} for i in range(NUM_ROWS)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    return [
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--rows-per-shard", 10, "--keep-columns", "id", "--max-error-rate", 1, "--no-include-prompt"],
+    ]
+
+
+@pytest.fixture
+def failed(run_job: RunJob, args: list[Any], tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the run once, with an engine that fails at a token."""
+    from transformers import AutoTokenizer
+
+    (poison_id,) = AutoTokenizer.from_pretrained(tiny_model())("~", add_special_tokens=False)["input_ids"]
+    with monkeypatch.context() as patch:
+        patch.setattr(job.launching, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
+        assert run_job(*args).exit_code == 0
+
+
+def kinds(output: Path) -> list[str | None]:
+    """Return the kind of each row's error."""
+    return [error and error.partition(":")[0] for error in read_output(output)["error"].to_pylist()]
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[SampleKey]:
+    """Return a list that gains the key of every request that reaches the engine."""
+    keys: list[SampleKey] = []
+    submit = FakeEngine.submit
+
+    def record(self: Any, request: Any) -> None:
+        keys.append(request.key)
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", record)
+    return keys
+
+
+def test_only_the_rows_of_a_kind_are_done_again(
+    run_job: RunJob, args: list[Any], failed: None, submitted: list[SampleKey], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = read_output(out)
+    assert [idx for idx, kind in enumerate(kinds(out)) if kind == "engine_error"] == sorted(POISONED)
+    untouched = (out / "part-00002.parquet").stat()
+    result = run_job("retry", out, "--kind", "engine_error")
+    assert result.exit_code == 0
+    assert result.stdout == "3 rows will be done again (engine_error 3). Run the same command as before.\n"
+    assert read_output(out).equals(before), "the parts stay readable until they are replaced"
+    again = run_job(*args)
+    assert again.exit_code == 0, again.stderr
+    assert sorted(submitted) == [(row_idx, 0) for row_idx in sorted(POISONED)]
+    after = read_output(out)
+    assert [kind for kind in kinds(out) if kind] == ["null_prompt"] * 3
+    assert after["completion"].to_pylist()[3] == "row 3~"[::-1]
+    good = [row_idx for row_idx in range(NUM_ROWS) if row_idx not in POISONED]
+    assert after.take(good).equals(before.take(good))
+    assert (out / "part-00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
+    assert not list((out / "retry").iterdir())
+    assert "are done already" in run_job(*args).stderr
+
+
+def test_without_a_kind_every_error_row_is_done_again(
+    run_job: RunJob, args: list[Any], failed: None, submitted: list[SampleKey], tmp_path: Path
+) -> None:
+    """Those that fail again are error rows again; the run does not go on for ever."""
+    result = run_job("retry", tmp_path / "out")
+    assert result.stdout.startswith("6 rows will be done again (")
+    assert run_job(*args).exit_code == 0
+    assert len(submitted) == 3
+    assert [kind for kind in kinds(tmp_path / "out") if kind] == ["null_prompt"] * 3
+
+
+def test_a_leftover_journal_does_not_bring_the_errors_back(
+    run_job: RunJob, args: list[Any], failed: None, tmp_path: Path
+) -> None:
+    """Of a worker that was killed between naming the part and removing the journal."""
+    paths = RunPaths(tmp_path / "out", 3)
+    from job.output.retries import _read
+
+    journal = Journal(paths.journal(0, "dead"))
+    for completion in _read(paths.part(0), ["none"]):
+        journal.append(completion)
+    journal.close()
+    run_job("retry", tmp_path / "out")
+    assert run_job(*args).exit_code == 0
+    assert set(kinds(tmp_path / "out")) == {None, "null_prompt"}
+
+
+def test_nothing_to_do_is_said(run_job: RunJob, args: list[Any], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data.jsonl", [{"id": i, "prompt": "fine"} for i in range(NUM_ROWS)])
+    run_job(*args)
+    result = run_job("retry", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, "No finished row has an error: nothing to do again.\n")
+    assert not list((tmp_path / "out/retry").iterdir())
+
+
+def test_a_kind_that_there_is_not_names_those_that_there_are(
+    run_job: RunJob, args: list[Any], failed: None, tmp_path: Path
+) -> None:
+    result = run_job("retry", tmp_path / "out", "--kind", "engine_eror")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("job: --kind engine_eror: no finished row has such an error. Kinds there: ")
+    assert "engine_error (3)" in line and "null_prompt (3)" in line
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is no run directory: it has no manifest.json"),
+        (lambda path: (path.mkdir(), (path / "manifest.json").write_text("{}")), "is not a manifest"),
+        (
+            lambda path: (path.mkdir(), (path / "manifest.json").write_text(json.dumps(STRANGE))),
+            "does not say how the run is cut into shards",
+        ),
+    ],
+)
+def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path, make: Callable[[Path], Any], told: str) -> None:
+    make(tmp_path / "no-run")
+    result = run_job("retry", tmp_path / "no-run")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert told in line
+
+
+STRANGE = {"format_version": 1, "identity": {}, "about": {}}

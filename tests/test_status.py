@@ -1,0 +1,534 @@
+"""``job status``: what it says of a run that goes, that has stopped, whose workers are dead, silent or helping."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import job.cli.status
+import job.inspection
+import job.launching
+from job.cli.status import give_watch_its_secs
+from job.engine.fake import FakeEngine
+from job.inspection import Inspection
+from job.observe import pace
+from job.observe.metrics import Figures, MetricsFile
+from job.observe.pace import read_paces
+from job.observe.status import MAX_LINES, Status, describe_status
+from job.output import footers, survey
+from job.output.counts import Counts
+from job.output.found import find_run
+from job.output.leases import Leases, WorkerId
+from job.output.paths import RunPaths
+from tests.conftest import Result
+from tests.test_leases import dead_worker, elsewhere
+from tests.test_run import write_jsonl
+
+RunJob = Callable[..., Result]
+HEAVY = {"torch", "transformers", "datasets", "deepspeed"}
+
+
+@pytest.fixture
+def run_args(tiny_model: Any, tmp_path: Path) -> list[Any]:
+    """Return the command line of a run of 47 rows in 5 shards, every tenth without a prompt."""
+    rows = [{"prompt": f"question {i}?" if i % 10 else None} for i in range(47)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    return [
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--rows-per-shard", 10, "--max-error-rate", 1],
+    ]
+
+
+@pytest.fixture
+def output(run_job: RunJob, run_args: list[Any], tmp_path: Path) -> Path:
+    """Return the directory of a run that is done."""
+    result = run_job(*run_args)
+    assert result.exit_code == 0, result.stderr
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def unfinished(output: Path) -> RunPaths:
+    """Return a run whose last two shards, of 10 and 7 rows, have no part, and whose workers are long gone."""
+    paths = find_run(output).paths
+    for shard_idx in (3, 4):
+        paths.part(shard_idx).unlink()
+    for path in paths.metrics_dir.iterdir():
+        os.utime(path, (0, 0))
+    return paths
+
+
+def hold(paths: RunPaths, worker: WorkerId, *keys: Any, silent_secs: float = 0.0) -> None:
+    """Lease shards, or (shard, slice), for a worker."""
+    for key in keys:
+        lease = paths.lease(*key) if isinstance(key, tuple) else paths.lease(key)
+        lease.write_text(json.dumps(dataclasses.asdict(worker)))
+        then = time.time() - silent_secs
+        os.utime(lease, (then, then))
+
+
+def tell(paths: RunPaths, worker: WorkerId, *, silent_secs: float = 0.0, **values: Any) -> None:
+    """Write figures of a worker."""
+    nothing = {"num_rows": 0, "num_open_rows": 0, "num_errors": 0, "num_tokens": 0, "open_shards": ()}
+    now = {"time": time.time() - silent_secs, "elapsed_secs": 10.0}
+    figures: dict[str, Any] = {"worker_id": str(worker), "launch_id": "x", **now, **nothing, **values}
+    path = paths.metrics(str(worker))
+    MetricsFile(path).write(Figures(**figures))
+    os.utime(path, (time.time() - silent_secs,) * 2)
+
+
+def leave_journal(paths: RunPaths, shard_idx: int, worker: WorkerId) -> None:
+    paths.journal(shard_idx, str(worker)).touch()
+
+
+def look(paths: RunPaths) -> Status:
+    return Inspection(paths.root).look()
+
+
+def shards_of(status: Status) -> tuple[int, int, int, int]:
+    """Return the numbers of shards, having checked that they add up."""
+    numbers = status.num_done, status.num_in_work, status.num_stale, status.num_free
+    assert sum(numbers) == status.num_shards
+    return numbers
+
+
+def last_line(status: Status) -> str:
+    return describe_status(status).splitlines()[-1]
+
+
+def test_a_run_that_is_done(run_job: RunJob, output: Path) -> None:
+    """In a few lines; and nothing in the directory changes."""
+    before = {path: path.stat().st_mtime_ns for path in [output, *output.rglob("*")]}
+    result = run_job("status", output)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        str(output),
+        "  shards   5 of 5 done, 0 in work, 0 free",
+        "  rows     47 of 47 (100.0%)",
+        "  errors   5  (null_prompt 5)",
+        f"Done: every row is in a part. job verify {output} reads them all.",
+    ]
+    assert result.stderr == ""
+    assert {path: path.stat().st_mtime_ns for path in [output, *output.rglob("*")]} == before
+
+
+def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
+    """Whoever reads them relies on them."""
+    result = run_job("status", "--json", output)
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    values = json.loads(result.stdout)
+    totals = Counts()
+    for part in output.glob("part-*"):
+        totals.add_part(part)
+    assert values == {
+        "output": str(output),
+        "done": True,
+        "shards": {"total": 5, "done": 5, "in_work": 0, "stale": 0, "free": 0, "to_retry": 0},
+        "rows": {"total": 47, "done": 47, "in_parts": 47},
+        "errors": {"total": 5, "by_kind": {"null_prompt": 5}},
+        "tokens": {"prompt": totals.num_prompt_tokens, "completion": totals.num_completion_tokens},
+        "parts": {"total": 5, "read": 5, "unreadable": 0, "partial": False},
+        "tokens_per_sec": 0.0,
+        "eta_secs": None,
+        "workers": [],
+        "stale_leases": [],
+        "clock": "this_machine",
+        "advice": f"Done: every row is in a part. job verify {output} reads them all.",
+    }
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_libraries_of_models_are_not_imported(output: Path, command: str) -> None:
+    """On a login node they take half a minute, or are not there."""
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[0] = 'job'\n"
+        "try: runpy.run_module('job', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as leave: assert not leave.code, leave.code\n"
+        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    root = Path(__file__).parents[1]
+    args = [sys.executable, "-c", code, command, output]
+    result = subprocess.run(args, cwd=root, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.partition("LOADED ")[2].split())
+    assert "pyarrow" in loaded and loaded & HEAVY == set()
+
+
+def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at from inside its engine, after some steps."""
+    seen: list[Status] = []
+    step = FakeEngine.step
+
+    def look_and_step(self: Any) -> Any:
+        seen.append(Inspection(tmp_path / "out").look())
+        return step(self)
+
+    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(MetricsFile, "write_if_due", MetricsFile.write)
+    monkeypatch.setattr(pace, "YOUNG_SECS", 0.0)
+    monkeypatch.setattr(FakeEngine, "step", look_and_step)
+    assert run_job(*run_args).exit_code == 0
+    for status in seen:
+        shards_of(status)
+        (worker,) = status.workers
+        assert worker.worker_id.endswith(f"-{worker.pid}-{worker.worker_id[-6:]}") and worker.pid == os.getpid()
+        assert worker.heartbeat_age_secs < 30 and status.is_file_system_time
+        assert last_line(status) == "At work: nothing to do."
+    rows = [status.num_rows for status in seen]
+    assert rows == sorted(rows) and 0 < rows[len(rows) // 2] < 47
+    middle = seen[len(seen) // 2]
+    assert middle.workers[0].state == "working" and middle.num_in_work >= 1
+    assert middle.num_rows > middle.num_part_rows
+    assert middle.tokens_per_sec > 0 and middle.eta_secs is not None
+    assert "tokens/s, time left " in describe_status(middle)
+    assert look(find_run(tmp_path / "out").paths).is_done
+
+
+def test_nobody_at_work(unfinished: RunPaths) -> None:
+    """Says what to do."""
+    status = look(unfinished)
+    assert shards_of(status) == (3, 0, 0, 2)
+    assert (status.num_rows, status.workers, status.stale_leases) == (30, [], [])
+    assert last_line(status).startswith("Nobody works on it: run the same command to continue.")
+    assert "time left unknown" in describe_status(status)
+
+
+def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfinished: RunPaths) -> None:
+    """At once, though its last heartbeat is young."""
+    worker = dead_worker()
+    hold(unfinished, worker, 3)
+    tell(unfinished, worker, num_open_rows=4, num_tokens=100, open_shards=(3,))
+    status = look(unfinished)
+    assert shards_of(status) == (3, 0, 1, 1)
+    (lease,) = status.stale_leases
+    assert (lease.shard_idx, lease.worker_id, lease.is_dead) == (3, str(worker), True)
+    assert status.workers == [] and status.tokens_per_sec == 0
+    result = run_job("status", unfinished.root)
+    assert "3 of 5 done, 0 in work, 1 stale, 1 free" in result.stdout
+    assert f"{worker} on {worker.host}: dead, silent for 0s, held shard 3" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("Nobody works on it")
+
+
+@pytest.mark.parametrize(("silent_secs", "is_stale"), [(50.0, False), (70.0, True)])
+def test_a_worker_of_another_host_is_judged_by_its_silence(
+    unfinished: RunPaths, silent_secs: float, is_stale: bool
+) -> None:
+    hold(unfinished, elsewhere("node7"), 3, silent_secs=silent_secs)
+    status = look(unfinished)
+    assert (status.num_in_work, status.num_stale) == ((0, 1) if is_stale else (1, 0))
+    assert ("node7-1-0 on node7: silent for 1m10s, held shard 3" in describe_status(status)) == is_stale
+    assert len(status.workers) == (not is_stale)
+
+
+def test_living_workers_take_stale_leases_over(unfinished: RunPaths) -> None:
+    hold(unfinished, elsewhere("a"), 3)
+    hold(unfinished, elsewhere("b"), 4, silent_secs=100)
+    assert last_line(look(unfinished)) == "At work: nothing to do. The living take over from those that are gone."
+
+
+def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's clock is an hour ahead; where nothing can be written it is all there is, and the text says so."""
+    hold(unfinished, elsewhere("a"), 3)
+    hold(unfinished, elsewhere("b"), 4, silent_secs=100)
+    now = time.time()
+    monkeypatch.setattr(survey.time, "time", lambda: now + 3600)
+    status = look(unfinished)
+    assert shards_of(status) == (3, 1, 1, 0) and status.is_file_system_time
+    assert "this machine's clock" not in describe_status(status)
+
+    def refuse(path: Path, *args: Any, **options: Any) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    status = look(unfinished)
+    assert status.num_stale == 2 and not status.is_file_system_time
+    assert "Ages are by this machine's clock" in describe_status(status)
+    monkeypatch.setattr(survey.time, "time", lambda: now - 3600)
+    assert shards_of(look(unfinished)) == (3, 1, 1, 0), "no clock of a file system is behind the heartbeats"
+
+
+def test_a_look_leaves_no_file_behind(unfinished: RunPaths) -> None:
+    hold(unfinished, elsewhere("a"), 3)
+    before = sorted(unfinished.root.rglob("*"))
+    assert look(unfinished).is_file_system_time
+    assert sorted(unfinished.root.rglob("*")) == before
+
+
+def test_slices_are_no_shards_and_their_holders_help(unfinished: RunPaths) -> None:
+    """Temporary files are nothing; a slice of one's own shard is no help."""
+    hold(unfinished, elsewhere("a"), 3, (3, 0), (3, 1))
+    hold(unfinished, elsewhere("b"), (3, 7))
+    hold(unfinished, elsewhere("c"), (3, 2), silent_secs=100)
+    (unfinished.lease_dir / ".00004.b-1-0.tmp").write_text("{}")
+    (unfinished.lease_dir / ".clock-b-1-0").touch()
+    status = look(unfinished)
+    assert shards_of(status) == (3, 1, 0, 1)
+    assert [(w.host, w.state, w.shards, w.helps_with) for w in status.workers] == [
+        ("a", "working", [3], []),
+        ("b", "helping", [], [3]),
+    ]
+    assert [(lease.shard_idx, lease.slice_idx) for lease in status.stale_leases] == [(3, 2)]
+    text = describe_status(status)
+    assert "a-1-0  shard 3  0 rows" in text and "b-1-0  helps with shard 3  0 rows" in text
+    assert "c-1-0 on c: silent for 1m40s, held slices of shard 3" in text
+
+
+def test_a_worker_that_waits_for_a_shard_is_at_work(unfinished: RunPaths) -> None:
+    """It looks at others' leases, and compares its clock for that. One that has just left has young figures only."""
+    hold(unfinished, elsewhere("holds"), 3)
+    for name in ("waits", "left"):
+        tell(unfinished, elsewhere(name), num_rows=8)
+    waits = Leases(unfinished, elsewhere("waits"))
+    left = Leases(unfinished, elsewhere("left"))
+    assert not waits.acquire(3) and not left.acquire(3)
+    left.close()
+    status = look(unfinished)
+    assert [(w.host, w.pid, w.state, w.num_rows) for w in status.workers] == [
+        ("holds", 1, "working", 0),
+        ("waits", 1, "waiting", 8),
+    ]
+    assert "waits-1-0  waits for work  8 rows" in describe_status(status)
+    (clock,) = unfinished.lease_dir.glob(".clock-*")
+    os.utime(clock, (time.time() - 20,) * 2)
+    assert [worker.host for worker in look(unfinished).workers] == ["holds"], "killed while it waited"
+    clock.touch()
+    unfinished.lease(3).unlink()
+    assert look(unfinished).workers == [], "one that lives would have claimed the shard"
+    waits.close()
+
+
+def test_speed_and_time_left_are_those_of_the_living(unfinished: RunPaths) -> None:
+    """Remaining rows x tokens per row / tokens per second: 17 - 5 rows, 10 tokens each, 12 a second."""
+    for name, shard_idx, num_open_rows, num_tokens in [("a", 3, 4, 80), ("b", 4, 1, 40)]:
+        hold(unfinished, elsewhere(name), shard_idx)
+        values = {"num_open_rows": num_open_rows, "num_tokens": num_tokens, "open_shards": (shard_idx,)}
+        tell(unfinished, elsewhere(name), num_rows=6, **values)
+    tell(unfinished, elsewhere("gone"), silent_secs=500, num_tokens=10**6, num_rows=5)
+    status = look(unfinished)
+    assert (status.num_rows, status.num_part_rows) == (35, 30)
+    assert status.tokens_per_sec == pytest.approx(12)
+    assert status.eta_secs == pytest.approx(12 * 10 / 12)
+    assert "35 of 47 (74.5%), 5 of them in journals" in describe_status(status)
+
+
+def test_a_rate_is_that_of_the_last_minute(unfinished: RunPaths) -> None:
+    """100 tokens a second at first, 10 now. Torn lines and lines of other programs are skipped."""
+    worker = elsewhere("a")
+    for secs in range(0, 200, 10):
+        tell(unfinished, worker, elapsed_secs=float(secs), num_tokens=min(secs, 100) * 100 + max(0, secs - 100) * 10)
+    with unfinished.metrics(str(worker)).open("a") as file:
+        file.write('{"worker_id": "a"}\n[1]\nnull\n{"worker_id": "a-1-0", "elap')
+    (unfinished.metrics_dir / "empty.jsonl").touch()
+    (unfinished.metrics_dir / "odd.jsonl").write_bytes(b"\xff\x00{}\n")
+    paces = [p for p in read_paces(unfinished.metrics_dir) if p.figures.worker_id == str(worker)]
+    assert [p.tokens_per_sec for p in paces] == [pytest.approx(10)]
+    assert paces[0].figures.elapsed_secs == 190
+
+
+def test_rows_in_journals_count_once(unfinished: RunPaths) -> None:
+    """A shard that went through three hands; one whose worker has finished it meanwhile; one without a journal."""
+    for name, ago, rows in [("first", 300, 3), ("second", 200, 5)]:
+        tell(unfinished, elsewhere(name), silent_secs=ago, num_open_rows=rows, open_shards=(3,))
+        leave_journal(unfinished, 3, elsewhere(name))
+    assert look(unfinished).num_rows == 35, "the latest knows best: it has read the first one's journal"
+    hold(unfinished, elsewhere("third"), 3)
+    tell(unfinished, elsewhere("third"), silent_secs=1, num_open_rows=6, open_shards=(3,))
+    assert look(unfinished).num_rows == 36
+    tell(unfinished, elsewhere("fast"), silent_secs=-500, num_open_rows=4, open_shards=(3,))
+    leave_journal(unfinished, 3, elsewhere("fast"))
+    assert look(unfinished).num_rows == 36, "clocks differ, but a lease tells who has it now"
+    tell(unfinished, elsewhere("third"), num_open_rows=18, open_shards=(2, 3))
+    assert look(unfinished).num_rows == 38, "shard 2 is a part by now: its 10 rows are not in a journal any more"
+    tell(unfinished, elsewhere("lost"), silent_secs=400, num_open_rows=2, open_shards=(4,))
+    assert look(unfinished).num_rows == 38, "no journal, no rows"
+    leave_journal(unfinished, 4, elsewhere("lost"))
+    assert look(unfinished).num_rows == 40
+
+
+def test_rows_of_a_run_that_was_stopped_are_counted(
+    run_job: RunJob, run_args: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a real worker leaves behind when it stops in the middle of a shard."""
+    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    num_steps = 0
+    step = FakeEngine.step
+
+    def stop_after_some(self: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 7:
+            os.kill(os.getpid(), 15)
+        return step(self)
+
+    monkeypatch.setattr(FakeEngine, "step", stop_after_some)
+    assert run_job(*run_args).exit_code == 75
+    paths = find_run(tmp_path / "out").paths
+    status = look(paths)
+    in_journals = sum(len(list(job_rows)) for job_rows in map(read_journal_keys, paths.journal_dir.iterdir()))
+    assert status.num_rows == status.num_part_rows + in_journals and in_journals
+    assert status.workers == [] and last_line(status).startswith("Nobody works on it")
+
+
+def read_journal_keys(path: Path) -> list[Any]:
+    from job.output.journal import read_journal
+
+    return [completion.key for completion in read_journal(path)]
+
+
+def test_shards_to_be_retried_are_shown(output: Path) -> None:
+    """They have a part, and are not done."""
+    paths = find_run(output).paths
+    paths.retry_dir.mkdir(exist_ok=True)
+    for shard_idx in (0, 2):
+        paths.retry(shard_idx).write_text('{"kinds": []}')
+    status = look(paths)
+    assert (shards_of(status), status.num_to_retry) == ((3, 0, 0, 2), 2)
+    assert not status.is_done and status.num_rows == 47
+    text = describe_status(status)
+    assert "3 of 5 done, 0 in work, 2 free; 2 with error rows to be done again" in text
+    assert last_line(status).startswith("Nobody works on it")
+
+
+def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
+    paths = find_run(output).paths
+    paths.part(0).write_bytes(b"")
+    paths.part(1).write_bytes(paths.part(1).read_bytes()[:-100])
+    paths.part(2).write_bytes(b"\xff\xff\xff\x7fPAR1")
+    result = run_job("status", output)
+    assert result.exit_code == 0
+    assert "  parts that cannot be read: 3\n" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"Parts that cannot be read: job verify {output} says which and why."
+
+
+def test_odd_files_in_the_directories_are_ignored(unfinished: RunPaths) -> None:
+    """What is no lease, and a lease that nobody can read."""
+    (unfinished.lease_dir / "notes.txt").write_text("x")
+    (unfinished.lease_dir / "99999").write_text("{}")
+    unfinished.lease(3).write_bytes(b"\xff")
+    unfinished.lease(4).write_text('{"host": [], "pid": 1, "start_time": "", "namespace": "", "nonce": ""}')
+    (unfinished.journal_dir / "x.arrows").touch()
+    (unfinished.root / "part-x.parquet").touch()
+    (unfinished.root / "part-7.parquet").touch()
+    status = look(unfinished)
+    assert shards_of(status) == (3, 2, 0, 0)
+    assert [worker.worker_id for worker in status.workers] == ["unknown"]
+
+
+def test_directories_that_were_not_copied_are_not_needed(output: Path) -> None:
+    import shutil
+
+    for name in ("leases", "journal", "metrics"):
+        shutil.rmtree(output / name)
+    find_run(output).paths.part(4).unlink()
+    assert shards_of(look(find_run(output).paths)) == (4, 0, 0, 1)
+
+
+def test_many_workers_are_shown_in_part(unfinished: RunPaths) -> None:
+    for number in range(MAX_LINES + 5):
+        hold(unfinished, elsewhere(f"w{number}"), (3, number))
+    text = describe_status(look(unfinished))
+    assert text.count("helps with") == MAX_LINES and "    and 5 more" in text
+
+
+def test_a_look_that_runs_out_of_time_says_so_and_the_next_goes_on(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspection = Inspection(output)
+    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 0.0)
+    status = inspection.look()
+    assert status.is_partial and status.is_done
+    assert "0, in 0 of 5 parts; --watch reads on" in describe_status(status)
+    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 5.0)
+    assert dict(inspection.look().errors) == {"null_prompt": 5}
+    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 0.0)
+    assert dict(inspection.look().errors) == {"null_prompt": 5}, "what was read is kept"
+    find_run(output).paths.part(0).unlink()
+    assert dict(inspection.look().errors) == {"null_prompt": 4}, "but not what is there no more"
+
+
+def test_a_part_that_is_replaced_is_read_again(run_job: RunJob, tiny_model: Any, output: Path, tmp_path: Path) -> None:
+    """As ``job retry`` has it done: the same name, another file."""
+    inspection = Inspection(output)
+    assert inspection.look().errors == {"null_prompt": 5}
+    part = find_run(output).paths.part(0)
+    other = tmp_path / "other.parquet"
+    other.write_bytes(part.read_bytes().replace(b'{"null_prompt": 1}', b'{"other_error": 1}'))
+    other.replace(part)
+    assert inspection.look().errors == {"null_prompt": 4, "other_error": 1}
+
+
+def test_footers_are_read_as_pyarrow_reads_them(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the first guess of their length was too short."""
+    for tail_bytes in (footers.TAIL_BYTES, 64):
+        monkeypatch.setattr(footers, "TAIL_BYTES", tail_bytes)
+        for part in output.glob("part-*"):
+            counts = Counts()
+            counts.add_part(part)
+            content = footers.read_counts(str(part))
+            assert content is not None and json.loads(content) == counts.to_dict()
+
+
+def test_watching_ends_when_the_run_is_done(
+    run_job: RunJob, run_args: list[Any], unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is done while the watcher sleeps."""
+    slept: list[float] = []
+
+    def work(secs: float) -> None:
+        slept.append(secs)
+        assert run_job(*run_args).exit_code == 0
+
+    monkeypatch.setattr(job.cli.status, "sleep", work)
+    result = run_job("status", "--watch", "--json", unfinished.root)
+    assert result.exit_code == 0
+    assert [json.loads(line)["done"] for line in result.stdout.splitlines()] == [False, True]
+    assert slept == [5.0]
+
+
+def test_watching_ends_with_ctrl_c(run_job: RunJob, unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(secs: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.cli.status, "sleep", interrupt)
+    result = run_job("status", unfinished.root, "--watch", "0.5")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1].startswith("Nobody works on it")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--watch"], ["--watch=5.0"]),
+        (["--watch", "--json", "o"], ["--watch=5.0", "--json", "o"]),
+        (["o", "--watch", "3"], ["o", "--watch", "3"]),
+        (["--watch", "0.5", "o"], ["--watch", "0.5", "o"]),
+        (["--watch=7", "o"], ["--watch=7", "o"]),
+    ],
+    ids=str,
+)
+def test_watch_takes_a_number_or_none(args: list[str], expected: list[str]) -> None:
+    assert give_watch_its_secs(args) == expected
+
+
+@pytest.mark.parametrize("secs", ["-1", "0", "nan", "inf", "1e9", "x"])
+def test_a_wrong_number_of_seconds_is_refused(run_job: RunJob, output: Path, secs: str) -> None:
+    result = run_job("status", output, f"--watch={secs}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("job: ") and result.stderr.count("\n") == 1 and "--watch" in result.stderr
+
+
+def test_a_run_that_vanishes_under_the_watch_ends_it(
+    run_job: RunJob, unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job.cli.status, "sleep", lambda secs: unfinished.root.rename(unfinished.root.parent / "x"))
+    result = run_job("status", unfinished.root, "--watch")
+    assert result.exit_code == 1
+    assert result.stderr == f"job: {unfinished.root} cannot be read: No such file or directory.\n"
