@@ -193,6 +193,8 @@ class EngineConfig:
     """Bytes per process for the paged engine's KV cache. None: a share of what is free after loading."""
     cuda_graphs: bool = True
     """On a GPU, record decode steps and replay them: the host need not launch each kernel."""
+    stall_timeout: float = 1800.0
+    """Seconds without a token after which the process ends, and says which rows it was at. 0: never."""
     share_prefixes: bool = True
     """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 
@@ -201,6 +203,7 @@ class EngineConfig:
         _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.engine == "fake" and self.tensor_parallel_size > 1:
             raise UsageError("--engine fake has no model to share. Use --tensor-parallel-size 1.")
+        _require(self.stall_timeout >= 0, "stall-timeout", self.stall_timeout, "0 (never) or more")
         for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)
             _require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")

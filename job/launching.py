@@ -2,6 +2,7 @@
 
 import os
 
+from job.conclusion import conclude, exit_code_of
 from job.config import RunConfig
 from job.distributed import Replica
 from job.engine.choice import build_engine
@@ -10,11 +11,12 @@ from job.engine.loading import ModelInfo, inspect_model, load_model
 from job.engine.protocol import Engine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch import read_process_info, told_once
+from job.launcher_watch import launchers_above, watch
 from job.observe.noise import silence_progress_bars
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.preparation import Prepared, prepare
-from job.runner import Runner, exit_code_of, read_totals
+from job.runner import Runner
 from job.signals import StopFlag
 
 
@@ -29,6 +31,7 @@ def launch(config: RunConfig) -> int:
     """
     stop = StopFlag()
     stop.install()
+    watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
     silence_progress_bars(verbose=config.verbose)
     stopwatch = Stopwatch()
     with told_once(os.environ):
@@ -48,7 +51,7 @@ def _finish_if_done(prepared: Prepared | None, progress: Progress) -> int | None
     """If every shard is final, say so without loading a model, and return the exit code."""
     if prepared is None or not prepared.is_done:
         return None
-    totals = read_totals(prepared)
+    totals = conclude(prepared)
     progress.note(f"all {totals.num_rows:,} rows are done already, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared)
 
@@ -66,7 +69,7 @@ def _work(
         engine = _build_engine(config, replica, prepared, stop, progress)
     if prepared is None:
         return engine.follow()
-    runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id)
+    runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id, replica.info.num_replicas)
     return _lead(runner, engine, stop, progress)
 
 
@@ -124,11 +127,6 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
         f"{replicas} of {processes}"
     )
-    if plan.num_shards < info.num_replicas:
-        progress.note(
-            f"with fewer shards than replicas, {info.num_replicas - plan.num_shards} of {info.num_replicas} replicas "
-            "have nothing to do; a smaller --rows-per-shard (and a new --output) would use them"
-        )
 
 
 def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:

@@ -7,44 +7,34 @@ The only module that knows this order. Everything in it runs on a replica's lead
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from job.data.source import read_rows
+from job.conclusion import conclude, exit_code_of
+from job.crew import Crew
+from job.data.reader import SliceReader
 from job.engine.protocol import Engine
-from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
-from job.observe.metrics import Figures, MetricsFile, read_latest
-from job.observe.progress import Position, Progress
+from job.errors import EXIT_STOPPED, JobError
+from job.observe.metrics import Figures, MetricsFile
+from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.summary import Summary
-from job.output.claims import Claims
+from job.observe.watchdog import Watchdog
+from job.output.claims import Claim, Claims
 from job.output.counts import Counts
-from job.output.leases import Leases
+from job.output.leases import STALE_SECS, Leases
 from job.output.shard import OpenShard
 from job.preparation import Prepared
-from job.records import Completion, Generation, Request, SampleKey
+from job.records import Completion, Generation, Request, RowBlock, SampleKey
 from job.signals import StopFlag
 
 IDLE_SECS = 1.0
 """How often a worker that has nothing to do looks for a shard that a dead one has left."""
 
-OTHERS_SECS = 10.0
-"""How often the other workers' figures are read for the progress."""
-
-
-def read_totals(prepared: Prepared) -> Counts:
-    """Return what the parts of a finished run hold, from their footers."""
-    totals = Counts()
-    for shard_idx in range(prepared.plan.num_shards):
-        totals.add_part(prepared.paths.part(shard_idx))
-    return totals
-
-
-def exit_code_of(totals: Counts, prepared: Prepared) -> int:
-    """Return the exit code of a finished run."""
-    max_error_rate = prepared.config.output.max_error_rate
-    return EXIT_TOO_MANY_ERRORS if totals.error_rate > max_error_rate else EXIT_DONE
+EXCHANGE_SECS = 5.0
+"""How often a worker looks into the journals of those who help it."""
 
 
 class Runner:
@@ -58,21 +48,27 @@ class Runner:
         progress: Progress,
         stopwatch: Stopwatch,
         launch_id: str,
+        num_replicas: int = 1,
     ) -> None:
         """Hold nothing yet."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
         self._plan, self._paths = prepared.plan, prepared.paths
         self._worker_id, self._launch_id = str(prepared.worker), launch_id
-        self._leases = Leases(self._paths, prepared.worker)
+        stale_secs = float(os.environ.get("JOB_LEASE_STALE_SECS", STALE_SECS))  # for tests
+        self._leases = Leases(self._paths, prepared.worker, stale_secs=stale_secs)
         self._claims = Claims(self._paths, self._plan, self._leases)
+        self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
         self._counts, self._totals = Counts(), Counts()
         self._metrics = MetricsFile(self._paths.metrics(self._worker_id))
         self._start = time.monotonic()
-        self._others: tuple[float, int, list[Figures]] = (-OTHERS_SECS, 0, [])
+        stall_secs = prepared.config.engine.stall_timeout
+        self._watchdog = Watchdog(stall_secs, stop, lambda: sorted({r.row_idx for r in engine.at_work}))
+        self._crew = Crew(self._paths, self._plan, self._worker_id, num_replicas)
+        self._last_look = self._last_exchange = -IDLE_SECS
 
     def run(self) -> int:
         """Work until every row of the plan is in a part, or until asked to stop.
@@ -89,11 +85,11 @@ class Runner:
                 self._collect()
                 self._commit()
                 self._report()
-                if not self._open and self._engine.num_pending == 0 and not self._find_work():
-                    self._progress.show(self._position(refresh=True))
+                if self._engine.num_pending == 0 and not self._find_work():
+                    self._progress.show(self._crew.position(self._figures(), refresh=True))
                     return self._exit_code()
             # The launcher may stop the other replicas as soon as one has left, done: then we are done, too.
-            return EXIT_STOPPED if self._open or self._claims.look_again() else self._exit_code()
+            return EXIT_STOPPED if self._claims.look_again() else self._exit_code()
         except OSError as error:
             raise JobError(
                 f"{error.filename or self._paths.root}: {error.strerror or error}. Everything finished so far is safe; "
@@ -103,33 +99,54 @@ class Runner:
             self._leave()
 
     def _submit(self) -> None:
-        """Keep the engine supplied: rows of the shard at hand, then of the next shard that can be had.
-
-        A further shard is claimed only when the engine would run short without it: the other replicas want some, too.
-        """
+        """Keep the engine supplied from what is claimed, and claim more when this worker's share is smaller."""
         with self._stopwatch.measure("data"):
             while self._engine.num_pending < self._engine.max_pending and not self._stop():
                 request = next(self._feed, None)
                 if request is not None:
                     self._engine.submit(request)
-                elif self._engine.num_pending >= self._engine.min_pending or not self._open_next_shard():
+                elif self._engine.num_pending >= self._share() or not self._open_next():
                     return
 
-    def _open_next_shard(self) -> bool:
-        """Claim a shard and begin to feed from it. False if there is none to be had at the moment."""
-        shard_idx = self._claims.claim()
-        if shard_idx is None:
+    def _share(self) -> int:
+        """Return with how many pending requests this worker claims no more.
+
+        Guided self-scheduling (Polychronopoulos and Kuck 1987): much at once while there is much, no more than the
+        others have when the end comes near.
+        """
+        position = self._crew.position(self._figures())
+        if self._crew.num_workers == 1:
+            return self._engine.max_pending
+        fair = -(-(position.total_rows - position.num_rows) // self._crew.num_workers)
+        return max(1, min(self._engine.min_pending, fair), min(self._engine.max_pending, fair // 2))
+
+    def _open_next(self) -> bool:
+        """Claim rows and begin to feed from them. False if there are none to be had at the moment."""
+        claim = self._claims.claim()
+        if claim is None and time.monotonic() - self._last_look >= IDLE_SECS:
+            self._last_look = time.monotonic()
+            claim = self._claims.claim() if self._claims.look_again() else None
+        for shard_idx in self._claims.held:
+            self._open_shard(shard_idx)
+        if claim is None:
             return False
-        shard = OpenShard(shard_idx, self._plan, self._paths, self._prepared.part_format, self._worker_id)
-        self._open[shard_idx] = shard
-        self._feed = self._requests(shard)
+        shard = self._open_shard(claim.shard_idx)
+        shard.absorb()  # whoever had these rows before may have finished some
+        self._feed = self._requests(shard, claim)
         return True
 
-    def _requests(self, shard: OpenShard) -> Iterator[Request]:
-        """Yield what is left to compute of a shard; rows that never reach the engine are finished on the way."""
+    def _open_shard(self, shard_idx: int) -> OpenShard:
+        if shard_idx not in self._open:
+            form = self._prepared.part_format
+            self._open[shard_idx] = OpenShard(shard_idx, self._plan, self._paths, form, self._worker_id)
+        return self._open[shard_idx]
+
+    def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
+        """Yield what is left to compute of a claim; rows that never reach the engine are finished on the way."""
         prepared = self._prepared
-        name = prepared.config.data.dataset
-        for block in read_rows(prepared.source, name, shard.rows, prepared.renderer.columns, prepared.kept_columns):
+        if all(shard.has(key) for row_idx in claim.rows for key in self._plan.keys_of_row(row_idx)):
+            return
+        for block in self._read(shard, claim.rows, prepared.renderer.columns):
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
             prompts = [prepared.renderer.render(row) for row in rows]
@@ -144,6 +161,9 @@ class Runner:
                         self._prompts[sample.key] = prompt.text
                         yield sample
 
+    def _read(self, shard: OpenShard, rows: range, columns: Sequence[str]) -> list[RowBlock]:
+        return self._reader.read(rows, shard.rows.stop, columns, self._prepared.kept_columns)
+
     def _collect(self) -> None:
         """Let the engine work, and take what it finished."""
         with self._stopwatch.measure("generate"):
@@ -155,7 +175,9 @@ class Runner:
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = [self._prompts.pop(generation.request.key) for generation in generations]
         for completion in self._prepared.tokenization.decode(generations, prompts):
-            self._add(self._open[completion.row_idx // self._plan.rows_per_shard], completion)
+            shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
+            if shard is not None:  # else the shard was finished by others, whom this worker helped
+                self._add(shard, completion)
 
     def _add(self, shard: OpenShard, completion: Completion) -> None:
         shard.add(completion)
@@ -164,20 +186,46 @@ class Runner:
     def _commit(self) -> None:
         """Make finished rows durable, and shards whose last row is there final."""
         with self._stopwatch.measure("write"):
+            if time.monotonic() - self._last_exchange >= EXCHANGE_SECS:
+                self._exchange()
             for shard_idx, shard in list(self._open.items()):
                 shard.sync_if_due()
-                if shard.is_complete:
-                    self._metrics.write(self._figures())  # first: whoever sees the last part sums up all workers
-                    shard.finish()
-                    del self._open[shard_idx]
-                    self._claims.release(shard_idx)
+                if shard.is_complete and self._claims.holds(shard_idx):
+                    self._finish(shard)
+
+    def _finish(self, shard: OpenShard) -> None:
+        for rows in shard.unread():
+            for block in self._read(shard, rows, ()):
+                shard.keep(block)
+        self._metrics.write(self._figures())  # first: whoever sees the last part sums up all workers
+        shard.finish()
+        self._close(shard)
+
+    def _close(self, shard: OpenShard) -> None:
+        del self._open[shard.shard_idx]
+        self._claims.leave(shard.shard_idx)
+
+    def _exchange(self) -> None:
+        """Take over what helpers have finished of this worker's shards, and leave others' shards that are final."""
+        self._last_exchange = time.monotonic()
+        for shard_idx, shard in list(self._open.items()):
+            if self._claims.holds(shard_idx):
+                shard.absorb()
+            elif self._paths.is_done(shard_idx):
+                shard.close()
+                self._close(shard)
 
     def _find_work(self) -> bool:
-        """Open a shard, or wait a little if other workers hold all that is left. False once everything is done."""
-        if not self._claims.look_again():
-            return False
-        if self._open_next_shard():
+        """Claim rows, or wait a little if other workers hold all that is left. False once everything is done."""
+        for shard in self._open.values():
+            shard.sync()  # whom this worker helps waits for it
+        self._metrics.write_if_changed(self._figures())
+        self._exchange()
+        self._last_look = -IDLE_SECS
+        if self._open_next():
             return True
+        if not self._open and not self._claims.look_again():
+            return False
         self._engine.keep_alive()
         with self._stopwatch.measure("waiting for other workers"):
             self._stop.wait(IDLE_SECS)
@@ -185,6 +233,7 @@ class Runner:
 
     def _leave(self) -> None:
         """Give back what is held. Journals keep the finished rows of unfinished shards."""
+        self._watchdog.close()
         try:
             for shard in self._open.values():
                 with contextlib.suppress(OSError):  # the disk that stopped the run may refuse this, too
@@ -197,13 +246,13 @@ class Runner:
             self._progress.close()
 
     def _exit_code(self) -> int:
-        self._totals = read_totals(self._prepared)
+        self._totals = conclude(self._prepared)
         return exit_code_of(self._totals, self._prepared)
 
     def summary(self) -> Summary:
         """Return what to tell the user at the end of a run that is done."""
         totals = self._totals
-        others = [figures for figures in self._read_others() if figures.launch_id == self._launch_id]
+        others = [figures for figures in self._crew.others(refresh=True) if figures.launch_id == self._launch_id]
         return Summary(
             output=self._prepared.config.output.output,
             num_parts=self._plan.num_shards,
@@ -229,38 +278,13 @@ class Runner:
             time=time.time(),
             elapsed_secs=self._elapsed_secs,
             num_rows=self._counts.num_rows,
-            num_open_rows=sum(shard.num_done for shard in self._open.values()),
+            num_open_rows=sum(shard.num_done for idx, shard in self._open.items() if self._claims.holds(idx)),
             num_errors=self._counts.num_errors,
             num_tokens=self._engine.num_computed_tokens,
-            open_shards=tuple(self._open),
+            open_shards=self._claims.held,
         )
 
     def _report(self) -> None:
         self._metrics.write_if_due(self._figures())
         if self._progress.is_due():
-            self._progress.show(self._position())
-
-    def _position(self, refresh: bool = False) -> Position:
-        """Add up this worker's figures of now and the other workers' latest."""
-        # Of a worker that has just died, its shards may be ours by now: count no row twice.
-        others = [f for f in self._read_others(refresh) if not self._open.keys() & set(f.open_shards)]
-        workers = [*others, self._figures()]
-        num_rows = self._others[1] + sum(figures.num_open_rows for figures in workers)
-        return Position(
-            num_rows=min(num_rows, self._plan.num_completions),
-            total_rows=self._plan.num_completions,
-            num_errors=sum(figures.num_errors for figures in workers),
-            num_new_rows=sum(figures.num_rows for figures in workers),
-            num_tokens=sum(figures.num_tokens for figures in workers),
-            tokens_per_sec=sum(figures.num_tokens / max(figures.elapsed_secs, 1e-9) for figures in workers),
-        )
-
-    def _read_others(self, refresh: bool = False) -> list[Figures]:
-        """Return the other workers' figures, and remember them and the finished rows for some seconds."""
-        if refresh or time.monotonic() - self._others[0] >= OTHERS_SECS:
-            rows_of_shards = (len(self._plan.rows(shard_idx)) for shard_idx in self._paths.done_shards())
-            num_done_rows = sum(rows_of_shards) * self._plan.num_samples
-            latest = read_latest(self._paths.metrics_dir.glob("*.jsonl"))
-            others = [figures for figures in latest if figures.worker_id != self._worker_id]
-            self._others = (time.monotonic(), num_done_rows, others)
-        return self._others[2]
+            self._progress.show(self._crew.position(self._figures()))

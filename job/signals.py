@@ -12,6 +12,12 @@ class StopFlag:
     def __init__(self) -> None:
         """Make a flag that nothing sets yet."""
         self.signal_name: str | None = None
+        self.last_asked = time.monotonic()
+        """When somebody last asked: the loop and the engines do so before every token. See ``Watchdog``."""
+
+    def request(self, name: str) -> None:
+        """Set the flag; ``name`` says why, if it is the first reason."""
+        self.signal_name = self.signal_name or name
 
     def install(self) -> None:
         """Let the signals set the flag."""
@@ -20,6 +26,7 @@ class StopFlag:
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
+        self.last_asked = time.monotonic()
         return self.signal_name is not None
 
     def wait(self, secs: float) -> bool:
@@ -32,4 +39,4 @@ class StopFlag:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self():
             raise KeyboardInterrupt  # a second Ctrl-C: the user will not wait
-        self.signal_name = self.signal_name or signal.Signals(number).name
+        self.request(signal.Signals(number).name)

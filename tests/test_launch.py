@@ -195,7 +195,7 @@ def test_a_follower_that_dies_takes_its_replica_down(tiny_model: Callable[..., P
         *["--dtype", "float32", "--max-new-tokens", 24, "--rows-per-shard", 40, "--max-batch-rows", 8],
     ]
     processes = start_processes([*args, "--tensor-parallel-size", 2], 2)
-    while not list((tmp_path / "out").glob("journal/*")):
+    while not list((tmp_path / "out").glob("journal/*.arrows")):
         assert processes[0].poll() is None, processes[0].communicate()
     processes[1].kill()
     leader, _ = finish(processes, timeout=60)

@@ -16,6 +16,7 @@ from job.output.claims import Claims
 from job.output.leases import Leases, WorkerId
 from job.output.paths import RunPaths
 from job.output.plan import Plan
+from job.processes import start_time_of
 
 MakeLeases = Callable[..., Leases]
 
@@ -50,7 +51,7 @@ def dead_worker() -> WorkerId:
     """A process of this host that has ended."""
     process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     here = WorkerId.of_this_process()
-    worker = dataclasses.replace(here, pid=process.pid, start_time=leases_module._start_time(process.pid) or "")
+    worker = dataclasses.replace(here, pid=process.pid, start_time=start_time_of(process.pid) or "")
     assert not worker.is_dead()
     process.communicate()
     return worker
@@ -138,7 +139,7 @@ def test_nobody_is_declared_dead_from_another_host_or_container(change: dict[str
 
 def test_without_proc_nobody_is_declared_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, every living worker was taken for dead, and its shard taken over."""
-    monkeypatch.setattr(leases_module, "_start_time", lambda pid: None)
+    monkeypatch.setattr(leases_module, "start_time_of", lambda pid: None)
     monkeypatch.setattr(leases_module, "_pid_namespace", lambda: leases_module.UNKNOWN)
     assert not WorkerId.of_this_process().is_dead()
 
@@ -219,23 +220,79 @@ def test_a_killed_process_leaves_its_lease_to_the_next(make_leases: MakeLeases, 
     assert make_leases(WorkerId.of_this_process()).acquire(1)
 
 
+def shards_of(claims: Claims, number: int) -> list[int | None]:
+    """Claim so many times."""
+    return [claim and claim.shard_idx for claim in (claims.claim() for _ in range(number))]
+
+
 def test_claims_hand_out_what_is_neither_done_nor_held(make_leases: MakeLeases, paths: RunPaths) -> None:
     plan = Plan(num_rows=50, rows_per_shard=10)
     paths.part(1).touch()
     other = make_leases(elsewhere("b"))
     other.acquire(2)
     claims = Claims(paths, plan, make_leases(elsewhere("a")))
-    assert [claims.claim() for _ in range(4)] == [0, 3, 4, None]
+    assert shards_of(claims, 4) == [0, 3, 4, None]
     other.release(2)
-    assert claims.claim() is None
-    assert claims.look_again() and claims.claim() == 2
+    assert shards_of(claims, 1) == [None]
+    assert claims.look_again() and shards_of(claims, 1) == [2]
     for shard_idx in (0, 2, 3, 4):
         paths.part(shard_idx).touch()
-        claims.release(shard_idx)
+        claims.leave(shard_idx)
     assert not claims.look_again()
+    assert not [path for path in paths.lease_dir.iterdir() if not path.name.startswith(".")]
 
 
 def test_a_shard_finished_between_two_looks_is_not_claimed(make_leases: MakeLeases, paths: RunPaths) -> None:
     claims = Claims(paths, Plan(num_rows=20, rows_per_shard=10), make_leases(elsewhere("a")))
     paths.part(0).touch()
-    assert claims.claim() == 1 and not paths.lease(0).exists()
+    assert shards_of(claims, 1) == [1] and not paths.lease(0).exists()
+
+
+def test_who_has_no_shard_helps_from_the_end(make_leases: MakeLeases, paths: RunPaths) -> None:
+    """Every row is handed out once, to the holder or to the helper."""
+    plan = Plan(num_rows=150, rows_per_shard=150)
+    holder = Claims(paths, plan, make_leases(elsewhere("a")))
+    helper = Claims(paths, plan, make_leases(elsewhere("b")))
+    first = holder.claim()
+    assert first is not None and first.rows == range(32)
+    assert helper.claim() is None  # it has not looked at what others hold
+    assert helper.look_again()
+    helped = [claim.rows for claim in iter(helper.claim, None)]
+    assert helped == [range(128, 150), range(96, 128), range(64, 96), range(32, 64)]
+    assert holder.holds(0) and not helper.holds(0)
+    assert holder.look_again() and holder.claim() is None
+
+
+def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, paths: RunPaths) -> None:
+    plan = Plan(num_rows=64, rows_per_shard=64)
+    holder = Claims(paths, plan, make_leases(elsewhere("a")))
+    assert holder.claim() is not None
+    make_leases(elsewhere("b")).acquire(0, 1)
+    assert holder.claim() is None and holder.look_again() and holder.claim() is None
+    make_silent(paths.lease(0, 1), 61)
+    assert holder.look_again()
+    again = holder.claim()
+    assert again is not None and again.rows == range(32, 64)
+
+
+def test_a_helper_becomes_the_holder_of_a_shard_that_is_left(make_leases: MakeLeases, paths: RunPaths) -> None:
+    """It goes on with what it has not claimed already, or just writes the part if it has claimed everything."""
+    plan = Plan(num_rows=64, rows_per_shard=64)
+    old = make_leases(elsewhere("a"))
+    old.acquire(0)
+    claims = Claims(paths, plan, make_leases(elsewhere("b")))
+    assert claims.claim() is None and claims.look_again()
+    assert claims.claim() is not None and claims.claim() is not None
+    old.release(0)
+    assert claims.look_again() and claims.claim() is None
+    assert claims.holds(0)
+
+
+def test_a_shard_marked_for_retry_is_claimed_again(make_leases: MakeLeases, paths: RunPaths) -> None:
+    plan = Plan(num_rows=20, rows_per_shard=10)
+    paths.part(0).touch()
+    paths.part(1).touch()
+    paths.retry_dir.mkdir()
+    paths.retry(1).touch()
+    assert paths.done_shards() == {0}
+    assert shards_of(Claims(paths, plan, make_leases(elsewhere("a"))), 2) == [1, None]

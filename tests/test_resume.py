@@ -4,6 +4,8 @@ Workers are forked from this process, which has imported everything: a launch ta
 afford many. Replicas meet only in the run directory, so processes that know nothing of each other are replicas enough.
 """
 
+import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -19,7 +21,8 @@ import pytest
 
 import job.launching
 from job.engine.fake import FakeEngine
-from job.output import shard
+from job.output import plan, shard
+from job.output.plan import Plan
 from job.records import SampleKey
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
@@ -54,7 +57,7 @@ def exit_codes(workers: list[Any]) -> list[int]:
 def start_until_journal_has(num_bytes: int, args: list[str], output: Path, log: Path) -> Any:
     """Start a worker and return it as soon as a journal of it is so long."""
     (worker,) = start_workers(1, args, log)
-    while not [path for path in output.glob("journal/*") if path.stat().st_size > num_bytes]:
+    while not [path for path in output.glob("journal/*.arrows") if path.stat().st_size > num_bytes]:
         assert worker.is_alive(), log.read_text()
         time.sleep(0.01)
     return worker
@@ -66,6 +69,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = [{"id": i, "prompt": f"{i} and more" if i % 7 else None} for i in range(NUM_ROWS)]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
     monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
 
     def args(output: Path) -> list[str]:
@@ -85,7 +89,7 @@ def expected(run_job: Callable[..., Result], run_args: Callable[[Path], list[str
     return read_output(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("JOB_KILL_SEEDS", "8"))))
 def test_kills_at_random_moments_lose_and_double_nothing(
     run_args: Callable[[Path], list[str]],
     expected: Any,
@@ -114,6 +118,76 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     assert read_output(tmp_path / "out").equals(expected)
     assert not list((tmp_path / "out/journal").iterdir())
     assert not list((tmp_path / "out").glob(".part-*"))
+    assert not [path for path in (tmp_path / "out/leases").iterdir() if not path.name.startswith(".")]
+
+
+WRITES = ("fsync", "link", "replace", "rename", "unlink")
+"""What changes a file system for good, of which the order matters."""
+
+
+def _launch_and_die(step: int, args: list[str], log: Path) -> None:
+    """Run until the process is killed just before its write number ``step``."""
+    steps = itertools.count()
+
+    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*args, **options)
+
+        return call
+
+    for name in WRITES:
+        setattr(os, name, dying(getattr(os, name)))
+    _launch(args, log)
+
+
+NAMES = ("manifest.json", "journal", "leases", "metrics")
+"""What a run directory holds besides parts."""
+
+
+@pytest.mark.slow
+def test_a_kill_before_any_write_loses_and_doubles_nothing(
+    run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    """One step after the other, until a run comes to its end alive."""
+    small = ["--limit", "20", "--rows-per-shard", "10"]
+    assert run_job(*run_args(tmp_path / "undisturbed"), *small).exit_code == 0
+    expected = read_output(tmp_path / "undisturbed")
+    for step in itertools.count():
+        args, log = [*run_args(tmp_path / f"out{step}"), *small], tmp_path / "log"
+        worker = fork.Process(target=_launch_and_die, args=(step, args, log))
+        worker.start()
+        if exit_codes([worker]) == [0]:
+            break
+        assert worker.exitcode == -signal.SIGKILL, log.read_text()
+        assert exit_codes(start_workers(1, args, log)) == [0], log.read_text()
+        assert read_output(tmp_path / f"out{step}").equals(expected), f"killed before write {step}"
+        names = {str(path.relative_to(tmp_path / f"out{step}")) for path in (tmp_path / f"out{step}").rglob("*")}
+        parts = {"part-00000.parquet", "part-00001.parquet"}
+        left = {name for name in names - parts - set(NAMES) if not name.startswith("metrics/")}
+        assert all(Path(name).name.startswith(".") for name in left), f"killed before write {step}: {left}"
+    assert step > 40
+
+
+def test_all_workers_share_the_only_shard(
+    run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One holds it and writes the part; the others help with slices. Hardly a row is computed twice."""
+    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.runner.EXCHANGE_SECS", 0.02)
+    monkeypatch.setattr("job.crew.OTHERS_SECS", 0.02)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.1")
+    args = run_args(tmp_path / "out")
+    args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
+    workers = start_workers(3, args, tmp_path / "log")
+    assert exit_codes(workers) == [0] * 3, (tmp_path / "log").read_text()
+    assert read_output(tmp_path / "out").equals(expected)
+    figures = [json.loads(path.read_text().splitlines()[-1]) for path in (tmp_path / "out/metrics").iterdir()]
+    shares = sorted(one["num_rows"] for one in figures)
+    assert shares[0] >= NUM_ROWS * NUM_SAMPLES / 6, shares
+    assert sum(shares) <= NUM_ROWS * NUM_SAMPLES * 1.1, shares
+    assert not [path for path in (tmp_path / "out/leases").iterdir() if not path.name.startswith(".")]
 
 
 def test_a_restart_computes_only_what_no_journal_holds(
@@ -228,4 +302,24 @@ def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
     assert not (tmp_path / "out/part-00002.parquet").exists()
     assert (tmp_path / "out/part-00000.parquet").exists()
     assert run_job(*args).exit_code == 0
+    assert read_output(tmp_path / "out").equals(expected)
+
+
+def test_a_shard_of_which_others_have_every_slice_is_still_written(
+    run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regression: its new holder had no row of it to compute, never opened it, and all waited for ever."""
+    args, log = run_args(tmp_path / "out"), tmp_path / "log"
+    args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
+    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.3")
+    holder = start_until_journal_has(0, args, tmp_path / "out", log)
+    helpers = start_workers(1, args, log)
+    slices = len(Plan(num_rows=NUM_ROWS, rows_per_shard=NUM_ROWS).slices(0))
+    while len(list((tmp_path / "out/leases").glob("*.[0-9]*"))) < slices:
+        assert holder.is_alive()
+        time.sleep(0.01)
+    os.kill(holder.pid, signal.SIGKILL)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.01")
+    assert exit_codes([*helpers, *start_workers(1, args, log)]) == [0, 0], log.read_text()
     assert read_output(tmp_path / "out").equals(expected)

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from job.config import DataConfig
 from job.data import lines
 from job.data.lines import LinesSource, index_lines
 from job.data.opening import OpenDataset, open_dataset
+from job.data.reader import SliceReader
 from job.data.source import ParquetSource, Source
 from job.errors import JobError, UsageError
-from job.records import Row
+from job.records import Row, RowBlock
 
 PROMPTS = [f"prompt {idx}" for idx in range(700)]
 """More than two blocks of rows and than two strides of the line index."""
@@ -622,3 +623,30 @@ def test_parquet_behind_a_url_is_read_by_row_group(tmp_path: Path) -> None:
     source = ParquetSource([f"file://{path}"])
     rows = [row for block in source.read(350, 620, ["prompt"], []) for row in block.rows]
     assert [(row.row_idx, row.values["prompt"]) for row in rows] == [(i, f"p{i}") for i in range(350, 620)]
+
+
+def test_slices_are_read_in_one_pass_whatever_the_source(form: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borders of slices are not those of blocks; a slice out of order, or with other columns, begins a new pass."""
+    passes: list[tuple[int, int]] = []
+    read = type(form).read
+
+    def record(self: Any, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
+        passes.append((start, stop))
+        return read(self, start, stop, columns, kept)
+
+    monkeypatch.setattr(type(form), "read", record)
+    reader = SliceReader(form, "data")
+
+    def texts(start: int, stop: int, columns: tuple[str, ...] = ("text",)) -> list[Any]:
+        blocks = reader.read(range(start, stop), 600, columns, ("text",))
+        assert [row.row_idx for block in blocks for row in block.rows] == list(range(start, stop))
+        return [text for block in blocks for text in block.kept["text"].to_pylist()]
+
+    for start, stop in ((0, 100), (100, 101), (101, 590), (590, 600)):
+        assert texts(start, stop) == PROMPTS[start:stop]
+    assert passes == [(0, 600)]
+    assert texts(500, 550) == PROMPTS[500:550]
+    assert texts(20, 40) == PROMPTS[20:40]
+    assert texts(40, 50, ()) == PROMPTS[40:50]
+    assert texts(50, 60, ()) == PROMPTS[50:60]
+    assert passes == [(0, 600), (500, 600), (20, 600), (40, 600)]

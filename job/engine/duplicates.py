@@ -43,6 +43,11 @@ class SharedCompletions:
         """See ``Engine``."""
         return self._engine.num_computed_tokens
 
+    @property
+    def at_work(self) -> list[Request]:
+        """See ``Engine``."""
+        return self._engine.at_work
+
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         digest = _digest(request)

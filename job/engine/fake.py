@@ -32,6 +32,11 @@ class FakeEngine:
         """See ``Engine``."""
         return len(self._pending)
 
+    @property
+    def at_work(self) -> list[Request]:
+        """See ``Engine``."""
+        return list(self._pending)[: self._rows_per_step]
+
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         self._pending.append(request)

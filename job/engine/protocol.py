@@ -31,6 +31,10 @@ class Engine(Protocol):
     def num_computed_tokens(self) -> int:
         """Prompt and completion tokens computed so far, those of unfinished requests included."""
 
+    @property
+    def at_work(self) -> list[Request]:
+        """What is being computed at the moment. Other threads may ask."""
+
     def submit(self, request: Request) -> None:
         """Add a request."""
 

@@ -67,6 +67,7 @@ class StaticEngine:
         self._max_rows, self._max_tokens = batch_limits(model, config, replica.device)
         self._pending: deque[Request] = deque()
         self._is_sorted = True
+        self._batch: list[Request] = []
         self.num_computed_tokens = 0
         # generate fills what is None in our configuration from the model's own (temperature, top_p, eos, ...).
         model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
@@ -86,6 +87,11 @@ class StaticEngine:
         """See ``Engine``."""
         return PENDING_BATCHES * self._max_rows
 
+    @property
+    def at_work(self) -> list[Request]:
+        """See ``Engine``."""
+        return self._batch
+
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         self._pending.append(request)
@@ -95,7 +101,8 @@ class StaticEngine:
         """Generate one batch of the longest pending requests."""
         if not self._pending or self._should_stop():
             return []
-        return self._attempt(self._next_batch())
+        self._batch = self._next_batch()
+        return self._attempt(self._batch)
 
     def keep_alive(self) -> None:
         """See ``Engine``."""

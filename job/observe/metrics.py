@@ -38,15 +38,21 @@ class MetricsFile:
         """Write nothing yet."""
         self._path, self._every_secs = path, every_secs
         self._last: float | None = None
+        self._num_rows = -1
 
     def write_if_due(self, figures: Figures) -> None:
         """Append a line if the last is old enough."""
         if self._last is None or time.monotonic() - self._last >= self._every_secs:
             self.write(figures)
 
+    def write_if_changed(self, figures: Figures) -> None:
+        """Append a line if rows were finished since the last."""
+        if figures.num_rows != self._num_rows:
+            self.write(figures)
+
     def write(self, figures: Figures) -> None:
         """Append a line."""
-        self._last = time.monotonic()
+        self._last, self._num_rows = time.monotonic(), figures.num_rows
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(figures)) + "\n")
 

@@ -1,5 +1,20 @@
 """Figures as people read them."""
 
+from collections.abc import Sequence
+
+MAX_SHOWN = 8
+
+
+def rows_text(rows: Sequence[int]) -> str:
+    """Name some rows.
+
+    >>> rows_text([7]), rows_text([3, 1, 2]), rows_text(range(100)), rows_text([])
+    ('row 7', 'rows 1, 2, 3', 'rows 0, 1, 2, 3, 4, 5, 6, 7 and 92 more', 'no row')
+    """
+    shown = ", ".join(map(str, sorted(rows)[:MAX_SHOWN]))
+    more = f" and {len(rows) - MAX_SHOWN} more" if len(rows) > MAX_SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}" if rows else "no row"
+
 
 def format_secs(secs: float) -> str:
     """Return a duration as people say it.

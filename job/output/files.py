@@ -23,7 +23,7 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def create_exclusively(path: Path, data: bytes, worker_id: str) -> bool:
+def create_exclusively(path: Path, data: bytes, worker_id: str, *, durable: bool = True) -> bool:
     """Create a file with its whole contents at once, or return False if it exists.
 
     Writes aside and links: whoever sees the name sees the contents, and of many processes one wins. ``O_EXCL`` alone
@@ -32,13 +32,15 @@ def create_exclusively(path: Path, data: bytes, worker_id: str) -> bool:
     tmp = path.with_name(f".{path.name}.{worker_id}.tmp")
     tmp.write_bytes(data)
     try:
-        fsync_file(tmp)
+        if durable:
+            fsync_file(tmp)
         _link(tmp, path)
     except FileExistsError:
         return False
     finally:
         tmp.unlink()
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
     return True
 
 

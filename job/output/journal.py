@@ -50,7 +50,7 @@ class Journal:
         Args:
             sync_secs: a kill loses at most the rows that finished in so many seconds.
         """
-        self._path, self._sync_secs = path, sync_secs
+        self.path, self._sync_secs = path, sync_secs
         self._file: BinaryIO | None = None
         self._writer: Any = None
         self._buffer: list[Completion] = []
@@ -71,9 +71,9 @@ class Journal:
         if not self._buffer:
             return
         if self._file is None:
-            self._file = self._path.open("wb")
+            self._file = self.path.open("wb")
             self._writer = pa.ipc.new_stream(self._file, COMPLETION_SCHEMA)
-            fsync_dir(self._path.parent)
+            fsync_dir(self.path.parent)
         batch = completions_to_batch(self._buffer)
         self._writer.write_batch(batch, custom_metadata={"crc32": _checksum(self._buffer)})
         self._file.flush()

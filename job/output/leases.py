@@ -1,4 +1,4 @@
-"""Leases: who works on which shard, on any shared file system, without a server.
+"""Leases: who works on which shard or slice of one, on any shared file system, without a server.
 
 A lease is a file. Creating it claims the shard, touching it says that its holder lives, removing it gives the shard
 back. A lease whose holder is silent for too long is taken over by renaming it away: of many who try, one succeeds.
@@ -19,6 +19,10 @@ from pathlib import Path
 
 from job.output.files import create_exclusively
 from job.output.paths import RunPaths
+from job.processes import start_time_of
+
+STALE_SECS = 60.0
+"""Silence after which a lease may be taken over. Heartbeats come 12 times as often."""
 
 UNKNOWN = "unknown"
 """The namespace where there is no /proc: nobody can tell there whether a process runs, only silence can."""
@@ -41,7 +45,7 @@ class WorkerId:
     def of_this_process(cls) -> "WorkerId":
         """Describe the process that calls."""
         return cls(
-            socket.gethostname(), os.getpid(), _start_time(os.getpid()) or "0", _pid_namespace(), secrets.token_hex(3)
+            socket.gethostname(), os.getpid(), start_time_of(os.getpid()) or "0", _pid_namespace(), secrets.token_hex(3)
         )
 
     def __str__(self) -> str:
@@ -53,13 +57,15 @@ class WorkerId:
         here = socket.gethostname(), _pid_namespace()
         if self.namespace == UNKNOWN or (self.host, self.namespace) != here:
             return False
-        return _start_time(self.pid) != self.start_time
+        return start_time_of(self.pid) != self.start_time
 
 
 class Leases:
     """The shards that this worker holds, kept alive by a thread."""
 
-    def __init__(self, paths: RunPaths, worker: WorkerId, *, stale_secs: float = 60.0, beat_secs: float = 5.0) -> None:
+    def __init__(
+        self, paths: RunPaths, worker: WorkerId, *, stale_secs: float = STALE_SECS, beat_secs: float | None = None
+    ) -> None:
         """Start the heartbeat.
 
         Args:
@@ -67,25 +73,27 @@ class Leases:
             beat_secs: time between two heartbeats; several must fit into ``stale_secs``.
         """
         self._paths, self._worker = paths, worker
-        self._stale_secs, self._beat_secs = stale_secs, beat_secs
-        self._held: set[int] = set()
+        self._stale_secs, self._beat_secs = stale_secs, stale_secs / 12 if beat_secs is None else beat_secs
+        self._held: set[Path] = set()
         self._clock = paths.lease_dir / f".clock-{worker}"
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
         self._thread.start()
 
-    def acquire(self, shard_idx: int) -> bool:
-        """Try to claim a shard, taking over the lease of a dead worker. True if it is ours now."""
-        lease = self._paths.lease(shard_idx)
+    def acquire(self, shard_idx: int, slice_idx: int | None = None) -> bool:
+        """Try to claim a shard, or a slice of one, taking over the lease of a dead worker. True if it is ours now."""
+        lease = self._paths.lease(shard_idx, slice_idx)
         if not self._create(lease) and not (self._clear_if_dead(lease) and self._create(lease)):
             return False
-        self._held.add(shard_idx)
+        self._held.add(lease)
         return True
 
-    def release(self, shard_idx: int) -> None:
-        """Give a shard back."""
-        self._held.discard(shard_idx)
-        lease = self._paths.lease(shard_idx)
+    def release(self, shard_idx: int, slice_idx: int | None = None) -> None:
+        """Give a shard or a slice back."""
+        self._release(self._paths.lease(shard_idx, slice_idx))
+
+    def _release(self, lease: Path) -> None:
+        self._held.discard(lease)
         if self._holder(lease) == self._worker:
             lease.unlink(missing_ok=True)
 
@@ -93,13 +101,13 @@ class Leases:
         """Give everything back and stop the heartbeat."""
         self._stopped.set()
         self._thread.join()
-        for shard_idx in list(self._held):
-            self.release(shard_idx)
+        for lease in list(self._held):
+            self._release(lease)
         self._clock.unlink(missing_ok=True)
 
     def _create(self, lease: Path) -> bool:
         record = {name: getattr(self._worker, name) for name in WorkerId.__slots__}
-        return create_exclusively(lease, json.dumps(record).encode(), str(self._worker))
+        return create_exclusively(lease, json.dumps(record).encode(), str(self._worker), durable=False)
 
     def _clear_if_dead(self, lease: Path) -> bool:
         """Rename a dead worker's lease away. False if the holder lives, or another was faster."""
@@ -134,17 +142,9 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._beat_secs):
-            for shard_idx in list(self._held):
+            for lease in list(self._held):
                 with contextlib.suppress(OSError):  # gone: taken over. Full or away: the main thread meets it too.
-                    os.utime(self._paths.lease(shard_idx))
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; None if there is none (proc(5), field 22)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+                    os.utime(lease)
 
 
 def _pid_namespace() -> str:

@@ -1,5 +1,7 @@
 """The names of all files in a run directory. No path is put together anywhere else."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +53,18 @@ class RunPaths:
         """Who works on which shard."""
         return self.root / "leases"
 
-    def lease(self, shard_idx: int) -> Path:
-        """Return the file whose exclusive creation claims a shard."""
-        return self.lease_dir / self.number(shard_idx)
+    def lease(self, shard_idx: int, slice_idx: int | None = None) -> Path:
+        """Return the file whose exclusive creation claims a shard, or the work on a slice of it."""
+        return self.lease_dir / (self.number(shard_idx) + ("" if slice_idx is None else f".{slice_idx:04d}"))
+
+    @property
+    def retry_dir(self) -> Path:
+        """Which shards are to be done again in part though they are final. Made by ``job retry``."""
+        return self.root / "retry"
+
+    def retry(self, shard_idx: int) -> Path:
+        """Return the file that says which error rows of a final shard are to be done again."""
+        return self.retry_dir / self.number(shard_idx)
 
     @property
     def metrics_dir(self) -> Path:
@@ -84,10 +95,25 @@ class RunPaths:
             probe.write_bytes(b"probe")
             probe.unlink()
 
+    def leftovers(self) -> Iterator[Path]:
+        """List what killed workers have left in a run of which every shard is done, and living ones can do without.
+
+        Files with a dot in leases/ are not among them: a living worker may be about to link one.
+        """
+        yield from self.journal_dir.iterdir()
+        yield from (path for path in self.lease_dir.iterdir() if not path.name.startswith("."))
+        yield from self.root.glob(".part-*.tmp")
+
+    def is_done(self, shard_idx: int) -> bool:
+        """Whether a shard's final file exists and none of its rows is to be done again."""
+        return self.part(shard_idx).exists() and not self.retry(shard_idx).exists()
+
     def done_shards(self) -> set[int]:
-        """Return the shards whose final file exists, from one listing of the directory."""
-        names = {path.name for path in self.root.iterdir()}
-        return {shard_idx for shard_idx in range(self.num_shards) if self.part(shard_idx).name in names}
+        """Return the shards that are done, from one listing of each directory."""
+        names = {entry.name for entry in os.scandir(self.root)}
+        again = {entry.name for entry in os.scandir(self.retry_dir)} if self.retry_dir.name in names else set()
+        numbers = map(self.number, range(self.num_shards))
+        return {idx for idx, number in enumerate(numbers) if f"part-{number}.parquet" in names and number not in again}
 
 
 def manifest_path(root: Path) -> Path:

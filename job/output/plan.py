@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from job.records import SampleKey
 
+MIN_SLICE_ROWS = 32
+MAX_SLICES = 64
+"""Workers that have no shard of their own help with slices of others': small enough that all end together, large enough
+that a lease for each costs nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -34,6 +39,16 @@ class Plan:
         """Return the row indices of a shard."""
         start = shard_idx * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.num_rows))
+
+    def slices(self, shard_idx: int) -> list[range]:
+        """Return the consecutive row indices that a shard is worked on in. They do not show in the output.
+
+        >>> Plan(num_rows=70, rows_per_shard=100).slices(0)
+        [range(0, 32), range(32, 64), range(64, 70)]
+        """
+        rows = self.rows(shard_idx)
+        size = max(MIN_SLICE_ROWS, -(-len(rows) // MAX_SLICES))
+        return [rows[start : start + size] for start in range(0, len(rows), size)] or [rows]
 
     def keys(self, shard_idx: int) -> Iterator[SampleKey]:
         """Yield (row_idx, sample_idx) of every output row of a shard, in the order they are written."""

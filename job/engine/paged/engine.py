@@ -98,6 +98,11 @@ class PagedEngine:
         """See ``Engine``."""
         return self._num_finished_tokens + sum(sequence.num_cached for sequence in self.scheduler.running)
 
+    @property
+    def at_work(self) -> list[Request]:
+        """See ``Engine``."""
+        return [sequence.request for sequence in list(self.scheduler.running)]
+
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         self.scheduler.submit(Running.of(request))

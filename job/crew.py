@@ -1,0 +1,52 @@
+"""What all workers of a run have done together, from what each writes about itself."""
+
+import time
+
+from job.observe.metrics import Figures, read_latest
+from job.observe.progress import Position
+from job.output.paths import RunPaths
+from job.output.plan import Plan
+
+OTHERS_SECS = 10.0
+"""How often the others' figures are read."""
+
+
+class Crew:
+    """One worker's view of all."""
+
+    def __init__(self, paths: RunPaths, plan: Plan, worker_id: str, num_replicas: int) -> None:
+        """Know of nobody yet but the replicas of this launch."""
+        self._paths, self._plan, self._worker_id, self._num_replicas = paths, plan, worker_id, num_replicas
+        self._read_at = -OTHERS_SECS
+        self._num_done_rows = 0
+        self._others: list[Figures] = []
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that share what is left: this launch's, or more if others are at work."""
+        return max(self._num_replicas, 1 + len(self._others))
+
+    def others(self, *, refresh: bool = False) -> list[Figures]:
+        """Return the other workers' latest figures, which are remembered for some seconds."""
+        if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
+            num_rows = sum(len(self._plan.rows(shard_idx)) for shard_idx in self._paths.done_shards())
+            self._num_done_rows = num_rows * self._plan.num_samples
+            latest = read_latest(self._paths.metrics_dir.glob("*.jsonl"))
+            self._others = [figures for figures in latest if figures.worker_id != self._worker_id]
+            self._read_at = time.monotonic()
+        return self._others
+
+    def position(self, own: Figures, *, refresh: bool = False) -> Position:
+        """Add up this worker's figures of now and the others' latest."""
+        # Of a worker that has just died, its shards may be ours by now: count no row twice.
+        others = [f for f in self.others(refresh=refresh) if not set(own.open_shards) & set(f.open_shards)]
+        workers = [*others, own]
+        num_rows = self._num_done_rows + sum(figures.num_open_rows for figures in workers)
+        return Position(
+            num_rows=min(num_rows, self._plan.num_completions),
+            total_rows=self._plan.num_completions,
+            num_errors=sum(figures.num_errors for figures in workers),
+            num_new_rows=sum(figures.num_rows for figures in workers),
+            num_tokens=sum(figures.num_tokens for figures in workers),
+            tokens_per_sec=sum(figures.num_tokens / max(figures.elapsed_secs, 1e-9) for figures in workers),
+        )

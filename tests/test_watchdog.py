@@ -1,0 +1,106 @@
+"""A stalled engine, and a launcher that is gone: both end the process, and say why."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.launcher_watch import launchers_above
+from tests.conftest import finish, start_processes
+from tests.test_run import write_jsonl
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_stalled_engine_ends_with_the_rows_it_was_at(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(200)])
+    args = ["-m", "job", "run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
+    args += ["--output", tmp_path / "out", "--stall-timeout", 0.5]
+    (result,) = finish(start_processes(args, env={"JOB_FAKE_STEP_SECS": "30"}), timeout=60)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("job: ")]
+    assert "the engine has not ended a step for" in line
+    assert "It was at rows 0, 1, 2, 3, 4, 5, 6, 7 and 56 more." in line
+
+
+def wait_for(condition: Callable[[], Any], secs: float = 60) -> Any:
+    """Return what the condition gives as soon as it is true."""
+    end = time.monotonic() + secs
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that one has started."""
+    output = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+    return [int(line) for line in output.split()]
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Return the processes below one."""
+    children = children_of(pid)
+    return [*children, *(below for child in children for below in descendants_of(child))]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "number"), [("deepspeed", signal.SIGTERM), ("torchrun", signal.SIGKILL)])
+def test_no_worker_outlives_its_launcher(
+    tiny_model: Callable[..., Path], tmp_path: Path, launcher: str, number: signal.Signals
+) -> None:
+    """deepspeed dies of SIGTERM and leaves its workers; a torchrun that is killed does, too. They stop cleanly."""
+    from tests.conftest import free_port
+
+    command = {
+        "deepspeed": ["-q", "--num_gpus", "2", "--master_port", str(free_port()), "--module", "job"],
+        "torchrun": ["--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "job"],
+    }[launcher]
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(6400)])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    bin_dir = Path(sys.executable).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [bin_dir / launcher, *command, *map(str, [*args, "--rows-per-shard", 100])],
+        env={**env, "JOB_FAKE_STEP_SECS": "0.5"},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    below: list[int] = []
+    try:
+        wait_for(lambda: len(list((tmp_path / "out").glob("part-*"))) >= 2)
+        below = descendants_of(process.pid)
+        assert len(below) >= 2
+        process.send_signal(number)
+        process.wait(timeout=30)
+        wait_for(lambda: not any(map(is_alive, below)), 20)
+    finally:
+        process.kill()
+        for pid in filter(is_alive, below):
+            os.kill(pid, signal.SIGKILL)
+    assert [path for path in (tmp_path / "out/leases").iterdir() if not path.name.startswith(".")] == []
+
+
+def test_only_launchers_are_watched() -> None:
+    """A shell, or a test, may end before what it has started."""
+    assert launchers_above(os.getpid()) == []
+    code = "import os; from job.launcher_watch import launchers_above; print(len(launchers_above(os.getpid())))"
+    start = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
+    for name, number in (("torchrun", "1"), ("nohup", "0")):
+        result = subprocess.run([sys.executable, "-c", start, code, name], capture_output=True, text=True, cwd=ROOT)
+        assert result.stdout.strip() == number, result.stderr
