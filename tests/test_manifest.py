@@ -138,6 +138,6 @@ def test_a_manifest_that_is_none_of_ours_is_refused_in_one_line(tmp_path: Path, 
     """Another format's version ended with exit code 1, as if a run had been started."""
     manifest_path(tmp_path).write_bytes(content)
     message = refusal(tmp_path, manifest())
-    assert str(manifest_path(tmp_path)) in message and message.endswith("Use a new --output.")
+    assert str(manifest_path(tmp_path)) in message and message.endswith("a run needs a new --output.")
     assert "\n" not in message
     assert manifest_path(tmp_path).read_bytes() == content

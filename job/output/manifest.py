@@ -47,13 +47,13 @@ def read_manifest(root: Path) -> Manifest | None:
         if content["format_version"] != FORMAT_VERSION:
             raise UsageError(
                 f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}. "
-                "Use the version that made it, or a new --output."
+                "Use the version that made it; a run needs a new --output."
             )
         return Manifest(content["identity"], content["about"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a manifest ({error!r}): not the --output of a run, or damaged.") from None
+        raise UsageError(f"{path} is not a manifest ({error!r}); a run needs a new --output.") from None
 
 
 def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifest:
