@@ -1,0 +1,285 @@
+"""Runs on a real Slurm, and what happens to them there. Each must end with the table of an undisturbed run.
+
+What happens to a run is a scenario, a function. All scenarios that are asked for go on at the same time on nodes of
+their own, since most of their time is waiting for Slurm's clocks; a test waits for its scenario and looks at the table.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result
+from tests.slurm.cluster import Lab, Submitted, until
+from tests.test_run import read_output
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Scenario = Callable[[Lab], Submitted]
+
+NUM_AT_ONCE = 5
+"""Each launch needs seconds of processor time to import its libraries."""
+
+
+def scenario(function: Scenario) -> Callable[[Any], Any]:
+    """Say which scenario a test is about."""
+
+    def decorate(test: Any) -> Any:
+        test.scenario = function
+        return test
+
+    return decorate
+
+
+@pytest.fixture(scope="module")
+def futures(request: pytest.FixtureRequest, lab: Lab) -> Iterator[dict[Scenario, Future[Submitted]]]:
+    """Start the scenarios of all tests that were asked for."""
+    tests = [item.function for item in request.session.items if isinstance(item, pytest.Function)]
+    wanted = [test.scenario for test in tests if hasattr(test, "scenario")]
+    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+        yield {function: pool.submit(function, lab) for function in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def submitted(request: pytest.FixtureRequest, futures: dict[Scenario, Future[Submitted]]) -> Submitted:
+    """Wait for a test's scenario, and return the submission that finished the run."""
+    return futures[request.function.scenario].result()
+
+
+@pytest.fixture
+def check(submitted: Submitted, run_job: Callable[..., Result], tmp_path: Path) -> Callable[[], None]:
+    """Return a function that compares a run's table with an undisturbed run's, and sees that nothing is left over."""
+
+    def compare() -> None:
+        # One process, whatever it was on Slurm: the last --tensor-parallel-size counts.
+        undisturbed = run_job("run", *submitted.arguments, "--tensor-parallel-size", 1, "--output", tmp_path / "out")
+        assert undisturbed.exit_code == 0, undisturbed.stderr
+        assert read_output(submitted.output).equals(read_output(tmp_path / "out"))
+        names, expected = ({path.name for path in d.iterdir()} for d in (submitted.output, tmp_path / "out"))
+        assert names == expected
+        assert list(submitted.output.glob("journal/*")) == list(submitted.output.glob("leases/[0-9]*")) == []
+
+    return compare
+
+
+def time_limit(lab: Lab) -> Submitted:
+    """Meet the time limit twice."""
+    run = lab.submit(
+        "one-node.sbatch",
+        "time-limit",
+        nodes=[1],
+        num_rows=12_800,
+        step_secs=0.5,
+        sbatch=["--time=1", "--signal=USR1@10"],
+        fast_after=2,
+    )
+    run.wait_done()
+    return run
+
+
+def cut_cable(lab: Lab) -> Submitted:
+    """Cut a worker off. It goes on, and Slurm starts another in its place."""
+    run = lab.submit(
+        "array.sbatch",
+        "cut-cable",
+        nodes=[5, 6, 7],
+        num_rows=12_800,
+        step_secs=0.5,
+        sbatch=["--array=0-1", "--gpus-per-node=4"],
+        fast_after=1,
+    )
+    run.wait_for_workers(2)
+    old = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node5")
+    other = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node6")
+    lab.cluster.node("cut-net", "node5")
+    # Let its shard be taken over while it is away, and go on with it: two workers write one shard.
+    shard, pid = next((shard, pid) for shard, (host, pid) in run.leases().items() if host == "node5")
+    lab.cluster.node("exec", "node5", "kill", "-STOP", pid)
+    part = run.output / f"part-{shard}.parquet"
+    until(lambda: run.leases().get(shard, ("node5", 0))[0] != "node5" or part.exists(), lambda: run.log)
+    lab.cluster.node("exec", "node5", "kill", "-CONT", pid)
+    old.wait_for(lambda job: job["Restarts"] == "1" and job["NodeList"] == "node7")
+    num_bytes = len(run.metrics("node5"))
+    until(lambda: len(run.metrics("node5")) > num_bytes, lambda: "the old worker writes no more")
+    old.wait_done()
+    other.wait_done()
+    until(lambda: not run.leases(), lambda: run.log)
+    return run
+
+
+def power_cut(lab: Lab) -> Submitted:
+    """Cut a worker's power. The other one takes its shard over and finishes the run before Slurm has noticed."""
+    run = lab.submit(
+        "array.sbatch",
+        "power-cut",
+        nodes=[3, 4],
+        num_rows=3840,
+        step_secs=0.25,
+        sbatch=["--array=0-1", "--gpus-per-node=4"],
+    )
+    run.wait_for_workers(2)
+    dead = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node3")
+    other = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node4")
+    lab.cluster.node("kill-node", "node3")
+    other.wait_done()
+    assert len(list(run.output.glob("part-*"))) == 12
+    restarted = dead.wait_done()
+    assert (restarted["Restarts"], restarted["NodeList"]) == ("1", "node4")
+    assert "all 3,840 rows are done already" in run.log
+    return run
+
+
+def preemption(lab: Lab) -> Submitted:
+    """Let a job of a higher partition take a node from two array tasks. Only TERM comes, and only to their steps."""
+    run = lab.submit(
+        "array.sbatch",
+        "preemption",
+        nodes=[8],
+        num_rows=6400,
+        step_secs=0.5,
+        sbatch=["--partition=low", "--array=0-1"],
+        fast_after=1,
+    )
+    until(lambda: len(run.leases()) >= 2, lambda: run.log)
+    lab.cluster.command(
+        *["sbatch", "--parsable", "--partition=main", "--nodelist=node8", "--exclusive", "--time=1"],
+        *["--output=/dev/null", "--wrap=sleep 3"],
+    )
+    assert [run.task(idx).wait_done()["Restarts"] for idx in range(2)] == ["1", "1"]
+    assert run.log.count("stopped on SIGTERM") == 2
+    assert run.log.count("stopped, and requeued: restart 1 of at most 50") == 2
+    return run
+
+
+def stopped_by_hand(lab: Lab) -> Submitted:
+    """Stop a run where the site allows no requeue, cancel the next one, and let the third finish."""
+    submission: dict[str, Any] = {"nodes": [2], "num_rows": 6400}
+
+    def submit(*sbatch: str, step_secs: float) -> Submitted:
+        return lab.submit("one-node.sbatch", "stopped", step_secs=step_secs, sbatch=sbatch, **submission)
+
+    first = submit("--no-requeue", step_secs=0.5)
+    first.wait_for_workers(1)
+    lab.cluster.command("scancel", "--signal=TERM", first.job_id)
+    job = first.wait()
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "75:0"), first.log
+    assert "this site refuses a requeue" in first.log
+    assert first.leases() == {}
+    second = submit(step_secs=0.5)
+    until(second.leases, lambda: second.log)
+    lab.cluster.command("scancel", second.job_id)
+    job = second.wait()
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), second.log
+    assert second.log.count("stopped on SIGTERM") == 2
+    assert second.leases() == {}
+    third = submit(step_secs=0)
+    third.wait_done()
+    assert second.show()["JobState"] == "CANCELLED"
+    return third
+
+
+def array_of_four(lab: Lab) -> Submitted:
+    """Kill one task of four for good."""
+    run = lab.submit(
+        "array.sbatch",
+        "array-of-four",
+        nodes=[1, 2],
+        num_rows=5120,
+        step_secs=0.5,
+        sbatch=["--array=0-3", "--gpus-per-node=2"],
+    )
+    until(lambda: len(run.leases()) >= 4, lambda: run.log)
+    run.wait_for_workers(2)
+    host, pid = next(iter(run.leases().values()))
+    lab.cluster.node("exec", host, "kill", "-KILL", pid)
+    jobs = [run.task(idx).wait() for idx in range(4)]
+    ends = sorted((job["JobState"], job["ExitCode"], job["Restarts"]) for job in jobs)
+    assert ends == [("COMPLETED", "0:0", "0")] * 3 + [("FAILED", "137:0", "0")], run.log
+    return run
+
+
+def one_node(lab: Lab) -> Submitted:
+    """Leave two replicas on one node in peace."""
+    run = lab.submit(
+        "one-node.sbatch",
+        "one-node",
+        nodes=[1],
+        num_rows=1280,
+        step_secs=0.1,
+        sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
+    )
+    run.wait_done()
+    return run
+
+
+def two_nodes(lab: Lab) -> Submitted:
+    """Leave two replicas of two processes each in peace: here with a model, since the fake engine has none to share."""
+    run = lab.submit(
+        "multi-node.sbatch",
+        "two-nodes",
+        nodes=[1, 2],
+        num_rows=640,
+        sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
+        options=["--dtype", "float32", "--max-new-tokens", 4, "--tensor-parallel-size", 2],
+    )
+    job = run.wait_done()
+    assert job["NodeList"] == "node[1-2]"
+    return run
+
+
+@scenario(time_limit)
+def test_the_time_limit_is_met_twice_and_the_run_finishes(submitted: Submitted, check: Callable[[], None]) -> None:
+    """USR1 some time before it, exit 75, back into the queue; one log of all three launches."""
+    check()
+    num_restarts = int(submitted.show()["Restarts"])
+    assert num_restarts >= 2, "more on a machine that is so slow that a signal comes before the run has begun"
+    assert submitted.log.count("job run ended with exit code 75") == num_restarts
+    assert submitted.log.count("stopped on SIGUSR1") > 0
+    assert submitted.log.count("job run ended with exit code 0") == 1
+
+
+@scenario(cut_cable)
+def test_two_workers_on_one_shard_do_no_harm_when_a_cable_is_cut(check: Callable[[], None]) -> None:
+    """Slurm gives the node up and starts the task elsewhere, while the old worker still writes."""
+    check()
+
+
+@scenario(power_cut)
+def test_a_node_without_power_is_finished_for_by_the_others(check: Callable[[], None]) -> None:
+    """They do not wait for Slurm; the task that it restarts later finds everything done."""
+    check()
+
+
+@scenario(preemption)
+def test_preempted_tasks_requeue_themselves_and_finish(check: Callable[[], None]) -> None:
+    """Slurm would call a job complete whose tasks end in the grace time. Each requeues itself, not the whole array."""
+    check()
+
+
+@scenario(stopped_by_hand)
+def test_a_cancelled_run_stays_cancelled_and_the_next_submission_finishes(check: Callable[[], None]) -> None:
+    """Each stop gives the leases back."""
+    check()
+
+
+@scenario(array_of_four)
+def test_an_array_goes_on_without_a_task_that_was_killed(check: Callable[[], None]) -> None:
+    """It is not requeued, since nobody asked it to stop; the others take its shard over."""
+    check()
+
+
+@scenario(one_node)
+def test_one_node_with_two_replicas(submitted: Submitted, check: Callable[[], None]) -> None:
+    """From sbatch to the finished table."""
+    check()
+    assert "1,280 rows in 4 parts" in submitted.log
+
+
+@scenario(two_nodes)
+def test_two_nodes_with_two_replicas_of_two_processes(submitted: Submitted, check: Callable[[], None]) -> None:
+    """From sbatch to the finished table."""
+    check()
+    assert "2 replicas of 2 processes" in submitted.log
