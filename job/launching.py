@@ -20,8 +20,11 @@ from job.runner import Runner
 from job.signals import StopFlag
 
 
-def launch(config: RunConfig) -> int:
+def launch(config: RunConfig, stop: StopFlag) -> int:
     """Run this process's part of ``job run``.
+
+    Args:
+        stop: set by signals, perhaps already.
 
     Returns:
         The exit code.
@@ -29,8 +32,6 @@ def launch(config: RunConfig) -> int:
     Raises:
         JobError: the run cannot start or go on; it knows its exit code.
     """
-    stop = StopFlag()
-    stop.install()
     watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
     silence_progress_bars(verbose=config.verbose)
     stopwatch = Stopwatch()
@@ -40,17 +41,20 @@ def launch(config: RunConfig) -> int:
     progress = Progress(enabled=info.speaks)
     with stopwatch.measure("prepare"):
         prepared = _prepare_in_turn(config, replica)
-    exit_code: int | None = replica.agree_in_world(_finish_if_done(prepared, progress))
+    exit_code: int | None = replica.agree_in_world(_finish_early(prepared, progress, stop))
     if exit_code is None:
         exit_code = _work(config, replica, prepared, stop, progress, stopwatch)
     replica.close()
     return exit_code
 
 
-def _finish_if_done(prepared: Prepared | None, progress: Progress) -> int | None:
-    """If every shard is final, say so without loading a model, and return the exit code."""
-    if prepared is None or not prepared.is_done:
+def _finish_early(prepared: Prepared | None, progress: Progress, stop: StopFlag) -> int | None:
+    """If every shard is final, or a stop was requested, say so without loading a model, and return the exit code."""
+    if prepared is None or not (prepared.is_done or stop()):
         return None
+    if not prepared.is_done:
+        progress.note(f"stopped on {stop.signal_name} before the model was loaded; run the same command again")
+        return EXIT_STOPPED
     totals = conclude(prepared)
     progress.note(f"all {totals.num_rows:,} rows are done already, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared)

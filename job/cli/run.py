@@ -25,6 +25,7 @@ from job.config import (
 from job.errors import UsageError
 from job.launch import told_once
 from job.observe.noise import silence_libraries
+from job.signals import StopFlag
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = type[ModelConfig | DataConfig | PromptConfig | SamplingParams | OutputConfig | EngineConfig]
@@ -286,9 +287,11 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     with told_once(os.environ):
         config = to_config(values)
     silence_libraries(verbose=config.verbose)
+    stop = StopFlag()
+    stop.install()  # before the imports, which take seconds
     from job.launching import launch  # imports torch: only now, so that --help is quick
 
-    ctx.exit(launch(config))
+    ctx.exit(launch(config, stop))
 
 
 def to_config(values: dict[str, Any]) -> RunConfig:

@@ -43,7 +43,7 @@ class FakeEngine:
 
     def step(self) -> list[Generation]:
         """Complete some requests."""
-        if self._should_stop():
+        if self._should_stop() or not self._pending:
             return []
         time.sleep(self._step_secs)
         return [self._complete(self._pending.popleft()) for _ in range(min(self._rows_per_step, len(self._pending)))]
