@@ -1,9 +1,14 @@
 """The names of all files in a run directory. No path is put together anywhere else."""
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+OLD_SECS = 3600.0
+"""No worker leaves a file of a moment for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,13 @@ class RunPaths:
     def leftovers(self) -> Iterator[Path]:
         """List what killed workers have left in a run of which every shard is done, and living ones can do without.
 
-        Files with a dot in leases/ are not among them: a living worker may be about to link one.
+        Young files with a dot in leases/ are not among them: a living worker may be about to link one.
         """
         yield from self.journal_dir.iterdir()
-        yield from (path for path in self.lease_dir.iterdir() if not path.name.startswith("."))
+        for path in self.lease_dir.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if not path.name.startswith(".") or time.time() - path.stat().st_mtime > OLD_SECS:
+                    yield path
         yield from self.root.glob(".part-*.tmp")
 
     def is_done(self, shard_idx: int) -> bool:
