@@ -15,6 +15,7 @@ from dataclasses import replace
 from job.conclusion import conclude, exit_code_of
 from job.crew import Crew
 from job.data.reader import SliceReader
+from job.data.source import StreamSource
 from job.engine.protocol import Engine
 from job.errors import EXIT_STOPPED, JobError
 from job.observe.metrics import Figures, MetricsFile
@@ -57,7 +58,9 @@ class Runner:
         self._worker_id, self._launch_id = str(prepared.worker), launch_id
         stale_secs = float(os.environ.get("JOB_LEASE_STALE_SECS", STALE_SECS))  # for tests
         self._leases = Leases(self._paths, prepared.worker, stale_secs=stale_secs)
-        self._claims = Claims(self._paths, self._plan, self._leases)
+        # To help from the end, a stream would have to be decoded up to there, for each slice anew.
+        can_help = not isinstance(prepared.source, StreamSource)
+        self._claims = Claims(self._paths, self._plan, self._leases, can_help=can_help)
         self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
@@ -166,14 +169,14 @@ class Runner:
 
     def _collect(self) -> None:
         """Let the engine work, and take what it finished."""
-        with self._stopwatch.measure("generate"):
+        with self._stopwatch.measure("generate"), self._watchdog.watching():
             generations = self._engine.step()
         if generations:
             with self._stopwatch.measure("data"):
                 self._deliver(generations)
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
-        prompts = [self._prompts.pop(generation.request.key) for generation in generations]
+        prompts = [self._prompts.pop(generation.request.key, None) for generation in generations]
         for completion in self._prepared.tokenization.decode(generations, prompts):
             shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
             if shard is not None:  # else the shard was finished by others, whom this worker helped
@@ -217,6 +220,9 @@ class Runner:
 
     def _find_work(self) -> bool:
         """Claim rows, or wait a little if other workers hold all that is left. False once everything is done."""
+        if (request := next(self._feed, None)) is not None:  # one step has emptied a full engine: equal prompts can
+            self._engine.submit(request)
+            return True
         for shard in self._open.values():
             shard.sync()  # whom this worker helps waits for it
         self._metrics.write_if_changed(self._figures())
@@ -246,6 +252,9 @@ class Runner:
             self._progress.close()
 
     def _exit_code(self) -> int:
+        if not self._prepared.is_done:
+            self._stop.request("job retry, which has marked rows meanwhile")
+            return EXIT_STOPPED
         self._totals = conclude(self._prepared)
         return exit_code_of(self._totals, self._prepared)
 

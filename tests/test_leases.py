@@ -186,7 +186,7 @@ def test_a_holder_that_changed_meanwhile_keeps_its_lease(
 
     monkeypatch.setattr(Leases, "_now", overtaken)
     assert not b.acquire(1)
-    assert b._holder(paths.lease(1)) == elsewhere("c")
+    assert leases_module.read_holder(paths.lease(1)) == elsewhere("c")
 
 
 def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunPaths) -> None:

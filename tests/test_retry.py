@@ -154,3 +154,28 @@ def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path, make: Callab
 
 
 STRANGE = {"format_version": 1, "identity": {}, "about": {}}
+
+
+def test_marks_add_up(
+    run_job: RunJob, args: list[Any], failed: None, submitted: list[SampleKey], tmp_path: Path
+) -> None:
+    """A second call widens what the first has marked, and still sees the rows of marked parts."""
+    out = tmp_path / "out"
+    run_job("retry", out, "--kind", "null_prompt")
+    result = run_job("retry", out, "--kind", "engine_error")
+    assert (result.exit_code, result.stdout.split(".")[0]) == (0, "3 rows will be done again (engine_error 3)")
+    assert json.loads((out / "retry/00000").read_text())["kinds"] == ["engine_error", "null_prompt"]
+    assert run_job("retry", out).stdout.startswith("6 rows will be done again")
+    assert json.loads((out / "retry/00000").read_text())["kinds"] == []
+    assert run_job(*args).exit_code == 0
+    assert len(submitted) == 3 and not list((out / "retry").iterdir())
+
+
+def test_a_run_that_is_worked_on_is_refused(run_job: RunJob, args: list[Any], failed: None, tmp_path: Path) -> None:
+    """A helper may hold the old rows of a marked shard: all waited for each other."""
+    (tmp_path / "out/leases/00002").write_text("{}")
+    result = run_job("retry", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("job: Workers are at this run (") and "Stop them, or wait until they are done" in line
+    assert not (tmp_path / "out/retry").exists()

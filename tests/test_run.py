@@ -820,3 +820,19 @@ def test_the_output_of_a_run_is_a_dataset_for_the_next(
     assert result.exit_code == 0, result.stderr
     table = read_output(tmp_path / "second")
     assert table["completion"].to_pylist() == table["prompt"].to_pylist() == [f"question {i}?" for i in range(57)]
+
+
+def test_equal_prompts_beyond_what_may_be_pending_all_come_out(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """A regression: they come out in one step, which empties a full engine, and what was left of the slice was lost
+    sight of: the run waited for itself for ever.
+    """
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "the same"} for _ in range(600)])
+    result = run_job(
+        *["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out", "--dtype", "float32"],
+        *["--rows-per-shard", 300, "--max-batch-rows", 4, "--max-new-tokens", 3],
+    )
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table["row_idx"].to_pylist() == list(range(600)) and len(set(table["completion"].to_pylist())) == 1

@@ -12,7 +12,6 @@ they are combined (huggingface/datasets#8079, #8568). Rows are addressed by thei
 """
 
 import bisect
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -234,26 +233,31 @@ class StreamSource:
         self.num_rows, self.schema = num_rows, schema
         self._position = 0
         self._tables: Iterator[pa.Table] = iter(())
+        self._rest: pa.Table | None = None
         self._restart()
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Go on to ``start``, or begin again if it lies behind."""
         if start < self._position:
             self._restart()
-        for table in self._tables:
+        while (table := self._next_table()) is not None:
             position, self._position = self._position, self._position + len(table)
             skip, end = max(0, start - position), min(len(table), stop - position)
             if self._position > stop:  # keep what belongs to the next shard
-                self._tables = itertools.chain([table.slice(end)], self._tables)
-                self._position = position + end
+                self._rest, self._position = table.slice(end), position + end
             for first in range(skip, end, BLOCK_ROWS):
                 block = table.slice(first, min(BLOCK_ROWS, end - first)).cast(self.schema)
                 yield table_to_block(block, position + first, columns, kept)
             if self._position >= stop:
                 return
 
+    def _next_table(self) -> pa.Table | None:
+        rest, self._rest = self._rest, None
+        return rest if rest is not None else next(self._tables, None)
+
     def _restart(self) -> None:
-        self._position, self._tables = 0, self._dataset.iter(batch_size=1000)
+        self._position, self._rest = 0, None
+        self._tables = iter(self._dataset.iter(batch_size=1000))
 
 
 def count_rows(dataset: Any, limit: int | None) -> int:

@@ -3,11 +3,11 @@
 A kernel that never returns, or a collective whose other side is gone, would hold the GPUs until the time limit.
 """
 
+import contextlib
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from job.errors import EXIT_FAILED
 from job.observe.text import rows_text
@@ -25,17 +25,32 @@ class Watchdog:
             rows_at_work: indices of the rows that the engine is at.
         """
         self._stall_secs, self._stop, self._rows_at_work = stall_secs, stop, rows_at_work
+        self._is_watching = False
         self._stopped = threading.Event()
         if stall_secs > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the engine works. Reading may take its time."""
+        self._is_watching = True
+        try:
+            yield
+        finally:
+            self._is_watching = False
 
     def close(self) -> None:
         """Watch no more."""
         self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(1.0, self._stall_secs / 4)):
-            silent_secs = time.monotonic() - self._stop.last_asked
+        every_secs = min(1.0, self._stall_secs / 4)
+        silent_secs, last_asked = 0.0, self._stop.last_asked
+        while not self._stopped.wait(every_secs):
+            if not self._is_watching or self._stop.last_asked != last_asked:
+                silent_secs, last_asked = 0.0, self._stop.last_asked
+            else:
+                silent_secs += every_secs  # not by the clock: the process may have been suspended
             if silent_secs > self._stall_secs:
                 self._end(silent_secs)
 

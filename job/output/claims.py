@@ -6,6 +6,7 @@ shards that others hold, from the end, and leaves its rows in a journal of its o
 last shard, or the only one, keeps all workers busy.
 """
 
+import os
 import random
 from collections import deque
 from collections.abc import Iterable
@@ -30,9 +31,9 @@ class Claim:
 class Claims:
     """Hands out work."""
 
-    def __init__(self, paths: RunPaths, plan: Plan, leases: Leases) -> None:
+    def __init__(self, paths: RunPaths, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
         """List what is done."""
-        self._paths, self._plan, self._leases = paths, plan, leases
+        self._paths, self._plan, self._leases, self._can_help = paths, plan, leases, can_help
         done = paths.done_shards()
         self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
         self._shards = deque(self._remaining)
@@ -82,10 +83,20 @@ class Claims:
         others = [shard_idx for shard_idx in self._remaining if shard_idx not in self._ours]
         self._shards = deque(others)
         self._own_slices = deque(self._unclaimed(sorted(self._ours)))
-        helped = [idx for idx in others if len(self._plan.slices(idx)) > 1]
-        random.shuffle(helped)  # helpers spread
-        self._other_slices = deque(reversed(list(self._unclaimed(helped[:MAX_HELPED]))))
+        self._other_slices = deque(self._free_slices(others) if self._can_help else ())
         return bool(self._remaining)
+
+    def _free_slices(self, shards: list[int]) -> list[tuple[int, int]]:
+        """Return slices of others' shards that nobody has a lease of, the last ones first.
+
+        Leases of dead helpers are the holders' business. One listing: to try each lease would cost a network file
+        system thousands of requests.
+        """
+        leased = {entry.name for entry in os.scandir(self._paths.lease_dir)}
+        helped = [idx for idx in shards if len(self._plan.slices(idx)) > 1]
+        random.shuffle(helped)  # helpers spread
+        free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._paths.lease(*key).name not in leased]
+        return free[::-1]
 
     def _claim_shard(self) -> bool:
         while self._shards:

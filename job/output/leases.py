@@ -83,7 +83,9 @@ class Leases:
     def acquire(self, shard_idx: int, slice_idx: int | None = None) -> bool:
         """Try to claim a shard, or a slice of one, taking over the lease of a dead worker. True if it is ours now."""
         lease = self._paths.lease(shard_idx, slice_idx)
-        if not self._create(lease) and not (self._clear_if_dead(lease) and self._create(lease)):
+        if lease.exists() and not self._clear_if_dead(lease):
+            return False
+        if not self._create(lease):  # another was faster
             return False
         self._held.add(lease)
         return True
@@ -94,7 +96,7 @@ class Leases:
 
     def _release(self, lease: Path) -> None:
         self._held.discard(lease)
-        if self._holder(lease) == self._worker:
+        if read_holder(lease) == self._worker:
             lease.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -111,7 +113,7 @@ class Leases:
 
     def _clear_if_dead(self, lease: Path) -> bool:
         """Rename a dead worker's lease away. False if the holder lives, or another was faster."""
-        holder = self._holder(lease)
+        holder = read_holder(lease)
         try:
             silent_secs = self._now() - lease.stat().st_mtime
             is_dead = holder is not None and holder.is_dead()
@@ -121,19 +123,13 @@ class Leases:
             lease.rename(aside)
         except FileNotFoundError:
             return True  # given back meanwhile: free to claim
-        if self._holder(aside) != holder:  # somebody took it over between our look and our rename: put it back
+        if read_holder(aside) != holder:  # somebody took it over between our look and our rename: put it back
             with contextlib.suppress(FileExistsError):
                 os.link(aside, lease)
             aside.unlink()
             return False
         aside.unlink()
         return True
-
-    def _holder(self, lease: Path) -> WorkerId | None:
-        try:
-            return WorkerId(**json.loads(lease.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
 
     def _now(self) -> float:
         """Return the file system's time in seconds: utime without values lets the server stamp it."""
@@ -145,6 +141,14 @@ class Leases:
             for lease in list(self._held):
                 with contextlib.suppress(OSError):  # gone: taken over. Full or away: the main thread meets it too.
                     os.utime(lease)
+
+
+def read_holder(lease: Path) -> WorkerId | None:
+    """Return who holds a lease; None if it is gone or cannot be read."""
+    try:
+        return WorkerId(**json.loads(lease.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _pid_namespace() -> str:

@@ -118,10 +118,16 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """Return the shards that are done, from one listing of each directory."""
+        again: set[str] = set()
+        with contextlib.suppress(FileNotFoundError):
+            again = {entry.name for entry in os.scandir(self.retry_dir)}
+        return {idx for idx in self.written_shards() if self.number(idx) not in again}
+
+    def written_shards(self) -> set[int]:
+        """Return the shards that have a part, marked or not."""
         names = {entry.name for entry in os.scandir(self.root)}
-        again = {entry.name for entry in os.scandir(self.retry_dir)} if self.retry_dir.name in names else set()
         numbers = map(self.number, range(self.num_shards))
-        return {idx for idx, number in enumerate(numbers) if f"part-{number}.parquet" in names and number not in again}
+        return {idx for idx, number in enumerate(numbers) if f"part-{number}.parquet" in names}
 
 
 def manifest_path(root: Path) -> Path:

@@ -5,7 +5,9 @@ shard is not done. ``OpenShard.finish`` removes the marker after the rename: a k
 more, no harm.
 """
 
+import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,50 +17,93 @@ import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, first_line
 from job.output.counts import Counts
-from job.output.files import create_exclusively, fsync_dir
+from job.output.files import fsync_dir, fsync_file
 from job.output.journal import COMPLETION_SCHEMA
+from job.output.leases import STALE_SECS, read_holder
 from job.output.paths import RunPaths
 from job.records import Completion
 
+CLOCK_SECS = 10.0
+"""A worker that waits touches its clock more often than that."""
+
 
 def count_errors(paths: RunPaths) -> Counter[str]:
-    """Return error kind to number of rows, over all parts that are done.
+    """Return error kind to number of rows, over all parts.
 
     Raises:
         JobError: a part cannot be read.
     """
     counts = Counts()
-    for shard_idx in paths.done_shards():
+    for shard_idx in paths.written_shards():
         counts.add_part(paths.part(shard_idx))
     return counts.errors
 
 
 def mark_for_retry(paths: RunPaths, kinds: Collection[str], worker_id: str) -> Counter[str]:
-    """Mark every part that holds error rows of these kinds (empty: of any).
+    """Mark every part that holds error rows of these kinds (empty: of any), besides what is marked already.
 
     Returns:
-        Error kind to number of rows that the next run does again.
+        Error kind to number of rows of these kinds, which the next run does again.
 
     Raises:
+        UsageError: workers are at the run; they may hold what the journals of marked shards lose.
         JobError: a part cannot be read, or the directory cannot be written.
     """
+    _refuse_if_alive(paths)
     marked: Counter[str] = Counter()
     try:
         paths.retry_dir.mkdir(exist_ok=True)
-        for shard_idx in sorted(paths.done_shards()):
+        for shard_idx in sorted(paths.written_shards()):
             counts = Counts()
             counts.add_part(paths.part(shard_idx))
             errors = {kind: number for kind, number in counts.errors.items() if not kinds or kind in kinds}
             if errors:
-                for leftover in paths.journals(shard_idx):  # of a worker killed just after it wrote the part
-                    leftover.unlink(missing_ok=True)
-                content = json.dumps({"kinds": sorted(kinds)}).encode()
-                create_exclusively(paths.retry(shard_idx), content, worker_id, durable=False)
+                _mark(paths, shard_idx, kinds, worker_id)
                 marked.update(errors)
         fsync_dir(paths.retry_dir)
     except OSError as error:
         raise JobError(f"{error.filename or paths.root}: {error.strerror or error}. No row is lost.") from None
     return marked
+
+
+def _mark(paths: RunPaths, shard_idx: int, kinds: Collection[str], worker_id: str) -> None:
+    marker = paths.retry(shard_idx)
+    if marker.exists():
+        before = _marked_kinds(marker)
+        kinds = {*before, *kinds} if before and kinds else ()
+    else:
+        for leftover in paths.journals(shard_idx):  # of a worker killed just after it wrote the part
+            leftover.unlink(missing_ok=True)
+    tmp = paths.root / f".retry-{paths.number(shard_idx)}.{worker_id}.tmp"
+    tmp.write_text(json.dumps({"kinds": sorted(kinds)}))
+    fsync_file(tmp)
+    tmp.replace(marker)
+
+
+def _marked_kinds(marker: Path) -> list[str]:
+    """Raises:
+    UsageError: the file is not a marker.
+    """
+    try:
+        kinds: list[str] = json.loads(marker.read_text())["kinds"]
+        return kinds
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{marker} is not a marker ({error!r}). Remove it.") from None
+
+
+def _refuse_if_alive(paths: RunPaths) -> None:
+    for lease in paths.lease_dir.iterdir():
+        is_clock = lease.name.startswith(".clock-")
+        if lease.name.startswith(".") and not is_clock:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            holder = None if is_clock else read_holder(lease)
+            is_fresh = time.time() - lease.stat().st_mtime < (CLOCK_SECS if is_clock else STALE_SECS)
+            if is_fresh and not (holder is not None and holder.is_dead()):
+                raise UsageError(
+                    f"Workers are at this run ({lease} is {time.time() - lease.stat().st_mtime:.0f} s old). Stop them, "
+                    f"or wait until they are done; leases of killed ones count for {STALE_SECS:.0f} s."
+                )
 
 
 def completions_to_stay(paths: RunPaths, shard_idx: int) -> Iterator[Completion]:
@@ -67,13 +112,8 @@ def completions_to_stay(paths: RunPaths, shard_idx: int) -> Iterator[Completion]
     Raises:
         JobError: the part cannot be read.
     """
-    try:
-        kinds = json.loads(paths.retry(shard_idx).read_text())["kinds"]
-        yield from _read(paths.part(shard_idx), kinds)
-    except FileNotFoundError:
-        return  # no marker: the shard is new; or another worker finished it meanwhile
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{paths.retry(shard_idx)} is not a marker ({error!r}). Remove it.") from None
+    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new; or another finished it meanwhile
+        yield from _read(paths.part(shard_idx), _marked_kinds(paths.retry(shard_idx)))
 
 
 def _read(part: Path, kinds: Collection[str]) -> Iterator[Completion]:

@@ -46,7 +46,7 @@ class CompiledAttention:
         self._placement.write(layer_idx, key, value)
         keys, values = self._cache.keys[layer_idx], self._cache.values[layer_idx]
         num_heads, group = key.shape[1], query.shape[1] // key.shape[1]
-        query = query.contiguous()
+        query = query.to(keys.dtype).contiguous()
         sinks = None if args.sinks is None else args.sinks.float().contiguous()
         output = query.new_empty(*query.shape[:2], values.shape[-1])
         attend = _kernel(group, keys.shape[-1], values.shape[-1], self._cache.page_tokens, keys.dtype)

@@ -38,10 +38,15 @@ def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
         raise NoLibrary("there is no C++ compiler (c++, g++, clang++ or the one that CXX names)")
     defines = [f"-D{name}={value}" for name, value in constants.items()]
     try:
-        return ctypes.CDLL(str(_compiled(source, [*shlex.split(compiler), *FLAGS, *defines, str(source)])))
+        library = _compiled(source, [*shlex.split(compiler), *FLAGS, *defines, str(source)])
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:
+            library.unlink()  # damaged; the next start compiles it anew
+            raise
     except subprocess.CalledProcessError as error:
         raise NoLibrary(f"{compiler}: {first_line(RuntimeError(error.stderr))}") from None
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         raise NoLibrary(f"{compiler}: {first_line(error)}") from None
 
 
@@ -54,6 +59,8 @@ def _compiled(source: Path, command: Sequence[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as directory:
             made = Path(directory) / library.name
             _output([*command, "-o", str(made)])
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave a torn file under the final name
             made.replace(library)
     return library
 
