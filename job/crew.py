@@ -29,8 +29,7 @@ class Crew:
     def others(self, *, refresh: bool = False) -> list[Figures]:
         """Return the other workers' latest figures, which are remembered for some seconds."""
         if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
-            num_rows = sum(len(self._plan.rows(shard_idx)) for shard_idx in self._paths.done_shards())
-            self._num_done_rows = num_rows * self._plan.num_samples
+            self._num_done_rows = self._plan.count(self._paths.done_shards())
             latest = read_latest(self._paths.metrics_dir.glob("*.jsonl"))
             self._others = [figures for figures in latest if figures.worker_id != self._worker_id]
             self._read_at = time.monotonic()

@@ -16,13 +16,10 @@ from job.observe.status import StaleLease, Status, Worker
 from job.output.footers import FooterCounts
 from job.output.found import FoundRun, find_run
 from job.output.leases import WorkerId
-from job.output.survey import SeenLease, Survey, survey
+from job.output.survey import WAITING_SECS, SeenLease, Survey, survey
 
 FOOTERS_SECS = 5.0
 """Time for reading what parts contain. A further look continues where this one ended."""
-
-WAITING_SECS = 10.0
-"""A worker that waits compares its clock every second; one that has not for so long is gone."""
 
 UNKNOWN = "unknown"
 """The holder of a lease that cannot be read."""
@@ -60,7 +57,7 @@ def _status(root: Path, run: FoundRun, seen: Survey, paces: Sequence[Pace], foot
     plan = run.plan
     workers = _workers(seen, paces)
     living = {worker.worker_id for worker in workers}
-    part_rows = sum(len(plan.rows(shard_idx)) for shard_idx in seen.parts) * plan.num_samples
+    part_rows = plan.count(seen.parts)
     num_rows = min(plan.num_completions, part_rows + _num_open_rows(run, seen, paces, living))
     num_done = sum(map(seen.is_done, seen.parts))
     held = {False: set[int](), True: set[int]()}
@@ -186,8 +183,7 @@ def _num_open_rows(run: FoundRun, seen: Survey, paces: Sequence[Pace], living: s
         missing = set(figures.open_shards) - seen.parts.keys()
         is_there = figures.worker_id in living or missing <= seen.journals
         if missing and is_there and not missing & counted:
-            finished = [idx for idx in figures.open_shards if idx in seen.parts]
-            finished_rows = sum(len(run.plan.rows(shard_idx)) for shard_idx in finished) * run.plan.num_samples
+            finished_rows = run.plan.count(idx for idx in figures.open_shards if idx in seen.parts)
             total += max(0, figures.num_open_rows - finished_rows)
             counted |= missing
     return total

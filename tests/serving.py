@@ -11,6 +11,7 @@ import pytest
 
 from job.config import EngineConfig, ModelConfig, SamplingParams
 from job.distributed import Replica
+from job.engine.choice import build_engine
 from job.engine.loading import LoadedModel, inspect_model, load_model
 from job.engine.paged.cache import LayerShape
 from job.engine.paged.engine import PagedEngine
@@ -83,6 +84,22 @@ def make_engine(
     return PagedEngine(
         served.model, served.shapes, SamplingParams(**params), engine_config, served.replica, should_stop, ends_text
     )
+
+
+def build_as_the_job_does(model_dir: Path) -> tuple[Engine, list[str]]:
+    """Return the engine that the job chooses for a model, and what the user is told of it."""
+    model, replica = load(model_dir)
+    notes: list[str] = []
+    engine = build_engine(
+        model,
+        SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
+        EngineConfig(max_batch_rows=4),
+        replica,
+        should_stop=lambda: False,
+        ends_text=None,
+        note=notes.append,
+    )
+    return engine, notes
 
 
 def complete(engine: Engine, prompts: Iterable[Sequence[int]]) -> list[Generation]:

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
-from job.engine.choice import build_engine
 from job.engine.paged import backends, compiled_attention
 from job.engine.paged.backends import COMPILED, TORCH, choose_backend
 from job.engine.paged.cache import LayerShape
 from job.engine.paged.compiling import NoLibrary, compiled_library
 from job.launch import read_process_info
-from tests.serving import complete, expected_tokens, load, make_prompts, tokens
+from tests.serving import build_as_the_job_does, complete, expected_tokens, make_prompts, tokens
 
 SHAPES = {0: LayerShape(2, 16, 16, torch.bfloat16, group=3), 1: LayerShape(1, 24, 8, torch.float32, group=4)}
 
@@ -98,17 +96,7 @@ def test_without_a_kernel_the_tokens_are_the_same(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    model, replica = load(tiny_model("llama"))
-    notes: list[str] = []
-    engine = build_engine(
-        model,
-        SamplingParams(max_new_tokens=12),
-        EngineConfig(max_batch_rows=4),
-        replica,
-        should_stop=lambda: False,
-        ends_text=None,
-        note=notes.append,
-    )
+    engine, notes = build_as_the_job_does(tiny_model("llama"))
     (note,) = notes
     assert note.startswith("attention runs in plain torch operations, which are slower: ")
     assert "/no/such/compiler" in note

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,8 @@ def test_the_command_line_imports_nothing_heavy_when_it_is_loaded(module: str) -
     assert {name.split(".")[0] for name in imports_of(module, at_load=True)} & HEAVY == set()
 
 
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"]], ids=" ".join)
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
+def output_and_modules_of(*args: Any) -> tuple[str, set[str]]:
+    """Return what ``job`` prints in a process of its own, and the packages that it has imported by then."""
     code = (
         "import runpy, sys\n"
         "sys.argv[0] = 'job'\n"
@@ -91,9 +92,16 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         "except SystemExit as leave: assert not leave.code, leave.code\n"
         "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
     )
-    result = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("Usage: ")
-    loaded = set(result.stdout.partition("LOADED ")[2].split())
+    command = [sys.executable, "-c", code, *map(str, args)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    output, _, loaded = result.stdout.partition("LOADED ")
+    return output, set(loaded.split())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    output, loaded = output_and_modules_of(*args)
+    assert output.startswith("Usage: ")
     assert "click" in loaded and loaded & HEAVY == set()
 
 

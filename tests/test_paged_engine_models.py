@@ -12,12 +12,20 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from job.config import EngineConfig, SamplingParams
-from job.engine.choice import build_engine
 from job.engine.duplicates import SharedCompletions
 from job.engine.paged.cpu_kernels import PackedLinear, RMSNorm, speed_up
 from job.engine.static import StaticEngine
-from tests.serving import MODES, complete, expected_tokens, load, make_engine, make_prompts, serve, tokens
+from tests.serving import (
+    MODES,
+    build_as_the_job_does,
+    complete,
+    expected_tokens,
+    load,
+    make_engine,
+    make_prompts,
+    serve,
+    tokens,
+)
 
 MAX_NEW_TOKENS = 40
 """From a prompt of 60 and more tokens over a border of pages, and past windows."""
@@ -80,17 +88,7 @@ def test_what_depends_on_more_than_a_token_and_its_position_is_served_by_static_
 ) -> None:
     """One line says why, and the module works as before it was tried."""
     model_dir, prompts = tiny_model(**STATIC[model_type]), long_prompts()
-    model, replica = load(model_dir)
-    notes: list[str] = []
-    engine = build_engine(
-        model,
-        SamplingParams(max_new_tokens=12),
-        EngineConfig(max_batch_rows=4),
-        replica,
-        should_stop=lambda: False,
-        ends_text=None,
-        note=notes.append,
-    )
+    engine, notes = build_as_the_job_does(model_dir)
     assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
     (note,) = notes
     assert note.startswith(f"model type '{model_type}' is served by static batches, which are slower: its ")

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +27,7 @@ from job.output.found import find_run
 from job.output.leases import Leases, WorkerId
 from job.output.paths import RunPaths
 from tests.conftest import Result
+from tests.test_imports import output_and_modules_of
 from tests.test_leases import dead_worker, elsewhere
 from tests.test_run import write_jsonl
 
@@ -148,17 +147,7 @@ def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
 @pytest.mark.parametrize("command", ["status", "verify"])
 def test_libraries_of_models_are_not_imported(output: Path, command: str) -> None:
     """On a login node they take half a minute, or are not there."""
-    code = (
-        "import runpy, sys\n"
-        "sys.argv[0] = 'job'\n"
-        "try: runpy.run_module('job', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit as leave: assert not leave.code, leave.code\n"
-        "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
-    )
-    root = Path(__file__).parents[1]
-    args = [sys.executable, "-c", code, command, output]
-    result = subprocess.run(args, cwd=root, capture_output=True, text=True, check=True)
-    loaded = set(result.stdout.partition("LOADED ")[2].split())
+    _, loaded = output_and_modules_of(command, output)
     assert "pyarrow" in loaded and loaded & HEAVY == set()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from job.launcher_watch import launchers_above
-from tests.conftest import finish, start_processes
+from tests.conftest import finish, free_port, start_processes
 from tests.test_run import write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +64,6 @@ def test_no_worker_outlives_its_launcher(
     tiny_model: Callable[..., Path], tmp_path: Path, launcher: str, number: signal.Signals
 ) -> None:
     """deepspeed dies of SIGTERM and leaves its workers; a torchrun that is killed does, too. They stop cleanly."""
-    from tests.conftest import free_port
-
     command = {
         "deepspeed": ["-q", "--num_gpus", "2", "--master_port", str(free_port()), "--module", "job"],
         "torchrun": ["--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "job"],

@@ -1,5 +1,6 @@
 """``job retry``: the next run does error rows again."""
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -25,15 +26,16 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     """
     from job.output.found import find_run
     from job.output.leases import WorkerId
-    from job.output.retries import count_errors, mark_for_retry
+    from job.output.retries import mark_for_retry, read_errors
 
-    paths = find_run(output).paths
-    present = count_errors(paths)
+    run = find_run(output)
+    errors = read_errors(run.paths)
+    present = sum(errors.values(), Counter[str]())
     unknown = sorted(set(kinds) - set(present))
     if unknown:
         kinds_present = ", ".join(f"{kind} ({number:,})" for kind, number in present.most_common()) or "none"
         raise UsageError(f"--kind {unknown[0]}: no finished row has such an error. Kinds there: {kinds_present}.")
-    marked = mark_for_retry(paths, kinds, str(WorkerId.of_this_process()))
+    marked = mark_for_retry(run, errors, kinds, str(WorkerId.of_this_process()))
     if not marked:
         click.echo("No finished row has an error: nothing to do again.")
         return

@@ -48,6 +48,16 @@ class WorkerId:
             socket.gethostname(), os.getpid(), start_time_of(os.getpid()) or "0", _pid_namespace(), secrets.token_hex(3)
         )
 
+    @classmethod
+    def from_json(cls, content: bytes) -> "WorkerId | None":
+        """Read what a lease says; None if it says nothing."""
+        try:
+            worker = cls(**json.loads(content))
+            hash(worker)
+            return worker
+        except (ValueError, TypeError):
+            return None
+
     def __str__(self) -> str:
         host = "".join(c if c.isalnum() else "-" for c in self.host)
         return f"{host}-{self.pid}-{self.nonce}"
@@ -75,7 +85,7 @@ class Leases:
         self._paths, self._worker = paths, worker
         self._stale_secs, self._beat_secs = stale_secs, stale_secs / 12 if beat_secs is None else beat_secs
         self._held: set[Path] = set()
-        self._clock = paths.lease_dir / f".clock-{worker}"
+        self._clock = paths.clock(str(worker))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
         self._thread.start()
@@ -146,8 +156,8 @@ class Leases:
 def read_holder(lease: Path) -> WorkerId | None:
     """Return who holds a lease; None if it is gone or cannot be read."""
     try:
-        return WorkerId(**json.loads(lease.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return WorkerId.from_json(lease.read_bytes())
+    except FileNotFoundError:
         return None
 
 

@@ -62,6 +62,10 @@ class RunPaths:
         """Return the file whose exclusive creation claims a shard, or the work on a slice of it."""
         return self.lease_dir / (self.number(shard_idx) + ("" if slice_idx is None else f".{slice_idx:04d}"))
 
+    def clock(self, worker_id: str) -> Path:
+        """Return the file that a worker touches to learn the file system's time."""
+        return self.lease_dir / f".clock-{worker_id}"
+
     @property
     def retry_dir(self) -> Path:
         """Which shards are to be done again in part though they are final. Made by ``job retry``."""

@@ -1,6 +1,6 @@
 """Which rows are which shard. Depends on the dataset and ``rows_per_shard`` alone (law 2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from job.records import SampleKey
@@ -34,6 +34,10 @@ class Plan:
     def num_completions(self) -> int:
         """Rows of the output, over all shards."""
         return self.num_rows * self.num_samples
+
+    def count(self, shards: Iterable[int]) -> int:
+        """Return the rows of the output in these shards."""
+        return sum(len(self.rows(shard_idx)) for shard_idx in shards) * self.num_samples
 
     def rows(self, shard_idx: int) -> range:
         """Return the row indices of a shard."""

@@ -7,9 +7,8 @@ more, no harm.
 
 import contextlib
 import json
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,48 +17,53 @@ import pyarrow.parquet as pq
 from job.errors import JobError, UsageError, first_line
 from job.output.counts import Counts
 from job.output.files import fsync_dir, fsync_file
+from job.output.found import FoundRun
 from job.output.journal import COMPLETION_SCHEMA
-from job.output.leases import STALE_SECS, read_holder
+from job.output.leases import STALE_SECS
 from job.output.paths import RunPaths
+from job.output.survey import WAITING_SECS, survey
 from job.records import Completion
 
-CLOCK_SECS = 10.0
-"""A worker that waits touches its clock more often than that."""
+ErrorsOfShards = Mapping[int, Counter[str]]
+"""Shard to error kind to number of rows."""
 
 
-def count_errors(paths: RunPaths) -> Counter[str]:
-    """Return error kind to number of rows, over all parts.
+def read_errors(paths: RunPaths) -> ErrorsOfShards:
+    """Return the errors in every part.
 
     Raises:
         JobError: a part cannot be read.
     """
-    counts = Counts()
-    for shard_idx in paths.written_shards():
+    errors: dict[int, Counter[str]] = {}
+    for shard_idx in sorted(paths.written_shards()):
+        counts = Counts()
         counts.add_part(paths.part(shard_idx))
-    return counts.errors
+        errors[shard_idx] = counts.errors
+    return errors
 
 
-def mark_for_retry(paths: RunPaths, kinds: Collection[str], worker_id: str) -> Counter[str]:
+def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str], worker_id: str) -> Counter[str]:
     """Mark every part that holds error rows of these kinds (empty: of any), besides what is marked already.
+
+    Args:
+        errors: from ``read_errors``.
 
     Returns:
         Error kind to number of rows of these kinds, which the next run does again.
 
     Raises:
         UsageError: workers are at the run; they may hold what the journals of marked shards lose.
-        JobError: a part cannot be read, or the directory cannot be written.
+        JobError: the directory cannot be read or written.
     """
-    _refuse_if_alive(paths)
-    marked: Counter[str] = Counter()
+    paths, marked = run.paths, Counter[str]()
     try:
+        _refuse_if_alive(run)
         paths.retry_dir.mkdir(exist_ok=True)
-        for shard_idx in sorted(paths.written_shards()):
-            counts = Counts()
-            counts.add_part(paths.part(shard_idx))
-            errors = {kind: number for kind, number in counts.errors.items() if not kinds or kind in kinds}
-            if errors:
+        for shard_idx, found in errors.items():
+            wanted = {kind: number for kind, number in found.items() if not kinds or kind in kinds}
+            if wanted:
                 _mark(paths, shard_idx, kinds, worker_id)
-                marked.update(errors)
+                marked.update(wanted)
         fsync_dir(paths.retry_dir)
     except OSError as error:
         raise JobError(f"{error.filename or paths.root}: {error.strerror or error}. No row is lost.") from None
@@ -91,19 +95,20 @@ def _marked_kinds(marker: Path) -> list[str]:
         raise UsageError(f"{marker} is not a marker ({error!r}). Remove it.") from None
 
 
-def _refuse_if_alive(paths: RunPaths) -> None:
-    for lease in paths.lease_dir.iterdir():
-        is_clock = lease.name.startswith(".clock-")
-        if lease.name.startswith(".") and not is_clock:
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            holder = None if is_clock else read_holder(lease)
-            is_fresh = time.time() - lease.stat().st_mtime < (CLOCK_SECS if is_clock else STALE_SECS)
-            if is_fresh and not (holder is not None and holder.is_dead()):
-                raise UsageError(
-                    f"Workers are at this run ({lease} is {time.time() - lease.stat().st_mtime:.0f} s old). Stop them, "
-                    f"or wait until they are done; leases of killed ones count for {STALE_SECS:.0f} s."
-                )
+def _refuse_if_alive(run: FoundRun) -> None:
+    seen = survey(run)
+    ages = {
+        run.paths.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs
+        for lease in seen.leases
+        if not lease.is_stale
+    }
+    ages |= {run.paths.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < WAITING_SECS}
+    if ages:
+        path, age = next(iter(ages.items()))
+        raise UsageError(
+            f"Workers are at this run ({path} is {age:.0f} s old). Stop them, or wait until they are done; leases of "
+            f"killed ones count for {STALE_SECS:.0f} s."
+        )
 
 
 def completions_to_stay(paths: RunPaths, shard_idx: int) -> Iterator[Completion]:

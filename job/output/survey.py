@@ -6,7 +6,6 @@ between counts as done and not as free.
 
 import contextlib
 import functools
-import json
 import os
 import re
 import secrets
@@ -21,6 +20,9 @@ from job.output.many_files import read_many
 from job.output.paths import RunPaths
 
 MAX_LEASE_BYTES = 4096
+
+WAITING_SECS = 10.0
+"""A worker that waits compares its clock every second; one that has not for so long is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ def survey(run: FoundRun) -> Survey:
     to_retry = {int(name) for name in _names(paths.retry_dir, r"\d+")}
     parts = dict(_parts(paths))
     is_done = len(parts) == run.plan.num_shards and not to_retry
-    clocks = {} if is_done else dict(_clocks(paths.lease_dir))
+    clocks = dict(_clocks(paths.lease_dir))
     clock = None if is_done else _file_system_time(paths.lease_dir)
     stamps = [*clocks.values(), *(mtime for _, (_, mtime) in found)]
     now = max([time.time(), *stamps]) if clock is None else clock
@@ -126,15 +128,8 @@ def _read_lease(path: str) -> tuple[WorkerId | None, float] | None:
         os.close(fd)
 
 
-@functools.lru_cache(maxsize=10_000)
-def _parse(content: bytes) -> WorkerId | None:
-    """Return who a lease says it is held by. Many say the same."""
-    try:
-        holder = WorkerId(**json.loads(content))
-        hash(holder)
-        return holder
-    except (ValueError, TypeError):
-        return None
+_parse = functools.lru_cache(maxsize=10_000)(WorkerId.from_json)
+"""Many leases say the same."""
 
 
 def _clocks(directory: Path) -> Iterator[tuple[str, float]]:

@@ -105,7 +105,7 @@ def verify(run: FoundRun, on_part: Callable[[], None] = lambda: None) -> Verific
 
 def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result: Verification) -> pa.Schema | None:
     """Add a shard to the result. Returns the schema that further parts are to have."""
-    num_rows = len(run.plan.rows(shard_idx)) * run.plan.num_samples
+    num_rows = run.plan.count([shard_idx])
     path = run.paths.part(shard_idx)
     try:
         path.lstat()  # a link that leads nowhere is a damaged part, not a missing one: to readers its name is there

@@ -24,10 +24,7 @@ def _empty(width: int) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A ragged batch: for each of N sequences some consecutive tokens, T in all.
-
-    Sequences with one token come first: attention treats them as decode, all others as prefill.
-    """
+    """A ragged batch: for each of N sequences some consecutive tokens, T in all. Those with one token come first."""
 
     kind: int = RUN
     """RUN, KEEP_ALIVE or CLOSE."""
