@@ -47,5 +47,6 @@ class Crew:
             num_errors=sum(figures.num_errors for figures in workers),
             num_new_rows=sum(figures.num_rows for figures in workers),
             num_tokens=sum(figures.num_tokens for figures in workers),
+            num_at_work=sum(figures.num_at_work for figures in workers),
             tokens_per_sec=sum(figures.num_tokens / max(figures.elapsed_secs, 1e-9) for figures in workers),
         )

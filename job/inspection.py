@@ -196,5 +196,6 @@ def _position(num_rows: int, total_rows: int, speed: float, living: Sequence[Fig
         num_errors=sum(figures.num_errors for figures in living),
         num_new_rows=sum(figures.num_rows for figures in living),
         num_tokens=sum(figures.num_tokens for figures in living),
+        num_at_work=sum(figures.num_at_work for figures in living),
         tokens_per_sec=speed,
     )

@@ -263,6 +263,18 @@ def test_who_has_no_shard_helps_from_the_end(make_leases: MakeLeases, paths: Run
     assert holder.look_again() and holder.claim() is None
 
 
+def test_a_shard_that_is_left_is_worked_on_no_more(make_leases: MakeLeases, paths: RunPaths) -> None:
+    """A regression: with the leases gone, the holder did the slices again that helpers had done."""
+    plan = Plan(num_rows=100, rows_per_shard=100)
+    holder = Claims(paths, plan, make_leases(elsewhere("a")))
+    helper = Claims(paths, plan, make_leases(elsewhere("b")))
+    assert holder.claim() is not None and helper.claim() is None and helper.look_again()
+    assert len(list(iter(helper.claim, None))) == 3
+    paths.part(0).touch()
+    holder.leave(0)
+    assert holder.claim() is None and not paths.lease(0, 1).exists()
+
+
 def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, paths: RunPaths) -> None:
     plan = Plan(num_rows=64, rows_per_shard=64)
     holder = Claims(paths, plan, make_leases(elsewhere("a")))

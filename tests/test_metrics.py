@@ -22,6 +22,7 @@ def figures(num_rows: int = 1, **changes: Any) -> Figures:
         "num_open_rows": 0,
         "num_errors": 0,
         "num_tokens": 10,
+        "num_at_work": 0,
         "open_shards": (3, 4),
     }
     return Figures(**{**values, "num_rows": num_rows, **changes})

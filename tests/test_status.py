@@ -16,10 +16,12 @@ import job.inspection
 import job.launching
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
+from job.errors import JobError
 from job.inspection import Inspection
 from job.observe import pace
 from job.observe.metrics import Figures, MetricsFile
 from job.observe.pace import read_paces
+from job.observe.progress import Position, describe
 from job.observe.status import MAX_LINES, Status, describe_status
 from job.output import footers, survey
 from job.output.counts import Counts
@@ -76,7 +78,8 @@ def hold(paths: RunPaths, worker: WorkerId, *keys: Any, silent_secs: float = 0.0
 
 def tell(paths: RunPaths, worker: WorkerId, *, silent_secs: float = 0.0, **values: Any) -> None:
     """Write figures of a worker."""
-    nothing = {"num_rows": 0, "num_open_rows": 0, "num_errors": 0, "num_tokens": 0, "open_shards": ()}
+    numbers = ("num_rows", "num_open_rows", "num_errors", "num_tokens", "num_at_work")
+    nothing = {**dict.fromkeys(numbers, 0), "open_shards": ()}
     now = {"time": time.time() - silent_secs, "elapsed_secs": 10.0}
     figures: dict[str, Any] = {"worker_id": str(worker), "launch_id": "x", **now, **nothing, **values}
     path = paths.metrics(str(worker))
@@ -308,6 +311,46 @@ def test_speed_and_time_left_are_those_of_the_living(unfinished: RunPaths) -> No
     assert "35 of 47 (74.5%), 5 of them in journals" in describe_status(status)
 
 
+@pytest.mark.parametrize(
+    ("num_ended", "num_at_work", "num_tokens", "left"),
+    [
+        (0, 0, 0, "unknown"),
+        (0, 256, 10_000, "unknown"),
+        (14, 256, 50_000, "unknown"),
+        (255, 256, 76_700, "unknown"),
+        (256, 256, 76_800, "3m07s"),
+        (1300, 19, 261_900, "2s"),
+        (1319, 0, 263_800, "0s"),
+    ],
+)
+def test_time_left_is_unknown_until_as_many_rows_have_ended_as_are_at_work(
+    num_ended: int, num_at_work: int, num_tokens: int, left: str
+) -> None:
+    """A regression: 14 of 256 rows that had started together had ended, and all tokens were taken for theirs: 1h30m.
+
+    Rows have 200 tokens each; 1,000 are computed a second.
+    """
+    position = Position(
+        num_rows=num_ended,
+        total_rows=1319,
+        num_errors=0,
+        num_new_rows=num_ended,
+        num_tokens=num_tokens,
+        num_at_work=num_at_work,
+        tokens_per_sec=1000.0,
+    )
+    assert describe(position).endswith(f"  left {left}")
+
+
+def test_rows_at_work_are_half_done(unfinished: RunPaths) -> None:
+    """Of the 17 rows left, 6 are at work: 14 rows, of 10 tokens each, by 12 tokens a second."""
+    hold(unfinished, elsewhere("a"), 3)
+    tell(unfinished, elsewhere("a"), num_rows=9, num_tokens=120, num_at_work=6, open_shards=(3,))
+    assert look(unfinished).eta_secs == pytest.approx(14 * 10 / 12)
+    tell(unfinished, elsewhere("a"), num_rows=9, num_tokens=120, num_at_work=10, open_shards=(3,))
+    assert look(unfinished).eta_secs is None
+
+
 def test_a_rate_is_that_of_the_last_minute(unfinished: RunPaths) -> None:
     """100 tokens a second at first, 10 now. Torn lines and lines of other programs are skipped."""
     worker = elsewhere("a")
@@ -463,6 +506,15 @@ def test_footers_are_read_as_pyarrow_reads_them(output: Path, monkeypatch: pytes
             counts.add_part(part)
             content = footers.read_counts(str(part))
             assert content is not None and json.loads(content) == counts.to_dict()
+
+
+def test_a_run_is_counted_from_all_its_parts_or_the_damaged_one_is_named(output: Path) -> None:
+    paths = find_run(output).paths
+    totals = footers.count_all(paths)
+    assert (totals.num_rows, dict(totals.errors)) == (47, {"null_prompt": 5})
+    paths.part(2).write_bytes(paths.part(2).read_bytes()[:-1])
+    with pytest.raises(JobError, match=r"part-00002\.parquet is not a part of this run .* Remove it"):
+        footers.count_all(paths)
 
 
 def test_watching_ends_when_the_run_is_done(

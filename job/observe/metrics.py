@@ -28,6 +28,8 @@ class Figures:
     num_errors: int
     num_tokens: int
     """Prompt and completion tokens computed, unfinished rows included."""
+    num_at_work: int
+    """Rows that it is computing now."""
     open_shards: tuple[int, ...]
 
 

@@ -24,26 +24,30 @@ class Position:
     num_new_rows: int
     """Finished since these workers started."""
     num_tokens: int
-    """Computed since these workers started."""
+    """Computed since these workers started, of unfinished rows, too."""
+    num_at_work: int
+    """Rows that are being computed now."""
     tokens_per_sec: float
 
     @property
     def eta_secs(self) -> float | None:
-        """Remaining rows times tokens per row over tokens per second; None before there is anything to go by.
+        """Remaining rows times tokens per row over tokens per second; None before that means anything.
 
-        Tokens, not rows: the longest rows come first, so rows per second mislead for hours.
+        Tokens, not rows: the longest rows come first, so rows per second mislead for hours. Rows at work count half.
+        They all start together, so the first ends tell nothing: as many must have ended as are at work.
         """
-        if not self.num_new_rows or not self.tokens_per_sec:
+        if self.num_new_rows < max(1, self.num_at_work) or not self.tokens_per_sec:
             return None
-        tokens_per_row = self.num_tokens / self.num_new_rows
-        return (self.total_rows - self.num_rows) * tokens_per_row / self.tokens_per_sec
+        tokens_per_row = self.num_tokens / (self.num_new_rows + self.num_at_work / 2)
+        num_left = max(0.0, self.total_rows - self.num_rows - self.num_at_work / 2)
+        return num_left * tokens_per_row / self.tokens_per_sec
 
 
 def describe(position: Position) -> str:
     """Return a position as one line of a log.
 
     >>> describe(Position(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
-    ...                   tokens_per_sec=100.0))
+    ...                   num_at_work=0, tokens_per_sec=100.0))
     'rows 50/200 (25.0%)  errors 1  tokens/s 100  left 2m30s'
     """
     share = 100 * position.num_rows / position.total_rows if position.total_rows else 100.0

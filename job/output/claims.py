@@ -69,6 +69,8 @@ class Claims:
     def leave(self, shard_idx: int) -> None:
         """Give back a shard that is done, with all its slices, whoever left their leases."""
         self._claimed = {key for key in self._claimed if key[0] != shard_idx}
+        # Once their leases are gone, the slices that others have done would look free.
+        self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
         for slice_idx in range(len(self._plan.slices(shard_idx))):
             self._leases.release(shard_idx, slice_idx)
             self._paths.lease(shard_idx, slice_idx).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ within a budget of time; and what was read once is not read again as long as the
 """
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -55,7 +56,12 @@ class FooterCounts:
     @property
     def num_unreadable(self) -> int:
         """Files that are no part that this version wrote, or are damaged."""
-        return sum(content is None for _, content in self._seen.values())
+        return len(self.unreadable)
+
+    @property
+    def unreadable(self) -> list[int]:
+        """The shards of those files."""
+        return [shard_idx for shard_idx, (_, content) in self._seen.items() if content is None]
 
     def _add(self, content: bytes | None, sign: int) -> None:
         if content is None:
@@ -65,6 +71,19 @@ class FooterCounts:
         self.counts.num_prompt_tokens += sign * values["num_prompt_tokens"]
         self.counts.num_completion_tokens += sign * values["num_completion_tokens"]
         self.counts.errors.update(Counter({kind: sign * number for kind, number in values["errors"].items()}))
+
+
+def count_all(paths: RunPaths) -> Counts:
+    """Return the sums of a run every shard of which has its part.
+
+    Raises:
+        JobError: a part cannot be read.
+    """
+    footers = FooterCounts()
+    footers.look(paths, dict.fromkeys(range(paths.num_shards), 0), budget_secs=math.inf)
+    for shard_idx in footers.unreadable:
+        footers.counts.add_part(paths.part(shard_idx))  # says what is wrong with it
+    return footers.counts
 
 
 def read_counts(path: str) -> bytes | None:
