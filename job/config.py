@@ -13,6 +13,10 @@ DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
 ENGINES = ("paged", "static", "fake")
+EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
+NORMALIZATIONS = ("none", "tokens", "bytes")
+AGGREGATES = ("majority",)
+CONSTRAINTS = ("json_schema", "regex", "grammar")
 
 
 def _require(condition: bool, option: str, value: object, need: str) -> None:
@@ -79,10 +83,14 @@ class PromptConfig:
     """Text column. None, with no other way named: ``prompt``."""
     messages_column: str | None = None
     """Column with a list of {role, content}, as in OpenAI's API, or the same as JSON text."""
+    request_column: str | None = None
+    """Column with the bodies of requests to OpenAI's API. No option: a dataset of them is recognised."""
     prompt_template: str | None = None
     """Jinja2 text, or the path of a file with it; the row's columns are its variables."""
     system_prompt: str | None = None
     """Put before every prompt as a system message."""
+    examples: str | None = None
+    """Few-shot examples, before every row's own prompt: the path of a file of JSON lines, later the text in it."""
     chat: bool | None = None
     """Apply the tokenizer's chat template. None: if it has one."""
     max_prompt_tokens: int | None = None
@@ -92,8 +100,8 @@ class PromptConfig:
 
     @property
     def text_column(self) -> str | None:
-        """The column whose text is the prompt; None if messages or a template make it."""
-        if self.messages_column is not None or self.prompt_template is not None:
+        """The column whose text is the prompt; None if messages, requests or a template make it."""
+        if any(way is not None for way in (self.messages_column, self.request_column, self.prompt_template)):
             return None
         return self.prompt_column or "prompt"
 
@@ -152,6 +160,50 @@ class SamplingParams:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
         _require("" not in self.stop, "stop", "", "a text that is not empty")
         _require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerConfig:
+    """What a completion may be. Nothing given: any text."""
+
+    choices: tuple[str, ...] = ()
+    """The completion is one of these, the likeliest; or one value, the path of a file with one per line."""
+    choice_normalization: str = "none"
+    """Compare log-likelihoods as they are, or divided by each choice's tokens or UTF-8 bytes."""
+    choice_calibration: tuple[str, ...] = ()
+    """Content-free texts in the row's place (Zhao et al. 2021): choices likely after them, too, count less."""
+    json_schema: str | None = None
+    """JSON text of a schema, or the path of a file with it."""
+    regex: str | None = None
+    """The whole completion matches it. Rust's syntax: no look-around, no back references."""
+    grammar: str | None = None
+    """Lark text, as llguidance reads it, or the path of a file with it."""
+    aggregate: str | None = None
+    """``majority``: beside each sample, what most samples of its row say."""
+
+    @property
+    def constraint(self) -> str | None:
+        """The one of json_schema, regex and grammar that was given."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("choices", *CONSTRAINTS) if getattr(self, name)]
+        if len(given) > 1:
+            names = " and ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"{names} were given together. Give one: it says what a completion may be.")
+        for name in CONSTRAINTS:
+            _require(getattr(self, name) != "", name.replace("_", "-"), "", "a text that is not empty")
+        _require(
+            self.choice_normalization in NORMALIZATIONS,
+            "choice-normalization",
+            self.choice_normalization,
+            f"one of {', '.join(NORMALIZATIONS)}",
+        )
+        if not self.choices and (self.choice_normalization != "none" or self.choice_calibration):
+            option = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
+            raise UsageError(f"{option} was given without --choices.")
+        if self.aggregate is not None:
+            _require(self.aggregate in AGGREGATES, "aggregate", self.aggregate, f"one of {', '.join(AGGREGATES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +270,19 @@ class RunConfig:
     prompt: PromptConfig
     sampling: SamplingParams
     output: OutputConfig
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     verbose: bool = False
     """Let DeepSpeed, transformers and datasets talk (on stderr)."""
+
+    def __post_init__(self) -> None:
+        sampling, answer = self.sampling, self.answer
+        if answer.choices or answer.constraint:
+            option = "choices" if answer.choices else str(answer.constraint).replace("_", "-")
+            if sampling.stop or sampling.ignore_eos:
+                wrong = "--stop" if sampling.stop else "--ignore-eos"
+                raise UsageError(f"{wrong} and --{option} were given together. The latter says where completions end.")
+        if answer.choices and sampling.logprobs:
+            raise UsageError("--logprobs is of no use with --choices: choice_logprobs has those of the choices.")
+        if sampling.num_samples == 1 and answer.aggregate is not None:
+            raise UsageError(f"--aggregate {answer.aggregate} needs several samples. Set --num-samples.")

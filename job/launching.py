@@ -99,7 +99,8 @@ def _build_engine(
         _announce(prepared, replica, progress)
     if config.engine.engine == "fake":
         step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
-        return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs)
+        choice_ids = prepared.choices.token_ids if prepared and prepared.choices else None
+        return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs, choice_ids=choice_ids)
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
     stop_token_ids = replica.command(prepared.stop_token_ids if prepared else None)
     model = load_model(config.model, model_info, replica, stop_token_ids)
@@ -110,6 +111,8 @@ def _build_engine(
         replica,
         should_stop=stop,
         ends_text=prepared.tokenization.ends_text if prepared and config.sampling.stop else None,
+        choice_ids=replica.command(prepared.choices.token_ids if prepared and prepared.choices else None),
+        grammar=prepared.grammar if prepared else None,
         note=progress.note,
     )
 
@@ -122,6 +125,8 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     info, plan = replica.info, prepared.plan
     if prepared.model_info.dtype_note and prepared.config.engine.engine != "fake":
         progress.note(prepared.model_info.dtype_note)
+    for note in prepared.notes:
+        progress.note(note)
     shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards:,} shards"
     replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
     processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"

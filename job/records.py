@@ -4,7 +4,7 @@ source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> eng
        -> tokenization -> Completion -> journal -> shard
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What every completion must be, compiled for the model's tokenizer. Whoever knows the text makes it."""
+
+    compile: Callable[[], Any]
+    """Returns llguidance's LLMatcher before the first token."""
+    vocab_size: int
+    """Of the tokenizer; the model's may be larger."""
+    eos_token_id: int
+    """The token that the matcher takes for the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """What the engine made of a request."""
 
@@ -83,6 +95,8 @@ class Generation:
     error: RowError | None = None
     logprobs: Sequence[float] | None = None
     """Natural logarithms of the probabilities of ``token_ids`` in the model's own distribution, if they were asked."""
+    choice_logprobs: Sequence[float] | None = None
+    """The log-likelihood of each choice after the prompt, if there are choices; ``token_ids`` is empty then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +116,12 @@ class Completion:
     token_logprobs: Sequence[float] | None = None
     cumulative_logprob: float | None = None
     """The sum of ``token_logprobs``."""
+    choice_logprobs: Sequence[float] | None = None
+    """The log-likelihood of each choice; this and the next two are None unless choices were given."""
+    choice_probs: Sequence[float] | None = None
+    """What they come to after normalization and calibration; they sum to 1."""
+    choice_margin: float | None = None
+    """The probability of the best choice less that of the second."""
 
     @property
     def key(self) -> SampleKey:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from job.calibration import calibrate
 from job.conclusion import conclude, exit_code_of
 from job.crew import Crew
 from job.data.reader import SliceReader
@@ -83,6 +84,7 @@ class Runner:
             JobError: the disk, the dataset or the engine gave up. What was finished is in the journals.
         """
         try:
+            calibrate(self._prepared, self._engine, self._stop)
             while not self._stop():
                 self._submit()
                 self._collect()
@@ -290,6 +292,7 @@ class Runner:
             num_open_rows=sum(shard.num_done for idx, shard in self._open.items() if self._claims.holds(idx)),
             num_errors=self._counts.num_errors,
             num_tokens=self._engine.num_computed_tokens,
+            num_at_work=len({request.key for request in self._engine.at_work}),
             open_shards=self._claims.held,
         )
 

@@ -2,8 +2,8 @@
 
 Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
 perhaps engine ("paged" by default, "static", or "chosen": what ``build_engine`` takes), config (of EngineConfig),
-num_pages and breaks. The leader writes for each job its generations, [key, token ids, finish reason, error] of every
-request, what the user was told, and how often a row was preempted.
+choices, answer (of AnswerConfig), num_pages and breaks. The leader writes for each job its generations, [key, token
+ids, finish reason, error] of every request, what the user was told, and how often a row was preempted.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from job.config import EngineConfig, ModelConfig, SamplingParams
+from job.config import AnswerConfig, EngineConfig, ModelConfig, SamplingParams
+from job.data.grammar import compile_grammar
 from job.distributed import Replica
 from job.engine import choosers
 from job.engine.choice import build_engine
@@ -25,8 +26,10 @@ from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
 from job.engine.static import StaticEngine
+from job.engine.trie import ChoiceTrie
 from job.launch import read_process_info
 from tests.serving import cache_bytes, complete, observe
+from tests.tiny import make_tokenizer
 
 EXIT_CODE = 3
 """With which the leader closes its engines."""
@@ -37,18 +40,29 @@ def build(job: dict, model: LoadedModel, replica: Replica, notes: list[str]) -> 
     params = SamplingParams(**job["params"])
     values = {"tensor_parallel_size": replica.info.tensor_parallel_size, **job.get("config", {})}
     name = job.get("engine", "paged")
+    grammar = (
+        compile_grammar(AnswerConfig(**job.get("answer", {})), make_tokenizer()) if replica.info.is_leader else None
+    )
     if name == "static":
-        return StaticEngine(model, params, EngineConfig(**values), replica)
+        return StaticEngine(model, params, EngineConfig(**values), replica, grammar=grammar)
     if name == "chosen":
         config = EngineConfig(**values)
         return build_engine(
-            model, params, config, replica, should_stop=lambda: False, ends_text=None, note=notes.append
+            model,
+            params,
+            config,
+            replica,
+            should_stop=lambda: False,
+            ends_text=None,
+            note=notes.append,
+            choice_ids=job.get("choices"),
         )
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
     if "num_pages" in job:
         values["kv_cache_memory"] = cache_bytes(shapes, job["num_pages"])
-    return PagedEngine(model, shapes, params, EngineConfig(**values), replica)
+    trie = ChoiceTrie(job["choices"]) if "choices" in job else None
+    return PagedEngine(model, shapes, params, EngineConfig(**values), replica, trie=trie, grammar=grammar)
 
 
 def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
@@ -95,7 +109,8 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
     generations = complete(engine, job["prompts"])
     engine.close(EXIT_CODE)
     rows = [[list(g.request.key), list(g.token_ids), g.finish_reason, g.error and str(g.error)] for g in generations]
-    return {"generations": rows, "notes": notes, "num_preempted": len(observed.put_back)}
+    scores = [g.choice_logprobs for g in generations]
+    return {"generations": rows, "scores": scores, "notes": notes, "num_preempted": len(observed.put_back)}
 
 
 def main(jobs: Path, out: Path, tensor_parallel_size: int, dtype: str = "float32") -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,9 +29,21 @@ def greedy_texts(model_dir: Path, prompts: Sequence[str], max_new_tokens: int, *
     return [tokenizer.decode(out, skip_special_tokens=True) for out in greedy(model_dir, ids, max_new_tokens)]
 
 
+def choice_logprobs(
+    model_dir: Path, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Return the log-likelihood of each choice after each prompt."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    return [[sum(_logprobs(model, prompt, choice)) for choice in choices] for prompt in prompts]
+
+
 def logprobs_of(model_dir: Path, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
     """Return the log probability of each of a completion's ids."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    return _logprobs(model, prompt, completion)
+
+
+def _logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
     with torch.inference_mode():
         logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
     return logits.double().log_softmax(dim=-1).gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()

@@ -19,8 +19,9 @@ from job.engine.paged.scheduler import Scheduler
 from job.engine.paged.support import check_support
 from job.engine.paged.torch_attention import PAGE_TOKENS
 from job.engine.protocol import Engine
+from job.engine.trie import ChoiceTrie
 from job.launch import read_process_info
-from job.records import Generation, Request
+from job.records import Generation, Grammar, Request
 from tests.oracle import greedy
 
 MAX_NEW_TOKENS = 12
@@ -76,13 +77,23 @@ def make_engine(
     config: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     ends_text: Callable[[Sequence[Sequence[int]]], Sequence[bool]] | None = None,
+    choices: Sequence[Sequence[int]] | None = None,
+    grammar: Grammar | None = None,
     **params: Any,
 ) -> PagedEngine:
     """Return an engine with an empty cache. ``params`` are those of sampling."""
     params.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     engine_config = EngineConfig(**{"kv_cache_memory": cache_bytes(served.shapes, num_pages), **(config or {})})
     return PagedEngine(
-        served.model, served.shapes, SamplingParams(**params), engine_config, served.replica, should_stop, ends_text
+        served.model,
+        served.shapes,
+        SamplingParams(**params),
+        engine_config,
+        served.replica,
+        should_stop,
+        ends_text,
+        trie=None if choices is None else ChoiceTrie(choices),
+        grammar=grammar,
     )
 
 

@@ -115,3 +115,12 @@ def test_a_row_that_comes_back_in_another_slot_has_seen_the_same() -> None:
         row.is_new_in_slot = True
     for _ in range(4):
         bench.step(*rows)
+
+
+def test_tokens_that_came_without_being_chosen_are_seen() -> None:
+    """Those that a grammar forces are appended several at once."""
+    bench = Penalized(2)
+    row = running(0, [1, 2, 3], 1)
+    for forced in ([], [7, 8], [12], []):
+        bench.step(row)
+        row.token_ids += forced

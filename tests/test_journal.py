@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from job.output import journal as journal_module
-from job.output.journal import COMPLETION_SCHEMA, Journal, completions_to_batch, read_journal
+from job.output.columns import LOGPROB_COLUMNS
+from job.output.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch, read_journal
 from job.records import Completion
 
 
@@ -148,6 +149,66 @@ def test_a_journal_of_another_version_has_no_rows(tmp_path: Path, monkeypatch: p
     assert read(tmp_path, content) == []
 
 
+def test_a_reader_goes_on_where_it_ended(tmp_path: Path) -> None:
+    """Not from the start: what it has read may be damaged meanwhile, and does no harm."""
+    path = tmp_path / "j"
+    reader = JournalReader(path)
+    assert list(reader.read()) == []
+    journal = Journal(path, sync_secs=0)
+    for row in ROWS:
+        journal.append(row)
+        journal.sync()
+        assert list(reader.read()) == [row]
+        assert list(reader.read()) == []
+    read_before = path.stat().st_size
+    journal.append(ROWS[1])
+    journal.close()
+    with path.open("r+b") as file:
+        file.write(bytes(read_before))
+    assert list(reader.read()) == [ROWS[1]]
+    assert list(reader.read()) == [] and list(read_journal(path)) == []
+
+
+@pytest.mark.parametrize("fills", [False, True], ids=["torn", "zeros"])
+def test_a_torn_tail_is_read_once_it_is_whole(tmp_path: Path, written: bytes, fills: bool) -> None:
+    """Another worker may look while the writer writes; some file systems show zeros where data are to come."""
+    path = tmp_path / "j"
+    path.write_bytes(written)
+    for size in range(0, len(written), 7):
+        reader = JournalReader(path)
+        os.truncate(path, size)
+        if fills:
+            os.truncate(path, len(written))
+        rows = list(reader.read())
+        with path.open("r+b") as file:
+            file.seek(size)
+            file.write(written[size:])
+        assert [*rows, *reader.read()] == ROWS, f"torn at byte {size}"
+
+
+def test_a_damaged_batch_ends_what_a_reader_finds(tmp_path: Path, written: bytes) -> None:
+    path = tmp_path / "j"
+    at = written.index(b"prompt 2")
+    path.write_bytes(written[:at] + b"prompt 7" + written[at + 8 : -100])
+    reader = JournalReader(path)
+    assert list(reader.read()) == ROWS[:2]
+    with path.open("ab") as file:
+        file.write(written[-100:])
+    assert list(reader.read()) == []
+
+
+def test_a_journal_that_was_replaced_is_read_from_its_start(tmp_path: Path) -> None:
+    path = write(tmp_path / "j", ROWS)
+    reader = JournalReader(path)
+    assert list(reader.read()) == ROWS
+    write(tmp_path / "other", ROWS[:1], ROWS[1:4], ROWS[4:]).replace(path)
+    assert list(reader.read()) == ROWS, "longer, another file"
+    path.write_bytes(write(tmp_path / "other", ROWS[2:3]).read_bytes())
+    assert list(reader.read()) == ROWS[2:3], "shorter, the same file"
+    path.unlink()
+    assert list(reader.read()) == []
+
+
 def test_completions_become_columns_in_the_order_of_the_schema() -> None:
     batch = completions_to_batch(iter(ROWS))
     assert batch.schema == COMPLETION_SCHEMA
@@ -171,7 +232,7 @@ def test_log_probabilities_come_back_as_they_were(tmp_path: Path, values: dict[s
 
 
 def test_the_columns_of_log_probabilities_have_these_types() -> None:
-    types = {name: str(COMPLETION_SCHEMA.field(name).type) for name in journal_module.LOGPROB_COLUMNS}
+    types = {name: str(COMPLETION_SCHEMA.field(name).type) for name in LOGPROB_COLUMNS}
     assert types == {
         "token_ids": "list<item: int32>",
         "token_logprobs": "list<item: float>",

@@ -358,7 +358,7 @@ def test_tokens_are_numbered_and_placed_by_their_position() -> None:
     assert layout.positions.tolist() == [9, 0, 6, 7, 8, 9]
     assert layout.token_pages.tolist() == [1, 50, 100, 100, 101, 101]
     assert layout.token_places.tolist() == [1, 0, 6, 7, 0, 1]
-    assert layout.token_sequences.tolist() == [0, 1, 2, 2, 2, 2] and layout.sampled_tokens.tolist() == [1]
+    assert layout.token_sequences.tolist() == [0, 1, 2, 2, 2, 2] and layout.wanted_tokens.tolist() == [1]
 
 
 @pytest.mark.parametrize("seed", range(10))

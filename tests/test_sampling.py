@@ -14,14 +14,13 @@ from transformers import (
 )
 
 from job.config import SamplingParams
+from job.draws import philox4x32, row_bits
 from job.engine import sampling
 from job.engine.sampling import (
     choose_tokens,
     gumbel_noise,
     largest,
     penalize_repetition,
-    philox4x32,
-    row_bits,
     token_logprobs,
 )
 

@@ -146,7 +146,7 @@ class Simulation:
         self.check(work)
         step = Step.unpack(self.scheduler.to_step(work).pack())
         self.steps.append([item.sequence.request.row_idx for item in work])
-        is_poisoned = any(item.is_sampled and item.sequence.request.row_idx in self.poisoned for item in work)
+        is_poisoned = any(item.num_wanted and item.sequence.request.row_idx in self.poisoned for item in work)
         is_too_large = self.rng.random() < self.failure_rate
         if not (is_poisoned or is_too_large) or self.rng.random() < 0.5:  # a step may fail after it has written
             self.execute(work, step)
@@ -183,12 +183,12 @@ class Simulation:
         assert len(decoding) > subject.max_tokens or set(decoding) <= set(sequences), "a running row gets no token"
         held = {page for sequence in subject.running for page in sequence.pages}
         assert subject.pages.num_pages - subject.pages.num_free <= len(held) + self.last_pages
-        self.events["chunks"] += sum(not item.is_sampled for item in work)
+        self.events["chunks"] += sum(not item.num_wanted for item in work)
         self.events["mixed"] += counts[0] == 1 < counts[-1]
 
     def execute(self, work: list[Work], step: Step) -> None:
         """Execute a step as all ranks do."""
-        expected = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.is_sampled) for w in work]
+        expected = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         assert [tuple(row) for row in step.sequences.tolist()] == expected
         self.cache.execute(step, {item.sequence.slot: item.sequence.token_ids for item in work})
         self.events["shared"] += len(step.gained) - len(step.fresh)
@@ -196,7 +196,7 @@ class Simulation:
 
     def advance(self, work: list[Work]) -> None:
         """Choose tokens, and end rows."""
-        sampled = [item.sequence for item in work if item.is_sampled]
+        sampled = [item.sequence for item in work if item.num_wanted]
         for item in work:
             item.sequence.num_cached = item.end
         for sequence in sampled:

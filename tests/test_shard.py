@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.output.columns import Columns
 from job.output.counts import METADATA_KEY, Counts
 from job.output.journal import Journal
 from job.output.paths import RunPaths
@@ -31,9 +32,8 @@ def paths(tmp_path: Path) -> RunPaths:
 def part_format(
     kept: pa.Schema = KEPT, *, include_prompt: bool = True, logprobs: bool = False, compression: str = "zstd"
 ) -> PartFormat:
-    return PartFormat.build(
-        kept, include_prompt=include_prompt, logprobs=logprobs, compression=compression, metadata=METADATA
-    )
+    columns = Columns(include_prompt=include_prompt, logprobs=logprobs)
+    return PartFormat.build(kept, columns, compression=compression, metadata=METADATA)
 
 
 def open_shard(
@@ -151,7 +151,7 @@ def test_types_of_huggingface_survive(paths: RunPaths) -> None:
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     kept = features.arrow_schema
     metadata = {b"huggingface": kept.metadata[b"huggingface"]}
-    form = PartFormat.build(kept, include_prompt=False, logprobs=False, compression="zstd", metadata=metadata)
+    form = PartFormat.build(kept, Columns(include_prompt=False), compression="zstd", metadata=metadata)
     shard = open_shard(paths, 2, form=form)
     for row_idx in shard.rows:
         shard.add(completion(row_idx))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from job.cli.run import split_commas
+from job.cli.options import split_commas
 from job.errors import UsageError
 
 

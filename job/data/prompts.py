@@ -4,18 +4,14 @@ Templates run in Jinja2's sandbox: they come with datasets and models, and must 
 with one row becomes an error of that row.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any
-
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
+from typing import Any, Protocol
 
 from job.config import PromptConfig
-from job.errors import UsageError
+from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
+from job.data.templates import compile_template, template_columns
+from job.errors import UsageError, shorten
 from job.records import Prompt, Row, RowError
 
 TYPE_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
@@ -27,6 +23,16 @@ MARK = "8d1f0c6b-content"
 Messages = list[dict[str, Any]]
 Content = str | Messages
 ChatTemplate = Callable[[Messages], str]
+
+
+class RequestReader(Protocol):
+    """Finds the prompt in a row that is a request to OpenAI's API."""
+
+    columns: list[str]
+    """That it needs."""
+
+    def content_of(self, values: Mapping[str, Any]) -> Content:
+        """Return the row's messages, or its text."""
 
 
 class RowRejected(Exception):
@@ -41,28 +47,44 @@ class RowRejected(Exception):
 class PromptRenderer:
     """Renders rows. Knows the configuration and, if there is one, the tokenizer's chat template."""
 
-    def __init__(self, config: PromptConfig, chat_template: ChatTemplate | None, columns: Collection[str]) -> None:
+    def __init__(
+        self,
+        config: PromptConfig,
+        chat_template: ChatTemplate | None,
+        columns: Collection[str],
+        requests: RequestReader | None = None,
+    ) -> None:
         """Check the configuration against the dataset's columns.
 
         Args:
             chat_template: turns messages into text, or None: the prompt is used as it is.
             columns: of the dataset.
+            requests: finds the prompt, if rows are requests to OpenAI's API.
 
         Raises:
             UsageError: a column is missing, the template is wrong, or messages have no chat template.
         """
         self._chat_template, self._system_prompt = chat_template, config.system_prompt
+        examples = () if config.examples is None else parse_examples(config.examples)
+        self._template_values: dict[str, Any] = {}
         self._extract: Callable[[Mapping[str, Any]], Content]
-        if config.messages_column is not None:
+        if requests is not None:
+            self._extract, self.columns = requests.content_of, requests.columns
+        elif config.messages_column is not None:
             self._extract, self.columns = self._messages_of, [config.messages_column]
         elif config.prompt_template is not None:
             self._template = compile_template(config.prompt_template)
             self._extract, self.columns = self._from_template, template_columns(config.prompt_template, columns)
         else:
-            assert config.text_column is not None, "there is no fourth way"
+            assert config.text_column is not None, "there is no other way"
             self._extract, self.columns = self._from_column, [config.text_column]
+        if "examples" in self.columns and config.prompt_template is not None and examples:
+            self.columns.remove("examples")
+            self._template_values["examples"] = [example.values for example in examples]
+            examples = ()  # the template shows them
         self._check(config, columns)
-        self._suffix = self._find_suffix()
+        self._shots = [self._shot(example) for example in examples]
+        self._head, self._suffix = self._find_surroundings()
 
     def render(self, row: Row) -> Prompt:
         """Return the row's prompt, or the reason why it has none."""
@@ -71,10 +93,31 @@ class PromptRenderer:
         try:
             content = self._extract(row.values)
             text = self._apply_chat_template(content)
-            span = find_content(text.removesuffix(self._suffix), content)
+            start = len(self._head) if text.startswith(self._head) else 0
+            span = find_content(text.removesuffix(self._suffix), content, start)
             return Prompt(row_idx=row.row_idx, text=text, content_span=span)
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
+
+    def render_content_free(self, text: str) -> Prompt:
+        """Return the prompt of a row that says nothing but ``text``, in every column.
+
+        Raises:
+            UsageError: there is none, because the prompt is a list of messages or a template refuses it.
+        """
+        try:
+            if self._extract not in (self._from_column, self._from_template):
+                raise RowRejected("", "messages have no place for it; use --prompt-column or --prompt-template")
+            is_template = self._extract == self._from_template
+            content = self._from_template(dict.fromkeys(self.columns, text)) if is_template else text
+            return Prompt(row_idx=-1, text=self._apply_chat_template(content))
+        except RowRejected as rejected:
+            raise UsageError(f"--choice-calibration {text!r}: {rejected.row_error.detail}.") from None
+
+    @property
+    def suffix(self) -> str:
+        """What the chat template writes behind the user's message; empty without one."""
+        return self._suffix
 
     def _check(self, config: PromptConfig, columns: Collection[str]) -> None:
         needs_chat = "--messages-column" if config.messages_column else "--system-prompt"
@@ -90,12 +133,33 @@ class PromptRenderer:
                 "Set --prompt-column, --messages-column or --prompt-template."
             )
 
-    def _find_suffix(self) -> str:
-        """Return what the chat template writes behind the user's message. Content like "assistant" may occur in it."""
+    def _find_surroundings(self) -> tuple[str, str]:
+        """Return what stands before and behind the user's message; a row's content may occur in both, too."""
         try:
-            return self._apply_chat_template(MARK).rpartition(MARK)[2]
+            text = self._apply_chat_template(MARK)
+            return (text.partition(MARK)[0], text.rpartition(MARK)[2]) if MARK in text else ("", "")
         except RowRejected:
-            return ""
+            return "", ""
+
+    def _shot(self, example: Example) -> tuple[Content, str]:
+        """Render an example as a row, and give its answer.
+
+        Raises:
+            UsageError: it cannot be a prompt.
+        """
+        missing = [name for name in self.columns if name not in example.values]
+        if missing:
+            raise UsageError(f"--examples, line {example.line}: it has no {missing[0]!r}, which the prompt needs.")
+        try:
+            content = self._extract(example.values)
+        except RowRejected as rejected:
+            raise UsageError(f"--examples, line {example.line}: {rejected.row_error.detail}.") from None
+        if not isinstance(content, str) and content[0]["role"] == "system":
+            raise UsageError(
+                f"--examples, line {example.line}: it begins with a system message, but stands within a conversation. "
+                "Leave that message out."
+            )
+        return content, example.completion
 
     def _from_column(self, values: Mapping[str, Any]) -> str:
         name = self.columns[0]
@@ -104,14 +168,14 @@ class PromptRenderer:
             raise RowRejected("null_prompt", f"column {name!r} is null")
         if not isinstance(value, str):
             kind = TYPE_NAMES.get(type(value), type(value).__name__)
-            raise RowRejected("not_a_string", f"column {name!r} is a {kind}: {_short(value)}")
+            raise RowRejected("not_a_string", f"column {name!r} is a {kind}: {shorten(value)}")
         return _not_empty(value, f"column {name!r}")
 
     def _from_template(self, values: Mapping[str, Any]) -> str:
         try:
-            text = self._template.render({name: values.get(name) for name in self.columns})
+            text = self._template.render({name: values.get(name) for name in self.columns} | self._template_values)
         except Exception as error:  # a template can raise anything that its expressions can
-            raise RowRejected("template_error", f"{type(error).__name__}: {_short(str(error))}") from None
+            raise RowRejected("template_error", f"{type(error).__name__}: {shorten(str(error))}") from None
         return _not_empty(text, "the rendered template")
 
     def _messages_of(self, values: Mapping[str, Any]) -> Messages:
@@ -124,22 +188,25 @@ class PromptRenderer:
     def _apply_chat_template(self, content: Content) -> str:
         if self._chat_template is None:
             assert isinstance(content, str), "messages without a chat template are refused at the start"
-            return content
+            return text_of(self._shots) + content
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         if self._system_prompt is not None:
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
         try:
-            return self._chat_template(messages)
+            return self._chat_template(insert_turns(conversation_of(self._shots), messages))
         except Exception as error:  # chat templates raise their own errors on roles that they do not like
             raise RowRejected(
-                "template_error", f"chat template: {type(error).__name__}: {_short(str(error))}"
+                "template_error", f"chat template: {type(error).__name__}: {shorten(str(error))}"
             ) from None
 
 
-def find_content(text: str, content: Content) -> tuple[int, int] | None:
+def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int] | None:
     """Return where the row's own content stands in the prompt, so that truncation leaves the chat template whole.
 
     Of messages, the last one of the user is meant. None if the template changed it beyond recognition.
+
+    Args:
+        start: what stands before is not the row's own.
 
     >>> find_content("<user> what? </user><assistant>", "what? ")
     (7, 13)
@@ -148,9 +215,9 @@ def find_content(text: str, content: Content) -> tuple[int, int] | None:
         from_user = [m["content"] for m in content if m["role"] == "user" and isinstance(m.get("content"), str)]
         content = from_user[-1] if from_user else ""
     for wanted in (content, content.strip()):  # many chat templates strip
-        start = text.rfind(wanted)
-        if wanted and start >= 0:
-            return (start, start + len(wanted))
+        found = text.rfind(wanted, start)
+        if wanted and found >= 0:
+            return (found, found + len(wanted))
     return None
 
 
@@ -166,84 +233,18 @@ def parse_messages(value: Any, where: str) -> Messages:
         except (ValueError, RecursionError) as error:
             raise RowRejected("invalid_messages", f"{where} is text, but not JSON: {error}") from None
     if not isinstance(value, list) or not value:
-        raise RowRejected("invalid_messages", f"{where} is not a list of messages: {_short(value)}")
+        raise RowRejected("invalid_messages", f"{where} is not a list of messages: {shorten(value)}")
     messages = []
     for idx, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowRejected("invalid_messages", f"{where}, message {idx} has no role: {_short(message)}")
+            raise RowRejected("invalid_messages", f"{where}, message {idx} has no role: {shorten(message)}")
         if message.get("content") is None and not message.get("tool_calls"):
             raise RowRejected("invalid_messages", f"{where}, message {idx} has no content")
         messages.append({key: item for key, item in message.items() if item is not None})
     return messages
 
 
-def read_template(text_or_file: str) -> str:
-    """Return a template's text; the argument is the text itself or the path of a file with it.
-
-    Raises:
-        UsageError: it looks like a path, but there is no such file, or none that holds text.
-    """
-    if "\n" in text_or_file or "{" in text_or_file:
-        return text_or_file
-    with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
-        if Path(text_or_file).is_file():
-            return Path(text_or_file).read_text(encoding="utf-8")
-    raise UsageError(f"--prompt-template {text_or_file!r} is neither a file nor a template, such as '{{{{ text }}}}'.")
-
-
-def compile_template(text: str) -> jinja2.Template:
-    """Compile a template in the sandbox.
-
-    Raises:
-        UsageError: its syntax is wrong; the message gives the line.
-    """
-    try:
-        return _environment().from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if text else ""
-        raise UsageError(
-            f"--prompt-template, line {error.lineno}: {str(error.message).rstrip('.')}. The line is: {_short(line)}"
-        ) from None
-
-
-def template_columns(text: str, columns: Collection[str] = ()) -> list[str]:
-    """Return the variables that a template takes from outside: the columns it needs.
-
-    Args:
-        columns: of the dataset. One with the name of a function of Jinja2, such as ``range``, hides the function.
-
-    >>> template_columns("{% for x in rows %}{{ x }}{{ name }}{% endfor %}")
-    ['name', 'rows']
-    """
-    compile_template(text)
-    environment = _environment()
-    for name in columns:
-        environment.globals.pop(name, None)
-    return sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
-
-
-def _refuse_null(value: Any) -> Any:
-    """Let a null that a template prints be an error: no model should read the word None where a text is missing."""
-    if value is None:
-        raise ValueError("a null value; write {{ column or '' }} if it may be missing")
-    return value
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, finalize=_refuse_null, keep_trailing_newline=False, autoescape=False
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    return environment
-
-
 def _not_empty(text: str, where: str) -> str:
     if not text.strip():
         raise RowRejected("empty_prompt", f"{where} is empty", text)
     return text
-
-
-def _short(value: Any) -> str:
-    """Quote a value in a message, on one line, cut short."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

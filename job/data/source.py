@@ -12,14 +12,14 @@ they are combined (huggingface/datasets#8079, #8568). Rows are addressed by thei
 """
 
 import bisect
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, first_line
+from job.json_columns import to_rows
 from job.records import Row, RowBlock
 
 BLOCK_ROWS = 256
@@ -79,41 +79,9 @@ def read_rows(
 
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
     """Turn an Arrow table whose first row is row ``start`` of the dataset into a block."""
-    values = _to_values(table.select(list(columns))) if columns else [{}] * len(table)
+    values = to_rows(table.select(list(columns))) if columns else [{}] * len(table)
     rows = [Row(row_idx=start + offset, values=value) for offset, value in enumerate(values)]
     return RowBlock(rows=rows, kept=table.select(list(kept)))
-
-
-def _to_values(table: pa.Table) -> list[dict[str, Any]]:
-    """Return rows as Python values; what datasets stores as JSON text (columns of mixed types) is parsed."""
-    values: list[dict[str, Any]] = table.to_pylist()
-    for field in table.schema:
-        decode = _json_decoder(field.type)
-        if decode is not None:
-            for row in values:
-                row[field.name] = decode(row[field.name])
-    return values
-
-
-def _json_decoder(data_type: pa.DataType) -> Callable[[Any], Any] | None:
-    """Return what parses the JSON text inside a value of this type; None if there is none in it."""
-    if isinstance(data_type, pa.BaseExtensionType):
-        return _parse_json if data_type.extension_name == "arrow.json" else None
-    if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
-        item = _json_decoder(data_type.value_type)
-        return item and (lambda values: None if values is None else [item(value) for value in values])
-    if pa.types.is_struct(data_type):
-        inner = {field.name: decode for field in data_type if (decode := _json_decoder(field.type))}
-        return (
-            (lambda value: None if value is None else {k: inner[k](v) if k in inner else v for k, v in value.items()})
-            if inner
-            else None
-        )
-    return None
-
-
-def _parse_json(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
 
 
 def _union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:

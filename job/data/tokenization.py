@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from job.config import ModelConfig
+from job.data.choices import Choices
 from job.data.prompts import ChatTemplate, Messages
 from job.errors import UsageError, first_line
 from job.records import Completion, Generation, Prompt, Request, RowError
@@ -65,7 +66,14 @@ class Tokenization:
     """Encodes prompts into requests and decodes generations into completions."""
 
     def __init__(
-        self, tokenizer: Any, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str, stop: Sequence[str] = ()
+        self,
+        tokenizer: Any,
+        *,
+        chat: bool,
+        max_prompt_tokens: int,
+        on_long_prompt: str,
+        stop: Sequence[str] = (),
+        choices: Choices | None = None,
     ) -> None:
         """Fix how prompts are encoded.
 
@@ -74,8 +82,9 @@ class Tokenization:
             max_prompt_tokens: longer prompts follow ``on_long_prompt``.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
             stop: texts that end a completion.
+            choices: of which a completion is one, if there are any.
         """
-        self._stop = tuple(stop)
+        self._stop, self._choices = tuple(stop), choices
         # The last token completes the stop string, and each token but a special one is a byte of text or more.
         self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
         self._tokenizer, self._add_special_tokens = tokenizer, not chat
@@ -109,7 +118,26 @@ class Tokenization:
         tails = self._decode_texts([list(ids[-self._num_tail_tokens :]) for ids in completions])
         return [any(text in tail for text in self._stop) for tail in tails]
 
+    def calibrate(self, generations: Sequence[Generation]) -> None:
+        """Take what choices scored after content-free prompts into account from now on."""
+        assert self._choices is not None, "only choices are calibrated"
+        self._choices = self._choices.calibrated([generation.choice_logprobs or () for generation in generations])
+
+    def num_tokens(self, prompt: Prompt) -> int:
+        """Return the length of a prompt as it was rendered, whatever its limit is."""
+        return len(self._encode_texts([prompt])[0])
+
+    def as_read(self, token_ids: Sequence[int]) -> str:
+        """Return ids as the text that the model reads, special tokens included."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """Return tokens as the vocabulary calls them."""
+        return [str(name) for name in self._tokenizer.convert_ids_to_tokens(list(token_ids))]
+
     def _to_completion(self, generation: Generation, prompt: str | None, text: str) -> Completion:
+        if self._choices is not None and generation.choice_logprobs is not None:
+            return _to_choice(generation, generation.choice_logprobs, self._choices, prompt)
         end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
         logprobs = generation.logprobs
         return Completion(
@@ -182,6 +210,23 @@ class Tokenization:
                 text, end = text[:cut] + text[end:], cut
             if start == end:
                 return None
+
+
+def _to_choice(generation: Generation, logprobs: Sequence[float], choices: Choices, prompt: str | None) -> Completion:
+    label = choices.label(logprobs, generation.request.key)
+    return Completion(
+        row_idx=generation.request.row_idx,
+        sample_idx=generation.request.sample_idx,
+        prompt=prompt,
+        completion=label.text,
+        finish_reason=generation.finish_reason,
+        num_prompt_tokens=len(generation.request.prompt_ids),
+        num_completion_tokens=label.num_tokens,
+        error=None,
+        choice_logprobs=list(logprobs),
+        choice_probs=list(label.probs),
+        choice_margin=label.margin,
+    )
 
 
 def failed(prompt: Prompt, error: RowError, num_prompt_tokens: int = 0) -> Completion:

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from job.config import SamplingParams
 from job.distributed import Replica
+from job.engine.constraint import ConstrainedBatch, Constraint
 from job.engine.failures import describe_failure
 from job.engine.protocol import EndsText
 from job.engine.sampling import choose_tokens, penalize_repetition, token_logprobs
@@ -66,6 +67,7 @@ class LeadingChooser(Chooser):
         eos_token_ids: Sequence[int],
         should_stop: Callable[[], bool],
         ends_text: EndsText | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Choose for a batch.
 
@@ -74,18 +76,22 @@ class LeadingChooser(Chooser):
             eos_token_ids: what ends a row; empty if nothing does.
             should_stop: asked before every token.
             ends_text: finds the stop strings in what the rows generated.
+            constraint: what every completion must be.
         """
         super().__init__(replica)
         self._params, self._keys, self._should_stop, self._ends_text = params, keys, should_stop, ends_text
         self._eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=replica.device)
         self._ended = torch.zeros(len(keys), dtype=torch.bool, device=replica.device)
+        self._constrained = None if constraint is None else ConstrainedBatch(constraint, len(keys), eos_token_ids)
         self.is_finite = torch.ones_like(self._ended)
         self.steps: list[torch.Tensor] = []
         """[B] int64 each: the tokens sent so far. Of a row that has ended, what follows means nothing."""
         self.logprobs: list[torch.Tensor] = []
         """[B] float32 each, if they were asked."""
         self.stops: dict[int, int] = {}
-        """Row to number of tokens, for rows that a stop string ended."""
+        """Row to number of tokens, for rows that a stop string or the grammar ended."""
+        self.failures: dict[int, str] = {}
+        """Rows that the grammar failed on, and why."""
         self.failure: str | None = None
         """Why the leader left, if it was not asked to stop."""
 
@@ -101,6 +107,8 @@ class LeadingChooser(Chooser):
             return self._leave()
         self.steps.append(tokens)
         self._ended |= torch.isin(tokens, self._eos)
+        if self._constrained is not None:
+            self._follow_grammar(self._constrained, tokens.tolist())
         if self._ends_text is not None:
             self._look_for_stops(self._ends_text)
         return tokens
@@ -113,6 +121,13 @@ class LeadingChooser(Chooser):
                 self._ended[row] = True
                 self.stops[row] = len(self.steps)
 
+    def _follow_grammar(self, batch: ConstrainedBatch, tokens: list[int]) -> None:
+        for row, failure in batch.advance(tokens).items():
+            self._ended[row] = True
+            self.stops[row] = len(self.steps)
+            if failure is not None:
+                self.failures[row] = failure
+
     def _leave(self) -> torch.Tensor:
         return torch.full_like(self._ended, LEAVE, dtype=torch.int64)
 
@@ -122,6 +137,8 @@ class LeadingChooser(Chooser):
         self.is_finite &= scores.amax(dim=-1).isfinite() | self._ended
         logits = torch.where((self.is_finite & ~self._ended)[:, None], scores, 0.0)
         raw = logits
+        if self._constrained is not None:
+            logits = self._constrained.apply(logits)
         if self._params.repetition_penalty != 1:
             real = torch.cat([self.mask, self.mask.new_ones(len(scores), position)], dim=1)
             # Padding is no token that occurred: its places add nothing.

@@ -1,6 +1,7 @@
-"""With greedy decoding equal prompts have equal completions: each is computed once, whatever engine computes it."""
+"""Greedy decoding and scoring give equal prompts equal answers: each is computed once, whatever engine computes it."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -89,10 +90,14 @@ class SharedCompletions:
 
     def _keep(self, digest: bytes, generation: Generation) -> None:
         self._finished[digest] = generation
-        self._num_kept_tokens += len(generation.token_ids)
+        self._num_kept_tokens += _size(generation)
         while self._num_kept_tokens > MAX_KEPT_TOKENS:
             _, oldest = self._finished.popitem(last=False)
-            self._num_kept_tokens -= len(oldest.token_ids)
+            self._num_kept_tokens -= _size(oldest)
+
+
+def _size(generation: Generation) -> int:
+    return len(generation.token_ids) + len(generation.choice_logprobs or ())
 
 
 def _digest(request: Request) -> bytes:
@@ -100,10 +105,4 @@ def _digest(request: Request) -> bytes:
 
 
 def _copy(generation: Generation, request: Request) -> Generation:
-    return Generation(
-        request=request,
-        token_ids=generation.token_ids,
-        finish_reason=generation.finish_reason,
-        error=generation.error,
-        logprobs=generation.logprobs,
-    )
+    return replace(generation, request=request)

@@ -54,8 +54,13 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def inspect_model(config: ModelConfig, device: torch.device, tensor_parallel_size: int) -> ModelInfo:
+def inspect_model(
+    config: ModelConfig, device: torch.device, tensor_parallel_size: int, *, needs_weights: bool = True
+) -> ModelInfo:
     """Check all that can be checked without the weights.
+
+    Args:
+        needs_weights: whether it is a mistake if there are none; without, their fingerprint is empty.
 
     Raises:
         UsageError: no such model, no safetensors weights, an architecture or a length that cannot work.
@@ -80,7 +85,7 @@ def inspect_model(config: ModelConfig, device: torch.device, tensor_parallel_siz
             "Use the model in float16 or bfloat16, and a larger --tensor-parallel-size if it is too large."
         )
     check_tensor_parallel(hf_config, tensor_parallel_size)
-    fingerprint = _weights_fingerprint(config, hf_config)
+    fingerprint = _weights_fingerprint(config, hf_config) if needs_weights else ""
     dtype, note = resolve_dtype(config.dtype, device)
     return ModelInfo(
         config=hf_config,

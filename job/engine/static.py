@@ -17,11 +17,12 @@ from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
 from job.engine.batch_limits import batch_limits
 from job.engine.choosers import Chooser, HasLeft, LeadingChooser
+from job.engine.constraint import Constraint
 from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, describe_failure, failed, not_finite
 from job.engine.loading import LoadedModel
 from job.engine.protocol import EndsText
 from job.errors import JobError
-from job.records import Generation, Request
+from job.records import Generation, Grammar, Request
 
 PENDING_BATCHES = 16
 """So many batches' worth of requests are sorted together: enough to find rows of like length."""
@@ -54,16 +55,19 @@ class StaticEngine:
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
         ends_text: EndsText | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Prepare generation.
 
         Args:
             should_stop: asked by the leader before every token; True makes ``step`` return with the batch undone.
             ends_text: finds the stop strings; needed by the leader alone.
+            grammar: what every completion must be; for the leader alone.
         """
         self._model, self._params, self._replica, self._should_stop = model, params, replica, should_stop
         self._ends_text = ends_text
         self._eos_token_ids = () if params.ignore_eos else model.eos_token_ids
+        self._constraint = None if grammar is None else Constraint(grammar, self._eos_token_ids)
         self._max_rows, self._max_tokens = batch_limits(model, config, replica.device)
         self._pending: deque[Request] = deque()
         self._is_sorted = True
@@ -140,7 +144,13 @@ class StaticEngine:
         """Generate a batch, or what can be generated of it."""
         keys = [request.key for request in batch]
         chooser = LeadingChooser(
-            self._replica, self._params, keys, self._eos_token_ids, self._should_stop, self._ends_text
+            self._replica,
+            self._params,
+            keys,
+            self._eos_token_ids,
+            self._should_stop,
+            self._ends_text,
+            self._constraint,
         )
         command = Batch(prompt_ids=[list(request.prompt_ids) for request in batch])
         self._replica.command(command)
@@ -177,6 +187,8 @@ class StaticEngine:
             end = chooser.stops.get(row, end)
             if not is_finite:
                 generations.append(failed(request, "non_finite_logits", not_finite(self._model.dtype)))
+            elif row in chooser.failures:
+                generations.append(failed(request, "constraint_failed", chooser.failures[row]))
             elif end is None and chooser.has_left:
                 unfinished.append(request)
             else:

@@ -31,12 +31,12 @@ COMPLETION_SCHEMA = pa.schema(
         pa.field("token_ids", pa.list_(pa.int32())),
         pa.field("token_logprobs", pa.list_(pa.float32())),
         pa.field("cumulative_logprob", pa.float64()),
+        pa.field("choice_logprobs", pa.list_(pa.float64())),
+        pa.field("choice_probs", pa.list_(pa.float64())),
+        pa.field("choice_margin", pa.float64()),
     ]
 )
 """The columns of a completion, in the order of the output; the kept columns come after the first two."""
-
-LOGPROB_COLUMNS = ("token_ids", "token_logprobs", "cumulative_logprob")
-"""Written only if log probabilities are asked for."""
 
 _NAMES = [field.name for field in fields(Completion)]
 
@@ -89,25 +89,65 @@ class Journal:
             self._file = None
 
 
+class JournalReader:
+    """Reads a journal that may still grow: each time only what is new. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Read nothing yet."""
+        self._path = path
+        self._inode: int | None = None
+        self._schema = b""
+        """The file's first message, without which no other can be read."""
+        self._offset = 0
+        """End of the last whole message. What follows is read again the next time: its writer may complete it."""
+
+    def read(self) -> Iterator[Completion]:
+        """Yield the rows behind those of the last time, up to the first torn batch."""
+        data = self._new_bytes()
+        stream = pa.BufferReader(self._schema + data)
+        behind = self._offset - len(self._schema)
+        try:  # from memory: a damaged length cannot ask for more than there is
+            with pa.ipc.open_stream(stream) as reader:
+                if not reader.schema.equals(COMPLETION_SCHEMA):
+                    return
+                self._schema = self._schema or data[: stream.tell()]
+                self._offset = behind + stream.tell()
+                while True:
+                    completions = _next_batch(reader)
+                    self._offset = behind + stream.tell()
+                    yield from completions
+        except (StopIteration, pa.ArrowException, OSError):
+            return  # the end, or what pyarrow makes of a damaged message
+
+    def _new_bytes(self) -> bytes:
+        """Return what stands behind the last whole batch; everything if the file is another one."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._schema, self._offset = status.st_ino, b"", 0
+                file.seek(self._offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+
 def read_journal(path: Path) -> Iterator[Completion]:
     """Yield the rows of a journal up to the first torn batch."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    try:  # from memory: a damaged length cannot ask for more than there is
-        with pa.ipc.open_stream(data) as reader:
-            if not reader.schema.equals(COMPLETION_SCHEMA):
-                return
-            while True:
-                batch, metadata = reader.read_next_batch_with_custom_metadata()
-                batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
-                completions = [Completion(**row) for row in batch.to_pylist()]
-                if metadata is None or metadata.get(b"crc32") != _checksum(completions):
-                    return
-                yield from completions
-    except (StopIteration, pa.ArrowException, OSError):
-        return  # the end, or what pyarrow makes of a damaged message
+    return JournalReader(path).read()
+
+
+def _next_batch(reader: Any) -> list[Completion]:
+    """Raises:
+    StopIteration: there is none.
+    pa.ArrowException, OSError: it is torn or damaged.
+    """
+    batch, metadata = reader.read_next_batch_with_custom_metadata()
+    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
+    completions = [Completion(**row) for row in batch.to_pylist()]
+    if metadata is None or metadata.get(b"crc32") != _checksum(completions):
+        raise pa.ArrowInvalid("these rows are not those that were written")
+    return completions
 
 
 def completions_to_batch(completions: Iterable[Completion]) -> pa.RecordBatch:

@@ -14,7 +14,7 @@ from job.errors import UsageError
 from job.output.files import create_exclusively
 from job.output.paths import manifest_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from job.errors import first_line
+from job.output.columns import Columns
 from job.output.counts import METADATA_KEY, Counts
 from job.output.found import FoundRun
-from job.output.shard import own_columns
 from job.records import SampleKey
 
 ROWS_PER_BATCH = 1000
@@ -71,8 +71,7 @@ def _check_origin(metadata: dict[bytes, bytes], run: FoundRun) -> None:
 
 def _check_columns(schema: pa.Schema, run: FoundRun, like: pa.Schema | None) -> None:
     """Compare a part's columns with those the manifest asks for, and with the other parts' to the last type."""
-    columns, sampling = run.manifest.identity["columns"], run.manifest.identity["sampling"]
-    own = own_columns(include_prompt=columns["include_prompt"], logprobs=sampling["logprobs"])
+    columns, own = run.manifest.identity["columns"], Columns.of_identity(run.manifest.identity).fields
     head, tail = [column.name for column in own[:2]], [column.name for column in own[2:]]
     kept = schema.names[len(head) : len(schema.names) - len(tail)]
     is_kept = [f"{name}: " == text[: len(name) + 2] for name, text in zip(kept, columns["kept"], strict=False)]
@@ -180,6 +179,10 @@ def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
         yield f"a negative {name}", pc.greater_equal(batch[name], 0)
     if "token_ids" in batch.schema.names:
         yield from _logprob_rules(batch, is_error)
+    if "parse_ok" in batch.schema.names:
+        yield from _parse_rules(batch, is_error)
+    if "choice_logprobs" in batch.schema.names:
+        yield from _choice_rules(batch, is_error)
 
 
 def _logprob_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
@@ -188,3 +191,21 @@ def _logprob_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[
         expected = pc.if_else(is_error, -1, batch["num_completion_tokens"])
         yield f"not one of {name} for each completion token", pc.equal(length, expected)
     yield "no cumulative_logprob", pc.equal(pc.is_null(batch["cumulative_logprob"]), is_error)
+
+
+def _choice_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    for name in ("choice_logprobs", "choice_probs", "choice_margin"):
+        yield f"neither {name} nor error, or both", pc.equal(pc.is_null(batch[name]), is_error)
+    lengths = [pc.fill_null(pc.list_value_length(batch[name]), -1) for name in ("choice_logprobs", "choice_probs")]
+    yield "not one probability for each score", pc.equal(*lengths)
+
+
+def _parse_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    yield "neither parse_ok nor error, or both", pc.equal(pc.is_null(batch["parse_ok"]), is_error)
+    is_ok = pc.fill_null(batch["parse_ok"], False)
+    has_stopped = pc.equal(pc.fill_null(batch["finish_reason"], ""), "stop")
+    if "parsed" in batch.schema.names:  # what has stopped may still be a number that its column cannot hold
+        yield "parse_ok, but a finish_reason other than stop", pc.or_(pc.invert(is_ok), has_stopped)
+        yield "parsed, but not parse_ok", pc.or_(is_ok, pc.is_null(batch["parsed"]))
+    else:
+        yield "parse_ok and finish_reason contradict each other", pc.equal(is_ok, has_stopped)

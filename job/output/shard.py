@@ -1,6 +1,5 @@
 """One shard on its way from claimed to final: the rows it still lacks, its journal, and the Parquet file at the end."""
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.output.columns import Columns
 from job.output.counts import Counts
 from job.output.files import fsync_dir, fsync_file
-from job.output.journal import COMPLETION_SCHEMA, LOGPROB_COLUMNS, Journal, completions_to_batch, read_journal
+from job.output.journal import Journal, JournalReader, completions_to_batch
 from job.output.paths import RunPaths
 from job.output.plan import Plan
 from job.output.retries import completions_to_stay
@@ -31,36 +31,18 @@ class PartFormat:
 
     schema: Any
     """pyarrow.Schema of the part, with the metadata that the files carry."""
+    columns: Columns
     compression: str
     keeps_columns: bool
     """Whether there are columns of the dataset in it."""
 
     @classmethod
     def build(
-        cls,
-        kept_schema: pa.Schema,
-        *,
-        include_prompt: bool,
-        logprobs: bool,
-        compression: str,
-        metadata: dict[bytes, bytes],
+        cls, kept_schema: pa.Schema, columns: Columns, *, compression: str, metadata: dict[bytes, bytes]
     ) -> "PartFormat":
-        """Fix the columns from those that are kept."""
-        schema = output_schema(kept_schema, include_prompt=include_prompt, logprobs=logprobs).with_metadata(metadata)
-        return cls(schema=schema, compression=compression, keeps_columns=len(kept_schema) > 0)
-
-
-def own_columns(*, include_prompt: bool, logprobs: bool) -> list[pa.Field]:
-    """Return the columns that are ours, not the dataset's, in the order of the output."""
-    left_out = (set() if include_prompt else {"prompt"}) | (set() if logprobs else set(LOGPROB_COLUMNS))
-    return [field for field in COMPLETION_SCHEMA if field.name not in left_out]
-
-
-def output_schema(kept_schema: pa.Schema, *, include_prompt: bool, logprobs: bool) -> pa.Schema:
-    """Put the kept columns after the indices and the completion's columns after them; the metadata stays."""
-    own = own_columns(include_prompt=include_prompt, logprobs=logprobs)
-    head, tail = own[:2], own[2:]
-    return pa.schema([*head, *kept_schema, *tail], metadata=kept_schema.metadata)
+        """Fix the columns from ours and those that are kept."""
+        schema = columns.schema(kept_schema).with_metadata(metadata)
+        return cls(schema=schema, columns=columns, compression=compression, keeps_columns=len(kept_schema) > 0)
 
 
 class OpenShard:
@@ -73,8 +55,8 @@ class OpenShard:
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
-        self._sizes: dict[Path, int] = {}
-        """Of other workers' journals when they were read last."""
+        self._readers: dict[Path, JournalReader] = {}
+        """Of other workers' journals."""
         self._kept: dict[int, pa.Table] = {}
         """First row to the kept columns from there on."""
         self._journal = Journal(_unused_journal(paths, shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
@@ -98,11 +80,8 @@ class OpenShard:
     def absorb(self) -> None:
         """Take over what other workers' journals have gained: those who were here before, and those who help."""
         for path in self._paths.journals(self.shard_idx):
-            with contextlib.suppress(FileNotFoundError):
-                size = path.stat().st_size
-                if path != self._journal.path and size != self._sizes.get(path):
-                    self._take(read_journal(path))
-                    self._sizes[path] = size
+            if path != self._journal.path:
+                self._take(self._readers.setdefault(path, JournalReader(path)).read())
 
     def _take(self, completions: Iterable[Completion]) -> None:
         for completion in completions:
@@ -185,10 +164,13 @@ class OpenShard:
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         kept = self._kept_table()
-        for start in range(0, len(self._keys), ROWS_PER_GROUP):
-            keys = self._keys[start : start + ROWS_PER_GROUP]
-            batch = completions_to_batch(self._done[key] for key in keys)
+        group_size = max(1, ROWS_PER_GROUP // self._plan.num_samples) * self._plan.num_samples  # samples stay together
+        for start in range(0, len(self._keys), group_size):
+            keys = self._keys[start : start + group_size]
+            completions = [self._done[key] for key in keys]
+            batch = completions_to_batch(completions)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            columns |= self._format.columns.derive(completions)
             if kept is not None and kept.num_columns:
                 first_row = keys[0][0]
                 near = kept.slice(first_row - self.rows.start, keys[-1][0] - first_row + 1)

@@ -1,7 +1,8 @@
 """The fast engine: continuous batching of the sharded model. Implements ``Engine``.
 
 A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules,
-tells the replica the step, chooses tokens from its logits, and refills the slots of rows that have ended.
+tells the replica the step, hands its logits to the purpose that they are for (decoding or scoring choices), and refills
+the slots of rows that have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,21 +11,25 @@ import torch
 
 from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
+from job.engine.constraint import Constraint
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
 from job.engine.loading import LoadedModel
 from job.engine.paged.backends import VARLEN, choose_backend
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cache import LayerShape
-from job.engine.paged.choosing import Choosing
 from job.engine.paged.cpu_kernels import keep_freed_memory, speed_up
+from job.engine.paged.decoding import Decoding
 from job.engine.paged.executor import Executor
 from job.engine.paged.pages import Pages
+from job.engine.paged.purpose import Purpose
 from job.engine.paged.scheduler import Scheduler, Work
+from job.engine.paged.scoring import Scoring
 from job.engine.paged.sequences import Running
 from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
 from job.engine.protocol import EndsText
+from job.engine.trie import ChoiceTrie
 from job.errors import JobError
-from job.records import Generation, Request
+from job.records import Generation, Grammar, Request
 
 PENDING_FACTOR = 8
 """So many times the slots are pending at most: enough to put long rows first and rows with a common prefix together."""
@@ -49,6 +54,8 @@ class PagedEngine:
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
         ends_text: EndsText | None = None,
+        trie: ChoiceTrie | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Allocate the cache. All ranks of a replica must do this together.
 
@@ -56,10 +63,10 @@ class PagedEngine:
             shapes: what each layer stores, from ``check_support``.
             should_stop: asked by the leader before every step; True makes ``step`` return at once.
             ends_text: finds the stop strings; needed by the leader alone.
+            trie: choices to score after each prompt, instead of generating.
+            grammar: what every completion must be; for the leader alone.
         """
-        self._params, self._replica, self._should_stop, self._ends_text = params, replica, should_stop, ends_text
-        self._dtype = model.dtype
-        self._eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
+        self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
         budget = decide_budget(model, shapes, config, replica, backend.page_tokens)
         cache = backend.allocate(shapes, budget.num_pages, replica.device)
@@ -69,7 +76,13 @@ class PagedEngine:
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
             self._executor.use_graphs()
-        self._choosing = Choosing(params, num_slots=budget.max_rows)
+        eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
+        self._purpose: Purpose
+        if trie is None:
+            constraint = None if grammar is None else Constraint(grammar, eos_token_ids)
+            self._purpose = Decoding(params, eos_token_ids, ends_text, constraint, num_slots=budget.max_rows)
+        else:
+            self._purpose = Scoring(trie)
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),
             max_rows=budget.max_rows,
@@ -105,7 +118,8 @@ class PagedEngine:
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
-        self.scheduler.submit(Running.of(request))
+        for sequence in self._purpose.begin(request):
+            self.scheduler.submit(sequence)
 
     def step(self) -> list[Generation]:
         """Compute one token of every running row, and what fits beside of prompts."""
@@ -115,6 +129,7 @@ class PagedEngine:
         generations = self._give_up_on_unfit()
         if not work:
             return generations
+        self._purpose.expect(work)
         try:
             logits = self._run(self.scheduler.to_step(work))
             return generations + self._advance(work, logits)
@@ -169,71 +184,39 @@ class PagedEngine:
         return logits
 
     def _advance(self, work: Sequence[Work], logits: torch.Tensor) -> list[Generation]:
-        """Give rows their next tokens, and return those that have ended.
+        """Use a step's logits, and return the requests that are finished.
 
         Raises:
-            StepFailed: the leader failed while it chose; no token counts.
+            StepFailed: the leader failed while it did so; nothing of the step counts.
         """
-        rows = [item.sequence for item in work if item.is_sampled]
         ends = [item.end for item in work]
         try:
-            chosen = self._choosing.choose(logits, rows) if rows else ([], None, [])
+            outcome = self._purpose.take(work, logits)
         except Exception as error:
             raise StepFailed(describe_failure(error)) from None
         for item, end in zip(work, ends, strict=True):
             item.sequence.num_cached = end
-        tokens, logprobs, is_finite = chosen
-        good: list[Running] = []
-        bad: list[Running] = []
-        for idx, row in enumerate(rows):
-            if not is_finite[idx]:
-                bad.append(row)
-                continue
-            good.append(row)
-            row.token_ids.append(tokens[idx])
-            if logprobs is not None:
-                row.logprobs.append(logprobs[idx])
-        failures = [failure for row in bad if (failure := self._doubt(row)) is not None]
-        return failures + self._finish_those_that_ended(good)
+        failures = [failure for sequence in outcome.spoilt for failure in self._doubt(sequence)]
+        for sequence in outcome.ended:
+            self._num_finished_tokens += len(sequence.token_ids)
+            self.scheduler.finish(sequence)
+        return failures + outcome.generations
 
-    def _doubt(self, row: Running) -> Generation | None:
+    def _doubt(self, sequence: Running) -> list[Generation]:
         """Compute a row of non-finite logits once more, sharing nothing, before it becomes an error row.
 
         The fault may be that of a row with the same beginning: 0 times NaN is NaN, so attention's masks do not keep NaN
         from the tokens before it that are computed in the same step, and all rows that share those are spoilt.
         """
-        if not self.scheduler.may_share(row):
-            return self._fail(row, "non_finite_logits", not_finite(self._dtype))
-        self.scheduler.isolate(row)
-        return None
+        if not self.scheduler.may_share(sequence):
+            return self._fail(sequence, "non_finite_logits", not_finite(self._dtype))
+        self.scheduler.isolate(sequence)
+        return []
 
-    def _finish_those_that_ended(self, rows: Sequence[Running]) -> list[Generation]:
-        reasons: dict[Running, str] = {}
-        for row in rows:
-            if row.token_ids[-1] in self._eos_token_ids:
-                reasons[row] = "stop"
-            elif row.num_generated >= self._params.max_new_tokens:
-                reasons[row] = "length"
-        if self._ends_text is not None:
-            texts = [row.token_ids[row.num_prompt :] for row in rows]
-            stopped = zip(rows, self._ends_text(texts), strict=True)
-            reasons |= {row: "stop" for row, has_stopped in stopped if has_stopped}
-        return [self._finish(row, reason) for row, reason in reasons.items()]
-
-    def _finish(self, row: Running, reason: str) -> Generation:
-        self._num_finished_tokens += len(row.token_ids)
-        self.scheduler.finish(row)
-        return Generation(
-            request=row.request,
-            token_ids=row.token_ids[row.num_prompt :],
-            finish_reason=reason,
-            logprobs=row.logprobs if self._params.logprobs else None,
-        )
-
-    def _fail(self, row: Running, kind: str, detail: str) -> Generation:
-        self._num_finished_tokens += row.num_cached
-        self.scheduler.drop(row)
-        return failed(row.request, kind, detail)
+    def _fail(self, sequence: Running, kind: str, detail: str) -> list[Generation]:
+        self._num_finished_tokens += sequence.num_cached
+        self.scheduler.drop(sequence)
+        return self._purpose.fail(sequence, failed(sequence.request, kind, detail))
 
     def _give_up_on_unfit(self) -> list[Generation]:
         """Return the rows for which the whole cache is too small."""
@@ -241,18 +224,19 @@ class PagedEngine:
         room = pages.num_pages * pages.page_tokens
         detail = f"with its completion it needs more than the {room:,} tokens of the KV cache; --kv-cache-memory"
         unfit, self.scheduler.unfit = self.scheduler.unfit, []
-        return [failed(row.request, "kv_cache_full", detail) for row in unfit]
+        failures = [(row, failed(row.request, "kv_cache_full", detail)) for row in unfit]
+        return [generation for row, failure in failures for generation in self._purpose.fail(row, failure)]
 
     def _recover(self, work: Sequence[Work], reason: str) -> list[Generation]:
         """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, an error row."""
         rows = [item.sequence for item in work]
         if reason == OUT_OF_MEMORY:
             if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:
-                return [self._fail(rows[0], "out_of_memory", OUT_OF_MEMORY)]
+                return self._fail(rows[0], "out_of_memory", OUT_OF_MEMORY)
             self.scheduler.shrink()
             self.scheduler.put_back(rows)
         elif len(rows) == 1:
-            return [self._fail(rows[0], "engine_error", reason)]
+            return self._fail(rows[0], "engine_error", reason)
         else:
             self.scheduler.separate(rows)
         return []

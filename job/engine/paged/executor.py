@@ -29,8 +29,8 @@ class Executor:
         """Compute a step.
 
         Returns:
-            [N, V]: logits of the next token, for the sequences that want them, in the model's dtype; one row that means
-            nothing if none does. A step may be run again: it writes the same places.
+            [W, V]: logits behind the wanted tokens, in the model's dtype; one row that means nothing if there are none.
+            A step may be run again: it writes the same places.
         """
         self._tables.gain(step.gained)
         if self._backend.reads_hidden:
@@ -44,14 +44,14 @@ class Executor:
 
 def run_model(module: Any, layout: Layout, attend: Attend, device: torch.device) -> torch.Tensor:
     """Run the model over a step's tokens; see ``Executor.run``."""
-    sampled = layout.sampled_tokens if len(layout.sampled_tokens) else layout.positions[:1] * 0
+    wanted = layout.wanted_tokens if len(layout.wanted_tokens) else layout.positions[:1] * 0
     with torch.inference_mode(), attending(attend):
         output = module(
             input_ids=torch.from_numpy(layout.token_ids)[None].to(device),
             position_ids=torch.from_numpy(layout.positions)[None].to(device),
             use_cache=False,
             # DeepSpeed's sharded head needs the three dimensions [1, N, hidden] that this leaves.
-            logits_to_keep=torch.from_numpy(sampled).to(device),
+            logits_to_keep=torch.from_numpy(wanted).to(device),
         )
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -31,7 +31,7 @@ class DecodeGraphs:
 
     def fits(self, layout: Layout) -> bool:
         """Whether the step is one token for each of not too many rows."""
-        return bool(len(layout.token_ids) == len(layout.counts) == len(layout.sampled_tokens) <= SIZES[-1])
+        return bool(len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1])
 
     def run(self, layout: Layout) -> torch.Tensor:
         """Compute a step that fits and whose fresh pages are clear.

@@ -65,7 +65,7 @@ class Layout:
 
     def __init__(self, step: Step, tables: BlockTables, page_tokens: int) -> None:
         """Derive them from a step whose pages are entered in the tables already."""
-        slots, starts, counts, is_sampled = step.sequences.astype(np.int64).T
+        slots, starts, counts, num_wanted = step.sequences.astype(np.int64).T
         self.page_tokens, self.pages = page_tokens, tables.of(slots)
         self.starts, self.counts, self.ends = starts, counts, starts + counts
         self.token_ids = step.token_ids.astype(np.int64)
@@ -75,7 +75,9 @@ class Layout:
         self.positions: Ints = np.arange(len(self.token_sequences)) - (self.offsets[:-1] - starts)[self.token_sequences]
         self.token_pages: Ints = self.pages[self.token_sequences, self.positions // page_tokens]
         self.token_places: Ints = self.positions % page_tokens
-        self.sampled_tokens: Ints = self.offsets[1:][is_sampled > 0] - 1
+        first_wanted = self.offsets[1:] - num_wanted
+        before = np.cumsum(num_wanted) - num_wanted
+        self.wanted_tokens: Ints = np.arange(num_wanted.sum()) + np.repeat(first_wanted - before, num_wanted)
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:

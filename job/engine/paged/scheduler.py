@@ -34,9 +34,9 @@ class Work:
         return self.sequence.num_cached + self.num_tokens
 
     @property
-    def is_sampled(self) -> bool:
-        """Whether the step gives the logits of the sequence's next token."""
-        return self.end == len(self.sequence.token_ids)
+    def num_wanted(self) -> int:
+        """Of so many of them, the last ones, the logits are wanted."""
+        return max(0, self.end - max(self.sequence.num_cached, self.sequence.first_wanted))
 
 
 class Scheduler:
@@ -154,7 +154,7 @@ class Scheduler:
     def to_step(self, work: Sequence[Work]) -> Step:
         """Return what the replica must be told."""
         token_ids = [token for item in work for token in item.sequence.token_ids[item.sequence.num_cached : item.end]]
-        sequences = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.is_sampled) for w in work]
+        sequences = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         return Step(
             token_ids=np.array(token_ids, np.int32),
             sequences=rows(sequences, 4),
@@ -223,10 +223,10 @@ class Scheduler:
         return sequence
 
     def _match(self, sequence: Running) -> Match:
-        """Find what is known of a sequence's prompt; its last token must be computed in any case."""
+        """Find what is known of a sequence's prompt. Tokens whose logits are wanted must be computed in any case."""
         if not self.may_share(sequence):
             return Match(())
-        match = self.pages.match(sequence.token_ids[: sequence.num_prompt][: len(sequence.token_ids) - 1])
+        match = self.pages.match(sequence.token_ids[: sequence.num_prompt][: sequence.first_wanted])
         if match.donor in self._origins:
             # All copies of a step happen at once: a page that is being copied to is no source yet; its own source is.
             donor, num_original = self._origins[match.donor]

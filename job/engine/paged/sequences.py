@@ -24,6 +24,10 @@ class Running:
     logprobs: list[float] = field(default_factory=list)
     may_share: bool = True
     """Whether it takes pages from others and gives its own to them."""
+    num_forced: int = 0
+    """So many tokens behind the prompt were given, too: those of a choice."""
+    wanted_from: int | None = None
+    """From this token on, all logits are wanted. None: only those of the last one, to choose the next."""
 
     @classmethod
     def of(cls, request: Request) -> "Running":
@@ -32,13 +36,18 @@ class Running:
 
     @property
     def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_ids)
+        """Tokens of the prompt, and those that were given behind it."""
+        return len(self.request.prompt_ids) + self.num_forced
 
     @property
     def num_generated(self) -> int:
         """Tokens of the completion so far."""
         return len(self.token_ids) - self.num_prompt
+
+    @property
+    def first_wanted(self) -> int:
+        """The first token whose logits are wanted."""
+        return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from
 
     @property
     def num_missing(self) -> int:

@@ -31,7 +31,7 @@ class Step:
     token_ids: Array = field(default_factory=lambda: np.zeros(0, np.int32))
     """[T], sequence after sequence. For CLOSE: the exit code."""
     sequences: Array = field(default_factory=lambda: _empty(4))
-    """[N, 4]: slot, number of tokens before, number of tokens now, 1 if the logits of its last token are wanted."""
+    """[N, 4]: slot, number of tokens before, number of tokens now, how many of these, the last ones, want logits."""
     gained: Array = field(default_factory=lambda: _empty(3))
     """[., 3]: slot, index of the page in its sequence, page."""
     fresh: Array = field(default_factory=lambda: _empty(1))

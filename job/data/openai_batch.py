@@ -1,0 +1,286 @@
+"""A batch of requests to OpenAI's API as a dataset: rows of ``custom_id``, ``method``, ``url`` and ``body``.
+
+The prompt is in the body. Of the other things that a body asks for, a run decides some, and cannot serve others.
+Nothing that could change an answer is passed over: if the first request asks for something else than the run does, the
+run does not begin; a later one becomes an error row. (platform.openai.com/docs/guides/batch)
+"""
+
+import contextlib
+import json
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from job.config import RunConfig
+from job.data.prompts import Content, RowRejected, parse_messages
+from job.data.source import Source
+from job.errors import UsageError
+
+ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
+
+CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
+
+PARAMETERS = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "stop": "stop",
+    "n": "num_samples",
+    "logprobs": "logprobs",
+    "ignore_eos": "ignore_eos",
+}
+"""What a body may ask for, and the field of ``SamplingParams`` that decides it. Some of it is vLLM's addition."""
+
+DRAWING = ("top_p", "top_k", "min_p", "seed")
+"""Parameters that say nothing when the most likely token is always taken."""
+
+WITHOUT_EFFECT = frozenset(
+    [
+        *("messages", "prompt", "response_format"),  # read by themselves
+        *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "stream", "stream_options", "parallel_tool_calls"),
+    ]
+)
+"""What a body may hold and no answer depends on."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "best_of": (1,),
+}
+"""Values, besides null, 0, false and nothing, that ask for what is done anyway."""
+
+
+def recognise_requests(config: RunConfig, columns: Collection[str]) -> RunConfig:
+    """Return a configuration that reads requests if the dataset is a batch of them and no other prompt is named.
+
+    Their ids are written, too.
+    """
+    prompt, data = config.prompt, config.data
+    is_named = any((prompt.prompt_column, prompt.messages_column, prompt.prompt_template))
+    if is_named or "prompt" in columns or not {ID_COLUMN, BODY_COLUMN} <= set(columns):
+        return config
+    if data.id_column is None:
+        data = replace(data, id_column=ID_COLUMN)
+    elif ID_COLUMN not in (data.id_column, *data.keep_columns):
+        data = replace(data, keep_columns=(*data.keep_columns, ID_COLUMN))
+    return replace(config, data=data, prompt=replace(prompt, request_column=BODY_COLUMN))
+
+
+def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests | None":
+    """Return what finds the prompts of a batch; None if the dataset is something else.
+
+    Args:
+        chat: whether a chat template is applied: the run serves conversations, or else texts.
+
+    Raises:
+        UsageError: the first request asks for something else than the run does.
+    """
+    if config.prompt.request_column is None:
+        return None
+    requests = Requests(config, source.schema.names, chat=chat)
+    requests.check_first(source)
+    return requests
+
+
+class Requests:
+    """Finds the prompts in a batch's requests. Knows what the run does for every one of them."""
+
+    def __init__(self, config: RunConfig, columns: Collection[str], *, chat: bool) -> None:
+        """Take down what the run does.
+
+        Args:
+            columns: of the dataset.
+            chat: see ``open_requests``.
+        """
+        self._dataset, self._model = config.data.dataset, config.model.model
+        self._sampling, self._is_no_chat = config.sampling, config.prompt.chat is False
+        self._schema = _parse(config.answer.json_schema)
+        self._url = CHAT_URL if chat else TEXT_URL
+        self.columns = [name for name in (BODY_COLUMN, URL_COLUMN) if name in columns]
+
+    @property
+    def note(self) -> str:
+        """What the user should know."""
+        return (
+            f"{self._dataset} is a batch of requests to OpenAI's API: prompts come from {BODY_COLUMN}, {ID_COLUMN} is "
+            f"kept, and {self._model} answers, whatever model they name"
+        )
+
+    def content_of(self, values: Mapping[str, Any]) -> Content:
+        """Return the messages of a request, or its text if the run serves texts.
+
+        Raises:
+            RowRejected: there is none, or it asks for what the run does not do.
+        """
+        body = body_of(values)
+        url = url_of(values, body)
+        if url != self._url:
+            raise RowRejected("unsupported_url", f"{url}; this run serves {self._url}")
+        for name, value in self._unsupported(body):
+            raise RowRejected("unsupported_parameter", f"{name} is {_show(value)}")
+        for name, field, value in self._different(body):
+            raise RowRejected("parameter_mismatch", f"{name} is {_show(value)}, the run's is {self._own(field)}")
+        return _messages(body) if self._url == CHAT_URL else _text(body)
+
+    def check_first(self, source: Source) -> None:
+        """Compare the first request with the run: if it differs, most of them will.
+
+        Raises:
+            UsageError: it asks for something else; the message says which options to give.
+        """
+        rows = [row for block in source.read(0, min(1, source.num_rows), self.columns, ()) for row in block.rows]
+        for row in rows:
+            with contextlib.suppress(RowRejected):  # an error row will say so
+                body = body_of(row.values)
+                self._check_url(url_of(row.values, body))
+                self._check_parameters(body)
+
+    def _check_url(self, url: str) -> None:
+        if url == self._url or url not in (CHAT_URL, TEXT_URL):
+            return
+        if url == TEXT_URL:
+            advice = "Give --no-chat."
+        else:
+            advice = "Leave out --no-chat." if self._is_no_chat else "Use a model whose tokenizer has a chat template."
+        raise UsageError(
+            f"--dataset {self._dataset}: the first request is for {url}, but this run serves {self._url}. {advice}"
+        )
+
+    def _check_parameters(self, body: Mapping[str, Any]) -> None:
+        different = list(self._different(body))
+        if different:
+            asked = [f"{name} {_show(value)} (the run has {self._own(field)})" for name, field, value in different]
+            options = dict.fromkeys(_option(field, value) for _, field, value in different)
+            raise UsageError(
+                f"--dataset {self._dataset}: the first request asks for {', '.join(asked)}. Give {' '.join(options)}; "
+                "all requests of a run share these."
+            )
+
+    def _different(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+        """Yield each parameter that the run decides otherwise: its name, the run's name for it, the value asked for."""
+        is_greedy = self._sampling.temperature == 0 and not body.get("temperature")
+        for name, value in _asked(body):
+            is_idle = is_greedy and name in DRAWING
+            if not is_idle and value != getattr(self._sampling, PARAMETERS[name]):
+                yield name, PARAMETERS[name], value
+
+    def _own(self, field: str) -> str:
+        return _show(getattr(self._sampling, field))
+
+    def _unsupported(self, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield what would change the answer and cannot be done."""
+        for name, value in body.items():
+            is_known = name in PARAMETERS or name in WITHOUT_EFFECT
+            if not is_known and value and value not in NEUTRAL.get(name, ()):
+                yield name, value
+        answer_format = body.get("response_format")
+        if answer_format and not self._is_own_format(answer_format):
+            yield "response_format", answer_format
+
+    def _is_own_format(self, answer_format: Any) -> bool:
+        """Whether it is plain text, or the JSON schema that all completions of the run have."""
+        if not isinstance(answer_format, dict):
+            return False
+        if answer_format.get("type") == "json_schema" and isinstance(answer_format.get("json_schema"), dict):
+            return self._schema is not None and answer_format["json_schema"].get("schema") == self._schema
+        return answer_format.get("type") == "text"
+
+
+def body_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a request's body, given as an object or as JSON text.
+
+    Raises:
+        RowRejected: there is none.
+    """
+    body = values.get(BODY_COLUMN)
+    if body is None:
+        raise RowRejected("null_prompt", f"column {BODY_COLUMN!r} is null")
+    body = _parse(body) if isinstance(body, str) else body
+    if not isinstance(body, dict):
+        raise RowRejected("invalid_request", f"column {BODY_COLUMN!r} is no JSON object")
+    return body
+
+
+def url_of(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """Return what a request is for; without a word about it, what its body fits. (Azure leaves the version out.)"""
+    url = values.get(URL_COLUMN)
+    if url is None:
+        return TEXT_URL if body.get("messages") is None and body.get("prompt") is not None else CHAT_URL
+    return f"/v1{url}" if url in ("/chat/completions", "/completions") else str(url)
+
+
+def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each parameter of a body that a run decides, its value as the run would have it."""
+    for name in PARAMETERS:
+        value = body.get(name)
+        if name == "stop":
+            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        if name == "top_k" and value == -1:  # vLLM's word for 0
+            value = 0
+        if value is not None and not (name in ("stop", "logprobs") and not value):
+            yield name, value
+
+
+def _messages(body: Mapping[str, Any]) -> Content:
+    return [_with_text(message) for message in parse_messages(body.get("messages"), "body.messages")]
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Join a message's parts of text, as vLLM does: few chat templates know of parts.
+
+    Raises:
+        RowRejected: a part is an image or the like.
+    """
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise RowRejected("unsupported_content", f"body.messages has a part of type {kind}; this run reads text")
+        texts.append(text)
+    return message | {"content": "\n".join(texts)}
+
+
+def _text(body: Mapping[str, Any]) -> str:
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str):
+        raise RowRejected("invalid_request", "body.prompt is not one text")
+    if not prompt.strip():
+        raise RowRejected("empty_prompt", "body.prompt is empty", prompt)
+    return prompt
+
+
+def _parse(text: str | None) -> Any:
+    """Return what a JSON text says; None if it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return None if text is None else json.loads(text)
+    return None
+
+
+def _show(value: Any) -> str:
+    """Return a value as the requests have it, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _option(field: str, value: Any) -> str:
+    """Return the option that makes a run do what a request asks for.
+
+    >>> _option("stop", ("a b", "c")), _option("max_new_tokens", 8), _option("logprobs", True)
+    ("--stop 'a b' --stop c", '--max-new-tokens 8', '--logprobs')
+    """
+    flag = "--" + field.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else f"no {flag}"
+    return " ".join(f"{flag} {shlex.quote(str(item))}" for item in (value if isinstance(value, tuple) else (value,)))

@@ -1,0 +1,61 @@
+"""Random numbers that depend on (seed, row_idx, sample_idx, position) alone (law 5).
+
+A counter-based generator, Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), whose
+key is the seed and whose counter is the other three.
+
+Letters: B rows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from job.records import SampleKey
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def philox4x32(counter: npt.NDArray[np.uint64], key: tuple[int, int]) -> npt.NDArray[np.uint64]:
+    """Return four random 32-bit words for each counter.
+
+    Args:
+        counter: [4, B], words below 2**32.
+        key: two words below 2**32.
+
+    Returns:
+        [4, B] uint64, words below 2**32.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return np.stack([c0, c1, c2, c3])
+
+
+def row_bits(seed: int, keys: Sequence[SampleKey], positions: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return 64 random bits for each row: its draw at its position of the completion.
+
+    Args:
+        positions: 0 for the first generated token.
+
+    Returns:
+        [B] int64.
+    """
+    rows = np.array([row_idx for row_idx, _ in keys], np.uint64)
+    samples = np.array([sample_idx for _, sample_idx in keys], np.uint64)
+    counter = np.stack([rows & _LOW, rows >> _SHIFT, samples, np.array(positions, np.uint64)])
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    bits: npt.NDArray[np.int64] = ((words[0] << _SHIFT) | words[1]).view(np.int64)
+    return bits
+
+
+def uniform(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Turn 64 random bits each into numbers from 0 to below 1."""
+    numbers: npt.NDArray[np.float64] = (bits.view(np.uint64) >> np.uint64(11)) * np.float64(2.0**-53)
+    return numbers

@@ -1,0 +1,268 @@
+"""JSON schemas: what a run makes of the one it is given, and the Arrow column that holds the values it describes.
+
+A schema is a JSON value as ``json.loads`` returns it. A ``Shape`` is how values of a schema, or of a part of it, lie in
+Arrow: as a typed value where it maps cleanly, else as a string with their JSON text.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from job.errors import UsageError
+
+_SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+_SCHEMA_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_SCHEMA_DICT = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords whose values are schemas, lists of them, or schemas under names. What others hold are values."""
+
+_SAYS_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties")
+_COMBINES = ("anyOf", "oneOf", "allOf", "$ref")
+_REMARKS = ("title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly")
+
+INT64 = range(-(2**63), 2**63)
+
+
+class DoesNotFit(Exception):
+    """A value is not one that its column can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How JSON values lie in Arrow. Every one may be null."""
+
+    kind: str = "json"
+    """``json`` (their text), ``string``, ``integer``, ``number``, ``boolean``, ``array`` or ``object``."""
+    item: "Shape | None" = None
+    """Of an array."""
+    members: tuple[tuple[str, "Shape"], ...] = field(default=())
+    """Of an object."""
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The type of a column of such values."""
+        if self.item is not None:
+            return pa.list_(self.item.arrow_type)
+        if self.members:
+            return pa.struct([pa.field(name, shape.arrow_type) for name, shape in self.members])
+        return {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}.get(self.kind, pa.string())
+
+    def convert(self, value: Any) -> Any:
+        """Return a parsed value as Arrow takes it.
+
+        Raises:
+            DoesNotFit: its column has no place for it, such as an integer of 30 digits.
+        """
+        if self.kind == "json":
+            return _json_text(value)
+        if value is None:
+            return None
+        if self.item is not None and isinstance(value, list):
+            return [self.item.convert(element) for element in value]
+        if self.members and isinstance(value, dict):
+            shapes = dict(self.members)
+            if not value.keys() <= shapes.keys():
+                raise DoesNotFit(f"there is no place for {min(value.keys() - shapes.keys())!r}")
+            return {name: shapes[name].convert(member) for name, member in value.items()}
+        return _scalar(self.kind, value)
+
+
+def read_schema(text: str) -> Any:
+    """Parse the text of a schema.
+
+    Raises:
+        UsageError: it is no JSON, or no object.
+    """
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--json-schema is not JSON: {error}.") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"--json-schema is a JSON {type(schema).__name__}; a schema is an object.")
+    return schema
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema in which objects that name properties have no others, unless it speaks of others.
+
+    JSON schema allows any others by default; small models would invent some, and a typed column has no place for them.
+    A schema that combines descriptions of the same object stays as it is: each would forbid what the others name.
+    """
+    return schema if any(map(_combines, _subschemas(schema))) else _close(schema)
+
+
+@functools.cache
+def shape_of(text: str) -> Shape:
+    """Return how values that a schema's text describes lie in Arrow."""
+    root = closed(read_schema(text))
+    return _shape(root, root, ())
+
+
+def parse(text: str, shape: Shape) -> Any:
+    """Return the value that a JSON text is, as Arrow takes it.
+
+    Raises:
+        DoesNotFit: it is no JSON, or its column has no place for it.
+    """
+    try:
+        return shape.convert(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise DoesNotFit(str(error)) from None
+
+
+def _json_text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot write
+        return json.dumps(value)
+    return text
+
+
+def _scalar(kind: str, value: Any) -> Any:
+    if kind == "boolean" and isinstance(value, bool):
+        return value
+    if kind == "integer" and type(value) is int and value in INT64:
+        return value
+    if kind == "number" and type(value) in (int, float):
+        try:
+            if math.isfinite(float(value)):
+                return float(value)
+        except OverflowError:
+            pass
+    if kind == "string" and isinstance(value, str):
+        try:
+            value.encode()
+            return value
+        except UnicodeEncodeError:
+            pass
+    raise DoesNotFit(f"{str(value)[:40]!r} is no {kind} that a column can hold")
+
+
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield a schema and all that are written inside of it."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for keyword, value in schema.items():
+        for inner in _schemas_under(keyword, value):
+            yield from _subschemas(inner)
+
+
+def _schemas_under(keyword: str, value: Any) -> Iterator[Any]:
+    if keyword in _SCHEMA_LIST and isinstance(value, list):
+        yield from value
+    elif keyword in _SCHEMA_DICT and isinstance(value, dict):
+        yield from value.values()
+    elif keyword in _SCHEMA:
+        yield value
+
+
+def _combines(schema: Mapping[str, Any]) -> bool:
+    return "allOf" in schema or ("properties" in schema and any(keyword in schema for keyword in _COMBINES))
+
+
+def _close(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    copy: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_LIST and isinstance(value, list):
+            copy[keyword] = [_close(inner) for inner in value]
+        elif keyword in _SCHEMA_DICT and isinstance(value, dict):
+            copy[keyword] = {name: _close(inner) for name, inner in value.items()}
+        else:
+            copy[keyword] = _close(value) if keyword in _SCHEMA else value
+    if "properties" in schema and not _says_others(schema):
+        copy["additionalProperties"] = False
+    return copy
+
+
+def _says_others(schema: Mapping[str, Any]) -> bool:
+    """Whether an object's description speaks of properties that it does not describe."""
+    properties, required = schema["properties"], schema.get("required", ())
+    are_lists = isinstance(properties, dict) and isinstance(required, list | tuple)
+    return any(keyword in schema for keyword in _SAYS_OTHERS) or (
+        are_lists and any(name not in [*properties] for name in required)
+    )
+
+
+def _shape(schema: Any, root: Any, path: tuple[str, ...]) -> Shape:
+    """Return the shape of a schema.
+
+    Args:
+        path: the references that led here: one that occurs twice describes itself.
+    """
+    if not isinstance(schema, dict):
+        return Shape()
+    schema = {keyword: value for keyword, value in schema.items() if keyword not in _REMARKS}
+    if "$ref" in schema:
+        reference = str(schema["$ref"])
+        is_alone = schema.keys() <= {"$ref", "$defs", "definitions", "$schema", "$id"}
+        if not is_alone or reference in path:
+            return Shape()
+        return _shape(_resolve(reference, root), root, (*path, reference))
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            return _shape_of_any(schema, keyword, root, path)
+    if "const" in schema or "enum" in schema:
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        return _shape_of_values(values) if isinstance(values, list) else Shape()
+    if "allOf" in schema:
+        return Shape()
+    return _shape_of_type(schema, root, path)
+
+
+def _shape_of_any(schema: Mapping[str, Any], keyword: str, root: Any, path: tuple[str, ...]) -> Shape:
+    """Return the shape that all alternatives but null have in common, if they have."""
+    if schema.keys() - {keyword, "$defs", "definitions", "$schema", "$id"} or not isinstance(schema[keyword], list):
+        return Shape()
+    alternatives = [inner for inner in schema[keyword] if not _is_null(inner)]
+    shapes = {_shape(inner, root, path) for inner in alternatives}
+    return shapes.pop() if len(shapes) == 1 else Shape()
+
+
+def _is_null(schema: Any) -> bool:
+    return isinstance(schema, dict) and (schema.get("type") == "null" or schema.get("const", 0) is None)
+
+
+def _shape_of_values(values: Sequence[Any]) -> Shape:
+    kinds = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    found = {type(value) for value in values if value is not None}
+    if found == {int, float}:
+        found = {float}
+    return Shape(kinds.get(found.pop(), "json")) if len(found) == 1 else Shape()
+
+
+def _shape_of_type(schema: Mapping[str, Any], root: Any, path: tuple[str, ...]) -> Shape:
+    named = schema.get("type")
+    types = [name for name in (named if isinstance(named, list) else [named]) if name != "null"]
+    if len(types) != 1:
+        return Shape()
+    if types[0] in ("string", "integer", "number", "boolean"):
+        return Shape(types[0])
+    if types[0] == "array" and isinstance(schema.get("items"), dict) and "prefixItems" not in schema:
+        return Shape("array", item=_shape(schema["items"], root, path))
+    properties = schema.get("properties")
+    is_closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
+    # Neither Parquet nor readers know a struct without members, or a member without a name.
+    if types[0] == "object" and isinstance(properties, dict) and properties and is_closed and "" not in properties:
+        return Shape("object", members=tuple((name, _shape(inner, root, path)) for name, inner in properties.items()))
+    return Shape()
+
+
+def _resolve(reference: str, root: Any) -> Any:
+    """Return what a reference into the same document means; None if that is no schema in it."""
+    if not reference.startswith("#"):
+        return None
+    found = root
+    for part in reference[1:].split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or name not in found:
+            return None
+        found = found[name]
+    return found
