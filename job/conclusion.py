@@ -3,18 +3,23 @@
 import contextlib
 
 from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS
+from job.output.card import write_card
 from job.output.counts import Counts
+from job.output.footers import count_all
 from job.preparation import Prepared
 
 
 def conclude(prepared: Prepared) -> Counts:
-    """Sweep a finished run's directory, and return what its parts hold, from their footers."""
+    """Sweep a finished run's directory, write its card, and return what its parts hold, from their footers.
+
+    Raises:
+        JobError: a part cannot be read, or the card not be written.
+    """
     for leftover in prepared.paths.leftovers():
         with contextlib.suppress(OSError):  # another worker does the same
             leftover.unlink()
-    totals = Counts()
-    for shard_idx in range(prepared.plan.num_shards):
-        totals.add_part(prepared.paths.part(shard_idx))
+    totals = count_all(prepared.paths)
+    write_card(prepared.paths, prepared.manifest, totals, str(prepared.worker))
     return totals
 
 

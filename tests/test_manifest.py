@@ -125,11 +125,11 @@ def test_the_digest_follows_the_identity_alone() -> None:
     [
         b"",
         b"not json",
-        b'{"format_version": 1, "identity": {',
+        b'{"format_version": 2, "identity": {',
         b"[]",
         b"null",
         b'"text"',
-        b'{"format_version": 1}',
+        b'{"format_version": 2}',
         b"\xff\xfe",
         json.dumps({"format_version": 99, "identity": {}, "about": {}}).encode(),
     ],

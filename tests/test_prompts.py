@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from job.config import PromptConfig
-from job.data.prompts import ChatTemplate, PromptRenderer, find_content, read_template, template_columns
+from job.data.prompts import ChatTemplate, PromptRenderer, find_content
+from job.data.templates import read_template, template_columns
 from job.data.tokenization import chat_template_of
 from job.errors import UsageError
 from job.records import Prompt, Row, RowError

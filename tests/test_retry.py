@@ -153,7 +153,7 @@ def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path, make: Callab
     assert told in line
 
 
-STRANGE = {"format_version": 1, "identity": {}, "about": {}}
+STRANGE = {"format_version": 2, "identity": {}, "about": {}}
 
 
 def test_marks_add_up(

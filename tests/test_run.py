@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import job.launching
-from job.cli.run import Size
+from job.cli.options import Size
 from job.engine import choice
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
@@ -65,7 +65,7 @@ def test_every_row_comes_out_once_and_in_order(
     assert set(table["error"].to_pylist()) == {None}
     assert "57 rows in 6 parts" in result.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *["journal", "leases", "manifest.json", "metrics"],
+        *["README.md", "journal", "leases", "manifest.json", "metrics"],
         *[f"part-0000{i}.parquet" for i in range(6)],
     ]
     assert list((tmp_path / "out/journal").iterdir()) == list((tmp_path / "out/leases").iterdir()) == []

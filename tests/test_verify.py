@@ -418,14 +418,14 @@ def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_pat
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     manifests = {
-        "torn": ('{"format_version": 1, "ident', "is not a manifest"),
+        "torn": ('{"format_version": 2, "ident', "is not a manifest"),
         "list": ("[]", "is not a manifest"),
         "bytes": ("\ud800", "is not a manifest"),
         "version": ('{"format_version": 99, "identity": {}, "about": {}}', "has format 99; this version reads"),
-        "plan": ('{"format_version": 1, "identity": {}, "about": {}}', "does not say how the run is cut"),
-        "text": ('{"format_version": 1, "identity": "x", "about": {}}', "does not say how the run is cut"),
+        "plan": ('{"format_version": 2, "identity": {}, "about": {}}', "does not say how the run is cut"),
+        "text": ('{"format_version": 2, "identity": "x", "about": {}}', "does not say how the run is cut"),
         "zero": (
-            '{"format_version": 1, "about": {}, "identity": {"plan": {"num_rows": 5, "rows_per_shard": 0}, '
+            '{"format_version": 2, "about": {}, "identity": {"plan": {"num_rows": 5, "rows_per_shard": 0}, '
             '"sampling": {"num_samples": 1}}}',
             "does not say how the run is cut",
         ),

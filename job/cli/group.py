@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 import job
+from job.cli.export import export
+from job.cli.preview import preview
 from job.cli.retry import retry
 from job.cli.run import run
 from job.cli.status import status
@@ -64,6 +66,8 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(export)
+main.add_command(preview)
 main.add_command(retry)
 main.add_command(status)
 main.add_command(verify)

@@ -41,6 +41,15 @@ class RunPaths:
         return sorted(self.root.glob(f".part-{self.number(shard_idx)}.*.tmp"))
 
     @property
+    def card(self) -> Path:
+        """Return the dataset card, for people and for HuggingFace. Written when the run is done."""
+        return self.root / "README.md"
+
+    def card_tmp(self, worker_id: str) -> Path:
+        """Return the name under which one worker writes the card."""
+        return self.root / f".README.md.{worker_id}.tmp"
+
+    @property
     def journal_dir(self) -> Path:
         """Finished rows of unfinished shards."""
         return self.root / "journal"
@@ -115,6 +124,7 @@ class RunPaths:
                 if not path.name.startswith(".") or time.time() - path.stat().st_mtime > OLD_SECS:
                     yield path
         yield from self.root.glob(".part-*.tmp")
+        yield from self.root.glob(".README.md.*.tmp")
 
     def is_done(self, shard_idx: int) -> bool:
         """Whether a shard's final file exists and none of its rows is to be done again."""

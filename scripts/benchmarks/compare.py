@@ -41,10 +41,24 @@ def main(rounds: int = 3, num_prompts: int = 256, data: str = str(QUESTIONS)) ->
         "paged-2": [[*ours, "--part", "0/2"], [*ours, "--part", "1/2"]],
         "transformers": [[sys.executable, str(HERE / "peer_transformers.py"), str(num_prompts), "64", data]],
     }
+    in_turn(systems_of(systems, "peer_vllm.py", [str(num_prompts), data]), rounds, "paged")
+
+
+Systems = dict[str, list[list[str]]]
+"""Name to the commands that run at the same time."""
+
+
+def systems_of(systems: Systems, vllm_script: str, vllm_args: list[str]) -> Systems:
+    """Return the systems to run: with vLLM if its python is named, or only those that are named."""
     if "VLLM_PYTHON" in os.environ:
-        systems["vllm"] = [[os.environ["VLLM_PYTHON"], str(HERE / "peer_vllm.py"), str(num_prompts), data]]
+        systems = {**systems, "vllm": [[os.environ["VLLM_PYTHON"], str(HERE / vllm_script), *vllm_args]]}
     if "SYSTEMS" in os.environ:
         systems = {name: systems[name] for name in os.environ["SYSTEMS"].split(",")}
+    return systems
+
+
+def in_turn(systems: Systems, rounds: int, base: str) -> None:
+    """Run all systems in turn, some rounds, and print every run and the medians over that of ``base``."""
     secs: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, commands in systems.items():
@@ -53,8 +67,8 @@ def main(rounds: int = 3, num_prompts: int = 256, data: str = str(QUESTIONS)) ->
             secs[name].append(max(part["secs"] for part in figures))
             print(json.dumps({"system": name, "runs": figures}), flush=True)
     medians = {name: statistics.median(values) for name, values in secs.items()}
-    ratios = {name: round(median / medians["paged"], 2) for name, median in medians.items()}
-    print(json.dumps({"secs": secs, "median_secs": medians, "times_paged": ratios}))
+    ratios = {name: round(median / medians.get(base, median), 2) for name, median in medians.items()}
+    print(json.dumps({"secs": secs, "median_secs": medians, f"times_{base}": ratios}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""``job export``: the rows of a run as one file. Needs no GPU."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from job.cli.options import split_commas
+from job.config import EXPORT_FORMATS
+from job.errors import UsageError
+
+if TYPE_CHECKING:
+    from job.output.exporting.table import RunTable
+
+STDOUT = "-"
+
+FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+@click.command(short_help="Write the rows of a run to one file.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(EXPORT_FORMATS),
+    help="[default: as --to ends, else jsonl] openai-batch: the output lines of OpenAI's Batch API.",
+)
+@click.option("--to", default=STDOUT, show_default=True, metavar="FILE", help="File to write; '-' is standard output.")
+@click.option(
+    "--columns", multiple=True, callback=split_commas, help="Only these, in this order. Repeat or use commas."
+)
+@click.option("--errors/--no-errors", default=True, show_default=True, help="Write rows with an error, too.")
+@click.option("--partial", is_flag=True, help="Write the parts that are there, if the run is not finished.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def export(
+    output: Path, form: str | None, to: str, columns: tuple[str, ...], errors: bool, partial: bool, force: bool
+) -> None:
+    """Write the rows of the run in OUTPUT to one file, in their order.
+
+    In csv, lists and objects are JSON text and nulls are empty. The file is there when it is complete, not before.
+
+    Exit codes: 0 written; 1 a part cannot be read, or the file not be written; 2 wrong usage, or the run is not
+    finished.
+    """
+    from job.output.exporting.formats import WRITERS  # imports pyarrow: only now, so that --help is quick
+    from job.output.exporting.openai_answers import answer_columns
+    from job.output.exporting.table import RunTable, Selection
+    from job.output.found import find_run
+
+    form = _format(form, to)
+    run = find_run(output)
+    if form == "openai-batch":
+        if columns:
+            raise UsageError(
+                "--columns has no meaning with --format openai-batch, whose lines have a form of their own."
+            )
+        columns = answer_columns(run.manifest)
+    table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial))
+    is_shown = sys.stderr.isatty() and not (to == STDOUT and sys.stdout.isatty())
+    with (
+        _open(to, output, force=force) as file,
+        click.progressbar(length=table.num_parts, label="parts", file=sys.stderr, hidden=not is_shown) as bar,
+    ):
+        WRITERS[form](table, table.read(lambda: bar.update(1)), file)
+    click.echo(_summary(table, to), err=True)
+
+
+def _format(form: str | None, to: str) -> str:
+    """Return the format that was asked for, or that the file's name shows."""
+    if to == STDOUT:
+        if form == "parquet":
+            raise UsageError("--format parquet cannot go to standard output. Name a file with --to.")
+        return form or "jsonl"
+    found = form or FORMATS_OF_ENDINGS.get(Path(to).suffix)
+    if found is None:
+        raise UsageError(f"--to {to}: its ending names no format. Give --format {', '.join(EXPORT_FORMATS)}.")
+    return found
+
+
+def _open(to: str, run_dir: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
+    from job.output.exporting.target import new_file, standard_output
+
+    if to == STDOUT:
+        return standard_output(sys.stdout.buffer)
+    return new_file(Path(to), run_dir, force=force)
+
+
+def _summary(table: "RunTable", to: str) -> str:
+    """Return how many rows were written, and which were not."""
+    facts = [f"{table.num_rows:,} rows"]
+    if table.num_errors:
+        facts.append(f"{table.num_errors:,} of them with an error")
+    if table.num_left_out:
+        facts.append(f"{table.num_left_out:,} with an error left out")
+    if table.num_missing:
+        facts.append(f"{table.num_missing:,} not there yet")
+    return f"{'standard output' if to == STDOUT else to}: {', '.join(facts)}"

@@ -1,0 +1,86 @@
+"""``job preview``: what ``job run`` with the same options would do. Needs no GPU and no weights, writes nothing."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from job.cli.options import (
+    ANSWER_OPTIONS,
+    CONFIG_OPTION,
+    DATA_OPTIONS,
+    ENGINE_OPTIONS,
+    MODEL_OPTIONS,
+    PART_OPTIONS,
+    PROMPT_OPTIONS,
+    SAMPLING_OPTIONS,
+    to_config,
+)
+from job.observe.noise import silence_libraries, silence_progress_bars
+
+ALL_ROWS = "all"
+
+
+class NumRows(click.ParamType[int | None]):
+    """A number of rows, or all (None)."""
+
+    name = "rows"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number.
+
+        >>> NumRows().convert("1000", None, None), NumRows().convert("all", None, None)
+        (1000, None)
+        """
+        if value is None or value == ALL_ROWS:
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 on nor '{ALL_ROWS}'.", param, ctx)
+        return int(value)
+
+
+@click.command(short_help="Show what a run would do, without a model.")
+@MODEL_OPTIONS
+@DATA_OPTIONS
+@PROMPT_OPTIONS
+@SAMPLING_OPTIONS
+@ANSWER_OPTIONS
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="preview", metavar="DIR", help="Neither read nor written."
+)
+@PART_OPTIONS
+@ENGINE_OPTIONS
+@CONFIG_OPTION
+@click.option("--num-prompts", type=click.IntRange(min=0), default=3, show_default=True, help="Prompts to show.")
+@click.option(
+    "--rows",
+    "num_rows",
+    type=NumRows(),
+    default="1000",
+    show_default=True,
+    metavar="N|all",
+    help="Rows to read, spread evenly over the dataset (with --streaming: the first).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--verbose", is_flag=True, help="Let transformers and datasets write to stderr.")
+def preview(num_prompts: int, num_rows: int | None, as_json: bool, **values: Any) -> None:
+    """Show what job run with the same options would do: prompts as the model reads them, their lengths, errors, output.
+
+    Needs the tokenizer, the model's configuration and the data, but neither weights nor a GPU; writes nothing.
+
+    Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse it.
+    """
+    config = to_config(values)
+    silence_libraries(verbose=config.verbose)
+    from job.examination import examine  # imports torch: only now, so that --help is quick
+    from job.observe.preview import describe_preview
+    from job.preview import likely_device, look_ahead
+
+    silence_progress_bars(verbose=config.verbose)
+    examined = examine(config, likely_device(), needs_weights=False)
+    total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
+    with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        seen = look_ahead(examined, num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
+    click.echo(json.dumps(seen.to_dict()) if as_json else describe_preview(seen))

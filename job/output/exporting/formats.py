@@ -1,0 +1,75 @@
+"""What each format makes of a run's rows. All of them write as they read, and keep no more than a few batches."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+
+from job.json_columns import to_rows
+from job.output.exporting.openai_answers import write_answers
+from job.output.exporting.table import RunTable
+from job.output.exporting.values import to_cell, to_json
+
+ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
+"""A row group of a large file ends at the first of these: large enough to compress and skip well, small in memory."""
+
+Batches = Iterable[pa.RecordBatch]
+Writer = Callable[[RunTable, Batches, BinaryIO], None]
+
+
+def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+    """Write an object per row, with the columns' own types."""
+    for batch in batches:
+        file.writelines(to_json(row).encode() + b"\n" for row in to_rows(batch))
+
+
+def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+    """Write a line of names, then the rows. Texts are quoted, nulls are empty without quotes; lists are JSON."""
+    schema = pa.schema([pa.field(column.name, _cell_type(column.type)) for column in table.schema])
+    with pc_csv.CSVWriter(file, schema) as writer:
+        for batch in batches:
+            columns = [_cells(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def write_parquet(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+    """Write rows as in the parts, in larger row groups."""
+    with pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        waiting: list[pa.RecordBatch] = []
+        num_bytes = 0
+        for batch in batches:
+            waiting.append(batch)
+            num_bytes += batch.nbytes
+            if num_bytes >= BYTES_PER_GROUP or sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                _write_group(writer, waiting, table.schema)
+                waiting, num_bytes = [], 0
+        if waiting:
+            _write_group(writer, waiting, table.schema)
+
+
+WRITERS: Mapping[str, Writer] = {
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "parquet": write_parquet,
+    "openai-batch": write_answers,
+}
+
+
+def _write_group(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], schema: pa.Schema) -> None:
+    group = pa.Table.from_batches([batch.replace_schema_metadata(schema.metadata) for batch in batches], schema)
+    writer.write_table(group, row_group_size=max(1, len(group)))
+
+
+def _cell_type(data_type: pa.DataType) -> pa.DataType:
+    """Return the type of which a CSV holds cells: numbers and times as they are, everything else as text."""
+    is_kept = any(
+        is_kind(data_type)
+        for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date)
+    )
+    return data_type if is_kept or pa.types.is_timestamp(data_type) else pa.string()
+
+
+def _cells(column: pa.Array, data_type: pa.DataType) -> pa.Array:
+    return column if column.type == data_type else pa.array(map(to_cell, column.to_pylist()), data_type)

@@ -1,0 +1,47 @@
+"""Values as text: as JSON, and as the cells of a table that knows no lists."""
+
+import base64
+import datetime
+import json
+import math
+from typing import Any
+
+
+def to_json(value: Any) -> str:
+    """Return a value as JSON. What JSON has no word for becomes text; infinity and NaN become null.
+
+    >>> to_json({"a": [1, float("nan")], "b": b"hi", "c": datetime.date(2026, 1, 2)})
+    '{"a": [1, null], "b": "aGk=", "c": "2026-01-02"}'
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def to_cell(value: Any) -> str | None:
+    """Return a value as the text of a cell: lists and objects as JSON, a text as it is, null as None.
+
+    >>> to_cell([1, 2]), to_cell("a"), to_cell(b"hi"), to_cell(None)
+    ('[1, 2]', 'a', 'aGk=', None)
+    """
+    if value is None or isinstance(value, str):
+        return value
+    plain = value if isinstance(value, list | dict) else _plain(value)
+    return plain if isinstance(plain, str) else to_json(plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,338 @@
+"""Batches of requests to OpenAI's API as input: recognised, served, and never answered as they were not asked."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from job.config import AnswerConfig, DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingParams
+from job.data.openai_batch import Requests, recognise_requests
+from job.data.prompts import RowRejected
+from tests.conftest import Result
+from tests.test_run import read_output, write_jsonl
+
+RunJob = Callable[..., Result]
+
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+
+
+def request(number: int, url: str | None = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
+    """Return a line of a batch; ``body`` over a conversation."""
+    default = {"model": "gpt-4o-mini", "messages": MESSAGES}
+    return {"custom_id": f"request-{number}", "method": "POST", "url": url, "body": default | body}
+
+
+@pytest.fixture
+def run_batch(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> RunJob:
+    """Return a function that runs a batch on a chat model with FakeEngine, into ``out``."""
+
+    def run(rows: list[Any], *options: Any, chat: bool = True, name: str = "batch.jsonl") -> Result:
+        data = write_jsonl(tmp_path / name, rows)
+        return run_job(
+            *["run", "--engine", "fake", "--model", tiny_model(chat=chat), "--dataset", data],
+            *["--output", tmp_path / "out", "--max-error-rate", 1, *options],
+        )
+
+    return run
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_output(output).to_pylist()
+    return rows
+
+
+def test_a_batch_is_recognised_and_its_ids_are_kept(run_batch: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Also ids that are no text, and another kind far behind; one line says what was recognised."""
+    rows = [request(number) | {"custom_id": number} for number in range(1101)]
+    rows[1100] = request(1100)
+    result = run_batch(rows)
+    assert result.exit_code == 0, result.stderr
+    table = read_output(tmp_path / "out")
+    assert table.column_names[:4] == ["row_idx", "sample_idx", "custom_id", "prompt"]
+    assert set(table["error"].to_pylist()) == {None}
+    assert table["prompt"][0].as_py() == "<system>Be kind.<eos><user>hi<eos><assistant>"
+    assert [table["custom_id"][idx].as_py() for idx in (0, 1099, 1100)] == ["0", "1099", "request-1100"]
+    note = (
+        f"{tmp_path / 'batch.jsonl'} is a batch of requests to OpenAI's API: prompts come from body, custom_id is "
+        f"kept, and {tiny_model(chat=True)} answers, whatever model they name"
+    )
+    assert result.stderr.count(note) == 1
+
+
+def test_what_goes_in_as_a_batch_comes_out_as_one(run_batch: RunJob, run_job: RunJob, tmp_path: Path) -> None:
+    """Lines in, lines out, an error among them."""
+    assert run_batch([request(0, n=2), request(1, url="/v1/embeddings"), b"torn"], "--num-samples", 2).exit_code == 0
+    result = run_job("export", tmp_path / "out", "--format", "openai-batch", "--to", tmp_path / "answers.jsonl")
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == ["request-0", "request-1", "row-2"]
+    assert [choice["index"] for choice in lines[0]["response"]["body"]["choices"]] == [0, 1]
+    assert lines[0]["response"]["body"]["choices"][0]["message"]["content"].startswith(">tnatsissa<")
+    assert lines[1]["error"] == {
+        "code": "unsupported_url",
+        "message": "/v1/embeddings; this run serves /v1/chat/completions",
+    }
+    assert lines[2]["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_batch_in_parquet_is_recognised_too(run_job: RunJob, tiny_model: Any, tmp_path: Path, as_text: bool) -> None:
+    """There every body has every key, mostly null; or bodies are JSON text."""
+    rows = [request(0, temperature=0), request(1, tools=[{"type": "function"}]), request(2, logprobs=False)]
+    if as_text:
+        rows = [row | {"body": json.dumps(row["body"])} for row in rows]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "batch.parquet")
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", tmp_path / "batch.parquet"],
+        *["--output", tmp_path / "out", "--max-error-rate", 1],
+    )
+    assert result.exit_code == 0, result.stderr
+    found = rows_of(tmp_path / "out")
+    assert [row["custom_id"] for row in found] == ["request-0", "request-1", "request-2"]
+    errors = [row["error"] for row in found]
+    assert (errors[0], errors[2]) == (None, None)
+    assert errors[1].startswith('unsupported_parameter: tools is [{"type": "function"')
+
+
+def config_of(*, prompt: dict[str, Any] | None = None, **data: Any) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(model="m"),
+        data=DataConfig(dataset="d", **data),
+        prompt=PromptConfig(**(prompt or {})),
+        sampling=SamplingParams(),
+        output=OutputConfig(output=Path("out")),
+    )
+
+
+COLUMNS = ("custom_id", "method", "url", "body")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "columns"),
+    [
+        ({}, ("custom_id", "text")),
+        ({}, ("body",)),
+        ({}, (*COLUMNS, "prompt")),
+        ({"prompt_column": "custom_id"}, COLUMNS),
+        ({"messages_column": "body"}, COLUMNS),
+        ({"prompt_template": "{{ body }}"}, COLUMNS),
+    ],
+    ids=str,
+)
+def test_what_names_its_prompt_or_looks_otherwise_is_no_batch(prompt: dict[str, Any], columns: tuple[str, ...]) -> None:
+    config = config_of(prompt=prompt)
+    assert recognise_requests(config, columns) is config
+
+
+@pytest.mark.parametrize(
+    ("data", "id_column", "kept"),
+    [
+        ({}, "custom_id", ()),
+        ({"id_column": "custom_id"}, "custom_id", ()),
+        ({"id_column": "url"}, "url", ("custom_id",)),
+        ({"id_column": "url", "keep_columns": ("custom_id",)}, "url", ("custom_id",)),
+        ({"keep_columns": ("method",)}, "custom_id", ("method",)),
+    ],
+    ids=str,
+)
+def test_ids_are_kept_beside_what_the_user_keeps(data: dict[str, Any], id_column: str, kept: tuple[str, ...]) -> None:
+    config = recognise_requests(config_of(**data), COLUMNS)
+    assert (config.data.id_column, config.data.keep_columns) == (id_column, kept)
+    assert config.prompt.request_column == "body" and config.prompt.text_column is None
+
+
+SAMPLING = SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=3, stop=("\n", "END"), num_samples=2)
+
+
+def error_of(
+    body: Any, sampling: SamplingParams = SAMPLING, *, chat: bool = True, schema: str | None = None, **line: Any
+) -> str | None:
+    """Return the error that a request becomes; None if it is served."""
+    config = RunConfig(
+        model=ModelConfig(model="m"),
+        data=DataConfig(dataset="d"),
+        prompt=PromptConfig(request_column="body"),
+        sampling=sampling,
+        output=OutputConfig(output=Path("out")),
+        answer=AnswerConfig(json_schema=schema),
+    )
+    try:
+        Requests(config, COLUMNS, chat=chat).content_of({"body": body, **line})
+    except RowRejected as rejected:
+        return str(rejected.row_error)
+    return None
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    return {"model": "gpt-4o", "messages": MESSAGES, **body}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(),
+        chat(max_tokens=64, temperature=0.7, top_p=0.9, seed=3, stop=["\n", "END"], n=2),
+        chat(max_completion_tokens=64, max_tokens=None, top_k=-1, min_p=0, repetition_penalty=1.0),
+        chat(tools=[], tool_choice="auto", logit_bias={}, presence_penalty=0, frequency_penalty=0.0, logprobs=False),
+        chat(user="me", metadata={"a": "b"}, stream=True, stream_options={"include_usage": True}, store=True),
+        chat(response_format={"type": "text"}, modalities=["text"], stop=[], top_logprobs=0),
+        chat(response_format={"type": "text", "json_schema": None}),
+    ],
+    ids=str,
+)
+def test_what_a_run_does_anyway_may_be_asked_for(body: dict[str, Any]) -> None:
+    assert error_of(body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (chat(max_tokens=65), "parameter_mismatch: max_tokens is 65, the run's is 64"),
+        (chat(max_completion_tokens=1), "parameter_mismatch: max_completion_tokens is 1, the run's is 64"),
+        (chat(temperature=0), "parameter_mismatch: temperature is 0, the run's is 0.7"),
+        (chat(top_p=1), "parameter_mismatch: top_p is 1, the run's is 0.9"),
+        (chat(seed=0), "parameter_mismatch: seed is 0, the run's is 3"),
+        (chat(n=1), "parameter_mismatch: n is 1, the run's is 2"),
+        (chat(stop="END"), 'parameter_mismatch: stop is ["END"], the run\'s is ["\\n", "END"]'),
+        (chat(stop=5), "parameter_mismatch: stop is 5, the run's is "),
+        (chat(logprobs=True), "parameter_mismatch: logprobs is true, the run's is false"),
+        (chat(tools=[{"type": "function"}]), 'unsupported_parameter: tools is [{"type": "function"}]'),
+        (chat(tool_choice="required"), 'unsupported_parameter: tool_choice is "required"'),
+        (chat(logit_bias={"5": 1}), 'unsupported_parameter: logit_bias is {"5": 1}'),
+        (chat(top_logprobs=5), "unsupported_parameter: top_logprobs is 5"),
+        (chat(presence_penalty=0.5), "unsupported_parameter: presence_penalty is 0.5"),
+        (chat(reasoning_effort="x" * 100), f'unsupported_parameter: reasoning_effort is "{"x" * 76}...'),
+        (chat(response_format={"type": "json_object"}), "unsupported_parameter: response_format is {"),
+        (
+            chat(response_format={"type": "json_schema", "json_schema": {}}),
+            "unsupported_parameter: response_format is ",
+        ),
+        (chat(response_format="text"), 'unsupported_parameter: response_format is "text"'),
+        (chat(messages=None), "invalid_messages: body.messages is not a list of messages: None"),
+        (chat(messages=[{"role": "user"}]), "invalid_messages: body.messages, message 0 has no content"),
+        (
+            chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+            "unsupported_content: body.messages has a part of type image_url; this run reads text",
+        ),
+        (None, "null_prompt: column 'body' is null"),
+        ([1], "invalid_request: column 'body' is no JSON object"),
+        ("{torn", "invalid_request: column 'body' is no JSON object"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value)[:60],
+)
+def test_what_would_be_answered_otherwise_is_an_error(body: Any, error: str) -> None:
+    assert str(error_of(body)).startswith(error)
+
+
+def test_greedy_runs_do_not_mind_how_draws_would_be_made() -> None:
+    body = chat(temperature=0, top_p=0.5, seed=99)
+    assert error_of(body, SamplingParams()) is None
+    assert error_of(chat(top_p=0.5, seed=99), SamplingParams()) is None
+    assert error_of(chat(temperature=1, seed=99), SamplingParams()) == (
+        "parameter_mismatch: temperature is 1, the run's is 0.0"
+    )
+
+
+def test_the_schema_of_the_run_may_be_asked_for_and_no_other() -> None:
+    def asking(schema: Any) -> dict[str, Any]:
+        return chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+    own = '{"type": "object", "required": []}'
+    assert error_of(asking({"required": [], "type": "object"}), SamplingParams(), schema=own) is None
+    for wrong, schema in (({"type": "array"}, own), (None, None), (None, own)):
+        error = error_of(asking(wrong), SamplingParams(), schema=schema)
+        assert str(error).startswith("unsupported_parameter: response_format is ")
+
+
+def test_parts_of_text_become_one_text(run_batch: RunJob, tmp_path: Path) -> None:
+    """Chat templates would print the list as Python does."""
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert run_batch([request(0, messages=[{"role": "user", "content": parts}])]).exit_code == 0
+    assert rows_of(tmp_path / "out")[0]["prompt"] == "<user>one\ntwo<eos><assistant>"
+
+
+@pytest.mark.parametrize("url", ["/v1/chat/completions", "/chat/completions", None])
+def test_urls_of_conversations(url: str | None) -> None:
+    assert error_of(chat(), url=url) is None
+
+
+def test_the_first_request_says_which_options_to_give(run_batch: RunJob, tmp_path: Path) -> None:
+    """And with them, it is served. Nothing was started before."""
+    body = {"max_tokens": 8, "temperature": 0.5, "seed": 4, "n": 2, "stop": ["a b", "#"], "logprobs": True}
+    rows = [request(0, **body), request(1, **body), request(2, **body | {"seed": 5})]
+    result = run_batch(rows)
+    assert result.exit_code == 2
+    options = "--max-new-tokens 8 --temperature 0.5 --seed 4 --stop 'a b' --stop '#' --num-samples 2 --logprobs"
+    assert result.stderr == (
+        f"job: --dataset {tmp_path / 'batch.jsonl'}: the first request asks for max_tokens 8 (the run has 256), "
+        'temperature 0.5 (the run has 0.0), seed 4 (the run has 0), stop ["a b", "#"] (the run has []), '
+        f"n 2 (the run has 1), logprobs true (the run has false). Give {options}; all requests of a run share these.\n"
+    )
+    assert not (tmp_path / "out").exists()
+    assert run_batch(rows, *shlex.split(options)).exit_code == 0
+    errors = [row["error"] for row in rows_of(tmp_path / "out")]
+    assert errors == [None] * 4 + ["parameter_mismatch: seed is 5, the run's is 4"] * 2
+
+
+def test_texts_are_served_without_a_chat_template(run_batch: RunJob, run_job: RunJob, tmp_path: Path) -> None:
+    """As /v1/completions does: the text as it is. Then conversations are the error rows."""
+    bodies: list[Any] = ["once upon", "", ["a", "b"], "END"]
+    rows = [request(number, "/v1/completions", prompt=text, messages=None) for number, text in enumerate(bodies)]
+    rows.append(request(4))
+    result = run_batch(rows)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "the first request is for /v1/completions, but this run serves /v1/chat/completions. Give --no-chat.\n"
+    )
+    assert run_batch(rows, "--no-chat").exit_code == 0
+    found = rows_of(tmp_path / "out")
+    assert [row["error"] for row in found] == [
+        *[None, "empty_prompt: body.prompt is empty", "invalid_request: body.prompt is not one text", None],
+        "unsupported_url: /v1/chat/completions; this run serves /v1/completions",
+    ]
+    assert (found[0]["prompt"], found[0]["completion"]) == ("once upon", "nopu ecno")
+    exported = run_job("export", tmp_path / "out", "--format", "openai-batch").stdout.splitlines()
+    body = json.loads(exported[0])["response"]["body"]
+    assert body["object"] == "text_completion" and body["id"].startswith("cmpl-")
+    assert body["choices"] == [{"index": 0, "text": "nopu ecno", "finish_reason": "stop", "logprobs": None}]
+
+
+@pytest.mark.parametrize(
+    ("options", "chat", "advice"),
+    [(["--no-chat"], True, "Leave out --no-chat."), ([], False, "Use a model whose tokenizer has a chat template.")],
+    ids=["asked", "none there"],
+)
+def test_conversations_without_a_chat_template_are_refused(
+    run_batch: RunJob, options: list[str], chat: bool, advice: str
+) -> None:
+    result = run_batch([request(0)], *options, chat=chat)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        f"the first request is for /v1/chat/completions, but this run serves /v1/completions. {advice}\n"
+    )
+
+
+def test_a_first_request_that_is_none_is_an_error_row(run_batch: RunJob, tmp_path: Path) -> None:
+    rows = [request(0) | {"body": None}, b"torn", request(2, temperature=1)]
+    assert run_batch(rows).exit_code == 0
+    kinds = [row["error"].partition(":")[0] for row in rows_of(tmp_path / "out")]
+    assert kinds == ["null_prompt", "invalid_json", "parameter_mismatch"]
+
+
+def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch: RunJob, tmp_path: Path) -> None:
+    """What was recognised is in the manifest, like all that makes a prompt."""
+    assert run_batch([request(0)]).exit_code == 0
+    assert "are done already" in run_batch([request(0)]).stderr
+    result = run_batch([request(0)], "--prompt-column", "custom_id", "--id-column", "custom_id")
+    assert result.exit_code == 2
+    assert 'prompt.request_column was "body", now None' in result.stderr
+
+
+def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> None:
+    result = run_batch([request(0)], "--choices", "a", "--choices", "b", "--choice-calibration", "N/A")
+    assert result.exit_code == 2
+    assert "--choice-calibration 'N/A': messages have no place for it" in result.stderr
