@@ -2,12 +2,13 @@
 
 from job.engine.protocol import Engine
 from job.errors import JobError
+from job.observe.watchdog import Watchdog
 from job.preparation import Prepared
 from job.records import Generation
 from job.signals import StopFlag
 
 
-def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag) -> None:
+def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag, watchdog: Watchdog) -> None:
     """Score the content-free prompts, if there are any, and let the tokenization know. Leaves early on a stop.
 
     Raises:
@@ -17,7 +18,8 @@ def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag) -> None:
     for request in prepared.calibration:
         engine.submit(request)
     while len(generations) < len(prepared.calibration) and not stop():
-        generations += engine.step()
+        with watchdog.watching():
+            generations += engine.step()
     if not generations or stop():
         return
     for generation in generations:

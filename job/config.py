@@ -282,6 +282,10 @@ class RunConfig:
             if sampling.stop or sampling.ignore_eos:
                 wrong = "--stop" if sampling.stop else "--ignore-eos"
                 raise UsageError(f"{wrong} and --{option} were given together. The latter says where completions end.")
+        names = ("top_p", "top_k", "min_p", "repetition_penalty")
+        for name in names if answer.choices else ():
+            if getattr(sampling, name) != getattr(SamplingParams(), name):
+                raise UsageError(f"--{name.replace('_', '-')} changes nothing with --choices. Leave it out.")
         if answer.choices and sampling.logprobs:
             raise UsageError("--logprobs is of no use with --choices: choice_logprobs has those of the choices.")
         if sampling.num_samples == 1 and answer.aggregate is not None:

@@ -4,6 +4,7 @@ The order matters only for the messages: cheap and likely mistakes are found fir
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -87,14 +88,7 @@ def examine(config: RunConfig, device: torch.device, *, needs_weights: bool = Tr
     _check_prompt_type(config, schema)
     choices = build_choices(config.answer, config.sampling, tokenizer, renderer.suffix)
     max_prompt_tokens = _max_prompt_tokens(config, info, choices)
-    tokenization = Tokenization(
-        tokenizer,
-        chat=chat_template is not None,
-        max_prompt_tokens=max_prompt_tokens,
-        on_long_prompt=config.prompt.on_long_prompt,
-        stop=config.sampling.stop,
-        choices=choices,
-    )
+    tokenization = _tokenization(config, tokenizer, chat_template is not None, max_prompt_tokens, choices)
     first_prompt = _first_prompt(config, dataset.source, renderer, tokenization) if choices else None
     notes = notes_on(choices, tokenizer, first_prompt) if choices else ()
     columns = Columns.of(answer=config.answer, output=config.output, sampling=config.sampling)
@@ -152,6 +146,19 @@ def _open(config: RunConfig) -> tuple[RunConfig, OpenDataset]:
     if recognised is not config:  # again: their ids are kept, and what is kept must have its type
         dataset = open_dataset(recognised.data, named_columns(recognised.data))
     return recognised, dataset
+
+
+def _tokenization(
+    config: RunConfig, tokenizer: Any, chat: bool, max_prompt_tokens: int, choices: Choices | None
+) -> Tokenization:
+    return Tokenization(
+        tokenizer,
+        chat=chat,
+        max_prompt_tokens=max_prompt_tokens,
+        on_long_prompt=config.prompt.on_long_prompt,
+        stop=config.sampling.stop,
+        choices=choices,
+    )
 
 
 def _calibration(answer: AnswerConfig, renderer: PromptRenderer, tokenization: Tokenization) -> tuple[Request, ...]:

@@ -84,7 +84,7 @@ class Runner:
             JobError: the disk, the dataset or the engine gave up. What was finished is in the journals.
         """
         try:
-            calibrate(self._prepared, self._engine, self._stop)
+            calibrate(self._prepared, self._engine, self._stop, self._watchdog)
             while not self._stop():
                 self._submit()
                 self._collect()

@@ -60,6 +60,13 @@ def test_calibration_divides_by_what_content_free_prompts_prefer() -> None:
     assert label.text == "b" and label.probs == pytest.approx([0.4, 0.6])
 
 
+def test_calibration_holds_where_probabilities_are_too_small_for_numbers() -> None:
+    """The probability of a text of 100 tokens may be below 1e-308: 0, whose logarithm spoilt every label."""
+    subject = choices("yes", "a long definition").calibrated([[-3.0, -900.0]])
+    label = subject.label([-2.0, -950.0], (0, 0))
+    assert label.text == "yes" and label.probs == pytest.approx([1, 0]) and label.margin == pytest.approx(1)
+
+
 def test_samples_are_drawn_from_the_probabilities_and_depend_on_the_row_alone() -> None:
     """Chi-squared against the exact distribution at temperature 2; the 99.9 % quantile for 2 degrees is 13.8."""
     probs = np.array([0.64, 0.32, 0.04])
@@ -74,8 +81,10 @@ def test_samples_are_drawn_from_the_probabilities_and_depend_on_the_row_alone() 
 
 
 def test_a_file_gives_one_choice_per_line(tmp_path: Path) -> None:
-    (tmp_path / "choices.txt").write_text("yes\n no\nperhaps, perhaps not\n\n", encoding="utf-8")
-    assert read_choices([str(tmp_path / "choices.txt")]) == ("yes", " no", "perhaps, perhaps not")
+    """With the byte order mark and the line ends of Windows; other marks that Python splits at are text."""
+    content = "\ufeffyes\r\n no\nperhaps,\u2028perhaps not\n\n"
+    (tmp_path / "choices.txt").write_bytes(content.encode())
+    assert read_choices([str(tmp_path / "choices.txt")]) == ("yes", " no", "perhaps,\u2028perhaps not")
 
 
 @pytest.mark.parametrize(
@@ -206,6 +215,7 @@ def test_calibration_is_computed_once_and_changes_probabilities_not_scores(
         (["--stop", "x"], "--stop and --choices were given together"),
         (["--regex", "x"], "--choices and --regex were given together"),
         (["--logprobs"], "--logprobs is of no use with --choices"),
+        (["--top-p", 0.5], "--top-p changes nothing with --choices"),
         (["--num-samples", 3], "would give the same answer each time"),
         (["--aggregate", "majority"], "needs several samples"),
         (["--choice-calibration", "x" * 600], "prompt_too_long"),

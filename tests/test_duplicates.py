@@ -183,6 +183,7 @@ def is_computed(engine: SharedCompletions, inner: Recorder, *prompt_ids: int) ->
 
 def test_what_was_not_asked_for_the_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 9)
+    monkeypatch.setattr(duplicates, "ROW_TOKENS", 0)
     inner = Recorder()
     engine = SharedCompletions(inner)
 
@@ -199,6 +200,7 @@ def test_what_was_not_asked_for_the_longest_is_forgotten_first(monkeypatch: pyte
 
 def test_a_long_completion_takes_the_room_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 9)
+    monkeypatch.setattr(duplicates, "ROW_TOKENS", 0)
     inner = Recorder()
     engine = SharedCompletions(inner)
     prompts = [(1, 3, 3), (2, 3, 3), (4, 3, 3), (5, 5, 5, 5, 5)]
@@ -211,6 +213,7 @@ def test_a_long_completion_takes_the_room_of_several(monkeypatch: pytest.MonkeyP
 
 def test_a_completion_that_is_longer_than_the_bound_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 2)
+    monkeypatch.setattr(duplicates, "ROW_TOKENS", 0)
     inner = Recorder()
     engine = SharedCompletions(inner)
     for row_idx in range(2):
@@ -260,3 +263,15 @@ def test_each_of_many_requests_comes_back_once(seed: int, monkeypatch: pytest.Mo
         assert (generation.error is not None) == is_poisoned
         assert generation.token_ids == ([] if is_poisoned else list(generation.request.prompt_ids)[::-1])
     assert 12 <= len(inner.submitted) < 70
+
+
+def test_what_is_kept_does_not_hold_prompts() -> None:
+    """Labels have no tokens: hundreds of thousands were kept, each with its prompt, and memory grew with the data."""
+    engine = SharedCompletions(FakeEngine(SamplingParams(), choice_ids=[[1], [2]]))
+    for row_idx in range(100):
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[row_idx] * 1000))
+    while engine.num_pending:
+        engine.step()
+    assert len(engine._finished) == 100
+    assert {tuple(kept.request.prompt_ids) for kept in engine._finished.values()} == {()}
+    assert engine._num_kept_tokens >= 100 * 16

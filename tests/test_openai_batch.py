@@ -199,7 +199,7 @@ def test_what_a_run_does_anyway_may_be_asked_for(body: dict[str, Any]) -> None:
         (chat(n=1), "parameter_mismatch: n is 1, the run's is 2"),
         (chat(stop="END"), 'parameter_mismatch: stop is ["END"], the run\'s is ["\\n", "END"]'),
         (chat(stop=5), "parameter_mismatch: stop is 5, the run's is "),
-        (chat(logprobs=True), "parameter_mismatch: logprobs is true, the run's is false"),
+        (chat(logprobs=True), "unsupported_parameter: logprobs is true"),
         (chat(tools=[{"type": "function"}]), 'unsupported_parameter: tools is [{"type": "function"}]'),
         (chat(tool_choice="required"), 'unsupported_parameter: tool_choice is "required"'),
         (chat(logit_bias={"5": 1}), 'unsupported_parameter: logit_bias is {"5": 1}'),
@@ -262,15 +262,15 @@ def test_urls_of_conversations(url: str | None) -> None:
 
 def test_the_first_request_says_which_options_to_give(run_batch: RunJob, tmp_path: Path) -> None:
     """And with them, it is served. Nothing was started before."""
-    body = {"max_tokens": 8, "temperature": 0.5, "seed": 4, "n": 2, "stop": ["a b", "#"], "logprobs": True}
+    body = {"max_tokens": 8, "temperature": 0.5, "seed": 4, "n": 2, "stop": ["a b", "#"]}
     rows = [request(0, **body), request(1, **body), request(2, **body | {"seed": 5})]
     result = run_batch(rows)
     assert result.exit_code == 2
-    options = "--max-new-tokens 8 --temperature 0.5 --seed 4 --stop 'a b' --stop '#' --num-samples 2 --logprobs"
+    options = "--max-new-tokens 8 --temperature 0.5 --seed 4 --stop 'a b' --stop '#' --num-samples 2"
     assert result.stderr == (
         f"job: --dataset {tmp_path / 'batch.jsonl'}: the first request asks for max_tokens 8 (the run has 256), "
         'temperature 0.5 (the run has 0.0), seed 4 (the run has 0), stop ["a b", "#"] (the run has []), '
-        f"n 2 (the run has 1), logprobs true (the run has false). Give {options}; all requests of a run share these.\n"
+        f"n 2 (the run has 1). Give {options}; all requests of a run share these.\n"
     )
     assert not (tmp_path / "out").exists()
     assert run_batch(rows, *shlex.split(options)).exit_code == 0

@@ -7,7 +7,7 @@ choice's probability by the one it has when the row says nothing ("N/A").
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,10 @@ class Choices:
         Args:
             logprobs: of each choice, after each of these prompts; their probabilities are averaged.
         """
-        mean = np.mean([_softmax(self._normalized(values)) for values in logprobs], axis=0)
-        return replace(self, offsets=tuple(np.log(mean).tolist()))
+        each = [_log_softmax(self._normalized(values)) for values in logprobs]
+        # In logarithms: the probability of a long choice may be too small for a number.
+        offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
+        return replace(self, offsets=tuple(offsets.tolist()))
 
     def _normalized(self, logprobs: Sequence[float]) -> Floats:
         lengths = {
@@ -123,11 +125,13 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
     texts = tuple(values)
     if len(values) == 1:
         texts = _lines_of(values[0])
+    seen: set[str] = set()
     for idx, text in enumerate(texts):
         if not text.strip():
             raise UsageError(f"--choices: number {idx + 1} is {text!r}; it must be a text that is not empty.")
-        if text.strip() in map(str.strip, texts[:idx]):
+        if text.strip() in seen:
             raise UsageError(f"--choices: {text!r} is given twice. Leave one out.")
+        seen.add(text.strip())
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -142,7 +146,7 @@ def _lines_of(value: str) -> tuple[str, ...]:
     try:
         if not path.is_file():
             raise UsageError(f"--choices {value!r} is alone and no file. Give at least two, or a file of them.")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, ValueError) as error:
         raise UsageError(f"--choices {value}: {error}.") from None
     while lines and not lines[-1].strip():
@@ -191,13 +195,13 @@ def prefix_note(choices: Choices) -> str | None:
     """Return what to tell the user if one choice begins another: the longer one can never be likelier."""
     if choices.normalization != "none":
         return None
-    for short, short_ids in zip(choices.texts, choices.token_ids, strict=True):
-        for long, long_ids in zip(choices.texts, choices.token_ids, strict=True):
-            if short != long and long_ids[: len(short_ids)] == short_ids:
-                return (
-                    f"choice {long!r} begins with choice {short!r}, so it can never be the likelier of the two; "
-                    "reword one, or use --choice-normalization tokens"
-                )
+    in_order = sorted(zip(choices.token_ids, choices.texts, strict=True))  # what begins with another follows it
+    for (short_ids, short), (long_ids, long) in pairwise(in_order):
+        if long_ids[: len(short_ids)] == short_ids:
+            return (
+                f"choice {long!r} begins with choice {short!r}, so it can never be the likelier of the two; "
+                "reword one, or use --choice-normalization tokens"
+            )
     return None
 
 
@@ -227,6 +231,10 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _softmax(scores: Floats) -> Floats:
-    weights = np.exp(scores - scores.max())
-    probs: Floats = weights / weights.sum()
+    probs: Floats = np.exp(_log_softmax(scores))
     return probs
+
+
+def _log_softmax(scores: Floats) -> Floats:
+    logprobs: Floats = scores - np.logaddexp.reduce(scores)
+    return logprobs

@@ -95,7 +95,7 @@ def _text_of(option: str, value: str, mark: str, example: str) -> str:
     with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
         if Path(value).is_file():
             try:
-                return Path(value).read_text(encoding="utf-8")
+                return Path(value).read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
                 raise UsageError(f"{option} {value}: {error}.") from None
     if mark not in value:

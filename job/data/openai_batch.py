@@ -32,7 +32,6 @@ PARAMETERS = {
     "seed": "seed",
     "stop": "stop",
     "n": "num_samples",
-    "logprobs": "logprobs",
     "ignore_eos": "ignore_eos",
 }
 """What a body may ask for, and the field of ``SamplingParams`` that decides it. Some of it is vLLM's addition."""
@@ -225,7 +224,7 @@ def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
         if name == "top_k" and value == -1:  # vLLM's word for 0
             value = 0
-        if value is not None and not (name in ("stop", "logprobs") and not value):
+        if value is not None and not (name == "stop" and not value):
             yield name, value
 
 
@@ -277,8 +276,8 @@ def _show(value: Any) -> str:
 def _option(field: str, value: Any) -> str:
     """Return the option that makes a run do what a request asks for.
 
-    >>> _option("stop", ("a b", "c")), _option("max_new_tokens", 8), _option("logprobs", True)
-    ("--stop 'a b' --stop c", '--max-new-tokens 8', '--logprobs')
+    >>> _option("stop", ("a b", "c")), _option("max_new_tokens", 8), _option("ignore_eos", True)
+    ("--stop 'a b' --stop c", '--max-new-tokens 8', '--ignore-eos')
     """
     flag = "--" + field.replace("_", "-")
     if isinstance(value, bool):

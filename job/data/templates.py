@@ -23,7 +23,7 @@ def read_template(text_or_file: str) -> str:
         return text_or_file
     with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
         if Path(text_or_file).is_file():
-            return Path(text_or_file).read_text(encoding="utf-8")
+            return Path(text_or_file).read_text(encoding="utf-8-sig")
     raise UsageError(f"--prompt-template {text_or_file!r} is neither a file nor a template, such as '{{{{ text }}}}'.")
 
 

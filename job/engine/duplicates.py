@@ -12,6 +12,9 @@ from job.records import Generation, Request
 MAX_KEPT_TOKENS = 1_000_000
 """Of finished completions that are kept in case their prompt comes again: some 40 MB."""
 
+ROW_TOKENS = 16
+"""What is kept of a completion besides its tokens takes about as much memory as so many."""
+
 
 class SharedCompletions:
     """Implements ``Engine`` around another one, on the leader."""
@@ -84,8 +87,8 @@ class SharedCompletions:
         digest = _digest(generation.request)
         twins = self._twins.pop(digest)
         self._num_twins -= len(twins)
-        if generation.error is None:
-            self._keep(digest, generation)
+        if generation.error is None:  # kept without its prompt, which may be long: a copy has one of its own
+            self._keep(digest, replace(generation, request=replace(generation.request, prompt_ids=())))
         return [generation, *(_copy(generation, request) for request in twins)]
 
     def _keep(self, digest: bytes, generation: Generation) -> None:
@@ -97,7 +100,8 @@ class SharedCompletions:
 
 
 def _size(generation: Generation) -> int:
-    return len(generation.token_ids) + len(generation.choice_logprobs or ())
+    """Return how much memory a generation takes, in tokens."""
+    return ROW_TOKENS + len(generation.token_ids) + len(generation.choice_logprobs or ())
 
 
 def _digest(request: Request) -> bytes:

@@ -21,6 +21,9 @@ from job.engine.trie import ChoiceTrie, edge_logprobs
 from job.errors import JobError
 from job.records import Generation, Request
 
+LOGITS_BYTES = 1 << 30
+"""A batch's logits of all its tokens take so much memory at most, unless one row alone takes more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
@@ -50,6 +53,8 @@ class StaticScorer:
         self._model, self._trie, self._replica, self._should_stop = model, trie, replica, should_stop
         max_rows, self._max_tokens = batch_limits(model, config, replica.device)
         self._max_rows = max(1, max_rows // len(trie.branches))
+        vocab_size = model.module.config.get_text_config().vocab_size
+        self._max_tokens = min(self._max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize))
         self._pending: deque[Request] = deque()
         self._batch: list[Request] = []
         self.num_computed_tokens = 0

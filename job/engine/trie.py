@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from job.engine.failures import failed
 from job.records import Generation, Request
 
 Floats = npt.NDArray[np.float64]
@@ -53,6 +54,7 @@ class ChoiceTrie:
         for choice in choices:
             self._insert(choice)
         self._first_edges = np.cumsum([0, *(len(edges) for edges in self._nodes)])
+        self._places = [{token: place for place, token in enumerate(edges)} for edges in self._nodes]
         self._paths = [self._edges_of(choice) for choice in choices]
         self.branches = tuple(self._branches())
 
@@ -77,6 +79,8 @@ class ChoiceTrie:
     def generation(self, request: Request, logprobs: Floats) -> Generation:
         """Return a request's answer from the log probabilities of all edges: the log-likelihood of each choice."""
         sums = [float(logprobs[path].sum()) for path in self._paths]
+        if max(sums) == -np.inf:
+            return failed(request, "non_finite_logits", "no choice has a probability above 0")
         return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=sums)
 
     def _insert(self, choice: Sequence[int]) -> None:
@@ -94,7 +98,7 @@ class ChoiceTrie:
     def _edges_of(self, choice: Sequence[int]) -> list[int]:
         edges, node = [], 0
         for token in choice:
-            edges.append(int(self._first_edges[node]) + list(self._nodes[node]).index(token))
+            edges.append(int(self._first_edges[node]) + self._places[node][token])
             node = self._nodes[node][token] or 0  # behind the last token nobody looks
         return edges
 

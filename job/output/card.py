@@ -208,7 +208,8 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
 
 def _answers(answer: Mapping[str, Any]) -> Iterator[str]:
     """Yield what completions may be, under the names of the options."""
-    given = {name: value for name, value in answer.items() if value not in (None, [], "none")}
+    unset = {"choice_normalization": "none"}
+    given = {name: value for name, value in answer.items() if value not in (None, [], unset.get(name))}
     if given:
         yield "## Answers"
     for name, value in given.items():

@@ -38,7 +38,7 @@ def run_ours(num_rows: int, data: Path, part: tuple[int, int]) -> dict[str, Any]
     return {"system": "paged", "num_rows": len(prompts), "secs": round(secs, 2), "rows_per_sec": len(prompts) / secs}
 
 
-def main(rounds: int = 3, num_rows: int = 512, data: str = "") -> None:
+def main(rounds: int = 3, num_rows: int = 200, data: str = "") -> None:
     """Run all systems in turn."""
     from _choices import REVIEWS
     from compare import in_turn, systems_of
