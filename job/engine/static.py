@@ -1,12 +1,8 @@
 """The simple engine: static batches through transformers' ``generate`` on the sharded module.
 
 Works for every architecture that transformers generates with, and is the oracle and the fallback of faster engines.
-A batch lasts as long as its longest row, so pending requests are sorted by length, longest first: rows of a batch are
-alike, and a batch that does not fit into memory shows at once and not at four in the morning.
 """
 
-import contextlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,18 +12,13 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from job.config import EngineConfig, SamplingParams
 from job.distributed import Replica
 from job.engine.batch_limits import batch_limits
+from job.engine.batches import StaticBatches
 from job.engine.choosers import Chooser, HasLeft, LeadingChooser
 from job.engine.constraint import Constraint
-from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, describe_failure, failed, not_finite
+from job.engine.failures import failed, not_finite
 from job.engine.loading import LoadedModel
 from job.engine.protocol import EndsText
-from job.errors import JobError
 from job.records import Generation, Grammar, Request
-
-PENDING_BATCHES = 16
-"""So many batches' worth of requests are sorted together: enough to find rows of like length."""
-
-KEEP_ALIVE = "keep alive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +28,7 @@ class Batch:
     prompt_ids: list[list[int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
-    """The leader's last command."""
-
-    exit_code: int
-
-
-class StaticEngine:
+class StaticEngine(StaticBatches):
     """Implements ``Engine`` on a loaded model."""
 
     def __init__(
@@ -64,84 +48,20 @@ class StaticEngine:
             ends_text: finds the stop strings; needed by the leader alone.
             grammar: what every completion must be; for the leader alone.
         """
-        self._model, self._params, self._replica, self._should_stop = model, params, replica, should_stop
-        self._ends_text = ends_text
+        max_rows, max_tokens = batch_limits(model, config, replica.device)
+        super().__init__(replica, should_stop, max_rows=max_rows, max_tokens=max_tokens)
+        self._model, self._params, self._ends_text = model, params, ends_text
         self._eos_token_ids = () if params.ignore_eos else model.eos_token_ids
         self._constraint = None if grammar is None else Constraint(grammar, self._eos_token_ids)
-        self._max_rows, self._max_tokens = batch_limits(model, config, replica.device)
-        self._pending: deque[Request] = deque()
-        self._is_sorted = True
-        self._batch: list[Request] = []
-        self.num_computed_tokens = 0
         # generate fills what is None in our configuration from the model's own (temperature, top_p, eos, ...).
         model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
 
-    @property
-    def num_pending(self) -> int:
-        """See ``Engine``."""
-        return len(self._pending)
+    def _room(self, request: Request) -> int:
+        """Return the tokens of prompt and completion."""
+        return len(request.prompt_ids) + self._params.max_new_tokens
 
-    @property
-    def min_pending(self) -> int:
-        """See ``Engine``."""
-        return self._max_rows
-
-    @property
-    def max_pending(self) -> int:
-        """See ``Engine``."""
-        return PENDING_BATCHES * self._max_rows
-
-    @property
-    def at_work(self) -> list[Request]:
-        """See ``Engine``."""
-        return self._batch
-
-    def submit(self, request: Request) -> None:
-        """See ``Engine``."""
-        self._pending.append(request)
-        self._is_sorted = False
-
-    def step(self) -> list[Generation]:
-        """Generate one batch of the longest pending requests."""
-        if not self._pending or self._should_stop():
-            return []
-        self._batch = self._next_batch()
-        return self._attempt(self._batch)
-
-    def keep_alive(self) -> None:
-        """See ``Engine``."""
-        self._replica.command(KEEP_ALIVE)
-
-    def close(self, exit_code: int) -> None:
-        """See ``Engine``."""
-        self._replica.command(Closed(exit_code=exit_code))
-
-    def follow(self) -> int:
-        """See ``Engine``."""
-        while True:
-            command = self._replica.command()
-            if isinstance(command, Closed):
-                return command.exit_code
-            if isinstance(command, Batch):
-                # A failure that all ranks agree on: the leader sends what it decides to do about it.
-                with contextlib.suppress(OutOfMemory, BatchFailed):
-                    self._run(command, Chooser(self._replica))
-
-    def _next_batch(self) -> list[Request]:
-        """Take the longest requests that fit the budget; at least one, whatever its size."""
-        if not self._is_sorted:
-            self._pending = deque(sorted(self._pending, key=lambda request: -len(request.prompt_ids)))
-            self._is_sorted = True
-        room_per_row = len(self._pending[0].prompt_ids) + self._params.max_new_tokens
-        num_rows = max(1, min(self._max_rows, self._max_tokens // room_per_row, len(self._pending)))
-        return [self._pending.popleft() for _ in range(num_rows)]
-
-    def _put_back(self, requests: Sequence[Request]) -> None:
-        self._pending.extend(requests)
-        self._is_sorted = False
-
-    def _attempt(self, batch: list[Request]) -> list[Generation]:
-        """Generate a batch, or what can be generated of it."""
+    def _complete(self, batch: list[Request]) -> list[Generation]:
+        """Generate a batch."""
         keys = [request.key for request in batch]
         chooser = LeadingChooser(
             self._replica,
@@ -154,28 +74,12 @@ class StaticEngine:
         )
         command = Batch(prompt_ids=[list(request.prompt_ids) for request in batch])
         self._replica.command(command)
-        try:
-            self._run(command, chooser)
-        except OutOfMemory:
-            return self._shrink(batch)
-        except BatchFailed as error:
-            return self._bisect(batch, str(error))
+        self._run(command, chooser)
         return self._take(batch, chooser)
 
-    def _shrink(self, batch: list[Request]) -> list[Generation]:
-        """Keep all later batches to half of this one's tokens: memory that ran out once will run out again."""
-        if len(batch) == 1:
-            return [failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
-        self._max_tokens = len(batch) // 2 * (len(batch[0].prompt_ids) + self._params.max_new_tokens)
-        self._put_back(batch)
-        return []
-
-    def _bisect(self, batch: list[Request], reason: str) -> list[Generation]:
-        """Find the row on which the model fails: alone, it becomes an error row."""
-        if len(batch) == 1:
-            return [failed(batch[0], "engine_error", reason)]
-        half = len(batch) // 2
-        return [generation for part in (batch[:half], batch[half:]) for generation in self._attempt(part)]
+    def _obey(self, command: Batch) -> None:
+        """Generate what the leader chooses."""
+        self._run(command, Chooser(self._replica))
 
     def _take(self, batch: list[Request], chooser: LeadingChooser) -> list[Generation]:
         """Return the rows that have ended; put the others back if the leader was asked to stop before they had."""
@@ -202,29 +106,11 @@ class StaticEngine:
         return generations
 
     def _run(self, batch: Batch, chooser: Chooser) -> None:
-        """Generate on this rank, then hear how it went on the others.
-
-        Raises:
-            OutOfMemory, BatchFailed: all ranks agree that it failed.
-        """
-        failure = None
-        try:
+        def compute() -> str | None:
             self._call_generate(batch, chooser)
-        except JobError:
-            raise
-        except Exception as error:  # whatever the model's code raises on these rows
-            failure = describe_failure(error)
-        # Outside the except block: the traceback held the tensors of the failed forward pass alive.
-        if isinstance(chooser, LeadingChooser):
-            failure = failure or chooser.failure
-        statuses = [status for status in self._replica.gather_status(failure) if status is not None]
-        if not statuses:
-            return
-        if self._replica.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if OUT_OF_MEMORY in statuses:
-            raise OutOfMemory
-        raise BatchFailed(statuses[0])
+            return chooser.failure if isinstance(chooser, LeadingChooser) else None
+
+        self._together(compute)
 
     def _call_generate(self, batch: Batch, chooser: Chooser) -> None:
         ids, chooser.mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
