@@ -12,6 +12,7 @@ import torch
 
 from job.data.source import StreamSource, read_rows
 from job.engine.kv_size import kv_bytes_per_token
+from job.engine.paged.pages import num_common
 from job.examination import Examined
 from job.observe.histogram import Histogram
 from job.observe.preview import KvMemory, Preview, SeenChoice, SeenError, SeenPrompt
@@ -112,7 +113,8 @@ class SeenRows:
         self.lengths.append(self._tokenization.num_tokens(prompt) if was_cut else len(request.prompt_ids))
         self.admitted.append(len(request.prompt_ids))
         is_first = len(self.admitted) == 1
-        self._shared = request.prompt_ids if is_first else common_beginning(self._shared, request.prompt_ids)
+        num_shared = len(request.prompt_ids) if is_first else num_common(self._shared, request.prompt_ids)
+        self._shared = request.prompt_ids[:num_shared]
         if len(self.prompts) < self._num_prompts:
             text = self._tokenization.as_read(request.prompt_ids)
             num_tokens = len(request.prompt_ids)
@@ -131,17 +133,6 @@ class SeenRows:
             first_row_idx=completion.row_idx if known is None else known.first_row_idx,
             first_detail=detail if known is None else known.first_detail,
         )
-
-
-def common_beginning(one: Sequence[int], other: Sequence[int]) -> Sequence[int]:
-    """Return what both begin with.
-
-    >>> common_beginning([1, 2, 3], [1, 2, 4, 5])
-    [1, 2]
-    """
-    if one == other[: len(one)]:  # the usual case, and much faster
-        return one
-    return one[: next((idx for idx, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))]
 
 
 def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Preview:

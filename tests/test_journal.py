@@ -10,7 +10,7 @@ import torch
 
 from job.output import journal as journal_module
 from job.output.columns import LOGPROB_COLUMNS
-from job.output.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch, read_journal
+from job.output.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch
 from job.records import Completion
 
 
@@ -58,15 +58,15 @@ def written(tmp_path: Path) -> bytes:
 def read(tmp_path: Path, content: bytes) -> list[Completion]:
     path = tmp_path / "read.arrows"
     path.write_bytes(content)
-    return list(read_journal(path))
+    return list(JournalReader(path).read())
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    assert list(read_journal(write(tmp_path / "j", ROWS[:4], ROWS[4:]))) == ROWS
+    assert list(JournalReader(write(tmp_path / "j", ROWS[:4], ROWS[4:])).read()) == ROWS
 
 
 def test_what_was_synced_is_there_without_a_close(tmp_path: Path) -> None:
-    assert list(read_journal(write(tmp_path / "j", ROWS[:2], ROWS[2:3], close=False))) == ROWS[:3]
+    assert list(JournalReader(write(tmp_path / "j", ROWS[:2], ROWS[2:3], close=False)).read()) == ROWS[:3]
 
 
 def test_close_syncs(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_close_syncs(tmp_path: Path) -> None:
     assert not (tmp_path / "j").exists()
     journal.close()
     journal.close()
-    assert list(read_journal(tmp_path / "j")) == ROWS[:1]
+    assert list(JournalReader(tmp_path / "j").read()) == ROWS[:1]
 
 
 def test_a_sync_is_due_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,15 +86,15 @@ def test_a_sync_is_due_after_its_time(tmp_path: Path, monkeypatch: pytest.Monkey
     journal.append(ROWS[0])
     now = 101.9
     journal.sync_if_due()
-    assert list(read_journal(tmp_path / "j")) == []
+    assert list(JournalReader(tmp_path / "j").read()) == []
     now = 102.0
     journal.sync_if_due()
-    assert list(read_journal(tmp_path / "j")) == ROWS[:1]
+    assert list(JournalReader(tmp_path / "j").read()) == ROWS[:1]
 
 
 def test_a_journal_without_rows_leaves_no_file(tmp_path: Path) -> None:
     Journal(tmp_path / "j").close()
-    assert not (tmp_path / "j").exists() and list(read_journal(tmp_path / "j")) == []
+    assert not (tmp_path / "j").exists() and list(JournalReader(tmp_path / "j").read()) == []
 
 
 def test_a_journal_cut_anywhere_gives_its_whole_batches(tmp_path: Path, written: bytes) -> None:
@@ -103,7 +103,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_batches(tmp_path: Path, written:
     path.write_bytes(written)
     for size in range(len(written), -1, -1):
         os.truncate(path, size)
-        rows = list(read_journal(path))
+        rows = list(JournalReader(path).read())
         assert rows == ROWS[: len(rows)]
         found.append(len(rows))
     assert found == sorted(found, reverse=True) and set(found) == {0, 2, 4, 6}
@@ -126,7 +126,7 @@ def test_a_damaged_byte_never_gives_a_wrong_row(tmp_path: Path, written: bytes) 
     with path.open("r+b", buffering=0) as file:
         for position, byte in enumerate(written):
             os.pwrite(file.fileno(), bytes([byte ^ (0x01, 0x80, 0xFF)[position % 3]]), position)
-            rows = list(read_journal(path))
+            rows = list(JournalReader(path).read())
             os.pwrite(file.fileno(), bytes([byte]), position)
             assert rows == ROWS[: len(rows)], f"byte {position}"
             complete += len(rows) == len(ROWS)
@@ -166,7 +166,7 @@ def test_a_reader_goes_on_where_it_ended(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(bytes(read_before))
     assert list(reader.read()) == [ROWS[1]]
-    assert list(reader.read()) == [] and list(read_journal(path)) == []
+    assert list(reader.read()) == [] and list(JournalReader(path).read()) == []
 
 
 @pytest.mark.parametrize("fills", [False, True], ids=["torn", "zeros"])
@@ -228,7 +228,7 @@ def test_completions_become_columns_in_the_order_of_the_schema() -> None:
 def test_log_probabilities_come_back_as_they_were(tmp_path: Path, values: dict[str, Any]) -> None:
     """The checksum is of the values: one that did not survive its type would discard all rows behind it."""
     row = replace(ROWS[1], **values)
-    assert list(read_journal(write(tmp_path / "j", [row], ROWS[3:4]))) == [row, ROWS[3]]
+    assert list(JournalReader(write(tmp_path / "j", [row], ROWS[3:4])).read()) == [row, ROWS[3]]
 
 
 def test_the_columns_of_log_probabilities_have_these_types() -> None:

@@ -17,7 +17,7 @@ from job.cli.options import Size
 from job.engine import choice
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
-from job.output.journal import Journal, read_journal
+from job.output.journal import Journal, JournalReader
 from job.output.paths import RunPaths
 from job.output.shard import OpenShard
 from job.records import Completion, SampleKey
@@ -359,7 +359,7 @@ def test_log_probabilities_survive_in_a_journal(
         patch.setattr(OpenShard, "finish", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert run_job(*args).exit_code == 1
     (journal,) = (tmp_path / "out/journal").iterdir()
-    written = list(read_journal(journal))
+    written = list(JournalReader(journal).read())
     assert len(written) == 6 and all(row.token_logprobs for row in written)
     monkeypatch.setattr(SharedCompletions, "submit", lambda self, request: pytest.fail("it was done again"))
     assert run_job(*args).exit_code == 0

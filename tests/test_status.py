@@ -410,9 +410,9 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
 
 
 def read_journal_keys(path: Path) -> list[Any]:
-    from job.output.journal import read_journal
+    from job.output.journal import JournalReader
 
-    return [completion.key for completion in read_journal(path)]
+    return [completion.key for completion in JournalReader(path).read()]
 
 
 def test_shards_to_be_retried_are_shown(output: Path) -> None:

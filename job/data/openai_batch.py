@@ -14,7 +14,7 @@ from typing import Any
 
 from job.config import RunConfig
 from job.data.prompts import Content, RowRejected, parse_messages
-from job.data.source import Source
+from job.data.source import Source, read_rows
 from job.errors import UsageError
 
 ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
@@ -135,8 +135,8 @@ class Requests:
         Raises:
             UsageError: it asks for something else; the message says which options to give.
         """
-        rows = [row for block in source.read(0, min(1, source.num_rows), self.columns, ()) for row in block.rows]
-        for row in rows:
+        first = range(min(1, source.num_rows))
+        for row in (row for block in read_rows(source, self._dataset, first, self.columns, ()) for row in block.rows):
             with contextlib.suppress(RowRejected):  # an error row will say so
                 body = body_of(row.values)
                 self._check_url(url_of(row.values, body))

@@ -132,11 +132,6 @@ class JournalReader:
             return b""
 
 
-def read_journal(path: Path) -> Iterator[Completion]:
-    """Yield the rows of a journal up to the first torn batch."""
-    return JournalReader(path).read()
-
-
 def _next_batch(reader: Any) -> list[Completion]:
     """Raises:
     StopIteration: there is none.
