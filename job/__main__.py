@@ -1,5 +1,5 @@
 """``python -m job``, which is also how ``deepspeed --module job`` and ``torchrun -m job`` start it."""
 
-from job.cli import main
+from job.cli import program
 
-main()
+program()

@@ -8,9 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+def load(model_dir: Path) -> Any:
+    """Load a model. Its attention is the eager one: in some releases the others leave out soft-capping."""
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 def greedy(model_dir: Path, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
     """Return the generated ids of each prompt, the end-of-sequence id included."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = load(model_dir)
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -33,13 +38,13 @@ def choice_logprobs(
     model_dir: Path, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """Return the log-likelihood of each choice after each prompt."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = load(model_dir)
     return [[sum(_logprobs(model, prompt, choice)) for choice in choices] for prompt in prompts]
 
 
 def logprobs_of(model_dir: Path, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
     """Return the log probability of each of a completion's ids."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = load(model_dir)
     return _logprobs(model, prompt, completion)
 
 

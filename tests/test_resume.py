@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,8 +33,12 @@ fork = multiprocessing.get_context("fork")
 
 
 def _launch(args: list[str], log: Path) -> None:
+    from tqdm import tqdm
+
     from job.cli import main
 
+    # Its own lock is one of all forked processes: a worker that is killed while it holds it would stop the others.
+    tqdm.set_lock(threading.RLock())
     with log.open("a") as file:
         sys.stdout = sys.stderr = file
         main(args, prog_name="job")

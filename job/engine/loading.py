@@ -154,6 +154,7 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             revision=getattr(info.config, "_commit_hash", None) or config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype="auto",
+            attn_implementation=_attention_of(info.config),
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -166,6 +167,14 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             "It is incomplete, or not a causal language model."
         )
     return model
+
+
+def _attention_of(hf_config: Any) -> str | None:
+    """Return the attention to load a model with, None being its default.
+
+    Some releases of transformers (5.17) give Gemma 2 torch's fused attention, which leaves out its soft-capping.
+    """
+    return "eager" if getattr(hf_config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _tensors_to_keep(model: Any) -> dict[str, torch.Tensor]:
