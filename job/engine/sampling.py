@@ -32,6 +32,9 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _BLOCK = 64
 """Tokens per block of the first heat."""
 
+_CPU_PIECE, _CUDA_PIECE = 2**18, 2**27
+"""Logits that are looked at together: what fits a core's cache, and what is no matter for a GPU's memory."""
+
 NUM_CANDIDATES = 512
 """Top-p looks at so many most likely tokens first: sorting a vocabulary of 50,000 takes twelve times as long."""
 
@@ -85,8 +88,16 @@ def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return [B] float32: natural logarithms of the probabilities of ``tokens`` [B] under logits [B, V]."""
-    logits = logits.float()
-    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+    return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - log_totals(logits)
+
+
+def log_totals(logits: torch.Tensor) -> torch.Tensor:
+    """Return [B] float32: the logarithm of each row's sum of exponentials, of logits [B, V] of any floating dtype.
+
+    A few rows at a time, whose float32 copies stay in a CPU's cache: half the time for [256, 49152] bfloat16.
+    """
+    num_rows = max(1, (_CPU_PIECE if logits.device.type == "cpu" else _CUDA_PIECE) // logits.shape[-1])
+    return torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, num_rows)])
 
 
 def choose_tokens(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from job.engine.failures import failed
+from job.engine.sampling import log_totals
 from job.records import Generation, Request
 
 Floats = npt.NDArray[np.float64]
@@ -118,14 +119,13 @@ class ChoiceTrie:
 
 def edge_logprobs(logits: torch.Tensor, nodes: Sequence[int], trie: ChoiceTrie) -> tuple[list[Floats], list[bool]]:
     """Return the log probabilities of nodes' edges, from the logits [W, V] behind them, and which logits are finite."""
-    logits = logits.float()
-    totals = logits.logsumexp(dim=-1)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
+    totals = log_totals(logits)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
     is_finite = totals.isfinite().tolist()
     found: dict[int, Floats] = {}
     for node in set(nodes):
         rows = [idx for idx, other in enumerate(nodes) if other == node]
         tokens = torch.from_numpy(trie.edge_tokens(node)).to(logits.device)
         index = torch.tensor(rows, device=logits.device)
-        values = logits[index][:, tokens] - totals[index][:, None]
+        values = logits[index[:, None], tokens].float() - totals[index][:, None]
         found |= zip(rows, values.double().cpu().numpy(), strict=True)
     return [found[idx] for idx in range(len(nodes))], is_finite
