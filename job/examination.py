@@ -19,7 +19,7 @@ from job.data.prompts import PromptRenderer
 from job.data.source import Source, read_rows
 from job.data.templates import compile_template, read_template
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer
-from job.engine.loading import ModelInfo, inspect_model
+from job.engine.model_info import ModelInfo, inspect_model
 from job.errors import UsageError
 from job.identity import manifest_of
 from job.kept_columns import features_of, kept_fields, named_columns

@@ -15,7 +15,7 @@ import job
 from job.config import RunConfig
 from job.data.opening import OpenDataset
 from job.data.tokenization import tokenizer_digest
-from job.engine.loading import ModelInfo
+from job.engine.model_info import ModelInfo
 from job.output.columns import Columns
 from job.output.manifest import Manifest
 from job.output.plan import Plan

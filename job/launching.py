@@ -7,7 +7,8 @@ from job.config import RunConfig
 from job.distributed import Replica
 from job.engine.choice import build_engine
 from job.engine.fake import FakeEngine
-from job.engine.loading import ModelInfo, inspect_model, load_model
+from job.engine.loading import load_model
+from job.engine.model_info import ModelInfo, inspect_model
 from job.engine.protocol import Engine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch import read_process_info, told_once

@@ -20,7 +20,8 @@ from job.data.grammar import compile_grammar
 from job.distributed import Replica
 from job.engine import choosers
 from job.engine.choice import build_engine
-from job.engine.loading import LoadedModel, inspect_model, load_model
+from job.engine.loading import LoadedModel, load_model
+from job.engine.model_info import inspect_model
 from job.engine.paged import choosing
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support

@@ -12,7 +12,8 @@ import pytest
 from job.config import EngineConfig, ModelConfig, SamplingParams
 from job.distributed import Replica
 from job.engine.choice import build_engine
-from job.engine.loading import LoadedModel, inspect_model, load_model
+from job.engine.loading import LoadedModel, load_model
+from job.engine.model_info import inspect_model
 from job.engine.paged.cache import LayerShape
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.scheduler import Scheduler

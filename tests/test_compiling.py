@@ -3,12 +3,14 @@
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from job.distributed import Replica
 from job.engine.paged import backends, compiled_attention
+from job.engine.paged.attention import AttentionArgs
 from job.engine.paged.backends import COMPILED, TORCH, choose_backend
 from job.engine.paged.cache import LayerShape
 from job.engine.paged.compiling import NoLibrary, compiled_library
@@ -90,6 +92,20 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, rep
     monkeypatch.setattr(backends, "_plain", lambda *args: plain(*args) + 1)
     backend, reason = choose_backend(SHAPES, replica)
     assert backend is TORCH and reason is not None and reason.startswith("its results are off by 1.")
+
+
+@pytest.mark.parametrize("is_wrong", ["single tokens", "windows"])
+def test_a_kernel_that_is_wrong_in_one_case_alone_is_found_out(
+    is_wrong: str, monkeypatch: pytest.MonkeyPatch, replica: Replica
+) -> None:
+    attend = compiled_attention.CompiledAttention.__call__
+
+    def spoilt(self: Any, layer_idx: int, query: Any, key: Any, value: Any, args: AttentionArgs) -> torch.Tensor:
+        is_met = args.window is not None if is_wrong == "windows" else len(query) == 2
+        return attend(self, layer_idx, query, key, value, args) + float(is_met)
+
+    monkeypatch.setattr(compiled_attention.CompiledAttention, "__call__", spoilt)
+    assert choose_backend(SHAPES, replica)[0] is TORCH
 
 
 def test_without_a_kernel_the_tokens_are_the_same(

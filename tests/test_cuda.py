@@ -1,5 +1,6 @@
 """The paged engine on a GPU. Skipped where there is none; nothing of this has run yet."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from tests.conftest import finish, start_processes
 from tests.oracle import greedy
@@ -18,32 +20,50 @@ MAX_NEW_TOKENS = 12
 PROMPTS = [[5 + (row * 7 + at) % 200 for at in range(length)] for row, length in enumerate((1, 5, 17, 40, 60, 60, 300))]
 
 
-def run_on_gpu(tmp_path: Path, models: list[Path], dtype: str, config: dict[str, Any]) -> list[list[list[int]]]:
-    """Complete the prompts with each model in a process of its own, and return the tokens."""
-    params = {"max_new_tokens": MAX_NEW_TOKENS}
+def run_on_gpu(
+    tmp_path: Path, models: list[Path], dtype: str, config: dict[str, Any], **params: Any
+) -> tuple[list[list[list[int]]], list[str]]:
+    """Complete the prompts with each model in a process of its own.
+
+    Returns:
+        The tokens of each model's rows, and what the user was told.
+    """
     jobs = [
-        {"model": str(m), "prompts": PROMPTS, "params": params, "engine": "paged", "config": config} for m in models
+        {"model": str(model), "prompts": PROMPTS, "params": {"max_new_tokens": MAX_NEW_TOKENS, **params}}
+        | {"engine": "chosen", "config": config}
+        for model in models
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     command = ["-m", "tests.engine_process", tmp_path / "jobs.json", tmp_path / "out.json", 1, dtype]
     (result,) = finish(start_processes(command, env={"DS_ACCELERATOR": "cuda"}))
     assert result.exit_code == 0, result.stderr
     results = json.loads((tmp_path / "out.json").read_text())
-    return [[ids for _, ids, _, _ in result["generations"]] for result in results]
+    tokens = [[ids for _, ids, _, _ in result["generations"]] for result in results]
+    return tokens, [note for result in results for note in result["notes"]]
 
 
 def test_float32_equals_transformers(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """Plain operations serve float32: the kernel computes in half precision only."""
     models = [tiny_model(name) for name in ARCHITECTURES if name != "gpt_neo"]
-    found = run_on_gpu(tmp_path, models, "float32", {"max_batch_rows": 4, "max_batch_tokens": 64})
+    found, notes = run_on_gpu(tmp_path, models, "float32", {"max_batch_rows": 4, "max_batch_tokens": 64})
     assert found == [greedy(model, PROMPTS, MAX_NEW_TOKENS) for model in models]
+    assert all("plain torch operations" in note for note in notes)
 
 
-def test_recorded_steps_equal_launched_ones(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    "block_table" not in inspect.signature(varlen_attn).parameters, reason="torch's kernel knows no pages yet"
+)
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "num_samples": 2}])
+def test_recorded_steps_equal_launched_ones(
+    params: dict[str, Any], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     """CUDA graphs change when kernels are launched, not what they compute."""
     models = [tiny_model("llama"), tiny_model("qwen2")]
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    recorded = run_on_gpu(tmp_path / "a", models, "float16", {"cuda_graphs": True})
-    launched = run_on_gpu(tmp_path / "b", models, "float16", {"cuda_graphs": False})
-    assert recorded == launched
+    outputs = []
+    for cuda_graphs in (True, False):
+        directory = tmp_path / str(cuda_graphs)
+        directory.mkdir()
+        tokens, notes = run_on_gpu(directory, models, "float16", {"cuda_graphs": cuda_graphs}, **params)
+        assert notes == [], "neither the kernel nor the recording was given up"
+        outputs.append(tokens)
+    assert outputs[0] == outputs[1]

@@ -11,8 +11,10 @@ import torch
 
 from job.config import EngineConfig, ModelConfig, SamplingParams
 from job.distributed import Replica
+from job.engine import loading
 from job.engine.architectures import check_tensor_parallel
-from job.engine.loading import LoadedModel, inspect_model, load_model, resolve_dtype
+from job.engine.loading import LoadedModel, load_model
+from job.engine.model_info import inspect_model, resolve_dtype
 from job.engine.static import StaticEngine
 from job.errors import JobError, UsageError
 from job.launch import read_process_info
@@ -347,7 +349,8 @@ from pathlib import Path
 from job.config import ModelConfig
 from job.distributed import Replica
 from job.engine.deepspeed_setup import import_deepspeed
-from job.engine.loading import inspect_model, load_model
+from job.engine.loading import load_model
+from job.engine.model_info import inspect_model
 from job.launch import read_process_info
 import_deepspeed()
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -367,6 +370,19 @@ print(grown, sum(p.numel() * p.element_size() for p in model.module.parameters()
     grown, weights = map(int, result.stdout.split())
     assert weights > 100e6
     assert grown < 0.2 * weights
+
+
+def test_a_model_that_is_too_large_is_told_in_a_line(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loading, "_shard", lack)
+    with pytest.raises(
+        JobError, match=r"does not fit into the memory of cpu: CUDA out of memory.*tensor-parallel-size"
+    ):
+        load(tiny_model("llama"))
 
 
 @pytest.mark.parametrize(

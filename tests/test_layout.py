@@ -15,6 +15,7 @@ from job.engine.paged import torch_attention
 from job.engine.paged.attention import AttentionArgs
 from job.engine.paged.backends import COMPILED, TORCH, Backend
 from job.engine.paged.cache import KVCache, LayerShape, Placement
+from job.engine.paged.graphs import may_replay
 from job.engine.paged.layout import MAX_PADDING, BlockTables, Layout
 from job.engine.paged.step import Step, rows
 
@@ -375,3 +376,16 @@ def test_sequences_are_grouped_so_that_padding_stays_small(seed: int) -> None:
         assert group.num_keys == ends.max() and group.pages.shape[1] == -(-group.num_keys // P)
     assert sorted(answered) == list(range(len(layout.token_ids)))
     assert len(layout.rectangles) < 40
+
+
+def test_only_steps_of_one_token_per_row_may_be_replayed() -> None:
+    """A regression: a row that shared its whole prompt but the last token looked so, and the recorded step did not copy
+    the page that it shared.
+    """
+    step = Step(token_ids=np.zeros(2, np.int32), sequences=rows([(0, 5, 1, 1), (1, 3, 1, 1)], 4))
+    tables = BlockTables(2)
+    tables.gain(rows([(0, 0, 0), (1, 0, 1)], 3))
+    assert may_replay(Layout(step, tables, P))
+    copying = Step(token_ids=step.token_ids, sequences=step.sequences, copies=rows([(0, 1, 3)], 3))
+    assert not may_replay(Layout(copying, tables, P))
+    assert not may_replay(layout_of([(5, 1), (0, 2)]))

@@ -269,6 +269,13 @@ def test_a_row_that_does_not_fit_into_the_cache_is_an_error_row(served: Served, 
             assert "96 tokens of the KV cache; --kv-cache-memory" in str(generation.error)
 
 
+@pytest.mark.parametrize(("num_bytes", "told"), [(1, "0.0 MiB are left for the KV cache"), (2**60, "cannot be alloc")])
+def test_a_cache_that_cannot_be_had_ends_the_run_with_a_line(served: Served, num_bytes: int, told: str) -> None:
+    """Not with an error row for every row, and not with a traceback."""
+    with pytest.raises(JobError, match=told):
+        make_engine(served, config={"kv_cache_memory": num_bytes})
+
+
 def test_a_stop_request_leaves_before_the_next_step(served: Served, expected: Any, observed: Observed) -> None:
     """Nothing is lost or computed meanwhile, and the engine goes on if it is asked to."""
     is_stopped: list[bool] = []

@@ -214,7 +214,7 @@ class Simulation:
         self.scheduler.put_back([item.sequence for item in work])
         self.events["out of memory"] += 1
         if self.scheduler.max_tokens > 4:
-            self.scheduler.shrink()
+            self.scheduler.shrink(sum(item.num_tokens for item in work))
 
     def search(self, work: list[Work]) -> None:
         """See ``PagedEngine._recover``."""
@@ -499,14 +499,23 @@ def test_smaller_steps_after_a_shrink() -> None:
         subject.submit(running(row_idx, [row_idx] * 4))
     assert len(subject.next_work()) == 8
     subject.put_back(subject.running)
-    subject.shrink()
-    subject.shrink()
-    subject.shrink()
+    for _ in range(3):
+        subject.shrink(32)
     assert (subject.max_tokens, subject.max_rows) == (4, 4)
     assert [item.num_tokens for item in subject.next_work()] == [4]
     for _ in range(4):
-        subject.shrink()
+        subject.shrink(4)
     assert (subject.max_tokens, subject.max_rows) == (1, 1)
+
+
+def test_the_step_that_was_too_large_is_halved_not_the_limit() -> None:
+    """But a few rows at a run's end do not make all later steps tiny at once."""
+    subject = scheduler(max_rows=64, max_tokens=512)
+    subject.shrink(64)
+    assert (subject.max_tokens, subject.max_rows) == (32, 32)
+    subject = scheduler(max_rows=64, max_tokens=512)
+    subject.shrink(2)
+    assert (subject.max_tokens, subject.max_rows) == (16, 16)
 
 
 def test_rows_beyond_a_budget_that_was_shrunk_wait_for_their_turn() -> None:
@@ -516,7 +525,7 @@ def test_rows_beyond_a_budget_that_was_shrunk_wait_for_their_turn() -> None:
     simulation.submit(request(row_idx, [row_idx] * 4) for row_idx in range(8))
     simulation.step()
     for _ in range(3):
-        subject.shrink()
+        subject.shrink(32)
     assert len(subject.running) == 8
     simulation.run()
     simulation.check_end()

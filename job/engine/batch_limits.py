@@ -3,6 +3,7 @@
 import torch
 
 from job.config import EngineConfig
+from job.engine.kv_size import kv_bytes_per_token
 from job.engine.loading import LoadedModel
 
 CPU_BATCH_ROWS = 64
@@ -40,9 +41,7 @@ def batch_limits(model: LoadedModel, config: EngineConfig, device: torch.device)
 def _bytes_per_token(model: LoadedModel) -> int:
     """Return the KV cache of a token and its activations in prefill, as if neither were cut over the ranks."""
     text = model.module.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    num_kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dtype_name = str(model.dtype).removeprefix("torch.")
+    cache_bytes = kv_bytes_per_token(model.module.config, dtype_name, tensor_parallel_size=1) or 0
     intermediate_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    cache = 2 * text.num_hidden_layers * num_kv_heads * head_dim
-    activations = 3 * intermediate_size + 4 * text.hidden_size
-    return int((cache + activations) * model.dtype.itemsize)
+    return int(cache_bytes + (3 * intermediate_size + 4 * text.hidden_size) * model.dtype.itemsize)

@@ -48,6 +48,8 @@ def build_engine(
         engine = PagedEngine(model, shapes, params, config, replica, should_stop, ends_text, trie, grammar)
         if engine.no_kernel is not None:
             note(f"attention runs in plain torch operations, which are slower: {engine.no_kernel}")
+        if engine.no_graphs is not None:
+            note(f"decode steps are launched kernel by kernel, which is slower: {engine.no_graphs}")
     elif trie is not None:
         engine = StaticScorer(model, trie, config, replica, should_stop)
     else:

@@ -20,15 +20,20 @@ class BatchFailed(Exception):
     """The batch raised, on all ranks or on the leader between two tokens. The engine is intact."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch's CPU allocator and cuBLAS have no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in first_line(error) for word in _MEMORY_WORDS)
+
+
 def describe_failure(error: Exception) -> str:
     """Return what failed, in one line; ``OUT_OF_MEMORY`` if it was that.
 
     Raises:
         JobError: a device or a connection broke. Nothing after it can be trusted, and no row is to blame.
     """
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
     text = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(word in text for word in _MEMORY_WORDS):
-        return OUT_OF_MEMORY  # torch's CPU allocator and cuBLAS have no class for it
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
         raise JobError(f"The device failed: {text}. The same command continues, on this device or another.") from error
     if isinstance(error, torch.distributed.DistError) or any(word in text for word in _CONNECTION_WORDS):

@@ -53,7 +53,8 @@ def load(dtype: str = "bfloat16", model: Path = MODEL) -> Loaded:
     """Load a model as the job does."""
     from job.config import ModelConfig
     from job.distributed import Replica
-    from job.engine.loading import inspect_model, load_model
+    from job.engine.loading import load_model
+    from job.engine.model_info import inspect_model
     from job.engine.paged.support import check_support
     from job.launch import read_process_info
 

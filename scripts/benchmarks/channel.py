@@ -19,7 +19,8 @@ def measure(num_rows: int) -> None:
     """Run on one rank; the leader prints the figures."""
     from job.config import EngineConfig, ModelConfig, SamplingParams
     from job.distributed import Replica
-    from job.engine.loading import inspect_model, load_model
+    from job.engine.loading import load_model
+    from job.engine.model_info import inspect_model
     from job.engine.paged.engine import PagedEngine
     from job.engine.paged.support import check_support
     from job.launch import read_process_info

@@ -11,6 +11,7 @@ from job.distributed import Replica
 from job.engine.batch_limits import LOGITS_COPIES
 from job.engine.loading import LoadedModel
 from job.engine.paged.cache import LayerShape
+from job.errors import JobError
 
 CPU_MEMORY_SHARE = 0.4
 """Of the memory that is free after loading; the processes of a host divide it. It is touched only when it is used."""
@@ -38,7 +39,11 @@ def decide_budget(
     replica: Replica,
     page_tokens: int,
 ) -> Budget:
-    """Return the user's limits, or defaults for the device. All ranks of a replica must call this together."""
+    """Return the user's limits, or defaults for the device. All ranks of a replica must call this together.
+
+    Raises:
+        JobError: there is no memory for a single page.
+    """
     on_cuda = replica.device.type == "cuda"
     max_rows = config.max_batch_rows or (CUDA_ROWS if on_cuda else CPU_ROWS)
     max_tokens = config.max_batch_tokens or (CUDA_TOKENS if on_cuda else CPU_TOKENS)
@@ -48,7 +53,12 @@ def decide_budget(
         num_bytes = _free_share(replica, max_rows * vocab_size * 4 * LOGITS_COPIES)
     page_bytes = page_tokens * sum(shape.num_bytes for shape in shapes.values())
     num_pages = min(replica.gather(num_bytes // page_bytes))
-    return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=max(1, num_pages))
+    if num_pages < 1:
+        raise JobError(
+            f"{num_bytes / 2**20:,.1f} MiB are left for the KV cache, but {page_tokens} tokens of it take "
+            f"{page_bytes / 2**20:,.1f}. Give more --kv-cache-memory, or a larger --tensor-parallel-size."
+        )
+    return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=num_pages)
 
 
 def _free_share(replica: Replica, sampling_bytes: int) -> int:

@@ -14,7 +14,7 @@ from job.distributed import Replica
 from job.engine.constraint import Constraint
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
 from job.engine.loading import LoadedModel
-from job.engine.paged.backends import VARLEN, choose_backend
+from job.engine.paged.backends import VARLEN, allocate, choose_backend
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cache import LayerShape
 from job.engine.paged.cpu_kernels import keep_freed_memory, speed_up
@@ -69,13 +69,14 @@ class PagedEngine:
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
         budget = decide_budget(model, shapes, config, replica, backend.page_tokens)
-        cache = backend.allocate(shapes, budget.num_pages, replica.device)
+        cache = allocate(backend, shapes, budget.num_pages, replica)
         if replica.device.type == "cpu":
             keep_freed_memory()
             speed_up(model.module)
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
+        self.no_graphs: str | None = None
         if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
-            self._executor.use_graphs()
+            self.no_graphs = self._executor.use_graphs()
         eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
         self._purpose: Purpose
         if trie is None:
@@ -233,7 +234,7 @@ class PagedEngine:
         if reason == OUT_OF_MEMORY:
             if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:
                 return self._fail(rows[0], "out_of_memory", OUT_OF_MEMORY)
-            self.scheduler.shrink()
+            self.scheduler.shrink(sum(item.num_tokens for item in work))
             self.scheduler.put_back(rows)
         elif len(rows) == 1:
             return self._fail(rows[0], "engine_error", reason)

@@ -7,7 +7,7 @@ import torch
 from job.engine.paged.attention import Attend, attending
 from job.engine.paged.backends import Backend
 from job.engine.paged.cache import KVCache
-from job.engine.paged.graphs import DecodeGraphs
+from job.engine.paged.graphs import DecodeGraphs, may_replay
 from job.engine.paged.layout import BlockTables, Layout
 from job.engine.paged.step import Step
 
@@ -18,12 +18,19 @@ class Executor:
     def __init__(self, module: Any, backend: Backend, cache: KVCache, *, num_slots: int, device: torch.device) -> None:
         """Begin with an empty cache of the backend's."""
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
-        self._tables = BlockTables(num_slots)
+        self._num_slots, self._tables = num_slots, BlockTables(num_slots)
         self._graphs: DecodeGraphs | None = None
 
-    def use_graphs(self) -> None:
-        """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA."""
-        self._graphs = DecodeGraphs(self._module, self._cache, self._device)
+    def use_graphs(self) -> str | None:
+        """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA.
+
+        Returns:
+            Why this model's steps cannot be recorded, if so; they are launched kernel by kernel, then.
+        """
+        graphs = DecodeGraphs(self._module, self._cache, self._device, max_rows=self._num_slots)
+        problem = graphs.problem()
+        self._graphs = graphs if problem is None else None
+        return problem
 
     def run(self, step: Step) -> torch.Tensor:
         """Compute a step.
@@ -36,7 +43,7 @@ class Executor:
         if self._backend.reads_hidden:
             self._cache.clear(step.fresh)
         layout = Layout(step, self._tables, self._cache.page_tokens)
-        if self._graphs is not None and self._graphs.fits(layout):
+        if self._graphs is not None and may_replay(layout):
             return self._graphs.run(layout)
         attend = self._backend.attend(self._cache, layout, self._device)
         return run_model(self._module, layout, attend, self._device)

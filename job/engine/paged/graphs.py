@@ -15,40 +15,64 @@ from job.engine.paged.attention import attending
 from job.engine.paged.cache import KVCache, Placement
 from job.engine.paged.layout import Layout
 from job.engine.paged.varlen_attention import VarlenAttention
+from job.errors import first_line
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, *range(96, 1025, 32))
 """Rows of the recorded steps."""
 
 
-class DecodeGraphs:
-    """Runs decode steps of a model on one process. Larger ones than the largest size are not for it."""
+def may_replay(layout: Layout) -> bool:
+    """Whether a step is one token for each of not too many rows, and nothing else: copies of pages are not recorded."""
+    is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
+    return bool(is_decode and not len(layout.copies))
 
-    def __init__(self, module: Any, cache: KVCache, device: torch.device) -> None:
+
+class DecodeGraphs:
+    """Runs decode steps of a model on one process."""
+
+    def __init__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> None:
         """Record nothing yet: each size is recorded when it is first needed."""
-        self._module, self._cache, self._device = module, cache, device
+        self._module, self._cache, self._device, self._max_rows = module, cache, device, min(max_rows, SIZES[-1])
         self._recorded: dict[tuple[int, int], RecordedStep] = {}
         self._memory: Any = torch.cuda.graph_pool_handle()
+        self._warm_up_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._logits: torch.Tensor | None = None
 
-    def fits(self, layout: Layout) -> bool:
-        """Whether the step is one token for each of not too many rows."""
-        return bool(len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1])
+    def problem(self) -> str | None:
+        """Return why the model's steps cannot be recorded, such as a copy to the host in the middle; None if they can.
+
+        Found out with the smallest step, all padding. A device that is broken for good shows in the next step.
+        """
+        stream = torch.cuda.current_stream()
+        try:
+            self._record(SIZES[0], 1)
+        except Exception as error:  # whatever the model does that may not be recorded
+            torch.cuda.set_stream(stream)  # torch 2.11 leaves its own behind
+            return first_line(error)
+        return None
 
     def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that fits and whose fresh pages are clear.
+        """Compute a step that may be replayed and whose fresh pages are clear.
 
         Returns:
-            [N, V]: logits; overwritten by the next step of the same size.
+            [N, V]: logits; overwritten by the next step.
         """
         size = SIZES[bisect_left(SIZES, len(layout.counts))]
         width = 1 << (-(-int(layout.ends.max()) // self._cache.page_tokens) - 1).bit_length()
-        if (size, width) not in self._recorded:
-            recorded = RecordedStep(self._cache, size, width, self._device)
-            recorded.fill(layout)
-            recorded.record(self._module, self._memory)
-            self._recorded[size, width] = recorded
-        recorded = self._recorded[size, width]
+        recorded = self._recorded.get((size, width)) or self._record(size, width)
         recorded.fill(layout)
         return recorded.replay()[: len(layout.counts)]
+
+    def _record(self, size: int, width: int) -> "RecordedStep":
+        """Record a step of padding: what it computes does not change which kernels are launched."""
+        recorded = RecordedStep(self._cache, size, width, self._device)
+        warm = recorded.warm_up(self._module, self._warm_up_stream)
+        if self._logits is None:
+            largest = SIZES[bisect_left(SIZES, self._max_rows)]
+            self._logits = torch.empty(largest, warm.shape[1], dtype=warm.dtype, device=self._device)
+        recorded.record(self._module, self._memory, self._logits[:size])
+        self._recorded[size, width] = recorded
+        return recorded
 
 
 class RecordedStep:
@@ -78,16 +102,24 @@ class RecordedStep:
         self._tables.fill_(self._cache.spare_page)
         self._tables[:num_rows, : tables.shape[1]] = tables
 
-    def record(self, module: Any, memory: Any) -> None:
-        """Run the step once to warm up, as graphs need, and once more to record it."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def warm_up(self, module: Any, stream: Any) -> torch.Tensor:
+        """Run the step once on a stream of its own, as recording asks for, and return its logits [B, V]."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._run(module)
+            logits = self._run(module)
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
+        return logits
+
+    def record(self, module: Any, memory: Any, logits: torch.Tensor) -> None:
+        """Record the step.
+
+        Args:
+            memory: a pool that all recorded steps share, since they run one after the other.
+            logits: [B, V]: where the step leaves its logits. Each keeping its own would take gigabytes.
+        """
+        self._graph, self._logits = torch.cuda.CUDAGraph(), logits
         with torch.cuda.graph(self._graph, pool=memory):
-            self._logits = self._run(module)
+            logits.copy_(self._run(module))
 
     def replay(self) -> torch.Tensor:
         """Run what was recorded: [B, V]."""

@@ -53,12 +53,6 @@ class Rectangle:
     num_keys: int
     """Tokens of the longest sequence."""
 
-    def hidden(self, window: int | None) -> Bools:
-        """Return [n, q, num_keys]: what each token does not see."""
-        keys = np.arange(self.num_keys)
-        hidden: Bools = keys > self.positions[:, :, None]
-        return hidden if window is None else hidden | (keys <= self.positions[:, :, None] - window)
-
 
 class Layout:
     """Index arrays of one step."""

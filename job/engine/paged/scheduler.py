@@ -20,6 +20,9 @@ from job.engine.paged.step import Step, rows
 ROWS_PER_RESERVED_PAGE = 8
 """One page is kept free for so many running rows: admitting into the last pages only to preempt costs work twice."""
 
+SMALL_STEP = 16
+"""Tokens. Below that, steps are only halved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -121,9 +124,14 @@ class Scheduler:
         half = -(-len(sequences) // 2)
         self._apart.extendleft(group for group in (list(sequences[half:]), list(sequences[:half])) if group)
 
-    def shrink(self) -> None:
-        """Make all later steps half as large: memory that ran out once will run out again."""
-        self.max_tokens = max(1, self.max_tokens // 2)
+    def shrink(self, num_tokens: int) -> None:
+        """Make all later steps smaller: memory that ran out once will run out again.
+
+        Args:
+            num_tokens: of the step that was too large. Half of it is the next limit, but not at once a tiny one: few
+                rows at the end of a run may have met a shortage that is not theirs.
+        """
+        self.max_tokens = max(1, min(self.max_tokens // 2, max(num_tokens // 2, SMALL_STEP)))
         self.max_rows = min(self.max_rows, self.max_tokens)
 
     def next_work(self) -> list[Work]:

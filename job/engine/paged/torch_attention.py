@@ -74,16 +74,21 @@ class TorchAttention:
         key = (idx, window, group)
         if key not in self._indices:
             is_real = rectangle.is_real
-            arrays = (rectangle.tokens, rectangle.pages, rectangle.tokens[is_real], np.flatnonzero(is_real))
-            tokens, pages, real, places = (torch.from_numpy(array).to(self._device) for array in arrays)
-            bias = _bias(np.tile(rectangle.hidden(window), (1, group, 1))[:, None], self._device).to(dtype)
+            arrays = (
+                *(rectangle.tokens, rectangle.pages, rectangle.tokens[is_real], np.flatnonzero(is_real)),
+                rectangle.positions,
+            )
+            tokens, pages, real, places, positions = (torch.from_numpy(array).to(self._device) for array in arrays)
+            bias = _bias(positions, rectangle.num_keys, window, dtype).repeat(1, group, 1)[:, None]
             self._indices[key] = (tokens, pages, bias, real, places)
         return self._indices[key]
 
 
-def _bias(hidden: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return float32: -inf where hidden, else 0."""
-    return torch.zeros(hidden.shape, device=device).masked_fill_(torch.from_numpy(hidden).to(device), -torch.inf)
+def _bias(positions: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return [n, q, num_keys]: -inf for what tokens at these positions [n, q] do not see, else 0."""
+    keys, own = torch.arange(num_keys, device=positions.device), positions[:, :, None]
+    is_hidden = keys > own if window is None else (keys > own) | (keys <= own - window)
+    return torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device).masked_fill_(is_hidden, -torch.inf)
 
 
 def _windows(pool: torch.Tensor, pages: torch.Tensor, num_keys: int) -> torch.Tensor:
