@@ -2,7 +2,7 @@
 
 import time
 
-from job.observe.metrics import Figures, read_latest
+from job.observe.metrics import Figures, MetricsReader
 from job.observe.progress import Position
 from job.output.paths import RunPaths
 from job.output.plan import Plan
@@ -16,7 +16,8 @@ class Crew:
 
     def __init__(self, paths: RunPaths, plan: Plan, worker_id: str, num_replicas: int) -> None:
         """Know of nobody yet but the replicas of this launch."""
-        self._paths, self._plan, self._worker_id, self._num_replicas = paths, plan, worker_id, num_replicas
+        self._paths, self._plan, self._num_replicas = paths, plan, num_replicas
+        self._metrics = MetricsReader(paths.metrics_dir, paths.metrics(worker_id))
         self._read_at = -OTHERS_SECS
         self._num_done_rows = 0
         self._others: list[Figures] = []
@@ -30,8 +31,7 @@ class Crew:
         """Return the other workers' latest figures, which are remembered for some seconds."""
         if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
             self._num_done_rows = self._plan.count(self._paths.done_shards())
-            latest = read_latest(self._paths.metrics_dir.glob("*.jsonl"))
-            self._others = [figures for figures in latest if figures.worker_id != self._worker_id]
+            self._others = self._metrics.read()
             self._read_at = time.monotonic()
         return self._others
 

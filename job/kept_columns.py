@@ -24,12 +24,11 @@ def kept_fields(config: DataConfig, schema: pa.Schema, columns: Columns) -> list
     names = named_columns(config)
     if "*" in names:
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *schema.names]))
-    reserved = {field.name for field in columns.fields}
     for name in names:
         option = "--id-column" if name == config.id_column else "--keep-columns"
         if name not in schema.names:
             raise UsageError(f"{option}: the dataset has no column {name!r}. Columns: {', '.join(schema.names)}.")
-        if name in reserved:
+        if name in columns.names:
             hint = "--no-include-prompt, or " if name == "prompt" else ""
             raise UsageError(f"{option} {name!r}: the output has a column of that name. Use {hint}another column.")
     return [schema.field(name) for name in names]

@@ -1,6 +1,8 @@
 """One process of a launch, from its first step to its last: join the others, prepare, load, then lead or follow."""
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from job.conclusion import conclude, exit_code_of
 from job.config import RunConfig
@@ -19,6 +21,8 @@ from job.observe.stopwatch import Stopwatch
 from job.preparation import Prepared, prepare
 from job.runner import Runner
 from job.signals import StopFlag
+
+Result = TypeVar("Result")
 
 
 def launch(config: RunConfig, stop: StopFlag) -> int:
@@ -42,7 +46,8 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     progress = Progress(enabled=info.speaks)
     with stopwatch.measure("prepare"):
         prepared = _prepare_in_turn(config, replica)
-    exit_code: int | None = replica.agree_in_world(_finish_early(prepared, progress, stop))
+    early = _attempt(replica, lambda: _finish_early(prepared, progress, stop), info.speaks)
+    exit_code: int | None = replica.agree_in_world(early)
     if exit_code is None:
         exit_code = _work(config, replica, prepared, stop, progress, stopwatch)
     replica.close()
@@ -50,7 +55,10 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
 
 
 def _finish_early(prepared: Prepared | None, progress: Progress, stop: StopFlag) -> int | None:
-    """If every shard is final, or a stop was requested, say so without loading a model, and return the exit code."""
+    """If every shard is final, or a stop was requested, say so without loading a model, and return the exit code.
+
+    One process of a launch does this for all: it reads the footers of all parts.
+    """
     if prepared is None or not (prepared.is_done or stop()):
         return None
     if not prepared.is_done:
@@ -80,16 +88,25 @@ def _work(
 
 def _prepare_in_turn(config: RunConfig, replica: Replica) -> Prepared | None:
     """Let rank 0 check everything first, so that a mistake is told once; then the other leaders. None on followers."""
-    prepared = None
-    for is_my_turn in (replica.info.speaks, replica.info.is_leader and not replica.info.speaks):
-        failure = None
-        if is_my_turn:
-            try:
-                prepared = prepare(config, replica.device)
-            except JobError as error:
-                failure = error
-        replica.check_world(failure)
-    return prepared
+    is_first, is_leader = replica.info.speaks, replica.info.is_leader
+    first = _attempt(replica, lambda: prepare(config, replica.device), is_first)
+    return _attempt(replica, lambda: prepare(config, replica.device), is_leader and not is_first) or first
+
+
+def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> Result | None:
+    """Do what may fail, if it is this process's turn, while all others of the launch wait to hear whether it did.
+
+    Raises:
+        JobError: it has failed here, or elsewhere.
+    """
+    result, failure = None, None
+    if is_my_turn:
+        try:
+            result = work()
+        except JobError as error:
+            failure = error
+    replica.check_world(failure)
+    return result
 
 
 def _build_engine(

@@ -59,9 +59,11 @@ class Runner:
         self._worker_id, self._launch_id = str(prepared.worker), launch_id
         stale_secs = float(os.environ.get("JOB_LEASE_STALE_SECS", STALE_SECS))  # for tests
         self._leases = Leases(self._paths, prepared.worker, stale_secs=stale_secs)
+        is_stream = isinstance(prepared.source, StreamSource)
         # To help from the end, a stream would have to be decoded up to there, for each slice anew.
-        can_help = not isinstance(prepared.source, StreamSource)
-        self._claims = Claims(self._paths, self._plan, self._leases, can_help=can_help)
+        self._claims = Claims(self._paths, self._plan, self._leases, can_help=not is_stream)
+        self._skips = not (is_stream and prepared.kept_columns)
+        """Whether finished rows are left out: to come back for their kept columns, a stream would begin again."""
         self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
@@ -85,6 +87,7 @@ class Runner:
         """
         try:
             calibrate(self._prepared, self._engine, self._stop, self._watchdog)
+            self._metrics.write(self._figures())  # its time is what the crew compares the others' with
             while not self._stop():
                 self._submit()
                 self._collect()
@@ -149,7 +152,7 @@ class Runner:
     def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
         """Yield what is left to compute of a claim; rows that never reach the engine are finished on the way."""
         prepared = self._prepared
-        if all(shard.has(key) for row_idx in claim.rows for key in self._plan.keys_of_row(row_idx)):
+        if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
         for block in self._read(shard, claim.rows, prepared.renderer.columns):
             shard.keep(block)
@@ -273,21 +276,17 @@ class Runner:
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._counts.num_rows + sum(figures.num_rows for figures in others),
             num_launch_tokens=self._engine.num_computed_tokens + sum(figures.num_tokens for figures in others),
-            compute_secs=self._elapsed_secs,
+            compute_secs=time.monotonic() - self._start,
             secs=self._stopwatch.secs,
             total_secs=self._stopwatch.total_secs,
         )
-
-    @property
-    def _elapsed_secs(self) -> float:
-        return time.monotonic() - self._start
 
     def _figures(self) -> Figures:
         return Figures(
             worker_id=self._worker_id,
             launch_id=self._launch_id,
             time=time.time(),
-            elapsed_secs=self._elapsed_secs,
+            elapsed_secs=time.monotonic() - self._start,
             num_rows=self._counts.num_rows,
             num_open_rows=sum(shard.num_done for idx, shard in self._open.items() if self._claims.holds(idx)),
             num_errors=self._counts.num_errors,

@@ -39,7 +39,7 @@ def output(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> Path:
 def counts_of(run: FoundRun) -> Counts:
     counts = Counts()
     for shard_idx in range(run.plan.num_shards):
-        counts.add_part(run.paths.part(shard_idx))
+        counts.include(Counts.of_part(run.paths.part(shard_idx)))
     return counts
 
 

@@ -89,8 +89,8 @@ def test_the_command_line_imports_nothing_heavy_when_it_is_loaded(module: str) -
 def output_and_modules_of(*args: Any) -> tuple[str, set[str]]:
     """Return what ``job`` prints in a process of its own, and the packages that it has imported by then."""
     code = (
-        "import runpy, sys\n"
-        "sys.argv[0] = 'job'\n"
+        "import os, runpy, sys\n"
+        "sys.argv[0], os._exit = 'job', sys.exit\n"
         "try: runpy.run_module('job', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as leave: assert not leave.code, leave.code\n"
         "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"

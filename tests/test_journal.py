@@ -1,5 +1,6 @@
 """The journal: what was synced comes back; what a crash or a bad disk left behind never becomes a wrong row."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,33 @@ def test_a_journal_that_was_replaced_is_read_from_its_start(tmp_path: Path) -> N
     assert list(reader.read()) == ROWS[2:3], "shorter, the same file"
     path.unlink()
     assert list(reader.read()) == []
+
+
+def test_a_journal_that_another_client_has_removed_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS answers ESTALE where a local disk has no such file: who found a journal go ended with exit code 1."""
+    path = write(tmp_path / "j", ROWS)
+
+    def stale(fd: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.os, "fstat", stale)
+        assert list(JournalReader(path).read()) == []
+
+
+def test_a_journal_that_cannot_be_synced_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "j", sync_secs=0)
+    journal.append(ROWS[0])
+    journal.sync()
+    journal.append(ROWS[1])
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal_module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        journal.close()
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if Path(os.path.realpath(fd)) == tmp_path / "j"]
 
 
 def test_completions_become_columns_in_the_order_of_the_schema() -> None:

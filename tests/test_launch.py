@@ -164,6 +164,27 @@ def test_a_mistake_is_told_once_by_a_launch_of_several(tiny_model: Callable[...,
 
 
 @pytest.mark.slow
+def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Each read the footers of all parts. What is wrong with one is told once, too."""
+    args = run_questions(tiny_model(), tmp_path / "out", "--engine", "fake")
+    assert [result.exit_code for result in finish(start_processes(["-m", "job", *args]))] == [0]
+    code = (
+        "import os, sys, job.conclusion as conclusion; from job.cli import main; count_all = conclusion.count_all\n"
+        "def count(paths): print('footers', file=sys.stderr); return count_all(paths)\n"
+        "conclusion.count_all = count; main(sys.argv[1:], prog_name='job')"
+    )
+    results = finish(start_processes(["-c", code, *args], 3))
+    assert [result.exit_code for result in results] == [0] * 3, results
+    assert [result.stderr.count("footers") for result in results] == [1, 0, 0]
+    assert "all 6 rows are done already" in results[0].stderr
+    (tmp_path / "out/part-00001.parquet").write_bytes(b"damaged")
+    results = finish(start_processes(["-c", code, *args], 3))
+    assert [result.exit_code for result in results] == [1] * 3, results
+    errors = "".join(result.stderr for result in results)
+    assert errors.count("job: ") == 1 and "part-00001.parquet is not a part of this run" in errors
+
+
+@pytest.mark.slow
 def test_all_ranks_leave_a_batch_when_a_stop_is_requested(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """In the middle of a batch that would last for minutes, whichever ranks the signal reaches; with exit code 75."""
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(8)])

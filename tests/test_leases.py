@@ -1,6 +1,7 @@
 """Leases and claims: one holder at a time, dead and silent ones replaced, living ones respected."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -187,6 +188,36 @@ def test_a_holder_that_changed_meanwhile_keeps_its_lease(
     monkeypatch.setattr(Leases, "_now", overtaken)
     assert not b.acquire(1)
     assert leases_module.read_holder(paths.lease(1)) == elsewhere("c")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_lease_is_put_back_without_hard_links(
+    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some FUSE and SMB mounts have none: the worker that took another's new lease by mistake ended."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(source))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_holder_that_changed_meanwhile_keeps_its_lease(make_leases, paths, monkeypatch)
+
+
+def test_a_lease_that_another_client_has_removed_is_free(
+    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers ESTALE where a local disk has no such file."""
+    make_leases(elsewhere("a")).acquire(1)
+
+    def stale(path: Path) -> bytes:
+        paths.lease(1).unlink()
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    worker = make_leases(elsewhere("b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", stale)
+        assert worker.acquire(1)
+    assert leases_module.read_holder(paths.lease(1)) == elsewhere("b")
 
 
 def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunPaths) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from job.observe import metrics
-from job.observe.metrics import FRESH_SECS, Figures, MetricsFile, read_latest
+from job.observe.metrics import FRESH_SECS, GONE_SECS, TAIL_BYTES, Figures, MetricsFile, MetricsReader
 
 
 def figures(num_rows: int = 1, **changes: Any) -> Figures:
@@ -28,44 +28,97 @@ def figures(num_rows: int = 1, **changes: Any) -> Figures:
     return Figures(**{**values, "num_rows": num_rows, **changes})
 
 
-def test_the_last_line_of_each_worker_is_read(tmp_path: Path) -> None:
+@pytest.fixture
+def reader(tmp_path: Path) -> MetricsReader:
+    """What a worker that has just written its own figures reads others' with."""
+    MetricsFile(tmp_path / "own.jsonl").write(figures(worker_id="own"))
+    return MetricsReader(tmp_path, tmp_path / "own.jsonl")
+
+
+def set_age(path: Path, secs: float) -> None:
+    then = time.time() - secs
+    os.utime(path, (then, then))
+
+
+def test_the_last_line_of_each_other_worker_is_read(tmp_path: Path, reader: MetricsReader) -> None:
     for name in "ab":
         for num_rows in (1, 2):
-            MetricsFile(tmp_path / name).write(figures(num_rows, worker_id=name))
-    latest = read_latest([tmp_path / "a", tmp_path / "b"])
+            MetricsFile(tmp_path / f"{name}.jsonl").write(figures(num_rows, worker_id=name))
+    latest = sorted(reader.read(), key=lambda found: found.worker_id)
     assert latest == [figures(2, worker_id="a"), figures(2, worker_id="b")]
 
 
-def test_the_last_of_very_many_lines_is_read(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "a")
+def test_the_last_of_very_many_lines_is_read(tmp_path: Path, reader: MetricsReader) -> None:
+    file = MetricsFile(tmp_path / "a.jsonl")
     for num_rows in range(200):
         file.write(figures(num_rows))
-    assert (tmp_path / "a").stat().st_size > 3 * 4096
-    assert read_latest([tmp_path / "a"]) == [figures(199)]
+    assert (tmp_path / "a.jsonl").stat().st_size > 3 * TAIL_BYTES
+    assert reader.read() == [figures(199)]
 
 
-def test_a_line_torn_at_any_byte_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_lines", [1, 2])
+def test_a_very_long_line_is_read(tmp_path: Path, reader: MetricsReader, num_lines: int) -> None:
+    """A worker that held 700 shards was not seen."""
+    found = figures(open_shards=tuple(range(100_000, 110_000)))
+    for _ in range(num_lines):
+        MetricsFile(tmp_path / "a.jsonl").write(found)
+    assert reader.read() == [found]
+
+
+def test_a_line_torn_at_any_byte_is_passed_over(tmp_path: Path, reader: MetricsReader) -> None:
     line = json.dumps(dataclasses.asdict(figures(2))).encode()
     for size in range(len(line)):
-        MetricsFile(tmp_path / "a").write(figures(1))
-        with (tmp_path / "a").open("ab") as file:
+        MetricsFile(tmp_path / "a.jsonl").write(figures(1))
+        with (tmp_path / "a.jsonl").open("ab") as file:
             file.write(line[:size])
-        assert read_latest([tmp_path / "a"]) == [figures(1)]
-        (tmp_path / "a").unlink()
+        assert reader.read() == [figures(1)]
+        (tmp_path / "a.jsonl").unlink()
 
 
-@pytest.mark.parametrize("content", ["", "\n", '{"num', "{}x}", "[]", '{"open_shards": [], "unknown": 1}'])
-def test_a_file_without_a_whole_line_says_nothing(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a").write_text(content)
-    assert read_latest([tmp_path / "a", tmp_path / "gone"]) == []
+@pytest.mark.parametrize(
+    "content", ["", "\n", '{"num', "{}x}", "[]", '{"open_shards": [], "unknown": 1}', "x" * 10_000]
+)
+def test_a_file_without_a_whole_line_says_nothing(tmp_path: Path, reader: MetricsReader, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    assert reader.read() == []
 
 
 @pytest.mark.parametrize(("silent_secs", "num_workers"), [(0, 1), (FRESH_SECS - 5, 1), (FRESH_SECS + 5, 0)])
-def test_a_worker_that_is_silent_for_long_does_not_count(tmp_path: Path, silent_secs: float, num_workers: int) -> None:
-    MetricsFile(tmp_path / "a").write(figures())
-    then = time.time() - silent_secs
-    os.utime(tmp_path / "a", (then, then))
-    assert len(read_latest([tmp_path / "a"])) == num_workers
+@pytest.mark.parametrize("behind_secs", [0, 40, -40])
+def test_a_worker_that_is_silent_for_long_does_not_count(
+    tmp_path: Path, reader: MetricsReader, silent_secs: float, num_workers: int, behind_secs: float
+) -> None:
+    """Whatever the time is by the clock of the file server: where it was 40 s behind, nobody was seen."""
+    MetricsFile(tmp_path / "a.jsonl").write(figures())
+    set_age(tmp_path / "own.jsonl", behind_secs)
+    set_age(tmp_path / "a.jsonl", behind_secs + silent_secs)
+    assert len(reader.read()) == num_workers
+
+
+def test_who_has_written_nothing_sees_nobody(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "a.jsonl").write(figures())
+    assert MetricsReader(tmp_path, tmp_path / "own.jsonl").read() == []
+
+
+def test_files_of_workers_that_are_long_gone_are_not_opened_again(
+    tmp_path: Path, reader: MetricsReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 launches of 64 leave 6,400 files, and every worker asked for each of them every 10 s."""
+    for name, age in (("alive", 0), ("silent", FRESH_SECS + 5), ("gone", GONE_SECS + 5)):
+        MetricsFile(tmp_path / f"{name}.jsonl").write(figures(worker_id=name))
+        set_age(tmp_path / f"{name}.jsonl", age)
+    assert [found.worker_id for found in reader.read()] == ["alive"]
+    opened: list[str] = []
+    path_open = Path.open
+
+    def record(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path.stem)
+        return path_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", record)
+    set_age(tmp_path / "silent.jsonl", 0)
+    assert {found.worker_id for found in reader.read()} == {"alive", "silent"}
+    assert "gone" not in opened
 
 
 def test_lines_are_written_when_they_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import job.launching
 from job.engine.fake import FakeEngine
+from job.output.columns import Columns
 from job.output.journal import Journal
 from job.output.paths import RunPaths
 from job.records import SampleKey
@@ -107,12 +108,37 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
     from job.output.retries import _read
 
     journal = Journal(paths.journal(0, "dead"))
-    for completion in _read(paths.part(0), ["none"]):
+    for completion in _read(paths.part(0), Columns(include_prompt=False), ["none"]):
         journal.append(completion)
     journal.close()
     run_job("retry", tmp_path / "out")
     assert run_job(*args).exit_code == 0
     assert set(kinds(tmp_path / "out")) == {None, "null_prompt"}
+
+
+def test_columns_of_the_dataset_may_have_names_that_only_other_runs_use(
+    run_job: RunJob, args: list[Any], tmp_path: Path
+) -> None:
+    """They were taken for the completions' own, of another type: the next run died of it, again and again."""
+    rows = [{"id": i, "token_ids": f"theirs {i}", "prompt": None if i == 3 else "fine"} for i in range(NUM_ROWS)]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    args = [*args, "--keep-columns", "token_ids"]
+    assert run_job(*args).exit_code == 0
+    before = read_output(tmp_path / "out")
+    assert run_job("retry", tmp_path / "out").exit_code == 0
+    again = run_job(*args)
+    assert again.exit_code == 0, again.stderr
+    assert read_output(tmp_path / "out").equals(before)
+
+
+def test_a_damaged_part_is_named(run_job: RunJob, args: list[Any], failed: None, tmp_path: Path) -> None:
+    part = tmp_path / "out/part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    result = run_job("retry", tmp_path / "out")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"job: {part} is not a part of this run (Parquet magic bytes not found")
+    assert line.endswith("Remove it; its rows are done again.")
 
 
 def test_nothing_to_do_is_said(run_job: RunJob, args: list[Any], tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Shards: from the journals of earlier workers and new rows to a checked Parquet file under its final name."""
 
+import errno
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +144,7 @@ def test_metadata_of_the_run_and_counts_of_the_part_are_in_the_footer(paths: Run
     shard.finish()
     metadata = pq.read_metadata(paths.part(2)).metadata
     assert {key: metadata[key] for key in METADATA} == METADATA and METADATA_KEY in metadata
-    counts = Counts()
-    counts.add_part(paths.part(2))
+    counts = Counts.of_part(paths.part(2))
     assert (counts.num_rows, counts.num_prompt_tokens, counts.num_completion_tokens) == (5, 10, 15)
     assert counts.errors == {"null_prompt": 1} and counts.error_rate == 0.2
 
@@ -274,6 +276,40 @@ def test_two_workers_may_finish_the_same_shard(paths: RunPaths, monkeypatch: pyt
     finish(slow)
     assert pq.read_table(paths.part(0))["row_idx"].to_pylist() == list(range(10))
     assert not paths.part_tmps(0) and not paths.journals(0)
+
+
+@pytest.mark.parametrize("step", [OpenShard.sync, OpenShard.close, finish], ids=["sync", "close", "finish"])
+def test_a_journal_that_went_with_its_shard_is_no_failure(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, step: Callable[[OpenShard], None]
+) -> None:
+    """Who finishes a shard removes the journals of those who helped; on NFS, closing them then says ESTALE."""
+    shard = open_shard(paths, worker="helper")
+
+    def stale() -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(shard._journal, "sync", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        step(shard)  # there is no part: the file server has lost what nobody has finished
+    finish(open_shard(paths, worker="holder"))
+    step(shard)
+    assert pq.read_table(paths.part(0))["row_idx"].to_pylist() == list(range(10))
+
+
+def test_only_what_nobody_can_be_writing_is_swept(paths: RunPaths) -> None:
+    """At the end of a run: what processes were about to rename or remove when they were killed stayed for ever."""
+    at_once = [paths.part_tmp(0, "w"), paths.card_tmp("w"), paths.journal(0, "w"), paths.lease(0), paths.lease(0, 7)]
+    once_old = [
+        *[paths.retry_tmp(0, "w"), paths.root / ".manifest.json.w.tmp", paths.root / ".probe-w"],
+        *[paths.clock("w"), paths.lease_aside(paths.lease(0), "w"), paths.metrics_dir / ".probe-w"],
+    ]
+    stays = [paths.metrics("w"), paths.root / ".gitattributes", paths.root / "manifest.json"]
+    for path in [*at_once, *once_old, *stays]:
+        path.touch()
+    assert sorted(paths.leftovers()) == sorted(at_once)
+    for path in [*once_old, *stays]:
+        os.utime(path, (1, 1))
+    assert sorted(paths.leftovers()) == sorted([*at_once, *once_old])
 
 
 def test_a_vanished_directory_is_no_finished_shard(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:

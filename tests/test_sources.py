@@ -21,7 +21,7 @@ from job.data import lines
 from job.data.lines import LinesSource, index_lines
 from job.data.opening import OpenDataset, open_dataset
 from job.data.reader import SliceReader
-from job.data.source import ParquetSource, Source
+from job.data.source import ParquetSource, Source, StreamSource
 from job.errors import JobError, UsageError
 from job.records import Row, RowBlock
 
@@ -623,6 +623,35 @@ def test_parquet_behind_a_url_is_read_by_row_group(tmp_path: Path) -> None:
     source = ParquetSource([f"file://{path}"])
     rows = [row for block in source.read(350, 620, ["prompt"], []) for row in block.rows]
     assert [(row.row_idx, row.values["prompt"]) for row in rows] == [(i, f"p{i}") for i in range(350, 620)]
+
+
+class CountedStream:
+    """5,000 rows as ``datasets.IterableDataset`` gives them; counts those that it decodes."""
+
+    num_decoded = 0
+
+    def with_format(self, name: str) -> "CountedStream":
+        return self
+
+    def iter(self, batch_size: int) -> Iterator[pa.Table]:
+        for start in range(0, 5000, batch_size):
+            self.num_decoded += batch_size
+            yield pa.table({"text": [f"row {idx}" for idx in range(start, start + batch_size)]})
+
+
+@pytest.mark.parametrize("step", [32, 33, 64, 500, 1500])
+def test_who_goes_forward_decodes_a_stream_once(step: int) -> None:
+    """Where an earlier launch had finished every second slice, each of the others was reached from the start anew."""
+    stream = CountedStream()
+    reader = SliceReader(StreamSource(stream, 5000, pa.schema([("text", pa.string())])), "data")
+    for start in range(1900, 4968, step):
+        blocks = reader.read(range(start, start + 32), 5000, ("text",), ("text",))
+        values = [text for block in blocks for text in block.kept["text"].to_pylist()]
+        assert values == [f"row {idx}" for idx in range(start, start + 32)]
+    assert stream.num_decoded == 5000
+    (block,) = reader.read(range(10, 42), 5000, ("text",), ())
+    assert [row.row_idx for row in block.rows] == list(range(10, 42))
+    assert stream.num_decoded == 6000
 
 
 def test_slices_are_read_in_one_pass_whatever_the_source(form: Source, monkeypatch: pytest.MonkeyPatch) -> None:

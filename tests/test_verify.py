@@ -287,6 +287,21 @@ def test_runs_of_other_forms_are_right_too(run_job: RunJob, tiny_model: Any, tmp
     assert run_job("verify", make_run(run_job, tiny_model(), tmp_path / "out", *options)).exit_code == 0
 
 
+def test_columns_of_the_dataset_may_have_names_that_only_other_runs_use(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """They were judged as if they were ours: a good part was condemned, and removed as it is advised."""
+    names = ["token_ids", "choice_logprobs", "parse_ok", "parsed", "majority"]
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "one", **dict.fromkeys(names, "theirs")}])
+    result = run_job(
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
+        *["--keep-columns", ",".join(names)],
+    )
+    assert result.exit_code == 0, result.stderr
+    verified = run_job("verify", tmp_path / "out")
+    assert verified.exit_code == 0, verified.stdout
+
+
 def test_a_run_of_the_real_engine_with_log_probabilities(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
     """Right as it is; a token without its probability is found."""
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": text} for text in ("one", None, "three")])

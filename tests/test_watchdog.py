@@ -94,11 +94,15 @@ def test_no_worker_outlives_its_launcher(
     assert [path for path in (tmp_path / "out/leases").iterdir() if not path.name.startswith(".")] == []
 
 
-def test_only_launchers_are_watched() -> None:
-    """A shell, or a test, may end before what it has started."""
+@pytest.mark.parametrize(
+    ("name", "number"), [("torchrun", 1), ("deepspeed", 1), ("nohup", 0), ("deepspeed-eval.py", 0), ("my-torchrun", 0)]
+)
+def test_only_launchers_are_watched(tmp_path: Path, name: str, number: int) -> None:
+    """A shell, or a test, may end before what it has started, also one whose name or arguments hold a launcher's."""
     assert launchers_above(os.getpid()) == []
     code = "import os; from job.launcher_watch import launchers_above; print(len(launchers_above(os.getpid())))"
     start = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
-    for name, number in (("torchrun", "1"), ("nohup", "0")):
-        result = subprocess.run([sys.executable, "-c", start, code, name], capture_output=True, text=True, cwd=ROOT)
-        assert result.stdout.strip() == number, result.stderr
+    (tmp_path / name).write_text(start)
+    command = [sys.executable, "-u", tmp_path / name, code, "deepspeed"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == str(number), result.stderr

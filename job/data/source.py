@@ -188,7 +188,8 @@ class ParquetSource:
 class StreamSource:
     """A ``datasets.IterableDataset`` of unknown inside: read in order, from the start.
 
-    Keeps its place: a worker that takes shards in ascending order decodes the dataset once.
+    Keeps its place, and the table that it has decoded last: who takes rows in ascending order, with gaps or without,
+    decodes the dataset once.
     """
 
     def __init__(self, dataset: Any, num_rows: int, schema: pa.Schema) -> None:
@@ -199,32 +200,33 @@ class StreamSource:
         """
         self._dataset = dataset.with_format("arrow")
         self.num_rows, self.schema = num_rows, schema
-        self._position = 0
         self._tables: Iterator[pa.Table] = iter(())
-        self._rest: pa.Table | None = None
+        self._table, self._start = schema.empty_table(), 0
+        """The table decoded last, and which row of the split is its first."""
         self._restart()
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Go on to ``start``, or begin again if it lies behind."""
-        if start < self._position:
-            self._restart()
-        while (table := self._next_table()) is not None:
-            position, self._position = self._position, self._position + len(table)
-            skip, end = max(0, start - position), min(len(table), stop - position)
-            if self._position > stop:  # keep what belongs to the next shard
-                self._rest, self._position = table.slice(end), position + end
-            for first in range(skip, end, BLOCK_ROWS):
-                block = table.slice(first, min(BLOCK_ROWS, end - first)).cast(self.schema)
-                yield table_to_block(block, position + first, columns, kept)
-            if self._position >= stop:
-                return
+        """Go on to ``start``, or begin again if it lies before the last table."""
+        position = start
+        while position < stop and self._reach(position):
+            first = position - self._start
+            block = self._table.slice(first, min(BLOCK_ROWS, stop - position)).cast(self.schema)
+            yield table_to_block(block, position, columns, kept)
+            position += len(block)
 
-    def _next_table(self) -> pa.Table | None:
-        rest, self._rest = self._rest, None
-        return rest if rest is not None else next(self._tables, None)
+    def _reach(self, row_idx: int) -> bool:
+        """Decode up to the table that holds a row. False if there is no such row."""
+        if row_idx < self._start:
+            self._restart()
+        while row_idx >= self._start + len(self._table):
+            table = next(self._tables, None)
+            if table is None:
+                return False
+            self._start, self._table = self._start + len(self._table), table
+        return True
 
     def _restart(self) -> None:
-        self._position, self._rest = 0, None
+        self._table, self._start = self.schema.empty_table(), 0
         self._tables = iter(self._dataset.iter(batch_size=1000))
 
 

@@ -1,13 +1,18 @@
 """A worker's figures over time, one JSON object a line, and what the latest of all workers say together."""
 
 import json
+import os
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FRESH_SECS = 30.0
 """A worker that has written nothing for so long is not counted as working."""
+
+GONE_SECS = 3600.0
+"""One that has written nothing for so long is not looked at again: a run that was started often has many files."""
+
+TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +64,65 @@ class MetricsFile:
             file.write(json.dumps(asdict(figures)) + "\n")
 
 
-def read_latest(paths: Iterable[Path]) -> list[Figures]:
-    """Return the last line of each file that was written lately."""
-    latest = []
-    for path in paths:
-        try:
-            if time.time() - path.stat().st_mtime > FRESH_SECS:
-                continue
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 4096))
-                lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
-            values = json.loads(lines[-1])
-            latest.append(Figures(**{**values, "open_shards": tuple(values["open_shards"])}))
-        except (FileNotFoundError, LookupError, ValueError, TypeError):
-            continue  # another worker's file, half-written: it says more next time
-    return latest
+class MetricsReader:
+    """Reads the latest figures of other workers, again and again."""
+
+    def __init__(self, directory: Path, own: Path) -> None:
+        """Read nothing yet.
+
+        Args:
+            own: the file of this worker. It tells the time, since the clocks of nodes and of the file server differ.
+        """
+        self._directory, self._own = directory, own
+        self._gone: set[Path] = set()
+
+    def read(self) -> list[Figures]:
+        """Return the last line of each file that was written lately, of others than this worker.
+
+        Nobody's before this worker has written.
+        """
+        if (now := _written(self._own)) is None:
+            return []
+        ages = {
+            path: now - written
+            for path in self._directory.glob("*.jsonl")
+            if path != self._own and path not in self._gone and (written := _written(path)) is not None
+        }
+        self._gone |= {path for path, age in ages.items() if age > GONE_SECS}
+        latest = [_read_last(path) for path, age in ages.items() if age <= FRESH_SECS]
+        return [figures for figures in latest if figures is not None]
+
+
+def _written(path: Path) -> float | None:
+    """Return when a file was written last; None if it is not there."""
+    try:
+        with path.open("rb") as file:  # over NFS, that makes the client ask for the time anew
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+
+
+def _read_last(path: Path) -> Figures | None:
+    """Return the last line that is whole. There may be none: it says more next time."""
+    num_bytes = TAIL_BYTES
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while True:
+                file.seek(max(0, size - num_bytes))
+                for line in reversed(file.read(num_bytes).splitlines()):
+                    if (figures := _parse(line)) is not None:
+                        return figures
+                if num_bytes >= size:
+                    return None
+                num_bytes *= 4  # a worker with many open shards writes long lines
+    except OSError:
+        return None
+
+
+def _parse(line: bytes) -> Figures | None:
+    try:
+        values = json.loads(line)
+        return Figures(**{**values, "open_shards": tuple(values["open_shards"])})
+    except (LookupError, ValueError, TypeError):
+        return None  # torn, or cut off at the start of the tail

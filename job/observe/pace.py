@@ -1,4 +1,4 @@
-"""How fast a worker is now, from the end of its figures. Unlike ``read_latest`` it takes workers that are gone, too."""
+"""How fast a worker is now, from the end of its figures. Unlike ``metrics``, it takes workers that are gone, too."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -12,10 +12,9 @@ from typing import Any
 
 from job.errors import JobError
 from job.output.counts import Counts
-from job.output.files import fsync_dir, fsync_file
+from job.output.files import fsync_dir, fsync_file, is_gone
 from job.output.manifest import Manifest
-from job.output.paths import RunPaths
-from job.output.verification import PART_PATTERN
+from job.output.paths import PART_PATTERN, RunPaths
 
 MARK = "<!-- Written by job, and again when rows are done again. Remove this line to keep a text of your own. -->"
 
@@ -50,9 +49,9 @@ def write_card(paths: RunPaths, manifest: Manifest, counts: Counts, worker_id: s
         fsync_file(tmp)
         tmp.replace(paths.card)
         fsync_dir(paths.root)
-    except FileNotFoundError:
-        return  # another worker has swept our file away, and writes the same one after that
     except OSError as error:
+        if is_gone(error):
+            return  # another worker has swept our file away, and writes the same one after that
         raise JobError(
             f"{paths.card} cannot be written: {error.strerror or error}. All rows are there; "
             "run the same command once this is mended."

@@ -54,16 +54,25 @@ class Columns:
     @property
     def fields(self) -> list[pa.Field]:
         """The columns in the order of the output; those of the dataset come after the first two."""
+        derived = [*(MAJORITY_COLUMNS if self.majority else ()), *([PARSE_OK] if self.constrained else ())]
+        if self.json_schema is not None:
+            derived.append(pa.field("parsed", shape_of(self.json_schema).arrow_type))
+        return [*self.of_completions, *derived]
+
+    @property
+    def of_completions(self) -> list[pa.Field]:
+        """The columns that are a completion's own values: from them it can be made again."""
         left_out = {
             *(() if self.include_prompt else ("prompt",)),
             *(() if self.logprobs else LOGPROB_COLUMNS),
             *(() if self.choices else CHOICE_COLUMNS),
         }
-        own = [field for field in COMPLETION_SCHEMA if field.name not in left_out]
-        derived = [*(MAJORITY_COLUMNS if self.majority else ()), *([PARSE_OK] if self.constrained else ())]
-        if self.json_schema is not None:
-            derived.append(pa.field("parsed", shape_of(self.json_schema).arrow_type))
-        return [*own, *derived]
+        return [field for field in COMPLETION_SCHEMA if field.name not in left_out]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that are ours. Others may be those of the dataset, whatever another run calls so."""
+        return frozenset(field.name for field in self.fields)
 
     def schema(self, kept: pa.Schema) -> pa.Schema:
         """Return the schema of parts with these columns of the dataset; their metadata stays."""

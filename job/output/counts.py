@@ -42,6 +42,20 @@ class Counts:
         if completion.error is not None:
             self.errors[completion.error.partition(":")[0]] += 1
 
+    def include(self, other: "Counts") -> None:
+        """Add what was counted of other rows."""
+        self._change(other, 1)
+
+    def exclude(self, other: "Counts") -> None:
+        """Take back what was included."""
+        self._change(other, -1)
+
+    def _change(self, other: "Counts", sign: int) -> None:
+        self.num_rows += sign * other.num_rows
+        self.num_prompt_tokens += sign * other.num_prompt_tokens
+        self.num_completion_tokens += sign * other.num_completion_tokens
+        self.errors.update({kind: sign * number for kind, number in other.errors.items()})
+
     @classmethod
     def of(cls, completions: Iterable[Completion]) -> "Counts":
         """Count rows."""
@@ -63,17 +77,31 @@ class Counts:
         """Return the entry of a part's metadata."""
         return {METADATA_KEY: json.dumps(self.to_dict()).encode()}
 
-    def add_part(self, path: Path) -> None:
-        """Add what a part's footer says.
+    @classmethod
+    def from_json(cls, content: bytes) -> "Counts":
+        """Read what ``to_metadata`` has made.
+
+        Raises:
+            ValueError: it says something else.
+        """
+        try:
+            values = json.loads(content)
+            errors = Counter(dict(values["errors"].items()))
+            numbers = {name: values[name] for name in ("num_rows", "num_prompt_tokens", "num_completion_tokens")}
+        except (LookupError, TypeError, AttributeError):
+            raise ValueError("it holds no counts") from None
+        if not all(isinstance(number, int) for number in [*numbers.values(), *errors.values()]):
+            raise ValueError("its counts are no numbers")
+        return cls(**numbers, errors=errors)
+
+    @classmethod
+    def of_part(cls, path: Path) -> "Counts":
+        """Return what a part's footer says. Slower than ``footers``, which does not know what is wrong with a file.
 
         Raises:
             JobError: the file is not a part that this version wrote.
         """
         try:
-            content = json.loads(pq.read_metadata(path).metadata[METADATA_KEY])
+            return cls.from_json(pq.read_metadata(path).metadata[METADATA_KEY])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JobError(f"{path} is not a part of this run ({error}). Remove it; its rows are done again.") from None
-        self.num_rows += content["num_rows"]
-        self.num_prompt_tokens += content["num_prompt_tokens"]
-        self.num_completion_tokens += content["num_completion_tokens"]
-        self.errors.update(content["errors"])

@@ -1,8 +1,27 @@
-"""Durable writes: what has been said to be on disk is on disk after a power cut."""
+"""Durable writes: what has been said to be on disk is on disk after a power cut. And how a file is found to be gone."""
 
 import errno
 import os
 from pathlib import Path
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether an error says that there is no such file, or no more.
+
+    ESTALE is what NFS answers for an open file that another client has removed (RFC 1813, NFS3ERR_STALE).
+    """
+    return isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE
+
+
+class UnlessGone:
+    """A block that ends without a word where a file turns out to be gone."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        """Say whether that is all that went wrong."""
+        return isinstance(error, OSError) and is_gone(error)
 
 
 def fsync_dir(directory: Path) -> None:
@@ -34,7 +53,7 @@ def create_exclusively(path: Path, data: bytes, worker_id: str, *, durable: bool
     try:
         if durable:
             fsync_file(tmp)
-        _link(tmp, path)
+        link(tmp, path)
     except FileExistsError:
         return False
     finally:
@@ -44,7 +63,7 @@ def create_exclusively(path: Path, data: bytes, worker_id: str, *, durable: bool
     return True
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no hard links (some FUSE and SMB mounts).
 
     Raises:

@@ -4,12 +4,9 @@ Whole footers, as pyarrow reads them, take some six times as long. Here only the
 within a budget of time; and what was read once is not read again as long as the part is the same file.
 """
 
-import json
-import math
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from job.output.counts import METADATA_KEY, Counts
 from job.output.many_files import read_many
@@ -31,7 +28,7 @@ class FooterCounts:
     def __init__(self) -> None:
         """Nothing is read yet."""
         self.counts = Counts()
-        self._seen: dict[int, tuple[int, bytes | None]] = {}
+        self._seen: dict[int, tuple[int, Counts | None]] = {}
         """Shard to the inode of its part and the counts in it; None if they cannot be read."""
 
     def look(self, paths: RunPaths, parts: Mapping[int, int], *, budget_secs: float) -> None:
@@ -41,12 +38,14 @@ class FooterCounts:
             parts: shard to the inode of its part.
         """
         for shard_idx in [idx for idx, (inode, _) in self._seen.items() if parts.get(idx) != inode]:
-            self._add(self._seen.pop(shard_idx)[1], -1)
+            if (gone := self._seen.pop(shard_idx)[1]) is not None:
+                self.counts.exclude(gone)
         new = [shard_idx for shard_idx in sorted(parts) if shard_idx not in self._seen]
         until = time.monotonic() + budget_secs
-        for shard_idx, content in read_many(lambda idx: read_counts(str(paths.part(idx))), new, until=until):
-            self._seen[shard_idx] = parts[shard_idx], content
-            self._add(content, 1)
+        for shard_idx, counts in read_many(lambda idx: read_counts(str(paths.part(idx))), new, until=until):
+            self._seen[shard_idx] = parts[shard_idx], counts
+            if counts is not None:
+                self.counts.include(counts)
 
     @property
     def num_read(self) -> int:
@@ -56,21 +55,17 @@ class FooterCounts:
     @property
     def num_unreadable(self) -> int:
         """Files that are no part that this version wrote, or are damaged."""
-        return len(self.unreadable)
+        return sum(counts is None for _, counts in self._seen.values())
 
-    @property
-    def unreadable(self) -> list[int]:
-        """The shards of those files."""
-        return [shard_idx for shard_idx, (_, content) in self._seen.items() if content is None]
 
-    def _add(self, content: bytes | None, sign: int) -> None:
-        if content is None:
-            return
-        values = json.loads(content)
-        self.counts.num_rows += sign * values["num_rows"]
-        self.counts.num_prompt_tokens += sign * values["num_prompt_tokens"]
-        self.counts.num_completion_tokens += sign * values["num_completion_tokens"]
-        self.counts.errors.update(Counter({kind: sign * number for kind, number in values["errors"].items()}))
+def count_parts(paths: RunPaths, shards: Iterable[int]) -> dict[int, Counts]:
+    """Return what the parts of these shards contain.
+
+    Raises:
+        JobError: a part cannot be read; the message says what is wrong with it.
+    """
+    found = read_many(lambda idx: read_counts(str(paths.part(idx))), list(shards))
+    return {idx: Counts.of_part(paths.part(idx)) if counts is None else counts for idx, counts in found}
 
 
 def count_all(paths: RunPaths) -> Counts:
@@ -79,15 +74,14 @@ def count_all(paths: RunPaths) -> Counts:
     Raises:
         JobError: a part cannot be read.
     """
-    footers = FooterCounts()
-    footers.look(paths, dict.fromkeys(range(paths.num_shards), 0), budget_secs=math.inf)
-    for shard_idx in footers.unreadable:
-        footers.counts.add_part(paths.part(shard_idx))  # says what is wrong with it
-    return footers.counts
+    total = Counts()
+    for counts in count_parts(paths, range(paths.num_shards)).values():
+        total.include(counts)
+    return total
 
 
-def read_counts(path: str) -> bytes | None:
-    """Return the JSON text of the counts in a part's footer; None if the file has none."""
+def read_counts(path: str) -> Counts | None:
+    """Return the counts in a part's footer; None if the file has none."""
     try:
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -109,7 +103,7 @@ def _read_tail(fd: int, size: int, num_bytes: int) -> bytes:
     return os.pread(fd, num_bytes, max(0, size - num_bytes))
 
 
-def _find_counts(footer: bytes) -> bytes | None:
+def _find_counts(footer: bytes) -> Counts | None:
     """Cut the counts out of a footer: the last entry, since the metadata comes behind everything of the columns."""
     at = footer.rfind(KEY_BYTES)
     if at < 0:
@@ -122,14 +116,7 @@ def _find_counts(footer: bytes) -> bytes | None:
         start, shift = start + 1, shift + 7
         if byte < 0x80:
             break
-    content = footer[start : start + length]
-    return content if _are_counts(content) else None
-
-
-def _are_counts(content: bytes) -> bool:
     try:
-        values = json.loads(content)
-        numbers = [values[name] for name in ("num_rows", "num_prompt_tokens", "num_completion_tokens")]
-        return all(isinstance(number, int) for number in [*numbers, *values["errors"].values()])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return False
+        return Counts.from_json(footer[start : start + length])
+    except ValueError:
+        return None

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from job.output.files import fsync_dir
+from job.output.files import UnlessGone, fsync_dir
 from job.records import Completion
 
 COMPLETION_SCHEMA = pa.schema(
@@ -81,12 +81,14 @@ class Journal:
         self._buffer.clear()
 
     def close(self) -> None:
-        """Sync and close."""
-        self.sync()
-        if self._file is not None:
-            self._writer.close()
-            self._file.close()
-            self._file = None
+        """Sync and close. It is closed even if it cannot be synced."""
+        try:
+            self.sync()
+        finally:
+            file, self._file = self._file, None
+            if file is not None:
+                with file:
+                    self._writer.close()
 
 
 class JournalReader:
@@ -121,15 +123,13 @@ class JournalReader:
 
     def _new_bytes(self) -> bytes:
         """Return what stands behind the last whole batch; everything if the file is another one."""
-        try:
-            with self._path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:
-                    self._inode, self._schema, self._offset = status.st_ino, b"", 0
-                file.seek(self._offset)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        with UnlessGone(), self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._schema, self._offset = status.st_ino, b"", 0
+            file.seek(self._offset)
+            return file.read()
+        return b""
 
 
 def _next_batch(reader: Any) -> list[Completion]:

@@ -17,7 +17,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.output.files import create_exclusively
+from job.output.files import UnlessGone, create_exclusively, link
 from job.output.paths import RunPaths
 from job.processes import start_time_of
 
@@ -124,21 +124,19 @@ class Leases:
     def _clear_if_dead(self, lease: Path) -> bool:
         """Rename a dead worker's lease away. False if the holder lives, or another was faster."""
         holder = read_holder(lease)
-        try:
+        with UnlessGone():  # given back meanwhile: free to claim
             silent_secs = self._now() - lease.stat().st_mtime
             is_dead = holder is not None and holder.is_dead()
             if not is_dead and silent_secs < self._stale_secs:  # one that cannot be read is perhaps being written
                 return False
-            aside = lease.with_name(f".{lease.name}.taken-by-{self._worker}")
+            aside = self._paths.lease_aside(lease, str(self._worker))
             lease.rename(aside)
-        except FileNotFoundError:
-            return True  # given back meanwhile: free to claim
-        if read_holder(aside) != holder:  # somebody took it over between our look and our rename: put it back
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, lease)
+            is_same = read_holder(aside) == holder
+            if not is_same:  # somebody took it over between our look and our rename: put it back
+                with contextlib.suppress(FileExistsError):
+                    link(aside, lease)
             aside.unlink()
-            return False
-        aside.unlink()
+            return is_same
         return True
 
     def _now(self) -> float:
@@ -155,10 +153,9 @@ class Leases:
 
 def read_holder(lease: Path) -> WorkerId | None:
     """Return who holds a lease; None if it is gone or cannot be read."""
-    try:
+    with UnlessGone():
         return WorkerId.from_json(lease.read_bytes())
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _pid_namespace() -> str:

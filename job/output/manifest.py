@@ -12,7 +12,7 @@ from typing import Any
 
 from job.errors import UsageError
 from job.output.files import create_exclusively
-from job.output.paths import manifest_path
+from job.output.paths import PART_PATTERN, manifest_path
 
 FORMAT_VERSION = 2
 
@@ -65,7 +65,7 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
-    has_parts = any(root.glob("part-*.parquet"))  # looked up first: a manifest is always older than its parts
+    has_parts = any(root.glob(PART_PATTERN))  # looked up first: a manifest is always older than its parts
     found = read_manifest(root)
     if found is None and has_parts:
         raise UsageError(f"{root} has part files, but no manifest.json that says what they are. Use a new --output.")

@@ -6,7 +6,7 @@ Reads row group by row group, in batches: a part may be larger than memory.
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +106,7 @@ class RowCheck:
     def __init__(self, run: FoundRun, shard_idx: int) -> None:
         """Expect the first row."""
         self.counts = Counts()
+        self._own = Columns.of_identity(run.manifest.identity).names
         self._num_samples = run.plan.num_samples
         self._rows = run.plan.rows(shard_idx)
         self._num_keys = len(self._rows) * self._num_samples
@@ -117,7 +118,7 @@ class RowCheck:
             PartProblem: a row is not the one of the plan, or its columns contradict each other.
         """
         self._check_keys(batch)
-        for text, is_right in _rules(batch):
+        for text, is_right in _rules(batch, self._own):
             wrong = pc.index(pc.fill_null(is_right, False), False).as_py()
             if wrong >= 0:
                 raise PartProblem(f"has a wrong row: {self._name(self._key(self.counts.num_rows + wrong))}: {text}")
@@ -166,8 +167,12 @@ class RowCheck:
         return f"row_idx {key[0]}" if self._num_samples == 1 else f"row_idx {key[0]}, sample_idx {key[1]}"
 
 
-def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
-    """Yield what would be wrong with a row, and of each row whether it is right. Null counts as wrong."""
+def _rules(batch: pa.RecordBatch, own: Collection[str]) -> Iterator[tuple[str, pa.Array]]:
+    """Yield what would be wrong with a row, and of each row whether it is right. Null counts as wrong.
+
+    Args:
+        own: the columns that are ours. One of the dataset may have the name of one that this run has not.
+    """
     is_error = pc.is_valid(batch["error"])
     for name in ("completion", "finish_reason"):
         is_null = pc.is_null(batch[name])
@@ -177,11 +182,11 @@ def _rules(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
     yield f"a finish_reason other than {' or '.join(FINISH_REASONS)}", pc.is_in(batch["finish_reason"], reasons)
     for name in ("num_prompt_tokens", "num_completion_tokens"):
         yield f"a negative {name}", pc.greater_equal(batch[name], 0)
-    if "token_ids" in batch.schema.names:
+    if "token_ids" in own:
         yield from _logprob_rules(batch, is_error)
-    if "parse_ok" in batch.schema.names:
-        yield from _parse_rules(batch, is_error)
-    if "choice_logprobs" in batch.schema.names:
+    if "parse_ok" in own:
+        yield from _parse_rules(batch, is_error, has_values="parsed" in own)
+    if "choice_logprobs" in own:
         yield from _choice_rules(batch, is_error)
 
 
@@ -200,11 +205,11 @@ def _choice_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[s
     yield "not one probability for each score", pc.equal(*lengths)
 
 
-def _parse_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+def _parse_rules(batch: pa.RecordBatch, is_error: pa.Array, *, has_values: bool) -> Iterator[tuple[str, pa.Array]]:
     yield "neither parse_ok nor error, or both", pc.equal(pc.is_null(batch["parse_ok"]), is_error)
     is_ok = pc.fill_null(batch["parse_ok"], False)
     has_stopped = pc.equal(pc.fill_null(batch["finish_reason"], ""), "stop")
-    if "parsed" in batch.schema.names:  # what has stopped may still be a number that its column cannot hold
+    if has_values:  # what has stopped may still be a number that its column cannot hold
         yield "parse_ok, but a finish_reason other than stop", pc.or_(pc.invert(is_ok), has_stopped)
         yield "parsed, but not parse_ok", pc.or_(is_ok, pc.is_null(batch["parsed"]))
     else:

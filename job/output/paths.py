@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+PART_PATTERN = "part-*.parquet"
+"""What readers of a run's table are told to read."""
+
 OLD_SECS = 3600.0
-"""No worker leaves a file of a moment for so long."""
+"""No process leaves a file of a moment for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,18 @@ class RunPaths:
     def part(self, shard_idx: int) -> Path:
         """Return the final file of a shard. Its existence is the only mark that the shard is done."""
         return self.root / f"part-{self.number(shard_idx)}.parquet"
+
+    def shard_of(self, name: str) -> int | None:
+        """Return the shard whose part has this file name; None if no part of this run has it.
+
+        >>> paths = RunPaths(Path("out"), num_shards=100)
+        >>> paths.shard_of("part-00042.parquet"), paths.shard_of("part-42.parquet")
+        (42, None)
+        """
+        number = name.removeprefix("part-").removesuffix(".parquet")
+        if not number.isdecimal() or int(number) >= self.num_shards:
+            return None
+        return int(number) if name == f"part-{self.number(int(number))}.parquet" else None
 
     def part_tmp(self, shard_idx: int, worker_id: str) -> Path:
         """Return the name under which one worker writes a part. Readers of ``*.parquet`` do not match it."""
@@ -71,6 +86,10 @@ class RunPaths:
         """Return the file whose exclusive creation claims a shard, or the work on a slice of it."""
         return self.lease_dir / (self.number(shard_idx) + ("" if slice_idx is None else f".{slice_idx:04d}"))
 
+    def lease_aside(self, lease: Path, worker_id: str) -> Path:
+        """Return the name to which a worker renames a lease that it takes over."""
+        return lease.with_name(f".{lease.name}.taken-by-{worker_id}")
+
     def clock(self, worker_id: str) -> Path:
         """Return the file that a worker touches to learn the file system's time."""
         return self.lease_dir / f".clock-{worker_id}"
@@ -83,6 +102,10 @@ class RunPaths:
     def retry(self, shard_idx: int) -> Path:
         """Return the file that says which error rows of a final shard are to be done again."""
         return self.retry_dir / self.number(shard_idx)
+
+    def retry_tmp(self, shard_idx: int, worker_id: str) -> Path:
+        """Return the name under which a process writes such a file."""
+        return self.root / f".retry-{self.number(shard_idx)}.{worker_id}.tmp"
 
     @property
     def metrics_dir(self) -> Path:
@@ -111,20 +134,21 @@ class RunPaths:
         for directory in (self.root, self.journal_dir, self.lease_dir, self.metrics_dir):
             probe = directory / f".probe-{worker_id}"
             probe.write_bytes(b"probe")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # who concludes the run meanwhile sweeps the journals' directory
 
     def leftovers(self) -> Iterator[Path]:
         """List what killed workers have left in a run of which every shard is done, and living ones can do without.
 
-        Young files with a dot in leases/ are not among them: a living worker may be about to link one.
+        What a living process may be about to link or rename is not among it before it is old.
         """
         yield from self.journal_dir.iterdir()
-        for path in self.lease_dir.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if not path.name.startswith(".") or time.time() - path.stat().st_mtime > OLD_SECS:
-                    yield path
+        yield from (path for path in self.lease_dir.iterdir() if not path.name.startswith("."))
         yield from self.root.glob(".part-*.tmp")
         yield from self.root.glob(".README.md.*.tmp")
+        yield from filter(_is_old, self.lease_dir.glob(".*"))
+        for pattern in (".manifest.json.*.tmp", ".retry-*.tmp", ".probe-*"):
+            yield from filter(_is_old, self.root.glob(pattern))
+        yield from filter(_is_old, self.metrics_dir.glob(".probe-*"))
 
     def is_done(self, shard_idx: int) -> bool:
         """Whether a shard's final file exists and none of its rows is to be done again."""
@@ -139,11 +163,18 @@ class RunPaths:
 
     def written_shards(self) -> set[int]:
         """Return the shards that have a part, marked or not."""
-        names = {entry.name for entry in os.scandir(self.root)}
-        numbers = map(self.number, range(self.num_shards))
-        return {idx for idx, number in enumerate(numbers) if f"part-{number}.parquet" in names}
+        with os.scandir(self.root) as entries:
+            found = {self.shard_of(entry.name) for entry in entries}
+        return {shard_idx for shard_idx in found if shard_idx is not None}
 
 
 def manifest_path(root: Path) -> Path:
     """Return the manifest's name, which must be known before the number of shards is."""
     return root / "manifest.json"
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > OLD_SECS
+    except FileNotFoundError:
+        return False

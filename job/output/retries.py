@@ -5,7 +5,6 @@ shard is not done. ``OpenShard.finish`` removes the marker after the rename: a k
 more, no harm.
 """
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, first_line
-from job.output.counts import Counts
-from job.output.files import fsync_dir, fsync_file
+from job.output.columns import Columns
+from job.output.files import UnlessGone, fsync_dir, fsync_file
+from job.output.footers import count_parts
 from job.output.found import FoundRun
-from job.output.journal import COMPLETION_SCHEMA
 from job.output.leases import STALE_SECS
 from job.output.paths import RunPaths
 from job.output.survey import WAITING_SECS, survey
@@ -34,12 +33,8 @@ def read_errors(paths: RunPaths) -> ErrorsOfShards:
     Raises:
         JobError: a part cannot be read.
     """
-    errors: dict[int, Counter[str]] = {}
-    for shard_idx in sorted(paths.written_shards()):
-        counts = Counts()
-        counts.add_part(paths.part(shard_idx))
-        errors[shard_idx] = counts.errors
-    return errors
+    counts = count_parts(paths, sorted(paths.written_shards()))
+    return {shard_idx: of_shard.errors for shard_idx, of_shard in counts.items()}
 
 
 def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str], worker_id: str) -> Counter[str]:
@@ -78,7 +73,7 @@ def _mark(paths: RunPaths, shard_idx: int, kinds: Collection[str], worker_id: st
     else:
         for leftover in paths.journals(shard_idx):  # of a worker killed just after it wrote the part
             leftover.unlink(missing_ok=True)
-    tmp = paths.root / f".retry-{paths.number(shard_idx)}.{worker_id}.tmp"
+    tmp = paths.retry_tmp(shard_idx, worker_id)
     tmp.write_text(json.dumps({"kinds": sorted(kinds)}))
     fsync_file(tmp)
     tmp.replace(marker)
@@ -111,20 +106,23 @@ def _refuse_if_alive(run: FoundRun) -> None:
         )
 
 
-def completions_to_stay(paths: RunPaths, shard_idx: int) -> Iterator[Completion]:
+def completions_to_stay(paths: RunPaths, shard_idx: int, columns: Columns) -> Iterator[Completion]:
     """Yield the completions of a part that is marked, without the rows to be done again.
+
+    Args:
+        columns: those of the part that are ours.
 
     Raises:
         JobError: the part cannot be read.
     """
-    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new; or another finished it meanwhile
-        yield from _read(paths.part(shard_idx), _marked_kinds(paths.retry(shard_idx)))
+    with UnlessGone():  # no marker: the shard is new; or another finished it meanwhile
+        yield from _read(paths.part(shard_idx), columns, _marked_kinds(paths.retry(shard_idx)))
 
 
-def _read(part: Path, kinds: Collection[str]) -> Iterator[Completion]:
+def _read(part: Path, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:
+    names = [field.name for field in columns.of_completions]
     try:
         with pq.ParquetFile(part) as file:
-            names = [name for name in COMPLETION_SCHEMA.names if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=1000, columns=names):
                 for values in batch.to_pylist():
                     error = values["error"]

@@ -1,5 +1,6 @@
 """One shard on its way from claimed to final: the rows it still lacks, its journal, and the Parquet file at the end."""
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from job.output.columns import Columns
 from job.output.counts import Counts
-from job.output.files import fsync_dir, fsync_file
+from job.output.files import fsync_dir, fsync_file, is_gone
 from job.output.journal import Journal, JournalReader, completions_to_batch
 from job.output.paths import RunPaths
 from job.output.plan import Plan
@@ -60,7 +61,7 @@ class OpenShard:
         self._kept: dict[int, pa.Table] = {}
         """First row to the kept columns from there on."""
         self._journal = Journal(_unused_journal(paths, shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
-        self._take(completions_to_stay(paths, shard_idx))
+        self._take(completions_to_stay(paths, shard_idx, part_format.columns))
         self.absorb()
 
     @property
@@ -118,15 +119,18 @@ class OpenShard:
 
     def sync_if_due(self) -> None:
         """Let the journal sync if the last time is long enough ago."""
-        self._journal.sync_if_due()
+        with self._unless_finished_by_another():
+            self._journal.sync_if_due()
 
     def sync(self) -> None:
         """Make all that was added durable now."""
-        self._journal.sync()
+        with self._unless_finished_by_another():
+            self._journal.sync()
 
     def close(self) -> None:
         """Leave the shard unfinished; its journal holds all that was added."""
-        self._journal.close()
+        with self._unless_finished_by_another():
+            self._journal.close()
 
     def finish(self) -> None:
         """Write the part, check it, give it its final name, and remove the journals.
@@ -135,20 +139,26 @@ class OpenShard:
         """
         assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are not there"
-        self._journal.close()
+        self.close()
         final, tmp = self._paths.part(self.shard_idx), self._paths.part_tmp(self.shard_idx, self._worker_id)
-        try:
+        with self._unless_finished_by_another():
             self._write(tmp)
             self._verify(tmp)
             fsync_file(tmp)
             tmp.replace(final)
-        except FileNotFoundError:
-            if not final.exists():  # else another worker finished the same shard meanwhile, and removed our file
-                raise
         fsync_dir(final.parent)
         leftovers = self._paths.journals(self.shard_idx) + self._paths.part_tmps(self.shard_idx)
         for leftover in [*leftovers, self._paths.retry(self.shard_idx)]:
             leftover.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _unless_finished_by_another(self) -> Iterator[None]:
+        """Let pass that a file of ours is gone, once there is a part: whoever has written it removes all others."""
+        try:
+            yield
+        except OSError as error:
+            if not (is_gone(error) and self._paths.part(self.shard_idx).exists()):
+                raise
 
     def _write(self, path: Path) -> None:
         schema = self._format.schema

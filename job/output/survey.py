@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from job.output.files import UnlessGone
 from job.output.found import FoundRun
 from job.output.leases import STALE_SECS, WorkerId
 from job.output.many_files import read_many
@@ -102,9 +103,8 @@ def _names(directory: Path, pattern: str) -> Iterator[str]:
 def _parts(paths: RunPaths) -> Iterator[tuple[int, int]]:
     with os.scandir(paths.root) as entries:
         for entry in entries:
-            match = re.fullmatch(r"part-(\d+)\.parquet", entry.name, re.ASCII)
-            if match and int(match[1]) < paths.num_shards and paths.number(int(match[1])) == match[1]:
-                yield int(match[1]), entry.inode()
+            if (shard_idx := paths.shard_of(entry.name)) is not None:
+                yield shard_idx, entry.inode()
 
 
 def _read_leases(paths: RunPaths) -> list[tuple[str, tuple[WorkerId | None, float]]]:
@@ -116,16 +116,16 @@ def _read_leases(paths: RunPaths) -> list[tuple[str, tuple[WorkerId | None, floa
 
 
 def _read_lease(path: str) -> tuple[WorkerId | None, float] | None:
-    try:
-        fd = os.open(path, os.O_RDONLY)  # opened first: over NFS, that makes the client ask for the time anew
-    except FileNotFoundError:
-        return None  # given back meanwhile
-    except PermissionError:
-        return None, Path(path).stat().st_mtime
-    try:
-        return _parse(os.read(fd, MAX_LEASE_BYTES)), os.fstat(fd).st_mtime
-    finally:
-        os.close(fd)
+    with UnlessGone():  # given back meanwhile
+        try:
+            fd = os.open(path, os.O_RDONLY)  # opened first: over NFS, that makes the client ask for the time anew
+        except PermissionError:
+            return None, Path(path).stat().st_mtime
+        try:
+            return _parse(os.read(fd, MAX_LEASE_BYTES)), os.fstat(fd).st_mtime
+        finally:
+            os.close(fd)
+    return None
 
 
 _parse = functools.lru_cache(maxsize=10_000)(WorkerId.from_json)

@@ -15,9 +15,7 @@ import pyarrow as pa
 from job.errors import JobError
 from job.output.found import FoundRun
 from job.output.part_check import PartProblem, check_part
-
-PART_PATTERN = "part-*.parquet"
-"""What readers of a run's table are told to read."""
+from job.output.paths import PART_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +127,8 @@ def _foreign_parts(run: FoundRun) -> list[Problem]:
     """Find files that readers would take for parts of this run."""
     first, last = run.paths.part(0).name, run.paths.part(run.plan.num_shards - 1).name
     with os.scandir(run.paths.root) as entries:
-        names = sorted(e.name for e in entries if fnmatch(e.name, PART_PATTERN) and not _is_part(run, e.name))
+        found = [entry.name for entry in entries if fnmatch(entry.name, PART_PATTERN)]
+    names = sorted(name for name in found if run.paths.shard_of(name) is None)
     # A name that cannot be printed, or not in one line, is shown as Python would write it.
     shown = [name if name.isprintable() else ascii(name) for name in names]
     return [Problem(name, f"is no part of this run: the plan has {first} to {last}") for name in shown]
-
-
-def _is_part(run: FoundRun, name: str) -> bool:
-    digits = name.removeprefix("part-").removesuffix(".parquet")
-    return digits.isdecimal() and int(digits) < run.plan.num_shards and run.paths.part(int(digits)).name == name
