@@ -40,11 +40,13 @@ class Crew:
         # Of a worker that has just died, its shards may be ours by now: count no row twice.
         others = [f for f in self.others(refresh=refresh) if not set(own.open_shards) & set(f.open_shards)]
         workers = [*others, own]
+        # One of another launch that holds nothing has left, and job retry may have marked its errors to be done again.
+        counted = [f for f in workers if f.launch_id == own.launch_id or f.num_at_work or f.open_shards]
         num_rows = self._num_done_rows + sum(figures.num_open_rows for figures in workers)
         return Position(
             num_rows=min(num_rows, self._plan.num_completions),
             total_rows=self._plan.num_completions,
-            num_errors=sum(figures.num_errors for figures in workers),
+            num_errors=sum(figures.num_errors for figures in counted),
             num_new_rows=sum(figures.num_rows for figures in workers),
             num_tokens=sum(figures.num_tokens for figures in workers),
             num_at_work=sum(figures.num_at_work for figures in workers),

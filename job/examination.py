@@ -16,7 +16,7 @@ from job.data.grammar import compile_grammar, with_texts
 from job.data.openai_batch import open_requests, recognise_requests
 from job.data.opening import OpenDataset, open_dataset
 from job.data.prompts import PromptRenderer
-from job.data.source import Source, read_rows
+from job.data.source import Source, check_columns, read_rows
 from job.data.templates import compile_template, read_template
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer
 from job.engine.model_info import ModelInfo, inspect_model
@@ -85,6 +85,7 @@ def examine(config: RunConfig, device: torch.device, *, needs_weights: bool = Tr
     chat_template = chat_template_of(tokenizer, config.prompt.chat)
     requests = open_requests(config, dataset.source, chat=chat_template is not None)
     renderer = PromptRenderer(config.prompt, chat_template, schema.names, requests)
+    check_columns(dataset.source, renderer.columns)
     _check_prompt_type(config, schema)
     choices = build_choices(config.answer, config.sampling, tokenizer, renderer.suffix)
     max_prompt_tokens = _max_prompt_tokens(config, info, choices)
@@ -92,7 +93,8 @@ def examine(config: RunConfig, device: torch.device, *, needs_weights: bool = Tr
     first_prompt = _first_prompt(config, dataset.source, renderer, tokenization) if choices else None
     notes = notes_on(choices, tokenizer, first_prompt) if choices else ()
     columns = Columns.of(answer=config.answer, output=config.output, sampling=config.sampling)
-    kept = tuple(kept_fields(config.data, schema, columns))
+    kept = tuple(kept_fields(config.data, schema, columns, config.prompt.text_column))
+    check_columns(dataset.source, [field.name for field in kept])
     num_rows = dataset.source.num_rows if config.data.limit is None else min(config.data.limit, dataset.source.num_rows)
     plan = Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard, num_samples=config.sampling.num_samples)
     return Examined(

@@ -15,22 +15,31 @@ def named_columns(config: DataConfig) -> list[str]:
     return list(dict.fromkeys([*ids, *config.keep_columns]))
 
 
-def kept_fields(config: DataConfig, schema: pa.Schema, columns: Columns) -> list[pa.Field]:
+def kept_fields(
+    config: DataConfig, schema: pa.Schema, columns: Columns, prompt_column: str | None = None
+) -> list[pa.Field]:
     """Return the kept columns, the id first.
+
+    Args:
+        prompt_column: whose text the prompt is. ``*`` leaves it out if the output has a column of its name, the prompt.
 
     Raises:
         UsageError: one does not exist, or has the name of a column of ours.
     """
     names = named_columns(config)
-    if "*" in names:
-        names = list(dict.fromkeys([*(name for name in names if name != "*"), *schema.names]))
+    is_all = "*" in names
+    if is_all:
+        there = {prompt_column} & columns.names
+        others = [name for name in schema.names if name not in there]
+        names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))
     for name in names:
         option = "--id-column" if name == config.id_column else "--keep-columns"
         if name not in schema.names:
             raise UsageError(f"{option}: the dataset has no column {name!r}. Columns: {', '.join(schema.names)}.")
         if name in columns.names:
-            hint = "--no-include-prompt, or " if name == "prompt" else ""
-            raise UsageError(f"{option} {name!r}: the output has a column of that name. Use {hint}another column.")
+            advice = "Name the columns to keep, instead of '*'" if is_all else "Keep another column"
+            choice = ", or give --no-include-prompt" if name == "prompt" else ""
+            raise UsageError(f"{option} {name!r}: the output has a column of that name. {advice}{choice}.")
     return [schema.field(name) for name in names]
 
 

@@ -62,5 +62,5 @@ def _claim(paths: RunPaths, manifest: Manifest, worker: WorkerId) -> Manifest:
         paths.check_writable(str(worker))
         return found
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = "it is a file" if paths.root.is_file() else error.strerror or str(error)
         raise UsageError(f"--output {paths.root} cannot be written: {reason}. Use another directory.") from None

@@ -95,7 +95,6 @@ def test_a_file_gives_one_choice_per_line(tmp_path: Path) -> None:
         (["yes", ""], "number 2 is ''"),
         (["yes", "  "], "number 2 is '  '"),
         (["yes"], "'yes' is alone and no file"),
-        (["yes", "\ud800"], "is not Unicode"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(values: Sequence[str], message: str) -> None:

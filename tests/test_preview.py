@@ -13,7 +13,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from job.data.choices import Choices, border_note, choice_token_ids
-from job.data.source import ParquetSource, StreamSource
+from job.data.parquet import ParquetSource
+from job.data.source import StreamSource
 from job.engine.kv_size import kv_bytes_per_token
 from job.observe.histogram import Histogram
 from job.preview import sample_rows

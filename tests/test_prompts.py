@@ -9,7 +9,7 @@ import pytest
 
 from job.config import PromptConfig
 from job.data.prompts import ChatTemplate, PromptRenderer, find_content
-from job.data.templates import read_template, template_columns
+from job.data.templates import compile_template, read_template, template_columns
 from job.data.tokenization import chat_template_of
 from job.errors import UsageError
 from job.records import Prompt, Row, RowError
@@ -193,6 +193,19 @@ def test_null_messages_are_a_row_error(chat: ChatTemplate) -> None:
     assert error_of({"m": None}, chat, messages_column="m") == "null_prompt: column 'm' is null"
 
 
+def test_parts_of_text_are_joined_and_other_parts_are_a_row_error(chat: ChatTemplate) -> None:
+    """Parts came into the prompt as Python writes a list of dicts."""
+    parts: list[Any] = [{"type": "text", "text": "one", "image_url": None}, "two"]
+    prompt = render({"m": [{"role": "user", "content": parts}]}, chat, messages_column="m")
+    assert prompt.text == "<user>one\ntwo<eos><assistant>"
+    assert prompt.text[slice(*prompt.content_span or ())] == "one\ntwo"
+    for part, kind in (({"type": "image_url"}, "image_url"), ({"type": "text"}, "text"), (5, "number")):
+        error = error_of({"m": [{"role": "user", "content": [*parts, part]}]}, chat, messages_column="m")
+        assert error == f"unsupported_content: column 'm' has a part of type {kind}; this run reads text"
+    error = error_of({"m": [{"role": "user", "content": 5}]}, chat, messages_column="m")
+    assert error.startswith("unsupported_content: column 'm' has a part of type number")
+
+
 @pytest.mark.parametrize(
     ("template", "detail"),
     [
@@ -203,6 +216,82 @@ def test_null_messages_are_a_row_error(chat: ChatTemplate) -> None:
 )
 def test_a_template_that_fails_is_a_row_error(template: str, detail: str) -> None:
     assert error_of({"x": 1}, prompt_template=template).startswith(f"template_error: {detail}")
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ d.keys }}", "keys"),
+        ("{{ 'é' ~ d.keys }}", "keys"),
+        ("{{ d.keys | upper }}", "keys"),
+        ("{{ text.title }}", "title"),
+        ("{{ text['title'] }}", "title"),
+    ],
+)
+def test_a_method_is_never_written_into_a_prompt(template: str, name: str) -> None:
+    """Prompts read <built-in method items of dict object at 0x7f...>, another one in each run."""
+    values = {"d": {"items": [1]}, "text": "a"}
+    assert error_of(values, prompt_template=template) == (
+        f"template_error: ValueError: {name!r} is a function here, and no value; there is no key of that name"
+    )
+
+
+def test_what_has_not_been_read_yet_is_never_written_into_a_prompt() -> None:
+    """Prompts read <generator object sync_do_map at 0x7f...>."""
+    assert error_of({"x": ["a"]}, prompt_template="{{ x | map('upper') }}").startswith(
+        "template_error: ValueError: a generator has no text; write {{ ... | list }} or {{ ... | join }}"
+    )
+    assert render({"x": ["a"]}, prompt_template="{{ x | map('upper') | list }}").text == "['A']"
+
+
+def test_a_key_comes_before_the_method_of_its_name() -> None:
+    """A column's key ``items`` could not be reached with a dot: the method was printed."""
+    values = {"d": {"items": 3, "a": 1}, "e": {"b": 2}}
+    template = "{{ d.items }} {{ d.a }} {% for k, v in e.items() %}{{ k }}{{ v }}{% endfor %} {{ d | items | list }}"
+    assert render(values, prompt_template=template).text == "3 1 b2 [('items', 3), ('a', 1)]"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ x }}",
+        "{{ 'a' ~ x }}",
+        "{{ '%s' | format(x) }}",
+        "{{ x | upper }}",
+        "{{ ['a', x] | join }}",
+        "{{ [{'k': x}] | join('', attribute='k') }}",
+    ],
+)
+def test_a_null_that_becomes_text_is_a_row_error(template: str) -> None:
+    """Models read None where a text was missing."""
+    detail = "a null value; write {{ column or '' }} if it may be missing"
+    assert error_of({"x": None}, prompt_template=template) == f"template_error: ValueError: {detail}"
+    assert "y" in (render({"x": "y"}, prompt_template=template).text or "").lower()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ x | random }}", "line 1: 'random' draws at random: a restart would give other prompts. Leave it out."),
+        ("{% if x %}\n{{ x | random }}{% endif %}", "line 2: 'random' draws at random"),
+        ("{{ lipsum(n=1) }}", "line 1: 'lipsum' draws at random"),
+        ("\n{% include 'x' %}", "line 2: A template cannot take in another file. Put its text in this place."),
+        ("{% import 'x' as y %}", "line 1: A template cannot take in another file"),
+        ("{% from 'x' import y %}", "line 1: A template cannot take in another file"),
+        ("{% extends 'x' %}", "line 1: A template cannot take in another file"),
+    ],
+)
+def test_what_a_prompt_cannot_be_made_of_is_refused_at_the_start(template: str, reason: str) -> None:
+    """Two runs had different prompts by ``random``; with ``include``, every row was an error."""
+    with pytest.raises(UsageError, match=re.escape(f"--prompt-template, {reason}")):
+        compile_template(template)
+    assert render({"lipsum": "a column"}, prompt_template="{{ lipsum }}").text == "a column"
+
+
+def test_constants_that_cannot_be_joined_are_refused_at_the_start() -> None:
+    """Jinja2 joins constants when it compiles: it was a traceback."""
+    with pytest.raises(UsageError, match=r"^--prompt-template: 'dict object' has no attribute 'x'\.$"):
+        template_columns("{{ 'a' ~ {}.x }}")
 
 
 def test_a_template_that_gives_nothing_is_a_row_error() -> None:
@@ -275,7 +364,6 @@ def test_what_needs_a_chat_template_is_refused_without_one(options: dict[str, st
         ("<user><eos>", "", None),
         ("<user>one<user>two<assistant>three", MESSAGES[:1], (6, 9)),
         ("<system>only", [{"role": "system", "content": "only"}], None),
-        ("<user>text", [{"role": "user", "content": [{"type": "text", "text": "text"}]}], None),
     ],
 )
 def test_the_content_is_found_where_it_stands(text: str, content: Any, span: tuple[int, int] | None) -> None:

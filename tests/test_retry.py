@@ -159,11 +159,20 @@ def test_a_kind_that_there_is_not_names_those_that_there_are(
     assert "engine_error (3)" in line and "null_prompt (3)" in line
 
 
+def test_errors_done_again_are_counted_once(run_job: RunJob, args: list[Any], failed: None, tmp_path: Path) -> None:
+    """Those that the worker before had seen were counted, too, as long as its figures were fresh."""
+    assert run_job("retry", tmp_path / "out").exit_code == 0
+    result = run_job(*args)
+    assert result.exit_code == 0
+    assert "rows 30/30 (100.0%)  errors 3 " in result.stderr
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is no run directory: it has no manifest.json"),
+        (lambda path: path.touch(), "is no run directory: it is no directory"),
         (lambda path: (path.mkdir(), (path / "manifest.json").write_text("{}")), "is not a manifest"),
         (
             lambda path: (path.mkdir(), (path / "manifest.json").write_text(json.dumps(STRANGE))),

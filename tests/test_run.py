@@ -675,7 +675,7 @@ def test_a_parquet_file_that_lost_rows_ends_the_run(
     run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A regression: the shard could never become complete, and the run went round for ever."""
-    from job.data.source import ParquetSource
+    from job.data.parquet import ParquetSource
 
     pq.write_table(pa.table({"prompt": ["a"] * 100}), tmp_path / "d.parquet")
     read = ParquetSource.read
@@ -722,12 +722,11 @@ def test_an_output_that_cannot_be_written_is_refused(
 ) -> None:
     """A file in the way: root ignores permissions, so they are no test here."""
     (tmp_path / "file").write_text("in the way")
-    result = run_job(
-        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions],
-        *["--output", tmp_path / "file/out"],
-    )
-    assert result.exit_code == 2
-    assert "cannot be written: Not a directory" in result.stderr
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions]
+    for name, reason in (("file/out", "Not a directory"), ("file", "it is a file")):
+        result = run_job(*args, "--output", tmp_path / name)
+        assert result.exit_code == 2
+        assert f"cannot be written: {reason}" in result.stderr
 
 
 def test_a_config_file_gives_options_and_the_command_line_wins(
@@ -836,3 +835,63 @@ def test_equal_prompts_beyond_what_may_be_pending_all_come_out(
     assert result.exit_code == 0, result.stderr
     table = read_output(tmp_path / "out")
     assert table["row_idx"].to_pylist() == list(range(600)) and len(set(table["completion"].to_pylist())) == 1
+
+
+def test_text_that_is_no_utf_8_is_an_error_of_its_row(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """As a prompt it was a traceback for ever. Kept, the run ended well, and ``job verify`` said to do it again for
+    ever.
+    """
+    raw = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
+    latin_1 = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "text": latin_1}), tmp_path / "d.parquet")
+    for number, options in enumerate((["--prompt-column", "text"], ["--keep-columns", "text"])):
+        output = tmp_path / f"out{number}"
+        args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "d.parquet"]
+        assert run_job(*args, "--output", output, "--max-error-rate", 1, *options).exit_code == 0
+        preview = run_job("preview", *args[1:], "--output", output, *options, "--json")
+        assert '"invalid_unicode"' in preview.stdout
+        table = read_output(output)
+        table.validate(full=True)
+        errors = table["error"].to_pylist()
+        assert errors[0] is errors[2] is None and errors[1].startswith("invalid_unicode: column 'text'")
+        assert run_job("verify", output).exit_code == 0
+    assert table["text"].to_pylist() == ["good", "caf\ufffd", "fine"]
+    assert table["completion"].to_pylist() == ["a", None, "c"]
+
+
+def test_files_that_differ_in_a_needed_column_are_refused_before_the_model_is_loaded(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """The footers tell."""
+    for number, value in enumerate([1, "two"]):
+        pq.write_table(pa.table({"prompt": ["a"], "x": [value]}), tmp_path / f"{number}.parquet")
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "*.parquet"]
+    assert run_job(*args, "--output", tmp_path / "out").exit_code == 0
+    for options in (["--keep-columns", "x"], ["--prompt-template", "{{ x }}"]):
+        result = run_job(*args, "--output", tmp_path / "refused", *options)
+        assert result.exit_code == 2
+        assert "1.parquet: column 'x' is string, but int64 in " in result.stderr
+    assert not (tmp_path / "refused").exists()
+
+
+def test_keeping_all_columns_leaves_out_the_prompt_that_the_output_has_anyway(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """With the default prompt column it was always refused."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "error": "mine", "text": "t"}])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--keep-columns", "*"]
+    result = run_job(*args, "--output", tmp_path / "refused")
+    assert result.exit_code == 2
+    expected = "--keep-columns 'error': the output has a column of that name. Name the columns to keep, instead of '*'."
+    assert expected in result.stderr
+    write_jsonl(data, [{"prompt": "p", "x": 1, "text": "t"}])
+    for name, options, kept in (
+        ("a", (), ["x", "text", "prompt"]),
+        ("b", ("--no-include-prompt",), ["prompt", "x", "text"]),
+        ("c", ("--prompt-column", "text", "--no-include-prompt"), ["prompt", "x", "text"]),
+    ):
+        assert run_job(*args, *options, "--output", tmp_path / name).exit_code == 0
+        assert read_output(tmp_path / name).column_names[2:5] == kept
+    refused = run_job(*args, "--prompt-column", "text", "--output", tmp_path / "d")  # another text than the prompt
+    assert refused.exit_code == 2
+    assert "instead of '*', or give --no-include-prompt." in refused.stderr

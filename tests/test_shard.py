@@ -186,6 +186,31 @@ def test_row_groups_are_small_and_columns_in_step_across_them(paths: RunPaths) -
     assert table["id"].to_pylist() == [f"id{idx}" for idx in table["row_idx"].to_pylist()]
 
 
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_row_groups_end_before_they_are_large(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, num_samples: int
+) -> None:
+    """With over 2 GiB in a thousand rows all was computed, and then no part could be written: offsets overflowed."""
+    plan = Plan(num_rows=10, rows_per_shard=10, num_samples=num_samples)
+    schema = pa.schema([("big", pa.binary()), ("word", pa.dictionary(pa.int32(), pa.string()))])
+    sizes = [10, 10, 900, 10, 400, 400, 10, 10, 10, 10]
+    values = [{"big": bytes([idx]) * size, "word": "same" * 1000} for idx, size in enumerate(sizes)]
+    monkeypatch.setattr("job.output.shard.BYTES_PER_GROUP", 800 * num_samples)
+    opened = OpenShard(0, plan, paths, part_format(schema), "worker")
+    for row_idx, sample_idx in plan.keys(0):
+        opened.add(completion(row_idx, sample_idx=sample_idx))
+    rows = [Row(row_idx=idx, values={}) for idx in range(10)]
+    for first, last in ((0, 3), (3, 10)):
+        opened.keep(RowBlock(rows=rows[first:last], kept=pa.Table.from_pylist(values[first:last], schema)))
+    opened.finish()
+    table = pq.read_table(paths.part(0))
+    assert table["big"].to_pylist() == [v["big"] for v in values for _ in range(num_samples)]
+    assert table["word"].to_pylist() == ["same" * 1000] * 10 * num_samples
+    footer = pq.read_metadata(paths.part(0))
+    groups = [footer.row_group(idx).num_rows // num_samples for idx in range(footer.num_row_groups)]
+    assert groups == [2, 1, 2, 5]
+
+
 def test_a_shard_goes_on_where_several_journals_end(paths: RunPaths) -> None:
     leave_journal(paths, "a", completion(0, "a"), completion(3, "a"))
     leave_journal(paths, "b", completion(3, "b"), completion(7, "b"))
@@ -298,10 +323,13 @@ def test_a_journal_that_went_with_its_shard_is_no_failure(
 
 def test_only_what_nobody_can_be_writing_is_swept(paths: RunPaths) -> None:
     """At the end of a run: what processes were about to rename or remove when they were killed stayed for ever."""
-    at_once = [paths.part_tmp(0, "w"), paths.card_tmp("w"), paths.journal(0, "w"), paths.lease(0), paths.lease(0, 7)]
+    at_once = [
+        *[paths.part_tmp(0, "w"), paths.card_tmp("w"), paths.journal(0, "w")],
+        *[paths.lease(0), paths.lease(0, 7), paths.clock("w")],
+    ]
     once_old = [
         *[paths.retry_tmp(0, "w"), paths.root / ".manifest.json.w.tmp", paths.root / ".probe-w"],
-        *[paths.clock("w"), paths.lease_aside(paths.lease(0), "w"), paths.metrics_dir / ".probe-w"],
+        *[paths.lease_aside(paths.lease(0), "w"), paths.metrics_dir / ".probe-w"],
     ]
     stays = [paths.metrics("w"), paths.root / ".gitattributes", paths.root / "manifest.json"]
     for path in [*at_once, *once_old, *stays]:

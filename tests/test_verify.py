@@ -445,7 +445,7 @@ def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_pat
             "does not say how the run is cut",
         ),
     }
-    expected = {"missing": "it does not exist", "file": "Not a directory", "empty": "it has no manifest.json"}
+    expected = {"missing": "it does not exist", "file": "it is no directory", "empty": "it has no manifest.json"}
     for name, (text, message) in manifests.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))

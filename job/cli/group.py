@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -13,8 +14,8 @@ from job.cli.retry import retry
 from job.cli.run import run
 from job.cli.status import status
 from job.cli.verify import verify
-from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed
-from job.launch import is_first_process
+from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
+from job.launch import is_first_process, told_once
 
 
 class JobGroup(click.Group):
@@ -23,6 +24,8 @@ class JobGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
+            with told_once(os.environ):
+                check_text(ctx.args)
             return super().invoke(ctx)
         except click.UsageError as error:
             if is_first_process(os.environ):  # all processes of a launch were given the same wrong option: one tells
@@ -34,6 +37,20 @@ class JobGroup(click.Group):
         except JobError as error:
             click.echo(f"job: {error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def check_text(args: Sequence[str]) -> None:
+    """Refuse arguments that are no text: the manifest could not hold them, and no tokenizer could read them.
+
+    Raises:
+        UsageError: one of them has bytes that are not UTF-8, which Python hands on as lone surrogates.
+    """
+    for before, arg in zip(["", *args], args, strict=False):
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            where = f" after {before}" if before.startswith("--") else ""
+            raise UsageError(f"The argument{where} is not UTF-8 text: {shorten(os.fsencode(arg))}.") from None
 
 
 @click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -31,8 +31,11 @@ Section = type[ModelConfig | DataConfig | PromptConfig | SamplingParams | Answer
 
 
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept ``--x a,b`` for ``--x a --x b``."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+    """Accept ``--x a,b`` for ``--x a --x b``. A value that names nothing is refused: it would stand for everything."""
+    parts = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+    if values and not parts:
+        raise click.BadParameter(f"{values[0]!r} names nothing. Name one, or leave the option out.", ctx, param)
+    return parts
 
 
 class Size(click.ParamType[int]):

@@ -132,10 +132,6 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
         if text.strip() in seen:
             raise UsageError(f"--choices: {text!r} is given twice. Leave one out.")
         seen.add(text.strip())
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"--choices: number {idx + 1}, {text!r}, is not Unicode text.") from None
     if len(texts) < 2:
         raise UsageError(f"--choices: {len(texts)} is given. Give at least two, or a file with one per line.")
     return texts

@@ -5,7 +5,7 @@ The files are scanned once for line ends (about as fast as the disk reads); afte
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,11 @@ SAMPLE_ROWS = 1000
 """Columns are those that occur in the first rows; types are looked up only where columns are kept."""
 
 SCAN_BYTES = 16 << 20
+
+MAX_DEPTH = 16
+"""Lists and objects nested deeper are kept as JSON text: Parquet has a limit, and duckdb takes twice as long for each
+level.
+"""
 
 WHITE_SPACE = np.frombuffer(b" \t\r\v\f", np.uint8)
 
@@ -90,6 +95,8 @@ def _stride_starts(file: BinaryIO, keeps_blank: bool) -> Iterator[int]:
 
 class LinesSource:
     """JSON lines (an object per line) or text (a column ``text``)."""
+
+    problems: Mapping[str, str] = {}
 
     def __init__(self, files: Sequence[str], *, is_json: bool, limit: int | None = None) -> None:
         """Index the files and look at the first rows for the columns' names.
@@ -158,6 +165,9 @@ class LinesSource:
         if not isinstance(value, dict):
             detail = f"{where}: a line must be a JSON object, this is a {type(value).__name__}"
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", detail))
+        if (key := _key_that_is_no_text(value)) is not None:
+            detail = f"{where}: the key {key!a} holds half a character, which no column's name can"
+            return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", detail))
         return Row(row_idx=row_idx, values=value)
 
     def _infer(self, columns: Sequence[str], num_rows: int) -> pa.Schema:
@@ -198,6 +208,15 @@ def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
         raise JobError(f"{index.path}: {error.strerror}. The same command continues once it is back.") from None
 
 
+def _key_that_is_no_text(keys: Iterable[str]) -> str | None:
+    """Return a key with a lone surrogate, if there is one."""
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        return next(key for key in keys if not key.isascii() and key.encode(errors="ignore").decode() != key)
+    return None
+
+
 def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
     """Return a type for the values that also holds those seen before; string (of JSON) if there is none."""
     try:
@@ -212,14 +231,16 @@ def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
     return merged if merged == found or _convert(values, merged) is not None else pa.string()
 
 
-def _is_storable(data_type: pa.DataType) -> bool:
-    """Whether Parquet and its readers can hold a type: not nulls only, nor objects that are always empty."""
-    if pa.types.is_null(data_type):
+def _is_storable(data_type: pa.DataType, depth: int = 0) -> bool:
+    """Whether Parquet and its readers can hold a type: not nulls only, nor objects that are always empty, nor nested
+    too deeply.
+    """
+    if pa.types.is_null(data_type) or depth > MAX_DEPTH:
         return False
     inner = [data_type.field(idx).type for idx in range(data_type.num_fields)]
     if pa.types.is_struct(data_type) and not inner:
         return False
-    return all(pa.types.is_null(t) or _is_storable(t) for t in inner)
+    return all(pa.types.is_null(t) or _is_storable(t, depth + 1) for t in inner)
 
 
 def _convert(values: list[Any], data_type: pa.DataType) -> pa.Array | None:

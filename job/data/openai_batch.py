@@ -127,7 +127,7 @@ class Requests:
             raise RowRejected("unsupported_parameter", f"{name} is {_show(value)}")
         for name, field, value in self._different(body):
             raise RowRejected("parameter_mismatch", f"{name} is {_show(value)}, the run's is {self._own(field)}")
-        return _messages(body) if self._url == CHAT_URL else _text(body)
+        return parse_messages(body.get("messages"), "body.messages") if self._url == CHAT_URL else _text(body)
 
     def check_first(self, source: Source) -> None:
         """Compare the first request with the run: if it differs, most of them will.
@@ -226,29 +226,6 @@ def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             value = 0
         if value is not None and not (name == "stop" and not value):
             yield name, value
-
-
-def _messages(body: Mapping[str, Any]) -> Content:
-    return [_with_text(message) for message in parse_messages(body.get("messages"), "body.messages")]
-
-
-def _with_text(message: dict[str, Any]) -> dict[str, Any]:
-    """Join a message's parts of text, as vLLM does: few chat templates know of parts.
-
-    Raises:
-        RowRejected: a part is an image or the like.
-    """
-    parts = message.get("content")
-    if not isinstance(parts, list):
-        return message
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise RowRejected("unsupported_content", f"body.messages has a part of type {kind}; this run reads text")
-        texts.append(text)
-    return message | {"content": "\n".join(texts)}
 
 
 def _text(body: Mapping[str, Any]) -> str:

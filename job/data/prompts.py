@@ -212,7 +212,7 @@ def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int]
     (7, 13)
     """
     if not isinstance(content, str):
-        from_user = [m["content"] for m in content if m["role"] == "user" and isinstance(m.get("content"), str)]
+        from_user = [m["content"] for m in content if m["role"] == "user" and "content" in m]
         content = from_user[-1] if from_user else ""
     for wanted in (content, content.strip()):  # many chat templates strip
         found = text.rfind(wanted, start)
@@ -225,7 +225,7 @@ def parse_messages(value: Any, where: str) -> Messages:
     """Check a list of messages, given as such or as JSON text, and drop keys that are null (Arrow fills them in).
 
     Raises:
-        RowRejected: it is not a list of {role, content}.
+        RowRejected: it is not a list of {role, content}, or a content is no text.
     """
     if isinstance(value, str):
         try:
@@ -240,8 +240,27 @@ def parse_messages(value: Any, where: str) -> Messages:
             raise RowRejected("invalid_messages", f"{where}, message {idx} has no role: {shorten(message)}")
         if message.get("content") is None and not message.get("tool_calls"):
             raise RowRejected("invalid_messages", f"{where}, message {idx} has no content")
-        messages.append({key: item for key, item in message.items() if item is not None})
+        known = {key: item for key, item in message.items() if item is not None}
+        if "content" in known:
+            known["content"] = _content_text(known["content"], where)
+        messages.append(known)
     return messages
+
+
+def _content_text(content: Any, where: str) -> str:
+    """Return a message's text, its parts joined as vLLM does: few chat templates know of parts.
+
+    Raises:
+        RowRejected: it is no text, or a part is an image or the like.
+    """
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else TYPE_NAMES.get(type(part), type(part).__name__)
+            raise RowRejected("unsupported_content", f"{where} has a part of type {kind}; this run reads text")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def _not_empty(text: str, where: str) -> str:

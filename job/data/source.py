@@ -11,19 +11,31 @@
 they are combined (huggingface/datasets#8079, #8568). Rows are addressed by their index in the split alone.
 """
 
-import bisect
-from collections.abc import Iterator, Sequence
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from job.arrow_types import readable
+from job.data.broken_text import mend_text
 from job.errors import JobError, UsageError, first_line
 from job.json_columns import to_rows
-from job.records import Row, RowBlock
+from job.records import Row, RowBlock, RowError
 
 BLOCK_ROWS = 256
 """Rows that travel together. Bounds what one read keeps in memory."""
+
+
+TORN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+"""What reading a compressed file raises that ends too early or is damaged."""
+
+
+NO_PYTHON_VALUE = (ArithmeticError, ValueError, TypeError, RecursionError, pa.ArrowException)
+"""What pyarrow raises on a value that Python cannot have."""
 
 
 class Source(Protocol):
@@ -37,6 +49,10 @@ class Source(Protocol):
     def schema(self) -> pa.Schema:
         """Columns with their Arrow types. Metadata holds HuggingFace's ``features`` where there are any."""
 
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Columns that cannot be read, because files differ in them: what is wrong, and what to do."""
+
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Yield rows ``start`` to ``stop``, in order; fewer if there are fewer.
 
@@ -49,6 +65,17 @@ class Source(Protocol):
         """
 
 
+def check_columns(source: Source, columns: Iterable[str]) -> None:
+    """Look whether columns can be read, as far as it can be known without reading.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    for name in columns:
+        if name in source.problems:
+            raise UsageError(source.problems[name])
+
+
 def read_rows(
     source: Source, name: str, rows: range, columns: Sequence[str], kept: Sequence[str]
 ) -> Iterator[RowBlock]:
@@ -58,17 +85,24 @@ def read_rows(
         name: of the dataset, as the user gave it.
 
     Raises:
+        UsageError: see ``check_columns``.
         JobError: the data cannot be read any more, or is not what it was.
     """
+    check_columns(source, union(columns, kept))
     num_rows = 0
     try:
         for block in source.read(rows.start, rows.stop, columns, kept):
             num_rows += len(block.rows)
             yield block
-    except (OSError, pa.ArrowException) as error:
+    except (*TORN, OSError) as error:
         raise JobError(
             f"--dataset {name} cannot be read any more: {first_line(error)}. What is finished is safe; "
             "the same command continues once the data is back."
+        ) from error
+    except pa.ArrowException as error:
+        raise JobError(
+            f"--dataset {name} cannot be read: {first_line(error)}. What is finished is safe, but the same command "
+            "stops here again until the data is mended."
         ) from error
     if num_rows != len(rows):
         raise JobError(
@@ -79,110 +113,82 @@ def read_rows(
 
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
     """Turn an Arrow table whose first row is row ``start`` of the dataset into a block."""
-    values = to_rows(table.select(list(columns))) if columns else [{}] * len(table)
-    rows = [Row(row_idx=start + offset, values=value) for offset, value in enumerate(values)]
-    return RowBlock(rows=rows, kept=table.select(list(kept)))
+    wanted = table.select(list(columns))
+    rows = _to_rows(wanted, start) if columns else [Row(row_idx=start + idx, values={}) for idx in range(len(table))]
+    sound, errors = mend_text(table.select(list(kept)))
+    for offset, error in errors.items():
+        rows[offset] = replace(rows[offset], error=rows[offset].error or error)
+    return RowBlock(rows=rows, kept=sound)
 
 
-def _union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:
+def _to_rows(table: pa.Table, start: int) -> list[Row]:
+    """Turn a table into rows. What Arrow can hold and Python cannot becomes an error of its row: a timestamp of the
+    year 290,000, a string whose bytes are no UTF-8.
+    """
+    try:
+        return [Row(row_idx=start + offset, values=values) for offset, values in enumerate(_to_python(table))]
+    except NO_PYTHON_VALUE:
+        if len(table) == 1:
+            return [Row(row_idx=start, values={}, error=_why(table))]
+    half = len(table) // 2
+    return _to_rows(table.slice(0, half), start) + _to_rows(table.slice(half), start + half)
+
+
+def _to_python(table: pa.Table) -> list[dict[str, Any]]:
+    rows = to_rows(table)
+    table.validate(full=True)  # Python takes duckdb's 24:00:00 for 00:00:00 without a word
+    return rows
+
+
+def _why(row: pa.Table) -> RowError:
+    """Return which column of a row has no value in Python."""
+    for name in row.column_names:
+        try:
+            _to_python(row.select([name]))
+        except UnicodeDecodeError as error:
+            return RowError("invalid_unicode", f"column {name!r}: {error}")
+        except NO_PYTHON_VALUE as error:
+            return RowError("invalid_value", f"column {name!r}, {row.schema.field(name).type}: {first_line(error)}")
+    raise AssertionError("each column alone can be read")
+
+
+def union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Return the columns that must be read."""
     return list(dict.fromkeys([*columns, *kept]))
+
+
+def readable_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the columns with the types in which they can be kept."""
+    return pa.schema([field.with_type(readable(field.type)) for field in schema], metadata=schema.metadata)
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give columns their types in the schema."""
+    for idx, name in enumerate(table.column_names):
+        field = schema.field(name)
+        if table.schema.field(idx).type != field.type:
+            table = table.set_column(idx, field, table.column(idx).cast(field.type))
+    return table
 
 
 class TableSource:
     """A map-style ``datasets.Dataset``: memory-mapped Arrow."""
 
+    problems: Mapping[str, str] = {}
+
     def __init__(self, dataset: Any) -> None:
         """Wrap it; nothing is read."""
         self._dataset = dataset.with_format("arrow")
         self.num_rows = len(dataset)
-        self.schema = dataset.features.arrow_schema
+        self.schema = readable_schema(dataset.features.arrow_schema)
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Slice the table."""
-        wanted = _union(columns, kept) or self.schema.names[:1]  # a table of no columns has no length
+        wanted = union(columns, kept) or self.schema.names[:1]  # a table of no columns has no length
         dataset = self._dataset.select_columns(wanted)
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
-            yield table_to_block(dataset[first:last], first, columns, kept)
-
-
-class ParquetSource:
-    """Parquet files, read in place: only the row groups and the columns that are needed."""
-
-    def __init__(self, files: Sequence[str]) -> None:
-        """Read the footers.
-
-        Raises:
-            OSError, pyarrow.ArrowInvalid: a file is missing or no Parquet file.
-            UsageError: a file lacks a column that the first one has.
-        """
-        self._files = list(files)
-        self.schema = self._open(self._files[0]).schema_arrow
-        footers = [self._footer(file) for file in self._files]
-        # (first row, file, row group), ascending: the index that makes row n reachable.
-        self._groups: list[tuple[int, int, int]] = []
-        self.num_rows = 0
-        for file_idx, footer in enumerate(footers):
-            for group_idx in range(footer.num_row_groups):
-                self._groups.append((self.num_rows, file_idx, group_idx))
-                self.num_rows += footer.row_group(group_idx).num_rows
-
-    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Decode from the row group that holds ``start`` up to ``stop``."""
-        wanted = _union(columns, kept)
-        schema = pa.schema([self.schema.field(name) for name in wanted])
-        first_group = max(0, bisect.bisect_right(self._groups, (start, len(self._files), 0)) - 1)
-        for group_start, file_idx, group_idx in self._groups[first_group:]:
-            if group_start >= stop:
-                break
-            yield from self._read_group(group_start, file_idx, group_idx, range(start, stop), schema, columns, kept)
-
-    def _read_group(
-        self,
-        group_start: int,
-        file_idx: int,
-        group_idx: int,
-        rows: range,
-        schema: pa.Schema,
-        columns: Sequence[str],
-        kept: Sequence[str],
-    ) -> Iterator[RowBlock]:
-        position = group_start
-        file = self._open(self._files[file_idx])
-        names = schema.names or [file.schema_arrow.names[0]]  # a batch of no columns has no length
-        for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group_idx], columns=names):
-            skip, end = max(0, rows.start - position), min(len(batch), rows.stop - position)
-            if skip < end:
-                table = pa.Table.from_batches([batch]).slice(skip, end - skip)
-                if schema.names:
-                    table = self._cast(table.select(schema.names), schema, self._files[file_idx])
-                yield table_to_block(table, position + skip, columns, kept)
-            position += len(batch)
-            if position >= rows.stop:
-                return
-
-    def _footer(self, file: str) -> pq.FileMetaData:
-        opened = self._open(file)
-        missing = [name for name in self.schema.names if name not in opened.schema_arrow.names]
-        if missing:
-            raise UsageError(
-                f"{file} has no column {missing[0]!r}, but {self._files[0]} has. Give files with the same columns."
-            )
-        return opened.metadata
-
-    def _cast(self, table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
-        """Give the rows of any file the types of the first one."""
-        try:
-            return table.cast(schema)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise JobError(f"{file} does not have the column types of {self._files[0]}: {first_line(error)}.") from None
-
-    def _open(self, file: str) -> pq.ParquetFile:
-        if "://" not in file:
-            return pq.ParquetFile(file, memory_map=True)
-        import fsspec
-
-        return pq.ParquetFile(fsspec.open(file).open())
+            yield table_to_block(_conform(dataset[first:last], self.schema), first, columns, kept)
 
 
 class StreamSource:
@@ -192,6 +198,8 @@ class StreamSource:
     decodes the dataset once.
     """
 
+    problems: Mapping[str, str] = {}
+
     def __init__(self, dataset: Any, num_rows: int, schema: pa.Schema) -> None:
         """Wrap it.
 
@@ -199,9 +207,9 @@ class StreamSource:
             num_rows: as ``count_rows`` or the dataset's card says.
         """
         self._dataset = dataset.with_format("arrow")
-        self.num_rows, self.schema = num_rows, schema
+        self.num_rows, self.schema = num_rows, readable_schema(schema)
         self._tables: Iterator[pa.Table] = iter(())
-        self._table, self._start = schema.empty_table(), 0
+        self._table, self._start = self.schema.empty_table(), 0
         """The table decoded last, and which row of the split is its first."""
         self._restart()
 
@@ -230,11 +238,15 @@ class StreamSource:
         self._tables = iter(self._dataset.iter(batch_size=1000))
 
 
-def count_rows(dataset: Any, limit: int | None) -> int:
-    """Count the rows of an iterable dataset by decoding it; up to ``limit``."""
+def count_rows(dataset: Any, schema: pa.Schema, limit: int | None) -> int:
+    """Count the rows of an iterable dataset by decoding it; up to ``limit``.
+
+    Raises:
+        pyarrow.ArrowException: some of them do not fit the schema.
+    """
     num_rows = 0
     for table in dataset.with_format("arrow").iter(batch_size=1000):
-        num_rows += len(table)
+        num_rows += len(table.cast(schema))
         if limit is not None and num_rows >= limit:
             return limit
     return num_rows

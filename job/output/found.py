@@ -26,6 +26,8 @@ def find_run(root: Path) -> FoundRun:
     """
     try:
         manifest = read_manifest(root)
+    except NotADirectoryError:
+        raise UsageError(f"{root} is no run directory: it is no directory. Name the --output of a run.") from None
     except OSError as error:
         raise UsageError(f"{manifest_path(root)} cannot be read: {error.strerror or error}.") from None
     if manifest is None:

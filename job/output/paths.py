@@ -142,10 +142,11 @@ class RunPaths:
         What a living process may be about to link or rename is not among it before it is old.
         """
         yield from self.journal_dir.iterdir()
-        yield from (path for path in self.lease_dir.iterdir() if not path.name.startswith("."))
+        for path in self.lease_dir.iterdir():  # a clock is made anew by whoever looks at it again
+            if not path.name.startswith(".") or path.name.startswith(".clock-") or _is_old(path):
+                yield path
         yield from self.root.glob(".part-*.tmp")
         yield from self.root.glob(".README.md.*.tmp")
-        yield from filter(_is_old, self.lease_dir.glob(".*"))
         for pattern in (".manifest.json.*.tmp", ".retry-*.tmp", ".probe-*"):
             yield from filter(_is_old, self.root.glob(pattern))
         yield from filter(_is_old, self.metrics_dir.glob(".probe-*"))

@@ -22,8 +22,10 @@ from job.records import Completion, RowBlock, SampleKey
 JOURNAL_SYNC_SECS = 2.0
 """A kill loses at most the rows that finished in so many seconds."""
 
-ROWS_PER_GROUP = 1000
-"""Small row groups: readers can seek, and no string column of a group comes near Arrow's 2 GiB of 32-bit offsets."""
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 256 << 20
+"""A row group ends at the first of these, or with a single row: readers can seek, keep few large values in memory, and
+no column of texts comes near Arrow's 2 GiB of 32-bit offsets.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,19 +176,37 @@ class OpenShard:
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         kept = self._kept_table()
-        group_size = max(1, ROWS_PER_GROUP // self._plan.num_samples) * self._plan.num_samples  # samples stay together
-        for start in range(0, len(self._keys), group_size):
-            keys = self._keys[start : start + group_size]
-            completions = [self._done[key] for key in keys]
-            batch = completions_to_batch(completions)
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            columns |= self._format.columns.derive(completions)
-            if kept is not None and kept.num_columns:
-                first_row = keys[0][0]
-                near = kept.slice(first_row - self.rows.start, keys[-1][0] - first_row + 1)
-                part = near.take([row_idx - first_row for row_idx, _ in keys])
-                columns |= dict(zip(part.column_names, part.columns, strict=True))
-            yield pa.table([columns[name] for name in schema.names], schema=schema)
+        group_rows = max(1, ROWS_PER_GROUP // self._plan.num_samples)  # samples stay together
+        for start in range(self.rows.start, self.rows.stop, group_rows):
+            for rows in self._light(range(start, min(start + group_rows, self.rows.stop)), kept):
+                yield self._table(rows, kept, schema)
+
+    def _light(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
+        """Cut rows into pieces that are not too large, or single rows."""
+        num_bytes = 0 if kept is None else self._plan.num_samples * _num_bytes(self._slice(kept, rows))
+        num_bytes += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
+        if len(rows) == 1 or num_bytes <= BYTES_PER_GROUP:
+            yield rows
+            return
+        half = len(rows) // 2
+        yield from self._light(rows[:half], kept)
+        yield from self._light(rows[half:], kept)
+
+    def _table(self, rows: range, kept: pa.Table | None, schema: pa.Schema) -> pa.Table:
+        completions = self._completions(rows)
+        batch = completions_to_batch(completions)
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns |= self._format.columns.derive(completions)
+        if kept is not None and kept.num_columns:
+            part = _repeat(self._slice(kept, rows), self._plan.num_samples)
+            columns |= dict(zip(part.column_names, part.columns, strict=True))
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _completions(self, rows: range) -> list[Completion]:
+        return [self._done[key] for row_idx in rows for key in self._plan.keys_of_row(row_idx)]
+
+    def _slice(self, kept: pa.Table, rows: range) -> pa.Table:
+        return kept.slice(rows.start - self.rows.start, len(rows))
 
     def _kept_table(self) -> pa.Table | None:
         """Return the kept columns of all rows, in their order. Blocks may overlap: a slice may have been read twice."""
@@ -207,6 +227,20 @@ class OpenShard:
         table = pq.read_table(path, columns=["row_idx", "sample_idx"])
         keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
+
+
+def _num_bytes(table: pa.Table) -> int:
+    """Return what rows take; a dictionary is there once, however many they are."""
+    return sum(column.nbytes for column in table.columns if not pa.types.is_dictionary(column.type))
+
+
+def _repeat(table: pa.Table, times: int) -> pa.Table:
+    """Return each row so many times. Values are not copied if there is one row, or it stays alone."""
+    if times == 1:
+        return table
+    if len(table) == 1:
+        return pa.concat_tables([table] * times)
+    return table.take([row for row in range(len(table)) for _ in range(times)])
 
 
 def _unused_journal(paths: RunPaths, shard_idx: int, worker_id: str) -> Path:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from job.json_columns import to_rows
 from job.output.exporting.openai_answers import write_answers
 from job.output.exporting.table import RunTable
+from job.output.exporting.times import to_python, to_texts
 from job.output.exporting.values import to_cell, to_json
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
@@ -22,7 +22,7 @@ Writer = Callable[[RunTable, Batches, BinaryIO], None]
 def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
     """Write an object per row, with the columns' own types."""
     for batch in batches:
-        file.writelines(to_json(row).encode() + b"\n" for row in to_rows(batch))
+        file.writelines(to_json(row).encode() + b"\n" for row in to_python(batch))
 
 
 def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
@@ -63,13 +63,17 @@ def _write_group(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], schema
 
 
 def _cell_type(data_type: pa.DataType) -> pa.DataType:
-    """Return the type of which a CSV holds cells: numbers and times as they are, everything else as text."""
-    is_kept = any(
-        is_kind(data_type)
-        for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date)
-    )
-    return data_type if is_kept or pa.types.is_timestamp(data_type) else pa.string()
+    """Return the type of which a CSV holds cells: numbers as they are, everything else as text."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return data_type if any(is_kind(data_type) for is_kind in kinds) else pa.string()
 
 
 def _cells(column: pa.Array, data_type: pa.DataType) -> pa.Array:
-    return column if column.type == data_type else pa.array(map(to_cell, column.to_pylist()), data_type)
+    if column.type == data_type:
+        return column
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        return to_texts(column)
+    if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which is a cell's text as it is
+        column = column.storage
+    rows = to_python(pa.record_batch([column], names=["x"]))
+    return pa.array([to_cell(row["x"]) for row in rows], data_type)

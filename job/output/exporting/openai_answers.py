@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from job.output.exporting.table import RunTable
+from job.output.exporting.times import to_python
 from job.output.exporting.values import to_json
 from job.output.manifest import Manifest
 
@@ -29,7 +30,7 @@ Sample = Mapping[str, Any]
 def write_answers(table: RunTable, batches: Iterable[pa.RecordBatch], file: BinaryIO) -> None:
     """Write a line per row of the dataset. The batches must have the columns that ``answer_columns`` names."""
     answers = Answers(table.run.manifest)
-    samples = (sample for batch in batches for sample in batch.to_pylist())
+    samples = (sample for batch in batches for sample in to_python(batch))
     for row_idx, of_row in itertools.groupby(samples, key=itemgetter("row_idx")):
         file.write(to_json(answers.line(row_idx, list(of_row))).encode() + b"\n")
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from job.arrow_types import validate
 from job.errors import JobError, UsageError, first_line
 from job.output.counts import METADATA_KEY
 from job.output.found import FoundRun
@@ -82,9 +83,11 @@ class RunTable:
         path = self.run.paths.part(shard_idx)
         with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             self._check(file, shard_idx, path)
-            for batch in file.iter_batches(ROWS_PER_BATCH, columns=list(dict.fromkeys([*self.columns, "error"]))):
-                batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
-                yield batch
+            columns = list(dict.fromkeys([*self.columns, "error"]))
+            for group_idx in range(file.num_row_groups):  # or else a batch of many groups would be as large as all
+                for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx], columns=columns):
+                    validate(batch)  # before a value is touched: damaged offsets point outside of the batch
+                    yield batch
 
     def _check(self, file: pq.ParquetFile, shard_idx: int, path: Path) -> None:
         """Check what costs nothing; ``job verify`` checks everything."""

@@ -1,0 +1,152 @@
+"""Arrow types: which every reader knows, and which hold the values of several."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+Change = Callable[[pa.DataType], pa.DataType]
+
+
+def readable(data_type: pa.DataType) -> pa.DataType:
+    """Return the type in which values are kept: a view becomes what it looks at. Parquet knows no views, and of Arrow's
+    own functions many do not.
+
+    >>> str(readable(pa.list_(pa.string_view())))
+    'list<item: large_string>'
+    """
+    return _with_leaves(data_type, _readable_leaf)
+
+
+def _readable_leaf(data_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(data_type):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(data_type) else data_type
+
+
+def without_times(data_type: pa.DataType) -> pa.DataType:
+    """Return the type with the integers that dates and times are made of: any integer is one, not any time a time.
+
+    >>> str(without_times(pa.struct([("at", pa.time64("us"))])))
+    'struct<at: int64>'
+    """
+    return _with_leaves(data_type, _timeless_leaf)
+
+
+def validate(values: pa.Table | pa.RecordBatch) -> None:
+    """Look whether all values are what their types say, offsets and text included. Costs little.
+
+    Any integer may be a time: duckdb knows 24:00:00, and Parquet holds it.
+
+    Raises:
+        pyarrow.ArrowInvalid: one is not.
+    """
+    schema = pa.schema([field.with_type(without_times(field.type)) for field in values.schema])
+    (values if schema.types == values.schema.types else values.cast(schema)).validate(full=True)
+
+
+def _timeless_leaf(data_type: pa.DataType) -> pa.DataType:
+    if not pa.types.is_temporal(data_type) or pa.types.is_interval(data_type):
+        return data_type
+    return pa.int32() if data_type.bit_width == 32 else pa.int64()
+
+
+def with_raw_text(data_type: pa.DataType) -> pa.DataType:
+    """Return the type with bytes in the place of text, and integers in that of times: Python has each such value."""
+    return _with_leaves(without_times(data_type), lambda leaf: pa.large_binary() if is_text(leaf) else leaf)
+
+
+def is_text(data_type: pa.DataType) -> bool:
+    """Whether a type is text, be it in a dictionary."""
+    if pa.types.is_dictionary(data_type):
+        return is_text(data_type.value_type)
+    return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
+
+
+def _with_leaves(data_type: pa.DataType, change: Change) -> pa.DataType:
+    """Change the types within lists and objects."""
+    fields = [data_type.field(idx) for idx in range(data_type.num_fields)]
+    inner = [field.with_type(_with_leaves(field.type, change)) for field in fields]
+    if pa.types.is_struct(data_type):
+        return pa.struct(inner)
+    if pa.types.is_list(data_type):
+        return pa.list_(inner[0])
+    if pa.types.is_large_list(data_type):
+        return pa.large_list(inner[0])
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.list_(inner[0], data_type.list_size)
+    return change(data_type)
+
+
+def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """Return the type that holds the values of both as they are; None if there is none.
+
+    An integer and a double have one, the double: an integer that it cannot hold is found when it is read.
+
+    >>> str(common_type(pa.int32(), pa.int64())), common_type(pa.string(), pa.int64())
+    ('int64', None)
+    """
+    if left.equals(right) or pa.types.is_null(right):
+        return left
+    if pa.types.is_null(left):
+        return right
+    if pa.types.is_struct(left) and pa.types.is_struct(right):
+        return _common_struct(left, right)
+    if _is_list(left) and _is_list(right):
+        item = _common_field(left.value_field, right.value_field)
+        is_large = pa.types.is_large_list(left) or pa.types.is_large_list(right)
+        return item and (pa.large_list(item) if is_large else pa.list_(item))
+    if is_text(left) and is_text(right):
+        is_large = pa.types.is_large_string(left) or pa.types.is_large_string(right)
+        return pa.large_string() if is_large else pa.string()
+    return _common_leaf(left, right)
+
+
+def _is_list(data_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(data_type) for is_kind in kinds)
+
+
+def _common_struct(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """Return an object with the fields of both: where one lacks a field, it is null."""
+    fields: dict[str, pa.Field] = {field.name: field for field in left}
+    if len(fields) < left.num_fields or len({field.name for field in right}) < right.num_fields:
+        return None
+    for field in right:
+        common = _common_field(fields[field.name], field) if field.name in fields else field
+        if common is None:
+            return None
+        fields[field.name] = common
+    shared = {field.name for field in left} & {field.name for field in right}
+    return pa.struct([f if f.name in shared else f.with_nullable(True) for f in fields.values()])
+
+
+def _common_field(left: pa.Field, right: pa.Field) -> pa.Field | None:
+    data_type = common_type(left.type, right.type)
+    return data_type and left.with_type(data_type).with_nullable(left.nullable or right.nullable)
+
+
+def _common_leaf(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    if _kind(left) is None or _kind(left) != _kind(right):
+        return None
+    if pa.uint64() in (left, right) and any(map(pa.types.is_signed_integer, (left, right))):
+        return None
+    schemas = [pa.schema([("x", data_type)]) for data_type in (left, right)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowException:
+        return None
+
+
+def _kind(data_type: pa.DataType) -> str | None:
+    """Name what types of one kind have in common: one of them holds the others' values."""
+    if pa.types.is_timestamp(data_type):
+        return f"timestamp in {data_type.tz}"
+    kinds = {
+        "number": (pa.types.is_integer, pa.types.is_floating),
+        "decimal": (pa.types.is_decimal,),
+        "bytes": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+        "date": (pa.types.is_date,),
+        "time": (pa.types.is_time,),
+        "duration": (pa.types.is_duration,),
+    }
+    return next((kind for kind, tests in kinds.items() if any(is_kind(data_type) for is_kind in tests)), None)

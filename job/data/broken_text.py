@@ -1,0 +1,54 @@
+"""Text whose bytes are no UTF-8. Arrow takes it unseen; most readers of what we write would refuse the whole file."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from job.arrow_types import is_text, validate, with_raw_text, without_times
+from job.records import RowError
+
+
+def mend_text(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
+    """Put U+FFFD in the place of bytes that are no text.
+
+    Returns:
+        The table, and which rows had such bytes.
+    """
+    errors: dict[int, RowError] = {}
+    if _is_sound(table):
+        return table, errors
+    for idx, field in enumerate(table.schema):
+        raw_type = with_raw_text(field.type)
+        if raw_type == without_times(field.type) or _is_sound(table.select([idx])):
+            continue
+        values = table.column(idx).cast(raw_type).to_pylist()
+        for row_idx, value in enumerate(values):
+            try:
+                _decode(value, field.type, "strict")
+            except UnicodeDecodeError as error:
+                errors.setdefault(row_idx, RowError("invalid_unicode", f"column {field.name!r}: {error}"))
+        texts = [_decode(value, field.type, "replace") for value in values]
+        array = pa.array(texts, without_times(field.type)).cast(field.type)
+        table = table.set_column(idx, field, array)
+    return table, errors
+
+
+def _is_sound(table: pa.Table) -> bool:
+    try:
+        validate(table)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _decode(value: Any, data_type: pa.DataType, on_error: str) -> Any:
+    """Turn raw text within a value of this type into text."""
+    if value is None:
+        return None
+    if is_text(data_type):
+        return value.decode("utf-8", on_error)
+    if pa.types.is_struct(data_type):
+        return {field.name: _decode(value[field.name], field.type, on_error) for field in data_type}
+    if isinstance(value, list):
+        return [_decode(item, data_type.value_type, on_error) for item in value]
+    return value

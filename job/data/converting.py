@@ -1,0 +1,92 @@
+"""Datasets that only ``datasets`` can read: csv, JSON that is no JSON lines, compressed files, the Hub's.
+
+They are converted once to Arrow, or streamed. ``datasets`` takes the types of the first rows for all; if others do not
+fit, they are read again with types that all fit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from job.config import DataConfig
+from job.data.common_columns import common_schema
+from job.data.source import TORN, Source, StreamSource, TableSource, count_rows
+from job.errors import UsageError, first_line
+
+NO_COLUMNS = "it has no rows, so no columns either"
+
+
+def open_converted(
+    builder: Any, split: str, config: DataConfig, files: Sequence[str], rebuild: Callable[..., Any]
+) -> Source:
+    """Convert a split, or open it as a stream.
+
+    Args:
+        builder: of ``datasets``.
+        files: the split's, if they are local.
+        rebuild: returns the builder again, with ``features``: the columns that there are.
+
+    Raises:
+        UsageError: a file is torn, or there are no columns that all rows fit.
+        ValueError, pyarrow.ArrowException, DatasetsError: the data cannot be read for another reason.
+    """
+    import datasets
+
+    open_split = _open_stream if config.streaming else _convert
+    try:
+        return open_split(builder, split, config.limit)
+    except (*TORN, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        reason = error.__cause__ or error  # datasets wraps
+        if isinstance(reason, TORN):
+            name = _first_torn(files) or f"--dataset {config.dataset}"
+            raise UsageError(f"{name}: the file is torn or damaged: {first_line(reason)}.") from None
+        schema = common_schema(builder, files)
+        if not schema:
+            raise
+    return open_split(rebuild(features=datasets.Features.from_arrow_schema(schema)), split, config.limit)
+
+
+def empty_dataset(features: Any, split: str | None) -> Any:
+    """Return a ``datasets.Dataset`` of some columns and no rows."""
+    import datasets
+
+    return datasets.Dataset(features.arrow_schema.empty_table(), split=split and datasets.Split(split))
+
+
+def _first_torn(files: Sequence[str]) -> str | None:
+    """Return the first file that cannot be decompressed to its end."""
+    import fsspec
+
+    for file in files:
+        try:
+            with fsspec.open(file, compression="infer") as stream:
+                while stream.read(16 << 20):
+                    pass
+        except (*TORN, OSError):
+            return file
+    return None
+
+
+def _convert(builder: Any, split: str, limit: int | None) -> TableSource:
+    import datasets
+
+    builder.download_and_prepare()
+    if builder.info.splits[split].num_examples:
+        return TableSource(builder.as_dataset(split=datasets.Split(split)))
+    if not builder.info.features:
+        raise ValueError(NO_COLUMNS)
+    return TableSource(empty_dataset(builder.info.features, split))
+
+
+def _open_stream(builder: Any, split: str, limit: int | None) -> StreamSource:
+    dataset = builder.as_streaming_dataset(split=split)
+    known = (builder.info.splits or {}).get(split)
+    schema = None if dataset.features is None else dataset.features.arrow_schema
+    if schema is None:
+        first = next(iter(dataset.with_format("arrow").iter(batch_size=1000)), None)
+        if first is None:
+            raise ValueError(NO_COLUMNS)
+        schema = first.schema
+    num_rows = known.num_examples if known and known.num_examples else count_rows(dataset, schema, limit)
+    return StreamSource(dataset, num_rows, schema)

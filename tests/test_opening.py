@@ -1,0 +1,241 @@
+"""Opening: what files of one dataset may differ in, what is empty, what is torn, what is no file."""
+
+import datetime
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job.config import DataConfig
+from job.data.opening import OpenDataset, open_dataset
+from job.data.source import Source, read_rows
+from job.errors import JobError, UsageError
+from job.records import Row, RowBlock
+
+READ = pytest.mark.parametrize("streaming", [False, True], ids=["converted", "streaming"])
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(text)
+    return path
+
+
+def opened(dataset: Path | str, **options: Any) -> OpenDataset:
+    return open_dataset(DataConfig(dataset=str(dataset), **options))
+
+
+def rows_of(source: Source) -> list[Row]:
+    blocks = source.read(0, source.num_rows, source.schema.names, [])
+    return [row for block in blocks for row in block.rows]
+
+
+def values_of(dataset: Path | str, **options: Any) -> list[dict[str, Any]]:
+    return [dict(row.values) for row in rows_of(opened(dataset, **options).source)]
+
+
+@READ
+@pytest.mark.parametrize("name", ["a.csv", "d/a.csv"])
+def test_only_an_empty_cell_of_csv_is_a_null(tmp_path: Path, name: str, streaming: bool) -> None:
+    """Prompts NA, None and null were nulls, because pandas takes these words for missing values."""
+    write(tmp_path / name, 'prompt,n,m\nNA,1,1\nNone,2,NA\n,,3\n"",4,4\nnull,5,5\n')
+    dataset = tmp_path / name if name == "a.csv" else tmp_path / "d"
+    values = values_of(dataset, streaming=streaming)
+    assert [row["prompt"] for row in values] == ["NA", "None", None, None, "null"]
+    assert [row["n"] for row in values] == [1, 2, None, 4, 5]
+    assert [row["m"] for row in values] == ["1", "NA", "3", "4", "5"]
+
+
+def test_a_dataset_may_say_itself_what_is_missing_in_csv(tmp_path: Path) -> None:
+    write(
+        tmp_path / "README.md",
+        "---\nconfigs:\n- config_name: c\n  data_files: '*.csv'\n  sep: ';'\n  na_values: ['zz']\n---\n",
+    )
+    write(tmp_path / "a.csv", "prompt;n\nyes;1\nzz;2\n")
+    assert values_of(tmp_path) == [{"prompt": "yes", "n": 1}, {"prompt": None, "n": 2}]
+
+
+@READ
+def test_csv_columns_are_found_by_their_names(tmp_path: Path, streaming: bool) -> None:
+    """Files with the same columns in another order were refused: "Schema at index 1 was different"."""
+    write(tmp_path / "a.csv", "prompt,x\na,1\n")
+    write(tmp_path / "b.csv", "x,prompt\n2,b\n")
+    assert values_of(tmp_path / "*.csv", streaming=streaming) == [{"prompt": "a", "x": 1}, {"prompt": "b", "x": 2}]
+
+
+@READ
+def test_a_csv_column_of_several_types_is_text_as_it_stands_in_the_files(tmp_path: Path, streaming: bool) -> None:
+    """A late text among numbers ended the reading: at the start, or of a stream after hours. Large integers would not
+    survive as doubles, nor zeros in front."""
+    numbers = ["007", str(2**60 + 1), "", *map(str, range(10_000))]
+    write(tmp_path / "a.csv", "prompt,x,y,b\n" + "".join(f"p,{n},1,true\n" for n in numbers) + "p,foo,2,\n")
+    write(tmp_path / "b.csv", "prompt,x,y,b\np,1.50,3,false\n")
+    source = opened(tmp_path / "*.csv", streaming=streaming).source
+    values = [row.values for row in rows_of(source)]
+    assert [row["x"] for row in values] == [number or None for number in numbers] + ["foo", "1.50"]
+    assert [row["y"] for row in values][-3:] == [1, 2, 3]
+    assert [row["b"] for row in values][-3:] == ["true", None, "false"]
+
+
+@READ
+@pytest.mark.parametrize("dataset", ["*.csv", ""])
+def test_csv_files_with_other_columns_are_refused_with_their_names(
+    tmp_path: Path, dataset: str, streaming: bool
+) -> None:
+    """The message was "Schema at index 1 was different: (and there is no such file or directory)"."""
+    write(tmp_path / "a.csv", "prompt,x\na,1\n")
+    write(tmp_path / "b.csv", "prompt,x,y\nb,1,2\n")
+    message = f"{tmp_path}/a.csv has no column 'y', but {tmp_path}/b.csv has. Give files with the same columns."
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        opened(tmp_path / dataset, streaming=streaming)
+
+
+@READ
+def test_json_files_may_lack_columns_and_have_them_in_any_order(tmp_path: Path, streaming: bool) -> None:
+    write(tmp_path / "a.json", '[{"prompt": "a", "x": 1, "n": null}]')
+    write(tmp_path / "b.json", '[{"y": 2, "prompt": "b", "n": "text"}]')
+    assert values_of(tmp_path / "*.json", streaming=streaming) == [
+        {"prompt": "a", "x": 1, "n": None, "y": None},
+        {"prompt": "b", "x": None, "n": "text", "y": 2},
+    ]
+
+
+@READ
+def test_json_files_with_other_types_are_refused_with_their_names(tmp_path: Path, streaming: bool) -> None:
+    write(tmp_path / "a.json", '[{"prompt": "a", "x": 1}]')
+    write(tmp_path / "b.json", '[{"prompt": "b", "x": "text"}]')
+    message = f"{tmp_path}/b.json: column 'x' is string, but int64 in the files before it."
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        opened(tmp_path / "*.json", streaming=streaming)
+
+
+@READ
+@pytest.mark.parametrize("damage", ["cut", "bytes"])
+def test_a_torn_file_is_told_with_its_name(tmp_path: Path, damage: str, streaming: bool) -> None:
+    """All that was said was "Aborted!", which click makes of an EOFError."""
+    whole = gzip.compress(b"".join(json.dumps({"prompt": os.urandom(20).hex()}).encode() + b"\n" for _ in range(3000)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole)
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        whole[:20_000] if damage == "cut" else whole[:500] + b"\xff" * 300 + whole[800:]
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/b.jsonl.gz: the file is torn or damaged: "):
+        opened(tmp_path / "*.jsonl.gz", streaming=streaming)
+
+
+class Failing:
+    """A source that gives a row, and fails."""
+
+    num_rows = 2
+    schema = pa.schema([("text", pa.string())])
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.problems: dict[str, str] = {}
+
+    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
+        yield RowBlock(rows=[Row(row_idx=0, values={"text": "a"})], kept=self.schema.empty_table())
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (EOFError("ended early"), "cannot be read any more: ended early. What is finished is safe; the same command c"),
+        (OSError("gone"), "cannot be read any more: gone. What is finished is safe; the same command continues once"),
+        (pa.ArrowInvalid("'foo'"), "cannot be read: 'foo'. What is finished is safe, but the same command stops here"),
+    ],
+    ids=["torn", "gone", "wrong"],
+)
+def test_only_data_that_can_come_back_is_promised_to_continue(error: Exception, message: str) -> None:
+    """An EOFError ended a run with "Aborted!"; and of a wrong type it was said that it goes on "once it is back"."""
+    with pytest.raises(JobError, match=f"^--dataset d {re.escape(message)}"):
+        list(read_rows(Failing(error), "d", range(2), ["text"], []))
+
+
+@READ
+def test_a_csv_file_of_a_header_alone_has_no_rows(tmp_path: Path, streaming: bool) -> None:
+    """It was refused: 'Instruction "train" corresponds to no data!'"""
+    source = opened(write(tmp_path / "a.csv", "prompt,x\n"), streaming=streaming).source
+    assert (source.num_rows, source.schema.names, rows_of(source)) == (0, ["prompt", "x"], [])
+
+
+@READ
+def test_a_json_file_of_no_rows_is_refused_since_it_has_no_columns(tmp_path: Path, streaming: bool) -> None:
+    """It was refused for 'Instruction "train" corresponds to no data!', or, streaming, for columns that are missing."""
+    with pytest.raises(UsageError, match=r"a.json: it has no rows, so no columns either$"):
+        opened(write(tmp_path / "a.json", "[]"), streaming=streaming)
+
+
+def test_a_saved_split_may_have_no_rows(tmp_path: Path) -> None:
+    """It was an IndexError out of datasets."""
+    full = datasets.Dataset.from_dict({"prompt": ["a"]})
+    datasets.DatasetDict({"train": full, "test": full.select([])}).save_to_disk(tmp_path / "both")
+    datasets.Dataset(full.data.table.slice(0, 0), split=datasets.Split.TEST).save_to_disk(tmp_path / "one")
+    for name in ("both", "one"):
+        source = opened(tmp_path / name, split="test").source
+        assert (source.num_rows, source.schema.names, rows_of(source)) == (0, ["prompt"], [])
+    assert opened(tmp_path / "one").split == "test", "as it was saved"
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
+    """V.JSONL and V.PARQUET were refused."""
+    pq.write_table(pa.table({"prompt": ["NA"]}), tmp_path / "V.PARQUET")
+    write(tmp_path / "V.JSONL", '{"prompt": "NA"}\nno json\n')
+    (tmp_path / "V.CSV.GZ").write_bytes(gzip.compress(b"prompt\nNA\n"))
+    for name in ("V.PARQUET", "V.CSV.GZ"):
+        assert values_of(tmp_path / name) == [{"prompt": "NA"}]
+    first, second = rows_of(opened(tmp_path / "V.JSONL").source)
+    assert first.values == {"prompt": "NA"} and second.error is not None, "read in place, like v.jsonl"
+
+
+@pytest.mark.parametrize("name", ["B.JSONL", "sub/B.jsonl.GZ"])
+def test_a_file_that_a_directory_would_lose_is_told(tmp_path: Path, name: str) -> None:
+    """datasets looks for small letters: the rows of B.JSONL beside a.jsonl were dropped without a word."""
+    write(tmp_path / "a.jsonl", '{"prompt": "a"}\n')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress(b'{"prompt": "b"}\n') if name.endswith("GZ") else b'{"prompt": "b"}\n')
+    with pytest.raises(UsageError, match=f"{Path(name).name} would be overlooked: its ending is in capitals"):
+        opened(tmp_path)
+    files = ("*.*", "sub/*") if "sub" in name else ("*",)
+    assert [row["prompt"] for row in values_of(tmp_path, data_files=files)] == ["b", "a"] or "sub" in name
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
+def test_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    """The message was 'pop from an empty set'."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name} is a pipe, a socket or a device, which can be read once. Copy it"):
+        opened(tmp_path / name)
+
+
+def test_a_glob_of_directories_alone_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UsageError, match=r"/\*: there is no such file\.$"):
+        opened(tmp_path / "*")
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_a_value_that_python_cannot_have_is_an_error_of_its_row(tmp_path: Path, form: str) -> None:
+    """One timestamp of the year 148,000, or one string in Latin-1, was a traceback: no row was done."""
+    times = pa.array([0 if idx != 25 else 2**62 for idx in range(300)]).cast(pa.timestamp("us"))
+    latin = pa.array([b"caf\xe9" if idx == 7 else b"good" for idx in range(300)], pa.binary())
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 300, latin.buffers()), "time": times})
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "d.parquet")
+    else:
+        datasets.Dataset(table).save_to_disk(tmp_path / "d.parquet")
+    rows = rows_of(opened(tmp_path / "d.parquet").source)
+    assert [row.row_idx for row in rows] == list(range(300))
+    assert {row.row_idx: str(row.error) for row in rows if row.error} == {
+        7: "invalid_unicode: column 'text': 'utf-8' codec can't decode byte 0xe9 in position 3: unexpected end of data",
+        25: "invalid_value: column 'time', timestamp[us]: date value out of range",
+    }
+    assert all(row.values == {"text": "good", "time": datetime.datetime(1970, 1, 1)} for row in rows if not row.error)
