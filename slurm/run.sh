@@ -7,7 +7,7 @@
 #
 # README.md, beside this file, says why each line is as it is.
 
-say() { echo "slurm $(date +%T): $*" >&2; }
+say() { printf 'slurm %(%T)T: %s\n' -1 "$*" >&2; }
 
 # Every task runs inside this. srun returns the largest code of its tasks, so a task's 1, 2 or 3 would be hidden by the
 # 75 of those that --kill-on-bad-exit then stops: on its way through srun it becomes 76, 77 or 78. And a signal that
@@ -52,13 +52,15 @@ slurm_has_decided() {
 }
 
 requeue() {
-    local refusal
+    local refusal code
     if [ "$num_restarts" -ge "$MAX_REQUEUES" ]; then
         say "stopped, and restarted $num_restarts times already (MAX_REQUEUES). Nothing is lost: sbatch the same" \
             "script again to go on"
         return
     fi
-    if ! refusal=$(scontrol requeue "$job_id" 2>&1); then
+    refusal=$(scontrol requeue "$job_id" 2>&1)
+    code=$?
+    if [ $code != 0 ] && [ $code != 143 ]; then # 143: the requeue ended scontrol before it could say so
         say "stopped, and this site refuses a requeue (${refusal##*: }). Nothing is lost: sbatch the same script" \
             "again to go on"
         return

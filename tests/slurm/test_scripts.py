@@ -17,7 +17,7 @@ STUBS = {
     "srun": 'echo "srun ${*//$\'\\n\'/ }" >>"$CALLS"; while [ "$1" != bash ]; do shift; done; exec "$@"',
     "job": 'echo "job $*" >>"$CALLS"; [ -z "$SIGNAL" ] || kill -"$SIGNAL" $PPID $$; exit "$CODE"',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"; case $1 in show) echo "JobState=COMPLETING Reason=$REASON" ;; '
-    'requeue) [ -z "$REFUSE" ] || { echo "$REFUSE" >&2; exit 1; } ;; esac',
+    'requeue) [ -z "$REFUSE" ] || { echo "$REFUSE" >&2; exit 1; }; [ -z "$ENDED" ] || kill -TERM $$ ;; esac',
     "sleep": 'echo "sleep $*" >>"$CALLS"',
 }
 
@@ -155,6 +155,13 @@ def test_a_site_that_refuses_requeues_gets_one_clear_line(scripts: Scripts) -> N
     ended = scripts.run(code=75, REFUSE=refusal)
     assert ended.exit_code == 75
     assert f"this site refuses a requeue ({refusal}). Nothing is lost: sbatch the same script again" in ended.log
+
+
+def test_a_requeue_that_ends_scontrol_at_once_is_no_refusal(scripts: Scripts) -> None:
+    """A regression: Slurm ends all that a batch shell has started, also what has just asked for the requeue."""
+    ended = scripts.run(code=75, ENDED="1")
+    assert (ended.exit_code, ended.requeues) == (75, ["7"])
+    assert "stopped, and requeued: restart 1 of at most 50" in ended.log and "refuses" not in ended.log
 
 
 @pytest.mark.parametrize(("reason", "requeues"), [("TimeLimit", ["7"]), ("None", [])])
