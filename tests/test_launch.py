@@ -184,6 +184,26 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
     assert errors.count("job: ") == 1 and "part-00001.parquet is not a part of this run" in errors
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_full_disk_under_the_log_does_not_end_a_run(
+    full: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What it would have told is lost, its rows are not; and the exit code is true."""
+    args = run_questions(tiny_model(), tmp_path / "out", "--engine", "fake")
+    with Path("/dev/full").open("w") as disk:
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: disk}
+        command = [sys.executable, "-m", "job", *map(str, args)]
+        result = subprocess.run(command, cwd=ROOT, text=True, timeout=120, **streams)
+        assert result.returncode == 0, result
+        status = [sys.executable, "-m", "job", "status", str(tmp_path / "out")]
+        told = subprocess.run(status, cwd=ROOT, text=True, timeout=120, stdout=disk, stderr=subprocess.PIPE)
+    assert read_output(tmp_path / "out")["row_idx"].to_pylist() == list(range(6))
+    if full == "stdout":
+        assert "the summary cannot be written to standard output: No space left on device" in result.stderr
+    assert (told.returncode, told.stderr) == (1, "job: the output cannot be written: No space left on device.\n")
+
+
 @pytest.mark.slow
 def test_all_ranks_leave_a_batch_when_a_stop_is_requested(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """In the middle of a batch that would last for minutes, whichever ranks the signal reaches; with exit code 75."""

@@ -1,5 +1,7 @@
 """The ``job`` command group, and the one place where errors become text and exit codes."""
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ from job.cli.status import status
 from job.cli.verify import verify
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
 from job.launch import is_first_process, told_once
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What writing to standard output raises where the disk behind it is full, or the terminal is gone."""
 
 
 class JobGroup(click.Group):
@@ -37,6 +42,11 @@ class JobGroup(click.Group):
         except JobError as error:
             click.echo(f"job: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is not None or error.errno not in FULL:
+                raise
+            click.echo(f"job: the output cannot be written: {error.strerror}.", err=True)
+            ctx.exit(EXIT_FAILED)
 
 
 def check_text(args: Sequence[str]) -> None:
@@ -81,9 +91,7 @@ def program() -> NoReturn:
         main(prog_name="job")
     except SystemExit as leaving:
         exit_code = leaving.code if isinstance(leaving.code, int) else EXIT_FAILED
-    try:
-        sys.stderr.flush()
-        sys.stdout.flush()
-    except OSError:  # nobody reads it any more, or the disk behind it is full
-        exit_code = exit_code or EXIT_FAILED
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(OSError):  # whoever wrote to it has been told
+            stream.flush()
     os._exit(exit_code)

@@ -1,5 +1,6 @@
 """How far the run is: a bar on a terminal, a line every 30 seconds elsewhere. On stderr; stdout is the user's."""
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -80,10 +81,11 @@ class Progress:
         if not self._enabled:
             return
         stamp = time.strftime("%H:%M:%S")
-        if self._bar is not None:
-            self._bar.console.print(f"{stamp}  {text}", markup=False, highlight=False)
-        else:
-            print(f"{stamp}  {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log's disk is full, or the terminal is gone: no reason to end a run
+            if self._bar is not None:
+                self._bar.console.print(f"{stamp}  {text}", markup=False, highlight=False)
+            else:
+                print(f"{stamp}  {text}", file=sys.stderr, flush=True)
 
     def is_due(self) -> bool:
         """Whether it is time to show where the run is."""
@@ -104,13 +106,18 @@ class Progress:
 
     def finish(self, summary: Summary) -> None:
         """Print the summary, for the user, on stdout."""
-        if self._enabled:
+        if not self._enabled:
+            return
+        try:
             print(summary, flush=True)
+        except OSError as error:
+            self.note(f"the summary cannot be written to standard output: {error.strerror}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
             self._bar = None
 
     def _start_bar(self, total_rows: int) -> None:

@@ -55,10 +55,12 @@ class Watchdog:
                 self._end(silent_secs)
 
     def _end(self, silent_secs: float) -> None:
-        print(
-            f"job: the engine has not ended a step for {silent_secs:.0f} s (--stall-timeout). It was at "
-            f"{rows_text(self._rows_at_work())}. What is finished is safe; run the same command again to continue.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(EXIT_FAILED)
+        try:
+            print(
+                f"job: the engine has not ended a step for {silent_secs:.0f} s (--stall-timeout). It was at "
+                f"{rows_text(self._rows_at_work())}. What is finished is safe; run the same command again to continue.",
+                file=sys.stderr,
+                flush=True,
+            )
+        finally:  # also if nobody can be told
+            os._exit(EXIT_FAILED)
