@@ -289,6 +289,8 @@ def test_two_columns_of_one_name_are_refused_to_who_reads_them(tmp_path: Path) -
 @pytest.mark.parametrize("form", ["parquet", "arrow", "stream"])
 def test_views_are_kept_as_what_they_look_at(tmp_path: Path, form: str) -> None:
     """Polars writes them. Every row was computed before the part could not be written, again and again."""
+    if form == "arrow" and int(pa.__version__.partition(".")[0]) < 24:
+        pytest.skip("datasets cannot read them with this pyarrow, and the job says so")
     values = pa.table(
         {
             "s": pa.array(["a", None, "long " * 9], pa.string_view()),

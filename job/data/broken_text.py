@@ -28,9 +28,14 @@ def mend_text(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
             except UnicodeDecodeError as error:
                 errors.setdefault(row_idx, RowError("invalid_unicode", f"column {field.name!r}: {error}"))
         texts = [_decode(value, field.type, "replace") for value in values]
-        array = pa.array(texts, without_times(field.type)).cast(field.type)
-        table = table.set_column(idx, field, array)
+        table = table.set_column(idx, field, _array_of(texts, field.type))
     return table, errors
+
+
+def _array_of(texts: list[Any], data_type: pa.DataType) -> pa.Array:
+    # Not every release of pyarrow makes dictionaries of large strings from Python's values.
+    plain = data_type.value_type if pa.types.is_dictionary(data_type) else without_times(data_type)
+    return pa.array(texts, plain).cast(data_type)
 
 
 def _is_sound(table: pa.Table) -> bool:
