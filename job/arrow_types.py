@@ -1,10 +1,12 @@
 """Arrow types: which every reader knows, and which hold the values of several."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 Change = Callable[[pa.DataType], pa.DataType]
+Values = TypeVar("Values", pa.Table, pa.RecordBatch)
 
 
 def readable(data_type: pa.DataType) -> pa.DataType:
@@ -32,6 +34,12 @@ def without_times(data_type: pa.DataType) -> pa.DataType:
     return _with_leaves(data_type, _timeless_leaf)
 
 
+def to_integers(values: Values) -> Values:
+    """Return rows with the integers that dates and times are made of in their place."""
+    schema = pa.schema([field.with_type(without_times(field.type)) for field in values.schema])
+    return values if schema.types == values.schema.types else values.cast(schema)
+
+
 def validate(values: pa.Table | pa.RecordBatch) -> None:
     """Look whether all values are what their types say, offsets and text included. Costs little.
 
@@ -40,8 +48,7 @@ def validate(values: pa.Table | pa.RecordBatch) -> None:
     Raises:
         pyarrow.ArrowInvalid: one is not.
     """
-    schema = pa.schema([field.with_type(without_times(field.type)) for field in values.schema])
-    (values if schema.types == values.schema.types else values.cast(schema)).validate(full=True)
+    to_integers(values).validate(full=True)
 
 
 def _timeless_leaf(data_type: pa.DataType) -> pa.DataType:
@@ -75,6 +82,21 @@ def _with_leaves(data_type: pa.DataType, change: Change) -> pa.DataType:
     if pa.types.is_fixed_size_list(data_type):
         return pa.list_(inner[0], data_type.list_size)
     return change(data_type)
+
+
+def change_leaves(value: Any, data_type: pa.DataType, change: Callable[[Any, pa.DataType], Any]) -> Any:
+    """Change what is not null within a value of this type, as Python has it, in its lists and objects.
+
+    >>> change_leaves([1, None], pa.list_(pa.int64()), lambda value, data_type: f"{value} is {data_type}")
+    ['1 is int64', None]
+    """
+    if value is None:
+        return None
+    if pa.types.is_struct(data_type):
+        return {field.name: change_leaves(value[field.name], field.type, change) for field in data_type}
+    if _is_list(data_type):
+        return [change_leaves(item, data_type.value_type, change) for item in value]
+    return change(value, data_type)
 
 
 def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:

@@ -95,8 +95,7 @@ def examine(config: RunConfig, device: torch.device, *, needs_weights: bool = Tr
     columns = Columns.of(answer=config.answer, output=config.output, sampling=config.sampling)
     kept = tuple(kept_fields(config.data, schema, columns, config.prompt.text_column))
     check_columns(dataset.source, [field.name for field in kept])
-    num_rows = dataset.source.num_rows if config.data.limit is None else min(config.data.limit, dataset.source.num_rows)
-    plan = Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard, num_samples=config.sampling.num_samples)
+    plan = _plan(config, dataset.source)
     return Examined(
         config=config,
         model_info=info,
@@ -125,6 +124,12 @@ def examine(config: RunConfig, device: torch.device, *, needs_weights: bool = Tr
         ),
         notes=notes if requests is None else (requests.note, *notes),
     )
+
+
+def _plan(config: RunConfig, source: Source) -> Plan:
+    limit = config.data.limit
+    num_rows = source.num_rows if limit is None else min(limit, source.num_rows)
+    return Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard, num_samples=config.sampling.num_samples)
 
 
 def _with_texts(config: RunConfig) -> RunConfig:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from job.arrow_types import is_text, validate, with_raw_text, without_times
+from job.arrow_types import change_leaves, is_text, validate, with_raw_text, without_times
 from job.records import RowError
 
 
@@ -48,12 +48,6 @@ def _is_sound(table: pa.Table) -> bool:
 
 def _decode(value: Any, data_type: pa.DataType, on_error: str) -> Any:
     """Turn raw text within a value of this type into text."""
-    if value is None:
-        return None
-    if is_text(data_type):
-        return value.decode("utf-8", on_error)
-    if pa.types.is_struct(data_type):
-        return {field.name: _decode(value[field.name], field.type, on_error) for field in data_type}
-    if isinstance(value, list):
-        return [_decode(item, data_type.value_type, on_error) for item in value]
-    return value
+    return change_leaves(
+        value, data_type, lambda leaf, leaf_type: leaf.decode("utf-8", on_error) if is_text(leaf_type) else leaf
+    )

@@ -157,7 +157,7 @@ def _candidates(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Ten
     if params.top_k:
         values, ids = logits.topk(min(params.top_k, vocab_size), dim=-1)
         return _filter(values, values.logsumexp(dim=-1, keepdim=True), params), ids
-    total = logits.logsumexp(dim=-1, keepdim=True)
+    total = log_totals(logits)[:, None]
     values, ids = logits.topk(min(NUM_CANDIDATES, vocab_size), dim=-1)
     if bool(((values - total).exp().sum(dim=-1) < params.top_p).any()):
         values, ids = logits.sort(dim=-1, descending=True, stable=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from job.arrow_types import without_times
+from job.arrow_types import change_leaves, to_integers, without_times
 from job.json_columns import to_rows
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -29,19 +29,14 @@ def to_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         if batch.num_rows > 1:
             half = batch.num_rows // 2
             return to_python(batch.slice(0, half)) + to_python(batch.slice(half))
-    schema = pa.schema([field.with_type(without_times(field.type)) for field in batch.schema])
-    [row] = to_rows(batch.cast(schema))
-    return [{field.name: _restore(row[field.name], field.type) for field in batch.schema}]
+    [row] = to_rows(to_integers(batch))
+    return [{field.name: change_leaves(row[field.name], field.type, _restore) for field in batch.schema}]
 
 
 def _restore(value: Any, data_type: pa.DataType) -> Any:
-    """Make times of the integers within a value."""
-    if value is None or data_type == without_times(data_type):
+    """Make a time of its integer."""
+    if data_type == without_times(data_type):
         return value
-    if pa.types.is_struct(data_type):
-        return {field.name: _restore(value[field.name], field.type) for field in data_type}
-    if isinstance(value, list):
-        return [_restore(item, data_type.value_type) for item in value]
     array = pa.array([value], without_times(data_type)).cast(data_type)
     try:
         array.validate(full=True)
