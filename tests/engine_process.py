@@ -17,18 +17,18 @@ import torch
 
 from job.config import AnswerConfig, EngineConfig, ModelConfig, SamplingParams
 from job.data.grammar import compile_grammar
-from job.distributed import Replica
-from job.engine import choosers
-from job.engine.choice import build_engine
-from job.engine.loading import LoadedModel, load_model
-from job.engine.model_info import inspect_model
-from job.engine.paged import choosing
+from job.engine.build import build_engine
+from job.engine.logits.trie import ChoiceTrie
+from job.engine.model.info import inspect_model
+from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
+from job.engine.paged.tasks import token_choice as choosing
 from job.engine.protocol import Engine
-from job.engine.static import StaticEngine
-from job.engine.trie import ChoiceTrie
-from job.launch import read_process_info
+from job.engine.static import token_choice as choosers
+from job.engine.static.engine import StaticEngine
+from job.launch.environment import read_process_info
+from job.launch.replica import Replica
 from tests.serving import cache_bytes, complete, observe
 from tests.tiny import make_tokenizer
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from job.config import EngineConfig, ModelConfig, SamplingParams
-from job.distributed import Replica
-from job.engine.choice import build_engine
-from job.engine.loading import LoadedModel, load_model
-from job.engine.model_info import inspect_model
-from job.engine.paged.cache import LayerShape
+from job.engine.build import build_engine
+from job.engine.logits.trie import ChoiceTrie
+from job.engine.model.info import inspect_model
+from job.engine.model.loading import LoadedModel, load_model
+from job.engine.paged.attention.cache import LayerShape
+from job.engine.paged.attention.plain import PAGE_TOKENS
 from job.engine.paged.engine import PagedEngine
-from job.engine.paged.scheduler import Scheduler
+from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.support import check_support
-from job.engine.paged.torch_attention import PAGE_TOKENS
 from job.engine.protocol import Engine
-from job.engine.trie import ChoiceTrie
-from job.launch import read_process_info
+from job.launch.environment import read_process_info
+from job.launch.replica import Replica
 from job.records import Generation, Grammar, Request
 from tests.oracle import greedy
 

@@ -16,13 +16,13 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-import job.launching
+import job.run.process
 from job.engine.fake import FakeEngine
-from job.output import card
-from job.output.card import MARK, make_card, write_card
-from job.output.counts import Counts
-from job.output.found import FoundRun, find_run
-from job.output.manifest import Manifest
+from job.output.looking.found import FoundRun, find_run
+from job.output.parts import card
+from job.output.parts.card import MARK, make_card, write_card
+from job.output.parts.counts import Counts
+from job.output.parts.manifest import Manifest
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 from tests.test_verify import make_run
@@ -103,7 +103,7 @@ def test_the_cache_of_datasets_notices_rows_that_were_done_again(
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a~"}])
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(job.launching, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
+        patch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
         assert run_job(*args, "--max-error-rate", 1).exit_code == 0
     assert datasets.load_dataset(str(tmp_path / "out"), split="train")["completion"][:] == [None]
     assert run_job("retry", tmp_path / "out").exit_code == 0
@@ -243,7 +243,7 @@ def test_verify_and_a_run_over_the_run_do_not_mind_it(run_job: RunJob, tiny_mode
 
 
 def test_there_is_no_card_before_the_run_is_done(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
-    from job.signals import StopFlag
+    from job.launch.stop import StopFlag
 
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]

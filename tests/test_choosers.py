@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from job.config import SamplingParams
-from job.distributed import Replica
-from job.engine.choosers import HasLeft, LeadingChooser
-from job.engine.sampling import token_logprobs
-from job.launch import read_process_info
+from job.engine.logits.sampling import token_logprobs
+from job.engine.static.token_choice import HasLeft, LeadingChooser
+from job.launch.environment import read_process_info
+from job.launch.replica import Replica
 
 VOCAB, EOS = 12, 1
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from job.config import SamplingParams
-from job.engine.paged.choosing import Choosing
-from job.engine.paged.sequences import Running
-from job.engine.sampling import choose_tokens, penalize_repetition, token_logprobs
+from job.engine.logits.sampling import choose_tokens, penalize_repetition, token_logprobs
+from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.tasks.token_choice import Choosing
 from job.records import Request
 
 VOCAB = 20

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from job.distributed import Replica
-from job.engine.paged import backends, compiled_attention
-from job.engine.paged.attention import AttentionArgs
-from job.engine.paged.backends import COMPILED, TORCH, choose_backend
-from job.engine.paged.cache import LayerShape
-from job.engine.paged.compiling import NoLibrary, compiled_library
-from job.launch import read_process_info
+from job.engine.paged.attention import backends
+from job.engine.paged.attention.backends import COMPILED, TORCH, choose_backend
+from job.engine.paged.attention.cache import LayerShape
+from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.cpu import attention as cpu_attention
+from job.engine.paged.cpu.compiling import NoLibrary, compiled_library
+from job.launch.environment import read_process_info
+from job.launch.replica import Replica
 from tests.serving import build_as_the_job_does, complete, expected_tokens, make_prompts, tokens
 
 SHAPES = {0: LayerShape(2, 16, 16, torch.bfloat16, group=3), 1: LayerShape(1, 24, 8, torch.float32, group=4)}
@@ -24,7 +25,7 @@ SHAPES = {0: LayerShape(2, 16, 16, torch.bfloat16, group=3), 1: LayerShape(1, 24
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Compile again, into a cache of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compiled_attention._kernel.cache_clear()
+    cpu_attention._kernel.cache_clear()
     return tmp_path / "cache"
 
 
@@ -48,8 +49,8 @@ def test_a_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(compiler))
     for _ in range(2):
-        compiled_library(compiled_attention.SOURCE, constants())
-    compiled_library(compiled_attention.SOURCE, constants(GROUP=1))
+        compiled_library(cpu_attention.SOURCE, constants())
+    compiled_library(cpu_attention.SOURCE, constants(GROUP=1))
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sum("-DGROUP=3" in call for call in calls) == 1
     assert sum("-DGROUP=1" in call for call in calls) == 1
@@ -75,7 +76,7 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, 
 def test_a_compiler_that_fails_is_told(compiler: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(NoLibrary, match=told):
-        compiled_library(compiled_attention.SOURCE, constants())
+        compiled_library(cpu_attention.SOURCE, constants())
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
@@ -98,13 +99,13 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, rep
 def test_a_kernel_that_is_wrong_in_one_case_alone_is_found_out(
     is_wrong: str, monkeypatch: pytest.MonkeyPatch, replica: Replica
 ) -> None:
-    attend = compiled_attention.CompiledAttention.__call__
+    attend = cpu_attention.CompiledAttention.__call__
 
     def spoilt(self: Any, layer_idx: int, query: Any, key: Any, value: Any, args: AttentionArgs) -> torch.Tensor:
         is_met = args.window is not None if is_wrong == "windows" else len(query) == 2
         return attend(self, layer_idx, query, key, value, args) + float(is_met)
 
-    monkeypatch.setattr(compiled_attention.CompiledAttention, "__call__", spoilt)
+    monkeypatch.setattr(cpu_attention.CompiledAttention, "__call__", spoilt)
     assert choose_backend(SHAPES, replica)[0] is TORCH
 
 

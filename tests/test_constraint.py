@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from job.config import AnswerConfig, EngineConfig, SamplingParams
 from job.data.grammar import compile_grammar
-from job.engine import constraint
-from job.engine.paged import choosing
-from job.engine.static import StaticEngine
+from job.engine.logits import constraint
+from job.engine.paged.tasks import token_choice as choosing
+from job.engine.static.engine import StaticEngine
 from job.records import Generation, Grammar, Request
 from tests.conftest import finish as finish_processes
 from tests.conftest import start_processes

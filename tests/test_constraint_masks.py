@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from job.config import SamplingParams
-from job.engine.masks import Masks, allow_alike, allow_only, empty_words
-from job.engine.paged.choosing import Choosing
-from job.engine.paged.sequences import Running
-from job.engine.sampling import largest
+from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
+from job.engine.logits.sampling import largest
+from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.tasks.token_choice import Choosing
 from job.records import Request
 
 NUM_ROWS = 5

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from job.config import EngineConfig, ModelConfig, SamplingParams
-from job.distributed import Replica
-from job.engine import loading
-from job.engine.architectures import check_tensor_parallel
-from job.engine.loading import LoadedModel, load_model
-from job.engine.model_info import inspect_model, resolve_dtype
-from job.engine.static import StaticEngine
+from job.engine.model import loading
+from job.engine.model.architectures import check_tensor_parallel
+from job.engine.model.info import inspect_model, resolve_dtype
+from job.engine.model.loading import LoadedModel, load_model
+from job.engine.static.engine import StaticEngine
 from job.errors import JobError, UsageError
-from job.launch import read_process_info
+from job.launch.environment import read_process_info
+from job.launch.replica import Replica
 from job.records import Generation, Request
 from tests.conftest import finish, start_processes
 from tests.oracle import greedy
@@ -251,7 +251,7 @@ def test_memory_that_runs_out_while_choosing_makes_batches_smaller(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader alone holds the copies of [rows, vocabulary] that sampling takes."""
-    from job.engine import choosers
+    from job.engine.static import token_choice as choosers
 
     choose = choosers.choose_tokens
 
@@ -347,11 +347,11 @@ def test_anonymous_memory_grows_by_less_than_a_fifth_of_the_weights(
 import torch, transformers
 from pathlib import Path
 from job.config import ModelConfig
-from job.distributed import Replica
-from job.engine.deepspeed_setup import import_deepspeed
-from job.engine.loading import load_model
-from job.engine.model_info import inspect_model
-from job.launch import read_process_info
+from job.launch.replica import Replica
+from job.engine.model.deepspeed_setup import import_deepspeed
+from job.engine.model.loading import load_model
+from job.engine.model.info import inspect_model
+from job.launch.environment import read_process_info
 import_deepspeed()
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 def anonymous():

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import EXPORT_FORMATS
-from job.output.exporting import formats, table
-from job.output.exporting.formats import WRITERS
-from job.output.found import find_run
+from job.output.looking.exporting import formats, table
+from job.output.looking.exporting.formats import WRITERS
+from job.output.looking.found import find_run
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 from tests.test_verify import PART, change_counts, change_letter, flip_data, make_run, rewrite
@@ -497,7 +497,7 @@ def test_the_id_column_is_the_custom_id(run_job: RunJob, tiny_model: Any, tmp_pa
 
 
 def test_what_some_samples_lack_is_told_beside_the_choices_of_others() -> None:
-    from job.output.exporting.openai_answers import error_of
+    from job.output.looking.exporting.openai_answers import error_of
 
     bad = {"error": "engine_error: out of memory: 3 GiB"}
     assert error_of([{"error": None}, bad, bad]) == {"code": "engine_error", "message": "out of memory: 3 GiB"}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from job.engine.paged import engine as paged_engine
-from job.engine.paged.attention import AttentionArgs
-from job.engine.paged.backends import VARLEN, _plain
+from job.engine.paged.attention.backends import VARLEN, _plain
+from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.cuda.graphs import DecodeGraphs, RecordedStep
 from job.engine.paged.engine import PagedEngine
-from job.engine.paged.graphs import DecodeGraphs, RecordedStep
 from job.records import Request
 from tests.serving import MODES, Served, complete, expected_tokens, finish, make_engine, make_prompts, serve, tokens
 

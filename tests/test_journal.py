@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from job.output import journal as journal_module
-from job.output.columns import LOGPROB_COLUMNS
-from job.output.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch
+from job.output.parts import journal as journal_module
+from job.output.parts.columns import LOGPROB_COLUMNS
+from job.output.parts.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch
 from job.records import Completion
 
 

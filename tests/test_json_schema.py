@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.arrow.json_schema import DoesNotFit, Shape, closed, parse, read_schema, shape_of
 from job.errors import UsageError
-from job.json_schema import DoesNotFit, Shape, closed, parse, read_schema, shape_of
 
 STRING, JSON = pa.string(), pa.string()
 

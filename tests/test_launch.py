@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from job.errors import UsageError
-from job.launch import export_process_info, first_host, read_process_info, slurm_port
+from job.launch.environment import export_process_info, first_host, read_process_info, slurm_port
 from tests.conftest import finish, free_port, start_processes
 from tests.oracle import greedy_texts
 from tests.test_run import read_output, write_jsonl
@@ -169,7 +169,7 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
     args = run_questions(tiny_model(), tmp_path / "out", "--engine", "fake")
     assert [result.exit_code for result in finish(start_processes(["-m", "job", *args]))] == [0]
     code = (
-        "import sys, job.conclusion as conclusion; from job.cli import program; count_all = conclusion.count_all\n"
+        "import sys, job.run.conclusion as conclusion; from job.cli import program; count_all = conclusion.count_all\n"
         "def count(paths): print('footers', file=sys.stderr); return count_all(paths)\n"
         "conclusion.count_all = count; program()"
     )

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from job.engine.paged import torch_attention
-from job.engine.paged.attention import AttentionArgs
-from job.engine.paged.backends import COMPILED, TORCH, Backend
-from job.engine.paged.cache import KVCache, LayerShape, Placement
-from job.engine.paged.graphs import may_replay
-from job.engine.paged.layout import MAX_PADDING, BlockTables, Layout
-from job.engine.paged.step import Step, rows
+from job.engine.paged.attention import plain
+from job.engine.paged.attention.backends import COMPILED, TORCH, Backend
+from job.engine.paged.attention.cache import KVCache, LayerShape, Placement
+from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.attention.layout import MAX_PADDING, BlockTables, Layout
+from job.engine.paged.cuda.graphs import may_replay
+from job.engine.paged.schedule.step import Step, rows
 
 P = 8
 """Tokens per page."""
@@ -279,14 +279,14 @@ def test_scores_that_take_too_much_memory_are_left_to_torch(
     name: str, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    attend = torch_attention.F.scaled_dot_product_attention
+    attend = plain.F.scaled_dot_product_attention
 
     def counted(*args: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
         return attend(*args, **options)
 
-    monkeypatch.setattr(torch_attention, "MAX_SCORES", 0)
-    monkeypatch.setattr(torch_attention.F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(plain, "MAX_SCORES", 0)
+    monkeypatch.setattr(plain.F, "scaled_dot_product_attention", counted)
     random_steps(Bench([SHAPES[name]], 6, num_pages=200), AttentionArgs(scale=0.25, window=window), 5)
     assert calls
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from job.output import leases as leases_module
-from job.output.claims import Claims
-from job.output.leases import Leases, WorkerId
-from job.output.paths import RunPaths
-from job.output.plan import Plan
-from job.processes import start_time_of
+from job.launch.processes import start_time_of
+from job.output.parts.plan import Plan
+from job.output.sharing import leases as leases_module
+from job.output.sharing.claims import Claims
+from job.output.sharing.leases import Leases, WorkerId
+from job.output.store.paths import RunPaths
 
 MakeLeases = Callable[..., Leases]
 
@@ -242,7 +242,7 @@ def test_a_killed_process_leaves_its_lease_to_the_next(make_leases: MakeLeases, 
     """End to end, without a word from the dead one."""
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from job.output.leases import Leases, WorkerId; from job.output.paths import RunPaths\n"
+        "from job.output.sharing.leases import Leases, WorkerId; from job.output.store.paths import RunPaths\n"
         "assert Leases(RunPaths(Path(sys.argv[1]), 10), WorkerId.of_this_process()).acquire(1)\n"
         "os._exit(9)"
     )

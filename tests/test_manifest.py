@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from job.errors import UsageError
-from job.output.files import create_exclusively
-from job.output.manifest import Manifest, claim_run_directory, read_manifest
-from job.output.paths import manifest_path
+from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
+from job.output.store.local import create_exclusively
+from job.output.store.paths import manifest_path
 
 IDENTITY = {"sampling": {"max_new_tokens": 256, "seed": 0}, "dataset": {"split": "train"}, "columns": {"kept": {}}}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from job.observe import metrics
-from job.observe.metrics import FRESH_SECS, GONE_SECS, TAIL_BYTES, Figures, MetricsFile, MetricsReader
+from job.output.sharing import metrics
+from job.output.sharing.metrics import FRESH_SECS, GONE_SECS, TAIL_BYTES, Figures, MetricsFile, MetricsReader
 
 
 def figures(num_rows: int = 1, **changes: Any) -> Figures:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from job.config import EngineConfig, SamplingParams
-from job.distributed import MESSAGE_INTS
-from job.engine.choice import build_engine
+from job.engine.build import build_engine
 from job.engine.duplicates import SharedCompletions
 from job.engine.paged.engine import PagedEngine
 from job.engine.protocol import Engine
-from job.engine.static import StaticEngine
+from job.engine.static.engine import StaticEngine
+from job.launch.replica import MESSAGE_INTS
 from tests.conftest import finish, start_processes
 from tests.serving import (
     MAX_NEW_TOKENS,

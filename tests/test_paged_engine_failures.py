@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from job.engine.paged import choosing
+from job.engine.paged.tasks import token_choice as choosing
 from job.errors import JobError
 from job.records import Generation, Request
 from tests.serving import (

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from job.engine.duplicates import SharedCompletions
-from job.engine.paged.cpu_kernels import PackedLinear, RMSNorm, speed_up
+from job.engine.paged.cpu.linears import PackedLinear, RMSNorm, speed_up
 from job.engine.paged.support import check_support
-from job.engine.static import StaticEngine
+from job.engine.static.engine import StaticEngine
 from tests.serving import (
     MODES,
     build_as_the_job_does,

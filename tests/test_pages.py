@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from job.engine.paged.pages import MIN_COPIED_TOKENS, NUM_DONORS, Match, Pages
+from job.engine.paged.schedule.pages import MIN_COPIED_TOKENS, NUM_DONORS, Match, Pages
 
 P = 8
 """Tokens per page."""

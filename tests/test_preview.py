@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoTokenizer
 from job.data.choices import Choices, border_note, choice_token_ids
 from job.data.parquet import ParquetSource
 from job.data.source import StreamSource
-from job.engine.kv_size import kv_bytes_per_token
+from job.engine.model.kv_size import kv_bytes_per_token
 from job.observe.histogram import Histogram
-from job.preview import sample_rows
+from job.run.prompt_sample import sample_rows
 from tests.conftest import Result
 from tests.serving import serve
 from tests.test_run import read_output, write_jsonl

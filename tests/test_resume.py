@@ -21,16 +21,16 @@ from typing import Any
 import datasets
 import pytest
 
-import job.launching
+import job.run.process
 from job.engine.fake import FakeEngine
-from job.output import plan, shard
-from job.output.columns import Columns
-from job.output.found import find_run
-from job.output.journal import Journal
-from job.output.plan import Plan
-from job.output.retries import _read
+from job.launch.stop import StopFlag
+from job.output.looking.found import find_run
+from job.output.parts import plan, shard
+from job.output.parts.columns import Columns
+from job.output.parts.journal import Journal
+from job.output.parts.plan import Plan
+from job.output.sharing.retries import _read
 from job.records import SampleKey
-from job.signals import StopFlag
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 
@@ -81,7 +81,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
-    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
 
     def args(output: Path) -> list[str]:
         return [
@@ -110,7 +110,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
 ) -> None:
     """Each round starts 1 to 3 workers and kills all or some of them, until one round is left in peace."""
     rng = random.Random(seed)
-    monkeypatch.setattr("job.runner.IDLE_SECS", 0.05)
+    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.05)
     args, log = run_args(tmp_path / "out"), tmp_path / "log"
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     num_kills = 0
@@ -185,9 +185,9 @@ def test_all_workers_share_the_only_shard(
     run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One holds it and writes the part; the others help with slices. No row is computed twice."""
-    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
-    monkeypatch.setattr("job.runner.EXCHANGE_SECS", 0.02)
-    monkeypatch.setattr("job.crew.OTHERS_SECS", 0.02)
+    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.runner.EXCHANGE_SECS", 0.02)
+    monkeypatch.setattr("job.run.crew.OTHERS_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.1")
     args = run_args(tmp_path / "out")
     args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
@@ -312,7 +312,7 @@ def test_two_workers_may_start_in_the_same_instant(
     run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One writes the manifest, both do the rows."""
-    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
     barrier = fork.Barrier(4)
 
     def together() -> None:
@@ -362,7 +362,7 @@ def test_a_shard_of_which_others_have_every_slice_is_still_written(
     """A regression: its new holder had no row of it to compute, never opened it, and all waited for ever."""
     args, log = run_args(tmp_path / "out"), tmp_path / "log"
     args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
-    monkeypatch.setattr("job.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.3")
     holder = start_until_journal_has(0, args, tmp_path / "out", log)
     helpers = start_workers(1, args, log)
@@ -380,14 +380,14 @@ def test_a_signal_before_the_model_is_loaded_stops_with_75(
     run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """While libraries are imported and the dataset is opened: seconds in which a signal killed the process."""
-    prepare = job.launching.prepare
+    prepare = job.run.process.prepare
 
     def signalled(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
         return prepare(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.launching, "prepare", signalled)
+        patch.setattr(job.run.process, "prepare", signalled)
         result = run_job(*run_args(tmp_path / "out"))
     assert result.exit_code == 75
     assert "stopped on SIGUSR1 before the model was loaded" in result.stderr

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import job.launching
+import job.run.process
 from job.engine.fake import FakeEngine
-from job.output.columns import Columns
-from job.output.journal import Journal
-from job.output.paths import RunPaths
+from job.output.parts.columns import Columns
+from job.output.parts.journal import Journal
+from job.output.store.paths import RunPaths
 from job.records import SampleKey
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
@@ -42,7 +42,7 @@ def failed(run_job: RunJob, args: list[Any], tiny_model: Any, monkeypatch: pytes
 
     (poison_id,) = AutoTokenizer.from_pretrained(tiny_model())("~", add_special_tokens=False)["input_ids"]
     with monkeypatch.context() as patch:
-        patch.setattr(job.launching, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
+        patch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
         assert run_job(*args).exit_code == 0
 
 
@@ -105,7 +105,7 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
 ) -> None:
     """Of a worker that was killed between naming the part and removing the journal."""
     paths = RunPaths(tmp_path / "out", 3)
-    from job.output.retries import _read
+    from job.output.sharing.retries import _read
 
     journal = Journal(paths.journal(0, "dead"))
     for completion in _read(paths.part(0), Columns(include_prompt=False), ["none"]):

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-import job.launching
+import job.run.process
 from job.cli.options import Size
-from job.engine import choice
+from job.engine import build
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
-from job.output.journal import Journal, JournalReader
-from job.output.paths import RunPaths
-from job.output.shard import OpenShard
+from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.shard import OpenShard
+from job.output.store.paths import RunPaths
 from job.records import Completion, SampleKey
 from tests.conftest import Result
 from tests.oracle import greedy, greedy_texts, logprobs_of
@@ -420,8 +420,8 @@ def test_an_engine_is_chosen_by_its_name(
     """Paged unless the user or the model says otherwise; one line tells."""
     built: list[str] = []
     for name in ("PagedEngine", "StaticEngine"):
-        engine = getattr(choice, name)
-        monkeypatch.setattr(choice, name, lambda *args, n=name, e=engine: (built.append(n), e(*args))[1])
+        engine = getattr(build, name)
+        monkeypatch.setattr(build, name, lambda *args, n=name, e=engine: (built.append(n), e(*args))[1])
     base = ["run", "--dataset", questions, "--dtype", "float32", "--max-new-tokens", 2, "--limit", 3]
     notes = []
     for number, (model, options) in enumerate([("llama", []), ("llama", ["--engine", "static"]), ("gpt_neo", [])]):
@@ -457,13 +457,13 @@ def test_a_size_reaches_the_engine(
 ) -> None:
     """On the command line and in a file."""
     sizes: list[int | None] = []
-    build = job.launching.build_engine
+    build = job.run.process.build_engine
 
     def record(model: Any, params: Any, config: Any, *args: Any, **options: Any) -> Any:
         sizes.append(config.kv_cache_memory)
         return build(model, params, config, *args, **options)
 
-    monkeypatch.setattr(job.launching, "build_engine", record)
+    monkeypatch.setattr(job.run.process, "build_engine", record)
     (tmp_path / "run.toml").write_text('kv-cache-memory = "2 MiB"\n')
     base = ["run", "--model", tiny_model(), "--dataset", questions, "--limit", 2, "--max-new-tokens", 2]
     for number, options in enumerate(([], ["--kv-cache-memory", "3MB"], ["--config", tmp_path / "run.toml"])):

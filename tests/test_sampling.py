@@ -15,8 +15,8 @@ from transformers import (
 
 from job.config import SamplingParams
 from job.draws import philox4x32, row_bits
-from job.engine import sampling
-from job.engine.sampling import (
+from job.engine.logits import sampling
+from job.engine.logits.sampling import (
     choose_tokens,
     gumbel_noise,
     largest,

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from job.engine.paged.pages import Pages
-from job.engine.paged.scheduler import Scheduler, Work
-from job.engine.paged.sequences import Running, in_order
-from job.engine.paged.step import Step
+from job.engine.paged.schedule.pages import Pages
+from job.engine.paged.schedule.scheduler import Scheduler, Work
+from job.engine.paged.schedule.sequences import Running, in_order
+from job.engine.paged.schedule.step import Step
 from job.records import Request
 
 CLEARED = 0

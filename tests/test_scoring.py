@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from job.config import EngineConfig, SamplingParams
-from job.engine.choice import build_engine
+from job.engine.build import build_engine
 from job.engine.duplicates import SharedCompletions
-from job.engine.static_scoring import StaticScorer
+from job.engine.static.scoring import StaticScorer
 from tests.conftest import finish, start_processes
 from tests.oracle import choice_logprobs
 from tests.serving import MODES, Observed, complete, load, make_engine, make_prompts, serve

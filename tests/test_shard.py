@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job.output.columns import Columns
-from job.output.counts import METADATA_KEY, Counts
-from job.output.journal import Journal
-from job.output.paths import RunPaths
-from job.output.plan import Plan
-from job.output.shard import ROWS_PER_GROUP, OpenShard, PartFormat
+from job.output.parts.columns import Columns
+from job.output.parts.counts import METADATA_KEY, Counts
+from job.output.parts.journal import Journal
+from job.output.parts.plan import Plan
+from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
+from job.output.store.paths import RunPaths
 from job.records import Completion, Row, RowBlock
 
 KEPT = pa.schema([("id", pa.string()), ("score", pa.decimal128(5, 2))])
@@ -195,7 +195,7 @@ def test_row_groups_end_before_they_are_large(
     schema = pa.schema([("big", pa.binary()), ("word", pa.dictionary(pa.int32(), pa.string()))])
     sizes = [10, 10, 900, 10, 400, 400, 10, 10, 10, 10]
     values = [{"big": bytes([idx]) * size, "word": "same" * 1000} for idx, size in enumerate(sizes)]
-    monkeypatch.setattr("job.output.shard.BYTES_PER_GROUP", 800 * num_samples)
+    monkeypatch.setattr("job.output.parts.shard.BYTES_PER_GROUP", 800 * num_samples)
     opened = OpenShard(0, plan, paths, part_format(schema), "worker")
     for row_idx, sample_idx in plan.keys(0):
         opened.add(completion(row_idx, sample_idx=sample_idx))

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 import job.cli.status
-import job.inspection
-import job.launching
+import job.run.inspection
+import job.run.process
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
 from job.errors import JobError
-from job.inspection import Inspection
-from job.observe import pace
-from job.observe.metrics import Figures, MetricsFile
-from job.observe.pace import read_paces
 from job.observe.progress import Position, describe
-from job.observe.status import MAX_LINES, Status, describe_status
-from job.output import footers, survey
-from job.output.counts import Counts
-from job.output.found import find_run
-from job.output.leases import Leases, WorkerId
-from job.output.paths import RunPaths
+from job.observe.status_report import MAX_LINES, Status, describe_status
+from job.output.looking import footers, survey
+from job.output.looking.found import find_run
+from job.output.parts.counts import Counts
+from job.output.sharing import pace
+from job.output.sharing.leases import Leases, WorkerId
+from job.output.sharing.metrics import Figures, MetricsFile
+from job.output.sharing.pace import read_paces
+from job.output.store.paths import RunPaths
+from job.run.inspection import Inspection
 from tests.conftest import Result
 from tests.test_imports import output_and_modules_of
 from tests.test_leases import dead_worker, elsewhere
@@ -163,7 +163,7 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
         seen.append(Inspection(tmp_path / "out").look())
         return step(self)
 
-    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     monkeypatch.setattr(MetricsFile, "write_if_due", MetricsFile.write)
     monkeypatch.setattr(pace, "YOUNG_SECS", 0.0)
     monkeypatch.setattr(FakeEngine, "step", look_and_step)
@@ -389,7 +389,7 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
     run_job: RunJob, run_args: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a real worker leaves behind when it stops in the middle of a shard."""
-    monkeypatch.setattr(job.launching, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     num_steps = 0
     step = FakeEngine.step
 
@@ -410,7 +410,7 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
 
 
 def read_journal_keys(path: Path) -> list[Any]:
-    from job.output.journal import JournalReader
+    from job.output.parts.journal import JournalReader
 
     return [completion.key for completion in JournalReader(path).read()]
 
@@ -474,13 +474,13 @@ def test_a_look_that_runs_out_of_time_says_so_and_the_next_goes_on(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspection = Inspection(output)
-    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 0.0)
     status = inspection.look()
     assert status.is_partial and status.is_done
     assert "0, in 0 of 5 parts; --watch reads on" in describe_status(status)
-    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 5.0)
+    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 5.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}
-    monkeypatch.setattr(job.inspection, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 0.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}, "what was read is kept"
     find_run(output).paths.part(0).unlink()
     assert dict(inspection.look().errors) == {"null_prompt": 4}, "but not what is there no more"

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from job import distributed
-from job.distributed import MESSAGE_INTS, Replica
-from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step, rows
-from job.launch import ProcessInfo
+from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step, rows
+from job.launch import replica
+from job.launch.environment import ProcessInfo
+from job.launch.replica import MESSAGE_INTS, Replica
 
 WIDTHS = {"token_ids": None, "sequences": 4, "gained": 3, "fresh": 1, "copies": 3}
 
@@ -97,7 +97,7 @@ def test_numbers_of_any_length_reach_the_followers(length: int, monkeypatch: pyt
 
 
 def test_a_replica_of_one_process_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "dist", None)
+    monkeypatch.setattr(replica, "dist", None)
     alone, numbers = process(0, 1), np.array([2, 5], np.int32)
     assert alone.broadcast_ints(numbers) is numbers
     assert alone.gather("x") == ["x"] and alone.gather_status("bad") == ["bad"] and alone.any_failed(True) is True

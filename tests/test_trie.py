@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from job.engine.trie import ChoiceTrie, edge_logprobs
+from job.engine.logits.trie import ChoiceTrie, edge_logprobs
 from job.records import Request
 
 REQUEST = Request(row_idx=3, sample_idx=0, prompt_ids=[1])

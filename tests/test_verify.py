@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job.output.found import find_run
-from job.output.part_check import ROWS_PER_BATCH
-from job.output.verification import verify
+from job.output.looking.found import find_run
+from job.output.looking.part_check import ROWS_PER_BATCH
+from job.output.looking.verification import verify
 from tests.conftest import Result
 from tests.test_run import write_jsonl
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from job.launcher_watch import launchers_above
+from job.launch.parents import launchers_above
 from tests.conftest import finish, free_port, start_processes
 from tests.test_run import write_jsonl
 
@@ -100,7 +100,7 @@ def test_no_worker_outlives_its_launcher(
 def test_only_launchers_are_watched(tmp_path: Path, name: str, number: int) -> None:
     """A shell, or a test, may end before what it has started, also one whose name or arguments hold a launcher's."""
     assert launchers_above(os.getpid()) == []
-    code = "import os; from job.launcher_watch import launchers_above; print(len(launchers_above(os.getpid())))"
+    code = "import os; from job.launch.parents import launchers_above; print(len(launchers_above(os.getpid())))"
     start = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
     (tmp_path / name).write_text(start)
     command = [sys.executable, "-u", tmp_path / name, code, "deepspeed"]

@@ -12,7 +12,7 @@ from job.config import EXPORT_FORMATS
 from job.errors import UsageError
 
 if TYPE_CHECKING:
-    from job.output.exporting.table import RunTable
+    from job.output.looking.exporting.table import RunTable
 
 STDOUT = "-"
 
@@ -44,10 +44,10 @@ def export(
     Exit codes: 0 written; 1 a part cannot be read, or the file not be written; 2 wrong usage, or the run is not
     finished.
     """
-    from job.output.exporting.formats import WRITERS  # imports pyarrow: only now, so that --help is quick
-    from job.output.exporting.openai_answers import answer_columns
-    from job.output.exporting.table import RunTable, Selection
-    from job.output.found import find_run
+    from job.output.looking.exporting.formats import WRITERS  # imports pyarrow: only now, so that --help is quick
+    from job.output.looking.exporting.openai_answers import answer_columns
+    from job.output.looking.exporting.table import RunTable, Selection
+    from job.output.looking.found import find_run
 
     form = _format(form, to)
     run = find_run(output)
@@ -80,7 +80,7 @@ def _format(form: str | None, to: str) -> str:
 
 
 def _open(to: str, run_dir: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
-    from job.output.exporting.target import new_file, standard_output
+    from job.output.looking.exporting.target import new_file, standard_output
 
     if to == STDOUT:
         return standard_output(sys.stdout.buffer)

@@ -17,7 +17,7 @@ from job.cli.run import run
 from job.cli.status import status
 from job.cli.verify import verify
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
-from job.launch import is_first_process, told_once
+from job.launch.environment import is_first_process, told_once
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What writing to standard output raises where the disk behind it is full, or the terminal is gone."""

@@ -74,9 +74,9 @@ def preview(num_prompts: int, num_rows: int | None, as_json: bool, **values: Any
     """
     config = to_config(values)
     silence_libraries(verbose=config.verbose)
-    from job.examination import examine  # imports torch: only now, so that --help is quick
-    from job.observe.preview import describe_preview
-    from job.preview import likely_device, look_ahead
+    from job.observe.preview_report import describe_preview
+    from job.run.examination import examine  # imports torch: only now, so that --help is quick
+    from job.run.prompt_sample import likely_device, look_ahead
 
     silence_progress_bars(verbose=config.verbose)
     examined = examine(config, likely_device(), needs_weights=False)

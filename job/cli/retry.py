@@ -24,9 +24,9 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     Then run the same command as before: it does these rows again, and no others. Their parts stay readable until the
     new ones replace them.
     """
-    from job.output.found import find_run
-    from job.output.leases import WorkerId
-    from job.output.retries import mark_for_retry, read_errors
+    from job.output.looking.found import find_run
+    from job.output.sharing.leases import WorkerId
+    from job.output.sharing.retries import mark_for_retry, read_errors
 
     run = find_run(output)
     errors = read_errors(run.paths)

@@ -16,9 +16,9 @@ from job.cli.options import (
     SAMPLING_OPTIONS,
     to_config,
 )
-from job.launch import told_once
+from job.launch.environment import told_once
+from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries
-from job.signals import StopFlag
 
 
 @click.command(short_help="Complete every row of a dataset.")
@@ -45,6 +45,6 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     silence_libraries(verbose=config.verbose)
     stop = StopFlag()
     stop.install()  # before the imports, which take seconds
-    from job.launching import launch  # imports torch: only now, so that --help is quick
+    from job.run.process import launch  # imports torch: only now, so that --help is quick
 
     ctx.exit(launch(config, stop))

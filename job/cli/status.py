@@ -56,8 +56,8 @@ def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
 
     Exit codes: 0 shown; 2 OUTPUT is no run directory.
     """
-    from job.inspection import Inspection  # imports pyarrow: only now, so that --help is quick
-    from job.observe.status import describe_status
+    from job.observe.status_report import describe_status
+    from job.run.inspection import Inspection  # imports pyarrow: only now, so that --help is quick
 
     inspection = Inspection(output)
     try:

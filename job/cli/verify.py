@@ -10,7 +10,7 @@ import click
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
 if TYPE_CHECKING:
-    from job.output.verification import Verification
+    from job.output.looking.verification import Verification
 
 MAX_PROBLEMS = 20
 
@@ -28,8 +28,8 @@ def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     Exit codes: 0 right and complete; 1 something is wrong; 2 OUTPUT is no run directory; 75 right so far, run the same
     command to complete it.
     """
-    from job.output.found import find_run  # imports pyarrow: only now, so that --help is quick
-    from job.output.verification import verify as verify_run
+    from job.output.looking.found import find_run  # imports pyarrow: only now, so that --help is quick
+    from job.output.looking.verification import verify as verify_run
 
     run = find_run(output)
     with click.progressbar(

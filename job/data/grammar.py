@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from job.arrow.json_schema import closed, read_schema
 from job.config import AnswerConfig
 from job.errors import UsageError
-from job.json_schema import closed, read_schema
 from job.records import Grammar
 
 JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

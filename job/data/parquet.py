@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.arrow_types import common_type, readable
+from job.arrow.types import common_type, readable
 from job.data.source import BLOCK_ROWS, table_to_block, union
 from job.errors import JobError, first_line
 from job.records import RowBlock

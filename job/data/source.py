@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from job.arrow_types import readable
-from job.data.broken_text import mend_text
+from job.arrow.broken_text import mend_text
+from job.arrow.json_columns import to_rows
+from job.arrow.types import readable
 from job.errors import JobError, UsageError, first_line
-from job.json_columns import to_rows
 from job.records import Row, RowBlock, RowError
 
 BLOCK_ROWS = 256

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from job.errors import EXIT_FAILED
+from job.launch.stop import StopFlag
 from job.observe.text import rows_text
-from job.signals import StopFlag
 
 
 class Watchdog:

@@ -52,11 +52,11 @@ class Loaded:
 def load(dtype: str = "bfloat16", model: Path = MODEL) -> Loaded:
     """Load a model as the job does."""
     from job.config import ModelConfig
-    from job.distributed import Replica
-    from job.engine.loading import load_model
-    from job.engine.model_info import inspect_model
+    from job.engine.model.info import inspect_model
+    from job.engine.model.loading import load_model
     from job.engine.paged.support import check_support
-    from job.launch import read_process_info
+    from job.launch.environment import read_process_info
+    from job.launch.replica import Replica
 
     config = ModelConfig(model=str(model), dtype=dtype)
     replica = Replica(read_process_info({}, 1))

@@ -18,12 +18,12 @@ from _workload import MODEL, load_prompt_ids
 def measure(num_rows: int) -> None:
     """Run on one rank; the leader prints the figures."""
     from job.config import EngineConfig, ModelConfig, SamplingParams
-    from job.distributed import Replica
-    from job.engine.loading import load_model
-    from job.engine.model_info import inspect_model
+    from job.engine.model.info import inspect_model
+    from job.engine.model.loading import load_model
     from job.engine.paged.engine import PagedEngine
     from job.engine.paged.support import check_support
-    from job.launch import read_process_info
+    from job.launch.environment import read_process_info
+    from job.launch.replica import Replica
     from job.records import Request
 
     replica = Replica(read_process_info(os.environ, 2))

@@ -20,8 +20,8 @@ def run_ours(num_rows: int, data: Path, part: tuple[int, int]) -> dict[str, Any]
     from _workload import load
 
     from job.config import EngineConfig, SamplingParams
+    from job.engine.logits.trie import ChoiceTrie
     from job.engine.paged.engine import PagedEngine
-    from job.engine.trie import ChoiceTrie
     from job.records import Request
 
     loaded, trie = load(), ChoiceTrie(load_choice_ids())

@@ -19,7 +19,7 @@ from _workload import QUESTIONS, floor_tera, gauge, load, load_prompt_ids, run
 def main(args: list[str]) -> None:
     """Run once and print the figures."""
     from job.config import EngineConfig, SamplingParams
-    from job.engine.paged.pages import num_common
+    from job.engine.paged.schedule.pages import num_common
 
     num_prompts, data, part = 256, QUESTIONS, (0, 1)
     params: dict[str, Any] = {}

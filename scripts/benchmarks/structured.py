@@ -118,8 +118,8 @@ def valid(num_rows: int = 500, data: Path = REVIEWS) -> None:
     import jsonschema
     from transformers import AutoTokenizer
 
+    from job.arrow.json_schema import DoesNotFit, parse, shape_of
     from job.config import AnswerConfig
-    from job.json_schema import DoesNotFit, parse, shape_of
 
     loaded, tokenizer = load(), AutoTokenizer.from_pretrained(MODEL)
     for name, schema in SCHEMAS.items():

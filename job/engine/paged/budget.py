@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from job.config import EngineConfig
-from job.distributed import Replica
-from job.engine.batch_limits import LOGITS_COPIES
-from job.engine.loading import LoadedModel
-from job.engine.paged.cache import LayerShape
+from job.engine.model.loading import LoadedModel
+from job.engine.paged.attention.cache import LayerShape
+from job.engine.static.limits import LOGITS_COPIES
 from job.errors import JobError
+from job.launch.replica import Replica
 
 CPU_MEMORY_SHARE = 0.4
 """Of the memory that is free after loading; the processes of a host divide it. It is touched only when it is used."""

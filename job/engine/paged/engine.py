@@ -10,25 +10,25 @@ from collections.abc import Callable, Sequence
 import torch
 
 from job.config import EngineConfig, SamplingParams
-from job.distributed import Replica
-from job.engine.constraint import Constraint
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
-from job.engine.loading import LoadedModel
-from job.engine.paged.backends import VARLEN, allocate, choose_backend
+from job.engine.logits.constraint import Constraint
+from job.engine.logits.trie import ChoiceTrie
+from job.engine.model.loading import LoadedModel
+from job.engine.paged.attention.backends import VARLEN, allocate, choose_backend
+from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.budget import decide_budget
-from job.engine.paged.cache import LayerShape
-from job.engine.paged.cpu_kernels import keep_freed_memory, speed_up
-from job.engine.paged.decoding import Decoding
+from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
-from job.engine.paged.pages import Pages
-from job.engine.paged.purpose import Purpose
-from job.engine.paged.scheduler import Scheduler, Work
-from job.engine.paged.scoring import Scoring
-from job.engine.paged.sequences import Running
-from job.engine.paged.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
+from job.engine.paged.schedule.pages import Pages
+from job.engine.paged.schedule.scheduler import Scheduler, Work
+from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
+from job.engine.paged.tasks.decoding import Decoding
+from job.engine.paged.tasks.logits_task import Purpose
+from job.engine.paged.tasks.scoring import Scoring
 from job.engine.protocol import EndsText
-from job.engine.trie import ChoiceTrie
 from job.errors import JobError
+from job.launch.replica import Replica
 from job.records import Generation, Grammar, Request
 
 PENDING_FACTOR = 8

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from job.engine.paged.attention import Attend, attending
-from job.engine.paged.backends import Backend
-from job.engine.paged.cache import KVCache
-from job.engine.paged.graphs import DecodeGraphs, may_replay
-from job.engine.paged.layout import BlockTables, Layout
-from job.engine.paged.step import Step
+from job.engine.paged.attention.backends import Backend
+from job.engine.paged.attention.cache import KVCache
+from job.engine.paged.attention.interface import Attend, attending
+from job.engine.paged.attention.layout import BlockTables, Layout
+from job.engine.paged.cuda.graphs import DecodeGraphs, may_replay
+from job.engine.paged.schedule.step import Step
 
 
 class Executor:

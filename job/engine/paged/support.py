@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from job.distributed import Replica
-from job.engine.loading import LoadedModel
-from job.engine.paged import attention
-from job.engine.paged.attention import AttentionArgs, Unsupported
-from job.engine.paged.backends import TORCH
-from job.engine.paged.cache import LayerShape
+from job.engine.model.loading import LoadedModel
+from job.engine.paged.attention import interface
+from job.engine.paged.attention.backends import TORCH
+from job.engine.paged.attention.cache import LayerShape
+from job.engine.paged.attention.interface import AttentionArgs, Unsupported
+from job.engine.paged.attention.layout import BlockTables, Layout
+from job.engine.paged.attention.plain import PAGE_TOKENS
 from job.engine.paged.executor import Executor, run_model
-from job.engine.paged.layout import BlockTables, Layout
-from job.engine.paged.step import Step, rows
-from job.engine.paged.torch_attention import PAGE_TOKENS
+from job.engine.paged.schedule.step import Step, rows
 from job.errors import first_line
+from job.launch.replica import Replica
 
 PROBE_TOKENS = 2 * PAGE_TOKENS + 7
 """Length of the text: it reaches into a third page."""
@@ -45,7 +45,7 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
         reason = _configuration_problem(module)
         if reason is None:
             expected = _logits_of_its_own(module, replica.device)
-            module.set_attn_implementation(attention.NAME)
+            module.set_attn_implementation(interface.NAME)
             shapes = _shapes(module, replica.device)
             reason = _difference(_logits_of_ours(module, shapes, replica.device), expected)
     except Unsupported as error:

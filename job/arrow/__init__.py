@@ -1,0 +1,1 @@
+"""Arrow's types and values: what can be read, kept and written."""

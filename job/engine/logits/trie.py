@@ -1,0 +1,131 @@
+"""Choices as a trie of token ids: what choices have in common is computed once, and so is every distinct continuation.
+
+An edge is a token behind a node; the log-likelihood of a choice is the sum over its edges. A node's edges need the
+logits behind its tokens. So the model must read the prompt and, behind it, the tokens of every inner node: a branch for
+each inner node that has no inner node below it. If first tokens already differ and choices have one token each, the
+only branch is the prompt itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from job.engine.failures import failed
+from job.engine.logits.sampling import log_totals
+from job.records import Generation, Request
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens to read behind a prompt, and what their logits are for."""
+
+    token_ids: tuple[int, ...]
+    nodes: tuple[int, ...]
+    """The nodes whose logits this branch gives: those of its last ``len(nodes)`` places, the prompt's end included."""
+
+    @property
+    def num_known(self) -> int:
+        """So many of its nodes, from the root on, are those of earlier branches."""
+        return len(self.token_ids) + 1 - len(self.nodes)
+
+
+class ChoiceTrie:
+    """The trie of some choices. Nodes are numbered, the root is 0.
+
+    >>> trie = ChoiceTrie([(7, 1), (7, 2, 3), (8,)])
+    >>> [(branch.token_ids, branch.nodes) for branch in trie.branches]
+    [((7, 2), (0, 1, 2))]
+    >>> [trie.edge_tokens(node).tolist() for node in range(3)]
+    [[7, 8], [1, 2], [3]]
+    """
+
+    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+        """Build it.
+
+        Args:
+            choices: token ids of each; none is empty.
+        """
+        self._nodes: list[dict[int, int | None]] = [{}]
+        """Of each inner node, its edges' tokens to the inner node behind, if there is one."""
+        for choice in choices:
+            self._insert(choice)
+        self._first_edges = np.cumsum([0, *(len(edges) for edges in self._nodes)])
+        self._places = [{token: place for place, token in enumerate(edges)} for edges in self._nodes]
+        self._paths = [self._edges_of(choice) for choice in choices]
+        self.branches = tuple(self._branches())
+
+    @property
+    def num_edges(self) -> int:
+        """Tokens whose log probabilities are wanted."""
+        return int(self._first_edges[-1])
+
+    @property
+    def max_branch_tokens(self) -> int:
+        """Tokens that the longest branch adds to a prompt."""
+        return max(len(branch.token_ids) for branch in self.branches)
+
+    def edges(self, node: int) -> slice:
+        """Return where a node's edges stand among all."""
+        return slice(int(self._first_edges[node]), int(self._first_edges[node + 1]))
+
+    def edge_tokens(self, node: int) -> npt.NDArray[np.int64]:
+        """Return the tokens of a node's edges, in the order of ``edges``."""
+        return np.array(list(self._nodes[node]), np.int64)
+
+    def generation(self, request: Request, logprobs: Floats) -> Generation:
+        """Return a request's answer from the log probabilities of all edges: the log-likelihood of each choice."""
+        sums = [float(logprobs[path].sum()) for path in self._paths]
+        if max(sums) == -np.inf:
+            return failed(request, "non_finite_logits", "no choice has a probability above 0")
+        return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=sums)
+
+    def _insert(self, choice: Sequence[int]) -> None:
+        node = 0
+        for depth, token in enumerate(choice):
+            behind = self._nodes[node].setdefault(token, None)
+            if depth + 1 == len(choice):
+                return
+            if behind is None:
+                behind = len(self._nodes)
+                self._nodes.append({})
+                self._nodes[node][token] = behind
+            node = behind
+
+    def _edges_of(self, choice: Sequence[int]) -> list[int]:
+        edges, node = [], 0
+        for token in choice:
+            edges.append(int(self._first_edges[node]) + self._places[node][token])
+            node = self._nodes[node][token] or 0  # behind the last token nobody looks
+        return edges
+
+    def _branches(self) -> list[Branch]:
+        branches: list[Branch] = []
+        waiting: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [(0, (), (0,))]
+        seen: set[int] = set()
+        while waiting:
+            node, tokens, path = waiting.pop()
+            inner = [(token, behind) for token, behind in self._nodes[node].items() if behind is not None]
+            if not inner:
+                branches.append(Branch(tokens, tuple(n for n in path if n not in seen)))
+                seen.update(path)
+            waiting += [(behind, (*tokens, token), (*path, behind)) for token, behind in reversed(inner)]
+        return branches
+
+
+def edge_logprobs(logits: torch.Tensor, nodes: Sequence[int], trie: ChoiceTrie) -> tuple[list[Floats], list[bool]]:
+    """Return the log probabilities of nodes' edges, from the logits [W, V] behind them, and which logits are finite."""
+    totals = log_totals(logits)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
+    is_finite = totals.isfinite().tolist()
+    found: dict[int, Floats] = {}
+    for node in set(nodes):
+        rows = [idx for idx, other in enumerate(nodes) if other == node]
+        tokens = torch.from_numpy(trie.edge_tokens(node)).to(logits.device)
+        index = torch.tensor(rows, device=logits.device)
+        values = logits[index[:, None], tokens].float() - totals[index][:, None]
+        found |= zip(rows, values.double().cpu().numpy(), strict=True)
+    return [found[idx] for idx in range(len(nodes))], is_finite

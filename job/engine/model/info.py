@@ -1,0 +1,140 @@
+"""What is known of a model before its weights are loaded: its configuration, and that its files can be used."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from job.config import ModelConfig
+from job.engine.model.architectures import check_tensor_parallel
+from job.errors import UsageError, first_line
+from job.fingerprint import fingerprint
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is known of a model before its weights are loaded."""
+
+    config: Any
+    """transformers' configuration."""
+    dtype: str
+    """The run's dtype, resolved: float16, bfloat16 or float32."""
+    dtype_note: str | None
+    """What to tell the user if it is not what they would expect."""
+    max_model_len: int
+    """Prompt plus completion tokens at most."""
+    fingerprint: str
+    """Of the weights: the commit of a Hub model, a hash of local files."""
+
+
+def inspect_model(
+    config: ModelConfig, device: torch.device, tensor_parallel_size: int, *, needs_weights: bool = True
+) -> ModelInfo:
+    """Check all that can be checked without the weights.
+
+    Args:
+        needs_weights: whether it is a mistake if there are none; without, their fingerprint is empty.
+
+    Raises:
+        UsageError: no such model, no safetensors weights, an architecture or a length that cannot work.
+    """
+    from transformers import AutoConfig
+
+    if (config.model.startswith((".", "/", "~")) or config.model.count("/") > 1) and not Path(config.model).is_dir():
+        raise UsageError(f"--model {config.model}: there is no such directory.")
+    try:
+        hf_config = AutoConfig.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ... and all are the user's to mend
+        raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
+    if hf_config.is_encoder_decoder:
+        raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder, not a causal model.")
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"--model {config.model} holds quantized weights, which DeepSpeed can neither shard nor cast. "
+            "Use the model in float16 or bfloat16, and a larger --tensor-parallel-size if it is too large."
+        )
+    check_tensor_parallel(hf_config, tensor_parallel_size)
+    fingerprint = _weights_fingerprint(config, hf_config) if needs_weights else ""
+    dtype, note = resolve_dtype(config.dtype, device)
+    return ModelInfo(
+        config=hf_config,
+        dtype=dtype,
+        dtype_note=note,
+        max_model_len=_max_model_len(config, hf_config),
+        fingerprint=fingerprint,
+    )
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:
+    """Return the dtype to run in, and a remark if the device forbids the wanted one."""
+    if device.type == "cuda":
+        return ("float16" if wanted == "auto" else wanted), None
+    if wanted in ("float32", "bfloat16") or (wanted == "float16" and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
+        return wanted, None
+    dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return dtype, f"This processor has no float16 arithmetic; running in {dtype}. Set --dtype to choose."
+
+
+def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
+    text = hf_config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+    known = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
+    if config.max_model_len is not None:
+        if known is not None and config.max_model_len > known:
+            raise UsageError(f"--max-model-len is {config.max_model_len}, but the model knows only {known} positions.")
+        return config.max_model_len
+    if known is None:
+        raise UsageError(
+            f"Model type {hf_config.model_type!r} does not say how long a text may be. Set --max-model-len."
+        )
+    return known
+
+
+def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
+    directory = Path(config.model)
+    if not directory.is_dir():
+        return str(getattr(hf_config, "_commit_hash", None) or config.revision or "unknown")
+    if any((directory / name).is_file() for name in WEIGHT_FILES):
+        weights = sorted(directory.glob("*.safetensors"))
+        missing = _indexed_files(directory) - {file.name for file in weights}
+        if missing:
+            raise UsageError(f"--model {config.model}: {min(missing)}, which {WEIGHT_FILES[1]} names, is missing.")
+        for file in weights:
+            _check_complete(file)
+        settings = [directory / name for name in ("config.json", "generation_config.json")]
+        return fingerprint([*weights, *(file for file in settings if file.is_file())])
+    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
+    if pickled:
+        raise UsageError(
+            f"--model {config.model} has pickled weights ({pickled[0].name}), which can run code when they are loaded. "
+            "Convert them: load the model where you trust it, then save_pretrained (it writes safetensors)."
+        )
+    raise UsageError(f"--model {config.model} has no weights: neither {' nor '.join(WEIGHT_FILES)} is there.")
+
+
+def _indexed_files(directory: Path) -> set[str]:
+    index = directory / WEIGHT_FILES[1]
+    return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+
+
+def _check_complete(file: Path) -> None:
+    """Refuse a safetensors file that is shorter than its header says, as a broken copy is."""
+    try:
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_bytes))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, OverflowError, MemoryError):
+        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
+    if file.stat().st_size != 8 + header_bytes + end:
+        raise UsageError(
+            f"{file} has {file.stat().st_size:,} bytes, but its header says {8 + header_bytes + end:,}. Copy it again."
+        )

@@ -1,0 +1,47 @@
+"""What a token takes in the KV cache, by the model's configuration alone: an estimate before anything is loaded."""
+
+from typing import Any
+
+import torch
+
+from job.engine.model.architectures import num_kv_heads
+from job.errors import UsageError
+
+
+def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> int | None:
+    """Return the bytes of one token's keys and values, on the process of a replica that holds most heads.
+
+    Args:
+        config: of transformers.
+
+    Returns:
+        None if the configuration does not give the sizes under the usual names.
+    """
+    text = config.get_text_config()
+    key_size, value_size = _head_sizes(text)
+    try:
+        num_heads = -(-num_kv_heads(config) // tensor_parallel_size)
+    except UsageError:
+        return None
+    num_layers = _num_layers(text)
+    if num_layers is None or key_size is None or value_size is None:
+        return None
+    itemsize: int = getattr(torch, dtype).itemsize
+    return num_layers * num_heads * (key_size + value_size) * itemsize
+
+
+def _num_layers(text: Any) -> int | None:
+    """Return the number of layers with keys and values: not those that keep a state instead."""
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        return sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return getattr(text, "num_hidden_layers", None)
+
+
+def _head_sizes(text: Any) -> tuple[int | None, int | None]:
+    """Return how many numbers a head's key and its value have. Latent attention (DeepSeek) gives each its own size."""
+    size = getattr(text, "head_dim", None)
+    hidden, num_heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
+    if size is None and hidden and num_heads:
+        size = hidden // num_heads
+    return getattr(text, "qk_head_dim", None) or size, getattr(text, "v_head_dim", None) or size

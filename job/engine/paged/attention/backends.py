@@ -1,0 +1,159 @@
+"""Which attention serves a model on a device: a kernel where there is one to be trusted, plain operations elsewhere."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from job.engine.paged.attention import plain
+from job.engine.paged.attention.cache import KVCache, LayerShape
+from job.engine.paged.attention.interface import Attend, AttentionArgs
+from job.engine.paged.attention.layout import BlockTables, Layout
+from job.engine.paged.cpu import attention as cpu_attention
+from job.engine.paged.cuda import attention as cuda_attention
+from job.engine.paged.schedule.step import Step, rows
+from job.errors import JobError, first_line
+from job.launch.replica import Replica
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+"""Largest allowed difference of a kernel from plain operations in float32, values being of size 1."""
+
+TRIAL_TOKENS = 312
+TRIAL_STEPS = (((0, 0, 300), (1, 0, 40)), ((0, 300, 1), (1, 40, 270)), ((0, 301, 1), (1, 310, 1)))
+"""What a kernel is tried with: of each sequence of a step (slot, tokens before, tokens now)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """An attention and the cache that it reads."""
+
+    page_tokens: int
+    tokens_first: bool
+    """Whether pages are [tokens, heads, size] instead of [heads, tokens, size]."""
+    reads_hidden: bool
+    """Whether it weighs what is hidden with zero instead of leaving it out: NaN there would do harm."""
+    attend: Callable[[KVCache, Layout, torch.device], Attend]
+    """Makes what attends in one step."""
+
+    def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
+        """Allocate a cache of so many pages."""
+        return KVCache(
+            shapes, num_pages=num_pages, page_tokens=self.page_tokens, tokens_first=self.tokens_first, device=device
+        )
+
+
+TORCH = Backend(
+    page_tokens=plain.PAGE_TOKENS,
+    tokens_first=False,
+    reads_hidden=True,
+    attend=plain.TorchAttention,
+)
+COMPILED = Backend(
+    page_tokens=cpu_attention.PAGE_TOKENS,
+    tokens_first=False,
+    reads_hidden=False,
+    attend=cpu_attention.CompiledAttention,
+)
+VARLEN = Backend(
+    page_tokens=cuda_attention.PAGE_TOKENS,
+    tokens_first=True,
+    reads_hidden=True,
+    attend=cuda_attention.VarlenAttention.for_step,
+)
+
+
+def allocate(backend: Backend, shapes: Mapping[int, LayerShape], num_pages: int, replica: Replica) -> KVCache:
+    """Allocate a cache on every rank. All ranks of a replica must call this together.
+
+    Raises:
+        JobError: there is too little memory, here or on another rank.
+    """
+    cache, failure = None, None
+    try:
+        cache = backend.allocate(shapes, num_pages, replica.device)
+    except RuntimeError as error:
+        failure = first_line(error)
+    failures = [text for text in replica.gather_status(failure) if text is not None]
+    if cache is None or failures:
+        num_bytes = num_pages * backend.page_tokens * sum(shape.num_bytes for shape in shapes.values())
+        raise JobError(
+            f"The KV cache of {num_bytes / 2**30:,.1f} GiB cannot be allocated: {failures[0]}. "
+            "Give less --kv-cache-memory."
+        )
+    return cache
+
+
+def choose_backend(shapes: Mapping[int, LayerShape], replica: Replica) -> tuple[Backend, str | None]:
+    """Return the backend for a replica, and why it is not a kernel. All ranks of a replica must call this together."""
+    on_cuda = replica.device.type == "cuda"
+    backend, problem_of = (VARLEN, cuda_attention.problem) if on_cuda else (COMPILED, cpu_attention.problem)
+    problem = problem_of(shapes)
+    if problem is None:
+        problem = _trial_problem(backend, shapes, replica.device)
+    problems = [text for text in replica.gather_status(problem) if text is not None]
+    return (TORCH, problems[0]) if problems else (backend, None)
+
+
+def _trial_problem(backend: Backend, shapes: Mapping[int, LayerShape], device: torch.device) -> str | None:
+    """Return why a kernel cannot be trusted on this device: ones for paged caches have given wrong results before."""
+    for shape in set(shapes.values()):
+        try:
+            error = _largest_error(backend, shape, device)
+        except Exception as failure:  # no such kernel on this device, ...: there is another way
+            return f"{type(failure).__name__}: {first_line(failure)}"
+        if not error <= TOLERANCES[shape.dtype]:
+            return f"its results are off by {error:.3f}"
+    return None
+
+
+def _largest_error(backend: Backend, shape: LayerShape, device: torch.device) -> float:
+    """Return the largest difference from plain operations, with and without a window."""
+    scale = shape.key_size**-0.5
+    return max(_error_with(AttentionArgs(scale, window), backend, shape, device) for window in (None, 50))
+
+
+def _error_with(args: AttentionArgs, backend: Backend, shape: LayerShape, device: torch.device) -> float:
+    """Attend to chunks, to a single token beside a chunk, and to single tokens alone, for which kernels have ways of
+    their own.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def numbers(num_tokens: int, num_heads: int, size: int) -> torch.Tensor:
+        return torch.randn(num_tokens, num_heads, size, generator=generator, device=device, dtype=shape.dtype)
+
+    pages_each = -(-TRIAL_TOKENS // backend.page_tokens)
+    cache, tables = backend.allocate({0: shape}, 2 * pages_each, device), BlockTables(2)
+    gained = [(slot, idx, 2 * idx + 1 - slot) for slot in range(2) for idx in range(pages_each)]
+    tables.gain(rows(gained, 3))
+    cache.clear(rows([page[2:] for page in gained], 1))
+    keys: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    values: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    error = 0.0
+    for spans in TRIAL_STEPS:
+        num_tokens = sum(count for _, _, count in spans)
+        step = Step(token_ids=np.zeros(num_tokens, np.int32), sequences=rows([(*span, 1) for span in spans], 4))
+        layout = Layout(step, tables, backend.page_tokens)
+        query = numbers(num_tokens, shape.num_heads * shape.group, shape.key_size)
+        key, value = (numbers(num_tokens, shape.num_heads, size) for size in (shape.key_size, shape.value_size))
+        found = backend.attend(cache, layout, device)(0, query, key, value, args)
+        for (slot, before, count), begin in zip(spans, layout.offsets, strict=False):
+            part = slice(begin, begin + count)
+            keys[slot].append(key[part])
+            values[slot].append(value[part])
+            expected = _plain(query[part], torch.cat(keys[slot]), torch.cat(values[slot]), before, args)
+            error = max(error, float((found[part].float() - expected).abs().max()))
+    return error
+
+
+def _plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_before: int, args: AttentionArgs
+) -> torch.Tensor:
+    """Attend in float32: [q, H * G, D] to [k, H, .], the first query being at position ``num_before``."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query.float(), key) * args.scale
+    keys = torch.arange(len(key), device=query.device)
+    own = num_before + torch.arange(len(query), device=query.device)[:, None]
+    is_hidden = keys > own if args.window is None else (keys > own) | (keys <= own - args.window)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill_(is_hidden, -torch.inf).softmax(dim=-1), value)

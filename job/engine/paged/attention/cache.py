@@ -1,0 +1,113 @@
+"""The KV cache: for each layer a pool of pages for keys and one for values, shaped as the layers turn out to be.
+
+Letters: P tokens per page, H key-value heads of this rank, D head size, T tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.attention.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a layer stores for a token, and what it asks."""
+
+    num_heads: int
+    key_size: int
+    value_size: int
+    dtype: torch.dtype
+    group: int = 1
+    """Queries per key-value head."""
+    is_plain: bool = True
+    """Whether it attends without soft-capping and sinks."""
+
+    @classmethod
+    def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
+        """Read it off what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
+        group, is_plain = query.shape[1] // key.shape[1], args.softcap is None and args.sinks is None
+        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, is_plain)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes per token."""
+        return self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
+
+
+class KVCache:
+    """Pages [pages, H, P, D], or [pages, P, H, D] where a kernel wants tokens before heads."""
+
+    def __init__(
+        self,
+        shapes: Mapping[int, LayerShape],
+        *,
+        num_pages: int,
+        page_tokens: int,
+        tokens_first: bool,
+        device: torch.device,
+    ) -> None:
+        """Allocate, with a page more that belongs to nobody. A CPU's memory is touched only when pages are used."""
+        self.page_tokens, self.tokens_first, self._device = page_tokens, tokens_first, device
+        self._num_pages = num_pages + 1
+        self.spare_page = num_pages
+        self.keys = {idx: self._pool(shape, shape.key_size) for idx, shape in shapes.items()}
+        self.values = {idx: self._pool(shape, shape.value_size) for idx, shape in shapes.items()}
+
+    def _pool(self, shape: LayerShape, size: int) -> torch.Tensor:
+        inner = (self.page_tokens, shape.num_heads) if self.tokens_first else (shape.num_heads, self.page_tokens)
+        return torch.empty(self._num_pages, *inner, size, dtype=shape.dtype, device=self._device)
+
+    def clear(self, fresh: npt.NDArray[np.int32]) -> None:
+        """Zero pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
+        if len(fresh):
+            pages = torch.from_numpy(fresh[:, 0].copy()).long().to(self._device)
+            for pool in (*self.keys.values(), *self.values.values()):
+                pool.index_fill_(0, pages, 0)
+
+
+class Placement:
+    """Where a step's keys and values go."""
+
+    def __init__(self, cache: KVCache, pages: torch.Tensor, places: torch.Tensor) -> None:
+        """Let them go to these pages [T] and places in them [T]."""
+        self._cache, self._pages, self._places = cache, pages, places
+        self._lines: dict[int, torch.Tensor] = {}
+        self._copied: tuple[torch.Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, cache: KVCache, layout: Layout, device: torch.device) -> "Placement":
+        """Take a step's places and copies from its layout."""
+        pages, places = (torch.from_numpy(array).to(device) for array in (layout.token_pages, layout.token_places))
+        placement = cls(cache, pages, places)
+        if len(layout.copies):
+            donors, pages, counts = torch.from_numpy(layout.copies).unbind(1)
+            places = torch.cat([torch.arange(int(count)) for count in counts])
+            columns = (donors.repeat_interleave(counts), pages.repeat_interleave(counts), places)
+            placement._copied = tuple(column.to(device) for column in columns)
+        return placement
+
+    def write(self, layer_idx: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store [T, H, D] keys and values of the step's tokens, then copy what the step copies."""
+        for pool, new in ((self._cache.keys[layer_idx], key), (self._cache.values[layer_idx], value)):
+            pool.view(-1, pool.shape[-1]).index_copy_(0, self._lines_of(new.shape[1]), new.reshape(-1, new.shape[2]))
+            if self._copied is not None:
+                donors, pages, places = self._copied
+                by_token = pool if self._cache.tokens_first else pool.transpose(1, 2)
+                by_token[pages, places] = by_token[donors, places]
+
+    def _lines_of(self, num_heads: int) -> torch.Tensor:
+        """Return [T * H]: where the step's tokens lie in a pool seen as lines of D numbers."""
+        if num_heads not in self._lines:
+            heads = torch.arange(num_heads, device=self._pages.device)
+            pages, places = self._pages[:, None], self._places[:, None]
+            if self._cache.tokens_first:
+                lines = (pages * self._cache.page_tokens + places) * num_heads + heads
+            else:
+                lines = (pages * num_heads + heads) * self._cache.page_tokens + places
+            self._lines[num_heads] = lines.reshape(-1)
+        return self._lines[num_heads]

@@ -1,0 +1,104 @@
+"""Where the tokens of a step lie in the cache: index arrays on the host, made once per step and used by every layer.
+
+Letters: T tokens, N sequences, P tokens per page.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from job.engine.paged.schedule.step import Step
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+MAX_PADDING = 1.5
+"""Prompts are computed together as long as padding them makes no more than this times the work."""
+
+
+class BlockTables:
+    """[slots, pages per sequence] page numbers, kept alike on all ranks by what steps tell."""
+
+    def __init__(self, num_slots: int) -> None:
+        """Know nothing yet."""
+        self._pages = np.zeros((num_slots, 16), np.int64)
+
+    def gain(self, gained: npt.NDArray[np.int32]) -> None:
+        """Enter [., 3]: slot, index of the page in its sequence, page."""
+        if not len(gained):
+            return
+        while gained[:, 1].max() >= self._pages.shape[1]:
+            self._pages = np.concatenate([self._pages, np.zeros_like(self._pages)], axis=1)
+        self._pages[gained[:, 0], gained[:, 1]] = gained[:, 2]
+
+    def of(self, slots: npt.NDArray[np.int32]) -> Ints:
+        """Return [N, .]: the pages of sequences; what is behind a sequence's own pages means nothing."""
+        return self._pages[slots]
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Sequences of like length, padded. n sequences, q tokens in this step, k pages at most."""
+
+    tokens: Ints
+    """[n, q]: index of each token in the step; padding repeats token 0."""
+    is_real: Bools
+    """[n, q]."""
+    pages: Ints
+    """[n, k]; padding repeats the sequence's own first page: NaN in another's would pass the mask."""
+    positions: Ints
+    """[n, q]: of each token in its sequence; padding is at the end."""
+    num_keys: int
+    """Tokens of the longest sequence."""
+
+
+class Layout:
+    """Index arrays of one step."""
+
+    def __init__(self, step: Step, tables: BlockTables, page_tokens: int) -> None:
+        """Derive them from a step whose pages are entered in the tables already."""
+        slots, starts, counts, num_wanted = step.sequences.astype(np.int64).T
+        self.page_tokens, self.pages = page_tokens, tables.of(slots)
+        self.starts, self.counts, self.ends = starts, counts, starts + counts
+        self.token_ids = step.token_ids.astype(np.int64)
+        self.copies = step.copies.astype(np.int64)
+        self.token_sequences: Ints = np.repeat(np.arange(len(slots)), counts)
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+        self.positions: Ints = np.arange(len(self.token_sequences)) - (self.offsets[:-1] - starts)[self.token_sequences]
+        self.token_pages: Ints = self.pages[self.token_sequences, self.positions // page_tokens]
+        self.token_places: Ints = self.positions % page_tokens
+        first_wanted = self.offsets[1:] - num_wanted
+        before = np.cumsum(num_wanted) - num_wanted
+        self.wanted_tokens: Ints = np.arange(num_wanted.sum()) + np.repeat(first_wanted - before, num_wanted)
+
+    @cached_property
+    def rectangles(self) -> list[Rectangle]:
+        """The sequences, put together so that padding stays small."""
+        order = np.lexsort((self.counts, self.ends, self.counts > 1)).tolist()
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and self._padding([*groups[-1], i]) <= MAX_PADDING:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return [self._rectangle(np.array(group)) for group in groups]
+
+    def _padding(self, group: list[int]) -> float:
+        padded = len(group) * self.counts[group].max() * self.ends[group].max()
+        return float(padded / (self.counts[group] * self.ends[group]).sum())
+
+    def _rectangle(self, group: Ints) -> Rectangle:
+        counts, num_keys = self.counts[group, None], int(self.ends[group].max())
+        within = np.arange(counts.max())
+        is_real = within < counts
+        num_pages = -(-self.ends[group, None] // self.page_tokens)
+        page_idx = np.arange(num_pages.max())
+        return Rectangle(
+            tokens=np.where(is_real, self.offsets[group, None] + within, 0),
+            is_real=is_real,
+            pages=np.where(page_idx < num_pages, self.pages[group, : num_pages.max()], self.pages[group, :1]),
+            positions=np.minimum(self.starts[group, None] + within, self.ends[group, None] - 1),
+            num_keys=num_keys,
+        )

@@ -1,0 +1,148 @@
+"""CUDA graphs for decode: a step of one token per row is recorded once per batch size and replayed after that.
+
+A decode step launches hundreds of small kernels, which takes the host longer than the device needs to run them. Rows
+are padded to one of a few sizes; padding reads and writes a page that belongs to nobody. Not run on a GPU yet.
+
+Letters: B rows of a recorded size, W pages per row.
+"""
+
+from bisect import bisect_left
+from typing import Any
+
+import torch
+
+from job.engine.paged.attention.cache import KVCache, Placement
+from job.engine.paged.attention.interface import attending
+from job.engine.paged.attention.layout import Layout
+from job.engine.paged.cuda.attention import VarlenAttention
+from job.errors import first_line
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, *range(96, 1025, 32))
+"""Rows of the recorded steps."""
+
+
+def may_replay(layout: Layout) -> bool:
+    """Whether a step is one token for each of not too many rows, and nothing else: copies of pages are not recorded."""
+    is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
+    return bool(is_decode and not len(layout.copies))
+
+
+class DecodeGraphs:
+    """Runs decode steps of a model on one process."""
+
+    def __init__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> None:
+        """Record nothing yet: each size is recorded when it is first needed."""
+        self._module, self._cache, self._device, self._max_rows = module, cache, device, min(max_rows, SIZES[-1])
+        self._recorded: dict[tuple[int, int], RecordedStep] = {}
+        self._memory: Any = torch.cuda.graph_pool_handle()
+        self._warm_up_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._logits: torch.Tensor | None = None
+
+    def problem(self) -> str | None:
+        """Return why the model's steps cannot be recorded, such as a copy to the host in the middle; None if they can.
+
+        Found out with the smallest step, all padding. A device that is broken for good shows in the next step.
+        """
+        stream = torch.cuda.current_stream()
+        try:
+            self._record(SIZES[0], 1)
+        except Exception as error:  # whatever the model does that may not be recorded
+            torch.cuda.set_stream(stream)  # torch 2.11 leaves its own behind
+            return first_line(error)
+        return None
+
+    def run(self, layout: Layout) -> torch.Tensor:
+        """Compute a step that may be replayed and whose fresh pages are clear.
+
+        Returns:
+            [N, V]: logits; overwritten by the next step.
+        """
+        size = SIZES[bisect_left(SIZES, len(layout.counts))]
+        width = 1 << (-(-int(layout.ends.max()) // self._cache.page_tokens) - 1).bit_length()
+        recorded = self._recorded.get((size, width)) or self._record(size, width)
+        recorded.fill(layout)
+        return recorded.replay()[: len(layout.counts)]
+
+    def _record(self, size: int, width: int) -> "RecordedStep":
+        """Record a step of padding: what it computes does not change which kernels are launched."""
+        recorded = RecordedStep(self._cache, size, width, self._device)
+        warm = recorded.warm_up(self._module, self._warm_up_stream)
+        if self._logits is None:
+            largest = SIZES[bisect_left(SIZES, self._max_rows)]
+            self._logits = torch.empty(largest, warm.shape[1], dtype=warm.dtype, device=self._device)
+        recorded.record(self._module, self._memory, self._logits[:size])
+        self._recorded[size, width] = recorded
+        return recorded
+
+
+class RecordedStep:
+    """The tensors that a recorded step reads, and its graph."""
+
+    def __init__(self, cache: KVCache, size: int, width: int, device: torch.device) -> None:
+        """Allocate what the step reads; all rows are padding."""
+        self._cache, self._device = cache, device
+        self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self._positions, self._places = torch.zeros_like(self._token_ids), torch.zeros_like(self._token_ids)
+        self._pages = torch.full_like(self._token_ids, cache.spare_page)
+        self._rows = torch.arange(size, device=device)
+        self._tables = torch.full((size, width), cache.spare_page, dtype=torch.int32, device=device)
+        self._num_keys = torch.ones(size, dtype=torch.int32, device=device)
+        self._starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self._max_keys = width * cache.page_tokens
+
+    def fill(self, layout: Layout) -> None:
+        """Write a step into the tensors; what is behind its rows becomes padding."""
+        num_rows, width = len(layout.counts), self._tables.shape[1]
+        host = (layout.token_ids, layout.positions, layout.token_places, layout.token_pages, layout.ends)
+        own = (self._token_ids, self._positions, self._places, self._pages, self._num_keys)
+        for tensor, array, padding in zip(own, host, (0, 0, 0, self._cache.spare_page, 1), strict=True):
+            tensor.fill_(padding)
+            tensor[:num_rows] = torch.from_numpy(array).to(self._device)
+        tables = torch.from_numpy(layout.pages[:, :width]).to(self._device)
+        self._tables.fill_(self._cache.spare_page)
+        self._tables[:num_rows, : tables.shape[1]] = tables
+
+    def warm_up(self, module: Any, stream: Any) -> torch.Tensor:
+        """Run the step once on a stream of its own, as recording asks for, and return its logits [B, V]."""
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            logits = self._run(module)
+        torch.cuda.current_stream().wait_stream(stream)
+        return logits
+
+    def record(self, module: Any, memory: Any, logits: torch.Tensor) -> None:
+        """Record the step.
+
+        Args:
+            memory: a pool that all recorded steps share, since they run one after the other.
+            logits: [B, V]: where the step leaves its logits. Each keeping its own would take gigabytes.
+        """
+        self._graph, self._logits = torch.cuda.CUDAGraph(), logits
+        with torch.cuda.graph(self._graph, pool=memory):
+            logits.copy_(self._run(module))
+
+    def replay(self) -> torch.Tensor:
+        """Run what was recorded: [B, V]."""
+        self._graph.replay()
+        return self._logits
+
+    def _run(self, module: Any) -> torch.Tensor:
+        placement = Placement(self._cache, self._pages, self._places)
+        attend = VarlenAttention(
+            self._cache,
+            placement,
+            self._tables,
+            self._starts,
+            self._num_keys,
+            max_queries=1,
+            max_keys=self._max_keys,
+        )
+        with torch.inference_mode(), attending(attend):
+            output = module(
+                input_ids=self._token_ids[None],
+                position_ids=self._positions[None],
+                use_cache=False,
+                logits_to_keep=self._rows,
+            )
+        logits: torch.Tensor = output.logits[0]
+        return logits

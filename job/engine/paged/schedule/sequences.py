@@ -1,0 +1,78 @@
+"""A request on its way through the paged engine, and the order in which requests wait."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from job.engine.paged.schedule.pages import num_common
+from job.records import Request
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request and how far it is. The one value here that changes; only the scheduler and the engine change it."""
+
+    request: Request
+    token_ids: list[int]
+    """Prompt and completion so far."""
+    num_cached: int = 0
+    """So many of them have keys and values in the cache."""
+    pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    """Row of the block tables; -1 while it waits."""
+    is_new_in_slot: bool = True
+    """Whether nothing has been chosen since it was admitted."""
+    logprobs: list[float] = field(default_factory=list)
+    may_share: bool = True
+    """Whether it takes pages from others and gives its own to them."""
+    num_forced: int = 0
+    """So many tokens behind the prompt were given, too: those of a choice."""
+    wanted_from: int | None = None
+    """From this token on, all logits are wanted. None: only those of the last one, to choose the next."""
+
+    @classmethod
+    def of(cls, request: Request) -> "Running":
+        """Begin with a request."""
+        return cls(request, list(request.prompt_ids))
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, and those that were given behind it."""
+        return len(self.request.prompt_ids) + self.num_forced
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the completion so far."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def first_wanted(self) -> int:
+        """The first token whose logits are wanted."""
+        return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens that must be computed before the next one can be chosen."""
+        return len(self.token_ids) - self.num_cached
+
+
+def in_order(waiting: Iterable[Running]) -> list[Running]:
+    """Return the order in which to compute: longest first, but rows that share half of a prompt stay together.
+
+    Long rows first, because they decide when the end is reached and whether the memory is enough. A shared prefix is
+    in the cache only while a row with it is being computed, so its rows must follow each other.
+    """
+    by_prefix = sorted(waiting, key=lambda sequence: sequence.token_ids)
+    families: list[list[Running]] = []
+    for sequence in by_prefix:
+        if families and _are_family(families[-1][-1].token_ids, sequence.token_ids):
+            families[-1].append(sequence)
+        else:
+            families.append([sequence])
+    for family in families:
+        family.sort(key=lambda sequence: (-sequence.num_prompt, sequence.request.key))
+    families.sort(key=lambda family: (-family[0].num_prompt, family[0].request.key))
+    return [sequence for family in families for sequence in family]
+
+
+def _are_family(left: Sequence[int], right: Sequence[int]) -> bool:
+    return 2 * num_common(left, right) >= max(len(left), len(right))

@@ -1,0 +1,1 @@
+"""What a step's logits are for."""

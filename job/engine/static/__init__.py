@@ -1,0 +1,1 @@
+"""The simple engine: static batches through transformers."""

@@ -1,0 +1,47 @@
+"""How large a static batch may be: rows, and tokens including padding and completion."""
+
+import torch
+
+from job.config import EngineConfig
+from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.model.loading import LoadedModel
+
+CPU_BATCH_ROWS = 64
+CPU_BATCH_TOKENS = 64 * 1024
+CUDA_BATCH_ROWS = 512
+MEMORY_SHARE = 0.4
+"""Of the memory free after loading: ``generate`` grows the KV cache by copying, so two of them are alive at times."""
+
+LOGITS_COPIES = 5
+"""float32 copies of [rows, vocabulary] that choosing a token holds at once."""
+
+MASKLESS = frozenset({"rwkv"})
+"""``model_type`` of models that read padding as text (rwkv: all of 8 padded rows wrong): one row at a time."""
+
+
+def batch_limits(model: LoadedModel, config: EngineConfig, device: torch.device) -> tuple[int, int]:
+    """Return the rows and the tokens of a batch at most.
+
+    The user's own limits win. Else a constant on a CPU, and on CUDA what fits a share of the free memory; the engine
+    makes batches smaller when even that is too much.
+    """
+    text = model.module.config.get_text_config()
+    if model.module.config.model_type in MASKLESS:
+        return 1, config.max_batch_tokens or CPU_BATCH_TOKENS
+    if device.type == "cpu":
+        return config.max_batch_rows or CPU_BATCH_ROWS, config.max_batch_tokens or CPU_BATCH_TOKENS
+    max_rows = config.max_batch_rows or CUDA_BATCH_ROWS
+    if config.max_batch_tokens is not None:
+        return max_rows, config.max_batch_tokens
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    budget = free_bytes * MEMORY_SHARE - max_rows * text.vocab_size * 4 * LOGITS_COPIES
+    return max_rows, max(1, int(budget) // _bytes_per_token(model))
+
+
+def _bytes_per_token(model: LoadedModel) -> int:
+    """Return the KV cache of a token and its activations in prefill, as if neither were cut over the ranks."""
+    text = model.module.config.get_text_config()
+    dtype_name = str(model.dtype).removeprefix("torch.")
+    cache_bytes = kv_bytes_per_token(model.module.config, dtype_name, tensor_parallel_size=1) or 0
+    intermediate_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return int(cache_bytes + (3 * intermediate_size + 4 * text.hidden_size) * model.dtype.itemsize)

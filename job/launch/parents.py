@@ -1,0 +1,73 @@
+"""Notices that the launcher is gone, so that no process of a launch outlives it.
+
+``deepspeed`` dies of SIGTERM at once and leaves the process that it started, with all workers; a ``torchrun`` that is
+killed leaves its workers. They would hold the GPUs, unseen. Only processes known as launchers are watched: under
+``nohup`` or ``setsid`` it is right to outlive one's parent.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from job.launch.processes import start_time_of, status_of
+
+LAUNCHERS = ("deepspeed", "torchrun", "slurmstepd")
+"""Programs that are launchers."""
+
+PACKAGES = ("deepspeed.", "torch.distributed.")
+"""Packages whose modules are, behind ``python -m``."""
+
+MAX_GENERATIONS = 2
+"""``deepspeed`` starts ``deepspeed.launcher.launch``, which starts the workers."""
+
+
+def launchers_above(pid: int) -> list[tuple[int, str]]:
+    """Return (pid, start time) of the launchers that this process descends from, the nearest first."""
+    found: list[tuple[int, str]] = []
+    while len(found) < MAX_GENERATIONS and (status := status_of(pid)) is not None:
+        pid = status.parent
+        start_time = start_time_of(pid)
+        if start_time is None or not is_launcher(_command(pid)):
+            break
+        found.append((pid, start_time))
+    return found
+
+
+def is_launcher(argv: Sequence[str]) -> bool:
+    """Whether a command line starts a launcher: as the executable, as an interpreter's script, or as a module.
+
+    >>> is_launcher(["python", "-u", "/usr/bin/torchrun", "a.py"]), is_launcher(["slurmstepd: [7.0]"])
+    (True, True)
+    >>> is_launcher(["python", "-m", "torch.distributed.run"]), is_launcher(["bash", "deepspeed-eval.sh", "deepspeed"])
+    (True, False)
+    """
+    program, *words = argv or [""]
+    if Path(program).name.partition(":")[0] in LAUNCHERS:
+        return True
+    for word, following in pairwise([*words, ""]):
+        if word == "-m":
+            return f"{following}.".startswith(PACKAGES)
+        if not word.startswith("-"):
+            return Path(word).name in LAUNCHERS
+    return False
+
+
+def watch(launchers: Sequence[tuple[int, str]], tell: Callable[[], None], *, every_secs: float = 1.0) -> None:
+    """Call ``tell`` from a thread of its own as soon as one of the launchers runs no more."""
+    if launchers:
+        threading.Thread(target=_watch, args=(launchers, tell, every_secs), name="launcher-watch", daemon=True).start()
+
+
+def _watch(launchers: Sequence[tuple[int, str]], tell: Callable[[], None], every_secs: float) -> None:
+    pause = threading.Event()
+    while all(start_time_of(pid) == start_time for pid, start_time in launchers):
+        pause.wait(every_secs)
+    tell()
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+    except OSError:
+        return []

@@ -1,0 +1,222 @@
+"""Process groups, and the one channel over which a leader tells its followers what comes next (law 1).
+
+Four kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries what DeepSpeed's layers reduce and the tokens
+of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket, not on a GPU;
+a second one, less patient, tells how each rank's part of a batch went. A gloo group of the world carries what all
+processes of the launch must agree on before they work.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from job.errors import JobError, PeerFailed, UsageError, first_line
+from job.launch.environment import ProcessInfo, export_process_info
+
+COMMAND_TIMEOUT = timedelta(hours=6)
+"""Followers wait so long for the next command: a large dataset may be converted while they do. A leader that dies
+closes its sockets, which ends the wait at once."""
+
+STATUS_TIMEOUT = timedelta(minutes=2)
+"""How long ranks wait to hear from each other after a step in which one of them failed."""
+
+
+MESSAGE_INTS = 4096
+"""Length of the leader's usual message, in numbers of 32 bits: a step of 512 rows in decode has some 2,600."""
+
+
+class Replica:
+    """The processes that share one copy of the model, seen from one of them."""
+
+    def __init__(self, info: ProcessInfo) -> None:
+        """Join the launch: every process of it must call this.
+
+        Raises:
+            JobError: the processes cannot find each other.
+        """
+        self.info = info
+        self.device = _choose_device(info)
+        self.tensor_group: dist.ProcessGroup | None = None
+        self._commands: dist.ProcessGroup | None = None
+        self._status: dist.ProcessGroup | None = None
+        self._world: dist.ProcessGroup | None = None
+        self.launch_id = uuid.uuid4().hex[:12]
+        if info.world_size > 1:
+            self._join()
+
+    def _join(self) -> None:
+        try:
+            dist.init_process_group(self.backend)
+        except (RuntimeError, ValueError) as error:
+            raise JobError(
+                f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
+                f"{self.info.master_port}: {first_line(error)}. Were all started, and is the port free?"
+            ) from None
+        self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
+        self.launch_id = self.agree_in_world(self.launch_id)
+        size = self.info.tensor_parallel_size
+        for first in range(0, self.info.world_size, size):  # every process takes part in making every group
+            ranks = list(range(first, first + size))
+            tensor = dist.new_group(ranks)
+            commands = dist.new_group(ranks, backend="gloo", timeout=COMMAND_TIMEOUT)
+            status = dist.new_group(ranks, backend="gloo", timeout=STATUS_TIMEOUT)
+            if self.info.rank in ranks:
+                self.tensor_group, self._commands, self._status = tensor, commands, status
+
+    @property
+    def backend(self) -> str:
+        """What carries tensors between devices."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    @property
+    def leader_rank(self) -> int:
+        """Global rank of the leader."""
+        return self.info.replica_idx * self.info.tensor_parallel_size
+
+    @property
+    def has_followers(self) -> bool:
+        """Whether there is anybody to tell."""
+        return self.info.tensor_parallel_size > 1
+
+    def agree_in_world(self, value: Any) -> Any:
+        """Return what rank 0 passed, on every process of the launch."""
+        box = [value]
+        if self._world is not None:
+            with self._connection():
+                dist.broadcast_object_list(box, src=0, group=self._world)
+        return box[0]
+
+    def check_world(self, failure: JobError | None) -> None:
+        """Wait for all processes of the launch, and raise if one of them has failed.
+
+        Raises:
+            JobError: ``failure``, if there is one.
+            PeerFailed: another process has one.
+        """
+        codes: list[int | None] = [None] * self.info.world_size
+        if self._world is not None:
+            with self._connection():
+                dist.all_gather_object(codes, failure and failure.exit_code, group=self._world)
+        if failure is not None:
+            raise failure
+        failed = [code for code in codes if code is not None]
+        if failed:
+            raise PeerFailed(failed[0])
+
+    def command(self, value: Any = None) -> Any:
+        """Return what the leader passed, on every process of the replica."""
+        if not self.has_followers:
+            return value
+        box = [value]
+        with self._connection():
+            dist.broadcast_object_list(box, src=self.leader_rank, group=self._commands)
+        return box[0]
+
+    def broadcast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Overwrite ``tensor`` with the leader's. Same shape and dtype on all."""
+        if self.has_followers:
+            dist.broadcast(tensor, self.leader_rank, group=self.tensor_group)
+        return tensor
+
+    def broadcast_ints(self, values: np.ndarray[Any, np.dtype[np.int32]] | None) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Return the leader's numbers, on every process of the replica. The first number says how many there are.
+
+        One message of a fixed length, and a second one for the rest of a long one: no pickling, no sizes sent ahead.
+        """
+        if values is not None and not self.has_followers:
+            return values
+        head = torch.zeros(MESSAGE_INTS, dtype=torch.int32)
+        if values is not None:
+            head[: len(values)] = torch.from_numpy(values[:MESSAGE_INTS])
+        with self._connection():
+            dist.broadcast(head, self.leader_rank, group=self._commands)
+            total = int(head[0])
+            if total <= MESSAGE_INTS:
+                return head[:total].numpy()
+            rest = torch.empty(total - MESSAGE_INTS, dtype=torch.int32)
+            if values is not None:
+                rest.copy_(torch.from_numpy(values[MESSAGE_INTS:]))
+            dist.broadcast(rest, self.leader_rank, group=self._commands)
+        return torch.cat([head, rest]).numpy()
+
+    def any_failed(self, failed: bool) -> bool:
+        """Return whether a step failed on any process of the replica: one number, cheap enough for every step."""
+        if not self.has_followers:
+            return failed
+        flag = torch.tensor([int(failed)], dtype=torch.int32)
+        with self._connection("a step failed" if failed else None):
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._status)
+        return bool(flag)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, on every process of the replica."""
+        values: list[Any] = [value] * self.info.tensor_parallel_size
+        if self.has_followers:
+            with self._connection():
+                dist.all_gather_object(values, value, group=self._commands)
+        return values
+
+    def gather_status(self, value: str | None) -> list[str | None]:
+        """Return what every process of the replica says of the step that it has just done; None means well.
+
+        A process that failed alone finds the others inside a collective of the model. They never come here, the wait
+        times out, and the replica ends: no other way is safe.
+        """
+        if not self.has_followers:
+            return [value]
+        statuses: list[str | None] = [None] * self.info.tensor_parallel_size
+        with self._connection(value):
+            dist.all_gather_object(statuses, value, group=self._status)
+        return statuses
+
+    @contextlib.contextmanager
+    def _connection(self, failure: str | None = None) -> Iterator[None]:
+        """Say in one line that a process is gone, and what had failed here before, if anything had."""
+        try:
+            yield
+        except RuntimeError as error:
+            if failure is not None:
+                raise JobError(
+                    f"rank {self.info.rank}: {failure}, on this process alone, so the replica cannot go on. The same "
+                    "command continues; with less --max-batch-tokens if memory was short."
+                ) from error
+            raise JobError(
+                f"rank {self.info.rank}: another process of this launch is gone ({first_line(error)}). "
+                "Its own message says why; the same command continues."
+            ) from error
+
+    def close(self) -> None:
+        """Wait until all processes of the replica are done: one that leaves early cuts the others' connections."""
+        if self.has_followers:
+            with contextlib.suppress(RuntimeError):  # one is gone: nothing is left to do for it, or with it
+                dist.barrier(group=self._status)
+
+
+def _choose_device(info: ProcessInfo) -> torch.device:
+    """Take this process's GPU, and tell DeepSpeed the same through the environment.
+
+    Raises:
+        UsageError: more processes than GPUs on this node.
+    """
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    num_devices = 0 if on_cpu else torch.cuda.device_count()
+    export_process_info(info, os.environ, num_devices)
+    if not num_devices:
+        if info.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() // info.local_world_size))
+        return torch.device("cpu")
+    sees_its_own = info.launcher == "srun" and num_devices == 1  # --gpus-per-task=1
+    if info.local_world_size > num_devices and not sees_its_own:
+        raise UsageError(
+            f"{info.local_world_size} processes on this node, but {num_devices} GPUs. Start one process per GPU."
+        )
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device

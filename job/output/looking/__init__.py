@@ -1,0 +1,1 @@
+"""What a run directory holds, read and checked from outside."""

@@ -1,0 +1,116 @@
+"""Lines of a batch's output as OpenAI's API gives them: one per row of the dataset, with a choice for each sample.
+
+(platform.openai.com/docs/guides/batch, "Retrieve the results".) Its batches write errors to another file in the same
+form; here they stand in their place.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from job.arrow.times import to_python
+from job.output.looking.exporting.table import RunTable
+from job.output.looking.exporting.values import to_json
+from job.output.parts.manifest import Manifest
+
+ID_COLUMN = "custom_id"
+
+COLUMNS = (
+    *("row_idx", "sample_idx", "completion", "finish_reason"),
+    *("num_prompt_tokens", "num_completion_tokens", "error"),
+)
+
+Sample = Mapping[str, Any]
+
+
+def write_answers(table: RunTable, batches: Iterable[pa.RecordBatch], file: BinaryIO) -> None:
+    """Write a line per row of the dataset. The batches must have the columns that ``answer_columns`` names."""
+    answers = Answers(table.run.manifest)
+    samples = (sample for batch in batches for sample in to_python(batch))
+    for row_idx, of_row in itertools.groupby(samples, key=itemgetter("row_idx")):
+        file.write(to_json(answers.line(row_idx, list(of_row))).encode() + b"\n")
+
+
+def answer_columns(manifest: Manifest) -> tuple[str, ...]:
+    """Return the columns that lines are made of."""
+    id_column = find_id_column(manifest)
+    return COLUMNS if id_column is None else (*COLUMNS, id_column)
+
+
+def find_id_column(manifest: Manifest) -> str | None:
+    """Return the column whose values are the requests' ids: that of their name, or the run's; None if there is none."""
+    if any(text.startswith(f"{ID_COLUMN}: ") for text in manifest.identity["columns"]["kept"]):
+        return ID_COLUMN
+    found: str | None = manifest.about.get("id_column")
+    return found
+
+
+class Answers:
+    """Puts rows of one run into OpenAI's words. The same run gives the same lines, at any time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Take down what all lines have in common."""
+        prompt = manifest.identity["prompt"]
+        self._id_column, self._name = find_id_column(manifest), manifest.digest[:16]
+        self._model, self._created = manifest.about["model"], _seconds(manifest.about["created"])
+        self._is_text = prompt.get("request_column") is not None and not prompt["chat"]
+
+    def line(self, row_idx: int, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return the line of a row."""
+        name = f"{self._name}-{row_idx}"
+        answered = [sample for sample in samples if sample["error"] is None]
+        custom_id = samples[0][self._id_column] if self._id_column else None
+        return {
+            "id": f"batch_req_{name}",
+            "custom_id": f"row-{row_idx}" if custom_id is None else str(custom_id),
+            "response": self._response(name, answered) if answered else None,
+            "error": error_of(samples),
+        }
+
+    def _response(self, name: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        num_prompt_tokens = samples[0]["num_prompt_tokens"]  # read once for all samples
+        num_completion_tokens = sum(sample["num_completion_tokens"] for sample in samples)
+        body = {
+            "id": f"{'cmpl' if self._is_text else 'chatcmpl'}-{name}",
+            "object": "text_completion" if self._is_text else "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(sample) for sample in samples],
+            "usage": {
+                "prompt_tokens": num_prompt_tokens,
+                "completion_tokens": num_completion_tokens,
+                "total_tokens": num_prompt_tokens + num_completion_tokens,
+            },
+        }
+        return {"status_code": 200, "request_id": f"req_{name}", "body": body}
+
+    def _choice(self, sample: Sample) -> dict[str, Any]:
+        text = sample["completion"]
+        content = {"text": text} if self._is_text else {"message": {"role": "assistant", "content": text}}
+        return {"index": sample["sample_idx"], **content, "finish_reason": sample["finish_reason"], "logprobs": None}
+
+
+def error_of(samples: Sequence[Sample]) -> dict[str, str] | None:
+    """Return what went wrong with a row's samples; None if nothing did.
+
+    >>> error_of([{"error": "null_prompt: column 'q' is null"}, {"error": None}])
+    {'code': 'null_prompt', 'message': "column 'q' is null"}
+    """
+    errors = list(dict.fromkeys(sample["error"] for sample in samples if sample["error"] is not None))
+    if not errors:
+        return None
+    kinds, details = zip(*(error.partition(": ")[::2] for error in errors), strict=True)
+    return {"code": kinds[0], "message": "; ".join(details)}
+
+
+def _seconds(created: str) -> int:
+    """Return a time of a manifest as seconds since 1970.
+
+    >>> _seconds("1970-01-01T01:00:10+0100")
+    10
+    """
+    return int(datetime.strptime(created, "%Y-%m-%dT%H:%M:%S%z").timestamp())

@@ -1,0 +1,1 @@
+"""What a run writes: plan, manifest, journals, Parquet parts, card."""

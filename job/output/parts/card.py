@@ -1,0 +1,256 @@
+"""``README.md`` of a run directory: a dataset card, which tells HuggingFace and people what the parts are.
+
+It says what the manifest and the parts' counts say and nothing else: all workers that end a run write the same one.
+(huggingface.co/docs/hub/datasets-cards, huggingface.co/docs/hub/datasets-manual-configuration)
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from job.errors import JobError
+from job.output.parts.counts import Counts
+from job.output.parts.manifest import Manifest
+from job.output.store.local import fsync_dir, fsync_file, is_gone
+from job.output.store.paths import PART_PATTERN, RunPaths
+
+MARK = "<!-- Written by job, and again when rows are done again. Remove this line to keep a text of your own. -->"
+
+SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+"""The limits of HuggingFace's size categories, 1000 to 10**12."""
+
+LONG_PROMPTS = {
+    "error": "are error rows",
+    "truncate-left": "are cut at the left of the row's own text",
+    "truncate-right": "are cut at the right of the row's own text",
+}
+
+LONG_TEXT = 80
+"""Longer texts stand in a block of their own."""
+
+
+def write_card(paths: RunPaths, manifest: Manifest, counts: Counts, worker_id: str) -> None:
+    """Write the card of a run that is done, unless a README.md is there that is not ours, or says all this already.
+
+    Args:
+        counts: of all parts.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    content = make_card(manifest, counts).encode()
+    try:
+        if not _is_to_be_written(paths.card, content):
+            return
+        tmp = paths.card_tmp(worker_id)
+        tmp.write_bytes(content)
+        fsync_file(tmp)
+        tmp.replace(paths.card)
+        fsync_dir(paths.root)
+    except OSError as error:
+        if is_gone(error):
+            return  # another worker has swept our file away, and writes the same one after that
+        raise JobError(
+            f"{paths.card} cannot be written: {error.strerror or error}. All rows are there; "
+            "run the same command once this is mended."
+        ) from None
+
+
+def _is_to_be_written(path: Path, content: bytes) -> bool:
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return not path.is_symlink()
+    except OSError:  # a directory, or a file that only its owner may read
+        return False
+    return MARK.encode() in found and found != content
+
+
+def make_card(manifest: Manifest, counts: Counts) -> str:
+    """Return the text of the card."""
+    paragraphs = [
+        _front_matter(manifest, counts),
+        MARK,
+        f"# Completions of {_shown(manifest.about['dataset'])} by {_shown(manifest.about['model'])}",
+        _counts(counts),
+        "```python\nimport datasets\n\n"
+        'rows = datasets.load_dataset("path/or/id/of/this/directory", split="train")\n```',
+        "## How it was made",
+        "\n".join(f"- {fact}" for fact in _facts(manifest)),
+        "## Prompts",
+        *_prompts(manifest.identity["prompt"]),
+        *_answers(manifest.identity["answer"]),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _front_matter(manifest: Manifest, counts: Counts) -> str:
+    """Return the YAML. (A string of JSON is one of YAML, whatever is in it.)
+
+    The description is there for the cache of ``datasets`` (5.2), which knows a directory that has a card by its name
+    and by these values, and not by its files: another ``out`` would be read in the place of this one.
+    """
+    is_choice = bool(manifest.identity["answer"]["choices"])
+    model_id = _hub_id(manifest)
+    return "\n".join(
+        [
+            "---",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            "  - split: train",
+            f"    path: {json.dumps(PART_PATTERN)}",
+            f"  description: {json.dumps(_description(manifest, counts))}",
+            "size_categories:",
+            f"- {size_category(counts.num_rows)}",
+            "task_categories:",
+            f"- {'text-classification' if is_choice else 'text-generation'}",
+            "tags:",
+            "- synthetic",
+            *([f"base_model: {json.dumps(model_id)}"] if model_id else []),
+            "---",
+        ]
+    )
+
+
+def _description(manifest: Manifest, counts: Counts) -> str:
+    """Return one line that is of this run alone, and another one once error rows were done again."""
+    return (
+        f"Run {manifest.digest[:16]} of {manifest.about['created']}: {counts.num_rows} rows, {counts.num_errors} with "
+        f"an error, {counts.num_prompt_tokens} and {counts.num_completion_tokens} tokens"
+    )
+
+
+def size_category(num_rows: int) -> str:
+    """Return HuggingFace's name for about so many rows.
+
+    >>> size_category(999), size_category(1000), size_category(10**12)
+    ('n<1K', '1K<n<10K', 'n>1T')
+    """
+    idx = sum(num_rows >= 10 ** (3 + place) for place in range(len(SIZES)))
+    if idx == 0:
+        return f"n<{SIZES[0]}"
+    return f"n>{SIZES[-1]}" if idx == len(SIZES) else f"{SIZES[idx - 1]}<n<{SIZES[idx]}"
+
+
+def _hub_id(manifest: Manifest) -> str | None:
+    """Return the model's id on the Hub; None if it came from a directory, whose fingerprint is a hash and no commit."""
+    name, fingerprint = manifest.about["model"], manifest.identity["model"]["fingerprint"]
+    is_local = re.fullmatch("[0-9a-f]{16}", fingerprint) is not None
+    return name if not is_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+
+
+def _shown(name: str) -> str:
+    """Return a dataset's or model's name. Of a place in the file system only the end: the rest is nobody's business.
+
+    >>> _shown("org/name"), _shown("data/q.jsonl"), _shown("/home/me/data/q.jsonl"), _shown("../models/m/")
+    ('org/name', 'data/q.jsonl', 'q.jsonl', 'm')
+    """
+    return Path(name).name or name if name.startswith(("/", ".", "~")) else name
+
+
+def _facts(manifest: Manifest) -> Iterator[str]:
+    identity, about = manifest.identity, manifest.about
+    model = f"Model: {_code(_shown(about['model']))}"
+    if about["revision"]:
+        model += f", revision {_code(about['revision'])}"
+    if _hub_id(manifest):
+        model += f", commit {_code(identity['model']['fingerprint'])}"
+    if identity["engine"] == "fake":
+        yield "No model: a fake engine, for tests, has turned the prompts round"
+    yield f"{model}, in {identity['model']['dtype']}"
+    yield f"Dataset: {', '.join(_dataset(manifest))}"
+    values = identity["sampling"].items()
+    yield f"Sampling: {', '.join(f'{name} {_code(value)}' for name, value in values if value not in (None, []))}"
+    yield f"Date: {about['created']}"
+    yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}"
+
+
+def _dataset(manifest: Manifest) -> Iterator[str]:
+    dataset, about = manifest.identity["dataset"], manifest.about
+    yield _code(_shown(about["dataset"]))
+    if about["dataset_config"]:
+        yield f"configuration {_code(about['dataset_config'])}"
+    if about["dataset_revision"]:
+        yield f"revision {_code(about['dataset_revision'])}"
+    if about["data_files"]:
+        yield f"files {', '.join(_code(_shown(name)) for name in about['data_files'])}"
+    yield f"split {_code(dataset['split'])}"
+    if dataset["limit"] is not None:
+        yield f"the first {dataset['limit']:,} rows"
+
+
+def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
+    if prompt["prompt_template"] is not None:
+        yield "The prompt of a row is this Jinja2 template over its columns:"
+        yield _block(prompt["prompt_template"])
+    elif prompt["messages_column"] is not None:
+        yield f"The prompt of a row is the conversation in its column {_code(prompt['messages_column'])}."
+    elif prompt.get("request_column") is not None:
+        yield f"The prompt of a row is the request to OpenAI's API in its column {_code(prompt['request_column'])}."
+    else:
+        yield f"The prompt of a row is the text in its column {_code(prompt['prompt_column'])}."
+    if prompt["system_prompt"] is not None:
+        yield "Before it stands this system prompt:"
+        yield _block(prompt["system_prompt"])
+    if prompt.get("examples") is not None:
+        yield "Then come these examples:"
+        yield _block(prompt["examples"])
+    template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
+    yield (
+        f"{template} Prompts of more than {prompt['max_prompt_tokens']:,} tokens "
+        f"{LONG_PROMPTS[prompt['on_long_prompt']]}."
+    )
+
+
+def _answers(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what completions may be, under the names of the options."""
+    unset = {"choice_normalization": "none"}
+    given = {name: value for name, value in answer.items() if value not in (None, [], unset.get(name))}
+    if given:
+        yield "## Answers"
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if isinstance(value, str) and (len(value) > LONG_TEXT or "\n" in value):
+            yield f"{option}:"
+            yield _block(value)
+        else:
+            values = value if isinstance(value, list) else [value]
+            yield f"{option}: {', '.join(map(_code, values))}"
+
+
+def _counts(counts: Counts) -> str:
+    kinds = [(f"error `{kind}`", number) for kind, number in counts.errors.most_common()]
+    rows = [
+        ("rows", counts.num_rows),
+        ("rows with a completion", counts.num_rows - counts.num_errors),
+        *(kinds or [("rows with an error", 0)]),
+        ("prompt tokens", counts.num_prompt_tokens),
+        ("completion tokens", counts.num_completion_tokens),
+    ]
+    return "\n".join(["| | number |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows)])
+
+
+def _code(value: object) -> str:
+    """Return a value as code in a line of Markdown; what is no plain text, as JSON.
+
+    >>> _code("a"), _code("a`b"), _code("a\\n"), _code(0.5)
+    ('`a`', '`` a`b ``', '`"a\\\\n"`', '`0.5`')
+    """
+    text = value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)
+    if "`" not in text:
+        return f"`{text}`"
+    ticks = "`" * (_longest_ticks(text) + 1)
+    return f"{ticks} {text} {ticks}"
+
+
+def _block(text: str) -> str:
+    """Return a text as a block of code, between longer fences than any in it."""
+    fence = "`" * max(3, _longest_ticks(text) + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

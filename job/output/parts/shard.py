@@ -1,0 +1,249 @@
+"""One shard on its way from claimed to final: the rows it still lacks, its journal, and the Parquet file at the end."""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.output.parts.columns import Columns
+from job.output.parts.counts import Counts
+from job.output.parts.journal import Journal, JournalReader, completions_to_batch
+from job.output.parts.plan import Plan
+from job.output.sharing.retries import completions_to_stay
+from job.output.store.local import fsync_dir, fsync_file, is_gone
+from job.output.store.paths import RunPaths
+from job.records import Completion, RowBlock, SampleKey
+
+JOURNAL_SYNC_SECS = 2.0
+"""A kill loses at most the rows that finished in so many seconds."""
+
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 256 << 20
+"""A row group ends at the first of these, or with a single row: readers can seek, keep few large values in memory, and
+no column of texts comes near Arrow's 2 GiB of 32-bit offsets.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFormat:
+    """What all parts of a run have in common, fixed before the first row."""
+
+    schema: Any
+    """pyarrow.Schema of the part, with the metadata that the files carry."""
+    columns: Columns
+    compression: str
+    keeps_columns: bool
+    """Whether there are columns of the dataset in it."""
+
+    @classmethod
+    def build(
+        cls, kept_schema: pa.Schema, columns: Columns, *, compression: str, metadata: dict[bytes, bytes]
+    ) -> "PartFormat":
+        """Fix the columns from ours and those that are kept."""
+        schema = columns.schema(kept_schema).with_metadata(metadata)
+        return cls(schema=schema, columns=columns, compression=compression, keeps_columns=len(kept_schema) > 0)
+
+
+class OpenShard:
+    """A shard that this worker works on. Completions may come in any order and twice; the first one counts."""
+
+    def __init__(self, shard_idx: int, plan: Plan, paths: RunPaths, part_format: PartFormat, worker_id: str) -> None:
+        """Take over what the journals of earlier workers hold, and of a part to be mended what is to stay."""
+        self.shard_idx = shard_idx
+        self._plan, self._paths, self._format, self._worker_id = plan, paths, part_format, worker_id
+        self._keys = list(plan.keys(shard_idx))
+        self._missing = set(self._keys)
+        self._done: dict[SampleKey, Completion] = {}
+        self._readers: dict[Path, JournalReader] = {}
+        """Of other workers' journals."""
+        self._kept: dict[int, pa.Table] = {}
+        """First row to the kept columns from there on."""
+        self._journal = Journal(_unused_journal(paths, shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
+        self._take(completions_to_stay(paths, shard_idx, part_format.columns))
+        self.absorb()
+
+    @property
+    def rows(self) -> range:
+        """The row indices of this shard."""
+        return self._plan.rows(self.shard_idx)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row has its completion."""
+        return not self._missing
+
+    def has(self, key: SampleKey) -> bool:
+        """Whether a completion is there already, from this worker or another."""
+        return key in self._done
+
+    def absorb(self) -> None:
+        """Take over what other workers' journals have gained: those who were here before, and those who help."""
+        for path in self._paths.journals(self.shard_idx):
+            if path != self._journal.path:
+                self._take(self._readers.setdefault(path, JournalReader(path)).read())
+
+    def _take(self, completions: Iterable[Completion]) -> None:
+        for completion in completions:
+            if completion.key in self._missing:
+                self._missing.discard(completion.key)
+                self._done[completion.key] = completion
+
+    def keep(self, block: RowBlock) -> None:
+        """Add the kept columns of consecutive rows."""
+        if block.rows and block.kept.num_columns:
+            self._kept[block.rows[0].row_idx] = block.kept
+
+    def unread(self) -> list[range]:
+        """Return the rows whose kept columns have not been added: others have computed them."""
+        if not self._format.keeps_columns:
+            return []
+        gaps, position = [], self.rows.start
+        for start, table in [*sorted(self._kept.items()), (self.rows.stop, None)]:
+            if start > position:
+                gaps.append(range(position, start))
+            position = max(position, start + (0 if table is None else len(table)))
+        return gaps
+
+    def add(self, completion: Completion) -> None:
+        """Add a finished row. It is durable after the journal's next sync."""
+        if completion.key in self._missing:
+            self._take([completion])
+            self._journal.append(completion)
+
+    @property
+    def num_done(self) -> int:
+        """Finished rows, from this worker and earlier ones."""
+        return len(self._done)
+
+    def sync_if_due(self) -> None:
+        """Let the journal sync if the last time is long enough ago."""
+        with self._unless_finished_by_another():
+            self._journal.sync_if_due()
+
+    def sync(self) -> None:
+        """Make all that was added durable now."""
+        with self._unless_finished_by_another():
+            self._journal.sync()
+
+    def close(self) -> None:
+        """Leave the shard unfinished; its journal holds all that was added."""
+        with self._unless_finished_by_another():
+            self._journal.close()
+
+    def finish(self) -> None:
+        """Write the part, check it, give it its final name, and remove the journals.
+
+        The order matters: rows are in the journal until the final name is durable.
+        """
+        assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
+        assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are not there"
+        self.close()
+        final, tmp = self._paths.part(self.shard_idx), self._paths.part_tmp(self.shard_idx, self._worker_id)
+        with self._unless_finished_by_another():
+            self._write(tmp)
+            self._verify(tmp)
+            fsync_file(tmp)
+            tmp.replace(final)
+        fsync_dir(final.parent)
+        leftovers = self._paths.journals(self.shard_idx) + self._paths.part_tmps(self.shard_idx)
+        for leftover in [*leftovers, self._paths.retry(self.shard_idx)]:
+            leftover.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _unless_finished_by_another(self) -> Iterator[None]:
+        """Let pass that a file of ours is gone, once there is a part: whoever has written it removes all others."""
+        try:
+            yield
+        except OSError as error:
+            if not (is_gone(error) and self._paths.part(self.shard_idx).exists()):
+                raise
+
+    def _write(self, path: Path) -> None:
+        schema = self._format.schema
+        compression = None if self._format.compression == "none" else self._format.compression
+        # Checksums of pages let ``job verify`` find every flipped bit; they cost 0.6 % of a small part.
+        with pq.ParquetWriter(
+            path, self._schema_with_counts(), compression=compression, write_page_checksum=True
+        ) as writer:
+            for table in self._tables(schema):
+                writer.write_table(table)
+            if not self._keys:
+                writer.write_table(schema.empty_table())
+
+    def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        kept = self._kept_table()
+        group_rows = max(1, ROWS_PER_GROUP // self._plan.num_samples)  # samples stay together
+        for start in range(self.rows.start, self.rows.stop, group_rows):
+            for rows in self._light(range(start, min(start + group_rows, self.rows.stop)), kept):
+                yield self._table(rows, kept, schema)
+
+    def _light(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
+        """Cut rows into pieces that are not too large, or single rows."""
+        num_bytes = 0 if kept is None else self._plan.num_samples * _num_bytes(self._slice(kept, rows))
+        num_bytes += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
+        if len(rows) == 1 or num_bytes <= BYTES_PER_GROUP:
+            yield rows
+            return
+        half = len(rows) // 2
+        yield from self._light(rows[:half], kept)
+        yield from self._light(rows[half:], kept)
+
+    def _table(self, rows: range, kept: pa.Table | None, schema: pa.Schema) -> pa.Table:
+        completions = self._completions(rows)
+        batch = completions_to_batch(completions)
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns |= self._format.columns.derive(completions)
+        if kept is not None and kept.num_columns:
+            part = _repeat(self._slice(kept, rows), self._plan.num_samples)
+            columns |= dict(zip(part.column_names, part.columns, strict=True))
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _completions(self, rows: range) -> list[Completion]:
+        return [self._done[key] for row_idx in rows for key in self._plan.keys_of_row(row_idx)]
+
+    def _slice(self, kept: pa.Table, rows: range) -> pa.Table:
+        return kept.slice(rows.start - self.rows.start, len(rows))
+
+    def _kept_table(self) -> pa.Table | None:
+        """Return the kept columns of all rows, in their order. Blocks may overlap: a slice may have been read twice."""
+        tables, position = [], self.rows.start
+        for start, table in sorted(self._kept.items()):
+            if start + len(table) > position:
+                tables.append(table.slice(position - start))
+                position = start + len(table)
+        return pa.concat_tables(tables) if tables else None
+
+    def _schema_with_counts(self) -> pa.Schema:
+        """Add this part's own counts to the metadata, so that totals need no more than the footers."""
+        counts = Counts.of(self._done.values()).to_metadata()
+        return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **counts})
+
+    def _verify(self, path: Path) -> None:
+        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a file."""
+        table = pq.read_table(path, columns=["row_idx", "sample_idx"])
+        keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
+        assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
+
+
+def _num_bytes(table: pa.Table) -> int:
+    """Return what rows take; a dictionary is there once, however many they are."""
+    return sum(column.nbytes for column in table.columns if not pa.types.is_dictionary(column.type))
+
+
+def _repeat(table: pa.Table, times: int) -> pa.Table:
+    """Return each row so many times. Values are not copied if there is one row, or it stays alone."""
+    if times == 1:
+        return table
+    if len(table) == 1:
+        return pa.concat_tables([table] * times)
+    return table.take([row for row in range(len(table)) for _ in range(times)])
+
+
+def _unused_journal(paths: RunPaths, shard_idx: int, worker_id: str) -> Path:
+    """Return a journal's name that this worker has not used: it may have left the shard before, and left rows there."""
+    names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
+    return next(path for name in names if not (path := paths.journal(shard_idx, name)).exists())

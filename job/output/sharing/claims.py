@@ -1,0 +1,125 @@
+"""What this worker does next: a slice of a shard of its own, a new shard, or a slice of another worker's shard.
+
+Whoever holds a shard's lease writes its part. It works through the shard slice by slice, in ascending order, so that a
+source that can only stream goes through its data once. A worker for whom no shard is left helps: it takes slices of
+shards that others hold, from the end, and leaves its rows in a journal of its own, where the holder finds them. So the
+last shard, or the only one, keeps all workers busy.
+"""
+
+import os
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from job.output.parts.plan import Plan
+from job.output.sharing.leases import Leases
+from job.output.store.paths import RunPaths
+
+MAX_HELPED = 100
+"""A helper looks at so many shards of others at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Rows that are this worker's to compute."""
+
+    shard_idx: int
+    rows: range
+
+
+class Claims:
+    """Hands out work."""
+
+    def __init__(self, paths: RunPaths, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
+        """List what is done."""
+        self._paths, self._plan, self._leases, self._can_help = paths, plan, leases, can_help
+        done = paths.done_shards()
+        self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
+        self._shards = deque(self._remaining)
+        """Not tried since the last look."""
+        self._ours: set[int] = set()
+        self._claimed: set[tuple[int, int]] = set()
+        """(shard, slice) that were handed out."""
+        self._own_slices: deque[tuple[int, int]] = deque()
+        self._other_slices: deque[tuple[int, int]] = deque()
+
+    def claim(self) -> Claim | None:
+        """Return work that is ours now, or None if there is none to be had at the moment."""
+        while self._own_slices or self._claim_shard():
+            shard_idx, slice_idx = self._own_slices.popleft()
+            # Nobody can help with a shard of one slice: its lease is enough.
+            if len(self._plan.slices(shard_idx)) == 1 or self._leases.acquire(shard_idx, slice_idx):
+                return self._claim_of(shard_idx, slice_idx)
+        while self._other_slices:
+            shard_idx, slice_idx = self._other_slices.popleft()
+            if not self._paths.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
+                return self._claim_of(shard_idx, slice_idx)
+        return None
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The shards whose parts this worker is to write, also those of which helpers have claimed every slice."""
+        return tuple(self._ours)
+
+    def holds(self, shard_idx: int) -> bool:
+        """Whether this worker is to write the shard's part. Else it helps."""
+        return shard_idx in self._ours
+
+    def leave(self, shard_idx: int) -> None:
+        """Give back a shard that is done, with all its slices, whoever left their leases."""
+        self._claimed = {key for key in self._claimed if key[0] != shard_idx}
+        # Once their leases are gone, the slices that others have done would look free.
+        self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
+        for slice_idx in range(len(self._plan.slices(shard_idx))):
+            self._leases.release(shard_idx, slice_idx)
+            self._paths.lease(shard_idx, slice_idx).unlink(missing_ok=True)
+        if shard_idx in self._ours:
+            self._ours.discard(shard_idx)
+            self._leases.release(shard_idx)
+
+    def look_again(self) -> bool:
+        """Go through what is left once more: a lease may have become stale. False if everything is done."""
+        done = self._paths.done_shards()
+        self._remaining = [shard_idx for shard_idx in self._remaining if shard_idx not in done]
+        others = [shard_idx for shard_idx in self._remaining if shard_idx not in self._ours]
+        self._shards = deque(others)
+        self._own_slices = deque(self._unclaimed(sorted(self._ours)))
+        self._other_slices = deque(self._free_slices(others) if self._can_help else ())
+        return bool(self._remaining)
+
+    def _free_slices(self, shards: list[int]) -> list[tuple[int, int]]:
+        """Return slices of others' shards that nobody has a lease of, the last ones first.
+
+        Leases of dead helpers are the holders' business. One listing: to try each lease would cost a network file
+        system thousands of requests.
+        """
+        leased = {entry.name for entry in os.scandir(self._paths.lease_dir)}
+        helped = [idx for idx in shards if len(self._plan.slices(idx)) > 1]
+        random.shuffle(helped)  # helpers spread
+        free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._paths.lease(*key).name not in leased]
+        return free[::-1]
+
+    def _claim_shard(self) -> bool:
+        while self._shards:
+            shard_idx = self._shards.popleft()
+            if self._paths.is_done(shard_idx) or not self._leases.acquire(shard_idx):
+                continue
+            if not self._paths.is_done(shard_idx):
+                self._ours.add(shard_idx)
+                self._own_slices.extend(self._unclaimed([shard_idx]))
+                if self._own_slices:  # else this worker has claimed all of it before, as a helper
+                    return True
+            else:
+                self._leases.release(shard_idx)  # another worker finished it between our two looks
+        return False
+
+    def _unclaimed(self, shards: Iterable[int]) -> Iterable[tuple[int, int]]:
+        for shard_idx in shards:
+            for slice_idx in range(len(self._plan.slices(shard_idx))):
+                if (shard_idx, slice_idx) not in self._claimed:
+                    yield shard_idx, slice_idx
+
+    def _claim_of(self, shard_idx: int, slice_idx: int) -> Claim:
+        self._claimed.add((shard_idx, slice_idx))
+        return Claim(shard_idx, self._plan.slices(shard_idx)[slice_idx])

@@ -1,0 +1,61 @@
+"""The columns of the dataset that the output keeps, with their types."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from job.config import DataConfig
+from job.errors import UsageError, first_line
+from job.output.parts.columns import Columns
+
+
+def named_columns(config: DataConfig) -> list[str]:
+    """Return the names that the user gave, the id first; ``*`` may be among them."""
+    ids = [config.id_column] if config.id_column else []
+    return list(dict.fromkeys([*ids, *config.keep_columns]))
+
+
+def kept_fields(
+    config: DataConfig, schema: pa.Schema, columns: Columns, prompt_column: str | None = None
+) -> list[pa.Field]:
+    """Return the kept columns, the id first.
+
+    Args:
+        prompt_column: whose text the prompt is. ``*`` leaves it out if the output has a column of its name, the prompt.
+
+    Raises:
+        UsageError: one does not exist, or has the name of a column of ours.
+    """
+    names = named_columns(config)
+    is_all = "*" in names
+    if is_all:
+        there = {prompt_column} & columns.names
+        others = [name for name in schema.names if name not in there]
+        names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))
+    for name in names:
+        option = "--id-column" if name == config.id_column else "--keep-columns"
+        if name not in schema.names:
+            raise UsageError(f"{option}: the dataset has no column {name!r}. Columns: {', '.join(schema.names)}.")
+        if name in columns.names:
+            advice = "Name the columns to keep, instead of '*'" if is_all else "Keep another column"
+            choice = ", or give --no-include-prompt" if name == "prompt" else ""
+            raise UsageError(f"{option} {name!r}: the output has a column of that name. {advice}{choice}.")
+    return [schema.field(name) for name in names]
+
+
+def features_of(columns: Columns, schema: pa.Schema, kept: Sequence[pa.Field]) -> bytes:
+    """Return HuggingFace's description of the output's columns, so that class labels and the like survive.
+
+    Raises:
+        UsageError: a kept column has a type that ``datasets`` cannot describe.
+    """
+    import datasets
+
+    for field in kept:
+        try:
+            datasets.Features.from_arrow_schema(pa.schema([field]))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--keep-columns {field.name}: {first_line(error)} Leave the column out.") from None
+    full = columns.schema(pa.schema(kept, metadata=schema.metadata))
+    content: bytes = datasets.Features.from_arrow_schema(full).arrow_schema.metadata[b"huggingface"]
+    return content

@@ -1,0 +1,193 @@
+"""What a run would do, from a sample of its rows: needs the tokenizer and the data, but no model and no GPU.
+
+Reads only. Rows take the way that they would take in the run, as far as the engine.
+"""
+
+import os
+from array import array
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import torch
+
+from job.data.source import StreamSource, read_rows
+from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.paged.schedule.pages import num_common
+from job.observe.histogram import Histogram
+from job.observe.preview_report import KvMemory, Preview, SeenChoice, SeenError, SeenPrompt
+from job.output.parts.plan import Plan
+from job.records import Completion, Prompt, Request, RowBlock
+from job.run.examination import Examined
+
+MAX_RUNS = 40
+"""A sample consists of so many runs of consecutive rows at most: to reach a row of a Parquet file, all rows of its
+group before it must be decoded."""
+
+TOO_LONG = "prompt_too_long"
+
+
+def likely_device() -> torch.device:
+    """Return the kind of device that a run on this machine would use, without touching it."""
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.device_count()
+    return torch.device("cpu" if on_cpu else "cuda")
+
+
+def look_ahead(
+    examined: Examined, *, num_prompts: int, num_rows: int | None, tell: Callable[[int], object] = lambda count: None
+) -> Preview:
+    """Render and tokenize some rows, and say what the run would do with them.
+
+    Args:
+        num_prompts: how many prompts to show.
+        num_rows: how many rows to read, spread over the dataset. None: all.
+        tell: is told how many rows more have been read.
+
+    Raises:
+        JobError: the dataset cannot be read.
+    """
+    seen = SeenRows(examined, num_prompts)
+    is_stream = isinstance(examined.source, StreamSource)
+    runs = sample_rows(examined.plan.num_rows, num_rows, num_prompts, max_runs=1 if is_stream else MAX_RUNS)
+    for rows in runs:
+        for block in read_rows(
+            examined.source, examined.config.data.dataset, rows, examined.renderer.columns, examined.kept_columns
+        ):
+            seen.add(block)
+            tell(len(block.rows))
+    return _preview(examined, seen, runs)
+
+
+def sample_rows(num_rows: int, wanted: int | None, num_first: int, *, max_runs: int) -> list[range]:
+    """Choose rows that are spread evenly over a dataset, in runs of consecutive ones, each far from the others.
+
+    Args:
+        num_first: so many rows at the start must be among them.
+
+    >>> sample_rows(1000, 6, 1, max_runs=3)
+    [range(0, 2), range(333, 335), range(666, 668)]
+    """
+    if wanted is None or wanted >= num_rows:
+        return [range(num_rows)] if num_rows else []
+    num_runs = min(wanted, max_runs)
+    runs = []
+    position = 0
+    for idx in range(num_runs):
+        start = max(position, num_rows * idx // num_runs)
+        length = wanted * (idx + 1) // num_runs - wanted * idx // num_runs
+        position = min(num_rows, start + (length if idx else max(length, num_first)))
+        runs.append(range(start, position))
+    return [rows for rows in runs if rows]
+
+
+class SeenRows:
+    """What is known of the rows that were read. Keeps counts and lengths, not rows."""
+
+    def __init__(self, examined: Examined, num_prompts: int) -> None:
+        """Know nothing yet."""
+        self._renderer, self._tokenization = examined.renderer, examined.tokenization
+        self._num_prompts = num_prompts
+        self.num_rows = self.num_cut = self.num_too_long = 0
+        self.prompts: list[SeenPrompt] = []
+        self.lengths, self.admitted = array("q"), array("q")
+        """Tokens of each prompt before it is cut, and of those that the model would read."""
+        self.errors: dict[str, SeenError] = {}
+        self._shared: Sequence[int] = ()
+
+    def add(self, block: RowBlock) -> None:
+        """Take some rows."""
+        prompts = [self._renderer.render(row) for row in block.rows]
+        for prompt, (cut, item) in zip(prompts, self._tokenization.encode(prompts), strict=True):
+            self.num_rows += 1
+            if isinstance(item, Request):
+                self._add_request(prompt, cut, item)
+            else:
+                self._add_error(item)
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """With how many tokens all prompts begin, if there are several."""
+        return len(self._shared) if len(self.admitted) > 1 else 0
+
+    def _add_request(self, prompt: Prompt, cut: Prompt, request: Request) -> None:
+        was_cut = cut is not prompt
+        self.num_cut += was_cut
+        self.num_too_long += was_cut
+        self.lengths.append(self._tokenization.num_tokens(prompt) if was_cut else len(request.prompt_ids))
+        self.admitted.append(len(request.prompt_ids))
+        is_first = len(self.admitted) == 1
+        num_shared = len(request.prompt_ids) if is_first else num_common(self._shared, request.prompt_ids)
+        self._shared = request.prompt_ids[:num_shared]
+        if len(self.prompts) < self._num_prompts:
+            text = self._tokenization.as_read(request.prompt_ids)
+            num_tokens = len(request.prompt_ids)
+            self.prompts.append(SeenPrompt(row_idx=request.row_idx, text=text, num_tokens=num_tokens, was_cut=was_cut))
+
+    def _add_error(self, completion: Completion) -> None:
+        kind, _, detail = str(completion.error).partition(": ")
+        if kind == TOO_LONG:
+            self.num_too_long += 1
+            self.lengths.append(completion.num_prompt_tokens)
+            return
+        known = self.errors.get(kind)
+        self.errors[kind] = SeenError(
+            kind=kind,
+            num_rows=1 if known is None else known.num_rows + 1,
+            first_row_idx=completion.row_idx if known is None else known.first_row_idx,
+            first_detail=detail if known is None else known.first_detail,
+        )
+
+
+def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Preview:
+    config, plan, info = examined.config, examined.plan, examined.model_info
+    schema = examined.columns.schema(pa.schema(examined.kept))
+    return Preview(
+        dataset=config.data.dataset,
+        model=config.model.model,
+        dtype=info.dtype,
+        tensor_parallel_size=config.engine.tensor_parallel_size,
+        max_model_len=info.max_model_len,
+        num_rows=plan.num_rows,
+        num_shards=plan.num_shards,
+        rows_per_shard=plan.rows_per_shard,
+        num_samples=plan.num_samples,
+        sampled=_which(runs, plan),
+        num_sampled=seen.num_rows,
+        prompts=seen.prompts,
+        choices=_choices(examined),
+        lengths=Histogram.of(seen.lengths) if seen.lengths else None,
+        admitted=Histogram.of(seen.admitted) if seen.admitted else None,
+        max_prompt_tokens=examined.max_prompt_tokens,
+        on_long_prompt=config.prompt.on_long_prompt,
+        num_too_long=seen.num_too_long,
+        num_cut=seen.num_cut,
+        errors=sorted(seen.errors.values(), key=lambda error: -error.num_rows),
+        num_shared_tokens=seen.num_shared_tokens,
+        kv_memory=_kv_memory(examined, seen.num_shared_tokens),
+        schema=[(field.name, str(field.type)) for field in schema],
+        notes=examined.notes,
+    )
+
+
+def _which(runs: Sequence[range], plan: Plan) -> str:
+    if sum(map(len, runs)) == plan.num_rows:
+        return "all"
+    return "spread" if len(runs) > 1 else "first"
+
+
+def _choices(examined: Examined) -> list[SeenChoice]:
+    if examined.choices is None:
+        return []
+    return [
+        SeenChoice(text=text, token_ids=ids, tokens=examined.tokenization.names(ids))
+        for text, ids in zip(examined.choices.texts, examined.choices.token_ids, strict=True)
+    ]
+
+
+def _kv_memory(examined: Examined, num_shared_tokens: int) -> KvMemory | None:
+    config, info = examined.config, examined.model_info
+    num_bytes = kv_bytes_per_token(info.config, info.dtype, config.engine.tensor_parallel_size)
+    if not num_bytes:
+        return None
+    choices = examined.choices
+    num_new_tokens = max(map(len, choices.token_ids)) if choices else config.sampling.max_new_tokens
+    return KvMemory(bytes_per_token=num_bytes, num_new_tokens=num_new_tokens, num_shared_tokens=num_shared_tokens)
