@@ -4,10 +4,11 @@
 checked by the part that owns it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from job.errors import UsageError
+from job.errors import UsageError, require
+from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
@@ -17,11 +18,6 @@ EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 NORMALIZATIONS = ("none", "tokens", "bytes")
 AGGREGATES = ("majority",)
 CONSTRAINTS = ("json_schema", "regex", "grammar")
-
-
-def _require(condition: bool, option: str, value: object, need: str) -> None:
-    if not condition:
-        raise UsageError(f"--{option} is {value!r}; it must be {need}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +36,10 @@ class ModelConfig:
     """Prompt plus completion tokens at most. None: what the model's configuration says."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.model), "model", self.model, "a Hub id or a directory")
-        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(bool(self.model), "model", self.model, "a Hub id or a directory")
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if self.max_model_len is not None:
-            _require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
+            require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +66,9 @@ class DataConfig:
     """Columns to carry along with their types; ``*`` means all."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
+        require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
         if self.limit is not None:
-            _require(self.limit > 0, "limit", self.limit, "at least 1")
+            require(self.limit > 0, "limit", self.limit, "at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +110,8 @@ class PromptConfig:
             option = "--messages-column" if self.messages_column else "--system-prompt"
             raise UsageError(f"{option} needs the chat template, but --no-chat was given. Leave one of them out.")
         if self.max_prompt_tokens is not None:
-            _require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
-        _require(
+            require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
+        require(
             self.on_long_prompt in LONG_PROMPT_POLICIES,
             "on-long-prompt",
             self.on_long_prompt,
@@ -124,42 +120,23 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen. The defaults are greedy decoding."""
+class SamplingConfig(SamplingParams):
+    """How the completions of every row are chosen: the parameters of each request, and what concerns text and rows."""
 
-    max_new_tokens: int = 256
-    """Generated tokens at most, per row."""
-    temperature: float = 0.0
-    """0 is greedy: the most likely token, always."""
-    top_p: float = 1.0
-    """Sample among the most likely tokens whose probabilities sum to this. 1: off."""
-    top_k: int = 0
-    """Sample among so many most likely tokens. 0: off."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this times the most likely one. 0: off."""
-    repetition_penalty: float = 1.0
-    """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
     stop: tuple[str, ...] = ()
-    """Texts that end a completion; what is from there on is cut off."""
+    """Texts that end a completion; the completion is cut before them."""
     num_samples: int = 1
     """Completions per row."""
-    logprobs: bool = False
-    """Write the generated tokens and their log probabilities."""
-    seed: int = 0
-    """With (row_idx, sample_idx, position) it fixes every draw."""
-    ignore_eos: bool = False
-    """Go on to max_new_tokens whatever the model says. For benchmarks."""
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens > 0, "max-new-tokens", self.max_new_tokens, "at least 1")
-        _require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "0 (greedy) or more")
-        _require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
-        _require(self.top_k >= 0, "top-k", self.top_k, "0 (off) or more")
-        _require(0 <= self.min_p <= 1, "min-p", self.min_p, "between 0 and 1")
-        _require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
-        _require("" not in self.stop, "stop", "", "a text that is not empty")
-        _require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
+        SamplingParams.__post_init__(self)
+        require("" not in self.stop, "stop", "", "a text that is not empty")
+        require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
+
+    @property
+    def params(self) -> SamplingParams:
+        """The parameters of each request."""
+        return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +169,8 @@ class AnswerConfig:
             names = " and ".join("--" + name.replace("_", "-") for name in given)
             raise UsageError(f"{names} were given together. Give one: it says what a completion may be.")
         for name in CONSTRAINTS:
-            _require(getattr(self, name) != "", name.replace("_", "-"), "", "a text that is not empty")
-        _require(
+            require(getattr(self, name) != "", name.replace("_", "-"), "", "a text that is not empty")
+        require(
             self.choice_normalization in NORMALIZATIONS,
             "choice-normalization",
             self.choice_normalization,
@@ -203,7 +180,7 @@ class AnswerConfig:
             option = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
             raise UsageError(f"{option} was given without --choices.")
         if self.aggregate is not None:
-            _require(self.aggregate in AGGREGATES, "aggregate", self.aggregate, f"one of {', '.join(AGGREGATES)}")
+            require(self.aggregate in AGGREGATES, "aggregate", self.aggregate, f"one of {', '.join(AGGREGATES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +199,9 @@ class OutputConfig:
     """More error rows than this share end the run with exit code 3. 1: never."""
 
     def __post_init__(self) -> None:
-        _require(self.rows_per_shard > 0, "rows-per-shard", self.rows_per_shard, "at least 1")
-        _require(self.compression in COMPRESSIONS, "compression", self.compression, f"one of {COMPRESSIONS}")
-        _require(0 <= self.max_error_rate <= 1, "max-error-rate", self.max_error_rate, "between 0 and 1")
+        require(self.rows_per_shard > 0, "rows-per-shard", self.rows_per_shard, "at least 1")
+        require(self.compression in COMPRESSIONS, "compression", self.compression, f"one of {COMPRESSIONS}")
+        require(0 <= self.max_error_rate <= 1, "max-error-rate", self.max_error_rate, "between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,14 +228,14 @@ class EngineConfig:
     """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 
     def __post_init__(self) -> None:
-        _require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
-        _require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
+        require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
+        require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.engine == "fake" and self.tensor_parallel_size > 1:
             raise UsageError("--engine fake has no model to share. Use --tensor-parallel-size 1.")
-        _require(self.stall_timeout >= 0, "stall-timeout", self.stall_timeout, "0 (never) or more")
+        require(self.stall_timeout >= 0, "stall-timeout", self.stall_timeout, "0 (never) or more")
         for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")
+            require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +245,7 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig
-    sampling: SamplingParams
+    sampling: SamplingConfig
     output: OutputConfig
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -284,7 +261,7 @@ class RunConfig:
                 raise UsageError(f"{wrong} and --{option} were given together. The latter says where completions end.")
         names = ("top_p", "top_k", "min_p", "repetition_penalty")
         for name in names if answer.choices else ():
-            if getattr(sampling, name) != getattr(SamplingParams(), name):
+            if getattr(sampling, name) != getattr(SamplingConfig(), name):
                 raise UsageError(f"--{name.replace('_', '-')} changes nothing with --choices. Leave it out.")
         if answer.choices and sampling.logprobs:
             raise UsageError("--logprobs is of no use with --choices: choice_logprobs has those of the choices.")

@@ -36,6 +36,16 @@ class PeerFailed(JobError):
         self.exit_code = exit_code
 
 
+def require(condition: bool, option: str, value: object, need: str) -> None:
+    """Check the value of an option.
+
+    Raises:
+        UsageError: the condition does not hold; the message names the option, the value and what it must be.
+    """
+    if not condition:
+        raise UsageError(f"--{option} is {value!r}; it must be {need}.")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class if it has none: libraries write paragraphs.
 

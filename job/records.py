@@ -4,9 +4,11 @@ source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> eng
        -> tokenization -> Completion -> journal -> shard
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from job.tasks import Task
 
 SampleKey = tuple[int, int]
 """(row_idx, sample_idx): names one completion of the run."""
@@ -64,23 +66,12 @@ class Request:
     row_idx: int
     sample_idx: int
     prompt_ids: Sequence[int]
+    task: Task
 
     @property
     def key(self) -> SampleKey:
         """The identity of the completion."""
         return (self.row_idx, self.sample_idx)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
-    """What every completion must be, compiled for the model's tokenizer. Whoever knows the text makes it."""
-
-    compile: Callable[[], Any]
-    """Returns llguidance's LLMatcher before the first token."""
-    vocab_size: int
-    """Of the tokenizer; the model's may be larger."""
-    eos_token_id: int
-    """The token that the matcher takes for the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from job.config import SamplingParams
 from job.records import Generation, Request, RowError
+from job.tasks import Score
 
 
 class FakeEngine:
@@ -16,18 +16,15 @@ class FakeEngine:
 
     def __init__(
         self,
-        params: SamplingParams,
         *,
         should_stop: Callable[[], bool] = lambda: False,
         rows_per_step: int = 64,
         step_secs: float = 0.0,
         poison_id: int | None = None,
-        choice_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Set its speed and its weakness."""
-        self._params, self._should_stop = params, should_stop
+        self._should_stop = should_stop
         self._rows_per_step, self._step_secs, self._poison_id = rows_per_step, step_secs, poison_id
-        self._choice_ids = choice_ids
         self._pending: deque[Request] = deque()
         self.num_computed_tokens = 0
         self.min_pending, self.max_pending = rows_per_step, 4 * rows_per_step
@@ -67,11 +64,12 @@ class FakeEngine:
         if self._poison_id in request.prompt_ids:
             error = RowError("engine_error", f"token {self._poison_id} is poison")
             return Generation(request=request, token_ids=[], finish_reason=None, error=error)
-        if self._choice_ids is not None:
+        if isinstance(request.task, Score):
             self.num_computed_tokens += len(request.prompt_ids)
-            logprobs = [-float((sum(request.prompt_ids) + 7 * sum(ids)) % 11) for ids in self._choice_ids]
+            logprobs = [-float((sum(request.prompt_ids) + 7 * sum(ids)) % 11) for ids in request.task.choice_ids]
             return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=logprobs)
-        ids = list(request.prompt_ids)[::-1][: self._params.max_new_tokens]
+        max_new_tokens = request.task.params.max_new_tokens
+        ids = list(request.prompt_ids)[::-1][:max_new_tokens]
         self.num_computed_tokens += len(request.prompt_ids) + len(ids)
-        reason = "length" if len(ids) == self._params.max_new_tokens else "stop"
+        reason = "length" if len(ids) == max_new_tokens else "stop"
         return Generation(request=request, token_ids=ids, finish_reason=reason)

@@ -1,0 +1,94 @@
+"""What an engine is asked for one request. Frozen values that travel with each ``Request``.
+
+An engine has no parameters of its own about a row: two requests of one batch may differ in all of this. The engine
+knows no text (law 6), so what depends on text comes as functions over token ids.
+
+A new kind of task (pooled hidden states, class scores) is one more class here, one more member of ``Task``, and what
+serves it in each engine.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job.errors import require
+
+EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
+"""Says for each of several completions, given as token ids, whether its last token has completed a stop string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one completion are chosen. The defaults are greedy decoding."""
+
+    max_new_tokens: int = 256
+    """Generate at most this many tokens."""
+    temperature: float = 0.0
+    """0 is greedy: the most likely token, always."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens whose probabilities sum to this. 1: off."""
+    top_k: int = 0
+    """Sample from the K most likely tokens. 0: off."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this times the most likely one. 0: off."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
+    logprobs: bool = False
+    """Return the log probabilities of the generated tokens."""
+    seed: int = 0
+    """With (row_idx, sample_idx, position) it fixes every draw."""
+    ignore_eos: bool = False
+    """Go on to max_new_tokens whatever the model says. For benchmarks."""
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens > 0, "max-new-tokens", self.max_new_tokens, "at least 1")
+        require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "0 (greedy) or more")
+        require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
+        require(self.top_k >= 0, "top-k", self.top_k, "0 (off) or more")
+        require(0 <= self.min_p <= 1, "min-p", self.min_p, "between 0 and 1")
+        require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What a completion must be, compiled for the model's tokenizer by the mode that knows the text."""
+
+    compile: Callable[[], Any]
+    """Returns llguidance's LLMatcher before the first token."""
+    vocab_size: int
+    """Of the tokenizer; the model's may be larger."""
+    eos_token_id: int
+    """The token that the matcher takes for the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """Generate a completion."""
+
+    params: SamplingParams
+    grammar: Grammar | None = None
+    """What the completion must be. None: any text."""
+    ends_text: EndsText | None = None
+    """Finds the stop strings. None: there are none."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal prompts get equal answers."""
+        return self.params.temperature == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Return the log-likelihood of each choice after the prompt. Nothing is generated."""
+
+    choice_ids: tuple[tuple[int, ...], ...]
+    """Token ids of each choice; none is empty."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal prompts get equal answers."""
+        return True
+
+
+Task = Generate | Score
