@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from job.errors import UsageError, require
+from job.modes.mode import Mode
+from job.modes.table import active
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -15,9 +17,6 @@ COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
 ENGINES = ("paged", "static", "fake")
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
-NORMALIZATIONS = ("none", "tokens", "bytes")
-AGGREGATES = ("majority",)
-CONSTRAINTS = ("json_schema", "regex", "grammar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +78,12 @@ class PromptConfig:
     """Text column. None, with no other way named: ``prompt``."""
     messages_column: str | None = None
     """Column with a list of {role, content}, as in OpenAI's API, or the same as JSON text."""
-    request_column: str | None = None
-    """Column with the bodies of requests to OpenAI's API. No option: a dataset of them is recognised."""
     prompt_template: str | None = None
-    """Jinja2 text, or the path of a file with it; the row's columns are its variables."""
+    """Jinja2 text; the row's columns are its variables."""
     system_prompt: str | None = None
     """Put before every prompt as a system message."""
     examples: str | None = None
-    """Few-shot examples, before every row's own prompt: the path of a file of JSON lines, later the text in it."""
+    """Few-shot examples, before every row's own prompt: JSON lines."""
     chat: bool | None = None
     """Apply the tokenizer's chat template. None: if it has one."""
     max_prompt_tokens: int | None = None
@@ -96,8 +93,8 @@ class PromptConfig:
 
     @property
     def text_column(self) -> str | None:
-        """The column whose text is the prompt; None if messages, requests or a template make it."""
-        if any(way is not None for way in (self.messages_column, self.request_column, self.prompt_template)):
+        """The column whose text is the prompt; None if messages or a template make it."""
+        if self.messages_column is not None or self.prompt_template is not None:
             return None
         return self.prompt_column or "prompt"
 
@@ -137,50 +134,6 @@ class SamplingConfig(SamplingParams):
     def params(self) -> SamplingParams:
         """The parameters of each request."""
         return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerConfig:
-    """What a completion may be. Nothing given: any text."""
-
-    choices: tuple[str, ...] = ()
-    """The completion is one of these, the likeliest; or one value, the path of a file with one per line."""
-    choice_normalization: str = "none"
-    """Compare log-likelihoods as they are, or divided by each choice's tokens or UTF-8 bytes."""
-    choice_calibration: tuple[str, ...] = ()
-    """Content-free texts in the row's place (Zhao et al. 2021): choices likely after them, too, count less."""
-    json_schema: str | None = None
-    """JSON text of a schema, or the path of a file with it."""
-    regex: str | None = None
-    """The whole completion matches it. Rust's syntax: no look-around, no back references."""
-    grammar: str | None = None
-    """Lark text, as llguidance reads it, or the path of a file with it."""
-    aggregate: str | None = None
-    """``majority``: beside each sample, what most samples of its row say."""
-
-    @property
-    def constraint(self) -> str | None:
-        """The one of json_schema, regex and grammar that was given."""
-        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("choices", *CONSTRAINTS) if getattr(self, name)]
-        if len(given) > 1:
-            names = " and ".join("--" + name.replace("_", "-") for name in given)
-            raise UsageError(f"{names} were given together. Give one: it says what a completion may be.")
-        for name in CONSTRAINTS:
-            require(getattr(self, name) != "", name.replace("_", "-"), "", "a text that is not empty")
-        require(
-            self.choice_normalization in NORMALIZATIONS,
-            "choice-normalization",
-            self.choice_normalization,
-            f"one of {', '.join(NORMALIZATIONS)}",
-        )
-        if not self.choices and (self.choice_normalization != "none" or self.choice_calibration):
-            option = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
-            raise UsageError(f"{option} was given without --choices.")
-        if self.aggregate is not None:
-            require(self.aggregate in AGGREGATES, "aggregate", self.aggregate, f"one of {', '.join(AGGREGATES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,30 +193,33 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Everything that ``job run`` was asked."""
+    """Everything that ``job run`` was asked, as it was typed. Texts that were given in files are the files' texts."""
 
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig
     sampling: SamplingConfig
     output: OutputConfig
-    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    modes: tuple[Mode, ...] = ()
+    """The kinds of answers with their options, asked for or not."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     verbose: bool = False
-    """Let DeepSpeed, transformers and datasets talk (on stderr)."""
+    """Let DeepSpeed, transformers and datasets write to stderr."""
+
+    @property
+    def active_modes(self) -> tuple[Mode, ...]:
+        """The modes that are asked for, in their order."""
+        return active(self.modes)
 
     def __post_init__(self) -> None:
-        sampling, answer = self.sampling, self.answer
-        if answer.choices or answer.constraint:
-            option = "choices" if answer.choices else str(answer.constraint).replace("_", "-")
-            if sampling.stop or sampling.ignore_eos:
-                wrong = "--stop" if sampling.stop else "--ignore-eos"
-                raise UsageError(f"{wrong} and --{option} were given together. The latter says where completions end.")
-        names = ("top_p", "top_k", "min_p", "repetition_penalty")
-        for name in names if answer.choices else ():
-            if getattr(sampling, name) != getattr(SamplingConfig(), name):
-                raise UsageError(f"--{name.replace('_', '-')} changes nothing with --choices. Leave it out.")
-        if answer.choices and sampling.logprobs:
-            raise UsageError("--logprobs is of no use with --choices: choice_logprobs has those of the choices.")
-        if sampling.num_samples == 1 and answer.aggregate is not None:
-            raise UsageError(f"--aggregate {answer.aggregate} needs several samples. Set --num-samples.")
+        for mode in self.active_modes:
+            mode.check(self)
+        ending = [mode.flag for mode in self.active_modes if mode.decides_end]
+        if len(ending) > 1:
+            raise UsageError(f"{' and '.join(ending)} were given together. Give one: it says what a completion may be.")
+        if ending and (self.sampling.stop or self.sampling.ignore_eos):
+            wrong = "--stop" if self.sampling.stop else "--ignore-eos"
+            raise UsageError(f"{wrong} and {ending[0]} were given together. The latter says where completions end.")
+        answering = [mode.flag for mode in self.active_modes if mode.answers]
+        if len(answering) > 1:
+            raise UsageError(f"{' and '.join(answering)} were given together. Give one: each is an answer of its own.")

@@ -5,7 +5,7 @@ source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> eng
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from job.tasks import Task
@@ -28,6 +28,16 @@ class RowError:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
+
+    @classmethod
+    def parse(cls, text: str) -> "RowError":
+        """Return the error that a text of the ``error`` column names.
+
+        >>> RowError.parse("null_prompt: column 'question' is null").kind
+        'null_prompt'
+        """
+        kind, _, detail = text.partition(": ")
+        return cls(kind, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,18 +111,9 @@ class Completion:
     finish_reason: str | None
     num_prompt_tokens: int
     num_completion_tokens: int
-    error: str | None
-    token_ids: Sequence[int] | None = None
-    """The generated ids; this and the next two are None unless log probabilities were asked for."""
-    token_logprobs: Sequence[float] | None = None
-    cumulative_logprob: float | None = None
-    """The sum of ``token_logprobs``."""
-    choice_logprobs: Sequence[float] | None = None
-    """The log-likelihood of each choice; this and the next two are None unless choices were given."""
-    choice_probs: Sequence[float] | None = None
-    """What they come to after normalization and calibration; they sum to 1."""
-    choice_margin: float | None = None
-    """The probability of the best choice less that of the second."""
+    error: RowError | None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The values of the columns that the run's modes measure, by name. Those that are missing are null."""
 
     @property
     def key(self) -> SampleKey:

@@ -1,7 +1,8 @@
 """The options that say what a run is, and the way from them to a configuration."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,25 +10,25 @@ import click
 
 from job.cli.config_file import read_config_file
 from job.config import (
-    AGGREGATES,
     COMPRESSIONS,
     DTYPES,
     ENGINES,
     LONG_PROMPT_POLICIES,
-    NORMALIZATIONS,
-    AnswerConfig,
     DataConfig,
     EngineConfig,
     ModelConfig,
     OutputConfig,
     PromptConfig,
     RunConfig,
-    SamplingParams,
+    SamplingConfig,
 )
 from job.errors import UsageError
+from job.modes.mode import Mode, OptionSpec
+from job.modes.table import MODES
+from job.modes.texts import read_text, read_text_or_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Section = type[ModelConfig | DataConfig | PromptConfig | SamplingParams | AnswerConfig | OutputConfig | EngineConfig]
+Section = type[ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode]
 
 
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -153,66 +154,39 @@ PROMPT_OPTIONS = options(
 )
 
 SAMPLING_OPTIONS = options(
-    option(SamplingParams, "max_new_tokens", type=int, help="Generated tokens per row at most."),
-    option(SamplingParams, "temperature", type=float, help="0 is greedy."),
-    option(SamplingParams, "top_p", type=float, help="Sample among the most likely tokens that sum to this."),
-    option(SamplingParams, "top_k", type=int, help="Sample among so many most likely tokens; 0 is off."),
-    option(SamplingParams, "min_p", type=float, help="Drop tokens less likely than this times the most likely one."),
-    option(SamplingParams, "repetition_penalty", type=float, help="Above 1: tokens already seen become less likely."),
+    option(SamplingConfig, "max_new_tokens", type=int, help="Generated tokens per row at most."),
+    option(SamplingConfig, "temperature", type=float, help="0 is greedy."),
+    option(SamplingConfig, "top_p", type=float, help="Sample among the most likely tokens that sum to this."),
+    option(SamplingConfig, "top_k", type=int, help="Sample among so many most likely tokens; 0 is off."),
+    option(SamplingConfig, "min_p", type=float, help="Drop tokens less likely than this times the most likely one."),
+    option(SamplingConfig, "repetition_penalty", type=float, help="Above 1: tokens already seen become less likely."),
     option(
-        SamplingParams,
+        SamplingConfig,
         "stop",
         multiple=True,
         callback=None,
         help="Text that ends a completion and is cut off; repeat for several. A line's end in bash: $'\\n'.",
     ),
-    option(SamplingParams, "num_samples", type=int, help="Completions per row; they differ if temperature is above 0."),
-    option(
-        SamplingParams,
-        "logprobs",
-        is_flag=True,
-        help="Write the generated tokens and their log probabilities (the model's own, before temperature).",
-    ),
-    option(SamplingParams, "seed", type=int, help="With row_idx, sample_idx and position it fixes every draw."),
-    option(SamplingParams, "ignore_eos", is_flag=True, help="Always generate max-new-tokens; for benchmarks."),
+    option(SamplingConfig, "num_samples", type=int, help="Completions per row; they differ if temperature is above 0."),
+    option(SamplingConfig, "seed", type=int, help="With row_idx, sample_idx and position it fixes every draw."),
+    option(SamplingConfig, "ignore_eos", is_flag=True, help="Always generate max-new-tokens; for benchmarks."),
 )
 
-ANSWER_OPTIONS = options(
-    option(
-        AnswerConfig,
-        "choices",
-        multiple=True,
-        callback=None,
-        metavar="TEXT_OR_FILE",
-        help="Answer with the likeliest of these texts, scored, not generated. Repeat, or name a file of them.",
-    ),
-    option(
-        AnswerConfig,
-        "choice_normalization",
-        type=click.Choice(NORMALIZATIONS),
-        help="Divide a choice's log-likelihood by its tokens or bytes before choices are compared.",
-    ),
-    option(
-        AnswerConfig,
-        "choice_calibration",
-        multiple=True,
-        callback=None,
-        metavar="TEXT",
-        help="Divide probabilities by those after this content-free text, such as 'N/A', in the row's place. Repeat "
-        "to average over several.",
-    ),
-    option(
-        AnswerConfig, "json_schema", metavar="TEXT_OR_FILE", help="Completions are JSON that this schema describes."
-    ),
-    option(AnswerConfig, "regex", help="Completions match this regular expression, from their start to their end."),
-    option(AnswerConfig, "grammar", metavar="TEXT_OR_FILE", help="Completions are sentences of this Lark grammar."),
-    option(
-        AnswerConfig,
-        "aggregate",
-        type=click.Choice(AGGREGATES),
-        help="With --num-samples: write the completion that most samples of a row agree on, and their share.",
-    ),
-)
+
+def mode_option(mode: type[Mode], field: Field[Any]) -> Callable[[Command], Command]:
+    """Make an option of a mode's field; all that is to be shown is written there."""
+    spec: OptionSpec = field.metadata["option"]
+    attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
+    if field.default is False:
+        attributes["is_flag"] = True
+    elif field.default == ():
+        attributes |= {"multiple": True, "callback": None}
+    else:
+        attributes["type"] = click.Choice(spec.choices) if spec.choices else spec.type
+    return option(mode, field.name, **attributes)
+
+
+MODE_OPTIONS = options(*(mode_option(mode, field) for mode in MODES for field in fields(mode)))
 
 PART_OPTIONS = options(
     option(OutputConfig, "rows_per_shard", type=int, help="Rows of the dataset per Parquet part."),
@@ -281,13 +255,41 @@ def to_config(values: dict[str, Any]) -> RunConfig:
     return RunConfig(
         model=section(ModelConfig),
         data=section(DataConfig),
-        prompt=section(PromptConfig),
-        sampling=section(SamplingParams),
-        answer=section(AnswerConfig),
+        prompt=replace(section(PromptConfig), **_prompt_texts(values)),
+        sampling=section(SamplingConfig),
+        modes=tuple(_read(mode, values) for mode in MODES),
         output=section(OutputConfig),
         engine=section(EngineConfig),
         verbose=values["verbose"],
     )
+
+
+def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
+    """Make a mode of the values of its options, and of what is in the files that they name."""
+    found = {}
+    for field in fields(mode):
+        value, spec = values[field.name], field.metadata["option"]
+        found[field.name] = spec.read(value) if spec.read is not None and value not in (None, ()) else value
+    return mode(**found)
+
+
+def _is_template(text: str) -> bool:
+    return "{" in text
+
+
+def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of the files that options of the prompt name."""
+    texts = {}
+    if values["prompt_template"] is not None:
+        texts["prompt_template"] = read_text_or_file(
+            "--prompt-template",
+            values["prompt_template"],
+            is_text=_is_template,
+            example="a template, such as 'Summarise: {{ text }}'",
+        )
+    if values["examples"] is not None:
+        texts["examples"] = read_text("--examples", values["examples"])
+    return texts
 
 
 def _refuse_foreign_options(values: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from job.cli.options import (
-    ANSWER_OPTIONS,
     CONFIG_OPTION,
     DATA_OPTIONS,
     ENGINE_OPTIONS,
+    MODE_OPTIONS,
     MODEL_OPTIONS,
     PART_OPTIONS,
     PROMPT_OPTIONS,
@@ -46,7 +46,7 @@ class NumRows(click.ParamType[int | None]):
 @DATA_OPTIONS
 @PROMPT_OPTIONS
 @SAMPLING_OPTIONS
-@ANSWER_OPTIONS
+@MODE_OPTIONS
 @click.option(
     "--output", type=click.Path(path_type=Path), default="preview", metavar="DIR", help="Neither read nor written."
 )

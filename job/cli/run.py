@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from job.cli.options import (
-    ANSWER_OPTIONS,
     CONFIG_OPTION,
     DATA_OPTIONS,
     ENGINE_OPTIONS,
+    MODE_OPTIONS,
     MODEL_OPTIONS,
     OUTPUT_OPTIONS,
     PROMPT_OPTIONS,
@@ -26,7 +26,7 @@ from job.observe.noise import silence_libraries
 @DATA_OPTIONS
 @PROMPT_OPTIONS
 @SAMPLING_OPTIONS
-@ANSWER_OPTIONS
+@MODE_OPTIONS
 @OUTPUT_OPTIONS
 @ENGINE_OPTIONS
 @CONFIG_OPTION

@@ -9,10 +9,9 @@ import contextlib
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from job.config import RunConfig
+from job.config import PromptConfig, RunConfig
 from job.data.prompts import Content, RowRejected, parse_messages
 from job.data.source import Source, read_rows
 from job.errors import UsageError
@@ -57,24 +56,14 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Values, besides null, 0, false and nothing, that ask for what is done anyway."""
 
 
-def recognise_requests(config: RunConfig, columns: Collection[str]) -> RunConfig:
-    """Return a configuration that reads requests if the dataset is a batch of them and no other prompt is named.
-
-    Their ids are written, too.
-    """
-    prompt, data = config.prompt, config.data
+def recognises_requests(prompt: PromptConfig, columns: Collection[str]) -> bool:
+    """Whether a dataset is a batch of requests, and the user has not named another prompt."""
     is_named = any((prompt.prompt_column, prompt.messages_column, prompt.prompt_template))
-    if is_named or "prompt" in columns or not {ID_COLUMN, BODY_COLUMN} <= set(columns):
-        return config
-    if data.id_column is None:
-        data = replace(data, id_column=ID_COLUMN)
-    elif ID_COLUMN not in (data.id_column, *data.keep_columns):
-        data = replace(data, keep_columns=(*data.keep_columns, ID_COLUMN))
-    return replace(config, data=data, prompt=replace(prompt, request_column=BODY_COLUMN))
+    return not is_named and "prompt" not in columns and {ID_COLUMN, BODY_COLUMN} <= set(columns)
 
 
-def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests | None":
-    """Return what finds the prompts of a batch; None if the dataset is something else.
+def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests":
+    """Return what finds the prompts of a batch.
 
     Args:
         chat: whether a chat template is applied: the run serves conversations, or else texts.
@@ -82,8 +71,6 @@ def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests
     Raises:
         UsageError: the first request asks for something else than the run does.
     """
-    if config.prompt.request_column is None:
-        return None
     requests = Requests(config, source.schema.names, chat=chat)
     requests.check_first(source)
     return requests
@@ -101,7 +88,7 @@ class Requests:
         """
         self._dataset, self._model = config.data.dataset, config.model.model
         self._sampling, self._is_no_chat = config.sampling, config.prompt.chat is False
-        self._schema = _parse(config.answer.json_schema)
+        self._modes = config.active_modes
         self._url = CHAT_URL if chat else TEXT_URL
         self.columns = [name for name in (BODY_COLUMN, URL_COLUMN) if name in columns]
 
@@ -185,12 +172,10 @@ class Requests:
             yield "response_format", answer_format
 
     def _is_own_format(self, answer_format: Any) -> bool:
-        """Whether it is plain text, or the JSON schema that all completions of the run have."""
+        """Whether it is plain text, or what a mode of the run makes of all completions."""
         if not isinstance(answer_format, dict):
             return False
-        if answer_format.get("type") == "json_schema" and isinstance(answer_format.get("json_schema"), dict):
-            return self._schema is not None and answer_format["json_schema"].get("schema") == self._schema
-        return answer_format.get("type") == "text"
+        return answer_format.get("type") == "text" or any(mode.serves(answer_format) for mode in self._modes)
 
 
 def body_of(values: Mapping[str, Any]) -> Mapping[str, Any]:

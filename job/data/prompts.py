@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from job.config import PromptConfig
 from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
 from job.data.templates import compile_template, template_columns
@@ -198,6 +200,27 @@ class PromptRenderer:
             raise RowRejected(
                 "template_error", f"chat template: {type(error).__name__}: {shorten(str(error))}"
             ) from None
+
+
+def check_prompt_type(name: str | None, schema: Any) -> None:
+    """Refuse a prompt column none of whose rows can be a prompt. (JSON lines have types row by row.)
+
+    Args:
+        name: of the column whose text is the prompt; None if there is none.
+        schema: pyarrow.Schema of the dataset.
+
+    Raises:
+        UsageError: its type is not that of text.
+    """
+    if name is None:
+        return
+    data_type = schema.field(name).type
+    is_text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
+    if not (is_text or pa.types.is_null(data_type) or pa.types.is_dictionary(data_type)):
+        raise UsageError(
+            f"Column {name!r} is {data_type}, not string. Use --prompt-template '{{{{ {name} }}}}' to write it as text"
+            f"{', or --messages-column' if pa.types.is_list(data_type) else ''}."
+        )
 
 
 def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int] | None:

@@ -1,9 +1,10 @@
 """What a run would do: for people as text, for programs as JSON values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from job.modes.mode import Section
 from job.observe.histogram import Histogram
 
 GIB = 1024**3
@@ -21,16 +22,6 @@ class SeenPrompt:
     num_tokens: int
     was_cut: bool
     """Whether it was too long."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenChoice:
-    """A choice as it is scored."""
-
-    text: str
-    token_ids: Sequence[int]
-    tokens: Sequence[str]
-    """As the vocabulary calls them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +80,10 @@ class Preview:
     """``all`` rows were read, ``spread`` ones from everywhere, or the ``first`` ones."""
     num_sampled: int
     prompts: Sequence[SeenPrompt]
-    choices: Sequence[SeenChoice]
+    sections: Sequence[Section]
+    """What the run's modes show."""
+    empty_sections: Mapping[str, object]
+    """The JSON values of modes that the run has not."""
     lengths: Histogram | None
     """Of prompts in tokens, before any is cut. None if no row has a prompt."""
     admitted: Histogram | None
@@ -128,7 +122,8 @@ class Preview:
             },
             "sample": {"rows": self.num_sampled, "which": self.sampled},
             "prompts": [asdict(prompt) for prompt in self.prompts],
-            "choices": [asdict(choice) for choice in self.choices],
+            **self.empty_sections,
+            **{name: value for section in self.sections for name, value in section.values.items()},
             "lengths": None if self.lengths is None else asdict(self.lengths),
             "too_long": {
                 "limit": self.max_prompt_tokens,
@@ -164,7 +159,7 @@ def describe_preview(preview: Preview) -> str:
             *_titled("dataset", [_dataset(preview)]),
             *_titled("plan", [_plan(preview)]),
             *_titled("model", [_model(preview)]),
-            *_titled("choices", [_choice(choice) for choice in preview.choices]),
+            *(line for section in preview.sections for line in _titled(section.title, section.lines)),
             *_titled("lengths", _lengths(preview)),
             *_titled("too long", [_too_long(preview)]),
             *_titled("errors", [_error(error, preview) for error in preview.errors] or ["none"]),
@@ -214,11 +209,6 @@ def _plan(preview: Preview) -> str:
 
 def _model(preview: Preview) -> str:
     return f"{preview.model} in {preview.dtype} (on this machine), room for {preview.max_model_len:,} tokens"
-
-
-def _choice(choice: SeenChoice) -> str:
-    number = "1 token" if len(choice.tokens) == 1 else f"{len(choice.tokens):,} tokens"
-    return f"{choice.text!r} is {number}: {' + '.join(choice.tokens)}"
 
 
 def _lengths(preview: Preview) -> list[str]:

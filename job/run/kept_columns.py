@@ -4,36 +4,27 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from job.config import DataConfig
 from job.errors import UsageError, first_line
 from job.output.parts.columns import Columns
+from job.run.resolved import ResolvedRun
 
 
-def named_columns(config: DataConfig) -> list[str]:
-    """Return the names that the user gave, the id first; ``*`` may be among them."""
-    ids = [config.id_column] if config.id_column else []
-    return list(dict.fromkeys([*ids, *config.keep_columns]))
-
-
-def kept_fields(
-    config: DataConfig, schema: pa.Schema, columns: Columns, prompt_column: str | None = None
-) -> list[pa.Field]:
+def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns) -> list[pa.Field]:
     """Return the kept columns, the id first.
 
-    Args:
-        prompt_column: whose text the prompt is. ``*`` leaves it out if the output has a column of its name, the prompt.
+    ``*`` leaves out the column whose text is the prompt if the output has a column of its name, the prompt.
 
     Raises:
         UsageError: one does not exist, or has the name of a column of ours.
     """
-    names = named_columns(config)
+    names = list(run.named_columns)
     is_all = "*" in names
     if is_all:
-        there = {prompt_column} & columns.names
+        there = {run.text_column} & columns.names
         others = [name for name in schema.names if name not in there]
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))
     for name in names:
-        option = "--id-column" if name == config.id_column else "--keep-columns"
+        option = "--id-column" if name == run.id_column else "--keep-columns"
         if name not in schema.names:
             raise UsageError(f"{option}: the dataset has no column {name!r}. Columns: {', '.join(schema.names)}.")
         if name in columns.names:

@@ -1,13 +1,15 @@
 """From what the user asked to what the runner needs: everything is checked, and the run directory is this run's."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pyarrow as pa
 import torch
 
 from job.config import RunConfig
 from job.errors import UsageError
-from job.output.parts.manifest import Manifest, claim_run_directory
+from job.output.parts.columns import Columns
+from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
 from job.output.parts.shard import PartFormat
 from job.output.sharing.leases import WorkerId
 from job.output.store.paths import RunPaths
@@ -35,12 +37,15 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         UsageError: anything that cannot work as asked.
     """
-    examined = examine(config, device)
-    plan, config = examined.plan, examined.config
+    examined = examine(config, device, found_in(config.output.output))
+    plan = examined.plan
     paths = RunPaths(config.output.output.absolute(), plan.num_shards)
     worker = WorkerId.of_this_process()
+    manifest = _claim(paths, examined.manifest, worker)
+    if Columns.of(manifest) != examined.columns:  # another version has begun this run at the same moment
+        examined = examine(config, device, manifest)
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
-    values["manifest"] = manifest = _claim(paths, examined.manifest, worker)
+    values["manifest"] = manifest
     return Prepared(
         **values,
         paths=paths,
@@ -52,6 +57,18 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         ),
         worker=worker,
     )
+
+
+def found_in(root: Path) -> Manifest | None:
+    """Return the manifest that is in a directory already; None if there is none, or it cannot be read.
+
+    Raises:
+        UsageError: it is not one that this version can read.
+    """
+    try:
+        return read_manifest(root)
+    except OSError:  # said when the directory is claimed
+        return None
 
 
 def _claim(paths: RunPaths, manifest: Manifest, worker: WorkerId) -> Manifest:

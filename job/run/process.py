@@ -117,22 +117,11 @@ def _build_engine(
         _announce(prepared, replica, progress)
     if config.engine.engine == "fake":
         step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
-        choice_ids = prepared.choices.token_ids if prepared and prepared.choices else None
-        return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs, choice_ids=choice_ids)
+        return FakeEngine(should_stop=stop, step_secs=step_secs)
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
-    stop_token_ids = replica.command(prepared.stop_token_ids if prepared else None)
+    stop_token_ids = replica.command(prepared.tokenizer.stop_token_ids if prepared else None)
     model = load_model(config.model, model_info, replica, stop_token_ids)
-    return build_engine(
-        model,
-        config.sampling,
-        config.engine,
-        replica,
-        should_stop=stop,
-        ends_text=prepared.tokenization.ends_text if prepared and config.sampling.stop else None,
-        choice_ids=replica.command(prepared.choices.token_ids if prepared and prepared.choices else None),
-        grammar=prepared.grammar if prepared else None,
-        note=progress.note,
-    )
+    return build_engine(model, config.engine, replica, should_stop=stop, note=progress.note)
 
 
 def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:

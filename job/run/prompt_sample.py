@@ -11,12 +11,14 @@ import pyarrow as pa
 import torch
 
 from job.data.source import StreamSource, read_rows
+from job.data.tokenization import EncodedPrompt
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.paged.schedule.pages import num_common
+from job.modes.table import MODES
 from job.observe.histogram import Histogram
-from job.observe.preview_report import KvMemory, Preview, SeenChoice, SeenError, SeenPrompt
+from job.observe.preview_report import KvMemory, Preview, SeenError, SeenPrompt
 from job.output.parts.plan import Plan
-from job.records import Completion, Prompt, Request, RowBlock
+from job.records import Prompt, Request, RowBlock
 from job.run.examination import Examined
 
 MAX_RUNS = 40
@@ -84,7 +86,8 @@ class SeenRows:
 
     def __init__(self, examined: Examined, num_prompts: int) -> None:
         """Know nothing yet."""
-        self._renderer, self._tokenization = examined.renderer, examined.tokenization
+        self._renderer, self._tokenizer = examined.renderer, examined.tokenizer
+        self._tokenization = examined.tokenization
         self._num_prompts = num_prompts
         self.num_rows = self.num_cut = self.num_too_long = 0
         self.prompts: list[SeenPrompt] = []
@@ -96,37 +99,39 @@ class SeenRows:
     def add(self, block: RowBlock) -> None:
         """Take some rows."""
         prompts = [self._renderer.render(row) for row in block.rows]
-        for prompt, (cut, item) in zip(prompts, self._tokenization.encode(prompts), strict=True):
+        for prompt, encoded in zip(prompts, self._tokenization.encode(prompts), strict=True):
             self.num_rows += 1
-            if isinstance(item, Request):
-                self._add_request(prompt, cut, item)
+            if encoded.request is not None:
+                self._add_request(prompt, encoded, encoded.request)
             else:
-                self._add_error(item)
+                self._add_error(encoded)
 
     @property
     def num_shared_tokens(self) -> int:
         """With how many tokens all prompts begin, if there are several."""
         return len(self._shared) if len(self.admitted) > 1 else 0
 
-    def _add_request(self, prompt: Prompt, cut: Prompt, request: Request) -> None:
-        was_cut = cut is not prompt
+    def _add_request(self, prompt: Prompt, encoded: EncodedPrompt, request: Request) -> None:
+        was_cut = encoded.prompt is not prompt
         self.num_cut += was_cut
         self.num_too_long += was_cut
-        self.lengths.append(self._tokenization.num_tokens(prompt) if was_cut else len(request.prompt_ids))
+        self.lengths.append(encoded.num_tokens)
         self.admitted.append(len(request.prompt_ids))
         is_first = len(self.admitted) == 1
         num_shared = len(request.prompt_ids) if is_first else num_common(self._shared, request.prompt_ids)
         self._shared = request.prompt_ids[:num_shared]
         if len(self.prompts) < self._num_prompts:
-            text = self._tokenization.as_read(request.prompt_ids)
+            text = self._tokenizer.as_read(request.prompt_ids)
             num_tokens = len(request.prompt_ids)
             self.prompts.append(SeenPrompt(row_idx=request.row_idx, text=text, num_tokens=num_tokens, was_cut=was_cut))
 
-    def _add_error(self, completion: Completion) -> None:
-        kind, _, detail = str(completion.error).partition(": ")
+    def _add_error(self, encoded: EncodedPrompt) -> None:
+        completion = encoded.completion(sample_idx=0)
+        assert completion.error is not None, "it has no request"
+        kind, detail = completion.error.kind, completion.error.detail
         if kind == TOO_LONG:
             self.num_too_long += 1
-            self.lengths.append(completion.num_prompt_tokens)
+            self.lengths.append(encoded.num_tokens)
             return
         known = self.errors.get(kind)
         self.errors[kind] = SeenError(
@@ -153,10 +158,11 @@ def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Previ
         sampled=_which(runs, plan),
         num_sampled=seen.num_rows,
         prompts=seen.prompts,
-        choices=_choices(examined),
+        sections=examined.modes.sections,
+        empty_sections={name: value for mode in MODES for name, value in mode.empty_preview.items()},
         lengths=Histogram.of(seen.lengths) if seen.lengths else None,
         admitted=Histogram.of(seen.admitted) if seen.admitted else None,
-        max_prompt_tokens=examined.max_prompt_tokens,
+        max_prompt_tokens=examined.run.max_prompt_tokens,
         on_long_prompt=config.prompt.on_long_prompt,
         num_too_long=seen.num_too_long,
         num_cut=seen.num_cut,
@@ -174,20 +180,10 @@ def _which(runs: Sequence[range], plan: Plan) -> str:
     return "spread" if len(runs) > 1 else "first"
 
 
-def _choices(examined: Examined) -> list[SeenChoice]:
-    if examined.choices is None:
-        return []
-    return [
-        SeenChoice(text=text, token_ids=ids, tokens=examined.tokenization.names(ids))
-        for text, ids in zip(examined.choices.texts, examined.choices.token_ids, strict=True)
-    ]
-
-
 def _kv_memory(examined: Examined, num_shared_tokens: int) -> KvMemory | None:
     config, info = examined.config, examined.model_info
     num_bytes = kv_bytes_per_token(info.config, info.dtype, config.engine.tensor_parallel_size)
     if not num_bytes:
         return None
-    choices = examined.choices
-    num_new_tokens = max(map(len, choices.token_ids)) if choices else config.sampling.max_new_tokens
+    num_new_tokens = examined.modes.length.num_tokens
     return KvMemory(bytes_per_token=num_bytes, num_new_tokens=num_new_tokens, num_shared_tokens=num_shared_tokens)

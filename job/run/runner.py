@@ -65,6 +65,7 @@ class Runner:
         self._skips = not (is_stream and prepared.kept_columns)
         """Whether finished rows are left out: to come back for their kept columns, a stream would begin again."""
         self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
+        self._modes = prepared.modes
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
@@ -86,7 +87,7 @@ class Runner:
             JobError: the disk, the dataset or the engine gave up. What was finished is in the journals.
         """
         try:
-            calibrate(self._prepared, self._engine, self._stop, self._watchdog)
+            self._modes = calibrate(self._prepared, self._engine, self._stop, self._watchdog)
             self._metrics.write(self._figures())  # its time is what the crew compares the others' with
             while not self._stop():
                 self._submit()
@@ -146,7 +147,9 @@ class Runner:
     def _open_shard(self, shard_idx: int) -> OpenShard:
         if shard_idx not in self._open:
             form = self._prepared.part_format
-            self._open[shard_idx] = OpenShard(shard_idx, self._plan, self._paths, form, self._worker_id)
+            self._open[shard_idx] = OpenShard(
+                shard_idx, self._plan, self._paths, form, self._worker_id, self._progress.note
+            )
         return self._open[shard_idx]
 
     def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
@@ -158,16 +161,15 @@ class Runner:
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
             prompts = [prepared.renderer.render(row) for row in rows]
-            for prompt, item in prepared.tokenization.encode(prompts):
-                for row_idx, sample_idx in self._plan.keys_of_row(item.row_idx):
-                    if shard.has((row_idx, sample_idx)):
+            for encoded in prepared.tokenization.encode(prompts):
+                for key in self._plan.keys_of_row(encoded.prompt.row_idx):
+                    if shard.has(key):
                         continue
-                    sample = replace(item, sample_idx=sample_idx)
-                    if isinstance(sample, Completion):
-                        self._add(shard, sample)
+                    if encoded.request is None:
+                        self._add(shard, encoded.completion(sample_idx=key[1]))
                     else:
-                        self._prompts[sample.key] = prompt.text
-                        yield sample
+                        self._prompts[key] = encoded.prompt.text
+                        yield replace(encoded.request, sample_idx=key[1])
 
     def _read(self, shard: OpenShard, rows: range, columns: Sequence[str]) -> list[RowBlock]:
         return self._reader.read(rows, shard.rows.stop, columns, self._prepared.kept_columns)
@@ -182,7 +184,8 @@ class Runner:
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = [self._prompts.pop(generation.request.key, None) for generation in generations]
-        for completion in self._prepared.tokenization.decode(generations, prompts):
+        texts = self._prepared.tokenizer.decode([generation.token_ids for generation in generations])
+        for completion in self._modes.complete(generations, texts, prompts):
             shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
             if shard is not None:  # else the shard was finished by others, whom this worker helped
                 self._add(shard, completion)

@@ -39,7 +39,7 @@ def find_run(root: Path) -> FoundRun:
 
 def _plan_of(manifest: Manifest, root: Path) -> Plan:
     try:
-        cut, sampling = manifest.identity["plan"], manifest.identity["sampling"]
+        cut, sampling = manifest.section("plan"), manifest.section("sampling")
         numbers = (cut["num_rows"], cut["rows_per_shard"], sampling["num_samples"])
         if not all(isinstance(number, int) for number in numbers) or numbers[0] < 0 or min(numbers[1:]) < 1:
             raise ValueError(f"{numbers[0]} rows, {numbers[1]} per shard, {numbers[2]} samples")

@@ -6,7 +6,7 @@ Reads row group by row group, in batches: a part may be larger than memory.
 import errno
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +72,7 @@ def _check_origin(metadata: dict[bytes, bytes], run: FoundRun) -> None:
 
 def _check_columns(schema: pa.Schema, run: FoundRun, like: pa.Schema | None) -> None:
     """Compare a part's columns with those the manifest asks for, and with the other parts' to the last type."""
-    columns, own = run.manifest.identity["columns"], Columns.of_identity(run.manifest.identity).fields
+    columns, own = run.manifest.section("columns"), Columns.of(run.manifest).fields
     head, tail = [column.name for column in own[:2]], [column.name for column in own[2:]]
     kept = schema.names[len(head) : len(schema.names) - len(tail)]
     is_kept = [f"{name}: " == text[: len(name) + 2] for name, text in zip(kept, columns["kept"], strict=False)]
@@ -107,7 +107,7 @@ class RowCheck:
     def __init__(self, run: FoundRun, shard_idx: int) -> None:
         """Expect the first row."""
         self.counts = Counts()
-        self._own = Columns.of_identity(run.manifest.identity).names
+        self._columns = Columns.of(run.manifest)
         self._num_samples = run.plan.num_samples
         self._rows = run.plan.rows(shard_idx)
         self._num_keys = len(self._rows) * self._num_samples
@@ -119,7 +119,7 @@ class RowCheck:
             PartProblem: a row is not the one of the plan, or its columns contradict each other.
         """
         self._check_keys(batch)
-        for text, is_right in _rules(batch, self._own):
+        for text, is_right in _rules(batch, self._columns):
             wrong = pc.index(pc.fill_null(is_right, False), False).as_py()
             if wrong >= 0:
                 raise PartProblem(f"has a wrong row: {self._name(self._key(self.counts.num_rows + wrong))}: {text}")
@@ -168,12 +168,8 @@ class RowCheck:
         return f"row_idx {key[0]}" if self._num_samples == 1 else f"row_idx {key[0]}, sample_idx {key[1]}"
 
 
-def _rules(batch: pa.RecordBatch, own: Collection[str]) -> Iterator[tuple[str, pa.Array]]:
-    """Yield what would be wrong with a row, and of each row whether it is right. Null counts as wrong.
-
-    Args:
-        own: the columns that are ours. One of the dataset may have the name of one that this run has not.
-    """
+def _rules(batch: pa.RecordBatch, columns: Columns) -> Iterator[tuple[str, pa.Array]]:
+    """Yield what would be wrong with a row, and for each row whether it is right. Null counts as wrong."""
     is_error = pc.is_valid(batch["error"])
     for name in ("completion", "finish_reason"):
         is_null = pc.is_null(batch[name])
@@ -183,35 +179,12 @@ def _rules(batch: pa.RecordBatch, own: Collection[str]) -> Iterator[tuple[str, p
     yield f"a finish_reason other than {' or '.join(FINISH_REASONS)}", pc.is_in(batch["finish_reason"], reasons)
     for name in ("num_prompt_tokens", "num_completion_tokens"):
         yield f"a negative {name}", pc.greater_equal(batch[name], 0)
-    if "token_ids" in own:
-        yield from _logprob_rules(batch, is_error)
-    if "parse_ok" in own:
-        yield from _parse_rules(batch, is_error, has_values="parsed" in own)
-    if "choice_logprobs" in own:
-        yield from _choice_rules(batch, is_error)
-
-
-def _logprob_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
-    for name in ("token_ids", "token_logprobs"):
-        length = pc.fill_null(pc.list_value_length(batch[name]), -1)
-        expected = pc.if_else(is_error, -1, batch["num_completion_tokens"])
-        yield f"not one of {name} for each completion token", pc.equal(length, expected)
-    yield "no cumulative_logprob", pc.equal(pc.is_null(batch["cumulative_logprob"]), is_error)
-
-
-def _choice_rules(batch: pa.RecordBatch, is_error: pa.Array) -> Iterator[tuple[str, pa.Array]]:
-    for name in ("choice_logprobs", "choice_probs", "choice_margin"):
-        yield f"neither {name} nor error, or both", pc.equal(pc.is_null(batch[name]), is_error)
-    lengths = [pc.fill_null(pc.list_value_length(batch[name]), -1) for name in ("choice_logprobs", "choice_probs")]
-    yield "not one probability for each score", pc.equal(*lengths)
-
-
-def _parse_rules(batch: pa.RecordBatch, is_error: pa.Array, *, has_values: bool) -> Iterator[tuple[str, pa.Array]]:
-    yield "neither parse_ok nor error, or both", pc.equal(pc.is_null(batch["parse_ok"]), is_error)
-    is_ok = pc.fill_null(batch["parse_ok"], False)
-    has_stopped = pc.equal(pc.fill_null(batch["finish_reason"], ""), "stop")
-    if has_values:  # what has stopped may still be a number that its column cannot hold
-        yield "parse_ok, but a finish_reason other than stop", pc.or_(pc.invert(is_ok), has_stopped)
-        yield "parsed, but not parse_ok", pc.or_(is_ok, pc.is_null(batch["parsed"]))
-    else:
-        yield "parse_ok and finish_reason contradict each other", pc.equal(is_ok, has_stopped)
+    if columns.has_error_kind:
+        kind = pc.list_element(pc.split_pattern(batch["error"], ":", max_splits=1), 0)
+        is_kind = pc.or_kleene(pc.equal(batch["error_kind"], kind), pc.invert(is_error))
+        yield (
+            "error_kind and error contradict each other",
+            pc.and_(is_kind, pc.equal(pc.is_valid(batch["error_kind"]), is_error)),
+        )
+    for mode in columns.modes:
+        yield from mode.rules(batch, is_error)

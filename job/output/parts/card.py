@@ -80,8 +80,8 @@ def make_card(manifest: Manifest, counts: Counts) -> str:
         "## How it was made",
         "\n".join(f"- {fact}" for fact in _facts(manifest)),
         "## Prompts",
-        *_prompts(manifest.identity["prompt"]),
-        *_answers(manifest.identity["answer"]),
+        *_prompts(manifest.section("prompt")),
+        *_answers(manifest),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
@@ -92,7 +92,7 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
     The description is there for the cache of ``datasets`` (5.2), which knows a directory that has a card by its name
     and by these values, and not by its files: another ``out`` would be read in the place of this one.
     """
-    is_choice = bool(manifest.identity["answer"]["choices"])
+    category = next((mode.task_category for mode in manifest.modes if mode.task_category), "text-generation")
     model_id = _hub_id(manifest)
     return "\n".join(
         [
@@ -106,7 +106,7 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
             "size_categories:",
             f"- {size_category(counts.num_rows)}",
             "task_categories:",
-            f"- {'text-classification' if is_choice else 'text-generation'}",
+            f"- {category}",
             "tags:",
             "- synthetic",
             *([f"base_model: {json.dumps(model_id)}"] if model_id else []),
@@ -137,7 +137,7 @@ def size_category(num_rows: int) -> str:
 
 def _hub_id(manifest: Manifest) -> str | None:
     """Return the model's id on the Hub; None if it came from a directory, whose fingerprint is a hash and no commit."""
-    name, fingerprint = manifest.about["model"], manifest.identity["model"]["fingerprint"]
+    name, fingerprint = manifest.about["model"], manifest.section("model")["fingerprint"]
     is_local = re.fullmatch("[0-9a-f]{16}", fingerprint) is not None
     return name if not is_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
@@ -152,7 +152,7 @@ def _shown(name: str) -> str:
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:
-    identity, about = manifest.identity, manifest.about
+    identity, about = manifest.meaning, manifest.about
     model = f"Model: {_code(_shown(about['model']))}"
     if about["revision"]:
         model += f", revision {_code(about['revision'])}"
@@ -162,14 +162,14 @@ def _facts(manifest: Manifest) -> Iterator[str]:
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"
     yield f"Dataset: {', '.join(_dataset(manifest))}"
-    values = identity["sampling"].items()
+    values = manifest.section("sampling").items()
     yield f"Sampling: {', '.join(f'{name} {_code(value)}' for name, value in values if value not in (None, []))}"
     yield f"Date: {about['created']}"
     yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}"
 
 
 def _dataset(manifest: Manifest) -> Iterator[str]:
-    dataset, about = manifest.identity["dataset"], manifest.about
+    dataset, about = manifest.section("dataset"), manifest.about
     yield _code(_shown(about["dataset"]))
     if about["dataset_config"]:
         yield f"configuration {_code(about['dataset_config'])}"
@@ -188,14 +188,14 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
         yield _block(prompt["prompt_template"])
     elif prompt["messages_column"] is not None:
         yield f"The prompt of a row is the conversation in its column {_code(prompt['messages_column'])}."
-    elif prompt.get("request_column") is not None:
+    elif prompt["request_column"] is not None:
         yield f"The prompt of a row is the request to OpenAI's API in its column {_code(prompt['request_column'])}."
     else:
         yield f"The prompt of a row is the text in its column {_code(prompt['prompt_column'])}."
     if prompt["system_prompt"] is not None:
         yield "Before it stands this system prompt:"
         yield _block(prompt["system_prompt"])
-    if prompt.get("examples") is not None:
+    if prompt["examples"] is not None:
         yield "Then come these examples:"
         yield _block(prompt["examples"])
     template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
@@ -205,10 +205,9 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _answers(answer: Mapping[str, Any]) -> Iterator[str]:
+def _answers(manifest: Manifest) -> Iterator[str]:
     """Yield what completions may be, under the names of the options."""
-    unset = {"choice_normalization": "none"}
-    given = {name: value for name, value in answer.items() if value not in (None, [], unset.get(name))}
+    given = {name: value for mode in manifest.modes for name, value in mode.card_values().items()}
     if given:
         yield "## Answers"
     for name, value in given.items():
@@ -217,7 +216,7 @@ def _answers(answer: Mapping[str, Any]) -> Iterator[str]:
             yield f"{option}:"
             yield _block(value)
         else:
-            values = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list | tuple) else [value]
             yield f"{option}: {', '.join(map(_code, values))}"
 
 

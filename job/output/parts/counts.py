@@ -40,7 +40,7 @@ class Counts:
         self.num_prompt_tokens += completion.num_prompt_tokens
         self.num_completion_tokens += completion.num_completion_tokens
         if completion.error is not None:
-            self.errors[completion.error.partition(":")[0]] += 1
+            self.errors[completion.error.kind] += 1
 
     def include(self, other: "Counts") -> None:
         """Add what was counted of other rows."""

@@ -1,56 +1,39 @@
 """The journal: finished rows of an unfinished shard, on disk within seconds.
 
 One file per shard and worker, an Arrow IPC stream that is only appended to. Each batch carries the CRC-32 of its
-rows, because a power cut can leave a tail of the right length and the wrong contents. Reading stops at the first
-batch that is torn or wrong; the rows behind it are done again.
+bytes, because a power cut can leave a tail of the right length and the wrong contents. Reading stops at the first
+batch that is torn or wrong; the rows after it are recomputed.
 """
 
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from job.errors import first_line
+from job.output.parts.rows import from_batch, to_batch
 from job.output.store.local import UnlessGone, fsync_dir
 from job.records import Completion
 
-COMPLETION_SCHEMA = pa.schema(
-    [
-        pa.field("row_idx", pa.int64(), nullable=False),
-        pa.field("sample_idx", pa.int32(), nullable=False),
-        pa.field("prompt", pa.string()),
-        pa.field("completion", pa.string()),
-        pa.field("finish_reason", pa.string()),
-        pa.field("num_prompt_tokens", pa.int32(), nullable=False),
-        pa.field("num_completion_tokens", pa.int32(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("token_logprobs", pa.list_(pa.float32())),
-        pa.field("cumulative_logprob", pa.float64()),
-        pa.field("choice_logprobs", pa.list_(pa.float64())),
-        pa.field("choice_probs", pa.list_(pa.float64())),
-        pa.field("choice_margin", pa.float64()),
-    ]
-)
-"""The columns of a completion, in the order of the output; the kept columns come after the first two."""
-
-_NAMES = [field.name for field in fields(Completion)]
+CHECKSUM, OLD_CHECKSUM = b"checksum", b"crc32"
+"""Keys of a batch's metadata: of this version, and of version 0.1."""
 
 
 class Journal:
     """Appends completions of one shard. Not thread-safe."""
 
-    def __init__(self, path: Path, *, sync_secs: float = 2.0) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, sync_secs: float = 2.0) -> None:
         """Prepare a journal; the file is created with the first batch.
 
         Args:
-            sync_secs: a kill loses at most the rows that finished in so many seconds.
+            schema: the columns of completions.
+            sync_secs: a kill loses at most the rows that finished in this many seconds.
         """
-        self.path, self._sync_secs = path, sync_secs
+        self.path, self._schema, self._sync_secs = path, schema, sync_secs
         self._file: BinaryIO | None = None
         self._writer: Any = None
         self._buffer: list[Completion] = []
@@ -72,10 +55,10 @@ class Journal:
             return
         if self._file is None:
             self._file = self.path.open("wb")
-            self._writer = pa.ipc.new_stream(self._file, COMPLETION_SCHEMA)
+            self._writer = pa.ipc.new_stream(self._file, self._schema)
             fsync_dir(self.path.parent)
-        batch = completions_to_batch(self._buffer)
-        self._writer.write_batch(batch, custom_metadata={"crc32": _checksum(self._buffer)})
+        batch = to_batch(self._buffer, self._schema)
+        self._writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(_as_read(batch))})
         self._file.flush()
         os.fsync(self._file.fileno())
         self._buffer.clear()
@@ -95,34 +78,36 @@ class JournalReader:
     """Reads a journal that may still grow: each time only what is new. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Read nothing yet."""
+        """Begin at the start of the file."""
         self._path = path
         self._inode: int | None = None
         self._schema = b""
         """The file's first message, without which no other can be read."""
         self._offset = 0
         """End of the last whole message. What follows is read again the next time: its writer may complete it."""
+        self.damage: str | None = None
+        """Why the rest of the journal is given up, if it is. A torn end is not damage: every kill leaves one."""
 
     def read(self) -> Iterator[Completion]:
-        """Yield the rows behind those of the last time, up to the first torn batch."""
+        """Yield the rows after those of the last time, up to the first batch that is torn or damaged."""
         data = self._new_bytes()
         stream = pa.BufferReader(self._schema + data)
-        behind = self._offset - len(self._schema)
+        start = self._offset - len(self._schema)
         try:  # from memory: a damaged length cannot ask for more than there is
             with pa.ipc.open_stream(stream) as reader:
-                if not reader.schema.equals(COMPLETION_SCHEMA):
-                    return
                 self._schema = self._schema or data[: stream.tell()]
-                self._offset = behind + stream.tell()
+                self._offset = start + stream.tell()
                 while True:
-                    completions = _next_batch(reader)
-                    self._offset = behind + stream.tell()
+                    completions = list(from_batch(_next_batch(reader)))
+                    self._offset = start + stream.tell()
                     yield from completions
         except (StopIteration, pa.ArrowException, OSError):
-            return  # the end, or what pyarrow makes of a damaged message
+            return  # the end, or what pyarrow makes of a torn message
+        except _Damaged as damaged:
+            self.damage = f"{self._path} is damaged at byte {self._offset:,}: {damaged}; its later rows are recomputed"
 
     def _new_bytes(self) -> bytes:
-        """Return what stands behind the last whole batch; everything if the file is another one."""
+        """Return what follows the last whole batch; everything if the file is another one."""
         with UnlessGone(), self._path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_ino != self._inode or status.st_size < self._offset:
@@ -132,26 +117,45 @@ class JournalReader:
         return b""
 
 
-def _next_batch(reader: Any) -> list[Completion]:
-    """Raises:
-    StopIteration: there is none.
-    pa.ArrowException, OSError: it is torn or damaged.
+class _Damaged(Exception):
+    """A whole batch does not hold what was written."""
+
+
+def _next_batch(reader: Any) -> pa.RecordBatch:
+    """Return the next batch.
+
+    Raises:
+        StopIteration: there is none.
+        pa.ArrowException, OSError: it is torn.
+        _Damaged: it is all there, and wrong.
     """
     batch, metadata = reader.read_next_batch_with_custom_metadata()
-    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
-    completions = [Completion(**row) for row in batch.to_pylist()]
-    if metadata is None or metadata.get(b"crc32") != _checksum(completions):
-        raise pa.ArrowInvalid("these rows are not those that were written")
-    return completions
+    metadata = metadata or {}
+    try:
+        batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
+    except pa.ArrowException as error:
+        raise _Damaged(first_line(error)) from None
+    if CHECKSUM in metadata:
+        is_right = metadata[CHECKSUM] == _checksum(batch)
+    else:
+        is_right = metadata.get(OLD_CHECKSUM) == _old_checksum(batch)
+    if not is_right:
+        raise _Damaged("its checksum is wrong")
+    return batch
 
 
-def completions_to_batch(completions: Iterable[Completion]) -> pa.RecordBatch:
-    """Turn completions into Arrow."""
-    rows = list(completions)
-    columns = [pa.array([getattr(row, name) for row in rows], COMPLETION_SCHEMA.field(name).type) for name in _NAMES]
-    return pa.record_batch(columns, schema=COMPLETION_SCHEMA)
+def _as_read(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch as a reader gets it: writing may change the padding of buffers, which is part of their bytes."""
+    return pa.ipc.read_record_batch(batch.serialize(), batch.schema)
 
 
-def _checksum(completions: list[Completion]) -> bytes:
-    """Return the CRC-32 of the rows' values, in digits. (Arrow's buffers gain padding on their way, values do not.)"""
-    return str(zlib.crc32(repr(completions).encode())).encode()
+def _checksum(batch: pa.RecordBatch) -> bytes:
+    """Return the CRC-32 of a batch's bytes, in digits."""
+    return str(zlib.crc32(batch.serialize())).encode()
+
+
+def _old_checksum(batch: pa.RecordBatch) -> bytes:
+    """Return the CRC-32 of version 0.1, which took the ``repr`` of dataclasses whose fields were the columns."""
+    rows = [", ".join(f"{name}={value!r}" for name, value in row.items()) for row in batch.to_pylist()]
+    text = ", ".join(f"Completion({row})" for row in rows)
+    return str(zlib.crc32(f"[{text}]".encode())).encode()

@@ -1,37 +1,62 @@
-"""``manifest.json``: what a run is. Written once by whoever comes first, compared by everyone after (law 4).
+"""``manifest.json``: what a run is. Written once by the first process, compared by every later one (law 4).
 
 ``identity`` holds every value that can change the output; a restart must agree with it in all of them. ``about`` is
-for people: when, which versions, where the model lay.
+for people: when, which versions, where the model was.
+
+Options that have their default are left out of the identity, so a version with further options finds the same run:
+what a manifest does not name has its default. ``section`` gives the values with the defaults filled in.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
+from job.modes.mode import Mode
+from job.modes.table import modes_of
+from job.output.parts.identity import DEFAULTS, describe_differences, without_defaults
+from job.output.parts.older_formats import from_format_2
 from job.output.store.local import create_exclusively
 from job.output.store.paths import PART_PATTERN, manifest_path
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+READABLE_FORMATS = (2, 3)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """A run's identity and its circumstances; both are JSON values."""
 
     identity: dict[str, Any]
     about: dict[str, Any]
+    format_version: int = FORMAT_VERSION
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the identity, hexadecimal. Every part file carries it."""
+        """SHA-256 of the identity as it is stored, hexadecimal. Every part file carries it."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def meaning(self) -> dict[str, Any]:
+        """The identity in the form of this version, without defaults."""
+        return without_defaults(from_format_2(self.identity) if self.format_version == 2 else self.identity)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the values of a section, those included that have their default."""
+        return {**DEFAULTS.get(name, {}), **self.meaning[name]}
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """The run's active modes, in their order."""
+        return modes_of(self.meaning["modes"])
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
-        content = {"format_version": FORMAT_VERSION, "identity": self.identity, "about": self.about}
+        content = {"format_version": self.format_version, "identity": self.identity, "about": self.about}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -39,20 +64,23 @@ def read_manifest(root: Path) -> Manifest | None:
     """Read the manifest of a run directory; None if there is none.
 
     Raises:
-        UsageError: the file is not one that this version wrote.
+        UsageError: the file is not one that this version can read.
     """
     path = manifest_path(root)
     try:
-        content = json.loads(path.read_text())
-        if content["format_version"] != FORMAT_VERSION:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+        if version not in READABLE_FORMATS:
             raise UsageError(
-                f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}. "
+                f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE_FORMATS))}. "
                 "Use the version that made it; a run needs a new --output."
             )
-        return Manifest(content["identity"], content["about"])
+        manifest = Manifest(content["identity"], content["about"], version)
+        assert manifest.modes is not None and manifest.about is not None
+        return manifest
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a manifest ({error!r}); a run needs a new --output.") from None
 
 
@@ -60,7 +88,7 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
     """Make the directory this run's, or continue the same run in it.
 
     Returns:
-        The manifest on disk, whoever wrote it.
+        The manifest on disk, whichever process wrote it.
 
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
@@ -73,29 +101,11 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
         create_exclusively(manifest_path(root), wanted.to_json().encode(), worker_id)
         found = read_manifest(root)
         assert found is not None, "the manifest was just created, here or by another process"
-    _refuse_if_different(root, found, wanted)
+    _refuse_if_different(manifest_path(root), found, wanted)
     return found
 
 
-def _refuse_if_different(root: Path, found: Manifest, wanted: Manifest) -> None:
-    # Through JSON, as what was found: a tuple comes back as a list.
-    was, now = _flatten(found.identity), _flatten(json.loads(json.dumps(wanted.identity)))
-    different = [name for name in was | now if was.get(name) != now.get(name)]
-    if not different:
-        return
-    shown = [f"{name} was {_show(was.get(name))}, now {_show(now.get(name))}" for name in different]
-    raise UsageError(f"{manifest_path(root)} is another run: {'; '.join(shown)}. Use a new --output, or the old value.")
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    items: dict[str, Any] = {}
-    for key, inner in value.items():
-        items |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return items
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def _refuse_if_different(path: Path, found: Manifest, wanted: Manifest) -> None:
+    differences = describe_differences(found.meaning, wanted.meaning)
+    if differences:
+        raise UsageError(f"{path} is another run: {'; '.join(differences)}. Use a new --output, or the old value.")

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from job.output.parts.columns import Columns
 from job.output.parts.counts import Counts
-from job.output.parts.journal import Journal, JournalReader, completions_to_batch
+from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.plan import Plan
+from job.output.parts.rows import to_batch
 from job.output.sharing.retries import completions_to_stay
 from job.output.store.local import fsync_dir, fsync_file, is_gone
 from job.output.store.paths import RunPaths
@@ -51,8 +52,21 @@ class PartFormat:
 class OpenShard:
     """A shard that this worker works on. Completions may come in any order and twice; the first one counts."""
 
-    def __init__(self, shard_idx: int, plan: Plan, paths: RunPaths, part_format: PartFormat, worker_id: str) -> None:
-        """Take over what the journals of earlier workers hold, and of a part to be mended what is to stay."""
+    def __init__(
+        self,
+        shard_idx: int,
+        plan: Plan,
+        paths: RunPaths,
+        part_format: PartFormat,
+        worker_id: str,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Take over what the journals of earlier workers hold, and what is to stay of a part with rows to retry.
+
+        Args:
+            note: tells the user.
+        """
+        self._note, self._given_up = note, set[Path]()
         self.shard_idx = shard_idx
         self._plan, self._paths, self._format, self._worker_id = plan, paths, part_format, worker_id
         self._keys = list(plan.keys(shard_idx))
@@ -62,7 +76,9 @@ class OpenShard:
         """Of other workers' journals."""
         self._kept: dict[int, pa.Table] = {}
         """First row to the kept columns from there on."""
-        self._journal = Journal(_unused_journal(paths, shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
+        self._journal = Journal(
+            _unused_journal(paths, shard_idx, worker_id), part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS
+        )
         self._take(completions_to_stay(paths, shard_idx, part_format.columns))
         self.absorb()
 
@@ -84,7 +100,11 @@ class OpenShard:
         """Take over what other workers' journals have gained: those who were here before, and those who help."""
         for path in self._paths.journals(self.shard_idx):
             if path != self._journal.path:
-                self._take(self._readers.setdefault(path, JournalReader(path)).read())
+                reader = self._readers.setdefault(path, JournalReader(path))
+                self._take(reader.read())
+                if reader.damage is not None and path not in self._given_up:
+                    self._given_up.add(path)
+                    self._note(reader.damage)
 
     def _take(self, completions: Iterable[Completion]) -> None:
         for completion in completions:
@@ -194,7 +214,7 @@ class OpenShard:
 
     def _table(self, rows: range, kept: pa.Table | None, schema: pa.Schema) -> pa.Table:
         completions = self._completions(rows)
-        batch = completions_to_batch(completions)
+        batch = to_batch(completions, pa.schema(self._format.columns.of_completions))
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         columns |= self._format.columns.derive(completions)
         if kept is not None and kept.num_columns:

@@ -18,6 +18,7 @@ from job.output.looking.footers import count_parts
 from job.output.looking.found import FoundRun
 from job.output.looking.survey import WAITING_SECS, survey
 from job.output.parts.columns import Columns
+from job.output.parts.rows import from_batch
 from job.output.sharing.leases import STALE_SECS
 from job.output.store.local import UnlessGone, fsync_dir, fsync_file
 from job.output.store.paths import RunPaths
@@ -124,9 +125,8 @@ def _read(part: Path, columns: Columns, kinds: Collection[str]) -> Iterator[Comp
     try:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(batch_size=1000, columns=names):
-                for values in batch.to_pylist():
-                    error = values["error"]
-                    if error is None or (kinds and error.partition(":")[0] not in kinds):
-                        yield Completion(**{"prompt": None, **values})
+                for completion in from_batch(batch):
+                    if completion.error is None or (kinds and completion.error.kind not in kinds):
+                        yield completion
     except pa.ArrowException as error:
         raise JobError(f"{part} cannot be read: {first_line(error)}. Remove it; its rows are done again.") from None

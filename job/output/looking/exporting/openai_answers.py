@@ -16,6 +16,7 @@ from job.arrow.times import to_python
 from job.output.looking.exporting.table import RunTable
 from job.output.looking.exporting.values import to_json
 from job.output.parts.manifest import Manifest
+from job.records import RowError
 
 ID_COLUMN = "custom_id"
 
@@ -43,7 +44,7 @@ def answer_columns(manifest: Manifest) -> tuple[str, ...]:
 
 def find_id_column(manifest: Manifest) -> str | None:
     """Return the column whose values are the requests' ids: that of their name, or the run's; None if there is none."""
-    if any(text.startswith(f"{ID_COLUMN}: ") for text in manifest.identity["columns"]["kept"]):
+    if any(text.startswith(f"{ID_COLUMN}: ") for text in manifest.section("columns")["kept"]):
         return ID_COLUMN
     found: str | None = manifest.about.get("id_column")
     return found
@@ -54,10 +55,10 @@ class Answers:
 
     def __init__(self, manifest: Manifest) -> None:
         """Take down what all lines have in common."""
-        prompt = manifest.identity["prompt"]
+        prompt = manifest.section("prompt")
         self._id_column, self._name = find_id_column(manifest), manifest.digest[:16]
         self._model, self._created = manifest.about["model"], _seconds(manifest.about["created"])
-        self._is_text = prompt.get("request_column") is not None and not prompt["chat"]
+        self._is_text = prompt["request_column"] is not None and not prompt["chat"]
 
     def line(self, row_idx: int, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return the line of a row."""
@@ -103,8 +104,8 @@ def error_of(samples: Sequence[Sample]) -> dict[str, str] | None:
     errors = list(dict.fromkeys(sample["error"] for sample in samples if sample["error"] is not None))
     if not errors:
         return None
-    kinds, details = zip(*(error.partition(": ")[::2] for error in errors), strict=True)
-    return {"code": kinds[0], "message": "; ".join(details)}
+    found = [RowError.parse(error) for error in errors]
+    return {"code": found[0].kind, "message": "; ".join(error.detail for error in found)}
 
 
 def _seconds(created: str) -> int:

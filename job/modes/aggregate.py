@@ -1,0 +1,74 @@
+"""Majority: next to each sample, what most samples of its row say."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from job.errors import UsageError
+from job.modes.mode import Mode, option
+from job.records import Completion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from job.config import RunConfig
+
+AGGREGATES = ("majority",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateMode(Mode):
+    """What several samples of a row come to."""
+
+    name: ClassVar[str] = "aggregate"
+
+    aggregate: str | None = option(
+        None,
+        "With --num-samples: write the completion that most samples of a row agree on, and their share.",
+        choices=AGGREGATES,
+    )
+
+    def check(self, config: "RunConfig") -> None:
+        """See ``Mode``."""
+        if self.aggregate not in AGGREGATES:
+            raise UsageError(f"--aggregate is {self.aggregate!r}; it must be one of {', '.join(AGGREGATES)}.")
+        if config.sampling.num_samples == 1:
+            raise UsageError(f"--aggregate {self.aggregate} needs several samples. Set --num-samples.")
+
+    def derived(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        return [pa.field("majority", pa.string()), pa.field("majority_share", pa.float64())]
+
+    def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        winners = majorities(completions)
+        text, share = zip(*(winners[completion.row_idx] for completion in completions), strict=True)
+        return {"majority": pa.array(text, pa.string()), "majority_share": pa.array(share, pa.float64())}
+
+
+def majorities(completions: Iterable[Completion]) -> dict[int, tuple[str | None, float | None]]:
+    """Return for each row the completion that most of its samples have, and the share of samples that have it.
+
+    Ties go to the lowest sample_idx. Samples with an error or cut by ``max_new_tokens`` have no vote, but count in the
+    share. (None, None) if none has a vote.
+    """
+    votes: dict[int, Counter[str]] = {}
+    num_samples = Counter[int]()
+    for completion in sorted(completions, key=lambda completion: completion.key):
+        counted = votes.setdefault(completion.row_idx, Counter())
+        num_samples[completion.row_idx] += 1
+        if completion.completion is not None and completion.finish_reason == "stop":
+            counted[completion.completion] += 1
+    return {row_idx: _winner(counted, num_samples[row_idx]) for row_idx, counted in votes.items()}
+
+
+def _winner(votes: Counter[str], num_samples: int) -> tuple[str | None, float | None]:
+    if not votes:
+        return None, None
+    text, number = votes.most_common(1)[0]  # of a tie, the one that was counted first
+    return text, number / num_samples

@@ -1,0 +1,100 @@
+"""The modes of a run together: what the engine is asked for a row, and from a generation to a row of the output."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from job.config import RunConfig
+from job.modes.mode import Answer, AnswerLength, BoundMode, Section, Setting
+from job.records import Completion, Generation
+from job.tasks import Generate, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundModes:
+    """All active modes of a run, in the order of the table."""
+
+    config: RunConfig
+    modes: tuple[BoundMode, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, setting: Setting) -> "BoundModes":
+        """Bind the modes that a run asks for.
+
+        Raises:
+            UsageError: one of them cannot work with this tokenizer.
+        """
+        return cls(config=config, modes=tuple(mode.bind(setting) for mode in config.active_modes))
+
+    @property
+    def task(self) -> Task:
+        """What the engine is asked for each row."""
+        task: Task = Generate(params=self.config.sampling.params)
+        for mode in self.modes:
+            task = mode.refine(task)
+        return task
+
+    @property
+    def length(self) -> AnswerLength:
+        """How long an answer may be."""
+        length = AnswerLength(num_tokens=self.config.sampling.max_new_tokens, what="--max-new-tokens")
+        for mode in self.modes:
+            length = mode.length(length)
+        return length
+
+    @property
+    def sections(self) -> list[Section]:
+        """What a preview shows of the modes."""
+        return [section for mode in self.modes for section in mode.sections()]
+
+    def notes_on(self, first_prompt: str | None) -> tuple[str, ...]:
+        """Return what the user should know, given the first row's prompt."""
+        return tuple(note for mode in self.modes for note in mode.notes_on(first_prompt))
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Texts that are put in the place of a row's own and computed before the first row."""
+        return tuple(text for mode in self.modes for text in mode.probes)
+
+    def calibrated(self, probes: Sequence[Generation]) -> "BoundModes":
+        """Return these modes with what the probes came to taken into account.
+
+        Args:
+            probes: what the engine made of each of ``probes``, in their order.
+        """
+        modes, start = [], 0
+        for mode in self.modes:
+            end = start + len(mode.probes)
+            modes.append(mode.calibrated(probes[start:end]) if end > start else mode)
+            start = end
+        return replace(self, modes=tuple(modes))
+
+    def complete(
+        self, generations: Sequence[Generation], texts: Sequence[str], prompts: Sequence[str | None]
+    ) -> list[Completion]:
+        """Return the rows of the output.
+
+        Args:
+            texts: what each generation says.
+            prompts: the texts to write next to them.
+        """
+        return [self._complete(*each) for each in zip(generations, texts, prompts, strict=True)]
+
+    def _complete(self, generation: Generation, text: str, prompt: str | None) -> Completion:
+        answer = Answer(
+            completion=None if generation.error else text,
+            finish_reason=generation.finish_reason,
+            num_completion_tokens=len(generation.token_ids),
+        )
+        for mode in self.modes if generation.error is None else ():
+            answer = mode.complete(answer, generation)
+        return Completion(
+            row_idx=generation.request.row_idx,
+            sample_idx=generation.request.sample_idx,
+            prompt=prompt,
+            completion=answer.completion,
+            finish_reason=answer.finish_reason,
+            num_prompt_tokens=len(generation.request.prompt_ids),
+            num_completion_tokens=answer.num_completion_tokens,
+            error=generation.error,
+            values=answer.values,
+        )

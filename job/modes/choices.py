@@ -1,0 +1,300 @@
+"""Choices: each row is answered with one of the given texts, which are scored, not generated.
+
+Scores are log-likelihoods log P(choice | prompt): sums over the choice's tokens. They may be divided by the choice's
+length, and calibrated against content-free prompts: Zhao et al., "Calibrate Before Use" (ICML 2021) divide each
+choice's probability by the one it has when the row says nothing ("N/A").
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from job.errors import UsageError, require
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Section, Setting, Tokens, option
+from job.modes.texts import read_lines
+from job.records import Generation, SampleKey
+from job.tasks import SamplingParams, Score, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from job.config import RunConfig
+
+    Floats = npt.NDArray[np.float64]
+
+NORMALIZATIONS = ("none", "tokens", "bytes")
+
+MAX_BORDERS, BORDER_CHARS = 100, 1000
+"""How many choices, and how much of a prompt's end, are looked at for tokens that would join."""
+
+
+def read_choices(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of ``--choices``: as given, or the lines of a file if only one value was given.
+
+    Raises:
+        UsageError: fewer than two, an empty one, two equal ones.
+    """
+    texts = tuple(values)
+    if len(values) == 1:
+        if not Path(values[0]).is_file():
+            raise UsageError(
+                f"--choices got a single value, {values[0]!r}, which is not a file. Give at least two choices, or a "
+                "file with one per line."
+            )
+        texts = read_lines("--choices", values[0])
+    seen: set[str] = set()
+    for idx, text in enumerate(texts):
+        if not text.strip():
+            raise UsageError(f"--choices: number {idx + 1} is {text!r}; it must be a text that is not empty.")
+        if text.strip() in seen:
+            raise UsageError(f"--choices: {text!r} is given twice. Leave one out.")
+        seen.add(text.strip())
+    if values and len(texts) < 2:
+        raise UsageError(f"--choices got {len(texts)}. Give at least two, or a file with one per line.")
+    return texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoicesMode(Mode):
+    """The likeliest of some texts."""
+
+    name: ClassVar[str] = "choices"
+    answers: ClassVar[bool] = True
+    decides_end: ClassVar[bool] = True
+    task_category: ClassVar[str | None] = "text-classification"
+    empty_preview: ClassVar[Mapping[str, Any]] = {"choices": []}
+
+    choices: tuple[str, ...] = option(
+        (),
+        "Answer with the likeliest of these texts, scored, not generated. Repeat, or name a file of them.",
+        metavar="TEXT_OR_FILE",
+        read=read_choices,
+    )
+    """As the model would write them. White space around them is not part of the answer: a prompt that ends in
+    "Sentiment:" wants " positive" after it."""
+    choice_normalization: str = option(
+        "none",
+        "Divide a choice's log-likelihood by its tokens or bytes before choices are compared.",
+        choices=NORMALIZATIONS,
+    )
+    choice_calibration: tuple[str, ...] = option(
+        (),
+        "Divide probabilities by those after this content-free text, such as 'N/A', in the row's place. Repeat to "
+        "average over several.",
+        metavar="TEXT",
+    )
+
+    def check(self, config: "RunConfig") -> None:
+        """See ``Mode``."""
+        need = f"one of {', '.join(NORMALIZATIONS)}"
+        require(self.choice_normalization in NORMALIZATIONS, "choice-normalization", self.choice_normalization, need)
+        if not self.choices:
+            flag = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
+            raise UsageError(f"{flag} was given without --choices.")
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
+            if getattr(config.sampling, name) != getattr(SamplingParams(), name):
+                raise UsageError(f"--{name.replace('_', '-')} changes nothing with --choices. Leave it out.")
+
+    def bind(self, setting: Setting) -> BoundMode:
+        """See ``Mode``."""
+        anchor = setting.prompt_suffix or "\n"
+        return BoundChoices(
+            tokens=setting.tokens,
+            texts=self.choices,
+            token_ids=choice_token_ids(setting.tokens, self.choices, anchor),
+            normalization=self.choice_normalization,
+            probes=self.choice_calibration,
+            temperature=setting.sampling.temperature,
+            seed=setting.sampling.seed,
+        )
+
+    def measured(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        return [
+            pa.field("choice_logprobs", pa.list_(pa.float64())),
+            pa.field("choice_probs", pa.list_(pa.float64())),
+            pa.field("choice_margin", pa.float64()),
+        ]
+
+    def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
+        """See ``Mode``."""
+        import pyarrow.compute as pc
+
+        for name in ("choice_logprobs", "choice_probs", "choice_margin"):
+            yield f"neither {name} nor error, or both", pc.equal(pc.is_null(batch[name]), is_error)
+        lengths = [pc.fill_null(pc.list_value_length(batch[name]), -1) for name in ("choice_logprobs", "choice_probs")]
+        yield "not one probability for each score", pc.equal(*lengths)
+
+    def part_metadata(self) -> dict[bytes, bytes]:
+        """See ``Mode``."""
+        return {b"job.choices": json.dumps([text.strip() for text in self.choices]).encode()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundChoices(BoundMode):
+    """All that makes an answer of scores."""
+
+    tokens: Tokens
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    normalization: str = "none"
+    probes: tuple[str, ...] = ()
+    offsets: tuple[float, ...] = ()
+    """What calibration takes from each score; empty: nothing."""
+    temperature: float = 0.0
+    """0: the likeliest. Otherwise each sample is drawn, from probabilities to the power of 1 / temperature."""
+    seed: int = 0
+
+    def refine(self, task: Task) -> Task:
+        """See ``BoundMode``."""
+        return Score(choice_ids=self.token_ids)
+
+    def complete(self, answer: Answer, generation: Generation) -> Answer:
+        """Choose, given the log-likelihood of each choice."""
+        import numpy as np
+
+        assert generation.choice_logprobs is not None, "a request to score was answered with something else"
+        scores = self._normalized(generation.choice_logprobs) - np.array(self.offsets or 0.0)
+        probs = _softmax(scores)
+        best = int(scores.argmax()) if self.temperature == 0 else self._draw(scores, generation.request.key)
+        second, first = np.sort(probs)[-2:]
+        values = {
+            "choice_logprobs": list(generation.choice_logprobs),
+            "choice_probs": probs.tolist(),
+            "choice_margin": float(first - second),
+        }
+        num_tokens = len(self.token_ids[best])
+        return replace(answer, completion=self.texts[best].strip(), num_completion_tokens=num_tokens, values=values)
+
+    def length(self, length: AnswerLength) -> AnswerLength:
+        """See ``BoundMode``."""
+        longest = max(map(len, self.token_ids))
+        return AnswerLength(num_tokens=longest, what="The longest of --choices, in tokens,")
+
+    def calibrated(self, probes: Sequence[Generation]) -> "BoundChoices":
+        """Return choices that make up for what content-free prompts prefer; their probabilities are averaged."""
+        import numpy as np
+
+        each = [_log_softmax(self._normalized(probe.choice_logprobs or ())) for probe in probes]
+        # In logarithms: the probability of a long choice may be too small for a number.
+        offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
+        return replace(self, offsets=tuple(offsets.tolist()))
+
+    def notes_on(self, first_prompt: str | None) -> tuple[str, ...]:
+        """See ``BoundMode``."""
+        border = first_prompt and self.border_note(first_prompt)
+        return tuple(note for note in (self.prefix_note(), border) if note)
+
+    def sections(self) -> Sequence[Section]:
+        """Show how each choice is tokenized."""
+        shown = [
+            {"text": text, "token_ids": list(ids), "tokens": self.tokens.names(ids)}
+            for text, ids in zip(self.texts, self.token_ids, strict=True)
+        ]
+        lines = [
+            f"{text!r} is {'1 token' if len(ids) == 1 else f'{len(ids):,} tokens'}: "
+            + " + ".join(self.tokens.names(ids))
+            for text, ids in zip(self.texts, self.token_ids, strict=True)
+        ]
+        return [Section(title="choices", lines=lines, values={"choices": shown})]
+
+    def prefix_note(self) -> str | None:
+        """Return what to tell the user if one choice begins another: the longer one can never be likelier."""
+        if self.normalization != "none":
+            return None
+        in_order = sorted(zip(self.token_ids, self.texts, strict=True))  # what begins with another follows it
+        for (short_ids, short), (long_ids, long) in pairwise(in_order):
+            if long_ids[: len(short_ids)] == short_ids:
+                return (
+                    f"choice {long!r} begins with choice {short!r}, so it can never be the likelier of the two; "
+                    "reword one, or use --choice-normalization tokens"
+                )
+        return None
+
+    def border_note(self, prompt: str) -> str | None:
+        """Return what to tell the user if the tokenizer would join the end of a prompt and a choice.
+
+        What is scored are the choice's own tokens after the prompt's. Where text is seldom cut so, as between
+        "Answer: " and "yes", a model has hardly ever seen them apart.
+        """
+        end = prompt[-BORDER_CHARS:]
+        end_ids = self.tokens.encode(end)
+        for text, ids in zip(self.texts[:MAX_BORDERS], self.token_ids, strict=False):
+            joined, scored = self.tokens.encode(end + text), [*end_ids, *ids]
+            if joined != scored:
+                num_same = next(idx for idx, pair in enumerate(zip_longest(joined, scored)) if pair[0] != pair[1])
+                usual, odd = (self.tokens.names(tokens[num_same:]) for tokens in (joined, scored))
+                advice = "end prompts without the space and begin" if end.endswith(" ") else "perhaps begin"
+                return (
+                    f"after the first prompt, choice {text!r} is scored as {odd}, but in running text it would be "
+                    f"{usual}; {advice} choices with a space"
+                )
+        return None
+
+    def _normalized(self, logprobs: Sequence[float]) -> "Floats":
+        import numpy as np
+
+        lengths = {
+            "none": [1] * len(self.texts),
+            "tokens": [len(ids) for ids in self.token_ids],
+            "bytes": [len(text.encode()) for text in self.texts],
+        }
+        return np.array(logprobs, np.float64) / np.array(lengths[self.normalization], np.float64)
+
+    def _draw(self, scores: "Floats", key: SampleKey) -> int:
+        """Draw from (seed, row_idx, sample_idx) alone (law 5)."""
+        import numpy as np
+
+        from job.draws import row_bits, uniform
+
+        borders = _softmax(scores / self.temperature).cumsum()
+        draw = uniform(row_bits(self.seed, [key], [0]))[0]
+        return min(int(np.searchsorted(borders, draw, side="right")), len(scores) - 1)
+
+
+def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of each choice as it follows a prompt.
+
+    Prompt and choice are tokenized separately; nothing is joined across the border. A choice reads exactly as it was
+    written: it is encoded after ``anchor``, because many tokenizers (SentencePiece) put a space before a text that is
+    encoded alone.
+
+    Args:
+        anchor: what prompts end with: the end of the chat template, or a line's end.
+
+    Raises:
+        UsageError: two choices have the same tokens, or one has none.
+    """
+    anchor_ids = tokens.encode(anchor)
+    ids_of: dict[tuple[int, ...], str] = {}
+    for text in texts:
+        together = tokens.encode(anchor + text)
+        is_split = together[: len(anchor_ids)] == anchor_ids
+        ids = tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
+        if not ids:
+            raise UsageError(f"--choices: {text!r} has no tokens.")
+        if ids in ids_of:
+            raise UsageError(f"--choices: {ids_of[ids]!r} and {text!r} are the same to the tokenizer. Leave one out.")
+        ids_of[ids] = text
+    return tuple(ids_of)
+
+
+def _softmax(scores: "Floats") -> "Floats":
+    import numpy as np
+
+    probs: Floats = np.exp(_log_softmax(scores))
+    return probs
+
+
+def _log_softmax(scores: "Floats") -> "Floats":
+    import numpy as np
+
+    logprobs: Floats = scores - np.logaddexp.reduce(scores)
+    return logprobs

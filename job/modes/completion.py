@@ -1,0 +1,90 @@
+"""Text: what the model generates, up to a stop string. The answer of a run that asks for nothing else."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from job.modes.mode import Answer, BoundMode, Mode, Setting, Tokens, option
+from job.records import Generation
+from job.tasks import Generate, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPARE_TAIL_TOKENS = 4
+"""Tokens more than a stop string has: for special tokens among them, and for what decoding does at a text's start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionMode(Mode):
+    """Generated text."""
+
+    name: ClassVar[str] = "completion"
+    answers: ClassVar[bool] = True
+    task_category: ClassVar[str | None] = "text-generation"
+
+    logprobs: bool = option(
+        False, "Write the generated tokens and their log probabilities (the model's own, before temperature)."
+    )
+
+    def bind(self, setting: Setting) -> BoundMode:
+        """See ``Mode``."""
+        return BoundCompletion(setting.tokens, setting.sampling.stop, logprobs=self.logprobs)
+
+    def measured(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        if not self.logprobs:
+            return []
+        return [
+            pa.field("token_ids", pa.list_(pa.int32())),
+            pa.field("token_logprobs", pa.list_(pa.float32())),
+            pa.field("cumulative_logprob", pa.float64()),
+        ]
+
+    def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
+        """See ``Mode``."""
+        import pyarrow.compute as pc
+
+        if not self.logprobs:
+            return
+        for name in ("token_ids", "token_logprobs"):
+            length = pc.fill_null(pc.list_value_length(batch[name]), -1)
+            expected = pc.if_else(is_error, -1, batch["num_completion_tokens"])
+            yield f"not one of {name} for each completion token", pc.equal(length, expected)
+        yield "no cumulative_logprob", pc.equal(pc.is_null(batch["cumulative_logprob"]), is_error)
+
+
+class BoundCompletion(BoundMode):
+    """Knows the stop strings."""
+
+    def __init__(self, tokens: Tokens, stop: Sequence[str], *, logprobs: bool) -> None:
+        """Look for ``stop`` in what ``tokens`` decodes."""
+        self._tokens, self._stop, self._logprobs = tokens, tuple(stop), logprobs
+        # The last token completes the stop string, and each token but a special one is a byte of text or more.
+        self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
+
+    def refine(self, task: Task) -> Task:
+        """See ``BoundMode``."""
+        assert isinstance(task, Generate), "a run begins with a task to generate"
+        return replace(task, logprobs=self._logprobs, ends_text=self.ends_text if self._stop else None)
+
+    def ends_text(self, completions: Sequence[Sequence[int]]) -> list[bool]:
+        """Return for each completion's ids whether their last token has completed a stop string."""
+        tails = self._tokens.decode([list(ids[-self._num_tail_tokens :]) for ids in completions])
+        return [any(text in tail for text in self._stop) for tail in tails]
+
+    def complete(self, answer: Answer, generation: Generation) -> Answer:
+        """Cut the text before the first stop string."""
+        text = str(answer.completion)
+        end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
+        values = {}
+        if generation.logprobs is not None:
+            values = {
+                "token_ids": list(generation.token_ids),
+                "token_logprobs": generation.logprobs,
+                "cumulative_logprob": sum(generation.logprobs),
+            }
+        reason = answer.finish_reason if end is None else "stop"
+        return replace(answer, completion=text[:end], finish_reason=reason, values=values)

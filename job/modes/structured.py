@@ -1,0 +1,216 @@
+"""Structured text: every completion is JSON that a schema describes, matches a regex, or is a sentence of a grammar.
+
+llguidance compiles the constraint for the model's tokenizer before weights are loaded, so that a mistake in it is found
+there.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from job.errors import UsageError
+from job.modes.mode import BoundMode, Mode, Setting, Tokens, option
+from job.modes.texts import read_text_or_file
+from job.records import Completion
+from job.tasks import Generate, Grammar, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from job.arrow.json_schema import Shape
+    from job.config import RunConfig
+
+JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As Python's ``json.dumps`` writes it. Where white space is free, a small model may write it for ever."""
+
+MAX_REASON_CHARACTERS = 400
+
+
+def _read_schema(value: str) -> str:
+    """Return the text of ``--json-schema``."""
+    example = 'a schema, such as {"type": "object"}'
+    return read_text_or_file("--json-schema", value, is_text=lambda text: "{" in text, example=example)
+
+
+def _read_grammar(value: str) -> str:
+    """Return the text of ``--grammar``."""
+    example = "a grammar, such as 'start: /[a-z]+/'"
+    return read_text_or_file("--grammar", value, is_text=lambda text: ":" in text, example=example)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredMode(Mode):
+    """Text under a constraint, and the values in it."""
+
+    name: ClassVar[str] = "structured"
+    decides_end: ClassVar[bool] = True
+
+    json_schema: str | None = option(
+        None, "Completions are JSON that this schema describes.", metavar="TEXT_OR_FILE", read=_read_schema
+    )
+    regex: str | None = option(None, "Completions match this regular expression, from their start to their end.")
+    """Rust's syntax: no look-around, no back references."""
+    grammar: str | None = option(
+        None, "Completions are sentences of this Lark grammar.", metavar="TEXT_OR_FILE", read=_read_grammar
+    )
+
+    def check(self, config: "RunConfig") -> None:
+        """See ``Mode``."""
+        given = self.given()
+        if len(given) > 1:
+            names = " and ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"{names} were given together. Give one: it says what a completion may be.")
+        if "" in given.values():
+            raise UsageError(f"{self.flag} is ''; it must be a text that is not empty.")
+        if self.json_schema is not None:
+            from job.arrow.json_schema import read_schema
+
+            read_schema(self.json_schema)
+
+    def bind(self, setting: Setting) -> BoundMode:
+        """See ``Mode``."""
+        return BoundStructured(self._compile(setting.tokens))
+
+    def derived(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        shape = self._shape()
+        return [
+            pa.field("parse_ok", pa.bool_()),
+            *([] if shape is None else [pa.field("parsed", shape.arrow_type)]),
+        ]
+
+    def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        shape = self._shape()
+        parsed = [parse_completion(completion, shape) for completion in completions]
+        columns = {"parse_ok": pa.array([is_ok for is_ok, _ in parsed], pa.bool_())}
+        if shape is not None:
+            columns["parsed"] = pa.array([value for _, value in parsed], shape.arrow_type)
+        return columns
+
+    def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
+        """See ``Mode``."""
+        import pyarrow.compute as pc
+
+        yield "neither parse_ok nor error, or both", pc.equal(pc.is_null(batch["parse_ok"]), is_error)
+        is_ok = pc.fill_null(batch["parse_ok"], False)
+        has_stopped = pc.equal(pc.fill_null(batch["finish_reason"], ""), "stop")
+        if self.json_schema is not None:  # what has stopped may still be a number that its column cannot hold
+            yield "parse_ok, but a finish_reason other than stop", pc.or_(pc.invert(is_ok), has_stopped)
+            yield "parsed, but not parse_ok", pc.or_(is_ok, pc.is_null(batch["parsed"]))
+        else:
+            yield "parse_ok and finish_reason contradict each other", pc.equal(is_ok, has_stopped)
+
+    def serves(self, response_format: Mapping[str, Any]) -> bool:
+        """See ``Mode``."""
+        asked = response_format.get("json_schema")
+        if self.json_schema is None or response_format.get("type") != "json_schema" or not isinstance(asked, dict):
+            return False
+        return bool(asked.get("schema") == json.loads(self.json_schema))
+
+    def _shape(self) -> "Shape | None":
+        """Return how the values of the schema lie in Arrow; None without a schema."""
+        from job.arrow.json_schema import shape_of
+
+        return None if self.json_schema is None else shape_of(self.json_schema)
+
+    def _compile(self, tokens: Tokens) -> Grammar:
+        """Compile the constraint for a tokenizer.
+
+        Raises:
+            UsageError: llguidance cannot, or nothing matches; or it cannot read the tokenizer.
+        """
+        from llguidance import LLMatcher
+
+        readable = _readable_tokenizer(tokens.inner, self.flag, is_json=self.json_schema is not None)
+        compile_anew = functools.partial(LLMatcher, readable, self._source(), log_level=0)
+        matcher = compile_anew()
+        if matcher.is_error():
+            raise UsageError(f"{self.flag} cannot be compiled: {_one_line(matcher.get_error())}")
+        allowed, eos = matcher.compute_bitmask(), readable.eos_token
+        if matcher.get_error().startswith("NoExtensionBias"):
+            raise UsageError(f"{self.flag} cannot match any text. Fix it.")
+        if matcher.is_error():
+            raise UsageError(f"{self.flag} cannot be used: {_one_line(matcher.get_error())}")
+        if allowed[eos // 8] >> eos % 8 & 1 and sum(byte.bit_count() for byte in allowed) == 1:
+            raise UsageError(f"{self.flag} matches only the empty text. Fix it.")
+        return Grammar(compile=compile_anew, vocab_size=readable.vocab_size, eos_token_id=eos)
+
+    def _source(self) -> str:
+        """Return the constraint as llguidance takes it."""
+        from llguidance import LLMatcher
+
+        if self.json_schema is not None:
+            from job.arrow.json_schema import closed, read_schema
+
+            schema = closed(read_schema(self.json_schema))
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=cast(Any, JSON_FORM)))
+        if self.regex is not None:
+            return str(LLMatcher.grammar_from_regex(self.regex))
+        return str(LLMatcher.grammar_from_lark(self.grammar or ""))
+
+
+class BoundStructured(BoundMode):
+    """Knows the compiled constraint."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        """Ask for completions of a grammar."""
+        self._grammar = grammar
+
+    def refine(self, task: Task) -> Task:
+        """See ``BoundMode``."""
+        assert isinstance(task, Generate), "choices and constraints are refused together"
+        return replace(task, grammar=self._grammar)
+
+
+def parse_completion(completion: Completion, shape: "Shape | None") -> tuple[bool | None, Any]:
+    """Return whether a completion is all that its constraint asks for, None for an error, and its value.
+
+    Args:
+        shape: of the values, if there is a schema.
+    """
+    from job.arrow.json_schema import DoesNotFit, parse
+
+    if completion.completion is None:
+        return None, None
+    if completion.finish_reason != "stop":
+        return False, None
+    if shape is None:
+        return True, None
+    try:
+        return True, parse(completion.completion, shape)
+    except DoesNotFit:
+        return False, None
+
+
+def _readable_tokenizer(tokenizer: Any, option: str, *, is_json: bool) -> Any:
+    """Return llguidance's view of a tokenizer."""
+    from llguidance import LLTokenizer
+    from llguidance.hf import from_tokenizer
+
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        lacking = "fast tokenizer" if not tokenizer.is_fast else "end-of-sequence token"
+        raise UsageError(f"{option} needs a {lacking}; this model has none.")
+    slices = LLTokenizer.json_slices() if is_json else LLTokenizer.general_slices()
+    try:
+        return from_tokenizer(tokenizer, slices=slices)
+    except Exception as error:  # llguidance raises what its parts raise
+        raise UsageError(f"{option}: llguidance cannot read this model's tokenizer: {_one_line(str(error))}") from None
+
+
+def _one_line(text: str) -> str:
+    """Return llguidance's reason without the excerpts of the source that it shows in lines of their own.
+
+    >>> _one_line('at 1(8): invalid regex "(" (in regex): regex parse error:\\n    (\\n    ^\\nerror: unclosed group')
+    'regex parse error: error: unclosed group'
+    """
+    text = text.partition("<state>")[0]  # behind it are llguidance's insides
+    line = " ".join(line.strip() for line in text.splitlines() if line[:1].strip())
+    line = line.partition("(in regex): ")[2] or line
+    return line if len(line) <= MAX_REASON_CHARACTERS else line[:MAX_REASON_CHARACTERS] + " ..."

@@ -1,0 +1,35 @@
+"""The kinds of answers that there are. A new one is a file and a line in ``MODES``."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from job.modes.aggregate import AggregateMode
+from job.modes.choices import ChoicesMode
+from job.modes.completion import CompletionMode
+from job.modes.mode import Mode
+from job.modes.structured import StructuredMode
+
+MODES: tuple[type[Mode], ...] = (
+    CompletionMode,
+    ChoicesMode,
+    AggregateMode,
+    StructuredMode,
+)
+"""In the order in which they refine a task and make an answer, and of their columns."""
+
+
+def active(modes: Iterable[Mode]) -> tuple[Mode, ...]:
+    """Return the modes that are asked for, and plain completion if none of them says what the engine computes."""
+    asked = [mode for mode in modes if mode.is_asked]
+    if not any(mode.answers for mode in asked):
+        asked.append(CompletionMode())
+    return tuple(sorted(asked, key=lambda mode: MODES.index(type(mode))))
+
+
+def modes_of(values: Mapping[str, Mapping[str, Any]]) -> tuple[Mode, ...]:
+    """Return the active modes of a run.
+
+    Args:
+        values: from its manifest: mode to options. What this version does not know is ignored.
+    """
+    return active(mode.of(values[mode.name]) for mode in MODES if mode.name in values)

@@ -1,0 +1,51 @@
+"""Texts that an option gives itself, or in a file that it names. Reads UTF-8, with or without a byte order mark."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from job.errors import UsageError
+
+
+def read_text_or_file(option: str, value: str, *, is_text: Callable[[str], bool], example: str) -> str:
+    """Return a text, or that of the file which it names.
+
+    Args:
+        option: its name, for messages.
+        is_text: whether a value that is not the name of a file can be a text of the kind that is meant.
+        example: what such a text is, to end the sentence "... is neither a file nor".
+
+    Raises:
+        UsageError: it is neither, or the file cannot be read.
+    """
+    with contextlib.suppress(OSError, ValueError):  # too long for a name, so not a file
+        if Path(value).is_file():
+            return read_text(option, value)
+    if not is_text(value):
+        raise UsageError(f"{option} {value!r} is neither a file nor {example}.")
+    return value
+
+
+def read_text(option: str, path: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"{option} {path!r} cannot be read: {reason}.") from None
+
+
+def read_lines(option: str, path: str) -> tuple[str, ...]:
+    """Return the lines of a file, without blank ones at its end.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    lines = [line.removesuffix("\r") for line in read_text(option, path).split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return tuple(lines)

@@ -1,0 +1,67 @@
+"""What a run is, as JSON values: which are left out because they are defaults, and how two are compared."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from job.config import DataConfig, OutputConfig, PromptConfig, SamplingConfig
+from job.errors import shorten
+from job.modes.table import MODES
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON would give it back: a tuple becomes a list."""
+    return json.loads(json.dumps(value))
+
+
+def defaults_of(cls: type, *names: str) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields as JSON values; of all fields if none is named."""
+    found = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    return {name: _plain(found[name]) for name in names or found}
+
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "dataset": defaults_of(DataConfig, "limit"),
+    "prompt": {**defaults_of(PromptConfig), "request_column": None},
+    "sampling": defaults_of(SamplingConfig),
+    "columns": defaults_of(OutputConfig, "include_prompt"),
+}
+"""What is left out of an identity, by section. A default that changes needs a new format version: a test holds this."""
+
+
+def without_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the values that are defaults, as JSON would give it back."""
+    return {
+        section: {
+            name: value for name, value in values.items() if (name, value) not in DEFAULTS.get(section, {}).items()
+        }
+        if isinstance(values, Mapping)
+        else values
+        for section, values in _plain(identity).items()
+    }
+
+
+def describe_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return how two identities without defaults differ: each field with both values."""
+    before, after = _flatten(was), _flatten(now)
+    defaults = _flatten({**DEFAULTS, "modes": {mode.name: defaults_of(mode) for mode in MODES}})
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return [f"{name} was {_show(name, before, defaults)}, now {_show(name, after, defaults)}" for name in names]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    items: dict[str, Any] = {}
+    for key, inner in value.items():
+        items |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return items
+
+
+def _show(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return a value for a message."""
+    if name not in values and name not in defaults:
+        return "not known to that version"
+    value = values.get(name, defaults.get(name))
+    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)

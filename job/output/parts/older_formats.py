@@ -1,0 +1,38 @@
+"""Manifests of older versions in the form of this one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+OPTIONS_OF_MODES = {
+    "choices": ("choices", "choice_normalization", "choice_calibration"),
+    "structured": ("json_schema", "regex", "grammar"),
+    "aggregate": ("aggregate",),
+}
+"""Where the options of format 2's section ``answer`` are now."""
+
+UNSET: tuple[Any, ...] = (None, [], "none")
+"""The defaults in that section."""
+
+
+def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of a run of version 0.1.
+
+    It named every option, with its default too. Its options of answers had a section of their own, its flags of columns
+    followed from other options, and log probabilities were a sampling option.
+    """
+    answer, sampling = identity["answer"], dict(identity["sampling"])
+    modes = {
+        mode: {name: answer[name] for name in names if answer.get(name) not in UNSET}
+        for mode, names in OPTIONS_OF_MODES.items()
+    }
+    modes["completion"] = {"logprobs": True} if sampling.pop("logprobs", False) else {}
+    columns = {
+        "include_prompt": identity["columns"]["own"]["include_prompt"],
+        "kept": identity["columns"]["kept"],
+    }
+    return {
+        **{name: value for name, value in identity.items() if name != "answer"},
+        "sampling": sampling,
+        "modes": {name: options for name, options in modes.items() if options},
+        "columns": columns,
+    }

@@ -1,0 +1,45 @@
+"""A run as it is read: what the user typed, and what was looked up in the dataset, the tokenizer and the model."""
+
+from dataclasses import dataclass
+
+from job.config import RunConfig
+from job.data.openai_batch import BODY_COLUMN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRun:
+    """A configuration with what it comes to for its dataset and its model."""
+
+    config: RunConfig
+    chat: bool
+    """Whether a chat template is applied."""
+    batch_id_column: str | None = None
+    """The column of the requests' ids if the dataset is a batch of requests to OpenAI's API."""
+    max_prompt_tokens: int = 0
+    """Tokens of a prompt at most."""
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the dataset is a batch of requests to OpenAI's API."""
+        return self.batch_id_column is not None
+
+    @property
+    def request_column(self) -> str | None:
+        """The column of the requests, if they are."""
+        return BODY_COLUMN if self.is_batch else None
+
+    @property
+    def text_column(self) -> str | None:
+        """The column whose text is the prompt; None if messages, requests or a template make it."""
+        return None if self.is_batch else self.config.prompt.text_column
+
+    @property
+    def id_column(self) -> str | None:
+        """The column to write right after the indices."""
+        return self.config.data.id_column or self.batch_id_column
+
+    @property
+    def named_columns(self) -> tuple[str, ...]:
+        """The columns to keep by name, the id first; ``*`` may be among them."""
+        names = (self.id_column, *self.config.data.keep_columns, self.batch_id_column)
+        return tuple(dict.fromkeys(name for name in names if name))
