@@ -1,8 +1,8 @@
 """The options that say what a run is, and the way from them to a configuration."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import Field, fields, replace
+from collections.abc import Callable
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +19,10 @@ from job.config import (
     ModelConfig,
     OutputConfig,
     PromptConfig,
-    RunConfig,
     SamplingConfig,
 )
-from job.errors import UsageError
 from job.modes.mode import Mode, OptionSpec
 from job.modes.table import MODES
-from job.modes.texts import read_text, read_text_or_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = type[ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode]
@@ -237,74 +234,3 @@ CONFIG_OPTION = click.option(
     expose_value=False,
     help="TOML file with any of these options; the command line wins.",
 )
-
-
-def to_config(values: dict[str, Any]) -> RunConfig:
-    """Sort option values into the configuration.
-
-    Raises:
-        UsageError: a value is out of range, or an option of other tools was given that cannot work here.
-    """
-    _refuse_foreign_options(values)
-    if not values["output"].name:
-        raise UsageError("--output is empty or the root. Name a directory for this run.")
-
-    def section(cls: Section) -> Any:
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
-
-    return RunConfig(
-        model=section(ModelConfig),
-        data=section(DataConfig),
-        prompt=replace(section(PromptConfig), **_prompt_texts(values)),
-        sampling=section(SamplingConfig),
-        modes=tuple(_read(mode, values) for mode in MODES),
-        output=section(OutputConfig),
-        engine=section(EngineConfig),
-        verbose=values["verbose"],
-    )
-
-
-def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
-    """Make a mode of the values of its options, and of what is in the files that they name."""
-    found = {}
-    for field in fields(mode):
-        value, spec = values[field.name], field.metadata["option"]
-        found[field.name] = spec.read(value) if spec.read is not None and value not in (None, ()) else value
-    return mode(**found)
-
-
-def _is_template(text: str) -> bool:
-    return "{" in text
-
-
-def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of the files that options of the prompt name."""
-    texts = {}
-    if values["prompt_template"] is not None:
-        texts["prompt_template"] = read_text_or_file(
-            "--prompt-template",
-            values["prompt_template"],
-            is_text=_is_template,
-            example="a template, such as 'Summarise: {{ text }}'",
-        )
-    if values["examples"] is not None:
-        texts["examples"] = read_text("--examples", values["examples"])
-    return texts
-
-
-def _refuse_foreign_options(values: dict[str, Any]) -> None:
-    if values["load_in_8bit"] or values["load_in_4bit"]:
-        raise UsageError(
-            "--load-in-8bit and --load-in-4bit cannot work here: DeepSpeed cannot shard quantized layers. "
-            "Use --dtype float16 and a larger --tensor-parallel-size."
-        )
-    if values["device_map"]:
-        raise UsageError(
-            "--device-map cannot work here: DeepSpeed places the model, one process per GPU. "
-            "Use --tensor-parallel-size."
-        )
-    if values["kernel_inject"]:
-        raise UsageError(
-            "--kernel-inject is not offered: DeepSpeed's injected kernels crash or give wrong tokens with current "
-            "transformers. Leave it out; layers are sharded by AutoTP."
-        )

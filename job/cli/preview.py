@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from job.cli.configuration import to_config
 from job.cli.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -16,7 +17,6 @@ from job.cli.options import (
     PART_OPTIONS,
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
-    to_config,
 )
 from job.observe.noise import silence_libraries, silence_progress_bars
 

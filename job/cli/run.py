@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from job.cli.configuration import to_config
 from job.cli.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -14,7 +15,6 @@ from job.cli.options import (
     OUTPUT_OPTIONS,
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
-    to_config,
 )
 from job.launch.environment import told_once
 from job.launch.stop import StopFlag

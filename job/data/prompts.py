@@ -101,20 +101,16 @@ class PromptRenderer:
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
 
-    def render_content_free(self, text: str) -> Prompt:
-        """Return the prompt of a row that says nothing but ``text``, in every column.
-
-        Raises:
-            UsageError: there is none, because the prompt is a list of messages or a template refuses it.
-        """
+    def render_probe(self, text: str) -> Prompt:
+        """Return the prompt of a row that says nothing but ``text``, in every column; or the reason why it has none."""
         try:
             if self._extract not in (self._from_column, self._from_template):
-                raise RowRejected("", "messages have no place for it; use --prompt-column or --prompt-template")
+                raise RowRejected("no_place", "messages have no place for it; use --prompt-column or --prompt-template")
             is_template = self._extract == self._from_template
             content = self._from_template(dict.fromkeys(self.columns, text)) if is_template else text
             return Prompt(row_idx=-1, text=self._apply_chat_template(content))
         except RowRejected as rejected:
-            raise UsageError(f"--choice-calibration {text!r}: {rejected.row_error.detail}.") from None
+            return Prompt(row_idx=-1, text=None, error=rejected.row_error)
 
     @property
     def suffix(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from job.config import RunConfig
-from job.modes.mode import Answer, AnswerLength, BoundMode, Section, Setting
+from job.modes.mode import Answer, AnswerLength, BoundMode, Probe, Section, Setting
 from job.records import Completion, Generation
 from job.tasks import Generate, Task
 
@@ -51,9 +51,9 @@ class BoundModes:
         return tuple(note for mode in self.modes for note in mode.notes_on(first_prompt))
 
     @property
-    def probes(self) -> tuple[str, ...]:
-        """Texts that are put in the place of a row's own and computed before the first row."""
-        return tuple(text for mode in self.modes for text in mode.probes)
+    def probes(self) -> tuple[Probe, ...]:
+        """What the modes want to know before the first row."""
+        return tuple(probe for mode in self.modes for probe in mode.probes)
 
     def calibrated(self, probes: Sequence[Generation]) -> "BoundModes":
         """Return these modes with what the probes came to taken into account.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError, require
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Section, Setting, Tokens, option
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting, Tokens, option
 from job.modes.texts import read_lines
 from job.records import Generation, SampleKey
 from job.tasks import SamplingParams, Score, Task
@@ -108,7 +108,7 @@ class ChoicesMode(Mode):
             texts=self.choices,
             token_ids=choice_token_ids(setting.tokens, self.choices, anchor),
             normalization=self.choice_normalization,
-            probes=self.choice_calibration,
+            probes=tuple(Probe(text=text, option="--choice-calibration") for text in self.choice_calibration),
             temperature=setting.sampling.temperature,
             seed=setting.sampling.seed,
         )
@@ -145,7 +145,7 @@ class BoundChoices(BoundMode):
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
     normalization: str = "none"
-    probes: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
     offsets: tuple[float, ...] = ()
     """What calibration takes from each score; empty: nothing."""
     temperature: float = 0.0

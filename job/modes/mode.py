@@ -97,13 +97,22 @@ class Section:
     """The same as JSON values, under names that stay."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A text that is put in the place of a row's own, and computed before the first row."""
+
+    text: str
+    option: str
+    """The option that asks for it, for messages."""
+
+
 class BoundMode:
     """A mode that knows the tokenizer. What it inherits changes nothing."""
 
     notes: tuple[str, ...] = ()
     """What the user should know before the result is there."""
-    probes: tuple[str, ...] = ()
-    """Texts that are put in the place of a row's own and computed before the first row; see ``calibrated``."""
+    probes: tuple[Probe, ...] = ()
+    """What it wants to know before the first row; see ``calibrated``."""
 
     def refine(self, task: Task) -> Task:
         """Return what the engine is asked for a row, given what the modes before this one ask."""

@@ -1,4 +1,4 @@
-"""Content-free prompts are scored before the first row, so that the choices' scores can be compared with theirs."""
+"""What the modes want to know before the first row, such as how likely answers are to a row that says nothing."""
 
 from job.engine.protocol import Engine
 from job.errors import JobError
@@ -10,7 +10,7 @@ from job.run.preparation import Prepared
 
 
 def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag, watchdog: Watchdog) -> BoundModes:
-    """Compute the content-free prompts, if there are any, and return the modes that know them. Leaves early on a stop.
+    """Compute the probes, if there are any, and return the modes that know them. Leaves early on a stop.
 
     Raises:
         JobError: one of them could not be scored.
@@ -23,7 +23,8 @@ def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag, watchdog: Watc
             generations += engine.step()
     if not generations or stop():
         return prepared.modes
-    for generation in generations:
+    generations.sort(key=lambda generation: -generation.request.row_idx)
+    for probe, generation in zip(prepared.modes.probes, generations, strict=True):
         if generation.error is not None:
-            raise JobError(f"--choice-calibration: a content-free prompt failed: {generation.error}.")
-    return prepared.modes.calibrated(sorted(generations, key=lambda generation: -generation.request.row_idx))
+            raise JobError(f"{probe.option} {probe.text!r} failed: {generation.error}.")
+    return prepared.modes.calibrated(generations)

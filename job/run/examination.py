@@ -19,7 +19,7 @@ from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
 from job.errors import UsageError
 from job.modes.bound import BoundModes
-from job.modes.mode import AnswerLength, Setting
+from job.modes.mode import AnswerLength, Probe, Setting
 from job.output.parts.columns import Columns
 from job.output.parts.manifest import Manifest
 from job.output.parts.plan import Plan
@@ -157,14 +157,14 @@ def _plan(config: RunConfig, source: Source) -> Plan:
     return Plan(num_rows=num_rows, rows_per_shard=config.output.rows_per_shard, num_samples=config.sampling.num_samples)
 
 
-def _probes(texts: Sequence[str], renderer: PromptRenderer, tokenization: Tokenization) -> tuple[Request, ...]:
-    """Return the requests of content-free texts, with rows of their own below 0."""
+def _probes(probes: Sequence[Probe], renderer: PromptRenderer, tokenization: Tokenization) -> tuple[Request, ...]:
+    """Return the requests of probes, with rows of their own below 0."""
     requests = []
-    for idx, text in enumerate(texts):
-        prompt = replace(renderer.render_content_free(text), row_idx=-1 - idx)
-        [encoded] = tokenization.encode([prompt])
+    for idx, probe in enumerate(probes):
+        [encoded] = tokenization.encode([replace(renderer.render_probe(probe.text), row_idx=-1 - idx)])
         if encoded.request is None:
-            raise UsageError(f"--choice-calibration {text!r}: {encoded.error}.")
+            reason = encoded.error and encoded.error.detail
+            raise UsageError(f"{probe.option} {probe.text!r}: {reason}.")
         requests.append(encoded.request)
     return tuple(requests)
 
