@@ -8,7 +8,7 @@ import torch
 from job.config import SamplingParams
 from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
 from job.engine.logits.sampling import largest
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.token_choice import Choosing
 from job.records import Request
 
@@ -30,8 +30,8 @@ def random_masks(vocab_size: int, num_tokens: int, share: float = 0.3) -> tuple[
     return Masks(words), allowed
 
 
-def running(row_idx: int) -> Running:
-    row = Running.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[1]))
+def running(row_idx: int) -> Sequence:
+    row = Sequence.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[1]))
     row.slot = row_idx
     return row
 

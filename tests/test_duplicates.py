@@ -156,7 +156,7 @@ def test_pending_counts_twins_and_what_is_ready() -> None:
         engine.submit(request(row_idx, prompt))
         assert engine.num_pending == row_idx + 1
     assert inner.num_pending == 2
-    assert engine.min_pending == 1 + 3, "twins keep no engine busy"
+    assert engine.min_pending == 1 + 3, "duplicates keep no engine busy"
     assert [generation.request.row_idx for generation in engine.step()] == [0, 1, 3]
     assert (engine.num_pending, engine.min_pending) == (2, 2)
     engine.submit(request(5, [1]))

@@ -22,20 +22,20 @@ class SharedCompletions:
     def __init__(self, engine: Engine) -> None:
         """Pass on what is new."""
         self._engine = engine
-        self._twins: dict[bytes, list[Request]] = {}
+        self._duplicates: dict[bytes, list[Request]] = {}
         self._finished: OrderedDict[bytes, Generation] = OrderedDict()
         self._ready: list[Generation] = []
-        self._num_twins = self._num_kept_tokens = 0
+        self._num_duplicates = self._num_kept_tokens = 0
 
     @property
     def num_pending(self) -> int:
         """See ``Engine``."""
-        return self._engine.num_pending + self._num_twins + len(self._ready)
+        return self._engine.num_pending + self._num_duplicates + len(self._ready)
 
     @property
     def min_pending(self) -> int:
-        """See ``Engine``. Twins keep no engine busy."""
-        return self._engine.min_pending + self._num_twins + len(self._ready)
+        """See ``Engine``. Duplicates keep no engine busy."""
+        return self._engine.min_pending + self._num_duplicates + len(self._ready)
 
     @property
     def max_pending(self) -> int:
@@ -48,9 +48,9 @@ class SharedCompletions:
         return self._engine.num_computed_tokens
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """See ``Engine``."""
-        return self._engine.at_work
+        return self._engine.in_flight
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
@@ -58,18 +58,18 @@ class SharedCompletions:
         if digest in self._finished:
             self._finished.move_to_end(digest)
             self._ready.append(_copy(self._finished[digest], request))
-        elif digest in self._twins:
-            self._twins[digest].append(request)
-            self._num_twins += 1
+        elif digest in self._duplicates:
+            self._duplicates[digest].append(request)
+            self._num_duplicates += 1
         else:
-            self._twins[digest] = []
+            self._duplicates[digest] = []
             self._engine.submit(request)
 
     def step(self) -> list[Generation]:
         """See ``Engine``."""
         ready, self._ready = self._ready, []
         generations = self._engine.step() if self._engine.num_pending else []
-        return ready + [copy for generation in generations for copy in self._with_twins(generation)]
+        return ready + [copy for generation in generations for copy in self._with_duplicates(generation)]
 
     def keep_alive(self) -> None:
         """See ``Engine``."""
@@ -83,13 +83,13 @@ class SharedCompletions:
         """See ``Engine``."""
         return self._engine.follow()
 
-    def _with_twins(self, generation: Generation) -> list[Generation]:
+    def _with_duplicates(self, generation: Generation) -> list[Generation]:
         digest = _digest(generation.request)
-        twins = self._twins.pop(digest)
-        self._num_twins -= len(twins)
+        duplicates = self._duplicates.pop(digest)
+        self._num_duplicates -= len(duplicates)
         if generation.error is None:  # kept without its prompt, which may be long: a copy has one of its own
             self._keep(digest, replace(generation, request=replace(generation.request, prompt_ids=())))
-        return [generation, *(_copy(generation, request) for request in twins)]
+        return [generation, *(_copy(generation, request) for request in duplicates)]
 
     def _keep(self, digest: bytes, generation: Generation) -> None:
         self._finished[digest] = generation

@@ -35,7 +35,7 @@ class FakeEngine:
         return len(self._pending)
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return list(self._pending)[: self._rows_per_step]
 

@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Prompt and completion tokens computed so far, those of unfinished requests included."""
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """What is being computed at the moment. Other threads may ask."""
 
     def submit(self, request: Request) -> None:

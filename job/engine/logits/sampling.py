@@ -8,7 +8,7 @@ Why not one number and the cumulative distribution: rounding errors of 1e-7 move
 draw near any of them flips with the shape of the batch. (Seen: 1 row of 6 in float32.) Here a draw flips only if the
 two best candidates, noise included, are that close.
 
-Noise for a whole vocabulary is dear (50,000 numbers of 64 bits a row), so the race is run in two heats: the blocks of
+Noise for a whole vocabulary is dear (50,000 numbers of 64 bits a row), so the race is run in two rounds: the blocks of
 64 tokens race with the logarithm of their total weight, then the tokens of the winning block race with their logits.
 The maximum of a block's noisy logits is distributed as its total weight plus the same noise, so this is exact.
 
@@ -30,7 +30,7 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 """SplitMix64's constants, as the negative numbers that int64 arithmetic takes them for."""
 
 _BLOCK = 64
-"""Tokens per block of the first heat."""
+"""Tokens per block of the first round."""
 
 _CPU_PIECE, _CUDA_PIECE = 2**18, 2**27
 """Logits that are looked at together: what fits a core's cache, and what is no matter for a GPU's memory."""
@@ -76,7 +76,7 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
 def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest logit of each row and its first index, both [B], NaN if there is one.
 
-    In two heats: torch's ``argmax`` over [256, 49152] bfloat16 takes a CPU 23 ms, this 3.
+    In two rounds: torch's ``argmax`` over [256, 49152] bfloat16 takes a CPU 23 ms, this 3.
     """
     num_rows, vocab_size = logits.shape
     width = next((width for width in (256, 128, 64) if vocab_size % width == 0), vocab_size)
@@ -118,7 +118,7 @@ def choose_tokens(
     bits = torch.from_numpy(row_bits(params.seed, keys, positions)).to(logits.device)
     logits = logits.float() / params.temperature
     if params.top_k == 0 and params.top_p == 1:
-        return _race_in_two_heats(_above_min_p(logits, params.min_p), bits)
+        return _race_in_two_rounds(_above_min_p(logits, params.min_p), bits)
     values, ids = _candidates(logits, params)
     winner = (values + gumbel_noise(bits, ids)).argmax(dim=-1, keepdim=True)
     return ids.gather(-1, winner).squeeze(-1)
@@ -131,7 +131,7 @@ def _above_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -torch.inf)
 
 
-def _race_in_two_heats(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+def _race_in_two_rounds(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Draw from all of [B, V] float32: first a block, then a token of it."""
     num_rows, vocab_size = logits.shape
     blocks = F.pad(logits, (0, -vocab_size % _BLOCK), value=-torch.inf).view(num_rows, -1, _BLOCK)

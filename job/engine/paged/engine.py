@@ -5,7 +5,8 @@ tells the replica the step, hands its logits to the purpose that they are for (d
 the slots of rows that have ended.
 """
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 
 import torch
 
@@ -21,10 +22,10 @@ from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
 from job.engine.paged.schedule.pages import Pages
 from job.engine.paged.schedule.scheduler import Scheduler, Work
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
 from job.engine.paged.tasks.decoding import Decoding
-from job.engine.paged.tasks.logits_task import Purpose
+from job.engine.paged.tasks.logits_task import LogitsTask
 from job.engine.paged.tasks.scoring import Scoring
 from job.engine.protocol import EndsText
 from job.errors import JobError
@@ -78,12 +79,12 @@ class PagedEngine:
         if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
             self.no_graphs = self._executor.use_graphs()
         eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
-        self._purpose: Purpose
+        self._task: LogitsTask
         if trie is None:
             constraint = None if grammar is None else Constraint(grammar, eos_token_ids)
-            self._purpose = Decoding(params, eos_token_ids, ends_text, constraint, num_slots=budget.max_rows)
+            self._task = Decoding(params, eos_token_ids, ends_text, constraint, num_slots=budget.max_rows)
         else:
-            self._purpose = Scoring(trie)
+            self._task = Scoring(trie)
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),
             max_rows=budget.max_rows,
@@ -113,13 +114,13 @@ class PagedEngine:
         return self._num_finished_tokens + sum(sequence.num_cached for sequence in self.scheduler.running)
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return [sequence.request for sequence in list(self.scheduler.running)]
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
-        for sequence in self._purpose.begin(request):
+        for sequence in self._task.begin(request):
             self.scheduler.submit(sequence)
 
     def step(self) -> list[Generation]:
@@ -130,7 +131,7 @@ class PagedEngine:
         generations = self._give_up_on_unfit()
         if not work:
             return generations
-        self._purpose.expect(work)
+        self._task.expect(work)
         try:
             logits = self._run(self.scheduler.to_step(work))
             return generations + self._advance(work, logits)
@@ -184,7 +185,7 @@ class PagedEngine:
         assert logits is not None
         return logits
 
-    def _advance(self, work: Sequence[Work], logits: torch.Tensor) -> list[Generation]:
+    def _advance(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Generation]:
         """Use a step's logits, and return the requests that are finished.
 
         Raises:
@@ -192,18 +193,18 @@ class PagedEngine:
         """
         ends = [item.end for item in work]
         try:
-            outcome = self._purpose.take(work, logits)
+            outcome = self._task.take(work, logits)
         except Exception as error:
             raise StepFailed(describe_failure(error)) from None
         for item, end in zip(work, ends, strict=True):
             item.sequence.num_cached = end
-        failures = [failure for sequence in outcome.spoilt for failure in self._doubt(sequence)]
+        failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
             self._num_finished_tokens += len(sequence.token_ids)
             self.scheduler.finish(sequence)
         return failures + outcome.generations
 
-    def _doubt(self, sequence: Running) -> list[Generation]:
+    def _recheck(self, sequence: Sequence) -> list[Generation]:
         """Compute a row of non-finite logits once more, sharing nothing, before it becomes an error row.
 
         The fault may be that of a row with the same beginning: 0 times NaN is NaN, so attention's masks do not keep NaN
@@ -214,10 +215,10 @@ class PagedEngine:
         self.scheduler.isolate(sequence)
         return []
 
-    def _fail(self, sequence: Running, kind: str, detail: str) -> list[Generation]:
+    def _fail(self, sequence: Sequence, kind: str, detail: str) -> list[Generation]:
         self._num_finished_tokens += sequence.num_cached
         self.scheduler.drop(sequence)
-        return self._purpose.fail(sequence, failed(sequence.request, kind, detail))
+        return self._task.fail(sequence, failed(sequence.request, kind, detail))
 
     def _give_up_on_unfit(self) -> list[Generation]:
         """Return the rows for which the whole cache is too small."""
@@ -226,9 +227,9 @@ class PagedEngine:
         detail = f"with its completion it needs more than the {room:,} tokens of the KV cache; --kv-cache-memory"
         unfit, self.scheduler.unfit = self.scheduler.unfit, []
         failures = [(row, failed(row.request, "kv_cache_full", detail)) for row in unfit]
-        return [generation for row, failure in failures for generation in self._purpose.fail(row, failure)]
+        return [generation for row, failure in failures for generation in self._task.fail(row, failure)]
 
-    def _recover(self, work: Sequence[Work], reason: str) -> list[Generation]:
+    def _recover(self, work: abc.Sequence[Work], reason: str) -> list[Generation]:
         """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, an error row."""
         rows = [item.sequence for item in work]
         if reason == OUT_OF_MEMORY:

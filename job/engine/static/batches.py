@@ -81,7 +81,7 @@ class StaticBatches(ABC):
         return PENDING_BATCHES * self._max_rows
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return self._batch
 

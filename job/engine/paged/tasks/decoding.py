@@ -1,6 +1,6 @@
 """Decoding: a step's logits become the next token of each row, until it ends."""
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 
@@ -8,7 +8,7 @@ from job.config import SamplingParams
 from job.engine.failures import failed
 from job.engine.logits.constraint import Constraint, Matcher
 from job.engine.paged.schedule.scheduler import Work
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
 from job.engine.paged.tasks.token_choice import Choosing
 from job.engine.protocol import EndsText
@@ -16,7 +16,7 @@ from job.records import Generation, Request
 
 
 class Decoding:
-    """Implements ``Purpose``."""
+    """Implements ``LogitsTask``."""
 
     def __init__(
         self,
@@ -36,15 +36,15 @@ class Decoding:
         """
         self._params, self._eos_token_ids, self._ends_text = params, eos_token_ids, ends_text
         self._constraint = constraint
-        self._matchers: dict[Running, Matcher] = {}
+        self._matchers: dict[Sequence, Matcher] = {}
         self._choosing = Choosing(params, num_slots=num_slots)
 
-    def begin(self, request: Request) -> list[Running]:
-        """See ``Purpose``."""
-        return [Running.of(request)]
+    def begin(self, request: Request) -> list[Sequence]:
+        """See ``LogitsTask``."""
+        return [Sequence.of(request)]
 
-    def expect(self, work: Sequence[Work]) -> None:
-        """See ``Purpose``."""
+    def expect(self, work: abc.Sequence[Work]) -> None:
+        """See ``LogitsTask``."""
         rows = _wanted(work)
         if self._constraint is not None and rows:
             for row in rows:
@@ -52,14 +52,14 @@ class Decoding:
                     self._matchers[row] = self._constraint.begin()
             self._constraint.expect([self._matchers[row] for row in rows])
 
-    def take(self, work: Sequence[Work], logits: torch.Tensor) -> Outcome:
-        """See ``Purpose``."""
+    def take(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Outcome:
+        """See ``LogitsTask``."""
         rows = _wanted(work)
         if not rows:
             return Outcome()
         masks = None if self._constraint is None else self._constraint.masks()
         tokens, logprobs, is_finite = self._choosing.choose(logits, rows, masks)
-        good: list[Running] = []
+        good: list[Sequence] = []
         for idx, row in enumerate(rows):
             if is_finite[idx]:
                 good.append(row)
@@ -72,18 +72,18 @@ class Decoding:
             self._matchers.pop(row, None)
         return Outcome(
             ended=list(generations),
-            spoilt=[row for idx, row in enumerate(rows) if not is_finite[idx]],
+            non_finite=[row for idx, row in enumerate(rows) if not is_finite[idx]],
             generations=list(generations.values()),
         )
 
-    def fail(self, sequence: Running, failure: Generation) -> list[Generation]:
-        """See ``Purpose``."""
+    def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
+        """See ``LogitsTask``."""
         self._matchers.pop(sequence, None)
         return [failure]
 
-    def _advance(self, rows: Sequence[Running]) -> dict[Running, Generation]:
+    def _advance(self, rows: abc.Sequence[Sequence]) -> dict[Sequence, Generation]:
         """Lead rows' matchers behind their last token; return those that have ended by it, or failed."""
-        ended: dict[Running, Generation] = {}
+        ended: dict[Sequence, Generation] = {}
         for row in rows if self._constraint is not None else ():
             matcher = self._matchers[row]
             if matcher.failure is None and row.token_ids[-1] not in self._eos_token_ids:
@@ -96,9 +96,9 @@ class Decoding:
                 ended[row] = self._generation(row, "stop")
         return ended
 
-    def _finished(self, rows: Sequence[Running]) -> dict[Running, Generation]:
+    def _finished(self, rows: abc.Sequence[Sequence]) -> dict[Sequence, Generation]:
         """Return the rows that have come to an end of their own, to the most tokens or to a stop string."""
-        reasons: dict[Running, str] = {}
+        reasons: dict[Sequence, str] = {}
         for row in rows:
             if row.token_ids[-1] in self._eos_token_ids:
                 reasons[row] = "stop"
@@ -110,7 +110,7 @@ class Decoding:
             reasons |= {row: "stop" for row, has_stopped in stopped if has_stopped}
         return {row: self._generation(row, reason) for row, reason in reasons.items()}
 
-    def _generation(self, row: Running, reason: str) -> Generation:
+    def _generation(self, row: Sequence, reason: str) -> Generation:
         return Generation(
             request=row.request,
             token_ids=row.token_ids[row.num_prompt :],
@@ -119,6 +119,6 @@ class Decoding:
         )
 
 
-def _wanted(work: Sequence[Work]) -> list[Running]:
+def _wanted(work: abc.Sequence[Work]) -> list[Sequence]:
     """Return the sequences whose next token a step chooses."""
     return [item.sequence for item in work if item.num_wanted]

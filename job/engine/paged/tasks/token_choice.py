@@ -1,13 +1,13 @@
 """From a step's logits to tokens, on the leader. Remembers which tokens each slot has seen, if that matters."""
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 
 from job.config import SamplingParams
 from job.engine.logits.masks import Masks
 from job.engine.logits.sampling import choose_tokens, largest, penalize_repetition, token_logprobs
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 
 
 class Choosing:
@@ -20,7 +20,7 @@ class Choosing:
         self._num_seen = [0] * num_slots
 
     def choose(
-        self, logits: torch.Tensor, rows: Sequence[Running], masks: Masks | None = None
+        self, logits: torch.Tensor, rows: abc.Sequence[Sequence], masks: Masks | None = None
     ) -> tuple[list[int], list[float] | None, list[bool]]:
         """Choose a token for each row.
 
@@ -47,7 +47,7 @@ class Choosing:
         logprobs = token_logprobs(raw, tokens).tolist() if params.logprobs else None
         return tokens.tolist(), logprobs, is_finite.tolist()
 
-    def _seen_by(self, rows: Sequence[Running], logits: torch.Tensor) -> torch.Tensor:
+    def _seen_by(self, rows: abc.Sequence[Sequence], logits: torch.Tensor) -> torch.Tensor:
         """Return [B, V] bool. A slot's row is rebuilt when its first token is chosen, and after a preemption."""
         device = logits.device
         if self._seen is None:

@@ -7,15 +7,15 @@ import torch
 
 from job.config import SamplingParams
 from job.engine.logits.sampling import choose_tokens, penalize_repetition, token_logprobs
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.token_choice import Choosing
 from job.records import Request
 
 VOCAB = 20
 
 
-def running(row_idx: int, prompt_ids: list[int], slot: int) -> Running:
-    sequence = Running.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt_ids))
+def running(row_idx: int, prompt_ids: list[int], slot: int) -> Sequence:
+    sequence = Sequence.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt_ids))
     sequence.slot = slot
     return sequence
 
@@ -72,7 +72,7 @@ class Penalized:
         """Begin with empty slots."""
         self.choosing = Choosing(SamplingParams(repetition_penalty=1.7), num_slots=num_slots)
 
-    def step(self, *rows: Running) -> None:
+    def step(self, *rows: Sequence) -> None:
         """Choose a token for rows and append it."""
         logits = torch.cat([random_logits(1, row.request.row_idx) for row in rows]) + 3.0
         seen = torch.zeros(len(rows), VOCAB, dtype=torch.bool)
