@@ -40,9 +40,7 @@ def philox4x32(
     return np.stack([c0, c1, c2, c3])
 
 
-def row_bits(
-    seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Sequence[int]
-) -> npt.NDArray[np.int64]:
+def row_bits(seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Sequence[int]) -> npt.NDArray[np.int64]:
     """Return 64 random bits for each row: its draw at its position of the completion.
 
     Args:
