@@ -33,6 +33,8 @@ class SamplingParams:
     """Drop tokens less likely than this times the most likely one. 0: off."""
     repetition_penalty: float = 1.0
     """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
+    logprobs: bool = False
+    """Return the log probabilities of the generated tokens, in the model's own distribution."""
     seed: int = 0
     """With (row_idx, sample_idx, position) it fixes every draw."""
     ignore_eos: bool = False
@@ -65,8 +67,6 @@ class Generate:
     """Generate a completion."""
 
     params: SamplingParams
-    logprobs: bool = False
-    """Return the log probabilities of the generated tokens, in the model's own distribution."""
     grammar: Grammar | None = None
     """What the completion must be. None: any text."""
     ends_text: EndsText | None = None

@@ -17,8 +17,19 @@ from job.engine.paged.attention.backends import VARLEN, _plain
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.cuda.graphs import DecodeGraphs, RecordedStep
 from job.engine.paged.engine import PagedEngine
-from job.records import Request
-from tests.serving import MODES, Served, complete, expected_tokens, finish, make_engine, make_prompts, serve, tokens
+from tests.serving import (
+    MODES,
+    Served,
+    ask,
+    complete,
+    expected_tokens,
+    finish,
+    generate,
+    make_engine,
+    make_prompts,
+    serve,
+    tokens,
+)
 
 NUM_PAGES = 40
 """Of 256 tokens; ``make_engine`` counts in pages of 32."""
@@ -109,9 +120,9 @@ def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
 
     def draw(*, cuda_graphs: bool) -> list[list[int]]:
         config = {"max_batch_rows": 4, "cuda_graphs": cuda_graphs}
-        engine = engine_of(served, config=config, temperature=1.0, num_samples=12)
+        engine = engine_of(served, config=config)
         prompt = [5 + idx * 7 % 200 for idx in range(45)]
-        return tokens(finish(engine, [Request(row_idx=0, sample_idx=idx, prompt_ids=prompt) for idx in range(12)]))
+        return tokens(finish(engine, [ask(prompt, generate(temperature=1.0), sample_idx=idx) for idx in range(12)]))
 
     expected = draw(cuda_graphs=False)
     assert not recorded

@@ -109,8 +109,8 @@ class Bench:
         """Slot to the one that it begins like, and for how many tokens."""
         self.args_of_layers: dict[int, AttentionArgs] = {}
         """Where they are not those of the step."""
-        self.gained: list[tuple[int, int, int]] = []
-        self.fresh: list[tuple[int]] = []
+        self.new_pages: list[tuple[int, int, int]] = []
+        self.pages_to_clear: list[tuple[int]] = []
         self.copies: list[tuple[int, int, int]] = []
 
     def scatter(self) -> None:
@@ -131,20 +131,20 @@ class Bench:
         num_pages, num_copied = divmod(num_tokens, P)
         self.pages[new_slot] = []
         for page in self.pages[slot][:num_pages]:
-            self._gain(new_slot, page)
+            self._add_page(new_slot, page)
         if num_copied:
             self._reserve(new_slot, num_tokens)
             self.copies.append((self.pages[slot][num_pages], self.pages[new_slot][-1], num_copied))
 
-    def _gain(self, slot: int, page: int) -> None:
-        self.gained.append((slot, len(self.pages[slot]), page))
+    def _add_page(self, slot: int, page: int) -> None:
+        self.new_pages.append((slot, len(self.pages[slot]), page))
         self.pages[slot].append(page)
 
     def _reserve(self, slot: int, num_tokens: int) -> None:
         self.pages.setdefault(slot, [])
         while len(self.pages[slot]) * P < num_tokens:
-            self.fresh.append((self.free[0],))
-            self._gain(slot, self.free.pop(0))
+            self.pages_to_clear.append((self.free[0],))
+            self._add_page(slot, self.free.pop(0))
 
     def step(self, counts: dict[int, int], args: AttentionArgs, *, spoil: int | None = None) -> Layout:
         """Compute so many tokens of each slot's sequence in all layers, and compare with the dense answers.
@@ -159,15 +159,15 @@ class Bench:
         step = Step(
             token_ids=np.zeros(sum(counts.values()), np.int32),
             sequences=rows([(slot, start, n, 1) for (slot, n), start in zip(items, starts, strict=True)], 4),
-            gained=rows(self.gained, 3),
-            fresh=rows(self.fresh, 1),
+            new_pages=rows(self.new_pages, 3),
+            pages_to_clear=rows(self.pages_to_clear, 1),
             copies=rows(self.copies, 3),
         )
-        self.gained, self.fresh, self.copies = [], [], []
-        self.tables.gain(step.gained)
+        self.new_pages, self.pages_to_clear, self.copies = [], [], []
+        self.tables.add(step.new_pages)
         layout = Layout(step, self.tables, P)
         if self.backend.reads_hidden:
-            self.cache.clear(step.fresh)
+            self.cache.clear(step.pages_to_clear)
         self._compute(layout, items, args, spoil)
         return layout
 
@@ -345,12 +345,12 @@ def layout_of(sequences: list[tuple[int, int]]) -> Layout:
     items = [(slot, start, count, slot % 2) for slot, (start, count) in enumerate(sequences)]
     step = Step(token_ids=np.arange(sum(count for _, count in sequences), dtype=np.int32), sequences=rows(items, 4))
     tables = BlockTables(len(sequences))
-    gained = [
+    new_pages = [
         (slot, idx, 50 * slot + idx)
         for slot, (start, count) in enumerate(sequences)
         for idx in range((start + count - 1) // P + 1)
     ]
-    tables.gain(rows(gained, 3))
+    tables.add(rows(new_pages, 3))
     return Layout(step, tables, P)
 
 
@@ -384,7 +384,7 @@ def test_only_steps_of_one_token_per_row_may_be_replayed() -> None:
     """
     step = Step(token_ids=np.zeros(2, np.int32), sequences=rows([(0, 5, 1, 1), (1, 3, 1, 1)], 4))
     tables = BlockTables(2)
-    tables.gain(rows([(0, 0, 0), (1, 0, 1)], 3))
+    tables.add(rows([(0, 0, 0), (1, 0, 1)], 3))
     assert may_replay(Layout(step, tables, P))
     copying = Step(token_ids=step.token_ids, sequences=step.sequences, copies=rows([(0, 1, 3)], 3))
     assert not may_replay(Layout(copying, tables, P))

@@ -6,8 +6,8 @@ should find. Page tables are kept from the packed steps alone, as followers keep
 """
 
 import random
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, abc, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,27 +15,31 @@ import pytest
 
 from job.engine.paged.schedule.pages import Pages
 from job.engine.paged.schedule.scheduler import Scheduler, Work
-from job.engine.paged.schedule.sequences import Running, in_order
+from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step
 from job.records import Request
+from job.tasks import Generate, SamplingParams
+
+TASK = Generate(params=SamplingParams())
+"""The scheduler does not look at it."""
 
 CLEARED = 0
 """What a cleared place holds; a place that was never cleared holds None."""
 
 
-def request(row_idx: int, prompt_ids: Sequence[int], sample_idx: int = 0) -> Request:
-    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=list(prompt_ids))
+def request(row_idx: int, prompt_ids: abc.Sequence[int], sample_idx: int = 0) -> Request:
+    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=list(prompt_ids), task=TASK)
 
 
-def running(row_idx: int, prompt_ids: Sequence[int]) -> Running:
-    return Running.of(request(row_idx, prompt_ids))
+def running(row_idx: int, prompt_ids: abc.Sequence[int]) -> Sequence:
+    return Sequence.of(request(row_idx, prompt_ids))
 
 
 def scheduler(num_pages: int = 100, page_tokens: int = 4, **options: Any) -> Scheduler:
     return Scheduler(Pages(num_pages, page_tokens), **{"max_rows": 8, "max_tokens": 64, **options})
 
 
-def memories(token_ids: Sequence[int]) -> list[int]:
+def memories(token_ids: abc.Sequence[int]) -> list[int]:
     """Return for each token the number that stands for its keys and values."""
     found, memory = [], 1
     for token in token_ids:
@@ -55,9 +59,9 @@ class Cache:
 
     def execute(self, step: Step, token_ids_of_slots: dict[int, list[int]]) -> None:
         """Clear, write, copy, then read, in this order."""
-        for slot, page_idx, page in step.gained.tolist():
+        for slot, page_idx, page in step.new_pages.tolist():
             self.tables[slot, page_idx] = page
-        for page in step.fresh[:, 0].tolist():
+        for page in step.pages_to_clear[:, 0].tolist():
             self.places |= {(page, place): CLEARED for place in range(self.page_tokens)}
         self._write(step, token_ids_of_slots)
         copied = {
@@ -107,7 +111,7 @@ class Simulation:
     """Rows on which every step fails that computes their last prompt token."""
     failure_rate: float = 0.0
     """Share of steps for which there is too little memory."""
-    prompts: dict[int, Sequence[int]] = field(default_factory=dict)
+    prompts: dict[int, abc.Sequence[int]] = field(default_factory=dict)
     generated: dict[int, list[int]] = field(default_factory=dict)
     outcomes: Counter[tuple[int, str]] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -124,7 +128,7 @@ class Simulation:
         """Submit requests."""
         for item in requests:
             self.prompts[item.row_idx], self.generated[item.row_idx] = item.prompt_ids, []
-            self.scheduler.submit(Running.of(item))
+            self.scheduler.submit(Sequence.of(item))
 
     def run(self, max_steps: int = 5000) -> None:
         """Step until nothing is pending."""
@@ -191,7 +195,7 @@ class Simulation:
         expected = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         assert [tuple(row) for row in step.sequences.tolist()] == expected
         self.cache.execute(step, {item.sequence.slot: item.sequence.token_ids for item in work})
-        self.events["shared"] += len(step.gained) - len(step.fresh)
+        self.events["shared"] += len(step.new_pages) - len(step.pages_to_clear)
         self.events["copied"] += len(step.copies)
 
     def advance(self, work: list[Work]) -> None:
@@ -279,7 +283,7 @@ def preemptions(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     preempt = Scheduler._preempt
 
-    def counted(self: Scheduler, victim: Running) -> None:
+    def counted(self: Scheduler, victim: Sequence) -> None:
         counts["preempted"] += 1
         preempt(self, victim)
 
@@ -386,7 +390,7 @@ def test_a_family_shares_half_of_its_longer_prompt(num_common: int, is_family: b
 
 def test_the_order_does_not_depend_on_the_order_of_arrival() -> None:
     rng = random.Random(3)
-    sequences = [Running.of(item) for item in random_requests(rng, 60, 20)]
+    sequences = [Sequence.of(item) for item in random_requests(rng, 60, 20)]
     order = in_order(sequences)
     rng.shuffle(sequences)
     assert in_order(sequences) == order
@@ -397,7 +401,7 @@ def test_samples_of_a_row_are_neighbours_and_share_their_prompt() -> None:
     """Its whole pages, and the rest of it by a copy; of each sample at least the last token is computed."""
     subject = scheduler(page_tokens=8)
     for sample_idx in range(3):
-        subject.submit(Running.of(request(0, range(30), sample_idx)))
+        subject.submit(Sequence.of(request(0, range(30), sample_idx)))
     subject.submit(running(1, [5] * 30))
     work = subject.next_work()
     assert [(item.sequence.request.key, item.num_tokens) for item in work] == [

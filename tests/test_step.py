@@ -13,7 +13,7 @@ from job.launch import replica
 from job.launch.environment import ProcessInfo
 from job.launch.replica import MESSAGE_INTS, Replica
 
-WIDTHS = {"token_ids": None, "sequences": 4, "gained": 3, "fresh": 1, "copies": 3}
+WIDTHS = {"token_ids": None, "sequences": 4, "new_pages": 3, "pages_to_clear": 1, "copies": 3}
 
 
 def random_step(seed: int) -> Step:

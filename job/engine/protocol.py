@@ -3,13 +3,9 @@
 The leader calls these. Followers call ``follow`` once and return from it when the leader closes its engine.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from job.records import Generation, Request
-
-EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
-"""Says of completions' ids whether a stop string has ended each. Whoever knows the tokenizer passes it in."""
 
 
 class Engine(Protocol):
@@ -32,7 +28,7 @@ class Engine(Protocol):
         """Prompt and completion tokens computed so far, those of unfinished requests included."""
 
     @property
-    def at_work(self) -> list[Request]:
+    def in_flight(self) -> list[Request]:
         """What is being computed at the moment. Other threads may ask."""
 
     def submit(self, request: Request) -> None:

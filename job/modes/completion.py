@@ -68,7 +68,8 @@ class BoundCompletion(BoundMode):
     def refine(self, task: Task) -> Task:
         """See ``BoundMode``."""
         assert isinstance(task, Generate), "a run begins with a task to generate"
-        return replace(task, logprobs=self._logprobs, ends_text=self.ends_text if self._stop else None)
+        params = replace(task.params, logprobs=self._logprobs)
+        return replace(task, params=params, ends_text=self.ends_text if self._stop else None)
 
     def ends_text(self, completions: Sequence[Sequence[int]]) -> list[bool]:
         """Return for each completion's ids whether their last token has completed a stop string."""

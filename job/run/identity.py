@@ -36,7 +36,7 @@ def manifest_of(
             "include_prompt": config.output.include_prompt,
             "kept": [f"{field.name}: {field.type}" for field in kept],
         },
-        "engine": "fake" if config.engine.engine == "fake" else "model",
+        "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
     return Manifest(without_defaults(identity), _about(run))
 

@@ -73,7 +73,7 @@ class Runner:
         self._metrics = MetricsFile(self._paths.metrics(self._worker_id))
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
-        self._watchdog = Watchdog(stall_secs, stop, lambda: sorted({r.row_idx for r in engine.at_work}))
+        self._watchdog = Watchdog(stall_secs, stop, lambda: sorted({r.row_idx for r in engine.in_flight}))
         self._crew = Crew(self._paths, self._plan, self._worker_id, num_replicas)
         self._last_look = self._last_exchange = -IDLE_SECS
 
@@ -294,7 +294,7 @@ class Runner:
             num_open_rows=sum(shard.num_done for idx, shard in self._open.items() if self._claims.holds(idx)),
             num_errors=self._counts.num_errors,
             num_tokens=self._engine.num_computed_tokens,
-            num_at_work=len({request.key for request in self._engine.at_work}),
+            num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._claims.held,
         )
 

@@ -39,9 +39,9 @@ class Executor:
             [W, V]: logits behind the wanted tokens, in the model's dtype; one row that means nothing if there are none.
             A step may be run again: it writes the same places.
         """
-        self._tables.gain(step.gained)
+        self._tables.add(step.new_pages)
         if self._backend.reads_hidden:
-            self._cache.clear(step.fresh)
+            self._cache.clear(step.pages_to_clear)
         layout = Layout(step, self._tables, self._cache.page_tokens)
         if self._graphs is not None and may_replay(layout):
             return self._graphs.run(layout)

@@ -124,19 +124,19 @@ def _logits_of_ours(module: Any, shapes: dict[int, LayerShape], device: torch.de
     executor = Executor(module, TORCH, TORCH.allocate(shapes, 5, device), num_slots=2, device=device)
     ids = _token_ids(module)
     ends = (PAGE_TOKENS + 3, PROBE_TOKENS - 1, PROBE_TOKENS)
-    gained: tuple[list[tuple[int, int, int]], ...] = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
+    new_pages: tuple[list[tuple[int, int, int]], ...] = ([(1, 0, 3), (1, 1, 0)], [(1, 2, 4)], [])
     starts = (0, *ends[:-1])
-    steps = [_step(ids, start, end, pages) for start, end, pages in zip(starts, ends, gained, strict=True)]
+    steps = [_step(ids, start, end, pages) for start, end, pages in zip(starts, ends, new_pages, strict=True)]
     return torch.cat([executor.run(step) for step in steps])
 
 
-def _step(ids: Any, start: int, end: int, gained: list[tuple[int, int, int]] | None = None) -> Step:
-    slot = 1 if gained is not None else 0
+def _step(ids: Any, start: int, end: int, new_pages: list[tuple[int, int, int]] | None = None) -> Step:
+    slot = 1 if new_pages is not None else 0
     return Step(
         token_ids=ids[start:end],
         sequences=rows([(slot, start, end - start, 1)], 4),
-        gained=rows(gained or [], 3),
-        fresh=rows([(page,) for _, _, page in gained or []], 1),
+        new_pages=rows(new_pages or [], 3),
+        pages_to_clear=rows([(page,) for _, _, page in new_pages or []], 1),
     )
 
 

@@ -124,9 +124,9 @@ def _error_with(args: AttentionArgs, backend: Backend, shape: LayerShape, device
 
     pages_each = -(-TRIAL_TOKENS // backend.page_tokens)
     cache, tables = backend.allocate({0: shape}, 2 * pages_each, device), BlockTables(2)
-    gained = [(slot, idx, 2 * idx + 1 - slot) for slot in range(2) for idx in range(pages_each)]
-    tables.gain(rows(gained, 3))
-    cache.clear(rows([page[2:] for page in gained], 1))
+    new_pages = [(slot, idx, 2 * idx + 1 - slot) for slot in range(2) for idx in range(pages_each)]
+    tables.add(rows(new_pages, 3))
+    cache.clear(rows([page[2:] for page in new_pages], 1))
     keys: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     values: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     error = 0.0

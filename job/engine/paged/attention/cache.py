@@ -62,10 +62,10 @@ class KVCache:
         inner = (self.page_tokens, shape.num_heads) if self.tokens_first else (shape.num_heads, self.page_tokens)
         return torch.empty(self._num_pages, *inner, size, dtype=shape.dtype, device=self._device)
 
-    def clear(self, fresh: npt.NDArray[np.int32]) -> None:
+    def clear(self, dirty: npt.NDArray[np.int32]) -> None:
         """Zero pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
-        if len(fresh):
-            pages = torch.from_numpy(fresh[:, 0].copy()).long().to(self._device)
+        if len(dirty):
+            pages = torch.from_numpy(dirty[:, 0].copy()).long().to(self._device)
             for pool in (*self.keys.values(), *self.values.values()):
                 pool.index_fill_(0, pages, 0)
 

@@ -25,13 +25,13 @@ class BlockTables:
         """Know nothing yet."""
         self._pages = np.zeros((num_slots, 16), np.int64)
 
-    def gain(self, gained: npt.NDArray[np.int32]) -> None:
+    def add(self, new_pages: npt.NDArray[np.int32]) -> None:
         """Enter [., 3]: slot, index of the page in its sequence, page."""
-        if not len(gained):
+        if not len(new_pages):
             return
-        while gained[:, 1].max() >= self._pages.shape[1]:
+        while new_pages[:, 1].max() >= self._pages.shape[1]:
             self._pages = np.concatenate([self._pages, np.zeros_like(self._pages)], axis=1)
-        self._pages[gained[:, 0], gained[:, 1]] = gained[:, 2]
+        self._pages[new_pages[:, 0], new_pages[:, 1]] = new_pages[:, 2]
 
     def of(self, slots: npt.NDArray[np.int32]) -> Ints:
         """Return [N, .]: the pages of sequences; what is behind a sequence's own pages means nothing."""

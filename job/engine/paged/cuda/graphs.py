@@ -52,7 +52,7 @@ class DecodeGraphs:
         return None
 
     def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that may be replayed and whose fresh pages are clear.
+        """Compute a step that may be replayed and whose pages to clear are clear.
 
         Returns:
             [N, V]: logits; overwritten by the next step.

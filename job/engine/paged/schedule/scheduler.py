@@ -7,14 +7,14 @@ Rules, in this order:
 3. Waiting rows are admitted while there are slots, budget and pages, with a reserve for the rows that run.
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import abc, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from job.engine.paged.schedule.pages import Match, Pages
-from job.engine.paged.schedule.sequences import Running, in_order
+from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step, rows
 
 ROWS_PER_RESERVED_PAGE = 8
@@ -28,7 +28,7 @@ SMALL_STEP = 16
 class Work:
     """So many tokens of a sequence in this step."""
 
-    sequence: Running
+    sequence: Sequence
     num_tokens: int
 
     @property
@@ -55,22 +55,22 @@ class Scheduler:
         """
         self.pages, self.max_rows, self._share = pages, max_rows, share_prefixes
         self.max_tokens = max(max_tokens, max_rows)
-        self.running: list[Running] = []
+        self.running: list[Sequence] = []
         """In the order of their admission."""
-        self.unfit: list[Running] = []
+        self.unfit: list[Sequence] = []
         """Sequences that do not fit into the cache although they are alone; the engine takes them from here."""
-        self._arrived: list[Running] = []
-        self._waiting: deque[Running] = deque()
-        self._returned: deque[Running] = deque()
-        self._apart: deque[list[Running]] = deque()
-        self._group: deque[Running] | None = None
+        self._arrived: list[Sequence] = []
+        self._waiting: deque[Sequence] = deque()
+        self._returned: deque[Sequence] = deque()
+        self._apart: deque[list[Sequence]] = deque()
+        self._group: deque[Sequence] | None = None
         self._free_slots = list(range(max_rows))[::-1]
-        self._lingering: Sequence[int] = ()
+        self._retained: abc.Sequence[int] = ()
         self._begin()
 
     def _begin(self) -> None:
-        self._gained: list[tuple[int, int, int]] = []
-        self._fresh: list[int] = []
+        self._new_pages: list[tuple[int, int, int]] = []
+        self._pages_to_clear: list[int] = []
         self._copies: list[tuple[int, int, int]] = []
         self._origins: dict[int, tuple[int, int]] = {}
 
@@ -88,36 +88,36 @@ class Scheduler:
         )
         return sum(map(len, lists))
 
-    def submit(self, sequence: Running) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """Add a sequence."""
         self._arrived.append(sequence)
 
-    def finish(self, sequence: Running) -> None:
+    def finish(self, sequence: Sequence) -> None:
         """Drop a sequence that is done. Its prompt stays until the next one ends: its neighbours may share it."""
-        self._linger(sequence.pages[: self.pages.num_needed(min(sequence.num_prompt, sequence.num_cached))])
+        self._retain(sequence.pages[: self.pages.num_needed(min(sequence.num_prompt, sequence.num_cached))])
         self._release(sequence)
 
-    def drop(self, sequence: Running) -> None:
+    def drop(self, sequence: Sequence) -> None:
         """Drop a sequence that has failed. What it left in the cache is of no use to others."""
         self._release(sequence)
 
-    def put_back(self, sequences: Iterable[Running]) -> None:
+    def put_back(self, sequences: Iterable[Sequence]) -> None:
         """Take running sequences out; they are computed again from their first token, before others."""
         for sequence in list(sequences)[::-1]:
             self._release(sequence)
             self._returned.appendleft(sequence)
 
-    def may_share(self, sequence: Running) -> bool:
+    def may_share(self, sequence: Sequence) -> bool:
         """Whether a sequence's pages may be those of others."""
         return self._share and sequence.may_share
 
-    def isolate(self, sequence: Running) -> None:
+    def isolate(self, sequence: Sequence) -> None:
         """Take a running sequence out, and compute it again without sharing: what it shares may be spoilt."""
         self.pages.forget(sequence.pages)
         sequence.may_share = False
         self.put_back([sequence])
 
-    def separate(self, sequences: Sequence[Running]) -> None:
+    def separate(self, sequences: abc.Sequence[Sequence]) -> None:
         """Take out sequences one of which the model fails on, and compute them later in two groups, each by itself."""
         for sequence in sequences:
             self._release(sequence)
@@ -137,7 +137,7 @@ class Scheduler:
     def next_work(self) -> list[Work]:
         """Decide the next step; empty if nothing can be computed. ``to_step`` then says it to the replica."""
         self._begin()
-        work: dict[Running, int] = {}
+        work: dict[Sequence, int] = {}
         budget = self.max_tokens
         for sequence in sorted(self.running, key=lambda sequence: sequence.num_missing > 1):
             if sequence.slot < 0:
@@ -159,42 +159,42 @@ class Scheduler:
         items = [Work(sequence, num_tokens) for sequence, num_tokens in work.items()]
         return sorted(items, key=lambda item: item.num_tokens > 1)
 
-    def to_step(self, work: Sequence[Work]) -> Step:
+    def to_step(self, work: abc.Sequence[Work]) -> Step:
         """Return what the replica must be told."""
         token_ids = [token for item in work for token in item.sequence.token_ids[item.sequence.num_cached : item.end]]
         sequences = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         return Step(
             token_ids=np.array(token_ids, np.int32),
             sequences=rows(sequences, 4),
-            gained=rows(self._gained, 3),
-            fresh=np.array(self._fresh, np.int32).reshape(-1, 1),
+            new_pages=rows(self._new_pages, 3),
+            pages_to_clear=np.array(self._pages_to_clear, np.int32).reshape(-1, 1),
             copies=rows(self._copies, 3),
         )
 
-    def _schedule(self, sequence: Running, num_tokens: int, work: dict[Running, int]) -> None:
+    def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, int]) -> None:
         work[sequence] = num_tokens
         if self.may_share(sequence) and sequence.num_cached < sequence.num_prompt:
             end = min(sequence.num_cached + num_tokens, sequence.num_prompt)
             first_idx = sequence.num_cached // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[:end], first_idx)
 
-    def _grow(self, sequence: Running, num_tokens: int) -> bool:
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence the pages for its next tokens. False if there are too few, and then nothing is taken."""
         num_lacking = self.pages.num_needed(sequence.num_cached + num_tokens) - len(sequence.pages)
         if num_lacking > self.pages.num_free:
-            self._linger(())
+            self._retain(())
         if num_lacking > self.pages.num_free:
             return False
         for _ in range(num_lacking):
-            self._fresh.append(self.pages.take())
-            self._gain(sequence, self._fresh[-1])
+            self._pages_to_clear.append(self.pages.take())
+            self._add_page(sequence, self._pages_to_clear[-1])
         return True
 
-    def _gain(self, sequence: Running, page: int) -> None:
-        self._gained.append((sequence.slot, len(sequence.pages), page))
+    def _add_page(self, sequence: Sequence, page: int) -> None:
+        self._new_pages.append((sequence.slot, len(sequence.pages), page))
         sequence.pages.append(page)
 
-    def _preempt(self, victim: Running) -> None:
+    def _preempt(self, victim: Sequence) -> None:
         """Take a sequence out for its pages. One that is alone has all there are, and cannot be helped."""
         if len(self.running) == 1:
             self._release(victim)
@@ -202,7 +202,7 @@ class Scheduler:
         else:
             self.put_back([victim])
 
-    def _admit(self) -> Running | None:
+    def _admit(self) -> Sequence | None:
         """Move the first waiting sequence into a slot, with what is known of its prompt. None if it must wait."""
         queue = self._queue()
         if not queue or len(self.running) >= self.max_rows:
@@ -212,7 +212,7 @@ class Scheduler:
         if num_new + len(self.running) // ROWS_PER_RESERVED_PAGE > self.pages.num_free:
             if self.running:
                 return None
-            self._linger(())
+            self._retain(())
             match = Match(())
             if self.pages.num_needed(len(queue[0].token_ids)) > self.pages.num_free:
                 self.unfit.append(queue.popleft())
@@ -223,14 +223,14 @@ class Scheduler:
         self.running.append(sequence)
         self.pages.hold(match.pages)
         for page in match.pages:
-            self._gain(sequence, page)
+            self._add_page(sequence, page)
         if match.donor is not None:
             self._grow(sequence, 0)
             self._copies.append((match.donor, sequence.pages[-1], match.num_donated))
             self._origins[sequence.pages[-1]] = (match.donor, match.num_donated)
         return sequence
 
-    def _match(self, sequence: Running) -> Match:
+    def _match(self, sequence: Sequence) -> Match:
         """Find what is known of a sequence's prompt. Tokens whose logits are wanted must be computed in any case."""
         if not self.may_share(sequence):
             return Match(())
@@ -241,7 +241,7 @@ class Scheduler:
             return Match(match.pages, donor, min(match.num_donated, num_original))
         return match
 
-    def _queue(self) -> deque[Running]:
+    def _queue(self) -> deque[Sequence]:
         """Return where the next sequence comes from."""
         if self._group is not None and not self._group and not self.running:
             self._group = None
@@ -258,13 +258,13 @@ class Scheduler:
             self._arrived = []
         return self._waiting
 
-    def _release(self, sequence: Running) -> None:
+    def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
         self.pages.release(sequence.pages)
         sequence.slot, sequence.num_cached, sequence.pages = -1, 0, []
 
-    def _linger(self, pages: Sequence[int]) -> None:
+    def _retain(self, pages: abc.Sequence[int]) -> None:
         self.pages.hold(pages)
-        self.pages.release(self._lingering)
-        self._lingering = tuple(pages)
+        self.pages.release(self._retained)
+        self._retained = tuple(pages)

@@ -1,6 +1,7 @@
 """A request on its way through the paged engine, and the order in which requests wait."""
 
-from collections.abc import Iterable, Sequence
+from collections import abc
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from job.engine.paged.schedule.pages import num_common
@@ -8,7 +9,7 @@ from job.records import Request
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class Sequence:
     """A request and how far it is. The one value here that changes; only the scheduler and the engine change it."""
 
     request: Request
@@ -30,7 +31,7 @@ class Running:
     """From this token on, all logits are wanted. None: only those of the last one, to choose the next."""
 
     @classmethod
-    def of(cls, request: Request) -> "Running":
+    def of(cls, request: Request) -> "Sequence":
         """Begin with a request."""
         return cls(request, list(request.prompt_ids))
 
@@ -45,6 +46,11 @@ class Running:
         return len(self.token_ids) - self.num_prompt
 
     @property
+    def completion_ids(self) -> list[int]:
+        """The completion so far."""
+        return self.token_ids[self.num_prompt :]
+
+    @property
     def first_wanted(self) -> int:
         """The first token whose logits are wanted."""
         return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from
@@ -55,14 +61,14 @@ class Running:
         return len(self.token_ids) - self.num_cached
 
 
-def in_order(waiting: Iterable[Running]) -> list[Running]:
+def in_order(waiting: Iterable[Sequence]) -> list[Sequence]:
     """Return the order in which to compute: longest first, but rows that share half of a prompt stay together.
 
     Long rows first, because they decide when the end is reached and whether the memory is enough. A shared prefix is
     in the cache only while a row with it is being computed, so its rows must follow each other.
     """
     by_prefix = sorted(waiting, key=lambda sequence: sequence.token_ids)
-    families: list[list[Running]] = []
+    families: list[list[Sequence]] = []
     for sequence in by_prefix:
         if families and _are_family(families[-1][-1].token_ids, sequence.token_ids):
             families[-1].append(sequence)
@@ -74,5 +80,5 @@ def in_order(waiting: Iterable[Running]) -> list[Running]:
     return [sequence for family in families for sequence in family]
 
 
-def _are_family(left: Sequence[int], right: Sequence[int]) -> bool:
+def _are_family(left: abc.Sequence[int], right: abc.Sequence[int]) -> bool:
     return 2 * num_common(left, right) >= max(len(left), len(right))

@@ -32,16 +32,16 @@ class Step:
     """[T], sequence after sequence. For CLOSE: the exit code."""
     sequences: Array = field(default_factory=lambda: _empty(4))
     """[N, 4]: slot, number of tokens before, number of tokens now, how many of these, the last ones, want logits."""
-    gained: Array = field(default_factory=lambda: _empty(3))
+    new_pages: Array = field(default_factory=lambda: _empty(3))
     """[., 3]: slot, index of the page in its sequence, page."""
-    fresh: Array = field(default_factory=lambda: _empty(1))
+    pages_to_clear: Array = field(default_factory=lambda: _empty(1))
     """[., 1]: pages to clear before use: what a former holder left, perhaps NaN, would spoil the sums."""
     copies: Array = field(default_factory=lambda: _empty(3))
     """[., 3]: from page, to page, number of tokens."""
 
     def pack(self) -> Array:
         """Return the step as one array."""
-        arrays = (self.token_ids, self.sequences, self.gained, self.fresh, self.copies)
+        arrays = (self.token_ids, self.sequences, self.new_pages, self.pages_to_clear, self.copies)
         total = _HEADER + sum(array.size for array in arrays)
         header = np.array([total, self.kind, *(len(array) for array in arrays)], np.int32)
         return np.concatenate([header, *(array.reshape(-1) for array in arrays)]).astype(np.int32, copy=False)
@@ -55,8 +55,8 @@ class Step:
             end = start + length * max(1, width)
             arrays.append(packed[start:end].reshape(length, width) if width else packed[start:end])
             start = end
-        token_ids, sequences, gained, fresh, copies = arrays
-        return cls(kind=kind, token_ids=token_ids, sequences=sequences, gained=gained, fresh=fresh, copies=copies)
+        names = ("token_ids", "sequences", "new_pages", "pages_to_clear", "copies")
+        return cls(kind=kind, **dict(zip(names, arrays, strict=True)))
 
 
 def close_step(exit_code: int) -> Step:

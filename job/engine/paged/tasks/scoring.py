@@ -3,44 +3,51 @@
 The branches of a request (see ``ChoiceTrie``) are sequences that share the pages of its prompt.
 """
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs
+from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs, trie_of
 from job.engine.paged.schedule.scheduler import Work
-from job.engine.paged.schedule.sequences import Running
+from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
 from job.records import Generation, Request, SampleKey
+from job.tasks import Score
 
 
 @dataclass(slots=True)
 class Scored:
     """A request and what is known of its choices. Changes until no branch is left."""
 
+    trie: ChoiceTrie
     edge_logprobs: Floats
     num_branches_left: int
     failure: Generation | None = None
 
 
+Read = tuple[list[tuple[Sequence, int, Floats]], list[Sequence]]
+"""Of each wanted node its sequence, its number and the log probabilities of its edges; and all sequences whose logits
+are not finite."""
+
+
 class Scoring:
-    """Implements ``Purpose``."""
+    """Implements ``LogitsTask`` for ``Score``."""
 
-    def __init__(self, trie: ChoiceTrie) -> None:
-        """Score the choices of a trie."""
-        self._trie = trie
+    def __init__(self) -> None:
+        """Score the choices that come with each request."""
         self._scored: dict[SampleKey, Scored] = {}
-        self._branches: dict[Running, Branch] = {}
+        self._branches: dict[Sequence, Branch] = {}
 
-    def begin(self, request: Request) -> list[Running]:
-        """See ``Purpose``."""
-        branches = self._trie.branches
-        self._scored[request.key] = Scored(np.full(self._trie.num_edges, np.nan), len(branches))
+    def begin(self, request: Request) -> list[Sequence]:
+        """See ``LogitsTask``."""
+        assert isinstance(request.task, Score)
+        trie = trie_of(request.task.choice_ids)
+        self._scored[request.key] = Scored(trie, np.full(trie.num_edges, np.nan), len(trie.branches))
         rows = []
-        for branch in branches:
-            row = Running(
+        for branch in trie.branches:
+            row = Sequence(
                 request,
                 [*request.prompt_ids, *branch.token_ids],
                 num_forced=len(branch.token_ids),
@@ -50,25 +57,34 @@ class Scoring:
             rows.append(row)
         return rows
 
-    def expect(self, work: Sequence[Work]) -> None:
-        """See ``Purpose``."""
+    def expect(self, work: abc.Sequence[Work]) -> None:
+        """See ``LogitsTask``."""
 
-    def take(self, work: Sequence[Work], logits: torch.Tensor) -> Outcome:
-        """See ``Purpose``."""
-        wanted = [(item, node) for item in work for node in self._nodes(item)]
+    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Read | None:
+        """See ``LogitsTask``."""
+        wanted = [(item.sequence, node) for item in work for node in self._nodes(item)]
         if not wanted:
-            return Outcome()
-        logprobs, is_finite = edge_logprobs(logits, [node for _, node in wanted], self._trie)
-        is_spoilt = {item.sequence for (item, _), finite in zip(wanted, is_finite, strict=True) if not finite}
-        for (item, node), values in zip(wanted, logprobs, strict=True):
-            if item.sequence not in is_spoilt:
-                self._scored[item.sequence.request.key].edge_logprobs[self._trie.edges(node)] = values
-        ended = [w.sequence for w in work if w.end == len(w.sequence.token_ids) and w.sequence not in is_spoilt]
-        generations = [generation for row in ended for generation in self._leave(row)]
-        return Outcome(ended=ended, spoilt=list(is_spoilt), generations=generations)
+            return None
+        nodes = [(self._scored[row.request.key].trie, node) for row, node in wanted]
+        logprobs, is_finite = edge_logprobs(logits, nodes)
+        scores = [(row, node, values) for (row, node), values in zip(wanted, logprobs, strict=True)]
+        return scores, list({row: None for (row, _), finite in zip(wanted, is_finite, strict=True) if not finite})
 
-    def fail(self, sequence: Running, failure: Generation) -> list[Generation]:
-        """See ``Purpose``. The request is finished when its other branches are."""
+    def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
+        """See ``LogitsTask``."""
+        if read is None:
+            return Outcome()
+        scores, non_finite = read
+        for row, node, values in scores:
+            if row not in non_finite:
+                scored = self._scored[row.request.key]
+                scored.edge_logprobs[scored.trie.edges(node)] = values
+        ended = [w.sequence for w in work if w.end == len(w.sequence.token_ids) and w.sequence not in non_finite]
+        generations = [generation for row in ended for generation in self._leave(row)]
+        return Outcome(ended=ended, non_finite=non_finite, generations=generations)
+
+    def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
+        """See ``LogitsTask``. The request is finished when its other branches are."""
         self._scored[sequence.request.key].failure = failure
         return self._leave(sequence)
 
@@ -77,7 +93,7 @@ class Scoring:
         begin = item.end - item.num_wanted - item.sequence.first_wanted
         return self._branches[item.sequence].nodes[begin:][: item.num_wanted]
 
-    def _leave(self, row: Running) -> list[Generation]:
+    def _leave(self, row: Sequence) -> list[Generation]:
         """Count a branch less, and return its request if it was the last."""
         del self._branches[row]
         scored = self._scored[row.request.key]
@@ -85,4 +101,4 @@ class Scoring:
         if scored.num_branches_left:
             return []
         del self._scored[row.request.key]
-        return [scored.failure or self._trie.generation(row.request, scored.edge_logprobs)]
+        return [scored.failure or scored.trie.generation(row.request, scored.edge_logprobs)]
