@@ -44,6 +44,18 @@ class RowRejected(Exception):
         self.row_error, self.text = RowError(kind, detail), text
 
 
+def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
+    """Return the columns that prompts are made of; ``*`` among them stands for all.
+
+    Args:
+        columns: of the dataset, as far as they are known.
+    """
+    if config.prompt_template is not None:
+        names = template_columns(config.prompt_template, columns)
+        return [name for name in names if name != "examples" or config.examples is None]
+    return [name for name in (config.text_column, config.messages_column) if name is not None]
+
+
 class PromptRenderer:
     """Renders rows. Knows the configuration and, if there is one, the tokenizer's chat template."""
 

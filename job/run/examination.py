@@ -15,7 +15,7 @@ from job.data.examples import read_examples
 from job.data.grammar import compile_grammar, with_texts
 from job.data.openai_batch import open_requests, recognise_requests
 from job.data.opening import OpenDataset, open_dataset
-from job.data.prompts import PromptRenderer
+from job.data.prompts import PromptRenderer, needed_columns
 from job.data.source import Source, check_columns, read_rows
 from job.data.templates import compile_template, read_template
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer
@@ -148,11 +148,10 @@ def _with_texts(config: RunConfig) -> RunConfig:
 
 def _open(config: RunConfig) -> tuple[RunConfig, OpenDataset]:
     """Open the dataset, and see whether it is a batch of requests."""
-    dataset = open_dataset(config.data, named_columns(config.data))
-    recognised = recognise_requests(config, dataset.source.schema.names)
-    if recognised is not config:  # again: their ids are kept, and what is kept must have its type
-        dataset = open_dataset(recognised.data, named_columns(recognised.data))
-    return recognised, dataset
+    dataset = open_dataset(config.data)
+    config = recognise_requests(config, dataset.source.schema.names)
+    dataset.source.fix_columns(named_columns(config.data), needed_columns(config.prompt, dataset.source.schema.names))
+    return config, dataset
 
 
 def _tokenization(
