@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import DataConfig
-from job.data import formats, opening
+from job.data import formats, lines, opening
 from job.data.formats import Format, format_of_reader
 from job.data.opening import OpenDataset, open_dataset
 from job.data.source import Source, read_rows
@@ -335,7 +335,7 @@ def test_overlapping_patterns_of_a_hub_dataset_are_refused(monkeypatch: pytest.M
             data_files: ClassVar = {"train": ["hf://a.parquet", "hf://b.parquet", "hf://a.parquet"]}
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder())
-    with pytest.raises(UsageError, match=r"--data-files names hf://a\.parquet twice\. Give patterns that do not overlap"):
+    with pytest.raises(UsageError, match=r"names hf://a\.parquet twice\. Give patterns that do not overlap"):
         opened("org/name", data_files=("*.parquet", "a.parquet"))
 
 
@@ -374,3 +374,31 @@ def test_the_table_of_formats_says_what_can_be_read(tmp_path: Path, monkeypatch:
 )
 def test_files_of_a_reader_have_the_format_of_their_names(reader: str, names: list[str], module: str) -> None:
     assert format_of_reader(reader, names).module == module
+
+
+def test_a_run_keeps_and_reads_columns_that_occur_late(tmp_path: Path, run_job: Any, tiny_model: Any) -> None:
+    """``--keep-columns '*'`` lost the column, and a template that named it was refused."""
+    rows = [{"prompt": "p"}] * 1000 + [{"prompt": "p", "label": "late"}]
+    data = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
+    result = run_job(*args, "--keep-columns", "*", "--output", tmp_path / "kept")
+    assert result.exit_code == 0, result.stderr
+    assert pq.read_table(tmp_path / "kept" / "part-00000.parquet")["label"].to_pylist() == [None] * 1000 + ["late"]
+    template = ["--prompt-template", "{{ label or 'none' }}"]
+    result = run_job(*args, *template, "--output", tmp_path / "read")
+    assert result.exit_code == 0, result.stderr
+    assert pq.read_table(tmp_path / "read" / "part-00000.parquet")["prompt"].to_pylist() == ["none"] * 1000 + ["late"]
+
+
+def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_model: Any, monkeypatch: Any) -> None:
+    """Its lines were counted twice: it was opened again when its ids were found to be kept."""
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    data = write(tmp_path / "x.jsonl", json.dumps({"custom_id": "a", "body": body}) + "\n")
+    indexed: list[str] = []
+    index = lines.index_lines
+    monkeypatch.setattr(lines, "index_lines", lambda path, **options: indexed.append(path) or index(path, **options))
+    args = ["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", data]
+    result = run_job(*args, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert indexed == [str(data)]
+    assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["custom_id"].to_pylist() == ["a"]

@@ -585,6 +585,47 @@ def test_keeping_all_columns_looks_at_all_rows_for_their_types(tmp_path: Path) -
     assert read_kept(source, "x", start=999)["x"].to_pylist() == ["1", "two"]
 
 
+LATE = [{"text": "", "x": 1}] * 1000
+"""More rows than are looked at for names when a file is opened."""
+
+
+def test_columns_that_occur_late_are_kept_with_all_others(tmp_path: Path) -> None:
+    """``--keep-columns '*'`` lost a column that no row before row 1,000 has."""
+    path = write_jsonl(tmp_path / "x.jsonl", [*LATE, {"text": "", "label": "a"}, {"label": None, "last": 2, "x": 0.5}])
+    source = open_keeping(path, "*")
+    expected = {"text": pa.string(), "x": pa.float64(), "label": pa.string(), "last": pa.int64()}
+    assert dict(zip(source.schema.names, source.schema.types, strict=True)) == expected
+    assert read_kept(source, "label", "last", start=999).to_pydict() == {
+        "label": [None, "a", None],
+        "last": [None, None, 2],
+    }
+
+
+def test_columns_that_occur_late_can_be_kept_by_name(tmp_path: Path) -> None:
+    source = open_keeping(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": 7}]), "label", "nowhere")
+    assert source.schema.names == ["text", "x", "label"]
+    assert read_kept(source, "label", start=1000)["label"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize(("needed", "reads_all"), [(["text"], False), (["label"], True), (["*"], True)], ids=str)
+def test_columns_that_occur_late_can_be_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: list[str], reads_all: bool
+) -> None:
+    """A template could not name such a column. All rows are read for it only if the first ones lack it."""
+    source = open_source(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": "a"}])).source
+    parsed: list[int] = []
+    parse = LinesSource._parse
+    monkeypatch.setattr(LinesSource, "_parse", lambda self, *args: parsed.append(1) or parse(self, *args))
+    source.fix_columns([], needed)
+    assert source.schema.names == ["text", "x", "label"] if reads_all else ["text", "x"]
+    assert len(parsed) == (1001 if reads_all else 0)
+
+
+def test_a_limit_leaves_out_the_columns_behind_it(tmp_path: Path) -> None:
+    source = open_keeping(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": "a"}]), "*", limit=1000)
+    assert source.schema.names == ["text", "x"]
+
+
 def test_a_type_that_changes_after_opening_is_an_error(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])
     source = open_keeping(path, "x")
