@@ -43,7 +43,7 @@ def read_manifest(root: Path) -> Manifest | None:
     """
     path = manifest_path(root)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["format_version"] != FORMAT_VERSION:
             raise UsageError(
                 f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}. "
