@@ -17,7 +17,7 @@ from job.data.openai_batch import open_requests, recognise_requests
 from job.data.opening import OpenDataset, open_dataset
 from job.data.prompts import PromptRenderer, needed_columns
 from job.data.source import Source, check_columns, read_rows
-from job.data.templates import compile_template, read_template
+from job.data.templates import Template, read_template
 from job.data.tokenization import Tokenization, chat_template_of, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
 from job.errors import UsageError
@@ -137,7 +137,7 @@ def _with_texts(config: RunConfig) -> RunConfig:
     prompt, answer = config.prompt, config.answer
     if prompt.prompt_template is not None:
         prompt = replace(prompt, prompt_template=read_template(prompt.prompt_template))
-        compile_template(str(prompt.prompt_template))
+        Template(str(prompt.prompt_template))  # its syntax
     if prompt.examples is not None:
         prompt = replace(prompt, examples=read_examples(prompt.examples))
     if answer.choices:
