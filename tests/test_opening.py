@@ -5,9 +5,11 @@ import gzip
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
@@ -15,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import DataConfig
+from job.data import formats, lines, opening
+from job.data.formats import Format, format_of_reader
 from job.data.opening import OpenDataset, open_dataset
 from job.data.source import Source, read_rows
 from job.errors import JobError, UsageError
@@ -239,3 +243,162 @@ def test_a_value_that_python_cannot_have_is_an_error_of_its_row(tmp_path: Path, 
         25: "invalid_value: column 'time', timestamp[us]: date value out of range",
     }
     assert all(row.values == {"text": "good", "time": datetime.datetime(1970, 1, 1)} for row in rows if not row.error)
+
+
+def make_mixed(directory: Path) -> Path:
+    write(directory / "a.jsonl", '{"prompt": "a"}\n' * 3)
+    write(directory / "b.csv", "prompt\nb\n")
+    return directory
+
+
+@pytest.mark.parametrize("place", ["mixed", "sub/../mixed", "../mixed", ".cache/mixed", "__staging__/mixed"])
+def test_files_of_several_kinds_are_refused_wherever_their_directory_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Below ``..`` or a hidden directory every file counted as hidden: the rows of b.csv were dropped."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    make_mixed(tmp_path / Path(place).relative_to(".." if place.startswith("..") else "."))
+    for dataset in (place if place.startswith("..") else f"../{place}", tmp_path / place.removeprefix("../")):
+        with pytest.raises(UsageError, match=r"holds files of several kinds: a\.jsonl, b\.csv\. Choose with"):
+            opened(dataset)
+
+
+def test_a_file_whose_own_name_begins_with_underscores_counts(tmp_path: Path) -> None:
+    """datasets passes over such directories, not such files: the rows of one of the two were dropped."""
+    make_mixed(tmp_path)
+    (tmp_path / "b.csv").rename(tmp_path / "__b.csv")
+    with pytest.raises(UsageError, match=r"holds files of several kinds: __b\.csv, a\.jsonl"):
+        opened(tmp_path)
+
+
+def test_what_is_hidden_below_a_directory_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"prompt": "a"}\n')
+    for name in ("._b.csv", ".git/b.csv", "__pycache__/b.csv"):
+        write(tmp_path / name, "prompt\nb\n")
+    assert values_of(tmp_path) == [{"prompt": "a"}]
+
+
+def test_a_directory_whose_parents_are_globs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets joins the working directory to the name, and takes all of it for a glob."""
+    write(tmp_path / "x[1]" / "d" / "a.jsonl", '{"prompt": "a"}\n')
+    monkeypatch.chdir(tmp_path / "x[1]")
+    with pytest.raises(UsageError, match=r"a directory's name may not hold"):
+        opened("d")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("a*.jsonl", "a1.jsonl"), ["a1", "a2"]),
+        (("a2.jsonl", "a*.jsonl"), ["a2", "a1"]),
+        (("a1.jsonl", "a1.jsonl"), ["a1"]),
+        (("a1.jsonl", "../d/a1.jsonl"), ["a1"]),
+        (("*.jsonl",), ["a1", "a2"]),
+        (("**/*.jsonl",), ["a1", "a2"]),
+        ((".*.jsonl", "a1.jsonl"), ["hidden", "a1"]),
+        (("._a1.jsonl",), ["hidden"]),
+        ((".h/*.jsonl",), ["below"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["directory", "reader"])
+def test_each_file_is_read_once_and_hidden_ones_if_they_are_named(
+    tmp_path: Path, patterns: tuple[str, ...], expected: list[str], form: str
+) -> None:
+    """Rows of a1.jsonl came twice; a glob took the ``._a1.jsonl`` that macOS leaves on foreign disks for data."""
+    names = {"a1": "a1", "a2": "a2", "._a1": "hidden", ".h/x": "below"}
+    for name, text in names.items():
+        write(tmp_path / ".up" / "d" / f"{name}.jsonl", json.dumps({"prompt": text}) + "\n")
+    directory = tmp_path / ".up" / "d"
+    if form == "directory":
+        values = values_of(directory, data_files=patterns)
+    else:
+        values = values_of("json", data_files=tuple(f"{directory}/{pattern}" for pattern in patterns))
+    assert [row["prompt"] for row in values] == expected
+
+
+def test_two_links_to_one_file_are_two_files(tmp_path: Path) -> None:
+    """As in a Hub cache, where parts of equal contents are links to one file: their rows are not the same rows."""
+    blob = write(tmp_path / "blob", '{"prompt": "a"}\n')
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / name).symlink_to(blob)
+    assert len(values_of(tmp_path / "*.jsonl")) == 2
+
+
+def test_overlapping_patterns_of_a_hub_dataset_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Builder:
+        name, hash = "parquet", "x"
+
+        class config:
+            data_files: ClassVar = {"train": ["hf://a.parquet", "hf://b.parquet", "hf://a.parquet"]}
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder())
+    with pytest.raises(UsageError, match=r"names hf://a\.parquet twice\. Give patterns that do not overlap"):
+        opened("org/name", data_files=("*.parquet", "a.parquet"))
+
+
+def test_the_table_of_formats_says_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new format is a module with ``open_files`` and one line in the table; ``datasets`` need not know it."""
+    module = ModuleType("job.data.formats.lower")
+    module.open_files = lambda files: Failing(OSError(",".join(Path(n).name for n in files.names)))  # type: ignore
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Format(module="lower", endings=(".low",))))
+    monkeypatch.setattr(opening, "ENDINGS", (*formats.ENDINGS, ".low"))
+    write(tmp_path / "a.low", "")
+    write(tmp_path / "b.low", "")
+    for dataset in (tmp_path, tmp_path / "*.low"):
+        with pytest.raises(OSError, match=r"^a\.low,b\.low$"):
+            rows_of(opened(dataset).source)
+    with pytest.raises(UsageError, match="no such file or directory"):
+        opened("missing.low")
+
+
+@pytest.mark.parametrize(
+    ("reader", "names", "module"),
+    [
+        ("json", ["a.jsonl", "b.NDJSON.gz"], "json_lines"),
+        ("json", ["a.txt"], "json_lines"),
+        ("json", ["a.jsonl", "b.json"], "json_file"),
+        ("json", ["a.log"], "json_file"),
+        ("csv", ["a.tsv"], "tsv"),
+        ("csv", ["a.tsv", "b.csv"], "csv"),
+        ("csv", ["a.log"], "csv"),
+        ("text", ["a.jsonl"], "text"),
+        ("text", ["a.log"], "text"),
+        ("parquet", ["https://host/a.parquet"], "parquet"),
+        ("imagefolder", ["a.png"], "converted"),
+        ("parquet", [], "parquet"),
+    ],
+)
+def test_files_of_a_reader_have_the_format_of_their_names(reader: str, names: list[str], module: str) -> None:
+    assert format_of_reader(reader, names).module == module
+
+
+def test_a_run_keeps_and_reads_columns_that_occur_late(tmp_path: Path, run_job: Any, tiny_model: Any) -> None:
+    """``--keep-columns '*'`` lost the column, and a template that named it was refused."""
+    rows = [{"prompt": "p"}] * 1000 + [{"prompt": "p", "label": "late"}]
+    data = write(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
+    result = run_job(*args, "--keep-columns", "*", "--output", tmp_path / "kept")
+    assert result.exit_code == 0, result.stderr
+    assert pq.read_table(tmp_path / "kept" / "part-00000.parquet")["label"].to_pylist() == [None] * 1000 + ["late"]
+    template = ["--prompt-template", "{{ label or 'none' }}"]
+    result = run_job(*args, *template, "--output", tmp_path / "read")
+    assert result.exit_code == 0, result.stderr
+    assert pq.read_table(tmp_path / "read" / "part-00000.parquet")["prompt"].to_pylist() == ["none"] * 1000 + ["late"]
+
+
+def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_model: Any, monkeypatch: Any) -> None:
+    """Its lines were counted twice: it was opened again when its ids were found to be kept."""
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    data = write(tmp_path / "x.jsonl", json.dumps({"custom_id": "a", "body": body}) + "\n")
+    indexed: list[str] = []
+    index = lines.index_lines
+    monkeypatch.setattr(lines, "index_lines", lambda path, **options: indexed.append(path) or index(path, **options))
+    args = ["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", data]
+    result = run_job(*args, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert indexed == [str(data)]
+    assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["custom_id"].to_pylist() == ["a"]

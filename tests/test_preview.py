@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from job.data.choices import Choices, border_note, choice_token_ids
-from job.data.parquet import ParquetSource
+from job.data.formats.parquet import ParquetSource
 from job.data.source import StreamSource
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.observe.histogram import Histogram

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from job.config import PromptConfig
-from job.data.prompts import ChatTemplate, PromptRenderer, find_content
-from job.data.templates import compile_template, read_template, template_columns
+from job.data.prompts import ChatTemplate, PromptRenderer, find_content, needed_columns
+from job.data.templates import Template, read_template
 from job.data.tokenization import chat_template_of
 from job.errors import UsageError
 from job.records import Prompt, Row, RowError
@@ -54,9 +54,20 @@ def test_a_template_needs_only_its_columns() -> None:
 
 
 def test_a_template_may_come_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "t.jinja").write_text("Q: {{ q }}é\n", encoding="utf-8")
-    assert read_template(str(tmp_path / "t.jinja")) == "Q: {{ q }}é\n"
+    for text in ("Q: {{ q }}é\n", "\ufeffQ: {{ q }}é\r\n", "Q: {{ q }}é"):
+        (tmp_path / "t.jinja").write_bytes(text.encode())
+        assert read_template(str(tmp_path / "t.jinja")) == "Q: {{ q }}é"
     assert read_template("Q: {{ q }}") == "Q: {{ q }}"
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", " \n"])
+def test_a_template_ends_as_it_was_written(tmp_path: Path, end: str) -> None:
+    """Jinja2 drops a last newline: a prompt that was written to end in "<think>\\n" did not. Of a file, the newline
+    that editors put behind the last line does not count.
+    """
+    assert render({"q": "a"}, prompt_template="{{ q }}<think>" + end).text == "a<think>" + end
+    (tmp_path / "t.jinja").write_text("{{ q }}<think>" + end + "\n")
+    assert render({"q": "a"}, prompt_template=read_template(str(tmp_path / "t.jinja"))).text == "a<think>" + end
 
 
 @pytest.mark.parametrize("text", ["missing.jinja", "x" * 5000, "nul\0"], ids=["missing", "long", "nul"])
@@ -69,13 +80,13 @@ def test_a_text_without_variables_that_is_no_file_is_refused(text: str) -> None:
 def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     """It was a UnicodeDecodeError with a traceback."""
     (tmp_path / "t").write_bytes(b"\xff\xfe{{")
-    with pytest.raises(UsageError, match="is neither a file nor a template"):
+    with pytest.raises(UsageError, match=r"^--prompt-template .*/t: the file cannot be read as UTF-8 text: 'utf"):
         read_template(str(tmp_path / "t"))
 
 
 def test_a_column_hides_the_function_of_jinja_with_its_name() -> None:
     """A column called ``range`` was never passed to the template: its prompts read <class 'range'>."""
-    assert template_columns("{{ range }} {{ range(3) }}", ["x"]) == []
+    assert Template("{{ range }} {{ range(3) }} {{ x }}", ["x"]).columns == ["x"]
     assert render({"range": "1-5", "dict": "x"}, prompt_template="{{ range }} {{ dict }}").text == "1-5 x"
     assert render({"x": 2}, prompt_template="{% for i in range(x) %}{{ i }}{% endfor %}").text == "01"
 
@@ -222,8 +233,6 @@ def test_a_template_that_fails_is_a_row_error(template: str, detail: str) -> Non
     ("template", "name"),
     [
         ("{{ d.keys }}", "keys"),
-        ("{{ 'é' ~ d.keys }}", "keys"),
-        ("{{ d.keys | upper }}", "keys"),
         ("{{ text.title }}", "title"),
         ("{{ text['title'] }}", "title"),
     ],
@@ -255,26 +264,123 @@ def test_a_key_comes_before_the_method_of_its_name() -> None:
     "template",
     [
         "{{ x }}",
+        "{{ row['x'] }}",
         "{{ 'a' ~ x }}",
         "{{ '%s' | format(x) }}",
         "{{ x | upper }}",
+        "{{ x | trim }}",
         "{{ ['a', x] | join }}",
         "{{ [{'k': x}] | join('', attribute='k') }}",
+        "a{% for part in x %}{{ part }}{% endfor %}",
+        "{{ x | length }}",
     ],
 )
 def test_a_null_that_becomes_text_is_a_row_error(template: str) -> None:
     """Models read None where a text was missing."""
-    detail = "a null value; write {{ column or '' }} if it may be missing"
-    assert error_of({"x": None}, prompt_template=template) == f"template_error: ValueError: {detail}"
-    assert "y" in (render({"x": "y"}, prompt_template=template).text or "").lower()
+    error = "template_error: UndefinedError: column 'x' is null; write {{ x or '' }} if it may be missing"
+    assert error_of({"x": None}, prompt_template=template) == error
+    assert render({"x": "y"}, prompt_template=template).error is None
+
+
+def test_a_null_within_a_value_that_is_printed_is_a_row_error() -> None:
+    error = "template_error: ValueError: a null value; write {{ ... or '' }} if it may be missing"
+    assert error_of({"d": {"a": None}}, prompt_template="{{ d.a }}") == error
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ x or 'none' }}", "none"),
+        ("{{ 'some' if x else 'none' }}", "none"),
+        ("{{ 'none' if x is none else 'some' }}", "none"),
+        ("{{ 'none' if x == none else 'some' }}", "none"),
+        ("{{ 'some' if x != none else 'none' }}", "none"),
+        ("{{ 'some' if x is defined else 'none' }}", "some"),
+        ("{{ 'none' if x is undefined else 'some' }}", "some"),
+        ("{{ x | default('none') }}", "none"),
+        ("{{ x == 'a' }}", "False"),
+        ("{{ x in ['a'] }}", "False"),
+        ("{{ x is string }}", "False"),
+        ("{{ x | tojson }}", "null"),
+        ("{{ [x, 'a'] | tojson }}", '[null, "a"]'),
+        ("{{ [x, 'a'] | select | join }}", "a"),
+        ("{{ [x, 'a'] | reject('none') | join }}", "a"),
+        ("{{ row | tojson }}", '{"x": null}'),
+    ],
+)
+def test_conditions_take_a_null_for_none(template: str, text: str) -> None:
+    assert render({"x": None}, prompt_template=template).text == text
+
+
+@pytest.mark.parametrize(
+    ("template", "columns", "needs_all"),
+    [
+        ("{{ row['Ticket ID'] }}{{ q }}", ["Ticket ID", "q"], False),
+        ("{% if q %}{{ row['Ticket ID'] | upper }}{% endif %}", ["Ticket ID", "q"], False),
+        ("{{ row.q }}", ["q"], False),
+        ("{% for k, v in row.items() %}{{ k }}{{ v }}{% endfor %}", ["q", "Ticket ID"], True),
+        ("{{ row[q] }}", ["q", "Ticket ID"], True),
+        ("{{ row.get('q') }}{{ late }}", ["q", "Ticket ID", "late"], True),
+        ("{% set r = row %}{{ r.q }}", ["q", "Ticket ID"], True),
+        ("{{ row['q'] }}{% for row in q %}{{ row.x }}{% endfor %}", ["q", "Ticket ID"], True),
+        ("{% for row in q %}{{ row.x }}{% endfor %}", ["q"], False),
+        ("{{ row[0] }}", ["q", "Ticket ID"], True),
+    ],
+)
+def test_row_names_columns_whatever_they_are_called(template: str, columns: list[str], needs_all: bool) -> None:
+    """Columns of a spreadsheet, such as ``Ticket ID``, had no name in a template. Keys are found before it runs: only
+    their columns are read.
+    """
+    subject = Template(template, ["q", "Ticket ID"])
+    assert (subject.columns, subject.needs_all) == (columns, needs_all)
+    needed = needed_columns(PromptConfig(prompt_template=template), ["q", "Ticket ID"])
+    assert needed == (["*"] if needs_all else columns)
+
+
+def test_columns_that_are_no_identifiers_come_into_prompts() -> None:
+    values = {"Betreff / Text": "T", "Kunde ": "K", "items": "I"}
+    assert render(values, prompt_template="{{ row['Betreff / Text'] }}{{ row['Kunde '] }}").text == "TK"
+    every = "{% for k, v in row | items %}{{ k }}={{ v }};{% endfor %}"
+    assert render(values, prompt_template=every).text == "Betreff / Text=T;Kunde =K;items=I;"
+    assert render(values, prompt_template="{{ row.items }}").text == "I"
+    with pytest.raises(UsageError, match=r"no column 'Kunde'\. Columns: Betreff / Text, Kunde , items\."):
+        render(values, prompt_template="{{ row['Kunde'] }}")
+    assert error_of({"Kunde ": None}, prompt_template="{{ row['Kunde '] }}").endswith(
+        "column 'Kunde ' is null; write {{ row['Kunde '] or '' }} if it may be missing"
+    )
+
+
+def test_a_column_called_row_is_that_column() -> None:
+    assert render({"row": "text", "q": 1}, prompt_template="{{ row }}").text == "text"
+    assert Template("{{ row['q'] }}", ["row", "q"]).columns == ["row"]
+
+
+@pytest.mark.parametrize(
+    ("template", "columns", "example"),
+    [
+        ("Q: {question}", ["id", "question"], "{{ question }}"),
+        ("Q: {Ticket ID} { text }", ["id", "text"], "{{ text }}"),
+        ("Q: {{ 'x' }}", ["id", "text"], "{{ id }}"),
+        ("Q: {what}", ["Ticket ID"], "{{ row['Ticket ID'] }}"),
+        ("{% for i in range(3) %}{{ i }}{% endfor %}", ["id"], "{{ id }}"),
+    ],
+)
+def test_a_template_that_names_no_column_is_refused(template: str, columns: list[str], example: str) -> None:
+    """All rows had the same prompt, ``Q: {question}``, and the run ended well: Python's braces are single."""
+    message = (
+        "--prompt-template names no column, so all prompts would be the same. Write a column in double braces, such as "
+        f"{example}. Columns: {', '.join(columns)}."
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        PromptRenderer(PromptConfig(prompt_template=template), None, columns)
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ x | random }}", "line 1: 'random' draws at random: a restart would give other prompts. Leave it out."),
-        ("{% if x %}\n{{ x | random }}{% endif %}", "line 2: 'random' draws at random"),
-        ("{{ lipsum(n=1) }}", "line 1: 'lipsum' draws at random"),
+        ("{{ x | random }}", "line 1: There is no filter 'random'. The line is: {{ x | random }}"),
+        ("{% if x %}\n{{ x | random }}{% endif %}", "line 2: There is no filter 'random'"),
+        ("{% if x %}\n{{ x | uper }}{% endif %}", "line 2: There is no filter 'uper'"),
         ("\n{% include 'x' %}", "line 2: A template cannot take in another file. Put its text in this place."),
         ("{% import 'x' as y %}", "line 1: A template cannot take in another file"),
         ("{% from 'x' import y %}", "line 1: A template cannot take in another file"),
@@ -284,14 +390,19 @@ def test_a_null_that_becomes_text_is_a_row_error(template: str) -> None:
 def test_what_a_prompt_cannot_be_made_of_is_refused_at_the_start(template: str, reason: str) -> None:
     """Two runs had different prompts by ``random``; with ``include``, every row was an error."""
     with pytest.raises(UsageError, match=re.escape(f"--prompt-template, {reason}")):
-        compile_template(template)
+        Template(template)
+
+
+def test_what_draws_at_random_is_not_there() -> None:
+    with pytest.raises(UsageError, match="The dataset has no column 'lipsum'"):
+        render({"x": 1}, prompt_template="{{ lipsum(n=1) }}")
     assert render({"lipsum": "a column"}, prompt_template="{{ lipsum }}").text == "a column"
 
 
 def test_constants_that_cannot_be_joined_are_refused_at_the_start() -> None:
     """Jinja2 joins constants when it compiles: it was a traceback."""
     with pytest.raises(UsageError, match=r"^--prompt-template: 'dict object' has no attribute 'x'\.$"):
-        template_columns("{{ 'a' ~ {}.x }}")
+        Template("{{ 'a' ~ {}.x }}")
 
 
 def test_a_template_that_gives_nothing_is_a_row_error() -> None:
@@ -325,7 +436,7 @@ def test_a_chat_template_that_refuses_is_a_row_error() -> None:
 )
 def test_a_template_cannot_reach_python(template: str) -> None:
     rows = ["untouched"]
-    prompt = render({"x": "text", "rows": rows}, prompt_template=template)
+    prompt = render({"x": "text", "rows": rows}, prompt_template=template + "{{ x }}")
     assert prompt.error is not None and prompt.error.kind == "template_error"
     assert prompt.text is None and rows == ["untouched"]
 

@@ -675,7 +675,7 @@ def test_a_parquet_file_that_lost_rows_ends_the_run(
     run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A regression: the shard could never become complete, and the run went round for ever."""
-    from job.data.parquet import ParquetSource
+    from job.data.formats.parquet import ParquetSource
 
     pq.write_table(pa.table({"prompt": ["a"] * 100}), tmp_path / "d.parquet")
     read = ParquetSource.read

@@ -18,9 +18,9 @@ import pytest
 
 from job.config import DataConfig
 from job.data import lines
+from job.data.formats.parquet import ParquetSource
 from job.data.lines import LinesSource, index_lines
 from job.data.opening import OpenDataset, open_dataset
-from job.data.parquet import ParquetSource
 from job.data.reader import SliceReader
 from job.data.source import Source, StreamSource, check_columns, table_to_block
 from job.data.source import read_rows as checked_rows
@@ -38,6 +38,12 @@ RANGES = [(0, 700), (0, 1), (699, 700), (122, 125), (255, 258), (300, 300), (390
 
 def open_source(dataset: Path | str, **options: Any) -> OpenDataset:
     return open_dataset(DataConfig(dataset=str(dataset), **options))
+
+
+def open_keeping(dataset: Path | str, *names: str, **options: Any) -> Source:
+    source = open_source(dataset, **options).source
+    source.fix_columns(names)
+    return source
 
 
 def read_rows(source: Source, start: int = 0, stop: int | None = None, columns: Sequence[str] = ("text",)) -> list[Row]:
@@ -475,8 +481,7 @@ def test_lines_without_any_object_are_refused(tmp_path: Path) -> None:
 def kept_column(path: Path, values: Sequence[Any], **options: Any) -> pa.ChunkedArray:
     """Write values as column x of a JSON lines file and return it as kept."""
     write_jsonl(path / "x.jsonl", [{"text": "", "x": value} for value in values])
-    config = DataConfig(dataset=str(path / "x.jsonl"), keep_columns=("x",))
-    return read_kept(open_dataset(config, kept=["x"]).source, "x")["x"]
+    return read_kept(open_keeping(path / "x.jsonl", "x"), "x")["x"]
 
 
 FILL = [None] * 1000
@@ -545,7 +550,7 @@ def test_lone_surrogates_in_kept_columns_are_escaped(tmp_path: Path) -> None:
 def test_a_key_that_no_column_can_have_is_an_error_of_its_row(tmp_path: Path) -> None:
     """The whole dataset was refused for it."""
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b", "\\ud800": 1}\n{"text": "c", "\u00e9": 1}\n')
-    source = open_source(tmp_path / "a.jsonl", keep_columns=("*",)).source
+    source = open_keeping(tmp_path / "a.jsonl", "*")
     assert source.schema.names == ["text", "\u00e9"]
     errors = [row.error and str(row.error) for row in read_rows(source)]
     assert errors == [
@@ -568,21 +573,62 @@ def test_what_is_nested_too_deeply_for_readers_is_kept_as_json_text(tmp_path: Pa
 
 def test_error_rows_have_nulls_in_kept_columns(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "x": 1}\n{\n{"text": "c", "x": 3}\n')
-    source = open_dataset(DataConfig(dataset=str(tmp_path / "a.jsonl")), kept=["x"]).source
+    source = open_keeping(tmp_path / "a.jsonl", "x")
     assert read_kept(source, "x").equals(pa.table({"x": pa.array([1, None, 3], pa.int64())}))
 
 
 def test_keeping_all_columns_looks_at_all_rows_for_their_types(tmp_path: Path) -> None:
     """With ``--keep-columns '*'`` types came from the first 1000 rows, and a later row ended the run."""
     write_jsonl(tmp_path / "x.jsonl", [{"text": "", "x": x} for x in [*[1] * 1000, "two"]])
-    source = open_source(tmp_path / "x.jsonl", keep_columns=("*",)).source
+    source = open_keeping(tmp_path / "x.jsonl", "*")
     assert source.schema.field("x").type == pa.string()
     assert read_kept(source, "x", start=999)["x"].to_pylist() == ["1", "two"]
 
 
+LATE = [{"text": "", "x": 1}] * 1000
+"""More rows than are looked at for names when a file is opened."""
+
+
+def test_columns_that_occur_late_are_kept_with_all_others(tmp_path: Path) -> None:
+    """``--keep-columns '*'`` lost a column that no row before row 1,000 has."""
+    path = write_jsonl(tmp_path / "x.jsonl", [*LATE, {"text": "", "label": "a"}, {"label": None, "last": 2, "x": 0.5}])
+    source = open_keeping(path, "*")
+    expected = {"text": pa.string(), "x": pa.float64(), "label": pa.string(), "last": pa.int64()}
+    assert dict(zip(source.schema.names, source.schema.types, strict=True)) == expected
+    assert read_kept(source, "label", "last", start=999).to_pydict() == {
+        "label": [None, "a", None],
+        "last": [None, None, 2],
+    }
+
+
+def test_columns_that_occur_late_can_be_kept_by_name(tmp_path: Path) -> None:
+    source = open_keeping(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": 7}]), "label", "nowhere")
+    assert source.schema.names == ["text", "x", "label"]
+    assert read_kept(source, "label", start=1000)["label"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize(("needed", "reads_all"), [(["text"], False), (["label"], True), (["*"], True)], ids=str)
+def test_columns_that_occur_late_can_be_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: list[str], reads_all: bool
+) -> None:
+    """A template could not name such a column. All rows are read for it only if the first ones lack it."""
+    source = open_source(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": "a"}])).source
+    parsed: list[int] = []
+    parse = LinesSource._parse
+    monkeypatch.setattr(LinesSource, "_parse", lambda self, *args: parsed.append(1) or parse(self, *args))
+    source.fix_columns([], needed)
+    assert source.schema.names == ["text", "x", "label"] if reads_all else ["text", "x"]
+    assert len(parsed) == (1001 if reads_all else 0)
+
+
+def test_a_limit_leaves_out_the_columns_behind_it(tmp_path: Path) -> None:
+    source = open_keeping(write_jsonl(tmp_path / "x.jsonl", [*LATE, {"label": "a"}]), "*", limit=1000)
+    assert source.schema.names == ["text", "x"]
+
+
 def test_a_type_that_changes_after_opening_is_an_error(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])
-    source = open_dataset(DataConfig(dataset=str(path)), kept=["x"]).source
+    source = open_keeping(path, "x")
     write_jsonl(path, [{"x": "changed"}])
     with pytest.raises(JobError, match="does not fit its column's type int64 any more"):
         read_kept(source, "x")
@@ -770,7 +816,7 @@ def test_streaming_counts_rows_no_further_than_the_limit(tmp_path: Path) -> None
 
 def test_a_limit_leaves_the_rows_behind_it_out_of_the_types(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "x.jsonl", [{"x": 1}, {"x": "two"}])
-    source = open_dataset(DataConfig(dataset=str(tmp_path / "x.jsonl"), limit=1), kept=["x"]).source
+    source = open_keeping(tmp_path / "x.jsonl", "x", limit=1)
     assert source.schema.field("x").type == pa.int64()
 
 

@@ -20,7 +20,8 @@ def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | No
     if path is None:
         return
     try:
-        content = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: {error}.") from None
     values: dict[str, Any] = {}

@@ -54,10 +54,6 @@ def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
     return mode(**found)
 
 
-def _is_template(text: str) -> bool:
-    return "{" in text
-
-
 def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts of the files that options of the prompt name."""
     texts = {}
@@ -65,8 +61,9 @@ def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
         texts["prompt_template"] = read_text_or_file(
             "--prompt-template",
             values["prompt_template"],
-            is_text=_is_template,
-            example="a template, such as 'Summarise: {{ text }}'",
+            is_text=lambda text: "\n" in text or "{" in text,
+            example="a template, such as '{{ text }}'",
+            drops_last_newline=True,  # a prompt that ends in it reads otherwise
         )
     if values["examples"] is not None:
         texts["examples"] = read_text("--examples", values["examples"])

@@ -5,7 +5,7 @@ The files are scanned once for line ends (about as fast as the disk reads); afte
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ STRIDE = 256
 """Every so many lines the index keeps an offset: 8 bytes per 256 rows."""
 
 SAMPLE_ROWS = 1000
-"""Columns are those that occur in the first rows; types are looked up only where columns are kept."""
+"""Columns are those that occur in the first rows, unless all rows are looked at: see ``fix_columns``."""
 
 SCAN_BYTES = 16 << 20
 
@@ -111,20 +111,23 @@ class LinesSource:
         self._limit = self.num_rows if limit is None else min(limit, self.num_rows)
         if is_json and not self.num_rows:
             raise UsageError(f"{files[0]} has no rows, so no columns either.")
-        self.schema = self._infer([], min(SAMPLE_ROWS, self._limit)) if is_json else pa.schema([("text", pa.string())])
+        self.schema = pa.schema([("text", pa.string())])
+        if is_json:
+            self.schema, _ = self._infer(min(SAMPLE_ROWS, self._limit))
         if is_json and self._limit and not self.schema.names:
             raise UsageError(f"{files[0]}: none of the first {min(SAMPLE_ROWS, self._limit)} lines is a JSON object.")
 
-    def with_types(self, columns: Sequence[str]) -> None:
-        """Read all rows once to fix the types of these columns: a sample might miss the one row that differs."""
-        if not (self._is_json and columns):
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Read all rows once: a sample misses the one row that differs, and columns that occur late."""
+        new = {*needed} - {*self.schema.names}
+        if not self._is_json or not (kept or new):
             return
-        full = self._infer(columns, self._limit)
-        fields = [full.field(f.name) if f.name in columns else f for f in self.schema]
-        for idx, (new, old) in enumerate(zip(fields, self.schema, strict=True)):
-            if new.type != old.type and not self._fits(new):
-                fields[idx] = pa.field(new.name, pa.string())
-        self.schema = pa.schema(fields)
+        wanted = None if "*" in (*kept, *needed) else {*kept, *new}
+        full, widened = self._infer(self._limit, wanted)
+        types = dict(zip(self.schema.names, self.schema.types, strict=True))  # in this order, late ones after it
+        types |= zip(full.names, full.types, strict=True)
+        types |= dict.fromkeys(self._misfits({name: types[name] for name in widened}), pa.string())
+        self.schema = pa.schema(list(types.items()))
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Seek to ``start`` and parse lines."""
@@ -170,22 +173,38 @@ class LinesSource:
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", detail))
         return Row(row_idx=row_idx, values=value)
 
-    def _infer(self, columns: Sequence[str], num_rows: int) -> pa.Schema:
-        """Return the columns of the first rows with types that all their values fit; JSON text where none does."""
-        types: dict[str, pa.DataType] = {}
-        for first in range(0, num_rows, SAMPLE_ROWS):
-            rows = [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
-            for name in columns or dict.fromkeys(key for values in rows for key in values):
-                types[name] = _merge(types.get(name, pa.null()), [values.get(name) for values in rows])
-        return pa.schema([(name, t if _is_storable(t) else pa.string()) for name, t in types.items()])
+    def _infer(self, num_rows: int, wanted: Collection[str] | None = None) -> tuple[pa.Schema, set[str]]:
+        """Return the columns of the first rows with types that all their values fit; JSON text where none does.
 
-    def _fits(self, field: pa.Field) -> bool:
-        """Whether a type that later rows have widened still holds the earlier ones: 2**60 + 1 is no double."""
-        for first in range(0, self._limit, SAMPLE_ROWS):
-            rows = self._rows(first, min(first + SAMPLE_ROWS, self._limit))
-            if _convert([row.values.get(field.name) for row in rows], field.type) is None:
-                return False
-        return True
+        Args:
+            wanted: the columns to look at. None: all.
+
+        Returns:
+            The columns, and the names of those whose type later rows have widened.
+        """
+        types: dict[str, pa.DataType] = {}
+        widened: set[str] = set()
+        for rows in self._chunks(num_rows):
+            for name in dict.fromkeys(key for values in rows for key in values if wanted is None or key in wanted):
+                known = types.get(name, pa.null())
+                types[name] = _merge(known, [values.get(name) for values in rows])
+                if types[name] != known and not pa.types.is_null(known):
+                    widened.add(name)
+        return pa.schema([(name, t if _is_storable(t) else pa.string()) for name, t in types.items()]), widened
+
+    def _misfits(self, types: Mapping[str, pa.DataType]) -> set[str]:
+        """Return the columns whose widened type does not hold the earlier values: 2**60 + 1 is no double."""
+        found: set[str] = set()
+        for rows in self._chunks(self._limit if types else 0):
+            for name in types.keys() - found:
+                if _convert([values.get(name) for values in rows], types[name]) is None:
+                    found.add(name)
+        return found
+
+    def _chunks(self, num_rows: int) -> Iterator[list[Mapping[str, Any]]]:
+        """Yield the values of the first rows, some rows at a time."""
+        for first in range(0, num_rows, SAMPLE_ROWS):
+            yield [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
 
 
 def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:

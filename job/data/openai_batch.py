@@ -14,7 +14,7 @@ from typing import Any
 from job.config import PromptConfig, RunConfig
 from job.data.prompts import Content, RowRejected, parse_messages
 from job.data.source import Source, read_rows
-from job.errors import UsageError
+from job.errors import UsageError, shorten
 
 ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
 
@@ -231,8 +231,7 @@ def _parse(text: str | None) -> Any:
 
 def _show(value: Any) -> str:
     """Return a value as the requests have it, cut short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _option(field: str, value: Any) -> str:

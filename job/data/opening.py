@@ -1,11 +1,11 @@
 """From what the user typed to a source: local forms are recognised, everything else is a Hub id.
 
-``datasets`` resolves names (splits, configurations, data files); reading is done by the cheapest source that can.
+Here names become files, splits and a format; the format's module opens the files (``formats``). ``datasets`` resolves
+the names of directories and of the Hub: splits, configurations, data files.
 """
 
 import glob
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,28 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from job.config import DataConfig
-from job.data.converting import empty_dataset, open_converted
-from job.data.lines import LinesSource
-from job.data.parquet import ParquetSource
+from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of, format_of_reader, saved
+from job.data.formats.files import Files
 from job.data.source import Source, TableSource
 from job.errors import UsageError, first_line
 from job.fingerprint import fingerprint
-
-BUILDERS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "text",
-    ".arrow": "arrow",
-}
-LINES = (".jsonl", ".ndjson", ".txt")
-COMPRESSED = (".gz", ".zst")
-
-CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
-"""Only an empty cell is a null: pandas would make one of the texts NA, None, null and a dozen others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +31,23 @@ class OpenDataset:
     split: str
 
 
-def open_dataset(config: DataConfig, kept: Sequence[str] = ()) -> OpenDataset:
-    """Open the dataset that the user named.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What the user's words name."""
 
-    Args:
-        kept: columns whose types must be known for sure, see ``LinesSource.with_types``.
+    splits: Mapping[str, tuple[str, ...]]
+    """Split to its files. No files: only ``datasets`` knows where the rows come from."""
+    builder: Callable[..., Any]
+    """See ``Files``."""
+    format: Format | None = None
+    """None: that of the reader which ``datasets`` has chosen."""
+    reader: str = ""
+    digest: str = ""
+    """Identifies the contents where there are no files."""
+
+
+def open_dataset(config: DataConfig) -> OpenDataset:
+    """Open the dataset that the user named.
 
     Raises:
         UsageError: there is no such dataset, split, file; or it cannot be read.
@@ -68,160 +63,159 @@ def open_dataset(config: DataConfig, kept: Sequence[str] = ()) -> OpenDataset:
             f"--dataset {path} is a pipe, a socket or a device, which can be read once. Copy it to a file."
         )
     try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            return _open_saved(path, config)
-        return _open_built(_builder(config), config, kept)
+        return _open_saved(path, config) if saved.is_saved(path) else _open_found(_find(config), config)
     except StopIteration:  # what datasets raises on an empty JSON file
         raise UsageError(f"--dataset {config.dataset} has no rows.") from None
     except (OSError, ValueError, KeyError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in BUILDERS.values()
+        is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in READERS
         hint = "" if is_local else " (and there is no such file or directory)"
         raise UsageError(f"--dataset {config.dataset}: {_reason(error)}{hint}") from None
 
 
 def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
-    """Open a directory that ``save_to_disk`` wrote."""
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        split = _choose_split(splits, config)
-        path /= split
-        dataset = _load_saved(path)
+    names = saved.split_names(path)
+    if names is not None:
+        split = _choose_split(names, config)
+        dataset = saved.load_saved(path / split)
     else:
-        dataset = _load_saved(path)
+        dataset = saved.load_saved(path)
         split = _choose_split([str(dataset.split or config.split or "train")], config)
     files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() leaves its caches there, too
     return OpenDataset(source=TableSource(dataset), fingerprint=fingerprint(files), split=split)
 
 
-def _load_saved(path: Path) -> Any:
-    """Return a saved split. (``datasets`` saves one without rows, but cannot load it.)"""
-    import datasets
+def _open_found(found: _Found, config: DataConfig) -> OpenDataset:
+    split = _choose_split(list(found.splits), config)
+    names = found.splits[split]
+    files = Files(config=config, split=split, names=names, builder=found.builder)
+    contents = fingerprint(names) if names else f"{found.reader}-{found.digest}"
+    known = found.format or format_of_reader(found.reader, names)
+    return OpenDataset(source=known.open(files), fingerprint=contents, split=split)
 
-    state = json.loads((path / "state.json").read_text())
-    if state["_data_files"]:
-        return datasets.load_from_disk(str(path))
-    return empty_dataset(datasets.DatasetInfo.from_directory(str(path)).features, state["_split"])
+
+def _find(config: DataConfig) -> _Found:
+    """Return the files that the user named, or what ``datasets`` finds under a name.
+
+    Raises:
+        UsageError: there are none, or they are of several kinds.
+    """
+    path, patterns = Path(config.dataset), list(config.data_files)
+    if config.dataset in READERS and patterns and not path.exists():
+        files = _existing(patterns)
+        return _found_files(files, format_of_reader(config.dataset, files))
+    if path.is_dir():
+        inside = f"{glob.escape(str(path))}/"
+        if patterns:
+            return _files_of_one_kind([inside + pattern for pattern in patterns])
+        is_run = (path / "journal").is_dir() or any(path.glob("part-*.parquet"))
+        if is_run and (path / "manifest.json").is_file():  # the output of another run
+            return _files_of_one_kind([f"{inside}part-*.parquet"])
+        return _find_in_directory(path, config)
+    if ending_of(config.dataset) in ENDINGS or path.exists() or any(c in config.dataset for c in "*?["):
+        return _files_of_one_kind([config.dataset])
+    if config.dataset.count("/") > 1 or config.dataset.startswith((".", "/", "~")):
+        raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
+    return _resolved(config, data_files=patterns or None, revision=config.dataset_revision)
+
+
+def _found_files(files: Sequence[str], known: Format) -> _Found:
+    """Return files as the only split. ``datasets`` would take every name for a glob."""
+    escaped = [glob.escape(file) for file in files]
+    builder = partial(_load_builder, known.reader, data_files={"train": escaped})
+    return _Found(splits={"train": tuple(files)}, builder=builder, format=known)
+
+
+def _resolved(config: DataConfig, **options: Any) -> _Found:
+    """Let ``datasets`` find out what there is under a name."""
+    load = partial(_load_builder, config.dataset, config.dataset_config, **options)
+    builder = load()
+    found = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    for files in found.values() if config.data_files else ():
+        if twice := [file for idx, file in enumerate(files) if file in files[:idx]]:
+            raise UsageError(f"--data-files names {twice[0]} twice. Give patterns that do not overlap.")
+    splits = found or {str(split): () for split in builder.info.splits or ()}
+    return _Found(splits=splits, builder=load, reader=builder.name, digest=str(builder.hash))
 
 
 def _load_builder(*args: Any, **options: Any) -> Any:
-    """Let ``datasets`` find out what there is; csv is read our way, unless the dataset has a way of its own."""
     import datasets
 
-    builder = datasets.load_dataset_builder(*args, **options)
-    if builder.name == "csv" and builder.config.keep_default_na and not builder.config.na_values:
-        return datasets.load_dataset_builder(*args, **options, **CSV_OPTIONS)
-    return builder
+    return datasets.load_dataset_builder(*args, **options)
 
 
-def _builder(config: DataConfig, **options: Any) -> Any:
-    """Return what reads the dataset.
-
-    Args:
-        options: for the builder of ``datasets``.
-    """
-    path, files = Path(config.dataset), list(config.data_files)
-    if config.dataset in set(BUILDERS.values()) and files and not path.exists():
-        return _load_builder(config.dataset, data_files=_escaped(_existing(files)), **options)
-    if path.is_dir():
-        if files:
-            return _builder_of_files([f"{glob.escape(str(path))}/{file}" for file in files], **options)
-        is_run = (path / "journal").is_dir() or any(path.glob("part-*.parquet"))
-        if is_run and (path / "manifest.json").is_file():  # the output of another run
-            return _builder_of_files([f"{glob.escape(str(path))}/part-*.parquet"], **options)
-        _check_one_kind(path)
-        return _load_builder(str(path), config.dataset_config, **options)
-    if path.suffix.lower() in BUILDERS or path.exists() or any(c in config.dataset for c in "*?["):
-        return _builder_of_files([config.dataset], **options)
-    if config.dataset.count("/") > 1 or config.dataset.startswith((".", "/", "~")):
-        raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
-    return _load_builder(
-        config.dataset, config.dataset_config, data_files=files or None, revision=config.dataset_revision, **options
-    )
-
-
-def _check_one_kind(directory: Path) -> None:
-    """Refuse a directory of several kinds of files: ``datasets`` would read the most frequent kind and drop the rest.
+def _find_in_directory(directory: Path, config: DataConfig) -> _Found:
+    """Let ``datasets`` look into a directory. It would read the most frequent kind of files and drop the others.
 
     Raises:
         UsageError: more than one kind, or a name that ``datasets`` takes for a glob, or an ending that it overlooks.
     """
-    if set(str(directory)) & set("*?["):
+    if set(str(directory.resolve())) & set("*?["):
         raise UsageError(f"--dataset {directory}: a directory's name may not hold '*', '?' or '['. Name its files.")
-    kinds: dict[str, str] = {}
-    for file in directory.rglob("*"):
-        if _kind(file) in BUILDERS and not any(part.startswith((".", "__")) for part in file.parts):
-            kinds.setdefault(BUILDERS[_kind(file)], file.name)
-            if file.suffix != file.suffix.lower() or _kind(file) not in file.suffixes:
-                raise UsageError(
-                    f"--dataset {directory}: {file.name} would be overlooked: its ending is in capitals. Rename "
-                    "it, or name the files with --data-files, for example --data-files '*'."
-                )
+    kinds: dict[str, list[Path]] = {}
+    for file, known in _data_files(directory):
+        kinds.setdefault(known.reader or known.module, []).append(file)
+        if file.suffix != file.suffix.lower() or ending_of(file.name) not in file.suffixes:
+            raise UsageError(
+                f"--dataset {directory}: {file.name} would be overlooked: its ending is in capitals. Rename "
+                "it, or name the files with --data-files, for example --data-files '*'."
+            )
     if len(kinds) > 1:
         raise UsageError(
-            f"--dataset {directory} holds files of several kinds: {', '.join(sorted(kinds.values()))}. "
+            f"--dataset {directory} holds files of several kinds: "
+            f"{', '.join(sorted(files[0].name for files in kinds.values()))}. "
             "Choose with --data-files, for example --data-files '*.jsonl'."
         )
+    for files in kinds.values():
+        known = format_of(files[0].name)
+        if known is not None and known.reader is None:  # datasets would find nothing
+            return _found_files([str(file.absolute()) for file in files], known)
+    return _resolved(config)
 
 
-def _kind(path: Path) -> str:
-    """Return the ending that says how to read a file.
+def _data_files(directory: Path) -> Iterator[tuple[Path, Format]]:
+    """Yield the files of a directory that have a format of ours, but for those that ``datasets`` passes over."""
+    for file in sorted(directory.rglob("*")):
+        parts = file.relative_to(directory).parts  # above it, such names do not matter
+        is_hidden = any(part.startswith(".") for part in parts) or any(part.startswith("__") for part in parts[:-1])
+        known = format_of(file.name)
+        if known is not None and not is_hidden:
+            yield file, known
 
-    >>> _kind(Path("a.JSONL.gz"))
-    '.jsonl'
-    """
-    return Path(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()
 
-
-def _builder_of_files(patterns: list[str], **options: Any) -> Any:
+def _files_of_one_kind(patterns: Sequence[str]) -> _Found:
     files = _existing(patterns)
-    suffixes = {_kind(Path(name)) for name in files}
-    if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
+    endings = sorted({ending_of(file) for file in files})
+    known = format_of(files[0])
+    if known is None or len(endings) > 1:
         raise UsageError(
-            f"--dataset {patterns[0]}: files of kind {', '.join(sorted(suffixes)) or 'none'}. "
-            f"Give files of one kind among {', '.join(BUILDERS)}."
+            f"--dataset {patterns[0]}: files of kind {', '.join(endings) or 'none'}. "
+            f"Give files of one kind among {', '.join(ENDINGS)}."
         )
-    suffix = suffixes.pop()
-    if suffix == ".tsv":
-        options["sep"] = "\t"
-    return _load_builder(BUILDERS[suffix], data_files={"train": _escaped(files)}, **options)
+    return _found_files(files, known)
 
 
-def _existing(patterns: list[str]) -> list[str]:
-    """Expand globs, in sorted order.
+def _existing(patterns: Sequence[str]) -> list[str]:
+    """Expand globs, each in sorted order. A file that several of them match comes once, where it comes first.
 
     Raises:
         UsageError: a pattern matches nothing.
     """
-    files: list[str] = []
+    files: dict[Path, str] = {}
     for pattern in patterns:
         path = Path(pattern)
         found = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        if not any(file.is_file() for file in found):
+        asked = [file for file in found if file.is_file() and _num_hidden(file) <= _num_hidden(path)]
+        if not asked:
             raise UsageError(f"--dataset {pattern}: there is no such file{'' if found else ' or directory'}.")
-        files += [str(file.absolute()) for file in found if file.is_file()]
-    return files
+        for file in asked:
+            # Not the link's target: in a Hub cache, two files of equal contents are links to one.
+            files.setdefault(file.parent.resolve() / file.name, str(file.absolute()))
+    return list(files.values())
 
 
-def _escaped(files: list[str]) -> list[str]:
-    """Name files to ``datasets``, which takes every name for a glob."""
-    return [glob.escape(file) for file in files]
-
-
-def _open_built(builder: Any, config: DataConfig, kept: Sequence[str]) -> OpenDataset:
-    data_files = builder.config.data_files or {}
-    split = _choose_split([str(name) for name in data_files] or list(builder.info.splits or []), config)
-    files = [str(file) for file in data_files.get(split, [])]
-    local = bool(files) and not any("://" in file for file in files)
-    contents = fingerprint(files) if files else f"{builder.name}-{builder.hash}"
-    source: Source
-    if builder.name == "parquet" and (local or config.streaming):
-        source = ParquetSource(files)
-    elif local and all(file.lower().endswith(LINES) for file in files):
-        source = LinesSource(files, is_json=builder.name == "json", limit=config.limit)
-        source.with_types(source.schema.names if "*" in config.keep_columns else kept)
-    else:
-        source = open_converted(builder, split, config, files if local else [], partial(_builder, config))
-    return OpenDataset(source=source, fingerprint=contents, split=split)
+def _num_hidden(path: Path) -> int:
+    """Count the hidden parts of a path or pattern: a file that has more than the pattern was not asked for."""
+    return sum(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def _choose_split(splits: Sequence[str], config: DataConfig) -> str:

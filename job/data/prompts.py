@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from job.config import PromptConfig
 from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
-from job.data.templates import compile_template, template_columns
+from job.data.templates import Template
 from job.errors import UsageError, shorten
 from job.records import Prompt, Row, RowError
 
@@ -46,6 +46,19 @@ class RowRejected(Exception):
         self.row_error, self.text = RowError(kind, detail), text
 
 
+def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
+    """Return the columns that prompts are made of; ``*`` among them stands for all.
+
+    Args:
+        columns: of the dataset, as far as they are known.
+    """
+    if config.prompt_template is not None:
+        template = Template(config.prompt_template, columns)
+        names = ["*"] if template.needs_all else template.columns
+        return [name for name in names if name != "examples" or config.examples is None]
+    return [name for name in (config.text_column, config.messages_column) if name is not None]
+
+
 class PromptRenderer:
     """Renders rows. Knows the configuration and, if there is one, the tokenizer's chat template."""
 
@@ -75,8 +88,8 @@ class PromptRenderer:
         elif config.messages_column is not None:
             self._extract, self.columns = self._messages_of, [config.messages_column]
         elif config.prompt_template is not None:
-            self._template = compile_template(config.prompt_template)
-            self._extract, self.columns = self._from_template, template_columns(config.prompt_template, columns)
+            self._template = Template(config.prompt_template, columns)
+            self._extract, self.columns = self._from_template, list(self._template.columns)
         else:
             assert config.text_column is not None, "there is no other way"
             self._extract, self.columns = self._from_column, [config.text_column]
@@ -171,7 +184,7 @@ class PromptRenderer:
 
     def _from_template(self, values: Mapping[str, Any]) -> str:
         try:
-            text = self._template.render({name: values.get(name) for name in self.columns} | self._template_values)
+            text = self._template.render({name: values.get(name) for name in self.columns}, self._template_values)
         except Exception as error:  # a template can raise anything that its expressions can
             raise RowRejected("template_error", f"{type(error).__name__}: {shorten(str(error))}") from None
         return _not_empty(text, "the rendered template")

@@ -53,6 +53,14 @@ class Source(Protocol):
     def problems(self) -> Mapping[str, str]:
         """Columns that cannot be read, because files differ in them: what is wrong, and what to do."""
 
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Make ``schema`` hold for all rows, where the first ones cannot tell. Call it before rows are read.
+
+        Args:
+            kept: columns whose types must fit all values; ``*`` stands for all.
+            needed: columns that must be in the schema if any row has them; ``*`` stands for all.
+        """
+
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Yield rows ``start`` to ``stop``, in order; fewer if there are fewer.
 
@@ -182,6 +190,9 @@ class TableSource:
         self.num_rows = len(dataset)
         self.schema = readable_schema(dataset.features.arrow_schema)
 
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Do nothing: columns and types are those of all rows."""
+
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Slice the table."""
         wanted = union(columns, kept) or self.schema.names[:1]  # a table of no columns has no length
@@ -212,6 +223,9 @@ class StreamSource:
         self._table, self._start = self.schema.empty_table(), 0
         """The table decoded last, and which row of the split is its first."""
         self._restart()
+
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Do nothing: columns and types are those of all rows."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Go on to ``start``, or begin again if it lies before the last table."""

@@ -4,103 +4,114 @@ Besides, a template must give the same text in every run, and none that nobody h
 Python's own objects never reach a prompt.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import wraps
-from pathlib import Path
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jinja2
-import jinja2.compiler
-import jinja2.filters
 import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
 from job.errors import UsageError, first_line, shorten
 
-DRAWING_FILTER, DRAWING_FUNCTION = "random", "lipsum"
-"""What of Jinja2 draws at random, without a seed."""
-
 LOADERS = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
 """Tags that need a second template."""
 
-TEXT_FILTERS = (
-    *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe", "string"),
-    *("striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
-)
-"""Filters that make text of what they are given, whatever it is."""
+ROW = "row"
+"""The variable that maps all columns by their names: ``row['Ticket ID']``. A column of this name hides it."""
+
+DICT_METHODS = ("get", "items", "keys", "values")
+"""``row.items`` is the method, unless ``items`` is a column."""
 
 
-def read_template(text_or_file: str) -> str:
-    """Return a template's text; the argument is the text itself or the path of a file with it.
+class Template:
+    """A template, and the columns that it needs."""
 
-    Raises:
-        UsageError: it looks like a path, but there is no such file, or none that holds text.
-    """
-    if "\n" in text_or_file or "{" in text_or_file:
-        return text_or_file
-    with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
-        if Path(text_or_file).is_file():
-            return Path(text_or_file).read_text(encoding="utf-8-sig")
-    raise UsageError(f"--prompt-template {text_or_file!r} is neither a file nor a template, such as '{{{{ text }}}}'.")
+    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
+        """Compile it.
+
+        Args:
+            columns: of the dataset, if they are known. One with the name of a function of Jinja2, such as ``range``,
+                hides the function.
+
+        Raises:
+            UsageError: its syntax is wrong, it needs another file, or it names no column.
+        """
+        environment = _Environment(columns)
+        try:
+            tree = environment.parse(text)
+            _check(tree, environment)
+            self._template = environment.from_string(text)
+            names = jinja2.meta.find_undeclared_variables(tree)
+        except jinja2.TemplateSyntaxError as error:
+            line = text.splitlines()[error.lineno - 1].strip() if text else ""
+            reason = str(error.message).rstrip(".")
+            raise UsageError(
+                f"--prompt-template, line {error.lineno}: {reason}. The line is: {shorten(line)}"
+            ) from None
+        except jinja2.UndefinedError as error:  # constants are joined here: {{ 'a' ~ {}.x }}
+            raise UsageError(f"--prompt-template: {first_line(error)}.") from None
+        if columns and not names:
+            raise UsageError(_advice(text, columns))
+        of_row = set() if ROW in columns or ROW not in names else _columns_of_row(tree, columns)
+        self.needs_all = of_row is None
+        """Whether it can be seen only while it runs which columns it needs."""
+        named = names - ({ROW} - {*columns}) | (of_row or set())
+        self.columns = [*columns, *sorted(named - {*columns})] if self.needs_all else sorted(named)
+        """Names of the columns that it needs."""
+
+    def render(self, values: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> str:
+        """Return the text for a row.
+
+        Args:
+            values: of the row's columns.
+            others: variables that are no columns.
+
+        Raises:
+            Exception: whatever its expressions can raise.
+        """
+        known = {name: _null(name) if value is None else value for name, value in values.items()}
+        return self._template.render({ROW: known} | known | dict(others or {}))
 
 
-def compile_template(text: str) -> jinja2.Template:
-    """Compile a template in the sandbox.
-
-    Raises:
-        UsageError: its syntax is wrong, it draws at random, or it needs another file; the message gives the line.
-    """
-    environment = _Environment()
-    try:
-        _check(environment.parse(text))
-        return environment.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if text else ""
-        raise UsageError(
-            f"--prompt-template, line {error.lineno}: {str(error.message).rstrip('.')}. The line is: {shorten(line)}"
-        ) from None
-
-
-def _check(template: jinja2.nodes.Template) -> None:
-    """Refuse what Jinja2 could do and a prompt must not, wherever in the template it stands.
+def _check(tree: jinja2.nodes.Template, environment: jinja2.Environment) -> None:
+    """Refuse what would fail in every row, wherever in the template it is: Jinja2 itself waits within ``if``.
 
     Raises:
         TemplateSyntaxError: there is such a thing.
     """
-    for node in template.find_all((jinja2.nodes.Filter, jinja2.nodes.Call, *LOADERS)):
+    for node in tree.find_all((jinja2.nodes.Filter, *LOADERS)):
         if isinstance(node, LOADERS):
             reason = "A template cannot take in another file. Put its text in this place"
             raise jinja2.TemplateSyntaxError(reason, node.lineno)
-        called = node.node if isinstance(node, jinja2.nodes.Call) else node
-        name = getattr(called, "name", None)
-        if name == (DRAWING_FUNCTION if isinstance(node, jinja2.nodes.Call) else DRAWING_FILTER):
-            reason = f"{name!r} draws at random: a restart would give other prompts. Leave it out"
-            raise jinja2.TemplateSyntaxError(reason, node.lineno)
+        if isinstance(node, jinja2.nodes.Filter) and node.name not in environment.filters:
+            raise jinja2.TemplateSyntaxError(f"There is no filter {node.name!r}", node.lineno)
 
 
-def template_columns(text: str, columns: Collection[str] = ()) -> list[str]:
-    """Return the variables that a template takes from outside: the columns it needs.
+def _columns_of_row(tree: jinja2.nodes.Template, columns: Collection[str]) -> set[str] | None:
+    """Return the columns that a template names as ``row['name']`` or ``row.name``; None if ``row`` has other uses."""
+    uses = sum(node.name == ROW for node in tree.find_all(jinja2.nodes.Name))
+    keys: list[str] = []
+    for item in tree.find_all(jinja2.nodes.Getitem):
+        if getattr(item.node, "name", None) == ROW and isinstance(item.arg, jinja2.nodes.Const):
+            keys.append(item.arg.value)
+    for attribute in tree.find_all(jinja2.nodes.Getattr):
+        is_method = attribute.attr in DICT_METHODS and attribute.attr not in columns
+        if getattr(attribute.node, "name", None) == ROW and not is_method:
+            keys.append(attribute.attr)
+    return set(keys) if len(keys) == uses and all(isinstance(key, str) for key in keys) else None
 
-    Args:
-        columns: of the dataset. One with the name of a function of Jinja2, such as ``range``, hides the function.
 
-    Raises:
-        UsageError: see ``compile_template``.
-
-    >>> template_columns("{% for x in rows %}{{ x }}{{ name }}{% endfor %}")
-    ['name', 'rows']
-    """
-    compile_template(text)
-    environment = _Environment()
-    for name in columns:
-        environment.globals.pop(name, None)
-    try:
-        return sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
-    except jinja2.UndefinedError as error:  # constants are joined here: {{ 'a' ~ {}.x }}
-        raise UsageError(f"--prompt-template: {first_line(error)}.") from None
+def _advice(text: str, columns: Collection[str]) -> str:
+    """Return what to tell someone who wrote ``{question}``, as in Python, or no column at all."""
+    meant = [name for name in re.findall(r"\{\s*(\w+)\s*\}", text) if name in columns]
+    example = meant[0] if meant else next(iter(columns))
+    return (
+        "--prompt-template names no column, so all prompts would be the same. Write a column in double braces, such as "
+        f"{{{{ {_variable(example)} }}}}. Columns: {', '.join(columns)}."
+    )
 
 
 def _printable(value: Any) -> Any:
@@ -110,7 +121,7 @@ def _printable(value: Any) -> Any:
         ValueError: the value is such a one.
     """
     if value is None:
-        raise ValueError("a null value; write {{ column or '' }} if it may be missing")
+        raise ValueError("a null value; write {{ ... or '' }} if it may be missing")
     if isinstance(value, jinja2.Undefined):  # has an error of its own, which names it
         return value
     if callable(value):
@@ -121,61 +132,62 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def _of_printable(text_filter: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that takes only what could be printed."""
+class _Null(jinja2.Undefined):
+    """A column that is null in this row. Conditions take it for None; whatever would make text of it is an error."""
 
-    @wraps(text_filter)  # with Jinja2's marks of what the filter's first argument is
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            _printable(value)
-        return text_filter(*args, **kwargs)
+    __slots__ = ()
+    __iter__ = __len__ = __str__ = jinja2.Undefined._fail_with_undefined_error
 
-    return apply
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, _Null)
 
 
-def _join(environment: jinja2.Environment, values: Iterable[Any], separator: str = "", attribute: Any = None) -> str:
-    """Do what Jinja2's filter ``join`` does."""
-    if attribute is not None:
-        values = map(jinja2.filters.make_attrgetter(environment, attribute), values)
-    return str(separator).join(str(_printable(value)) for value in values)
+def _null(column: str) -> _Null:
+    return _Null(f"column {column!r} is null; write {{{{ {_variable(column)} or '' }}}} if it may be missing")
 
 
-class _CodeGenerator(jinja2.compiler.CodeGenerator):
-    """Holds what ``~`` joins to the rules for what is printed."""
+def _variable(column: str) -> str:
+    """Return what a template calls a column.
 
-    def visit_Concat(self, node: jinja2.nodes.Concat, frame: Any) -> None:
-        """Write the code of ``a ~ b``."""
-        self.write("environment.text_of((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
+    >>> _variable("question"), _variable("Ticket ID")
+    ('question', "row['Ticket ID']")
+    """
+    return column if column.isidentifier() else f"{ROW}[{column!r}]"
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The sandbox, with our rules."""
 
-    code_generator_class = _CodeGenerator
-
-    def __init__(self) -> None:
-        """Take the place of some of Jinja2's functions."""
-        super().__init__(undefined=jinja2.StrictUndefined, finalize=_printable, autoescape=False)
-        del self.filters[DRAWING_FILTER], self.globals[DRAWING_FUNCTION]
-        for name in TEXT_FILTERS:
-            self.filters[name] = _of_printable(self.filters[name])
-        self.filters["join"] = jinja2.pass_environment(_join)
-        self.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    def __init__(self, columns: Collection[str]) -> None:
+        super().__init__(
+            undefined=jinja2.StrictUndefined, finalize=_printable, autoescape=False, keep_trailing_newline=True
+        )
+        del self.filters["random"]  # without a seed: a restart would give other prompts
+        for name in ("lipsum", *columns):  # lipsum draws, too
+            self.globals.pop(name, None)
+        self.filters["tojson"] = _to_json
+        self.tests |= {
+            "none": lambda value: value is None or isinstance(value, _Null),
+            "defined": lambda value: not isinstance(value, jinja2.Undefined) or isinstance(value, _Null),
+            "undefined": lambda value: isinstance(value, jinja2.Undefined) and not isinstance(value, _Null),
+        }
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return ``obj.attribute``; of an object from the dataset its key, before a method of Python's with that name.
 
-        >>> compile_template("{{ row.items }}").render(row={"items": 3})
+        >>> Template("{{ d.items }}").render({"d": {"items": 3}})
         '3'
         """
         if isinstance(obj, Mapping) and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
 
-    def text_of(self, values: Iterable[Any]) -> str:
-        """Return the text of ``a ~ b``."""
-        return "".join(str(_printable(value)) for value in values)
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON as it is; Jinja2's own filter escapes it for HTML."""
+
+    def null(unknown: Any) -> None:
+        if not isinstance(unknown, _Null):
+            raise TypeError(f"a {type(unknown).__name__} has no JSON")
+
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=null)

@@ -20,7 +20,7 @@ def status_of(pid: int) -> ProcessStatus | None:
     none) is none.
     """
     try:
-        state, parent, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, parent, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if state in "ZX" else ProcessStatus(int(parent), fields[17])

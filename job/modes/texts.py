@@ -7,20 +7,25 @@ from pathlib import Path
 from job.errors import UsageError
 
 
-def read_text_or_file(option: str, value: str, *, is_text: Callable[[str], bool], example: str) -> str:
+def read_text_or_file(
+    option: str, value: str, *, is_text: Callable[[str], bool], example: str, drops_last_newline: bool = False
+) -> str:
     """Return a text, or that of the file which it names.
 
     Args:
         option: its name, for messages.
-        is_text: whether a value that is not the name of a file can be a text of the kind that is meant.
+        is_text: whether a value that is not the name of a file can be a text of the kind that is meant. Without this
+            test, the misspelt name of a file would be the text.
         example: what such a text is, to end the sentence "... is neither a file nor".
+        drops_last_newline: whether the end of a file's last line, which editors write, is not part of the text.
 
     Raises:
         UsageError: it is neither, or the file cannot be read.
     """
     with contextlib.suppress(OSError, ValueError):  # too long for a name, so not a file
         if Path(value).is_file():
-            return read_text(option, value)
+            text = read_text(option, value)
+            return text.removesuffix("\n") if drops_last_newline else text
     if not is_text(value):
         raise UsageError(f"{option} {value!r} is neither a file nor {example}.")
     return value

@@ -10,9 +10,9 @@ import pyarrow as pa
 import torch
 
 from job.config import RunConfig
-from job.data.openai_batch import ID_COLUMN, open_requests, recognises_requests
+from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
 from job.data.opening import OpenDataset, open_dataset
-from job.data.prompts import PromptRenderer, check_prompt_type
+from job.data.prompts import PromptRenderer, check_prompt_type, needed_columns
 from job.data.source import Source, check_columns, read_rows
 from job.data.tokenization import Tokenization
 from job.data.tokenizer import Tokenizer, load_tokenizer
@@ -123,11 +123,12 @@ def examine(
 
 def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
     """Open the dataset, and see whether it is a batch of requests."""
-    run = ResolvedRun(config=config, chat=chat)
-    dataset = open_dataset(config.data, run.named_columns)
-    if recognises_requests(config.prompt, dataset.source.schema.names):
+    run, dataset = ResolvedRun(config=config, chat=chat), open_dataset(config.data)
+    columns = dataset.source.schema.names
+    if recognises_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)
-        dataset = open_dataset(config.data, run.named_columns)  # the ids are kept, so their type must be known
+    needed = [BODY_COLUMN] if run.is_batch else needed_columns(config.prompt, columns)
+    dataset.source.fix_columns(run.named_columns, needed)
     return run, dataset
 
 

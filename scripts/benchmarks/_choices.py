@@ -15,7 +15,7 @@ def load_review_ids(num_rows: int, data: Path = REVIEWS, model: Path = MODEL) ->
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [json.loads(line)["text"] for line in data.open()][:num_rows]
+    texts = [json.loads(line)["text"] for line in data.open(encoding="utf-8")][:num_rows]
     assert len(texts) == num_rows, f"{data} has only {len(texts)} rows"
     messages = [[{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}] for text in texts]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

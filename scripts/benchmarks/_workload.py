@@ -28,7 +28,7 @@ def load_prompt_ids(num_prompts: int, data: Path = QUESTIONS, model: Path = MODE
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    questions = [json.loads(line)["question"] for line in data.open()]
+    questions = [json.loads(line)["question"] for line in data.open(encoding="utf-8")]
     texts = [
         tokenizer.apply_chat_template(
             [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": questions[idx % len(questions)]}],
@@ -112,7 +112,7 @@ def _count_calls(owner: Any, name: str) -> list[None]:
 
 def floor_tera(num_prompt_tokens: int, num_new_tokens: int, model: Path = MODEL) -> float:
     """Return the operations (10**12) of the matrix products alone, common beginnings counted once."""
-    config = json.loads((model / "config.json").read_text())
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_size = config.get("head_dim") or hidden // heads

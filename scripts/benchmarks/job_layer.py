@@ -23,7 +23,7 @@ QUESTIONS = ROOT / "scripts/demo-data/gsm8k-200.jsonl"
 
 def make_dataset(directory: Path, num_rows: int, form: str) -> Path:
     """Write ``num_rows`` distinct questions."""
-    questions = [json.loads(line) for line in QUESTIONS.open()]
+    questions = [json.loads(line) for line in QUESTIONS.open(encoding="utf-8")]
     rows = [
         {
             "id": f"q{idx}",
@@ -36,7 +36,7 @@ def make_dataset(directory: Path, num_rows: int, form: str) -> Path:
     if form == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10_000)
     elif form == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     else:
         pa.csv.write_csv(pa.Table.from_pylist(rows), path)
     return path
@@ -45,7 +45,7 @@ def make_dataset(directory: Path, num_rows: int, form: str) -> Path:
 def resident_mib(pid: int) -> float | None:
     """Return the anonymous resident memory of a process in MiB: mapped files are the page cache's."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return None
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)

@@ -80,7 +80,7 @@ def prompts_of(data: Path, num_rows: int, instruction: str) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    rows = [json.loads(line) for line in data.open()]
+    rows = [json.loads(line) for line in data.open(encoding="utf-8")]
     texts = [row["text"] for row in rows]
     chats = [[{"role": "user", "content": f"{instruction}\n\n{texts[idx % len(texts)]}"}] for idx in range(num_rows)]
     return [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]

@@ -122,7 +122,7 @@ def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
 
 def _indexed_files(directory: Path) -> set[str]:
     index = directory / WEIGHT_FILES[1]
-    return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
 
 
 def _check_complete(file: Path) -> None:

@@ -70,21 +70,23 @@ def _free_share(replica: Replica, sampling_bytes: int) -> int:
 
 def free_host_bytes() -> int:
     """Return what this process may still use of the memory of the machine and of its control group."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return min([int(lines["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
 
 
 def _cgroup_bytes() -> list[int]:
     """Return what each control group (version 2) above this process has left."""
     try:
-        own = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::", 1)[-1]
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().splitlines()[-1].split("::", 1)[-1]
         group = Path("/sys/fs/cgroup") / own.lstrip("/")
     except OSError:
         return []
     left = []
     for directory in (group, *group.parents):
         try:
-            limit, used = ((directory / name).read_text().strip() for name in ("memory.max", "memory.current"))
+            limit, used = (
+                (directory / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current")
+            )
             left.append(max(0, int(limit) - int(used)))
         except (OSError, ValueError):  # no such file in the root, and "max" means no limit
             continue

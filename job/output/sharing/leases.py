@@ -161,6 +161,6 @@ def read_holder(lease: Path) -> WorkerId | None:
 def _pid_namespace() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     try:
-        return f"{boot_id.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+        return f"{boot_id.read_text(encoding='utf-8').strip()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return UNKNOWN

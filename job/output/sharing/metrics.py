@@ -60,7 +60,7 @@ class MetricsFile:
     def write(self, figures: Figures) -> None:
         """Append a line."""
         self._last, self._num_rows = time.monotonic(), figures.num_rows
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(figures)) + "\n")
 
 

@@ -75,7 +75,7 @@ def _mark(paths: RunPaths, shard_idx: int, kinds: Collection[str], worker_id: st
         for leftover in paths.journals(shard_idx):  # of a worker killed just after it wrote the part
             leftover.unlink(missing_ok=True)
     tmp = paths.retry_tmp(shard_idx, worker_id)
-    tmp.write_text(json.dumps({"kinds": sorted(kinds)}))
+    tmp.write_text(json.dumps({"kinds": sorted(kinds)}), encoding="utf-8")
     fsync_file(tmp)
     tmp.replace(marker)
 
@@ -85,7 +85,7 @@ def _marked_kinds(marker: Path) -> list[str]:
     UsageError: the file is not a marker.
     """
     try:
-        kinds: list[str] = json.loads(marker.read_text())["kinds"]
+        kinds: list[str] = json.loads(marker.read_text(encoding="utf-8"))["kinds"]
         return kinds
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{marker} is not a marker ({error!r}). Remove it.") from None

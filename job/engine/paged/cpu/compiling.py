@@ -52,7 +52,7 @@ def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
 
 def _compiled(source: Path, command: Sequence[str]) -> Path:
     """Return the library that the command makes; one made before for a like source, processor and compiler will do."""
-    facts = (*command, source.read_text(), _processor(), _output([command[0], "--version"]))
+    facts = (*command, source.read_text(encoding="utf-8"), _processor(), _output([command[0], "--version"]))
     library = _cache_directory() / f"{source.stem}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:32]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _cache_directory() -> Path:
 
 def _processor() -> str:
     """Return what native code depends on: nodes of several kinds may share a home directory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     kinds = {line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name")}
     return " ".join([platform.machine(), *sorted(kinds)])
 

@@ -1,31 +1,33 @@
-"""Datasets that only ``datasets`` can read: csv, JSON that is no JSON lines, compressed files, the Hub's.
+"""Files that only ``datasets`` can read: they are converted once to Arrow, or streamed.
 
-They are converted once to Arrow, or streamed. ``datasets`` takes the types of the first rows for all; if others do not
-fit, they are read again with types that all fit.
+``datasets`` takes the types of the first rows for all. If others do not fit, a format may know types that all fit, with
+which the files are read again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from job.config import DataConfig
-from job.data.common_columns import common_schema
+from job.data.formats.files import Files
 from job.data.source import TORN, Source, StreamSource, TableSource, count_rows
 from job.errors import UsageError, first_line
 
 NO_COLUMNS = "it has no rows, so no columns either"
 
+CommonSchema = Callable[[Any, Files], pa.Schema | None]
+"""Looks for columns that all rows of the files fit, given what has failed to read them. Empty or None: there are none
+to be found.
+"""
 
-def open_converted(
-    builder: Any, split: str, config: DataConfig, files: Sequence[str], rebuild: Callable[..., Any]
+
+def open_files(
+    files: Files, options: Mapping[str, Any] | None = None, common_schema: CommonSchema | None = None
 ) -> Source:
     """Convert a split, or open it as a stream.
 
     Args:
-        builder: of ``datasets``.
-        files: the split's, if they are local.
-        rebuild: returns the builder again, with ``features``: the columns that there are.
+        options: of the reader in ``datasets``.
 
     Raises:
         UsageError: a file is torn, or there are no columns that all rows fit.
@@ -33,18 +35,20 @@ def open_converted(
     """
     import datasets
 
-    open_split = _open_stream if config.streaming else _convert
+    builder = files.builder(**(options or {}))
+    open_split = _open_stream if files.config.streaming else _convert
     try:
-        return open_split(builder, split, config.limit)
+        return open_split(builder, files.split, files.config.limit)
     except (*TORN, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error  # datasets wraps
         if isinstance(reason, TORN):
-            name = _first_torn(files) or f"--dataset {config.dataset}"
+            name = _first_torn(files.local_names) or f"--dataset {files.config.dataset}"
             raise UsageError(f"{name}: the file is torn or damaged: {first_line(reason)}.") from None
-        schema = common_schema(builder, files)
+        schema = common_schema and common_schema(builder, files)
         if not schema:
             raise
-    return open_split(rebuild(features=datasets.Features.from_arrow_schema(schema)), split, config.limit)
+    features = datasets.Features.from_arrow_schema(schema)
+    return open_split(files.builder(**(options or {}), features=features), files.split, files.config.limit)
 
 
 def empty_dataset(features: Any, split: str | None) -> Any:

@@ -7,9 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.arrow.types import common_type, readable
-from job.data.source import BLOCK_ROWS, table_to_block, union
+from job.data.formats import converted
+from job.data.formats.files import Files
+from job.data.source import BLOCK_ROWS, Source, table_to_block, union
 from job.errors import JobError, first_line
 from job.records import RowBlock
+
+
+def open_files(files: Files) -> Source:
+    """Read the footers. Files of the Hub are fetched first, unless the user wants a stream."""
+    return ParquetSource(files.names) if files.are_local or files.config.streaming else converted.open_files(files)
 
 
 class ParquetSource:
@@ -33,6 +40,9 @@ class ParquetSource:
                 self._groups.append((self.num_rows, file_idx, group_idx))
                 self.num_rows += opened.metadata.row_group(group_idx).num_rows
         self.schema, self.problems = columns.schema, columns.problems
+
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Do nothing: the footers name columns and types."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Decode from the row group that holds ``start`` up to ``stop``."""
