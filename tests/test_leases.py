@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from job.launch.processes import start_time_of
@@ -131,6 +132,33 @@ def test_a_later_process_with_the_same_number_is_not_the_holder() -> None:
     here = WorkerId.of_this_process()
     assert not here.is_dead()
     assert dataclasses.replace(here, start_time="1").is_dead()
+
+
+def test_start_times_are_those_that_leases_of_older_versions_hold() -> None:
+    """In clock ticks since boot, from the kernel itself: or else a mixed launch would take living workers for dead."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert start_time_of(os.getpid()) == fields[19]
+
+
+@pytest.mark.parametrize("start_time", ["", "1722945600.25", "2026-08-06T12:00:00"])
+def test_a_start_time_in_the_form_of_another_version_does_not_make_a_living_worker_dead(start_time: str) -> None:
+    """Silence decides then."""
+    assert not dataclasses.replace(WorkerId.of_this_process(), start_time=start_time).is_dead()
+
+
+def test_a_process_that_may_not_be_seen_is_not_declared_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid, /proc shows a user only their own processes: another user's worker on this node was taken for dead."""
+
+    def hide(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    here = WorkerId.of_this_process()
+    monkeypatch.setattr(psutil, "Process", hide)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not here.is_dead()
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "container"}])

@@ -67,7 +67,12 @@ class WorkerId:
         here = socket.gethostname(), _pid_namespace()
         if self.namespace == UNKNOWN or (self.host, self.namespace) != here:
             return False
-        return start_time_of(self.pid) != self.start_time
+        found = start_time_of(self.pid)
+        if found is None:
+            return True
+        # A later process has the number. Only if both are ticks: what another version has written in another form, or
+        # what may not be seen, proves nothing, and then silence decides.
+        return found.isdecimal() and self.start_time.isdecimal() and found != self.start_time
 
 
 class Leases:
