@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import psutil
 
 HIDDEN = ""
 """The start time of a process that runs, but of which this user may learn nothing (``hidepid`` on shared nodes)."""
+
+UNKNOWN = "unknown"
+"""The namespace where there is no /proc: nobody can tell there whether a process runs, only silence can."""
 
 
 def start_time_of(pid: int) -> str | None:
@@ -44,6 +48,15 @@ def command_of(pid: int) -> list[str]:
         argv: list[str] = psutil.Process(pid).cmdline()
         return argv
     return []
+
+
+def pid_namespace() -> str:
+    """Return what tells the process ids of this process from those of other containers, and of other boots."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        return f"{boot_id.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return UNKNOWN
 
 
 def _is_hidden(pid: int) -> bool:

@@ -5,17 +5,17 @@ rows, because a power cut can leave a tail of the right length and the wrong con
 batch that is torn or wrong; the rows behind it are done again.
 """
 
-import os
+import contextlib
+import io
 import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
-from job.output.store.local import UnlessGone, fsync_dir
+from job.output.store.store import Appender, Store
 from job.records import Completion
 
 COMPLETION_SCHEMA = pa.schema(
@@ -44,14 +44,17 @@ _NAMES = [field.name for field in fields(Completion)]
 class Journal:
     """Appends completions of one shard. Not thread-safe."""
 
-    def __init__(self, path: Path, *, sync_secs: float = 2.0) -> None:
-        """Prepare a journal; the file is created with the first batch.
+    def __init__(self, store: Store, name: str, *, sync_secs: float = 2.0) -> None:
+        """Prepare a journal; the object is created with the first batch.
 
         Args:
             sync_secs: a kill loses at most the rows that finished in so many seconds.
         """
-        self.path, self._sync_secs = path, sync_secs
-        self._file: BinaryIO | None = None
+        self.name, self._store, self._sync_secs = name, store, sync_secs
+        self._open = contextlib.ExitStack()
+        self._end: Appender | None = None
+        self._stream = io.BytesIO()
+        """What the writer has made of batches, on its way to the end of the object."""
         self._writer: Any = None
         self._buffer: list[Completion] = []
         self._last_sync = time.monotonic()
@@ -70,34 +73,38 @@ class Journal:
         self._last_sync = time.monotonic()
         if not self._buffer:
             return
-        if self._file is None:
-            self._file = self.path.open("wb")
-            self._writer = pa.ipc.new_stream(self._file, COMPLETION_SCHEMA)
-            fsync_dir(self.path.parent)
+        if self._end is None:
+            self._end = self._open.enter_context(self._store.append(self.name))
+            self._writer = pa.ipc.new_stream(self._stream, COMPLETION_SCHEMA)
         batch = completions_to_batch(self._buffer)
         self._writer.write_batch(batch, custom_metadata={"crc32": _checksum(self._buffer)})
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._append(self._end)
         self._buffer.clear()
 
     def close(self) -> None:
         """Sync and close. It is closed even if it cannot be synced."""
-        try:
+        with self._open:
             self.sync()
-        finally:
-            file, self._file = self._file, None
-            if file is not None:
-                with file:
-                    self._writer.close()
+            end, self._end = self._end, None
+            if end is not None:
+                self._writer.close()
+                self._append(end)
+
+    def _append(self, end: Appender) -> None:
+        """Append what the writer has made. If that fails, it is the first of the next attempt: schema and batches count
+        only in their order."""
+        end.append(self._stream.getvalue())
+        self._stream.seek(0)
+        self._stream.truncate()
 
 
 class JournalReader:
     """Reads a journal that may still grow: each time only what is new. Not thread-safe."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         """Read nothing yet."""
-        self._path = path
-        self._inode: int | None = None
+        self._store, self._name = store, name
+        self._identity: str | None = None
         self._schema = b""
         """The file's first message, without which no other can be read."""
         self._offset = 0
@@ -123,12 +130,13 @@ class JournalReader:
 
     def _new_bytes(self) -> bytes:
         """Return what stands behind the last whole batch; everything if the file is another one."""
-        with UnlessGone(), self._path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self._offset:
-                self._inode, self._schema, self._offset = status.st_ino, b"", 0
-            file.seek(self._offset)
-            return file.read()
+        with contextlib.suppress(FileNotFoundError):
+            data, stamp = self._store.look(self._name, self._offset)
+            if stamp.identity != self._identity or stamp.num_bytes < self._offset:
+                is_read = self._offset == 0
+                self._identity, self._schema, self._offset = stamp.identity, b"", 0
+                return data if is_read else self._store.read(self._name)
+            return data
         return b""
 
 

@@ -7,12 +7,12 @@ for people: when, which versions, where the model lay.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any
 
 from job.errors import UsageError
-from job.output.store.local import create_exclusively
-from job.output.store.paths import PART_PATTERN, manifest_path
+from job.output.store.names import MANIFEST, PART_PATTERN
+from job.output.store.store import Store
 
 FORMAT_VERSION = 2
 
@@ -35,15 +35,15 @@ class Manifest:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_manifest(root: Path) -> Manifest | None:
+def read_manifest(store: Store) -> Manifest | None:
     """Read the manifest of a run directory; None if there is none.
 
     Raises:
         UsageError: the file is not one that this version wrote.
     """
-    path = manifest_path(root)
+    path = store.describe(MANIFEST)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(store.read(MANIFEST))
         if content["format_version"] != FORMAT_VERSION:
             raise UsageError(
                 f"{path} has format {content['format_version']}; this version reads {FORMAT_VERSION}. "
@@ -56,7 +56,7 @@ def read_manifest(root: Path) -> Manifest | None:
         raise UsageError(f"{path} is not a manifest ({error!r}); a run needs a new --output.") from None
 
 
-def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifest:
+def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
     """Make the directory this run's, or continue the same run in it.
 
     Returns:
@@ -65,26 +65,32 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
-    has_parts = any(root.glob(PART_PATTERN))  # looked up first: a manifest is always older than its parts
-    found = read_manifest(root)
+    has_parts = any(
+        fnmatch(entry.name, PART_PATTERN) for entry in store.list()
+    )  # looked up first: a manifest is always older than its parts
+    found = read_manifest(store)
     if found is None and has_parts:
-        raise UsageError(f"{root} has part files, but no manifest.json that says what they are. Use a new --output.")
+        raise UsageError(
+            f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
+        )
     if found is None:
-        create_exclusively(manifest_path(root), wanted.to_json().encode(), worker_id)
-        found = read_manifest(root)
+        store.create_exclusively(MANIFEST, wanted.to_json().encode())
+        found = read_manifest(store)
         assert found is not None, "the manifest was just created, here or by another process"
-    _refuse_if_different(root, found, wanted)
+    _refuse_if_different(store, found, wanted)
     return found
 
 
-def _refuse_if_different(root: Path, found: Manifest, wanted: Manifest) -> None:
+def _refuse_if_different(store: Store, found: Manifest, wanted: Manifest) -> None:
     # Through JSON, as what was found: a tuple comes back as a list.
     was, now = _flatten(found.identity), _flatten(json.loads(json.dumps(wanted.identity)))
     different = [name for name in was | now if was.get(name) != now.get(name)]
     if not different:
         return
     shown = [f"{name} was {_show(was.get(name))}, now {_show(now.get(name))}" for name in different]
-    raise UsageError(f"{manifest_path(root)} is another run: {'; '.join(shown)}. Use a new --output, or the old value.")
+    raise UsageError(
+        f"{store.describe(MANIFEST)} is another run: {'; '.join(shown)}. Use a new --output, or the old value."
+    )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

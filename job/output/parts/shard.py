@@ -4,8 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +14,7 @@ from job.output.parts.counts import Counts
 from job.output.parts.journal import Journal, JournalReader, completions_to_batch
 from job.output.parts.plan import Plan
 from job.output.sharing.retries import completions_to_stay
-from job.output.store.local import fsync_dir, fsync_file, is_gone
-from job.output.store.paths import RunPaths
+from job.output.store.directory import RunDirectory
 from job.records import Completion, RowBlock, SampleKey
 
 JOURNAL_SYNC_SECS = 2.0
@@ -51,19 +49,25 @@ class PartFormat:
 class OpenShard:
     """A shard that this worker works on. Completions may come in any order and twice; the first one counts."""
 
-    def __init__(self, shard_idx: int, plan: Plan, paths: RunPaths, part_format: PartFormat, worker_id: str) -> None:
+    def __init__(
+        self, shard_idx: int, plan: Plan, directory: RunDirectory, part_format: PartFormat, worker_id: str
+    ) -> None:
         """Take over what the journals of earlier workers hold, and of a part to be mended what is to stay."""
         self.shard_idx = shard_idx
-        self._plan, self._paths, self._format, self._worker_id = plan, paths, part_format, worker_id
+        self._plan, self._directory, self._format = plan, directory, part_format
+        self._store, self._part = directory.store, directory.names.part(shard_idx)
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
-        self._readers: dict[Path, JournalReader] = {}
+        self.counts = Counts()
+        """What is done of this shard."""
+        self._readers: dict[str, JournalReader] = {}
         """Of other workers' journals."""
         self._kept: dict[int, pa.Table] = {}
         """First row to the kept columns from there on."""
-        self._journal = Journal(_unused_journal(paths, shard_idx, worker_id), sync_secs=JOURNAL_SYNC_SECS)
-        self._take(completions_to_stay(paths, shard_idx, part_format.columns))
+        unused = _unused_journal(directory, shard_idx, worker_id)
+        self._journal = Journal(self._store, unused, sync_secs=JOURNAL_SYNC_SECS)
+        self._take(completions_to_stay(directory, shard_idx, part_format.columns))
         self.absorb()
 
     @property
@@ -82,15 +86,16 @@ class OpenShard:
 
     def absorb(self) -> None:
         """Take over what other workers' journals have gained: those who were here before, and those who help."""
-        for path in self._paths.journals(self.shard_idx):
-            if path != self._journal.path:
-                self._take(self._readers.setdefault(path, JournalReader(path)).read())
+        for name in self._directory.journals(self.shard_idx):
+            if name != self._journal.name:
+                self._take(self._readers.setdefault(name, JournalReader(self._store, name)).read())
 
     def _take(self, completions: Iterable[Completion]) -> None:
         for completion in completions:
             if completion.key in self._missing:
                 self._missing.discard(completion.key)
                 self._done[completion.key] = completion
+                self.counts.add(completion)
 
     def keep(self, block: RowBlock) -> None:
         """Add the kept columns of consecutive rows."""
@@ -142,32 +147,33 @@ class OpenShard:
         assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are not there"
         self.close()
-        final, tmp = self._paths.part(self.shard_idx), self._paths.part_tmp(self.shard_idx, self._worker_id)
-        with self._unless_finished_by_another():
-            self._write(tmp)
-            self._verify(tmp)
-            fsync_file(tmp)
-            tmp.replace(final)
-        fsync_dir(final.parent)
-        leftovers = self._paths.journals(self.shard_idx) + self._paths.part_tmps(self.shard_idx)
-        for leftover in [*leftovers, self._paths.retry(self.shard_idx)]:
-            leftover.unlink(missing_ok=True)
+        # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
+        with self._unless_finished_by_another(), self._store.writing(self._part) as file:
+            self._write(file)
+            self._verify(file)
+        # What killed workers had half-written of it. A slower living one learns in this way that the shard is done.
+        self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
+        for journal in self._directory.journals(self.shard_idx):
+            self._store.delete(journal)
+        # The marker of a retry last. Had it been removed before the part was replaced, a kill between the two would
+        # have made the old part, with its errors, the last word.
+        self._store.delete(self._directory.names.retry(self.shard_idx))
 
     @contextlib.contextmanager
     def _unless_finished_by_another(self) -> Iterator[None]:
-        """Let pass that a file of ours is gone, once there is a part: whoever has written it removes all others."""
+        """Let pass that something of ours is missing, once there is a part: whoever wrote it has removed all else."""
         try:
             yield
-        except OSError as error:
-            if not (is_gone(error) and self._paths.part(self.shard_idx).exists()):
+        except FileNotFoundError:
+            if not self._store.exists(self._part):
                 raise
 
-    def _write(self, path: Path) -> None:
+    def _write(self, file: BinaryIO) -> None:
         schema = self._format.schema
         compression = None if self._format.compression == "none" else self._format.compression
         # Checksums of pages let ``job verify`` find every flipped bit; they cost 0.6 % of a small part.
         with pq.ParquetWriter(
-            path, self._schema_with_counts(), compression=compression, write_page_checksum=True
+            file, self._schema_with_counts(), compression=compression, write_page_checksum=True
         ) as writer:
             for table in self._tables(schema):
                 writer.write_table(table)
@@ -219,12 +225,12 @@ class OpenShard:
 
     def _schema_with_counts(self) -> pa.Schema:
         """Add this part's own counts to the metadata, so that totals need no more than the footers."""
-        counts = Counts.of(self._done.values()).to_metadata()
-        return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **counts})
+        return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **self.counts.to_metadata()})
 
-    def _verify(self, path: Path) -> None:
-        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a file."""
-        table = pq.read_table(path, columns=["row_idx", "sample_idx"])
+    def _verify(self, file: BinaryIO) -> None:
+        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a part."""
+        file.seek(0)
+        table = pq.ParquetFile(file).read(columns=["row_idx", "sample_idx"])
         keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
 
@@ -243,7 +249,8 @@ def _repeat(table: pa.Table, times: int) -> pa.Table:
     return table.take([row for row in range(len(table)) for _ in range(times)])
 
 
-def _unused_journal(paths: RunPaths, shard_idx: int, worker_id: str) -> Path:
+def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
     """Return a journal's name that this worker has not used: it may have left the shard before, and left rows there."""
     names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
-    return next(path for name in names if not (path := paths.journal(shard_idx, name)).exists())
+    journals = (directory.names.journal(shard_idx, name) for name in names)
+    return next(name for name in journals if not directory.store.exists(name))
