@@ -178,6 +178,8 @@ class EngineConfig:
     """On a GPU, record decode steps and replay them: the host need not launch each kernel."""
     stall_timeout: float = 1800.0
     """Seconds without a token after which the process ends, and says which rows it was at. 0: never."""
+    lease_timeout: float | None = None
+    """Seconds of silence after which other workers take over a worker's shards. None: as it is in the run, or 60."""
     share_prefixes: bool = True
     """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 
@@ -188,6 +190,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
+        if self.lease_timeout is not None:
+            require(1 <= self.lease_timeout <= 86_400, "lease-timeout", self.lease_timeout, "1 to 86400 seconds")
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.tensor_parallel_size > 1 and not self.needs_model:
             raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")

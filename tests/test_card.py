@@ -39,7 +39,7 @@ def output(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> Path:
 def counts_of(run: FoundRun) -> Counts:
     counts = Counts()
     for shard_idx in range(run.plan.num_shards):
-        counts.include(Counts.of_part(run.paths.part(shard_idx)))
+        counts.include(Counts.of_part(run.directory.store, run.directory.names.part(shard_idx)))
     return counts
 
 
@@ -260,16 +260,16 @@ def test_many_workers_write_it_at_once(output: Path) -> None:
     run = find_run(output)
     counts, expected = counts_of(run), (output / "README.md").read_bytes()
     before = sorted(output.iterdir())
-    run.paths.card.unlink()
+    (output / "README.md").unlink()
 
     def conclude(number: int) -> None:
-        for leftover in run.paths.leftovers():
-            leftover.unlink(missing_ok=True)
-        write_card(run.paths, run.manifest, counts, f"worker-{number}")
+        directory = find_run(output).directory
+        directory.sweep()
+        write_card(directory.store, run.manifest, counts)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(conclude, range(64)))
-    assert run.paths.card.read_bytes() == expected
+    assert (output / "README.md").read_bytes() == expected
     assert sorted(output.iterdir()) == before
 
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_told(run_job: RunJob, tiny_model: Any, output: Path, mon
     assert result.exit_code == 1
     assert result.stderr.endswith(
         f"job: {output}/README.md cannot be written: No space left on device. All rows are there; "
-        "run the same command once this is mended.\n"
+        "run the same command once this is fixed.\n"
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from job.output.parts import journal as journal_module
 from job.output.parts.columns import LOGPROB_COLUMNS
 from job.output.parts.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch
+from job.output.store.local import LocalStore
 from job.records import Completion
 
 
@@ -36,11 +37,19 @@ def logprobs(num_tokens: int) -> dict[str, Any]:
     return {"token_ids": list(range(num_tokens)), "token_logprobs": values, "cumulative_logprob": sum(values)}
 
 
+def journal_at(path: Path, **options: Any) -> Journal:
+    return Journal(LocalStore(path.parent), path.name, **options)
+
+
+def reader_of(path: Path) -> JournalReader:
+    return JournalReader(LocalStore(path.parent), path.name)
+
+
 ROWS = [completion(row_idx) for row_idx in range(6)]
 
 
 def write(path: Path, *batches: list[Completion], close: bool = True) -> Path:
-    journal = Journal(path, sync_secs=0)
+    journal = journal_at(path, sync_secs=0)
     for batch in batches:
         for row in batch:
             journal.append(row)
@@ -59,43 +68,43 @@ def written(tmp_path: Path) -> bytes:
 def read(tmp_path: Path, content: bytes) -> list[Completion]:
     path = tmp_path / "read.arrows"
     path.write_bytes(content)
-    return list(JournalReader(path).read())
+    return list(reader_of(path).read())
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    assert list(JournalReader(write(tmp_path / "j", ROWS[:4], ROWS[4:])).read()) == ROWS
+    assert list(reader_of(write(tmp_path / "j", ROWS[:4], ROWS[4:])).read()) == ROWS
 
 
 def test_what_was_synced_is_there_without_a_close(tmp_path: Path) -> None:
-    assert list(JournalReader(write(tmp_path / "j", ROWS[:2], ROWS[2:3], close=False)).read()) == ROWS[:3]
+    assert list(reader_of(write(tmp_path / "j", ROWS[:2], ROWS[2:3], close=False)).read()) == ROWS[:3]
 
 
 def test_close_syncs(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", sync_secs=1e9)
+    journal = journal_at(tmp_path / "j", sync_secs=1e9)
     journal.append(ROWS[0])
     journal.sync_if_due()
     assert not (tmp_path / "j").exists()
     journal.close()
     journal.close()
-    assert list(JournalReader(tmp_path / "j").read()) == ROWS[:1]
+    assert list(reader_of(tmp_path / "j").read()) == ROWS[:1]
 
 
 def test_a_sync_is_due_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: now)
-    journal = Journal(tmp_path / "j", sync_secs=2.0)
+    journal = journal_at(tmp_path / "j", sync_secs=2.0)
     journal.append(ROWS[0])
     now = 101.9
     journal.sync_if_due()
-    assert list(JournalReader(tmp_path / "j").read()) == []
+    assert list(reader_of(tmp_path / "j").read()) == []
     now = 102.0
     journal.sync_if_due()
-    assert list(JournalReader(tmp_path / "j").read()) == ROWS[:1]
+    assert list(reader_of(tmp_path / "j").read()) == ROWS[:1]
 
 
 def test_a_journal_without_rows_leaves_no_file(tmp_path: Path) -> None:
-    Journal(tmp_path / "j").close()
-    assert not (tmp_path / "j").exists() and list(JournalReader(tmp_path / "j").read()) == []
+    journal_at(tmp_path / "j").close()
+    assert not (tmp_path / "j").exists() and list(reader_of(tmp_path / "j").read()) == []
 
 
 def test_a_journal_cut_anywhere_gives_its_whole_batches(tmp_path: Path, written: bytes) -> None:
@@ -104,7 +113,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_batches(tmp_path: Path, written:
     path.write_bytes(written)
     for size in range(len(written), -1, -1):
         os.truncate(path, size)
-        rows = list(JournalReader(path).read())
+        rows = list(reader_of(path).read())
         assert rows == ROWS[: len(rows)]
         found.append(len(rows))
     assert found == sorted(found, reverse=True) and set(found) == {0, 2, 4, 6}
@@ -127,7 +136,7 @@ def test_a_damaged_byte_never_gives_a_wrong_row(tmp_path: Path, written: bytes) 
     with path.open("r+b", buffering=0) as file:
         for position, byte in enumerate(written):
             os.pwrite(file.fileno(), bytes([byte ^ (0x01, 0x80, 0xFF)[position % 3]]), position)
-            rows = list(JournalReader(path).read())
+            rows = list(reader_of(path).read())
             os.pwrite(file.fileno(), bytes([byte]), position)
             assert rows == ROWS[: len(rows)], f"byte {position}"
             complete += len(rows) == len(ROWS)
@@ -153,9 +162,9 @@ def test_a_journal_of_another_version_has_no_rows(tmp_path: Path, monkeypatch: p
 def test_a_reader_goes_on_where_it_ended(tmp_path: Path) -> None:
     """Not from the start: what it has read may be damaged meanwhile, and does no harm."""
     path = tmp_path / "j"
-    reader = JournalReader(path)
+    reader = reader_of(path)
     assert list(reader.read()) == []
-    journal = Journal(path, sync_secs=0)
+    journal = journal_at(path, sync_secs=0)
     for row in ROWS:
         journal.append(row)
         journal.sync()
@@ -167,7 +176,7 @@ def test_a_reader_goes_on_where_it_ended(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(bytes(read_before))
     assert list(reader.read()) == [ROWS[1]]
-    assert list(reader.read()) == [] and list(JournalReader(path).read()) == []
+    assert list(reader.read()) == [] and list(reader_of(path).read()) == []
 
 
 @pytest.mark.parametrize("fills", [False, True], ids=["torn", "zeros"])
@@ -176,7 +185,7 @@ def test_a_torn_tail_is_read_once_it_is_whole(tmp_path: Path, written: bytes, fi
     path = tmp_path / "j"
     path.write_bytes(written)
     for size in range(0, len(written), 7):
-        reader = JournalReader(path)
+        reader = reader_of(path)
         os.truncate(path, size)
         if fills:
             os.truncate(path, len(written))
@@ -191,7 +200,7 @@ def test_a_damaged_batch_ends_what_a_reader_finds(tmp_path: Path, written: bytes
     path = tmp_path / "j"
     at = written.index(b"prompt 2")
     path.write_bytes(written[:at] + b"prompt 7" + written[at + 8 : -100])
-    reader = JournalReader(path)
+    reader = reader_of(path)
     assert list(reader.read()) == ROWS[:2]
     with path.open("ab") as file:
         file.write(written[-100:])
@@ -200,7 +209,7 @@ def test_a_damaged_batch_ends_what_a_reader_finds(tmp_path: Path, written: bytes
 
 def test_a_journal_that_was_replaced_is_read_from_its_start(tmp_path: Path) -> None:
     path = write(tmp_path / "j", ROWS)
-    reader = JournalReader(path)
+    reader = reader_of(path)
     assert list(reader.read()) == ROWS
     write(tmp_path / "other", ROWS[:1], ROWS[1:4], ROWS[4:]).replace(path)
     assert list(reader.read()) == ROWS, "longer, another file"
@@ -218,12 +227,12 @@ def test_a_journal_that_another_client_has_removed_has_no_rows(tmp_path: Path, m
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.os, "fstat", stale)
-        assert list(JournalReader(path).read()) == []
+        patch.setattr(os, "fstat", stale)
+        assert list(reader_of(path).read()) == []
 
 
 def test_a_journal_that_cannot_be_synced_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path / "j", sync_secs=0)
+    journal = journal_at(tmp_path / "j", sync_secs=0)
     journal.append(ROWS[0])
     journal.sync()
     journal.append(ROWS[1])
@@ -231,7 +240,7 @@ def test_a_journal_that_cannot_be_synced_is_closed(tmp_path: Path, monkeypatch: 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(journal_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         journal.close()
     assert not [fd for fd in Path("/proc/self/fd").iterdir() if Path(os.path.realpath(fd)) == tmp_path / "j"]
@@ -256,7 +265,7 @@ def test_completions_become_columns_in_the_order_of_the_schema() -> None:
 def test_log_probabilities_come_back_as_they_were(tmp_path: Path, values: dict[str, Any]) -> None:
     """The checksum is of the values: one that did not survive its type would discard all rows behind it."""
     row = replace(ROWS[1], **values)
-    assert list(JournalReader(write(tmp_path / "j", [row], ROWS[3:4])).read()) == [row, ROWS[3]]
+    assert list(reader_of(write(tmp_path / "j", [row], ROWS[3:4])).read()) == [row, ROWS[3]]
 
 
 def test_the_columns_of_log_probabilities_have_these_types() -> None:

@@ -9,33 +9,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from job.launch.processes import start_time_of
 from job.output.parts.plan import Plan
-from job.output.sharing import leases as leases_module
+from job.output.sharing import worker as worker_module
 from job.output.sharing.claims import Claims
-from job.output.sharing.leases import Leases, WorkerId
-from job.output.store.paths import RunPaths
+from job.output.sharing.leases import Leases, read_holder
+from job.output.sharing.worker import WorkerId
+from tests.run_files import RunFiles
 
 MakeLeases = Callable[..., Leases]
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
-    paths = RunPaths(tmp_path, 10)
-    paths.make_directories()
+def paths(tmp_path: Path) -> RunFiles:
+    paths = RunFiles(tmp_path, 10)
+    paths.directory.prepare()
     return paths
 
 
 @pytest.fixture
-def make_leases(paths: RunPaths) -> Iterator[MakeLeases]:
+def make_leases(paths: RunFiles) -> Iterator[MakeLeases]:
     """Workers, by name. The heartbeat is slow enough never to beat within a test, unless asked to."""
     made: list[Leases] = []
 
-    def make(worker: WorkerId, *, stale_secs: float = 60.0, beat_secs: float = 1e6) -> Leases:
-        made.append(Leases(paths, worker, stale_secs=stale_secs, beat_secs=beat_secs))
+    def make(worker: WorkerId, *, timeout_secs: float = 60.0, beat_secs: float = 1e6) -> Leases:
+        made.append(Leases(paths.directory, worker, timeout_secs=timeout_secs, beat_secs=beat_secs))
         return made[-1]
 
     yield make
@@ -86,7 +89,7 @@ def test_one_of_many_threads_gets_a_shard(make_leases: MakeLeases) -> None:
     assert len(winners) == 1
 
 
-def test_one_of_many_threads_takes_over_a_dead_workers_lease(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_one_of_many_threads_takes_over_a_dead_workers_lease(make_leases: MakeLeases, paths: RunFiles) -> None:
     make_leases(dead_worker()).acquire(3)
     workers = [make_leases(elsewhere(f"n{idx}")) for idx in range(12)]
     make_silent(paths.lease(3), 100)
@@ -94,7 +97,7 @@ def test_one_of_many_threads_takes_over_a_dead_workers_lease(make_leases: MakeLe
     # Of two who see the dead lease, the slower may rename the faster one's new lease away for an instant, and a third
     # may come in: two on one shard are allowed, none is not.
     assert winners
-    assert [path.name for path in paths.lease_dir.iterdir() if "taken-by" in path.name] == []
+    assert [path.name for path in paths.lease_dir.iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_shards_are_held_apart(make_leases: MakeLeases) -> None:
@@ -103,7 +106,7 @@ def test_shards_are_held_apart(make_leases: MakeLeases) -> None:
     assert not a.acquire(2) and not b.acquire(1)
 
 
-def test_a_released_shard_is_free(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_a_released_shard_is_free(make_leases: MakeLeases, paths: RunFiles) -> None:
     a, b = make_leases(elsewhere("a")), make_leases(elsewhere("b"))
     assert a.acquire(1)
     a.release(1)
@@ -111,7 +114,7 @@ def test_a_released_shard_is_free(make_leases: MakeLeases, paths: RunPaths) -> N
     assert b.acquire(1) and not a.acquire(1)
 
 
-def test_releasing_what_another_took_over_leaves_it_alone(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_releasing_what_another_took_over_leaves_it_alone(make_leases: MakeLeases, paths: RunFiles) -> None:
     a, b = make_leases(elsewhere("a")), make_leases(elsewhere("b"))
     a.acquire(1)
     make_silent(paths.lease(1), 61)
@@ -133,6 +136,33 @@ def test_a_later_process_with_the_same_number_is_not_the_holder() -> None:
     assert dataclasses.replace(here, start_time="1").is_dead()
 
 
+def test_start_times_are_those_that_leases_of_older_versions_hold() -> None:
+    """In clock ticks since boot, from the kernel itself: or else a mixed launch would take living workers for dead."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert start_time_of(os.getpid()) == fields[19]
+
+
+@pytest.mark.parametrize("start_time", ["", "1722945600.25", "2026-08-06T12:00:00"])
+def test_a_start_time_in_the_form_of_another_version_does_not_make_a_living_worker_dead(start_time: str) -> None:
+    """Silence decides then."""
+    assert not dataclasses.replace(WorkerId.of_this_process(), start_time=start_time).is_dead()
+
+
+def test_a_process_that_may_not_be_seen_is_not_declared_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid, /proc shows users only their own processes: others' workers on this node were taken for dead."""
+
+    def hide(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    here = WorkerId.of_this_process()
+    monkeypatch.setattr(psutil, "Process", hide)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not here.is_dead()
+
+
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "container"}])
 def test_nobody_is_declared_dead_from_another_host_or_container(change: dict[str, str]) -> None:
     assert not dataclasses.replace(dead_worker(), **change).is_dead()
@@ -140,18 +170,18 @@ def test_nobody_is_declared_dead_from_another_host_or_container(change: dict[str
 
 def test_without_proc_nobody_is_declared_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, every living worker was taken for dead, and its shard taken over."""
-    monkeypatch.setattr(leases_module, "start_time_of", lambda pid: None)
-    monkeypatch.setattr(leases_module, "_pid_namespace", lambda: leases_module.UNKNOWN)
+    monkeypatch.setattr(worker_module, "start_time_of", lambda pid: None)
+    monkeypatch.setattr(worker_module, "pid_namespace", lambda: worker_module.UNKNOWN)
     assert not WorkerId.of_this_process().is_dead()
 
 
 @pytest.mark.parametrize(("silent_secs", "is_ours"), [(0, False), (59, False), (61, True), (1e6, True)])
 def test_a_silent_holder_elsewhere_is_replaced_after_its_time(
-    make_leases: MakeLeases, paths: RunPaths, silent_secs: float, is_ours: bool
+    make_leases: MakeLeases, paths: RunFiles, silent_secs: float, is_ours: bool
 ) -> None:
     make_leases(elsewhere("a")).acquire(1)
     make_silent(paths.lease(1), silent_secs)
-    assert make_leases(elsewhere("b"), stale_secs=60).acquire(1) is is_ours
+    assert make_leases(elsewhere("b"), timeout_secs=60).acquire(1) is is_ours
 
 
 def test_a_living_holder_here_is_respected(make_leases: MakeLeases) -> None:
@@ -161,7 +191,7 @@ def test_a_living_holder_here_is_respected(make_leases: MakeLeases) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", '{"host": "a"}', "[1]"])
 def test_a_lease_that_says_nothing_is_nobodys_once_it_is_stale(
-    make_leases: MakeLeases, paths: RunPaths, content: str
+    make_leases: MakeLeases, paths: RunFiles, content: str
 ) -> None:
     """While it is young it may be being written, on a file system without hard links."""
     paths.lease(1).write_text(content)
@@ -171,7 +201,7 @@ def test_a_lease_that_says_nothing_is_nobodys_once_it_is_stale(
 
 
 def test_a_holder_that_changed_meanwhile_keeps_its_lease(
-    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    make_leases: MakeLeases, paths: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B sees A's silent lease; before B renames it, C has taken over. B must put C's lease back."""
     a, b, c = (make_leases(elsewhere(name)) for name in "abc")
@@ -187,12 +217,12 @@ def test_a_holder_that_changed_meanwhile_keeps_its_lease(
 
     monkeypatch.setattr(Leases, "_now", overtaken)
     assert not b.acquire(1)
-    assert leases_module.read_holder(paths.lease(1)) == elsewhere("c")
+    assert read_holder(paths.store, paths.names.lease(1)) == elsewhere("c")
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
 def test_a_lease_is_put_back_without_hard_links(
-    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch, number: int
+    make_leases: MakeLeases, paths: RunFiles, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Some FUSE and SMB mounts have none: the worker that took another's new lease by mistake ended."""
 
@@ -204,23 +234,23 @@ def test_a_lease_is_put_back_without_hard_links(
 
 
 def test_a_lease_that_another_client_has_removed_is_free(
-    make_leases: MakeLeases, paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    make_leases: MakeLeases, paths: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS answers ESTALE where a local disk has no such file."""
     make_leases(elsewhere("a")).acquire(1)
 
-    def stale(path: Path) -> bytes:
+    def stale(fd: int) -> Any:
         paths.lease(1).unlink()
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     worker = make_leases(elsewhere("b"))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", stale)
+        patch.setattr(os, "fstat", stale)
         assert worker.acquire(1)
-    assert leases_module.read_holder(paths.lease(1)) == elsewhere("b")
+    assert read_holder(paths.store, paths.names.lease(1)) == elsewhere("b")
 
 
-def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunFiles) -> None:
     worker = make_leases(elsewhere("a"), beat_secs=0.001)
     worker.acquire(1)
     make_silent(paths.lease(1), 1000)
@@ -230,7 +260,7 @@ def test_the_heartbeat_keeps_a_lease_fresh(make_leases: MakeLeases, paths: RunPa
     pytest.fail("no heartbeat")
 
 
-def test_close_gives_everything_back(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_close_gives_everything_back(make_leases: MakeLeases, paths: RunFiles) -> None:
     worker = make_leases(elsewhere("a"))
     assert worker.acquire(1) and worker.acquire(2)
     worker.close()
@@ -238,12 +268,12 @@ def test_close_gives_everything_back(make_leases: MakeLeases, paths: RunPaths) -
     assert not any(thread.name == "lease-heartbeat" and thread is worker._thread for thread in threading.enumerate())
 
 
-def test_a_killed_process_leaves_its_lease_to_the_next(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_a_killed_process_leaves_its_lease_to_the_next(make_leases: MakeLeases, paths: RunFiles) -> None:
     """End to end, without a word from the dead one."""
     code = (
-        "import os, sys; from pathlib import Path\n"
-        "from job.output.sharing.leases import Leases, WorkerId; from job.output.store.paths import RunPaths\n"
-        "assert Leases(RunPaths(Path(sys.argv[1]), 10), WorkerId.of_this_process()).acquire(1)\n"
+        "import os, sys; from pathlib import Path; from tests.run_files import RunFiles\n"
+        "from job.output.sharing.leases import Leases; from job.output.sharing.worker import WorkerId\n"
+        "assert Leases(RunFiles(Path(sys.argv[1]), 10).directory, WorkerId.of_this_process()).acquire(1)\n"
         "os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, paths.root], cwd=Path(__file__).parents[1]).returncode == 9
@@ -256,12 +286,12 @@ def shards_of(claims: Claims, number: int) -> list[int | None]:
     return [claim and claim.shard_idx for claim in (claims.claim() for _ in range(number))]
 
 
-def test_claims_hand_out_what_is_neither_done_nor_held(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_claims_hand_out_what_is_neither_done_nor_held(make_leases: MakeLeases, paths: RunFiles) -> None:
     plan = Plan(num_rows=50, rows_per_shard=10)
     paths.part(1).touch()
     other = make_leases(elsewhere("b"))
     other.acquire(2)
-    claims = Claims(paths, plan, make_leases(elsewhere("a")))
+    claims = Claims(paths.directory, plan, make_leases(elsewhere("a")))
     assert shards_of(claims, 4) == [0, 3, 4, None]
     other.release(2)
     assert shards_of(claims, 1) == [None]
@@ -273,17 +303,17 @@ def test_claims_hand_out_what_is_neither_done_nor_held(make_leases: MakeLeases, 
     assert not [path for path in paths.lease_dir.iterdir() if not path.name.startswith(".")]
 
 
-def test_a_shard_finished_between_two_looks_is_not_claimed(make_leases: MakeLeases, paths: RunPaths) -> None:
-    claims = Claims(paths, Plan(num_rows=20, rows_per_shard=10), make_leases(elsewhere("a")))
+def test_a_shard_finished_between_two_looks_is_not_claimed(make_leases: MakeLeases, paths: RunFiles) -> None:
+    claims = Claims(paths.directory, Plan(num_rows=20, rows_per_shard=10), make_leases(elsewhere("a")))
     paths.part(0).touch()
     assert shards_of(claims, 1) == [1] and not paths.lease(0).exists()
 
 
-def test_who_has_no_shard_helps_from_the_end(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_who_has_no_shard_helps_from_the_end(make_leases: MakeLeases, paths: RunFiles) -> None:
     """Every row is handed out once, to the holder or to the helper."""
     plan = Plan(num_rows=150, rows_per_shard=150)
-    holder = Claims(paths, plan, make_leases(elsewhere("a")))
-    helper = Claims(paths, plan, make_leases(elsewhere("b")))
+    holder = Claims(paths.directory, plan, make_leases(elsewhere("a")))
+    helper = Claims(paths.directory, plan, make_leases(elsewhere("b")))
     first = holder.claim()
     assert first is not None and first.rows == range(32)
     assert helper.claim() is None  # it has not looked at what others hold
@@ -294,11 +324,11 @@ def test_who_has_no_shard_helps_from_the_end(make_leases: MakeLeases, paths: Run
     assert holder.look_again() and holder.claim() is None
 
 
-def test_a_shard_that_is_left_is_worked_on_no_more(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_a_shard_that_is_left_is_worked_on_no_more(make_leases: MakeLeases, paths: RunFiles) -> None:
     """A regression: with the leases gone, the holder did the slices again that helpers had done."""
     plan = Plan(num_rows=100, rows_per_shard=100)
-    holder = Claims(paths, plan, make_leases(elsewhere("a")))
-    helper = Claims(paths, plan, make_leases(elsewhere("b")))
+    holder = Claims(paths.directory, plan, make_leases(elsewhere("a")))
+    helper = Claims(paths.directory, plan, make_leases(elsewhere("b")))
     assert holder.claim() is not None and helper.claim() is None and helper.look_again()
     assert len(list(iter(helper.claim, None))) == 3
     paths.part(0).touch()
@@ -306,9 +336,9 @@ def test_a_shard_that_is_left_is_worked_on_no_more(make_leases: MakeLeases, path
     assert holder.claim() is None and not paths.lease(0, 1).exists()
 
 
-def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, paths: RunFiles) -> None:
     plan = Plan(num_rows=64, rows_per_shard=64)
-    holder = Claims(paths, plan, make_leases(elsewhere("a")))
+    holder = Claims(paths.directory, plan, make_leases(elsewhere("a")))
     assert holder.claim() is not None
     make_leases(elsewhere("b")).acquire(0, 1)
     assert holder.claim() is None and holder.look_again() and holder.claim() is None
@@ -318,12 +348,12 @@ def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, 
     assert again is not None and again.rows == range(32, 64)
 
 
-def test_a_helper_becomes_the_holder_of_a_shard_that_is_left(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_a_helper_becomes_the_holder_of_a_shard_that_is_left(make_leases: MakeLeases, paths: RunFiles) -> None:
     """It goes on with what it has not claimed already, or just writes the part if it has claimed everything."""
     plan = Plan(num_rows=64, rows_per_shard=64)
     old = make_leases(elsewhere("a"))
     old.acquire(0)
-    claims = Claims(paths, plan, make_leases(elsewhere("b")))
+    claims = Claims(paths.directory, plan, make_leases(elsewhere("b")))
     assert claims.claim() is None and claims.look_again()
     assert claims.claim() is not None and claims.claim() is not None
     old.release(0)
@@ -331,11 +361,11 @@ def test_a_helper_becomes_the_holder_of_a_shard_that_is_left(make_leases: MakeLe
     assert claims.holds(0)
 
 
-def test_a_shard_marked_for_retry_is_claimed_again(make_leases: MakeLeases, paths: RunPaths) -> None:
+def test_a_shard_marked_for_retry_is_claimed_again(make_leases: MakeLeases, paths: RunFiles) -> None:
     plan = Plan(num_rows=20, rows_per_shard=10)
     paths.part(0).touch()
     paths.part(1).touch()
     paths.retry_dir.mkdir()
     paths.retry(1).touch()
-    assert paths.done_shards() == {0}
-    assert shards_of(Claims(paths, plan, make_leases(elsewhere("a"))), 2) == [1, None]
+    assert paths.directory.done_shards() == {0}
+    assert shards_of(Claims(paths.directory, plan, make_leases(elsewhere("a"))), 2) == [1, None]

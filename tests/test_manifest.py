@@ -10,8 +10,7 @@ import pytest
 
 from job.errors import UsageError
 from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
-from job.output.store.local import create_exclusively
-from job.output.store.paths import manifest_path
+from job.output.store.local import LocalStore
 
 IDENTITY = {"sampling": {"max_new_tokens": 256, "seed": 0}, "dataset": {"split": "train"}, "columns": {"kept": {}}}
 
@@ -22,18 +21,18 @@ def manifest(about: str = "", **changes: Any) -> Manifest:
 
 def claim_and_report(root: Path, name: str, barrier: Any, results: Any) -> None:
     barrier.wait(timeout=60)
-    results.put((name, claim_run_directory(root, manifest(name), name).about["host"]))
+    results.put((name, claim_run_directory(LocalStore(root), manifest(name)).about["host"]))
 
 
 def test_the_first_claim_writes_and_the_second_reads(tmp_path: Path) -> None:
-    assert claim_run_directory(tmp_path, manifest("first"), "w1") == manifest("first")
-    assert claim_run_directory(tmp_path, manifest("second"), "w2") == manifest("first")
-    assert read_manifest(tmp_path) == manifest("first")
+    assert claim_run_directory(LocalStore(tmp_path), manifest("first")) == manifest("first")
+    assert claim_run_directory(LocalStore(tmp_path), manifest("second")) == manifest("first")
+    assert read_manifest(LocalStore(tmp_path)) == manifest("first")
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_there_is_no_manifest_before_the_first_claim(tmp_path: Path) -> None:
-    assert read_manifest(tmp_path) is None
+    assert read_manifest(LocalStore(tmp_path)) is None
 
 
 def test_of_many_threads_one_writes_and_all_read_the_same(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_of_many_threads_one_writes_and_all_read_the_same(tmp_path: Path) -> Non
 
     def claim(name: str) -> None:
         barrier.wait()
-        found.append(claim_run_directory(tmp_path, manifest(name), name).about["host"])
+        found.append(claim_run_directory(LocalStore(tmp_path), manifest(name)).about["host"])
 
     threads = [threading.Thread(target=claim, args=(f"w{idx}",)) for idx in range(8)]
     for thread in threads:
@@ -67,51 +66,45 @@ def test_of_several_processes_one_writes_and_all_read_the_same(tmp_path: Path) -
     assert found.keys() == {"w0", "w1", "w2"} and len(set(found.values())) == 1
 
 
-def test_a_file_that_exists_is_never_overwritten(tmp_path: Path) -> None:
-    assert create_exclusively(tmp_path / "f", b"first", "a")
-    assert not create_exclusively(tmp_path / "f", b"second", "b")
-    assert (tmp_path / "f").read_bytes() == b"first"
-
-
 def refusal(root: Path, wanted: Manifest) -> str:
     with pytest.raises(UsageError) as caught:
-        claim_run_directory(root, wanted, "w2")
+        claim_run_directory(LocalStore(root), wanted)
     return str(caught.value)
 
 
 def test_each_changed_field_is_told_with_both_values(tmp_path: Path) -> None:
-    claim_run_directory(tmp_path, manifest(), "w1")
+    claim_run_directory(LocalStore(tmp_path), manifest())
     changed = manifest(sampling={"max_new_tokens": 512, "seed": 0}, dataset={"split": "test"})
     assert refusal(tmp_path, changed) == (
         f"{tmp_path}/manifest.json is another run: sampling.max_new_tokens was 256, now 512; "
         'dataset.split was "train", now "test". Use a new --output, or the old value.'
     )
-    assert read_manifest(tmp_path) == manifest()
+    assert read_manifest(LocalStore(tmp_path)) == manifest()
 
 
 def test_a_field_that_came_or_went_is_told(tmp_path: Path) -> None:
-    claim_run_directory(tmp_path, manifest(columns={"kept": {"id": "string"}}), "w1")
+    claim_run_directory(LocalStore(tmp_path), manifest(columns={"kept": {"id": "string"}}))
     message = refusal(tmp_path, manifest(columns={"kept": {"n": "int64"}}))
     assert 'columns.kept.id was "string", now None; columns.kept.n was None, now "int64"' in message
 
 
 def test_long_values_and_many_fields_are_told_in_short(tmp_path: Path) -> None:
-    claim_run_directory(tmp_path, manifest(prompt={str(idx): "x" * 500 for idx in range(9)}), "w1")
+    claim_run_directory(LocalStore(tmp_path), manifest(prompt={str(idx): "x" * 500 for idx in range(9)}))
     message = refusal(tmp_path, manifest(prompt={str(idx): "y" for idx in range(9)}))
     assert message.count(" was ") == 9 and "... (502 characters)" in message
     assert len(message) < 1500 and "\n" not in message
 
 
 def test_what_is_about_people_may_differ(tmp_path: Path) -> None:
-    claim_run_directory(tmp_path, manifest("one"), "w1")
-    assert claim_run_directory(tmp_path, manifest("two"), "w2").digest == manifest("three").digest
+    claim_run_directory(LocalStore(tmp_path), manifest("one"))
+    assert claim_run_directory(LocalStore(tmp_path), manifest("two")).digest == manifest("three").digest
 
 
 def test_a_tuple_is_the_list_that_it_becomes(tmp_path: Path) -> None:
     """JSON knows no tuples: a run with one in its identity could never have been continued."""
     wanted = manifest(sampling={"stop": ("a", "b")})
-    claim_run_directory(tmp_path, wanted, "w1")
-    assert claim_run_directory(tmp_path, wanted, "w2").digest == wanted.digest
+    claim_run_directory(LocalStore(tmp_path), wanted)
+    assert claim_run_directory(LocalStore(tmp_path), wanted).digest == wanted.digest
 
 
 def test_the_digest_follows_the_identity_alone() -> None:
@@ -136,8 +129,8 @@ def test_the_digest_follows_the_identity_alone() -> None:
 )
 def test_a_manifest_that_is_none_of_ours_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     """Another format's version ended with exit code 1, as if a run had been started."""
-    manifest_path(tmp_path).write_bytes(content)
+    (tmp_path / "manifest.json").write_bytes(content)
     message = refusal(tmp_path, manifest())
-    assert str(manifest_path(tmp_path)) in message and message.endswith("a run needs a new --output.")
+    assert str(tmp_path / "manifest.json") in message and message.endswith("a run needs a new --output.")
     assert "\n" not in message
-    assert manifest_path(tmp_path).read_bytes() == content
+    assert (tmp_path / "manifest.json").read_bytes() == content

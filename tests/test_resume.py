@@ -24,7 +24,6 @@ import pytest
 import job.run.process
 from job.engine.fake import FakeEngine
 from job.launch.stop import StopFlag
-from job.output.looking.found import find_run
 from job.output.parts import plan, shard
 from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
@@ -32,6 +31,7 @@ from job.output.parts.plan import Plan
 from job.output.sharing.retries import _read
 from job.records import SampleKey
 from tests.conftest import Result
+from tests.run_files import files_of
 from tests.test_run import read_output, write_jsonl
 
 NUM_ROWS, NUM_SAMPLES = 120, 2
@@ -257,9 +257,9 @@ def test_a_restart_decodes_a_stream_no_more_often(
     with monkeypatch.context() as patch:
         patch.setattr(StopFlag, "__call__", lambda self: True)
         assert run_job(*stream_args(tmp_path / "out")).exit_code == 75
-    old, new = (find_run(tmp_path / name).paths for name in ("undisturbed", "out"))
+    old, new = (files_of(tmp_path / name) for name in ("undisturbed", "out"))
     for shard_idx in range(2):
-        journal = Journal(new.journal(shard_idx, "killed"))
+        journal = Journal(new.store, new.names.journal(shard_idx, "killed"))
         for completion in _read(old.part(shard_idx), Columns(), ["none"]):
             if completion.row_idx // 8 % 2:  # every second slice
                 journal.append(completion)
@@ -348,7 +348,7 @@ def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
     assert failed.exit_code == 1
     assert failed.stderr.splitlines()[-1] == (
         f"job: {tmp_path / 'out/part-00002.parquet'}: No space left on device. Everything finished so far is safe; "
-        "the same command continues once this is mended."
+        "the same command continues once this is fixed."
     )
     assert not (tmp_path / "out/part-00002.parquet").exists()
     assert (tmp_path / "out/part-00000.parquet").exists()

@@ -12,9 +12,9 @@ import job.run.process
 from job.engine.fake import FakeEngine
 from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
-from job.output.store.paths import RunPaths
 from job.records import SampleKey
 from tests.conftest import Result
+from tests.run_files import RunFiles
 from tests.test_run import read_output, write_jsonl
 
 NUM_ROWS = 30
@@ -104,11 +104,11 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
     run_job: RunJob, args: list[Any], failed: None, tmp_path: Path
 ) -> None:
     """Of a worker that was killed between naming the part and removing the journal."""
-    paths = RunPaths(tmp_path / "out", 3)
+    paths = RunFiles(tmp_path / "out", 3)
     from job.output.sharing.retries import _read
 
-    journal = Journal(paths.journal(0, "dead"))
-    for completion in _read(paths.part(0), Columns(include_prompt=False), ["none"]):
+    journal = Journal(paths.store, paths.names.journal(0, "dead"))
+    for completion in _read(paths.store, paths.names.part(0), Columns(include_prompt=False), ["none"]):
         journal.append(completion)
     journal.close()
     run_job("retry", tmp_path / "out")
@@ -212,5 +212,8 @@ def test_a_run_that_is_worked_on_is_refused(run_job: RunJob, args: list[Any], fa
     result = run_job("retry", tmp_path / "out")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("job: Workers are at this run (") and "Stop them, or wait until they are done" in line
+    assert (
+        line.startswith("job: Workers are still active on this run (")
+        and "Stop them or wait for them to finish" in line
+    )
     assert not (tmp_path / "out/retry").exists()

@@ -19,10 +19,11 @@ from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.shard import OpenShard
-from job.output.store.paths import RunPaths
+from job.output.store.local import LocalStore
 from job.records import Completion, SampleKey
 from tests.conftest import Result
 from tests.oracle import greedy, greedy_texts, logprobs_of
+from tests.run_files import RunFiles
 
 RunJob = Callable[..., Result]
 
@@ -267,14 +268,14 @@ def test_a_restart_computes_the_samples_that_no_journal_holds(
     ]
     assert run_job(*args).exit_code == 0
     expected = read_output(output)
-    paths = RunPaths(output, 1)
+    paths = RunFiles(output, 1)
     paths.part(0).unlink()
     found = [
         row
         for row in expected.drop_columns("id").to_pylist()
         if (row["row_idx"], row["sample_idx"]) in [(0, 0), (2, 1)]
     ]
-    journal = Journal(paths.journal(0, "dead"))
+    journal = Journal(paths.store, paths.names.journal(0, "dead"))
     for row in found:
         journal.append(Completion(**row))
     journal.close()
@@ -359,7 +360,7 @@ def test_log_probabilities_survive_in_a_journal(
         patch.setattr(OpenShard, "finish", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert run_job(*args).exit_code == 1
     (journal,) = (tmp_path / "out/journal").iterdir()
-    written = list(JournalReader(journal).read())
+    written = list(JournalReader(LocalStore(journal.parent), journal.name).read())
     assert len(written) == 6 and all(row.token_logprobs for row in written)
     monkeypatch.setattr(SharedCompletions, "submit", lambda self, request: pytest.fail("it was done again"))
     assert run_job(*args).exit_code == 0

@@ -5,7 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -17,8 +17,8 @@ from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
 from job.output.parts.plan import Plan
 from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
-from job.output.store.paths import RunPaths
 from job.records import Completion, Row, RowBlock
+from tests.run_files import RunFiles
 
 KEPT = pa.schema([("id", pa.string()), ("score", pa.decimal128(5, 2))])
 PLAN = Plan(num_rows=25, rows_per_shard=10)
@@ -26,9 +26,9 @@ METADATA = {b"job.manifest": b"abc", b"huggingface": b"{}"}
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
-    paths = RunPaths(tmp_path / "out", PLAN.num_shards)
-    paths.make_directories()
+def paths(tmp_path: Path) -> RunFiles:
+    paths = RunFiles(tmp_path / "out", PLAN.num_shards)
+    paths.directory.prepare()
     return paths
 
 
@@ -40,9 +40,9 @@ def part_format(
 
 
 def open_shard(
-    paths: RunPaths, shard_idx: int = 0, *, worker: str = "w", form: PartFormat | None = None, plan: Plan = PLAN
+    paths: RunFiles, shard_idx: int = 0, *, worker: str = "w", form: PartFormat | None = None, plan: Plan = PLAN
 ) -> OpenShard:
-    return OpenShard(shard_idx, plan, paths, form or part_format(), worker)
+    return OpenShard(shard_idx, plan, paths.directory, form or part_format(), worker)
 
 
 def completion(
@@ -76,14 +76,14 @@ def finish(shard: OpenShard, schema: pa.Schema = KEPT) -> None:
     shard.finish()
 
 
-def leave_journal(paths: RunPaths, worker: str, *rows: Completion, shard_idx: int = 0) -> None:
-    journal = Journal(paths.journal(shard_idx, worker))
+def leave_journal(paths: RunFiles, worker: str, *rows: Completion, shard_idx: int = 0) -> None:
+    journal = Journal(paths.store, paths.names.journal(shard_idx, worker))
     for row in rows:
         journal.append(row)
     journal.close()
 
 
-def test_rows_in_any_order_become_a_part_in_row_order(paths: RunPaths) -> None:
+def test_rows_in_any_order_become_a_part_in_row_order(paths: RunFiles) -> None:
     shard = open_shard(paths, 1)
     for row_idx in [15, 10, 19, 11, 18, 12, 17, 13, 16, 14]:
         shard.add(completion(row_idx, f"c{row_idx}"))
@@ -97,7 +97,7 @@ def test_rows_in_any_order_become_a_part_in_row_order(paths: RunPaths) -> None:
     assert table["id"].to_pylist() == [f"id{idx}" for idx in range(10, 20)]
 
 
-def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunPaths) -> None:
+def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunFiles) -> None:
     finish(open_shard(paths))
     schema = pq.read_schema(paths.part(0))
     assert [(field.name, str(field.type)) for field in schema] == [
@@ -114,12 +114,12 @@ def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunPat
     ]
 
 
-def test_the_prompt_may_be_left_out(paths: RunPaths) -> None:
+def test_the_prompt_may_be_left_out(paths: RunFiles) -> None:
     finish(open_shard(paths, form=part_format(pa.schema([]), include_prompt=False)), pa.schema([]))
     assert pq.read_schema(paths.part(0)).names[:3] == ["row_idx", "sample_idx", "completion"]
 
 
-def test_a_kept_column_may_be_called_prompt_if_ours_is_left_out(paths: RunPaths) -> None:
+def test_a_kept_column_may_be_called_prompt_if_ours_is_left_out(paths: RunFiles) -> None:
     kept = pa.schema([("prompt", pa.int64())])
     shard = open_shard(paths, 2, form=part_format(kept, include_prompt=False))
     for row_idx in shard.rows:
@@ -131,12 +131,12 @@ def test_a_kept_column_may_be_called_prompt_if_ours_is_left_out(paths: RunPaths)
 
 
 @pytest.mark.parametrize(("compression", "codec"), [("zstd", "ZSTD"), ("none", "UNCOMPRESSED")])
-def test_parts_are_compressed_as_asked(paths: RunPaths, compression: str, codec: str) -> None:
+def test_parts_are_compressed_as_asked(paths: RunFiles, compression: str, codec: str) -> None:
     finish(open_shard(paths, form=part_format(compression=compression)))
     assert pq.read_metadata(paths.part(0)).row_group(0).column(0).compression == codec
 
 
-def test_metadata_of_the_run_and_counts_of_the_part_are_in_the_footer(paths: RunPaths) -> None:
+def test_metadata_of_the_run_and_counts_of_the_part_are_in_the_footer(paths: RunFiles) -> None:
     shard = open_shard(paths, 2)
     for row_idx in shard.rows:
         shard.add(completion(row_idx, error="null_prompt: x" if row_idx == 22 else None))
@@ -144,12 +144,12 @@ def test_metadata_of_the_run_and_counts_of_the_part_are_in_the_footer(paths: Run
     shard.finish()
     metadata = pq.read_metadata(paths.part(2)).metadata
     assert {key: metadata[key] for key in METADATA} == METADATA and METADATA_KEY in metadata
-    counts = Counts.of_part(paths.part(2))
+    counts = Counts.of_part(paths.store, paths.names.part(2))
     assert (counts.num_rows, counts.num_prompt_tokens, counts.num_completion_tokens) == (5, 10, 15)
     assert counts.errors == {"null_prompt": 1} and counts.error_rate == 0.2
 
 
-def test_types_of_huggingface_survive(paths: RunPaths) -> None:
+def test_types_of_huggingface_survive(paths: RunFiles) -> None:
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     kept = features.arrow_schema
     metadata = {b"huggingface": kept.metadata[b"huggingface"]}
@@ -163,7 +163,7 @@ def test_types_of_huggingface_survive(paths: RunPaths) -> None:
     assert datasets.Features.from_arrow_schema(pq.read_schema(paths.part(2)))["y"] == features["y"]
 
 
-def test_dictionary_columns_of_several_blocks_survive(paths: RunPaths) -> None:
+def test_dictionary_columns_of_several_blocks_survive(paths: RunFiles) -> None:
     kept = pa.schema([("d", pa.dictionary(pa.int32(), pa.string()))])
     shard = open_shard(paths, 2, form=part_format(kept))
     for row_idx in shard.rows:
@@ -177,7 +177,7 @@ def test_dictionary_columns_of_several_blocks_survive(paths: RunPaths) -> None:
     assert table["d"].to_pylist() == ["a", "b", "c", "a", None]
 
 
-def test_row_groups_are_small_and_columns_in_step_across_them(paths: RunPaths) -> None:
+def test_row_groups_are_small_and_columns_in_step_across_them(paths: RunFiles) -> None:
     num_rows = 2 * ROWS_PER_GROUP + 1
     plan = Plan(num_rows=num_rows, rows_per_shard=num_rows)
     finish(open_shard(paths, plan=plan))
@@ -188,7 +188,7 @@ def test_row_groups_are_small_and_columns_in_step_across_them(paths: RunPaths) -
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_row_groups_end_before_they_are_large(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, num_samples: int
+    paths: RunFiles, monkeypatch: pytest.MonkeyPatch, num_samples: int
 ) -> None:
     """With over 2 GiB in a thousand rows all was computed, and then no part could be written: offsets overflowed."""
     plan = Plan(num_rows=10, rows_per_shard=10, num_samples=num_samples)
@@ -196,7 +196,7 @@ def test_row_groups_end_before_they_are_large(
     sizes = [10, 10, 900, 10, 400, 400, 10, 10, 10, 10]
     values = [{"big": bytes([idx]) * size, "word": "same" * 1000} for idx, size in enumerate(sizes)]
     monkeypatch.setattr("job.output.parts.shard.BYTES_PER_GROUP", 800 * num_samples)
-    opened = OpenShard(0, plan, paths, part_format(schema), "worker")
+    opened = OpenShard(0, plan, paths.directory, part_format(schema), "worker")
     for row_idx, sample_idx in plan.keys(0):
         opened.add(completion(row_idx, sample_idx=sample_idx))
     rows = [Row(row_idx=idx, values={}) for idx in range(10)]
@@ -211,7 +211,7 @@ def test_row_groups_end_before_they_are_large(
     assert groups == [2, 1, 2, 5]
 
 
-def test_a_shard_goes_on_where_several_journals_end(paths: RunPaths) -> None:
+def test_a_shard_goes_on_where_several_journals_end(paths: RunFiles) -> None:
     leave_journal(paths, "a", completion(0, "a"), completion(3, "a"))
     leave_journal(paths, "b", completion(3, "b"), completion(7, "b"))
     leave_journal(paths, "other", completion(11, "x"), shard_idx=1)
@@ -223,7 +223,7 @@ def test_a_shard_goes_on_where_several_journals_end(paths: RunPaths) -> None:
     assert paths.journal(1, "other").exists()
 
 
-def test_a_second_completion_of_a_row_is_ignored(paths: RunPaths) -> None:
+def test_a_second_completion_of_a_row_is_ignored(paths: RunFiles) -> None:
     shard = open_shard(paths)
     shard.add(completion(4, "first"))
     shard.add(completion(4, "second"))
@@ -232,12 +232,12 @@ def test_a_second_completion_of_a_row_is_ignored(paths: RunPaths) -> None:
     assert pq.read_table(paths.part(0))["completion"].to_pylist()[4] == "first"
 
 
-def test_rows_of_another_plan_in_a_journal_are_left_alone(paths: RunPaths) -> None:
+def test_rows_of_another_plan_in_a_journal_are_left_alone(paths: RunFiles) -> None:
     leave_journal(paths, "a", completion(10), completion(-1))
     assert open_shard(paths).num_done == 0
 
 
-def test_a_shard_left_unfinished_keeps_its_rows_in_the_journal(paths: RunPaths) -> None:
+def test_a_shard_left_unfinished_keeps_its_rows_in_the_journal(paths: RunFiles) -> None:
     shard = open_shard(paths, worker="a")
     shard.add(completion(2))
     shard.close()
@@ -246,7 +246,7 @@ def test_a_shard_left_unfinished_keeps_its_rows_in_the_journal(paths: RunPaths) 
 
 
 @pytest.mark.parametrize("missing", ["completion", "kept"])
-def test_a_hole_is_a_bug_and_never_a_part(paths: RunPaths, missing: str) -> None:
+def test_a_hole_is_a_bug_and_never_a_part(paths: RunFiles, missing: str) -> None:
     """Nothing is renamed, and the journal keeps what there is."""
     shard = open_shard(paths)
     for row_idx in range(10 if missing == "kept" else 9):
@@ -256,97 +256,113 @@ def test_a_hole_is_a_bug_and_never_a_part(paths: RunPaths, missing: str) -> None
     with pytest.raises(AssertionError, match="shard 0"):
         shard.finish()
     shard.close()
-    assert not paths.done_shards()
+    assert not paths.directory.done_shards()
     assert open_shard(paths, worker="b").num_done >= 9
 
 
 def test_what_was_written_is_read_back_before_it_gets_its_name(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+    paths: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = open_shard(paths)
     write = OpenShard._write
-    monkeypatch.setattr(OpenShard, "_write", lambda self, path: (write(self, path), drop_last_row(path)))
+    monkeypatch.setattr(OpenShard, "_write", lambda self, file: (write(self, file), drop_last_row(file)))
     with pytest.raises(AssertionError, match="9 rows written, 10 in the plan"):
         finish(shard)
-    assert not paths.done_shards()
+    assert not paths.directory.done_shards()
 
 
-def drop_last_row(path: Path) -> None:
-    table = pq.read_table(path)
-    pq.write_table(table.slice(0, len(table) - 1), path)
+def drop_last_row(file: BinaryIO) -> None:
+    table = pq.ParquetFile(file).read()
+    file.seek(0)
+    file.truncate()
+    pq.write_table(table.slice(0, len(table) - 1), file)
 
 
-def test_journals_and_temporary_files_go_once_the_part_is_there(paths: RunPaths) -> None:
+def test_journals_and_temporary_files_go_once_the_part_is_there(paths: RunFiles) -> None:
     leave_journal(paths, "dead", completion(0))
-    paths.part_tmp(0, "dead").write_text("half")
-    paths.part_tmp(1, "alive").write_text("half")
+    names = ("part-00000.parquet.dead.tmp", "part-00000.older.tmp", "part-00001.parquet.alive.tmp")
+    for name in names:  # one is of an earlier version
+        (paths.root / f".{name}").write_text("half")
     finish(open_shard(paths))
     assert sorted(path.name for path in paths.root.rglob("*") if path.is_file()) == [
-        paths.part_tmp(1, "alive").name,
+        f".{names[2]}",
         paths.part(0).name,
     ]
 
 
-def test_two_workers_may_finish_the_same_shard(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_may_finish_the_same_shard(paths: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """The faster one removed the slower one's file as a leftover, and the slower one ended with No such file."""
     slow, fast = open_shard(paths, worker="slow"), open_shard(paths, worker="fast")
     verify = OpenShard._verify
 
-    def overtaken(self: OpenShard, path: Path) -> None:
+    def overtaken(self: OpenShard, file: BinaryIO) -> None:
         if self is slow:
             finish(fast)
-        verify(self, path)
+        verify(self, file)
 
     monkeypatch.setattr(OpenShard, "_verify", overtaken)
     finish(slow)
     assert pq.read_table(paths.part(0))["row_idx"].to_pylist() == list(range(10))
-    assert not paths.part_tmps(0) and not paths.journals(0)
+    assert not list(paths.root.glob(".part*")) and not paths.directory.journals(0)
 
 
 @pytest.mark.parametrize("step", [OpenShard.sync, OpenShard.close, finish], ids=["sync", "close", "finish"])
 def test_a_journal_that_went_with_its_shard_is_no_failure(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, step: Callable[[OpenShard], None]
+    paths: RunFiles, monkeypatch: pytest.MonkeyPatch, step: Callable[[OpenShard], None]
 ) -> None:
     """Who finishes a shard removes the journals of those who helped; on NFS, closing them then says ESTALE."""
     shard = open_shard(paths, worker="helper")
 
-    def stale() -> None:
+    def stale(fd: int) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(shard._journal, "sync", stale)
-    with pytest.raises(OSError, match="Stale file handle"):
+    for row_idx in shard.rows:
+        shard.add(completion(row_idx))
+    shard.sync()
+    shard._journal.append(completion(0))
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", stale)
+    with pytest.raises(FileNotFoundError):
         step(shard)  # there is no part: the file server has lost what nobody has finished
+    monkeypatch.setattr(os, "fsync", fsync)
     finish(open_shard(paths, worker="holder"))
+    monkeypatch.setattr(os, "fsync", stale)
     step(shard)
     assert pq.read_table(paths.part(0))["row_idx"].to_pylist() == list(range(10))
 
 
-def test_only_what_nobody_can_be_writing_is_swept(paths: RunPaths) -> None:
+def test_only_what_nobody_can_be_writing_is_swept(paths: RunFiles) -> None:
     """At the end of a run: what processes were about to rename or remove when they were killed stayed for ever."""
     at_once = [
-        *[paths.part_tmp(0, "w"), paths.card_tmp("w"), paths.journal(0, "w")],
-        *[paths.lease(0), paths.lease(0, 7), paths.clock("w")],
+        *[paths.root / ".part-00000.parquet.w.tmp", paths.root / ".part-00000.w.tmp", paths.root / ".README.md.w.tmp"],
+        *[paths.journal(0, "w"), paths.lease(0), paths.lease(0, 7), paths.clock("w")],
     ]
     once_old = [
-        *[paths.retry_tmp(0, "w"), paths.root / ".manifest.json.w.tmp", paths.root / ".probe-w"],
-        *[paths.lease_aside(paths.lease(0), "w"), paths.metrics_dir / ".probe-w"],
+        *[paths.root / f".{name}" for name in ("retry-00000.w.tmp", "manifest.json.w.tmp", "probe-w", "now-w-1")],
+        *[paths.lease_dir / ".00000.w.tmp", paths.lease_dir / ".00000.taken-by-w", paths.metrics_dir / ".probe-w"],
     ]
-    stays = [paths.metrics("w"), paths.root / ".gitattributes", paths.root / "manifest.json"]
+    stays = [paths.metrics("w"), paths.root / ".gitattributes", paths.root / "manifest.json", paths.part(0)]
     for path in [*at_once, *once_old, *stays]:
         path.touch()
-    assert sorted(paths.leftovers()) == sorted(at_once)
+
+    def left() -> list[Path]:
+        return sorted(path for path in paths.root.rglob("*") if path.is_file())
+
+    paths.directory.sweep()
+    assert left() == sorted([*once_old, *stays])
     for path in [*once_old, *stays]:
         os.utime(path, (1, 1))
-    assert sorted(paths.leftovers()) == sorted([*at_once, *once_old])
+    paths.directory.sweep()
+    assert left() == sorted(stays)
 
 
-def test_a_vanished_directory_is_no_finished_shard(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenShard, "_verify", lambda self, path: path.unlink())
+def test_a_vanished_directory_is_no_finished_shard(paths: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenShard, "_verify", lambda self, file: next(paths.root.glob(".part*")).unlink())
     with pytest.raises(FileNotFoundError):
         finish(open_shard(paths))
 
 
-def test_a_dataset_without_rows_gives_an_empty_part_with_its_schema(paths: RunPaths) -> None:
+def test_a_dataset_without_rows_gives_an_empty_part_with_its_schema(paths: RunFiles) -> None:
     plan = Plan(num_rows=0, rows_per_shard=10)
     shard = open_shard(paths, plan=plan)
     assert shard.is_complete
@@ -366,7 +382,7 @@ def test_the_plan_covers_every_row_once(num_rows: int, expected: list[int]) -> N
 SAMPLED = Plan(num_rows=25, rows_per_shard=10, num_samples=3)
 
 
-def test_a_row_has_its_samples_in_order_and_its_kept_columns_with_each(paths: RunPaths) -> None:
+def test_a_row_has_its_samples_in_order_and_its_kept_columns_with_each(paths: RunFiles) -> None:
     shard = open_shard(paths, 2, plan=SAMPLED)
     keys = [(row_idx, sample_idx) for row_idx in range(20, 25) for sample_idx in range(3)]
     for row_idx, sample_idx in random.Random(0).sample(keys, len(keys)):
@@ -383,7 +399,7 @@ def test_a_row_has_its_samples_in_order_and_its_kept_columns_with_each(paths: Ru
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 7, ROWS_PER_GROUP - 1, ROWS_PER_GROUP + 1])
-def test_kept_columns_stay_in_step_where_a_row_group_ends_within_a_row(paths: RunPaths, num_samples: int) -> None:
+def test_kept_columns_stay_in_step_where_a_row_group_ends_within_a_row(paths: RunFiles, num_samples: int) -> None:
     plan = Plan(
         num_rows=2 * ROWS_PER_GROUP // num_samples + 13, rows_per_shard=2 * ROWS_PER_GROUP, num_samples=num_samples
     )
@@ -399,7 +415,7 @@ def test_kept_columns_stay_in_step_where_a_row_group_ends_within_a_row(paths: Ru
     assert pq.read_metadata(paths.part(0)).num_row_groups > 2
 
 
-def test_dictionary_columns_survive_their_samples(paths: RunPaths) -> None:
+def test_dictionary_columns_survive_their_samples(paths: RunFiles) -> None:
     kept = pa.schema([("d", pa.dictionary(pa.int32(), pa.string()))])
     shard = open_shard(paths, 2, form=part_format(kept), plan=SAMPLED)
     for row_idx, sample_idx in SAMPLED.keys(2):
@@ -411,7 +427,7 @@ def test_dictionary_columns_survive_their_samples(paths: RunPaths) -> None:
     assert pq.read_table(paths.part(2))["d"].to_pylist() == [x for v in ["a", "b", "c", "a", None] for x in [v] * 3]
 
 
-def test_a_shard_goes_on_in_the_middle_of_a_row(paths: RunPaths) -> None:
+def test_a_shard_goes_on_in_the_middle_of_a_row(paths: RunFiles) -> None:
     leave_journal(paths, "a", completion(0, "a", sample_idx=2), completion(1, "a", sample_idx=0))
     leave_journal(paths, "b", completion(0, "b", sample_idx=2), completion(1, "b", sample_idx=3))
     shard = open_shard(paths, plan=SAMPLED)
@@ -424,7 +440,7 @@ def test_a_shard_goes_on_in_the_middle_of_a_row(paths: RunPaths) -> None:
     assert pq.read_table(paths.part(0))["completion"].to_pylist() == ["new", "new", "a", "a", *["new"] * 26]
 
 
-def test_a_lacking_sample_is_a_hole(paths: RunPaths) -> None:
+def test_a_lacking_sample_is_a_hole(paths: RunFiles) -> None:
     shard = open_shard(paths, 2, plan=SAMPLED)
     for row_idx, sample_idx in [*SAMPLED.keys(2)][:-1]:
         shard.add(completion(row_idx, sample_idx=sample_idx))
@@ -434,7 +450,7 @@ def test_a_lacking_sample_is_a_hole(paths: RunPaths) -> None:
         shard.finish()
 
 
-def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunPaths) -> None:
+def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunFiles) -> None:
     """A journal may hold them either way."""
     names = ["token_ids", "token_logprobs", "cumulative_logprob"]
     values = {"token_ids": [3, 4], "token_logprobs": [-0.5, -2.0], "cumulative_logprob": -2.5}
@@ -456,7 +472,7 @@ def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunPath
     assert pq.read_schema(paths.part(1)).names[-1] == "error"
 
 
-def test_a_kept_column_may_have_the_name_of_a_log_probability_that_is_not_asked_for(paths: RunPaths) -> None:
+def test_a_kept_column_may_have_the_name_of_a_log_probability_that_is_not_asked_for(paths: RunFiles) -> None:
     kept = pa.schema([("token_ids", pa.string())])
     shard = open_shard(paths, 2, form=part_format(kept))
     for row_idx in shard.rows:

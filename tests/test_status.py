@@ -17,18 +17,18 @@ import job.run.process
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
 from job.errors import JobError
-from job.observe.progress import Position, describe
+from job.observe.progress import RunProgress, describe
 from job.observe.status_report import MAX_LINES, Status, describe_status
 from job.output.looking import footers, survey
-from job.output.looking.found import find_run
 from job.output.parts.counts import Counts
-from job.output.sharing import pace
-from job.output.sharing.leases import Leases, WorkerId
-from job.output.sharing.metrics import Figures, MetricsFile
-from job.output.sharing.pace import read_paces
-from job.output.store.paths import RunPaths
+from job.output.sharing import metrics
+from job.output.sharing.leases import Leases
+from job.output.sharing.metrics import MetricsFile, MetricsReader, WorkerStats
+from job.output.sharing.worker import WorkerId
+from job.output.store.local import LocalStore
 from job.run.inspection import Inspection
 from tests.conftest import Result
+from tests.run_files import RunFiles, files_of
 from tests.test_imports import output_and_modules_of
 from tests.test_leases import dead_worker, elsewhere
 from tests.test_run import write_jsonl
@@ -57,9 +57,9 @@ def output(run_job: RunJob, run_args: list[Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def unfinished(output: Path) -> RunPaths:
+def unfinished(output: Path) -> RunFiles:
     """Return a run whose last two shards, of 10 and 7 rows, have no part, and whose workers are long gone."""
-    paths = find_run(output).paths
+    paths = files_of(output)
     for shard_idx in (3, 4):
         paths.part(shard_idx).unlink()
     for path in paths.metrics_dir.iterdir():
@@ -67,7 +67,7 @@ def unfinished(output: Path) -> RunPaths:
     return paths
 
 
-def hold(paths: RunPaths, worker: WorkerId, *keys: Any, silent_secs: float = 0.0) -> None:
+def hold(paths: RunFiles, worker: WorkerId, *keys: Any, silent_secs: float = 0.0) -> None:
     """Lease shards, or (shard, slice), for a worker."""
     for key in keys:
         lease = paths.lease(*key) if isinstance(key, tuple) else paths.lease(key)
@@ -76,22 +76,22 @@ def hold(paths: RunPaths, worker: WorkerId, *keys: Any, silent_secs: float = 0.0
         os.utime(lease, (then, then))
 
 
-def tell(paths: RunPaths, worker: WorkerId, *, silent_secs: float = 0.0, **values: Any) -> None:
+def tell(paths: RunFiles, worker: WorkerId, *, silent_secs: float = 0.0, **values: Any) -> None:
     """Write figures of a worker."""
     numbers = ("num_rows", "num_open_rows", "num_errors", "num_tokens", "num_at_work")
     nothing = {**dict.fromkeys(numbers, 0), "open_shards": ()}
     now = {"time": time.time() - silent_secs, "elapsed_secs": 10.0}
     figures: dict[str, Any] = {"worker_id": str(worker), "launch_id": "x", **now, **nothing, **values}
     path = paths.metrics(str(worker))
-    MetricsFile(path).write(Figures(**figures))
+    MetricsFile(paths.store, paths.names.metrics(str(worker))).write(WorkerStats(**figures))
     os.utime(path, (time.time() - silent_secs,) * 2)
 
 
-def leave_journal(paths: RunPaths, shard_idx: int, worker: WorkerId) -> None:
+def leave_journal(paths: RunFiles, shard_idx: int, worker: WorkerId) -> None:
     paths.journal(shard_idx, str(worker)).touch()
 
 
-def look(paths: RunPaths) -> Status:
+def look(paths: RunFiles) -> Status:
     return Inspection(paths.root).look()
 
 
@@ -129,13 +129,13 @@ def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
     values = json.loads(result.stdout)
     totals = Counts()
     for part in output.glob("part-*"):
-        totals.include(Counts.of_part(part))
+        totals.include(Counts.of_part(LocalStore(output), part.name))
     assert values == {
         "output": str(output),
         "done": True,
         "shards": {"total": 5, "done": 5, "in_work": 0, "stale": 0, "free": 0, "to_retry": 0},
         "rows": {"total": 47, "done": 47, "in_parts": 47},
-        "errors": {"total": 5, "by_kind": {"null_prompt": 5}},
+        "errors": {"total": 5, "in_parts": 5, "by_kind": {"null_prompt": 5}},
         "tokens": {"prompt": totals.num_prompt_tokens, "completion": totals.num_completion_tokens},
         "parts": {"total": 5, "read": 5, "unreadable": 0, "partial": False},
         "tokens_per_sec": 0.0,
@@ -165,14 +165,14 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
 
     monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     monkeypatch.setattr(MetricsFile, "write_if_due", MetricsFile.write)
-    monkeypatch.setattr(pace, "YOUNG_SECS", 0.0)
+    monkeypatch.setattr(metrics, "YOUNG_SECS", 0.0)
     monkeypatch.setattr(FakeEngine, "step", look_and_step)
     assert run_job(*run_args).exit_code == 0
     for status in seen:
         shards_of(status)
         (worker,) = status.workers
         assert worker.worker_id.endswith(f"-{worker.pid}-{worker.worker_id[-6:]}") and worker.pid == os.getpid()
-        assert worker.heartbeat_age_secs < 30 and status.is_file_system_time
+        assert worker.heartbeat_age_secs < 30 and status.is_store_time
         assert last_line(status) == "At work: nothing to do."
     rows = [status.num_rows for status in seen]
     assert rows == sorted(rows) and 0 < rows[len(rows) // 2] < 47
@@ -181,10 +181,10 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
     assert middle.num_rows > middle.num_part_rows
     assert middle.tokens_per_sec > 0 and middle.eta_secs is not None
     assert "tokens/s, time left " in describe_status(middle)
-    assert look(find_run(tmp_path / "out").paths).is_done
+    assert look(files_of(tmp_path / "out")).is_done
 
 
-def test_nobody_at_work(unfinished: RunPaths) -> None:
+def test_nobody_at_work(unfinished: RunFiles) -> None:
     """Says what to do."""
     status = look(unfinished)
     assert shards_of(status) == (3, 0, 0, 2)
@@ -193,7 +193,7 @@ def test_nobody_at_work(unfinished: RunPaths) -> None:
     assert "time left unknown" in describe_status(status)
 
 
-def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfinished: RunPaths) -> None:
+def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfinished: RunFiles) -> None:
     """At once, though its last heartbeat is young."""
     worker = dead_worker()
     hold(unfinished, worker, 3)
@@ -211,7 +211,7 @@ def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfin
 
 @pytest.mark.parametrize(("silent_secs", "is_stale"), [(50.0, False), (70.0, True)])
 def test_a_worker_of_another_host_is_judged_by_its_silence(
-    unfinished: RunPaths, silent_secs: float, is_stale: bool
+    unfinished: RunFiles, silent_secs: float, is_stale: bool
 ) -> None:
     hold(unfinished, elsewhere("node7"), 3, silent_secs=silent_secs)
     status = look(unfinished)
@@ -220,20 +220,20 @@ def test_a_worker_of_another_host_is_judged_by_its_silence(
     assert len(status.workers) == (not is_stale)
 
 
-def test_living_workers_take_stale_leases_over(unfinished: RunPaths) -> None:
+def test_living_workers_take_stale_leases_over(unfinished: RunFiles) -> None:
     hold(unfinished, elsewhere("a"), 3)
     hold(unfinished, elsewhere("b"), 4, silent_secs=100)
     assert last_line(look(unfinished)) == "At work: nothing to do. The living take over from those that are gone."
 
 
-def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock is an hour ahead; where nothing can be written it is all there is, and the text says so."""
     hold(unfinished, elsewhere("a"), 3)
     hold(unfinished, elsewhere("b"), 4, silent_secs=100)
     now = time.time()
     monkeypatch.setattr(survey.time, "time", lambda: now + 3600)
     status = look(unfinished)
-    assert shards_of(status) == (3, 1, 1, 0) and status.is_file_system_time
+    assert shards_of(status) == (3, 1, 1, 0) and status.is_store_time
     assert "this machine's clock" not in describe_status(status)
 
     def refuse(path: Path, *args: Any, **options: Any) -> None:
@@ -241,20 +241,20 @@ def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunPaths, monkeypa
 
     monkeypatch.setattr(Path, "touch", refuse)
     status = look(unfinished)
-    assert status.num_stale == 2 and not status.is_file_system_time
+    assert status.num_stale == 2 and not status.is_store_time
     assert "Ages are by this machine's clock" in describe_status(status)
     monkeypatch.setattr(survey.time, "time", lambda: now - 3600)
     assert shards_of(look(unfinished)) == (3, 1, 1, 0), "no clock of a file system is behind the heartbeats"
 
 
-def test_a_look_leaves_no_file_behind(unfinished: RunPaths) -> None:
+def test_a_look_leaves_no_file_behind(unfinished: RunFiles) -> None:
     hold(unfinished, elsewhere("a"), 3)
     before = sorted(unfinished.root.rglob("*"))
-    assert look(unfinished).is_file_system_time
+    assert look(unfinished).is_store_time
     assert sorted(unfinished.root.rglob("*")) == before
 
 
-def test_slices_are_no_shards_and_their_holders_help(unfinished: RunPaths) -> None:
+def test_slices_are_no_shards_and_their_holders_help(unfinished: RunFiles) -> None:
     """Temporary files are nothing; a slice of one's own shard is no help."""
     hold(unfinished, elsewhere("a"), 3, (3, 0), (3, 1))
     hold(unfinished, elsewhere("b"), (3, 7))
@@ -273,13 +273,13 @@ def test_slices_are_no_shards_and_their_holders_help(unfinished: RunPaths) -> No
     assert "c-1-0 on c: silent for 1m40s, held slices of shard 3" in text
 
 
-def test_a_worker_that_waits_for_a_shard_is_at_work(unfinished: RunPaths) -> None:
+def test_a_worker_that_waits_for_a_shard_is_at_work(unfinished: RunFiles) -> None:
     """It looks at others' leases, and compares its clock for that. One that has just left has young figures only."""
     hold(unfinished, elsewhere("holds"), 3)
     for name in ("waits", "left"):
         tell(unfinished, elsewhere(name), num_rows=8)
-    waits = Leases(unfinished, elsewhere("waits"))
-    left = Leases(unfinished, elsewhere("left"))
+    waits = Leases(unfinished.directory, elsewhere("waits"))
+    left = Leases(unfinished.directory, elsewhere("left"))
     assert not waits.acquire(3) and not left.acquire(3)
     left.close()
     status = look(unfinished)
@@ -297,7 +297,7 @@ def test_a_worker_that_waits_for_a_shard_is_at_work(unfinished: RunPaths) -> Non
     waits.close()
 
 
-def test_speed_and_time_left_are_those_of_the_living(unfinished: RunPaths) -> None:
+def test_speed_and_time_left_are_those_of_the_living(unfinished: RunFiles) -> None:
     """Remaining rows x tokens per row / tokens per second: 17 - 5 rows, 10 tokens each, 12 a second."""
     for name, shard_idx, num_open_rows, num_tokens in [("a", 3, 4, 80), ("b", 4, 1, 40)]:
         hold(unfinished, elsewhere(name), shard_idx)
@@ -330,7 +330,7 @@ def test_time_left_is_unknown_until_as_many_rows_have_ended_as_are_at_work(
 
     Rows have 200 tokens each; 1,000 are computed a second.
     """
-    position = Position(
+    position = RunProgress(
         num_rows=num_ended,
         total_rows=1319,
         num_errors=0,
@@ -342,7 +342,7 @@ def test_time_left_is_unknown_until_as_many_rows_have_ended_as_are_at_work(
     assert describe(position).endswith(f"  left {left}")
 
 
-def test_rows_at_work_are_half_done(unfinished: RunPaths) -> None:
+def test_rows_at_work_are_half_done(unfinished: RunFiles) -> None:
     """Of the 17 rows left, 6 are at work: 14 rows, of 10 tokens each, by 12 tokens a second."""
     hold(unfinished, elsewhere("a"), 3)
     tell(unfinished, elsewhere("a"), num_rows=9, num_tokens=120, num_at_work=6, open_shards=(3,))
@@ -351,7 +351,7 @@ def test_rows_at_work_are_half_done(unfinished: RunPaths) -> None:
     assert look(unfinished).eta_secs is None
 
 
-def test_a_rate_is_that_of_the_last_minute(unfinished: RunPaths) -> None:
+def test_a_rate_is_that_of_the_last_minute(unfinished: RunFiles) -> None:
     """100 tokens a second at first, 10 now. Torn lines and lines of other programs are skipped."""
     worker = elsewhere("a")
     for secs in range(0, 200, 10):
@@ -360,12 +360,12 @@ def test_a_rate_is_that_of_the_last_minute(unfinished: RunPaths) -> None:
         file.write('{"worker_id": "a"}\n[1]\nnull\n{"worker_id": "a-1-0", "elap')
     (unfinished.metrics_dir / "empty.jsonl").touch()
     (unfinished.metrics_dir / "odd.jsonl").write_bytes(b"\xff\x00{}\n")
-    paces = [p for p in read_paces(unfinished.metrics_dir) if p.figures.worker_id == str(worker)]
-    assert [p.tokens_per_sec for p in paces] == [pytest.approx(10)]
-    assert paces[0].figures.elapsed_secs == 190
+    (found,) = [found for found in MetricsReader(unfinished.store).read() if found.stats.worker_id == str(worker)]
+    assert found.tokens_per_sec == pytest.approx(10)
+    assert found.stats.elapsed_secs == 190
 
 
-def test_rows_in_journals_count_once(unfinished: RunPaths) -> None:
+def test_rows_in_journals_count_once(unfinished: RunFiles) -> None:
     """A shard that went through three hands; one whose worker has finished it meanwhile; one without a journal."""
     for name, ago, rows in [("first", 300, 3), ("second", 200, 5)]:
         tell(unfinished, elsewhere(name), silent_secs=ago, num_open_rows=rows, open_shards=(3,))
@@ -402,7 +402,7 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
 
     monkeypatch.setattr(FakeEngine, "step", stop_after_some)
     assert run_job(*run_args).exit_code == 75
-    paths = find_run(tmp_path / "out").paths
+    paths = files_of(tmp_path / "out")
     status = look(paths)
     in_journals = sum(len(list(job_rows)) for job_rows in map(read_journal_keys, paths.journal_dir.iterdir()))
     assert status.num_rows == status.num_part_rows + in_journals and in_journals
@@ -412,12 +412,12 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
 def read_journal_keys(path: Path) -> list[Any]:
     from job.output.parts.journal import JournalReader
 
-    return [completion.key for completion in JournalReader(path).read()]
+    return [completion.key for completion in JournalReader(LocalStore(path.parent), path.name).read()]
 
 
 def test_shards_to_be_retried_are_shown(output: Path) -> None:
     """They have a part, and are not done."""
-    paths = find_run(output).paths
+    paths = files_of(output)
     paths.retry_dir.mkdir(exist_ok=True)
     for shard_idx in (0, 2):
         paths.retry(shard_idx).write_text('{"kinds": []}')
@@ -430,7 +430,7 @@ def test_shards_to_be_retried_are_shown(output: Path) -> None:
 
 
 def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
-    paths = find_run(output).paths
+    paths = files_of(output)
     paths.part(0).write_bytes(b"")
     paths.part(1).write_bytes(paths.part(1).read_bytes()[:-100])
     paths.part(2).write_bytes(b"\xff\xff\xff\x7fPAR1")
@@ -440,7 +440,7 @@ def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
     assert result.stdout.splitlines()[-1] == f"Parts that cannot be read: job verify {output} says which and why."
 
 
-def test_odd_files_in_the_directories_are_ignored(unfinished: RunPaths) -> None:
+def test_odd_files_in_the_directories_are_ignored(unfinished: RunFiles) -> None:
     """What is no lease, and a lease that nobody can read."""
     (unfinished.lease_dir / "notes.txt").write_text("x")
     (unfinished.lease_dir / "99999").write_text("{}")
@@ -459,11 +459,11 @@ def test_directories_that_were_not_copied_are_not_needed(output: Path) -> None:
 
     for name in ("leases", "journal", "metrics"):
         shutil.rmtree(output / name)
-    find_run(output).paths.part(4).unlink()
-    assert shards_of(look(find_run(output).paths)) == (4, 0, 0, 1)
+    files_of(output).part(4).unlink()
+    assert shards_of(look(files_of(output))) == (4, 0, 0, 1)
 
 
-def test_many_workers_are_shown_in_part(unfinished: RunPaths) -> None:
+def test_many_workers_are_shown_in_part(unfinished: RunFiles) -> None:
     for number in range(MAX_LINES + 5):
         hold(unfinished, elsewhere(f"w{number}"), (3, number))
     text = describe_status(look(unfinished))
@@ -482,7 +482,7 @@ def test_a_look_that_runs_out_of_time_says_so_and_the_next_goes_on(
     assert dict(inspection.look().errors) == {"null_prompt": 5}
     monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 0.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}, "what was read is kept"
-    find_run(output).paths.part(0).unlink()
+    files_of(output).part(0).unlink()
     assert dict(inspection.look().errors) == {"null_prompt": 4}, "but not what is there no more"
 
 
@@ -490,32 +490,24 @@ def test_a_part_that_is_replaced_is_read_again(run_job: RunJob, tiny_model: Any,
     """As ``job retry`` has it done: the same name, another file."""
     inspection = Inspection(output)
     assert inspection.look().errors == {"null_prompt": 5}
-    part = find_run(output).paths.part(0)
+    part = files_of(output).part(0)
     other = tmp_path / "other.parquet"
     other.write_bytes(part.read_bytes().replace(b'{"null_prompt": 1}', b'{"other_error": 1}'))
     other.replace(part)
     assert inspection.look().errors == {"null_prompt": 4, "other_error": 1}
 
 
-def test_footers_are_read_as_pyarrow_reads_them(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when the first guess of their length was too short."""
-    for tail_bytes in (footers.TAIL_BYTES, 64):
-        monkeypatch.setattr(footers, "TAIL_BYTES", tail_bytes)
-        for part in output.glob("part-*"):
-            assert footers.read_counts(str(part)) == Counts.of_part(part)
-
-
 def test_a_run_is_counted_from_all_its_parts_or_the_damaged_one_is_named(output: Path) -> None:
-    paths = find_run(output).paths
-    totals = footers.count_all(paths)
+    paths = files_of(output)
+    totals = footers.count_all(paths.directory)
     assert (totals.num_rows, dict(totals.errors)) == (47, {"null_prompt": 5})
     paths.part(2).write_bytes(paths.part(2).read_bytes()[:-1])
     with pytest.raises(JobError, match=r"part-00002\.parquet is not a part of this run .* Remove it"):
-        footers.count_all(paths)
+        footers.count_all(paths.directory)
 
 
 def test_watching_ends_when_the_run_is_done(
-    run_job: RunJob, run_args: list[Any], unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch
+    run_job: RunJob, run_args: list[Any], unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it is done while the watcher sleeps."""
     slept: list[float] = []
@@ -531,7 +523,7 @@ def test_watching_ends_when_the_run_is_done(
     assert slept == [5.0]
 
 
-def test_watching_ends_with_ctrl_c(run_job: RunJob, unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_ends_with_ctrl_c(run_job: RunJob, unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(secs: float) -> None:
         raise KeyboardInterrupt
 
@@ -564,7 +556,7 @@ def test_a_wrong_number_of_seconds_is_refused(run_job: RunJob, output: Path, sec
 
 
 def test_a_run_that_vanishes_under_the_watch_ends_it(
-    run_job: RunJob, unfinished: RunPaths, monkeypatch: pytest.MonkeyPatch
+    run_job: RunJob, unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job.cli.status, "sleep", lambda secs: unfinished.root.rename(unfinished.root.parent / "x"))
     result = run_job("status", unfinished.root, "--watch")

@@ -14,6 +14,7 @@ from job.output.looking.found import find_run
 from job.output.looking.part_check import ROWS_PER_BATCH
 from job.output.looking.verification import verify
 from tests.conftest import Result
+from tests.run_files import files_of
 from tests.test_run import write_jsonl
 
 RunJob = Callable[..., Result]
@@ -367,7 +368,7 @@ def test_json_names_what_is_wrong(run_job: RunJob, output: Path) -> None:
 
 
 def test_a_part_to_be_retried_is_right_but_not_complete(run_job: RunJob, output: Path) -> None:
-    retry = find_run(output).paths.retry(1)
+    retry = files_of(output).retry(1)
     retry.parent.mkdir(exist_ok=True)
     retry.write_text('{"kinds": []}')
     result = run_job("verify", output)

@@ -219,6 +219,14 @@ ENGINE_OPTIONS = options(
         help="KV cache per process, e.g. 20GiB [default: 85 % of what is free on the GPU; 40 % on a CPU].",
     ),
     option(EngineConfig, "stall_timeout", type=float, help="Seconds without a token before giving up. 0: never."),
+    option(
+        EngineConfig,
+        "lease_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Seconds of silence after which a worker counts as dead and others take over its shards. The run keeps "
+        "the value; a restart may change it [default: 60].",
+    ),
     option(EngineConfig, "cuda_graphs", switch=True, help="On a GPU, record decode steps and replay them."),
     click.option("--load-in-8bit", is_flag=True, hidden=True),
     click.option("--load-in-4bit", is_flag=True, hidden=True),

@@ -25,17 +25,16 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     new ones replace them.
     """
     from job.output.looking.found import find_run
-    from job.output.sharing.leases import WorkerId
     from job.output.sharing.retries import mark_for_retry, read_errors
 
     run = find_run(output)
-    errors = read_errors(run.paths)
+    errors = read_errors(run.directory)
     present = sum(errors.values(), Counter[str]())
     unknown = sorted(set(kinds) - set(present))
     if unknown:
         kinds_present = ", ".join(f"{kind} ({number:,})" for kind, number in present.most_common()) or "none"
         raise UsageError(f"--kind {unknown[0]}: no finished row has such an error. Kinds there: {kinds_present}.")
-    marked = mark_for_retry(run, errors, kinds, str(WorkerId.of_this_process()))
+    marked = mark_for_retry(run, errors, kinds)
     if not marked:
         click.echo("No finished row has an error: nothing to do again.")
         return

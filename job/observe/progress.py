@@ -14,7 +14,7 @@ BAR_SECS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class RunProgress:
     """Where all workers on this run stand together."""
 
     num_rows: int
@@ -44,29 +44,29 @@ class Position:
         return num_left * tokens_per_row / self.tokens_per_sec
 
 
-def describe(position: Position) -> str:
-    """Return a position as one line of a log.
+def describe(progress: RunProgress) -> str:
+    """Return progress as one line of a log.
 
-    >>> describe(Position(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
+    >>> describe(RunProgress(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
     ...                   num_at_work=0, tokens_per_sec=100.0))
     'rows 50/200 (25.0%)  errors 1  tokens/s 100  left 2m30s'
     """
-    share = 100 * position.num_rows / position.total_rows if position.total_rows else 100.0
+    share = 100 * progress.num_rows / progress.total_rows if progress.total_rows else 100.0
     left = (
         "0s"
-        if position.num_rows == position.total_rows
+        if progress.num_rows == progress.total_rows
         else "unknown"
-        if position.eta_secs is None
-        else format_secs(position.eta_secs)
+        if progress.eta_secs is None
+        else format_secs(progress.eta_secs)
     )
     return (
-        f"rows {position.num_rows:,}/{position.total_rows:,} ({share:.1f}%)  errors {position.num_errors:,}  "
-        f"tokens/s {position.tokens_per_sec:,.0f}  left {left}"
+        f"rows {progress.num_rows:,}/{progress.total_rows:,} ({share:.1f}%)  errors {progress.num_errors:,}  "
+        f"tokens/s {progress.tokens_per_sec:,.0f}  left {left}"
     )
 
 
 class Progress:
-    """Shows positions. One process of a launch shows them; the others have ``enabled=False``."""
+    """Shows progress. One process of a launch shows them; the others have ``enabled=False``."""
 
     def __init__(self, *, enabled: bool) -> None:
         """Show nothing yet."""
@@ -92,17 +92,17 @@ class Progress:
         every = BAR_SECS if self._is_terminal else LINE_SECS
         return self._enabled and time.monotonic() - self._last >= every
 
-    def show(self, position: Position) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Show where the run is."""
         self._last = time.monotonic()
         if not self._enabled:
             return
         if not self._is_terminal:
-            self.note(describe(position))
+            self.note(describe(progress))
             return
-        self._start_bar(position.total_rows)
-        text = describe(position).split("  ", 1)[1]
-        self._bar.update(self._task, completed=position.num_rows, description=text)
+        self._start_bar(progress.total_rows)
+        text = describe(progress).split("  ", 1)[1]
+        self._bar.update(self._task, completed=progress.num_rows, description=text)
 
     def finish(self, summary: Summary) -> None:
         """Print the summary, for the user, on stdout."""

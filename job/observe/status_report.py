@@ -67,7 +67,10 @@ class Status:
     """Finished rows: in parts, and in journals as far as workers have told."""
     num_part_rows: int
     errors: Mapping[str, int]
-    """Error kind to number of rows, in the parts whose footers were read."""
+    """Error kind to number of rows: in the parts whose footers were read, and in journals as far as workers have
+    reported."""
+    num_part_errors: int
+    """Of these errors, those in parts."""
     num_prompt_tokens: int
     num_completion_tokens: int
     num_parts: int
@@ -77,7 +80,7 @@ class Status:
     stale_leases: Sequence[StaleLease]
     tokens_per_sec: float
     eta_secs: float | None
-    is_file_system_time: bool
+    is_store_time: bool
     """False: ages are by this machine's clock, since nothing can be written in the run directory."""
 
     @property
@@ -118,7 +121,11 @@ class Status:
                 "to_retry": self.num_to_retry,
             },
             "rows": {"total": self.total_rows, "done": self.num_rows, "in_parts": self.num_part_rows},
-            "errors": {"total": sum(self.errors.values()), "by_kind": dict(self.errors)},
+            "errors": {
+                "total": sum(self.errors.values()),
+                "in_parts": self.num_part_errors,
+                "by_kind": dict(self.errors),
+            },
             "tokens": {"prompt": self.num_prompt_tokens, "completion": self.num_completion_tokens},
             "parts": {
                 "total": self.num_parts,
@@ -130,7 +137,7 @@ class Status:
             "eta_secs": self.eta_secs,
             "workers": [asdict(worker) for worker in self.workers],
             "stale_leases": [asdict(lease) for lease in self.stale_leases],
-            "clock": "file_system" if self.is_file_system_time else "this_machine",
+            "clock": "file_system" if self.is_store_time else "this_machine",
             "advice": self.advice,
         }
 
@@ -169,8 +176,11 @@ def _rows(status: Status) -> str:
 def _errors(status: Status) -> str:
     kinds = sorted(status.errors.items(), key=lambda item: -item[1])
     listed = f"  ({', '.join(f'{kind} {number:,}' for kind, number in kinds)})" if kinds else ""
+    total = sum(status.errors.values())
+    in_journals = total - status.num_part_errors
+    journals = f", {in_journals:,} of them in journals" if in_journals else ""
     partial = f", in {status.num_parts_read:,} of {status.num_parts:,} parts; --watch reads on"
-    return f"{sum(status.errors.values()):,}{listed}{partial if status.is_partial else ''}"
+    return f"{total:,}{journals}{listed}{partial if status.is_partial else ''}"
 
 
 def _speed(status: Status) -> str:
@@ -232,6 +242,6 @@ def _remarks(status: Status) -> list[str]:
     remarks = []
     if status.num_parts_unreadable:
         remarks.append(f"  parts that cannot be read: {status.num_parts_unreadable:,}")
-    if (status.workers or status.stale_leases) and not status.is_file_system_time:
+    if (status.workers or status.stale_leases) and not status.is_store_time:
         remarks.append("  Ages are by this machine's clock: the run directory cannot be written.")
     return remarks

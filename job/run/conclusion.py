@@ -1,29 +1,60 @@
 """The end of a run: every shard is final."""
 
-import contextlib
+from collections.abc import Callable
 
-from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS
-from job.output.looking.footers import count_all
+from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS, JobError
+from job.output.looking.totals import add_up, read_totals
 from job.output.parts.card import write_card
 from job.output.parts.counts import Counts
+from job.output.sharing.leases import Leases
+from job.output.store.names import CONCLUSION
 from job.run.preparation import Prepared
 
 
-def conclude(prepared: Prepared) -> Counts:
-    """Sweep a finished run's directory, write its card, and return what its parts hold, from their footers.
+def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[], bool] = lambda: True) -> Counts:
+    """Sweep a finished run's directory, write its card, and return what its parts hold.
+
+    Of all workers that come here at the same time, from however many launches, one reads the footers of all parts: with
+    64 workers and 100,000 parts, the file system would be asked for all of them 64 times in the same minute. The others
+    read the sums that it leaves. If it dies, one of them does it in its place.
+
+    Args:
+        leases: this worker's; None: read the footers whatever others have left, which finds damaged ones.
+        wait: sleeps a little; True if there is no time to wait for another worker.
 
     Raises:
         JobError: a part cannot be read, or the card not be written.
     """
-    for leftover in prepared.paths.leftovers():
-        with contextlib.suppress(OSError):  # another worker does the same
-            leftover.unlink()
-    totals = count_all(prepared.paths)
-    write_card(prepared.paths, prepared.manifest, totals, str(prepared.worker))
+    directory = prepared.directory
+    try:
+        directory.sweep()
+        totals = _add_up_once(prepared, leases, wait)
+    except OSError as error:
+        path = error.filename or directory.store.describe()
+        raise JobError(
+            f"{path}: {error.strerror or error}. All rows are there; run the same command once this is fixed."
+        ) from None
+    write_card(directory.store, prepared.manifest, totals)
+    return totals
+
+
+def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], bool]) -> Counts:
+    directory = prepared.directory
+    if leases is None:
+        return add_up(directory)
+    while (totals := read_totals(directory)) is None:
+        if leases.acquire_name(CONCLUSION):
+            try:
+                # Another may have left its sums between our look and the release of its lease.
+                return read_totals(directory) or add_up(directory)
+            finally:
+                leases.release_name(CONCLUSION)
+        if wait():
+            return add_up(directory)
     return totals
 
 
 def exit_code_of(totals: Counts, prepared: Prepared) -> int:
-    """Return the exit code of a finished run."""
+    """Return the exit code of a finished run. All processes compute it from the same totals."""
     max_error_rate = prepared.config.output.max_error_rate
     return EXIT_TOO_MANY_ERRORS if totals.error_rate > max_error_rate else EXIT_DONE

@@ -4,19 +4,18 @@ Needs no model, no dataset and no GPU, and imports none of their libraries.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from job.errors import JobError
-from job.observe.progress import Position
+from job.observe.progress import RunProgress
 from job.observe.status_report import StaleLease, Status, Worker
 from job.output.looking.footers import FooterCounts
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.survey import WAITING_SECS, SeenLease, Survey, survey
-from job.output.sharing.leases import WorkerId
-from job.output.sharing.metrics import Figures
-from job.output.sharing.pace import Pace, read_paces
+from job.output.sharing.metrics import LatestStats, MetricsReader, OpenCounts, WorkerStats
+from job.output.sharing.worker import WorkerId
 
 FOOTERS_SECS = 5.0
 """Time for reading what parts contain. A further look continues where this one ended."""
@@ -28,14 +27,15 @@ UNKNOWN = "unknown"
 class Inspection:
     """Looks at one run, once or again and again."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, output: Path) -> None:
         """Find the run.
 
         Raises:
             UsageError: there is none.
         """
-        self._root = root
-        self._run = find_run(root)
+        self._output = str(output)
+        self._run = find_run(output)
+        self._metrics = MetricsReader(self._run.directory.store)
         self._footers = FooterCounts()
 
     def look(self) -> Status:
@@ -45,31 +45,34 @@ class Inspection:
             JobError: the directory cannot be read.
         """
         try:
-            paces = read_paces(self._run.paths.metrics_dir)  # first: what they call open may be a part by now
+            latest = self._metrics.read()  # first: what they call open may be a part by now
             seen = survey(self._run)
-            self._footers.look(self._run.paths, seen.parts, budget_secs=FOOTERS_SECS)
+            self._footers.look(self._run.directory, seen.parts, budget_secs=FOOTERS_SECS)
         except OSError as error:
-            raise JobError(f"{error.filename or self._root} cannot be read: {error.strerror or error}.") from None
-        return _status(self._root, self._run, seen, paces, self._footers)
+            path = error.filename or self._run.directory.store.describe()
+            raise JobError(f"{path} cannot be read: {error.strerror or error}.") from None
+        return _status(self._output, self._run, seen, latest, self._footers)
 
 
-def _status(root: Path, run: FoundRun, seen: Survey, paces: Sequence[Pace], footers: FooterCounts) -> Status:
+def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestStats], footers: FooterCounts) -> Status:
     plan = run.plan
-    workers = _workers(seen, paces)
+    workers = _workers(seen, latest)
     living = {worker.worker_id for worker in workers}
     part_rows = plan.count(seen.parts)
-    num_rows = min(plan.num_completions, part_rows + _num_open_rows(run, seen, paces, living))
+    in_journals = _open_counts(run, seen, [found.stats for found in latest], living)
+    num_rows = min(plan.num_completions, part_rows + in_journals.num_rows)
     num_done = sum(map(seen.is_done, seen.parts))
     held = {False: set[int](), True: set[int]()}
     for lease in seen.leases:
         if lease.slice_idx is None and lease.shard_idx < plan.num_shards and not seen.is_done(lease.shard_idx):
             held[lease.is_stale].add(lease.shard_idx)
     speed = sum(worker.tokens_per_sec for worker in workers)
-    position = _position(
-        num_rows, plan.num_completions, speed, [p.figures for p in paces if p.figures.worker_id in living]
+    progress = _progress(
+        num_rows, plan.num_completions, speed, [found.stats for found in latest if found.stats.worker_id in living]
     )
+    part_errors = {kind: number for kind, number in footers.counts.errors.items() if number}
     return Status(
-        output=str(root),
+        output=output,
         num_shards=plan.num_shards,
         num_done=num_done,
         num_in_work=len(held[False]),
@@ -79,7 +82,8 @@ def _status(root: Path, run: FoundRun, seen: Survey, paces: Sequence[Pace], foot
         total_rows=plan.num_completions,
         num_rows=num_rows,
         num_part_rows=part_rows,
-        errors={kind: number for kind, number in footers.counts.errors.items() if number},
+        errors=dict(Counter(part_errors) + Counter(in_journals.errors)),
+        num_part_errors=sum(part_errors.values()),
         num_prompt_tokens=footers.counts.num_prompt_tokens,
         num_completion_tokens=footers.counts.num_completion_tokens,
         num_parts=len(seen.parts),
@@ -88,14 +92,14 @@ def _status(root: Path, run: FoundRun, seen: Survey, paces: Sequence[Pace], foot
         workers=workers,
         stale_leases=[_stale(lease) for lease in seen.leases if lease.is_stale and not seen.is_done(lease.shard_idx)],
         tokens_per_sec=speed,
-        eta_secs=position.eta_secs if num_rows < plan.num_completions else None,
-        is_file_system_time=seen.is_file_system_time,
+        eta_secs=progress.eta_secs if num_rows < plan.num_completions else None,
+        is_store_time=seen.is_store_time,
     )
 
 
-def _workers(seen: Survey, paces: Sequence[Pace]) -> list[Worker]:
+def _workers(seen: Survey, latest: Sequence[LatestStats]) -> list[Worker]:
     """Return the workers that live: those with a lease that beats, and those who wait for one."""
-    pace_of = {pace.figures.worker_id: pace for pace in paces}
+    latest_of = {found.stats.worker_id: found for found in latest}
     leases_of: defaultdict[WorkerId | None, list[SeenLease]] = defaultdict(list)
     for lease in seen.leases:
         leases_of[lease.holder].append(lease)
@@ -103,16 +107,16 @@ def _workers(seen: Survey, paces: Sequence[Pace]) -> list[Worker]:
     for holder, leases in leases_of.items():
         beating = [lease for lease in leases if not lease.is_stale]
         if beating:
-            workers.append(_holder(holder, beating, pace_of.get(str(holder)), seen.now))
+            workers.append(_holder(holder, beating, latest_of.get(str(holder)), seen.now))
     holders = set(map(str, leases_of))
     is_worth_waiting = any(not seen.is_done(lease.shard_idx) for lease in seen.leases)
     for worker_id, age in seen.clocks.items():
         if is_worth_waiting and age < WAITING_SECS and worker_id not in holders:
-            workers.append(_waiting(worker_id, age, pace_of.get(worker_id), seen.now))
+            workers.append(_waiting(worker_id, age, latest_of.get(worker_id), seen.now))
     return sorted(workers, key=lambda worker: (worker.state == "waiting", worker.state == "helping", worker.worker_id))
 
 
-def _holder(holder: WorkerId | None, leases: Sequence[SeenLease], pace: Pace | None, now: float) -> Worker:
+def _holder(holder: WorkerId | None, leases: Sequence[SeenLease], latest: LatestStats | None, now: float) -> Worker:
     shards = sorted({lease.shard_idx for lease in leases if lease.slice_idx is None})
     return _worker(
         str(holder or UNKNOWN),
@@ -122,15 +126,15 @@ def _holder(holder: WorkerId | None, leases: Sequence[SeenLease], pace: Pace | N
         shards=shards,
         helps_with=sorted({lease.shard_idx for lease in leases} - set(shards)),
         age=min(lease.silent_secs for lease in leases),
-        pace=pace,
+        latest=latest,
         now=now,
     )
 
 
-def _waiting(worker_id: str, age: float, pace: Pace | None, now: float) -> Worker:
+def _waiting(worker_id: str, age: float, latest: LatestStats | None, now: float) -> Worker:
     match = re.fullmatch(r"(.+)-(\d+)-\w+", worker_id)
     host, pid = (match[1], int(match[2])) if match else (UNKNOWN, 0)
-    return _worker(worker_id, host, pid, state="waiting", shards=[], helps_with=[], age=age, pace=pace, now=now)
+    return _worker(worker_id, host, pid, state="waiting", shards=[], helps_with=[], age=age, latest=latest, now=now)
 
 
 def _worker(
@@ -142,7 +146,7 @@ def _worker(
     shards: Sequence[int],
     helps_with: Sequence[int],
     age: float,
-    pace: Pace | None,
+    latest: LatestStats | None,
     now: float,
 ) -> Worker:
     return Worker(
@@ -153,9 +157,9 @@ def _worker(
         shards=shards,
         helps_with=helps_with,
         heartbeat_age_secs=age,
-        figures_age_secs=None if pace is None else max(0.0, now - pace.written),
-        num_rows=0 if pace is None else pace.figures.num_rows,
-        tokens_per_sec=0.0 if pace is None else pace.tokens_per_sec,
+        figures_age_secs=None if latest is None else max(0.0, now - latest.written),
+        num_rows=0 if latest is None else latest.stats.num_rows,
+        tokens_per_sec=0.0 if latest is None else latest.tokens_per_sec,
     )
 
 
@@ -170,32 +174,40 @@ def _stale(lease: SeenLease) -> StaleLease:
     )
 
 
-def _num_open_rows(run: FoundRun, seen: Survey, paces: Sequence[Pace], living: set[str]) -> int:
-    """Return the finished rows outside of parts, as workers have told them last.
+def _open_counts(run: FoundRun, seen: Survey, latest: Sequence[WorkerStats], living: set[str]) -> OpenCounts:
+    """Return what is finished outside of parts, as workers have reported it last.
 
-    A shard that has gone through several hands counts once, with whoever has it now or had it last. What a worker that
-    is gone has told counts only where its journal is still there.
+    A shard that has gone through several hands counts once, with the worker that has it now or had it last. What a dead
+    worker has reported of a shard counts only if a journal of that shard is there, or else the rows are lost.
     """
+    num_rows, errors = 0, Counter[str]()
     counted: set[int] = set()
-    total = 0
-    for pace in sorted(paces, key=lambda p: (p.figures.worker_id in living, p.figures.time), reverse=True):
-        figures = pace.figures
-        missing = set(figures.open_shards) - seen.parts.keys()
-        is_there = figures.worker_id in living or missing <= seen.journals
-        if missing and is_there and not missing & counted:
-            finished_rows = run.plan.count(idx for idx in figures.open_shards if idx in seen.parts)
-            total += max(0, figures.num_open_rows - finished_rows)
-            counted |= missing
-    return total
+    # The living first: clocks differ, but a lease says who has a shard now.
+    for stats in sorted(latest, key=lambda stats: (stats.worker_id in living, stats.time), reverse=True):
+        is_alive = stats.worker_id in living
+        open_shards = {idx for idx in stats.open_shards if idx not in seen.parts and (is_alive or idx in seen.journals)}
+        if stats.open_counts is None:
+            num_rows += _undivided(run, seen, stats) if open_shards and not open_shards & counted else 0
+        else:
+            for counts in (stats.open_counts.get(idx, OpenCounts()) for idx in open_shards - counted):
+                num_rows += counts.num_rows
+                errors.update(counts.errors)
+        counted |= open_shards
+    return OpenCounts(num_rows=num_rows, errors=errors)
 
 
-def _position(num_rows: int, total_rows: int, speed: float, living: Sequence[Figures]) -> Position:
-    return Position(
+def _undivided(run: FoundRun, seen: Survey, stats: WorkerStats) -> int:
+    """Return the rows outside of parts, reported by a version that did not say which shard has how many."""
+    return max(0, stats.num_open_rows - run.plan.count(idx for idx in stats.open_shards if idx in seen.parts))
+
+
+def _progress(num_rows: int, total_rows: int, speed: float, living: Sequence[WorkerStats]) -> RunProgress:
+    return RunProgress(
         num_rows=num_rows,
         total_rows=total_rows,
-        num_errors=sum(figures.num_errors for figures in living),
-        num_new_rows=sum(figures.num_rows for figures in living),
-        num_tokens=sum(figures.num_tokens for figures in living),
-        num_at_work=sum(figures.num_at_work for figures in living),
+        num_errors=sum(stats.num_errors for stats in living),
+        num_new_rows=sum(stats.num_rows for stats in living),
+        num_tokens=sum(stats.num_tokens for stats in living),
+        num_at_work=sum(stats.num_at_work for stats in living),
         tokens_per_sec=speed,
     )

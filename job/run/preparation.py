@@ -1,7 +1,6 @@
 """From what the user asked to what the runner needs: everything is checked, and the run directory is this run's."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -11,8 +10,12 @@ from job.errors import UsageError
 from job.output.parts.columns import Columns
 from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
 from job.output.parts.shard import PartFormat
-from job.output.sharing.leases import WorkerId
-from job.output.store.paths import RunPaths
+from job.output.sharing.settings import RunSettings, set_settings
+from job.output.sharing.worker import WorkerId
+from job.output.store.directory import RunDirectory
+from job.output.store.names import RunNames
+from job.output.store.opening import open_store
+from job.output.store.store import Store
 from job.run.examination import Examined, examine
 from job.run.identity import metadata_of
 
@@ -21,14 +24,15 @@ from job.run.identity import metadata_of
 class Prepared(Examined):
     """All that a leader needs but the model. The run directory is this run's; ``manifest`` is the one in it."""
 
-    paths: RunPaths
+    directory: RunDirectory
+    settings: RunSettings
     part_format: PartFormat
     worker: WorkerId
 
     @property
     def is_done(self) -> bool:
         """Whether every shard is final."""
-        return len(self.paths.done_shards()) == self.plan.num_shards
+        return len(self.directory.done_shards()) == self.plan.num_shards
 
 
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
@@ -37,47 +41,49 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         UsageError: anything that cannot work as asked.
     """
-    examined = examine(config, device, found_in(config.output.output))
-    plan = examined.plan
-    paths = RunPaths(config.output.output.absolute(), plan.num_shards)
-    worker = WorkerId.of_this_process()
-    manifest = _claim(paths, examined.manifest, worker)
+    store = open_store(config.output.output)
+    examined = examine(config, device, found_in(store))
+    directory = RunDirectory(store, RunNames(examined.plan.num_shards))
+    manifest, settings = _claim(directory, examined.manifest, config.engine.lease_timeout)
     if Columns.of(manifest) != examined.columns:  # another version has begun this run at the same moment
         examined = examine(config, device, manifest)
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
     values["manifest"] = manifest
     return Prepared(
         **values,
-        paths=paths,
+        directory=directory,
+        settings=settings,
         part_format=PartFormat.build(
             pa.schema(examined.kept),
             examined.columns,
             compression=config.output.compression,
             metadata=metadata_of(config, manifest, examined.features),
         ),
-        worker=worker,
+        worker=WorkerId.of_this_process(),
     )
 
 
-def found_in(root: Path) -> Manifest | None:
+def found_in(store: Store) -> Manifest | None:
     """Return the manifest that is in a directory already; None if there is none, or it cannot be read.
 
     Raises:
         UsageError: it is not one that this version can read.
     """
     try:
-        return read_manifest(root)
+        return read_manifest(store)
     except OSError:  # said when the directory is claimed
         return None
 
 
-def _claim(paths: RunPaths, manifest: Manifest, worker: WorkerId) -> Manifest:
+def _claim(
+    directory: RunDirectory, manifest: Manifest, lease_timeout_secs: float | None
+) -> tuple[Manifest, RunSettings]:
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        found = claim_run_directory(paths.root, manifest, str(worker))
-        paths.make_directories()
-        paths.check_writable(str(worker))
-        return found
+        directory.store.prepare([""])
+        found = claim_run_directory(directory.store, manifest)
+        directory.prepare()
+        return found, set_settings(directory.store, lease_timeout_secs=lease_timeout_secs)
     except OSError as error:
-        reason = "it is a file" if paths.root.is_file() else error.strerror or str(error)
-        raise UsageError(f"--output {paths.root} cannot be written: {reason}. Use another directory.") from None
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        where = directory.store.describe()
+        raise UsageError(f"--output {where} cannot be written: {reason}. Use another directory.") from None

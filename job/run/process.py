@@ -140,7 +140,7 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
     samples = "" if plan.num_samples == 1 else f" with {plan.num_samples} samples each"
     progress.note(
-        f"{plan.num_rows:,} rows{samples} in {shards}, {len(prepared.paths.done_shards()):,} done; "
+        f"{plan.num_rows:,} rows{samples} in {shards}, {len(prepared.directory.done_shards()):,} done; "
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
         f"{replicas} of {processes}"
     )

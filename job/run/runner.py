@@ -7,7 +7,6 @@ The only module that knows this order. Everything in it runs on a replica's lead
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,13 +23,13 @@ from job.observe.watchdog import Watchdog
 from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
-from job.output.sharing.leases import STALE_SECS, Leases
-from job.output.sharing.metrics import Figures, MetricsFile
+from job.output.sharing.leases import Leases
+from job.output.sharing.metrics import MetricsFile, OpenCounts, WorkerStats
 from job.records import Completion, Generation, Request, RowBlock, SampleKey
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
-from job.run.crew import Crew
 from job.run.preparation import Prepared
+from job.run.workers import Workers
 
 IDLE_SECS = 1.0
 """How often a worker that has nothing to do looks for a shard that a dead one has left."""
@@ -55,13 +54,13 @@ class Runner:
         """Hold nothing yet."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
-        self._plan, self._paths = prepared.plan, prepared.paths
+        self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id, self._launch_id = str(prepared.worker), launch_id
-        stale_secs = float(os.environ.get("JOB_LEASE_STALE_SECS", STALE_SECS))  # for tests
-        self._leases = Leases(self._paths, prepared.worker, stale_secs=stale_secs)
+        timeout_secs = prepared.settings.lease_timeout_secs
+        self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs)
         is_stream = isinstance(prepared.source, StreamSource)
         # To help from the end, a stream would have to be decoded up to there, for each slice anew.
-        self._claims = Claims(self._paths, self._plan, self._leases, can_help=not is_stream)
+        self._claims = Claims(self._directory, self._plan, self._leases, can_help=not is_stream)
         self._skips = not (is_stream and prepared.kept_columns)
         """Whether finished rows are left out: to come back for their kept columns, a stream would begin again."""
         self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
@@ -70,11 +69,11 @@ class Runner:
         self._feed: Iterator[Request] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
         self._counts, self._totals = Counts(), Counts()
-        self._metrics = MetricsFile(self._paths.metrics(self._worker_id))
+        self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, stop, lambda: sorted({r.row_idx for r in engine.in_flight}))
-        self._crew = Crew(self._paths, self._plan, self._worker_id, num_replicas)
+        self._workers = Workers(self._directory, self._plan, self._worker_id, num_replicas)
         self._last_look = self._last_exchange = -IDLE_SECS
 
     def run(self) -> int:
@@ -88,21 +87,21 @@ class Runner:
         """
         try:
             self._modes = calibrate(self._prepared, self._engine, self._stop, self._watchdog)
-            self._metrics.write(self._figures())  # its time is what the crew compares the others' with
+            self._metrics.write(self._stats())  # its time is what the others' is compared with
             while not self._stop():
                 self._submit()
                 self._collect()
                 self._commit()
                 self._report()
                 if self._engine.num_pending == 0 and not self._find_work():
-                    self._progress.show(self._crew.position(self._figures(), refresh=True))
+                    self._progress.show(self._workers.progress(self._stats(), refresh=True))
                     return self._exit_code()
             # The launcher may stop the other replicas as soon as one has left, done: then we are done, too.
             return EXIT_STOPPED if self._claims.look_again() else self._exit_code()
         except OSError as error:
             raise JobError(
-                f"{error.filename or self._paths.root}: {error.strerror or error}. Everything finished so far is safe; "
-                "the same command continues once this is mended."
+                f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Everything finished "
+                "so far is safe; the same command continues once this is fixed."
             ) from error
         finally:
             self._leave()
@@ -123,10 +122,10 @@ class Runner:
         Guided self-scheduling (Polychronopoulos and Kuck 1987): much at once while there is much, no more than the
         others have when the end comes near.
         """
-        position = self._crew.position(self._figures())
-        if self._crew.num_workers == 1:
+        progress = self._workers.progress(self._stats())
+        if self._workers.num_workers == 1:
             return self._engine.max_pending
-        fair = -(-(position.total_rows - position.num_rows) // self._crew.num_workers)
+        fair = -(-(progress.total_rows - progress.num_rows) // self._workers.num_workers)
         return max(1, min(self._engine.min_pending, fair), min(self._engine.max_pending, fair // 2))
 
     def _open_next(self) -> bool:
@@ -148,7 +147,7 @@ class Runner:
         if shard_idx not in self._open:
             form = self._prepared.part_format
             self._open[shard_idx] = OpenShard(
-                shard_idx, self._plan, self._paths, form, self._worker_id, self._progress.note
+                shard_idx, self._plan, self._directory, form, self._worker_id, self._progress.note
             )
         return self._open[shard_idx]
 
@@ -208,7 +207,7 @@ class Runner:
         for rows in shard.unread():
             for block in self._read(shard, rows, ()):
                 shard.keep(block)
-        self._metrics.write(self._figures())  # first: whoever sees the last part sums up all workers
+        self._metrics.write(self._stats())  # first: whoever sees the last part sums up all workers
         shard.finish()
         self._close(shard)
 
@@ -222,7 +221,7 @@ class Runner:
         for shard_idx, shard in list(self._open.items()):
             if self._claims.holds(shard_idx):
                 shard.absorb()
-            elif self._paths.is_done(shard_idx):
+            elif self._directory.is_done(shard_idx):
                 shard.close()
                 self._close(shard)
 
@@ -233,17 +232,21 @@ class Runner:
             return True
         for shard in self._open.values():
             shard.sync()  # whom this worker helps waits for it
-        self._metrics.write_if_changed(self._figures())
+        self._metrics.write_if_changed(self._stats())
         self._exchange()
         self._last_look = -IDLE_SECS
         if self._open_next():
             return True
         if not self._open and not self._claims.look_again():
             return False
+        self._wait()
+        return True
+
+    def _wait(self) -> bool:
+        """Wait a little for other workers. True if a stop was requested."""
         self._engine.keep_alive()
         with self._stopwatch.measure("waiting for other workers"):
-            self._stop.wait(IDLE_SECS)
-        return True
+            return self._stop.wait(IDLE_SECS)
 
     def _leave(self) -> None:
         """Give back what is held. Journals keep the finished rows of unfinished shards."""
@@ -253,7 +256,7 @@ class Runner:
                 with contextlib.suppress(OSError):  # the disk that stopped the run may refuse this, too
                     shard.close()
             with contextlib.suppress(OSError):
-                self._metrics.write(self._figures())
+                self._metrics.write(self._stats())
         finally:
             with contextlib.suppress(OSError):
                 self._leases.close()
@@ -263,13 +266,13 @@ class Runner:
         if not self._prepared.is_done:
             self._stop.request("job retry, which has marked rows meanwhile")
             return EXIT_STOPPED
-        self._totals = conclude(self._prepared)
+        self._totals = conclude(self._prepared, self._leases, self._wait)
         return exit_code_of(self._totals, self._prepared)
 
     def summary(self) -> Summary:
         """Return what to tell the user at the end of a run that is done."""
         totals = self._totals
-        others = [figures for figures in self._crew.others(refresh=True) if figures.launch_id == self._launch_id]
+        others = [stats for stats in self._workers.others(refresh=True) if stats.launch_id == self._launch_id]
         return Summary(
             output=self._prepared.config.output.output,
             num_parts=self._plan.num_shards,
@@ -277,28 +280,30 @@ class Runner:
             errors=totals.errors,
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
-            num_launch_rows=self._counts.num_rows + sum(figures.num_rows for figures in others),
-            num_launch_tokens=self._engine.num_computed_tokens + sum(figures.num_tokens for figures in others),
+            num_launch_rows=self._counts.num_rows + sum(stats.num_rows for stats in others),
+            num_launch_tokens=self._engine.num_computed_tokens + sum(stats.num_tokens for stats in others),
             compute_secs=time.monotonic() - self._start,
             secs=self._stopwatch.secs,
             total_secs=self._stopwatch.total_secs,
         )
 
-    def _figures(self) -> Figures:
-        return Figures(
+    def _stats(self) -> WorkerStats:
+        held = {idx: shard.counts for idx, shard in self._open.items() if self._claims.holds(idx)}
+        return WorkerStats(
             worker_id=self._worker_id,
             launch_id=self._launch_id,
             time=time.time(),
             elapsed_secs=time.monotonic() - self._start,
             num_rows=self._counts.num_rows,
-            num_open_rows=sum(shard.num_done for idx, shard in self._open.items() if self._claims.holds(idx)),
+            num_open_rows=sum(counts.num_rows for counts in held.values()),
             num_errors=self._counts.num_errors,
             num_tokens=self._engine.num_computed_tokens,
             num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._claims.held,
+            open_counts={idx: OpenCounts(num_rows=c.num_rows, errors=dict(c.errors)) for idx, c in held.items()},
         )
 
     def _report(self) -> None:
-        self._metrics.write_if_due(self._figures())
+        self._metrics.write_if_due(self._stats())
         if self._progress.is_due():
-            self._progress.show(self._crew.position(self._figures()))
+            self._progress.show(self._workers.progress(self._stats()))

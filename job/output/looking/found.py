@@ -6,7 +6,10 @@ from pathlib import Path
 from job.errors import UsageError
 from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.plan import Plan
-from job.output.store.paths import RunPaths, manifest_path
+from job.output.store.directory import RunDirectory
+from job.output.store.names import MANIFEST, RunNames
+from job.output.store.opening import open_store
+from job.output.store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,34 +18,39 @@ class FoundRun:
 
     manifest: Manifest
     plan: Plan
-    paths: RunPaths
+    directory: RunDirectory
 
 
-def find_run(root: Path) -> FoundRun:
+def find_run(output: Path) -> FoundRun:
     """Read what a directory says about its run.
 
     Raises:
-        UsageError: it is no run directory, cannot be read, or was made by another version.
+        UsageError: it is not a run directory, cannot be read, or was made by another version.
     """
+    store = open_store(output)
     try:
-        manifest = read_manifest(root)
+        manifest = read_manifest(store)
+        if manifest is None:
+            store.list()  # or else there is no directory at all
+    except FileNotFoundError:
+        raise UsageError(f"{output} is no run directory: it does not exist. Name the --output of a run.") from None
     except NotADirectoryError:
-        raise UsageError(f"{root} is no run directory: it is no directory. Name the --output of a run.") from None
+        raise UsageError(f"{output} is no run directory: it is no directory. Name the --output of a run.") from None
     except OSError as error:
-        raise UsageError(f"{manifest_path(root)} cannot be read: {error.strerror or error}.") from None
+        raise UsageError(f"{store.describe(MANIFEST)} cannot be read: {error.strerror or error}.") from None
     if manifest is None:
-        what = "has no manifest.json" if root.is_dir() else "does not exist"
-        raise UsageError(f"{root} is no run directory: it {what}. Name the --output of a run.")
-    plan = _plan_of(manifest, root)
-    return FoundRun(manifest=manifest, plan=plan, paths=RunPaths(root, plan.num_shards))
+        raise UsageError(f"{output} is no run directory: it has no manifest.json. Name the --output of a run.")
+    plan = _plan_of(manifest, store)
+    return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, RunNames(plan.num_shards)))
 
 
-def _plan_of(manifest: Manifest, root: Path) -> Plan:
+def _plan_of(manifest: Manifest, store: Store) -> Plan:
     try:
         cut, sampling = manifest.section("plan"), manifest.section("sampling")
         numbers = (cut["num_rows"], cut["rows_per_shard"], sampling["num_samples"])
         if not all(isinstance(number, int) for number in numbers) or numbers[0] < 0 or min(numbers[1:]) < 1:
             raise ValueError(f"{numbers[0]} rows, {numbers[1]} per shard, {numbers[2]} samples")
     except (LookupError, TypeError, ValueError) as error:
-        raise UsageError(f"{manifest_path(root)} does not say how the run is cut into shards ({error!r}).") from None
+        path = store.describe(MANIFEST)
+        raise UsageError(f"{path} does not say how the run is cut into shards ({error!r}).") from None
     return Plan(num_rows=numbers[0], rows_per_shard=numbers[1], num_samples=numbers[2])

@@ -3,9 +3,7 @@
 Reads row group by row group, in batches: a part may be larger than memory.
 """
 
-import errno
 import json
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,9 +39,12 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
         PartProblem: the first thing that is wrong.
         PermissionError: the file may not be read.
     """
-    path, where = run.paths.part(shard_idx), ""
+    where = ""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with (
+            run.directory.store.open(run.directory.names.part(shard_idx)) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
             metadata = file.metadata.metadata or {}
             _check_origin(metadata, run)
             _check_columns(file.schema_arrow, run, like)
@@ -56,8 +57,8 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
             check.finish()
             _check_counts(metadata, check.counts)
             return check.counts, file.schema_arrow
-    except PermissionError as error:  # pyarrow's has no file name
-        raise PermissionError(error.errno, os.strerror(error.errno or errno.EACCES), str(path)) from None
+    except PermissionError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PartProblem(f"cannot be read{where}: {first_line(error)}") from None
 

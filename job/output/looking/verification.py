@@ -4,7 +4,6 @@ A run that only ever ran cannot fail this: what it finds are disks that lie, cop
 people moved.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pyarrow as pa
 from job.errors import JobError
 from job.output.looking.found import FoundRun
 from job.output.looking.part_check import PartProblem, check_part
-from job.output.store.paths import PART_PATTERN
+from job.output.store.names import PART_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,9 @@ def verify(run: FoundRun, on_part: Callable[[], None] = lambda: None) -> Verific
             like = _verify_shard(run, shard_idx, like, result)
             on_part()
     except OSError as error:
-        raise JobError(f"{error.filename or run.paths.root} cannot be read: {error.strerror or error}.") from None
+        raise JobError(
+            f"{error.filename or run.directory.store.describe()} cannot be read: {error.strerror or error}."
+        ) from None
     counted = result.num_done + result.num_errors + result.num_pending + result.num_damaged
     assert counted == result.total_rows, f"{counted} rows counted, {result.total_rows} in the plan"
     return result
@@ -104,31 +105,29 @@ def verify(run: FoundRun, on_part: Callable[[], None] = lambda: None) -> Verific
 def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result: Verification) -> pa.Schema | None:
     """Add a shard to the result. Returns the schema that further parts are to have."""
     num_rows = run.plan.count([shard_idx])
-    path = run.paths.part(shard_idx)
-    try:
-        path.lstat()  # a link that leads nowhere is a damaged part, not a missing one: to readers its name is there
-    except FileNotFoundError:
+    store, part = run.directory.store, run.directory.names.part(shard_idx)
+    if not store.exists(part):
         result.num_pending += num_rows
         return like
     try:
         counts, schema = check_part(run, shard_idx, like)
     except PartProblem as problem:
-        result.problems.append(Problem(path.name, str(problem)))
+        result.problems.append(Problem(part, str(problem)))
         result.num_damaged += num_rows
         return like
     result.num_parts += 1
     result.num_done += counts.num_rows - counts.num_errors
     result.errors.update(counts.errors)
-    result.num_to_retry += run.paths.retry(shard_idx).exists()
+    result.num_to_retry += store.exists(run.directory.names.retry(shard_idx))
     return schema if like is None else like
 
 
 def _foreign_parts(run: FoundRun) -> list[Problem]:
     """Find files that readers would take for parts of this run."""
-    first, last = run.paths.part(0).name, run.paths.part(run.plan.num_shards - 1).name
-    with os.scandir(run.paths.root) as entries:
-        found = [entry.name for entry in entries if fnmatch(entry.name, PART_PATTERN)]
-    names = sorted(name for name in found if run.paths.shard_of(name) is None)
+    names = run.directory.names
+    first, last = names.part(0), names.part(run.plan.num_shards - 1)
+    found = [entry.name for entry in run.directory.store.list() if fnmatch(entry.name, PART_PATTERN)]
+    foreign = sorted(name for name in found if names.shard_of(name) is None)
     # A name that cannot be printed, or not in one line, is shown as Python would write it.
-    shown = [name if name.isprintable() else ascii(name) for name in names]
+    shown = [name if name.isprintable() else ascii(name) for name in foreign]
     return [Problem(name, f"is no part of this run: the plan has {first} to {last}") for name in shown]

@@ -7,14 +7,14 @@ It says what the manifest and the parts' counts say and nothing else: all worker
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from job.errors import JobError
 from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
-from job.output.store.local import fsync_dir, fsync_file, is_gone
-from job.output.store.paths import PART_PATTERN, RunPaths
+from job.output.store.names import CARD, PART_PATTERN
+from job.output.store.store import Store
 
 MARK = "<!-- Written by job, and again when rows are done again. Remove this line to keep a text of your own. -->"
 
@@ -31,7 +31,7 @@ LONG_TEXT = 80
 """Longer texts stand in a block of their own."""
 
 
-def write_card(paths: RunPaths, manifest: Manifest, counts: Counts, worker_id: str) -> None:
+def write_card(store: Store, manifest: Manifest, counts: Counts) -> None:
     """Write the card of a run that is done, unless a README.md is there that is not ours, or says all this already.
 
     Args:
@@ -42,27 +42,22 @@ def write_card(paths: RunPaths, manifest: Manifest, counts: Counts, worker_id: s
     """
     content = make_card(manifest, counts).encode()
     try:
-        if not _is_to_be_written(paths.card, content):
-            return
-        tmp = paths.card_tmp(worker_id)
-        tmp.write_bytes(content)
-        fsync_file(tmp)
-        tmp.replace(paths.card)
-        fsync_dir(paths.root)
+        if _is_to_be_written(store, content):
+            store.replace(CARD, content)
+    except FileNotFoundError:
+        return  # another worker has swept what we had half-written, and writes the same one after that
     except OSError as error:
-        if is_gone(error):
-            return  # another worker has swept our file away, and writes the same one after that
         raise JobError(
-            f"{paths.card} cannot be written: {error.strerror or error}. All rows are there; "
-            "run the same command once this is mended."
+            f"{store.describe(CARD)} cannot be written: {error.strerror or error}. All rows are there; "
+            "run the same command once this is fixed."
         ) from None
 
 
-def _is_to_be_written(path: Path, content: bytes) -> bool:
+def _is_to_be_written(store: Store, content: bytes) -> bool:
     try:
-        found = path.read_bytes()
+        found = store.read(CARD)
     except FileNotFoundError:
-        return not path.is_symlink()
+        return not store.exists(CARD)  # a link that leads nowhere is not ours
     except OSError:  # a directory, or a file that only its owner may read
         return False
     return MARK.encode() in found and found != content
@@ -148,7 +143,7 @@ def _shown(name: str) -> str:
     >>> _shown("org/name"), _shown("data/q.jsonl"), _shown("/home/me/data/q.jsonl"), _shown("../models/m/")
     ('org/name', 'data/q.jsonl', 'q.jsonl', 'm')
     """
-    return Path(name).name or name if name.startswith(("/", ".", "~")) else name
+    return PurePath(name).name or name if name.startswith(("/", ".", "~")) else name
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:

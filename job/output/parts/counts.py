@@ -4,11 +4,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from job.errors import JobError
+from job.output.store.store import Store
 from job.records import Completion
 
 METADATA_KEY = b"job.counts"
@@ -95,13 +95,17 @@ class Counts:
         return cls(**numbers, errors=errors)
 
     @classmethod
-    def of_part(cls, path: Path) -> "Counts":
-        """Return what a part's footer says. Slower than ``footers``, which does not know what is wrong with a file.
+    def of_part(cls, store: Store, name: str) -> "Counts":
+        """Return what a part's footer says.
 
         Raises:
-            JobError: the file is not a part that this version wrote.
+            JobError: it is not a part that this version wrote.
         """
         try:
-            return cls.from_json(pq.read_metadata(path).metadata[METADATA_KEY])
+            with store.open(name) as file:
+                return cls.from_json(pq.read_metadata(file).metadata[METADATA_KEY])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise JobError(f"{path} is not a part of this run ({error}). Remove it; its rows are done again.") from None
+            where = store.describe(name)
+            raise JobError(
+                f"{where} is not a part of this run ({error}). Remove it; its rows are done again."
+            ) from None

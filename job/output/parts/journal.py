@@ -5,18 +5,18 @@ bytes, because a power cut can leave a tail of the right length and the wrong co
 batch that is torn or wrong; the rows after it are recomputed.
 """
 
-import os
+import contextlib
+import io
 import time
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from job.errors import first_line
 from job.output.parts.rows import from_batch, to_batch
-from job.output.store.local import UnlessGone, fsync_dir
+from job.output.store.store import Appender, Store
 from job.records import Completion
 
 CHECKSUM, OLD_CHECKSUM = b"checksum", b"crc32"
@@ -26,15 +26,18 @@ CHECKSUM, OLD_CHECKSUM = b"checksum", b"crc32"
 class Journal:
     """Appends completions of one shard. Not thread-safe."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, sync_secs: float = 2.0) -> None:
-        """Prepare a journal; the file is created with the first batch.
+    def __init__(self, store: Store, name: str, schema: pa.Schema, *, sync_secs: float = 2.0) -> None:
+        """Prepare a journal; the object is created with the first batch.
 
         Args:
             schema: the columns of completions.
             sync_secs: a kill loses at most the rows that finished in this many seconds.
         """
-        self.path, self._schema, self._sync_secs = path, schema, sync_secs
-        self._file: BinaryIO | None = None
+        self.name, self._store, self._schema, self._sync_secs = name, store, schema, sync_secs
+        self._open = contextlib.ExitStack()
+        self._end: Appender | None = None
+        self._stream = io.BytesIO()
+        """What the writer has made of batches, on its way to the end of the object."""
         self._writer: Any = None
         self._buffer: list[Completion] = []
         self._last_sync = time.monotonic()
@@ -53,34 +56,38 @@ class Journal:
         self._last_sync = time.monotonic()
         if not self._buffer:
             return
-        if self._file is None:
-            self._file = self.path.open("wb")
-            self._writer = pa.ipc.new_stream(self._file, self._schema)
-            fsync_dir(self.path.parent)
+        if self._end is None:
+            self._end = self._open.enter_context(self._store.append(self.name))
+            self._writer = pa.ipc.new_stream(self._stream, self._schema)
         batch = to_batch(self._buffer, self._schema)
         self._writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(_as_read(batch))})
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._append(self._end)
         self._buffer.clear()
 
     def close(self) -> None:
         """Sync and close. It is closed even if it cannot be synced."""
-        try:
+        with self._open:
             self.sync()
-        finally:
-            file, self._file = self._file, None
-            if file is not None:
-                with file:
-                    self._writer.close()
+            end, self._end = self._end, None
+            if end is not None:
+                self._writer.close()
+                self._append(end)
+
+    def _append(self, end: Appender) -> None:
+        """Append what the writer has made. If that fails, it is the first of the next attempt: schema and batches count
+        only in their order."""
+        end.append(self._stream.getvalue())
+        self._stream.seek(0)
+        self._stream.truncate()
 
 
 class JournalReader:
     """Reads a journal that may still grow: each time only what is new. Not thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin at the start of the file."""
-        self._path = path
-        self._inode: int | None = None
+    def __init__(self, store: Store, name: str) -> None:
+        """Begin at the start of the object."""
+        self._store, self._name = store, name
+        self._identity: str | None = None
         self._schema = b""
         """The file's first message, without which no other can be read."""
         self._offset = 0
@@ -104,16 +111,18 @@ class JournalReader:
         except (StopIteration, pa.ArrowException, OSError):
             return  # the end, or what pyarrow makes of a torn message
         except _Damaged as damaged:
-            self.damage = f"{self._path} is damaged at byte {self._offset:,}: {damaged}; its later rows are recomputed"
+            where = f"{self._store.describe(self._name)} is damaged at byte {self._offset:,}"
+            self.damage = f"{where}: {damaged}; its later rows are recomputed"
 
     def _new_bytes(self) -> bytes:
-        """Return what follows the last whole batch; everything if the file is another one."""
-        with UnlessGone(), self._path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self._offset:
-                self._inode, self._schema, self._offset = status.st_ino, b"", 0
-            file.seek(self._offset)
-            return file.read()
+        """Return what stands behind the last whole batch; everything if the file is another one."""
+        with contextlib.suppress(FileNotFoundError):
+            data, stamp = self._store.look(self._name, self._offset)
+            if stamp.identity != self._identity or stamp.num_bytes < self._offset:
+                is_read = self._offset == 0
+                self._identity, self._schema, self._offset = stamp.identity, b"", 0
+                return data if is_read else self._store.read(self._name)
+            return data
         return b""
 
 

@@ -10,8 +10,8 @@ what a manifest does not name has its default. ``section`` gives the values with
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
@@ -19,8 +19,8 @@ from job.modes.mode import Mode
 from job.modes.table import modes_of
 from job.output.parts.identity import DEFAULTS, describe_differences, without_defaults
 from job.output.parts.older_formats import from_format_2
-from job.output.store.local import create_exclusively
-from job.output.store.paths import PART_PATTERN, manifest_path
+from job.output.store.names import MANIFEST, PART_PATTERN
+from job.output.store.store import Store
 
 FORMAT_VERSION = 3
 
@@ -60,15 +60,15 @@ class Manifest:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_manifest(root: Path) -> Manifest | None:
+def read_manifest(store: Store) -> Manifest | None:
     """Read the manifest of a run directory; None if there is none.
 
     Raises:
         UsageError: the file is not one that this version can read.
     """
-    path = manifest_path(root)
+    path = store.describe(MANIFEST)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(store.read(MANIFEST))
         version = content["format_version"]
         if version not in READABLE_FORMATS:
             raise UsageError(
@@ -84,7 +84,7 @@ def read_manifest(root: Path) -> Manifest | None:
         raise UsageError(f"{path} is not a manifest ({error!r}); a run needs a new --output.") from None
 
 
-def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifest:
+def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
     """Make the directory this run's, or continue the same run in it.
 
     Returns:
@@ -93,19 +93,23 @@ def claim_run_directory(root: Path, wanted: Manifest, worker_id: str) -> Manifes
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
-    has_parts = any(root.glob(PART_PATTERN))  # looked up first: a manifest is always older than its parts
-    found = read_manifest(root)
+    has_parts = any(
+        fnmatch(entry.name, PART_PATTERN) for entry in store.list()
+    )  # looked up first: a manifest is always older than its parts
+    found = read_manifest(store)
     if found is None and has_parts:
-        raise UsageError(f"{root} has part files, but no manifest.json that says what they are. Use a new --output.")
+        raise UsageError(
+            f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
+        )
     if found is None:
-        create_exclusively(manifest_path(root), wanted.to_json().encode(), worker_id)
-        found = read_manifest(root)
+        store.create_exclusively(MANIFEST, wanted.to_json().encode())
+        found = read_manifest(store)
         assert found is not None, "the manifest was just created, here or by another process"
-    _refuse_if_different(manifest_path(root), found, wanted)
+    _refuse_if_different(store.describe(MANIFEST), found, wanted)
     return found
 
 
-def _refuse_if_different(path: Path, found: Manifest, wanted: Manifest) -> None:
+def _refuse_if_different(where: str, found: Manifest, wanted: Manifest) -> None:
     differences = describe_differences(found.meaning, wanted.meaning)
     if differences:
-        raise UsageError(f"{path} is another run: {'; '.join(differences)}. Use a new --output, or the old value.")
+        raise UsageError(f"{where} is another run: {'; '.join(differences)}. Use a new --output, or the old value.")

@@ -4,8 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +15,7 @@ from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.plan import Plan
 from job.output.parts.rows import to_batch
 from job.output.sharing.retries import completions_to_stay
-from job.output.store.local import fsync_dir, fsync_file, is_gone
-from job.output.store.paths import RunPaths
+from job.output.store.directory import RunDirectory
 from job.records import Completion, RowBlock, SampleKey
 
 JOURNAL_SYNC_SECS = 2.0
@@ -56,7 +54,7 @@ class OpenShard:
         self,
         shard_idx: int,
         plan: Plan,
-        paths: RunPaths,
+        directory: RunDirectory,
         part_format: PartFormat,
         worker_id: str,
         note: Callable[[str], None] = lambda _: None,
@@ -66,20 +64,22 @@ class OpenShard:
         Args:
             note: tells the user.
         """
-        self._note, self._given_up = note, set[Path]()
+        self._note, self._given_up = note, set[str]()
         self.shard_idx = shard_idx
-        self._plan, self._paths, self._format, self._worker_id = plan, paths, part_format, worker_id
+        self._plan, self._directory, self._format = plan, directory, part_format
+        self._store, self._part = directory.store, directory.names.part(shard_idx)
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
-        self._readers: dict[Path, JournalReader] = {}
+        self.counts = Counts()
+        """What is done of this shard."""
+        self._readers: dict[str, JournalReader] = {}
         """Of other workers' journals."""
         self._kept: dict[int, pa.Table] = {}
         """First row to the kept columns from there on."""
-        self._journal = Journal(
-            _unused_journal(paths, shard_idx, worker_id), part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS
-        )
-        self._take(completions_to_stay(paths, shard_idx, part_format.columns))
+        unused = _unused_journal(directory, shard_idx, worker_id)
+        self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS)
+        self._take(completions_to_stay(directory, shard_idx, part_format.columns))
         self.absorb()
 
     @property
@@ -98,12 +98,12 @@ class OpenShard:
 
     def absorb(self) -> None:
         """Take over what other workers' journals have gained: those who were here before, and those who help."""
-        for path in self._paths.journals(self.shard_idx):
-            if path != self._journal.path:
-                reader = self._readers.setdefault(path, JournalReader(path))
+        for name in self._directory.journals(self.shard_idx):
+            if name != self._journal.name:
+                reader = self._readers.setdefault(name, JournalReader(self._store, name))
                 self._take(reader.read())
-                if reader.damage is not None and path not in self._given_up:
-                    self._given_up.add(path)
+                if reader.damage is not None and name not in self._given_up:
+                    self._given_up.add(name)
                     self._note(reader.damage)
 
     def _take(self, completions: Iterable[Completion]) -> None:
@@ -111,6 +111,7 @@ class OpenShard:
             if completion.key in self._missing:
                 self._missing.discard(completion.key)
                 self._done[completion.key] = completion
+                self.counts.add(completion)
 
     def keep(self, block: RowBlock) -> None:
         """Add the kept columns of consecutive rows."""
@@ -162,32 +163,33 @@ class OpenShard:
         assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are not there"
         self.close()
-        final, tmp = self._paths.part(self.shard_idx), self._paths.part_tmp(self.shard_idx, self._worker_id)
-        with self._unless_finished_by_another():
-            self._write(tmp)
-            self._verify(tmp)
-            fsync_file(tmp)
-            tmp.replace(final)
-        fsync_dir(final.parent)
-        leftovers = self._paths.journals(self.shard_idx) + self._paths.part_tmps(self.shard_idx)
-        for leftover in [*leftovers, self._paths.retry(self.shard_idx)]:
-            leftover.unlink(missing_ok=True)
+        # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
+        with self._unless_finished_by_another(), self._store.writing(self._part) as file:
+            self._write(file)
+            self._verify(file)
+        # What killed workers had half-written of it. A slower living one learns in this way that the shard is done.
+        self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
+        for journal in self._directory.journals(self.shard_idx):
+            self._store.delete(journal)
+        # The marker of a retry last. Had it been removed before the part was replaced, a kill between the two would
+        # have made the old part, with its errors, the last word.
+        self._store.delete(self._directory.names.retry(self.shard_idx))
 
     @contextlib.contextmanager
     def _unless_finished_by_another(self) -> Iterator[None]:
-        """Let pass that a file of ours is gone, once there is a part: whoever has written it removes all others."""
+        """Let pass that something of ours is missing, once there is a part: whoever wrote it has removed all else."""
         try:
             yield
-        except OSError as error:
-            if not (is_gone(error) and self._paths.part(self.shard_idx).exists()):
+        except FileNotFoundError:
+            if not self._store.exists(self._part):
                 raise
 
-    def _write(self, path: Path) -> None:
+    def _write(self, file: BinaryIO) -> None:
         schema = self._format.schema
         compression = None if self._format.compression == "none" else self._format.compression
         # Checksums of pages let ``job verify`` find every flipped bit; they cost 0.6 % of a small part.
         with pq.ParquetWriter(
-            path, self._schema_with_counts(), compression=compression, write_page_checksum=True
+            file, self._schema_with_counts(), compression=compression, write_page_checksum=True
         ) as writer:
             for table in self._tables(schema):
                 writer.write_table(table)
@@ -239,12 +241,12 @@ class OpenShard:
 
     def _schema_with_counts(self) -> pa.Schema:
         """Add this part's own counts to the metadata, so that totals need no more than the footers."""
-        counts = Counts.of(self._done.values()).to_metadata()
-        return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **counts})
+        return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **self.counts.to_metadata()})
 
-    def _verify(self, path: Path) -> None:
-        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a file."""
-        table = pq.read_table(path, columns=["row_idx", "sample_idx"])
+    def _verify(self, file: BinaryIO) -> None:
+        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a part."""
+        file.seek(0)
+        table = pq.ParquetFile(file).read(columns=["row_idx", "sample_idx"])
         keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
 
@@ -263,7 +265,8 @@ def _repeat(table: pa.Table, times: int) -> pa.Table:
     return table.take([row for row in range(len(table)) for _ in range(times)])
 
 
-def _unused_journal(paths: RunPaths, shard_idx: int, worker_id: str) -> Path:
+def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
     """Return a journal's name that this worker has not used: it may have left the shard before, and left rows there."""
     names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
-    return next(path for name in names if not (path := paths.journal(shard_idx, name)).exists())
+    journals = (directory.names.journal(shard_idx, name) for name in names)
+    return next(name for name in journals if not directory.store.exists(name))

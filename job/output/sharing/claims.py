@@ -6,7 +6,6 @@ shards that others hold, from the end, and leaves its rows in a journal of its o
 last shard, or the only one, keeps all workers busy.
 """
 
-import os
 import random
 from collections import deque
 from collections.abc import Iterable
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 
 from job.output.parts.plan import Plan
 from job.output.sharing.leases import Leases
-from job.output.store.paths import RunPaths
+from job.output.store.directory import RunDirectory
+from job.output.store.names import LEASES, TOTALS
 
 MAX_HELPED = 100
 """A helper looks at so many shards of others at most."""
@@ -31,11 +31,14 @@ class Claim:
 class Claims:
     """Hands out work."""
 
-    def __init__(self, paths: RunPaths, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
+    def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
         """List what is done."""
-        self._paths, self._plan, self._leases, self._can_help = paths, plan, leases, can_help
-        done = paths.done_shards()
+        self._directory, self._plan, self._leases, self._can_help = directory, plan, leases, can_help
+        done = directory.done_shards()
         self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
+        if self._remaining:
+            # Sums of parts that are replaced from now on. (Their identities may come back: inodes are used again.)
+            directory.store.delete(TOTALS)
         self._shards = deque(self._remaining)
         """Not tried since the last look."""
         self._ours: set[int] = set()
@@ -53,7 +56,7 @@ class Claims:
                 return self._claim_of(shard_idx, slice_idx)
         while self._other_slices:
             shard_idx, slice_idx = self._other_slices.popleft()
-            if not self._paths.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
+            if not self._directory.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
                 return self._claim_of(shard_idx, slice_idx)
         return None
 
@@ -73,14 +76,14 @@ class Claims:
         self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
         for slice_idx in range(len(self._plan.slices(shard_idx))):
             self._leases.release(shard_idx, slice_idx)
-            self._paths.lease(shard_idx, slice_idx).unlink(missing_ok=True)
+            self._directory.store.delete(self._directory.names.lease(shard_idx, slice_idx))
         if shard_idx in self._ours:
             self._ours.discard(shard_idx)
             self._leases.release(shard_idx)
 
     def look_again(self) -> bool:
         """Go through what is left once more: a lease may have become stale. False if everything is done."""
-        done = self._paths.done_shards()
+        done = self._directory.done_shards()
         self._remaining = [shard_idx for shard_idx in self._remaining if shard_idx not in done]
         others = [shard_idx for shard_idx in self._remaining if shard_idx not in self._ours]
         self._shards = deque(others)
@@ -94,18 +97,18 @@ class Claims:
         Leases of dead helpers are the holders' business. One listing: to try each lease would cost a network file
         system thousands of requests.
         """
-        leased = {entry.name for entry in os.scandir(self._paths.lease_dir)}
+        leased = {f"{LEASES}/{entry.name}" for entry in self._directory.store.list(LEASES)}
         helped = [idx for idx in shards if len(self._plan.slices(idx)) > 1]
         random.shuffle(helped)  # helpers spread
-        free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._paths.lease(*key).name not in leased]
+        free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._directory.names.lease(*key) not in leased]
         return free[::-1]
 
     def _claim_shard(self) -> bool:
         while self._shards:
             shard_idx = self._shards.popleft()
-            if self._paths.is_done(shard_idx) or not self._leases.acquire(shard_idx):
+            if self._directory.is_done(shard_idx) or not self._leases.acquire(shard_idx):
                 continue
-            if not self._paths.is_done(shard_idx):
+            if not self._directory.is_done(shard_idx):
                 self._ours.add(shard_idx)
                 self._own_slices.extend(self._unclaimed([shard_idx]))
                 if self._own_slices:  # else this worker has claimed all of it before, as a helper

@@ -1,128 +1,213 @@
-"""A worker's figures over time, one JSON object a line, and what the latest of all workers say together."""
+"""A worker's figures over time, one JSON object a line: writing one's own, and reading the latest of all.
+
+Workers of different versions see each other: what a reader does not know is ignored, what it misses has its default.
+"""
 
 import json
-import os
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from job.output.store.names import METRICS
+from job.output.store.store import Store
 
 FRESH_SECS = 30.0
-"""A worker that has written nothing for so long is not counted as working."""
+"""A worker that has written nothing for this long is not counted as working."""
 
-GONE_SECS = 3600.0
-"""One that has written nothing for so long is not looked at again: a run that was started often has many files."""
+SILENT_SECS = 3600.0
+"""One that has written nothing for this long is not looked at again: a run that was started often has many files."""
 
-TAIL_BYTES = 4096
+TAIL_BYTES = 16 * 1024
+"""Holds more than the lines of ``WINDOW_SECS``, unless a worker has very many open shards."""
+
+WINDOW_SECS = 60.0
+"""A rate is taken over this time, so that it is current and yet steady."""
+
+YOUNG_SECS = 1.0
+"""Before that, one step makes the rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class OpenCounts:
+    """What is finished of a shard that has no part yet."""
+
+    num_rows: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """Error kind to number of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStats:
     """What one worker has done since it started, and now holds."""
 
     worker_id: str
-    launch_id: str
+    launch_id: str = ""
     """The same for all workers that one command started."""
-    time: float
+    time: float = 0.0
     """Unix time, by the worker's clock."""
-    elapsed_secs: float
+    elapsed_secs: float = 0.0
     """Since it began to compute, loading not included."""
-    num_rows: int
+    num_rows: int = 0
     """Rows finished by this worker, errors included."""
-    num_open_rows: int
+    num_open_rows: int = 0
     """Finished rows of the shards that it holds: not in a part yet."""
-    num_errors: int
-    num_tokens: int
+    num_errors: int = 0
+    num_tokens: int = 0
     """Prompt and completion tokens computed, unfinished rows included."""
-    num_at_work: int
+    num_at_work: int = 0
     """Rows that it is computing now."""
-    open_shards: tuple[int, ...]
+    open_shards: tuple[int, ...] = ()
+    open_counts: Mapping[int, OpenCounts] | None = None
+    """Of each shard that it holds. None: written by a version that did not say so."""
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "WorkerStats | None":
+        """Read a line; None if it is torn, cut off, or not from a worker."""
+        try:
+            values = json.loads(line)
+            known = {name: read(values[name]) for name, read in _READERS.items() if values.get(name) is not None}
+            return cls(**known)
+        except (LookupError, ValueError, TypeError, AttributeError):
+            return None
+
+    def to_json(self) -> str:
+        """Return a line."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, int | float):
+        raise TypeError
+    return value
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    if not all(isinstance(number, int) for number in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _counts(value: Any) -> dict[int, OpenCounts]:
+    return {
+        int(shard_idx): OpenCounts(
+            num_rows=_number(counts.get("num_rows", 0)),
+            errors={kind: _number(number) for kind, number in counts.get("errors", {}).items()},
+        )
+        for shard_idx, counts in value.items()
+    }
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys((field.name for field in fields(WorkerStats)), _number),
+    "worker_id": str,
+    "launch_id": str,
+    "open_shards": _numbers,
+    "open_counts": _counts,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatestStats:
+    """One worker's latest figures."""
+
+    stats: WorkerStats
+    tokens_per_sec: float
+    """Over the last minute of its figures."""
+    written: float
+    """Unix time by the store's clock."""
 
 
 class MetricsFile:
-    """Appends figures every few seconds. Its modification time is the worker's heartbeat."""
+    """Appends a worker's figures every few seconds."""
 
-    def __init__(self, path: Path, *, every_secs: float = 10.0) -> None:
-        """Write nothing yet."""
-        self._path, self._every_secs = path, every_secs
+    def __init__(self, store: Store, name: str, *, every_secs: float = 10.0) -> None:
+        """Name the object, which is created with the first line."""
+        self._store, self._name, self._every_secs = store, name, every_secs
         self._last: float | None = None
         self._num_rows = -1
 
-    def write_if_due(self, figures: Figures) -> None:
+    def write_if_due(self, stats: WorkerStats) -> None:
         """Append a line if the last is old enough."""
         if self._last is None or time.monotonic() - self._last >= self._every_secs:
-            self.write(figures)
+            self.write(stats)
 
-    def write_if_changed(self, figures: Figures) -> None:
+    def write_if_changed(self, stats: WorkerStats) -> None:
         """Append a line if rows were finished since the last."""
-        if figures.num_rows != self._num_rows:
-            self.write(figures)
+        if stats.num_rows != self._num_rows:
+            self.write(stats)
 
-    def write(self, figures: Figures) -> None:
-        """Append a line."""
-        self._last, self._num_rows = time.monotonic(), figures.num_rows
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(figures)) + "\n")
+    def write(self, stats: WorkerStats) -> None:
+        """Append a line. The object is closed again each time: over NFS, only then do others see the line."""
+        self._last, self._num_rows = time.monotonic(), stats.num_rows
+        with self._store.append(self._name) as end:
+            end.append(stats.to_json().encode(), durable=False)
 
 
 class MetricsReader:
-    """Reads the latest figures of other workers, again and again."""
+    """Reads the latest figures of workers, again and again."""
 
-    def __init__(self, directory: Path, own: Path) -> None:
-        """Read nothing yet.
+    def __init__(self, store: Store) -> None:
+        """Name the run."""
+        self._store = store
+        self._silent: set[str] = set()
+
+    def read(self) -> list[LatestStats]:
+        """Return the latest of every worker that ever wrote figures. What cannot be read is left out."""
+        return [found for name in self._names() if (found := self._latest(name)) is not None]
+
+    def read_others(self, own: str) -> list[WorkerStats]:
+        """Return the latest of each other worker that wrote figures lately. Nobody's before this worker has written.
 
         Args:
-            own: the file of this worker. It tells the time, since the clocks of nodes and of the file server differ.
+            own: this worker's figures. They tell the time, since the clocks of nodes and of the store differ.
         """
-        self._directory, self._own = directory, own
-        self._gone: set[Path] = set()
-
-    def read(self) -> list[Figures]:
-        """Return the last line of each file that was written lately, of others than this worker.
-
-        Nobody's before this worker has written.
-        """
-        if (now := _written(self._own)) is None:
+        try:
+            now = self._store.stamp(own).written
+        except OSError:
             return []
-        ages = {
-            path: now - written
-            for path in self._directory.glob("*.jsonl")
-            if path != self._own and path not in self._gone and (written := _written(path)) is not None
-        }
-        self._gone |= {path for path, age in ages.items() if age > GONE_SECS}
-        latest = [_read_last(path) for path, age in ages.items() if age <= FRESH_SECS]
-        return [figures for figures in latest if figures is not None]
+        ages: dict[str, tuple[float, WorkerStats]] = {}
+        for name in self._names():
+            if name != own and name not in self._silent and (found := self._latest(name)) is not None:
+                ages[name] = now - found.written, found.stats
+        self._silent |= {name for name, (age, _) in ages.items() if age > SILENT_SECS}
+        return [stats for age, stats in ages.values() if age <= FRESH_SECS]
 
+    def _names(self) -> list[str]:
+        return [f"{METRICS}/{entry.name}" for entry in self._store.list(METRICS) if entry.name.endswith(".jsonl")]
 
-def _written(path: Path) -> float | None:
-    """Return when a file was written last; None if it is not there."""
-    try:
-        with path.open("rb") as file:  # over NFS, that makes the client ask for the time anew
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return None
-
-
-def _read_last(path: Path) -> Figures | None:
-    """Return the last line that is whole. There may be none: it says more next time."""
-    num_bytes = TAIL_BYTES
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    def _latest(self, name: str) -> LatestStats | None:
+        num_bytes = TAIL_BYTES
+        try:
             while True:
-                file.seek(max(0, size - num_bytes))
-                for line in reversed(file.read(num_bytes).splitlines()):
-                    if (figures := _parse(line)) is not None:
-                        return figures
-                if num_bytes >= size:
+                tail, stamp = self._store.look(name, -num_bytes)
+                history = _history(reversed(tail.splitlines()))
+                if history:
+                    return LatestStats(stats=history[0], tokens_per_sec=_rate(history), written=stamp.written)
+                if num_bytes >= stamp.num_bytes:
                     return None
                 num_bytes *= 4  # a worker with many open shards writes long lines
-    except OSError:
-        return None
+        except OSError:
+            return None
 
 
-def _parse(line: bytes) -> Figures | None:
-    try:
-        values = json.loads(line)
-        return Figures(**{**values, "open_shards": tuple(values["open_shards"])})
-    except (LookupError, ValueError, TypeError):
-        return None  # torn, or cut off at the start of the tail
+def _history(lines: Iterable[bytes]) -> list[WorkerStats]:
+    """Return the figures of the last minute, the latest first."""
+    history: list[WorkerStats] = []
+    for line in lines:
+        stats = WorkerStats.from_json(line)
+        if stats is None:
+            continue  # half-written, or cut off at the start of the tail
+        if history and history[0].elapsed_secs - stats.elapsed_secs > WINDOW_SECS:
+            break
+        history.append(stats)
+    return history
+
+
+def _rate(history: Sequence[WorkerStats]) -> float:
+    """Return tokens per second, over the worker's whole life if there are too few figures; 0 if it is too young."""
+    last, first = history[0], history[-1]
+    secs = last.elapsed_secs - first.elapsed_secs
+    if secs >= WINDOW_SECS / 6:
+        return max(0.0, (last.num_tokens - first.num_tokens) / secs)
+    return last.num_tokens / last.elapsed_secs if last.elapsed_secs >= YOUNG_SECS else 0.0

@@ -1,14 +1,14 @@
-"""Error rows that are to be done again: which, and what of their parts stays.
+"""Error rows that are to be retried: which, and what of their parts stays.
 
 A retried part keeps its place until the new one replaces it, so readers miss nothing; a marker beside it says that the
-shard is not done. ``OpenShard.finish`` removes the marker after the rename: a kill between the two does the rows once
+shard is not done. ``OpenShard.finish`` removes the marker after that: a kill between the two retries the rows once
 more, no harm.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,96 +19,92 @@ from job.output.looking.found import FoundRun
 from job.output.looking.survey import WAITING_SECS, survey
 from job.output.parts.columns import Columns
 from job.output.parts.rows import from_batch
-from job.output.sharing.leases import STALE_SECS
-from job.output.store.local import UnlessGone, fsync_dir, fsync_file
-from job.output.store.paths import RunPaths
+from job.output.store.directory import RunDirectory
+from job.output.store.names import RETRIES
+from job.output.store.store import Store
 from job.records import Completion
 
 ErrorsOfShards = Mapping[int, Counter[str]]
 """Shard to error kind to number of rows."""
 
 
-def read_errors(paths: RunPaths) -> ErrorsOfShards:
+def read_errors(directory: RunDirectory) -> ErrorsOfShards:
     """Return the errors in every part.
 
     Raises:
         JobError: a part cannot be read.
     """
-    counts = count_parts(paths, sorted(paths.written_shards()))
+    counts = count_parts(directory, sorted(directory.written_shards()))
     return {shard_idx: of_shard.errors for shard_idx, of_shard in counts.items()}
 
 
-def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str], worker_id: str) -> Counter[str]:
+def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str]) -> Counter[str]:
     """Mark every part that holds error rows of these kinds (empty: of any), besides what is marked already.
 
     Args:
         errors: from ``read_errors``.
 
     Returns:
-        Error kind to number of rows of these kinds, which the next run does again.
+        Error kind to number of rows of these kinds, which the next run retries.
 
     Raises:
         UsageError: workers are at the run; they may hold what the journals of marked shards lose.
         JobError: the directory cannot be read or written.
     """
-    paths, marked = run.paths, Counter[str]()
+    store, marked = run.directory.store, Counter[str]()
     try:
         _refuse_if_alive(run)
-        paths.retry_dir.mkdir(exist_ok=True)
+        store.prepare([RETRIES])
         for shard_idx, found in errors.items():
             wanted = {kind: number for kind, number in found.items() if not kinds or kind in kinds}
             if wanted:
-                _mark(paths, shard_idx, kinds, worker_id)
+                _mark(run.directory, shard_idx, kinds)
                 marked.update(wanted)
-        fsync_dir(paths.retry_dir)
     except OSError as error:
-        raise JobError(f"{error.filename or paths.root}: {error.strerror or error}. No row is lost.") from None
+        raise JobError(f"{error.filename or store.describe()}: {error.strerror or error}. No row is lost.") from None
     return marked
 
 
-def _mark(paths: RunPaths, shard_idx: int, kinds: Collection[str], worker_id: str) -> None:
-    marker = paths.retry(shard_idx)
-    if marker.exists():
-        before = _marked_kinds(marker)
+def _mark(directory: RunDirectory, shard_idx: int, kinds: Collection[str]) -> None:
+    store, marker = directory.store, directory.names.retry(shard_idx)
+    if store.exists(marker):
+        before = _marked_kinds(store, marker)
         kinds = {*before, *kinds} if before and kinds else ()
     else:
-        for leftover in paths.journals(shard_idx):  # of a worker killed just after it wrote the part
-            leftover.unlink(missing_ok=True)
-    tmp = paths.retry_tmp(shard_idx, worker_id)
-    tmp.write_text(json.dumps({"kinds": sorted(kinds)}), encoding="utf-8")
-    fsync_file(tmp)
-    tmp.replace(marker)
+        # A worker that was killed just after it named the part has left them, with the errors that are to be retried.
+        for leftover in directory.journals(shard_idx):
+            store.delete(leftover)
+    store.replace(marker, json.dumps({"kinds": sorted(kinds)}).encode())
 
 
-def _marked_kinds(marker: Path) -> list[str]:
+def _marked_kinds(store: Store, marker: str) -> list[str]:
     """Raises:
-    UsageError: the file is not a marker.
+    UsageError: the object is not a marker.
     """
     try:
-        kinds: list[str] = json.loads(marker.read_text(encoding="utf-8"))["kinds"]
+        kinds: list[str] = json.loads(store.read(marker))["kinds"]
         return kinds
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{marker} is not a marker ({error!r}). Remove it.") from None
+        raise UsageError(f"{store.describe(marker)} is not a marker ({error!r}). Remove it.") from None
 
 
 def _refuse_if_alive(run: FoundRun) -> None:
-    seen = survey(run)
+    seen, names = survey(run), run.directory.names
     ages = {
-        run.paths.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs
-        for lease in seen.leases
-        if not lease.is_stale
+        names.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs for lease in seen.leases if not lease.is_stale
     }
-    ages |= {run.paths.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < WAITING_SECS}
+    ages |= {names.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < WAITING_SECS}
     if ages:
-        path, age = next(iter(ages.items()))
+        name, age = next(iter(ages.items()))
         raise UsageError(
-            f"Workers are at this run ({path} is {age:.0f} s old). Stop them, or wait until they are done; leases of "
-            f"killed ones count for {STALE_SECS:.0f} s."
+            f"Workers are still active on this run ({run.directory.store.describe(name)} was refreshed {age:.0f} s "
+            f"ago). Stop them or wait for them to finish; leases of killed workers expire after "
+            f"{seen.settings.lease_timeout_secs:.0f} s."
         )
 
 
-def completions_to_stay(paths: RunPaths, shard_idx: int, columns: Columns) -> Iterator[Completion]:
-    """Yield the completions of a part that is marked, without the rows to be done again.
+def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Columns) -> Iterator[Completion]:
+    """Yield the completions of a part that is marked, without the rows to be retried.
 
     Args:
         columns: those of the part that are ours.
@@ -116,17 +112,20 @@ def completions_to_stay(paths: RunPaths, shard_idx: int, columns: Columns) -> It
     Raises:
         JobError: the part cannot be read.
     """
-    with UnlessGone():  # no marker: the shard is new; or another finished it meanwhile
-        yield from _read(paths.part(shard_idx), columns, _marked_kinds(paths.retry(shard_idx)))
+    store, names = directory.store, directory.names
+    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new; or another finished it meanwhile
+        kinds = _marked_kinds(store, names.retry(shard_idx))
+        yield from _read(store, names.part(shard_idx), columns, kinds)
 
 
-def _read(part: Path, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:
+def _read(store: Store, part: str, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:
     names = [field.name for field in columns.of_completions]
     try:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(batch_size=1000, columns=names):
+        with store.open(part) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=names):
                 for completion in from_batch(batch):
                     if completion.error is None or (kinds and completion.error.kind not in kinds):
                         yield completion
     except pa.ArrowException as error:
-        raise JobError(f"{part} cannot be read: {first_line(error)}. Remove it; its rows are done again.") from None
+        where = store.describe(part)
+        raise JobError(f"{where} cannot be read: {first_line(error)}. Remove it; its rows are done again.") from None

@@ -1,27 +1,264 @@
-"""Durable writes: what has been said to be on disk is on disk after a power cut. And how a file is found to be gone."""
+"""A run directory on a file system: local, or shared over NFS and its like. The only caller of the file system.
 
+What a method calls durable is on disk after a power cut: contents are synced before they get their name, and the
+directory after. Half-written files have names with a dot in front, which readers of ``*.parquet`` do not match.
+"""
+
+import contextlib
 import errno
 import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
+
+from job.output.store.store import Appender, Entry, Stamp
+
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What some FUSE and SMB mounts say to ``link``."""
+
+DRAFT = re.compile(r"\.(?:(?P<name>.+)\.[^.]+\.tmp|probe-.+|now-.+|.+\.taken-by-.+)", re.DOTALL)
+"""Names of files that are there for a moment: ``.<name>.<writer>.tmp`` of an object of that name."""
 
 
-def is_gone(error: OSError) -> bool:
-    """Whether an error says that there is no such file, or no more.
+class LocalStore:
+    """The files below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Name the directory, which need not exist yet."""
+        self._root = root
+        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+        self._writer = f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+        """Tells this process's half-written files from those of others, on any node."""
+
+    def describe(self, name: str = "") -> str:
+        """Return a path."""
+        return str(self._path(name))
+
+    def prepare(self, directories: Sequence[str]) -> None:
+        """Create the directories, and a file in each: permissions alone do not say whether the disk is full."""
+        for directory in directories:
+            path = self._path(directory)
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".probe-{self._writer}"
+            probe.write_bytes(b"probe")
+            probe.unlink(missing_ok=True)  # who concludes the run meanwhile sweeps its directories
+
+    def list(self, directory: str = "") -> Sequence[Entry]:
+        """Return the files, each with its inode, from one scan."""
+        try:
+            with os.scandir(self._path(directory)) as found:
+                return [Entry(file.name, str(file.inode())) for file in found if not DRAFT.fullmatch(file.name)]
+        except FileNotFoundError:
+            if self._root.is_dir():
+                return []
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root)) from None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a name: a link that leads nowhere is damaged, and not missing."""
+        return os.path.lexists(self._path(name))
+
+    def stamp(self, name: str) -> Stamp:
+        """Return a file's status. It is opened first: over NFS, that makes the client ask for it anew."""
+        path = self._path(name)
+        with _named(path):
+            try:
+                with path.open("rb") as file:
+                    return _stamp(os.fstat(file.fileno()))
+            except PermissionError:
+                return _stamp(path.stat())
+
+    def read(self, name: str, start: int = 0) -> bytes:
+        """Return the contents of a file, or its end."""
+        return self.look(name, start)[0]
+
+    def look(self, name: str, start: int = 0) -> tuple[bytes, Stamp]:
+        """Return contents and status of a file."""
+        path = self._path(name)
+        with _named(path), path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            file.seek(max(0, status.st_size + start) if start < 0 else start)
+            return file.read(), _stamp(status)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file."""
+        path = self._path(name)
+        with _named(path):
+            return path.open("rb")
+
+    def create_exclusively(self, name: str, data: bytes, *, durable: bool = True) -> bool:
+        """Write aside and link. ``O_EXCL`` alone would show the others an empty file for a moment."""
+        path = self._path(name)
+        draft = self._draft(path)
+        with _named(path):
+            try:
+                _write(draft, data, durable=durable)
+                _link(draft, path)
+            except FileExistsError:
+                return False
+            finally:
+                draft.unlink(missing_ok=True)
+            if durable:
+                fsync_dir(path.parent)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write aside and rename."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Write aside and rename."""
+        path = self._path(name)
+        draft = self._draft(path)
+        with _named(path):
+            try:
+                with draft.open("w+b") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+            except BaseException:
+                draft.unlink(missing_ok=True)  # a full disk gets its space back
+                raise
+            fsync_dir(path.parent)
+
+    @contextlib.contextmanager
+    def append(self, name: str) -> Iterator[Appender]:
+        """Open a file for appending, once there is something to append."""
+        appender = FileAppender(self._path(name))
+        try:
+            yield appender
+        finally:
+            appender.close()
+
+    def touch(self, name: str, *, create: bool = False) -> float:
+        """Touch a file without saying which time it is, so that a file server stamps it with its own."""
+        path = self._path(name)
+        with _named(path):
+            if create:
+                path.touch()
+            else:
+                os.utime(path)
+            return path.stat().st_mtime
+
+    def now(self) -> float | None:
+        """Return the time as the file system stamps it. Only a file that is written now tells it."""
+        probe = self._path(f".now-{self._writer}-{secrets.token_hex(4)}")
+        try:
+            probe.touch(exist_ok=False)
+            os.utime(probe)
+            return probe.stat().st_mtime
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError), _named(path):
+            path.unlink()
+
+    def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
+        """Rename the file away, and read what it was: of many who rename, one succeeds.
+
+        Only its contents are compared: some FUSE mounts make inode numbers up, and others stamp what is renamed. If it
+        was another file by then, it is put back. For an instant nobody sees it, and a third process may create its own:
+        then that one stays.
+        """
+        path = self._path(name)
+        aside = self._draft(path)
+        with contextlib.suppress(FileNotFoundError), _named(path):
+            path.rename(aside)
+            is_same = aside.read_bytes() == seen[0]
+            if not is_same:
+                with contextlib.suppress(FileExistsError):
+                    _link(aside, path)
+            aside.unlink(missing_ok=True)
+            return is_same
+        return True
+
+    def discard(self, directory: str, pattern: str, *, min_age_secs: float = 0.0) -> None:
+        """Remove half-written files. One that cannot be removed stays."""
+        now = self.now() if min_age_secs else None
+        with contextlib.suppress(OSError), os.scandir(self._path(directory)) as found:
+            for file in found:
+                draft = DRAFT.fullmatch(file.name)
+                if draft is None or not fnmatchcase(draft["name"] or file.name, pattern):
+                    continue
+                with contextlib.suppress(OSError):
+                    if not min_age_secs or (now is not None and now - file.stat().st_mtime >= min_age_secs):
+                        Path(file.path).unlink()
+
+    def _path(self, name: str) -> Path:
+        return self._root / name
+
+    def _draft(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}.{self._writer}.tmp")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let all failures name the same file, and let one that is no longer there be ``FileNotFoundError``.
 
     ESTALE is what NFS answers for an open file that another client has removed (RFC 1813, NFS3ERR_STALE).
     """
-    return isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE
+    try:
+        yield
+    except OSError as error:
+        number = errno.ENOENT if error.errno == errno.ESTALE else error.errno
+        if number is None:  # not of the operating system
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
-class UnlessGone:
-    """A block that ends without a word where a file turns out to be gone."""
+class FileAppender:
+    """The end of a file."""
 
-    def __enter__(self) -> None:
-        """Begin."""
+    def __init__(self, path: Path) -> None:
+        """Name a file, which need not exist."""
+        self._path = path
+        self._file: FileIO | None = None
+        self._is_new = False
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        """Say whether that is all that went wrong."""
-        return isinstance(error, OSError) and is_gone(error)
+    def append(self, data: bytes, *, durable: bool = True) -> None:
+        """Write at the end. What a full disk has cut off is removed: nobody could read what came after it."""
+        with _named(self._path):
+            if self._file is None:
+                self._is_new = not self._path.exists()
+                self._file = self._path.open("ab", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                _write_all(self._file, data)
+                if durable:
+                    os.fsync(self._file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(size)
+                raise
+            if durable and self._is_new:
+                fsync_dir(self._path.parent)
+                self._is_new = False
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            with _named(self._path):
+                file.close()
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def fsync_dir(directory: Path) -> None:
@@ -33,38 +270,20 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
-def fsync_file(path: Path) -> None:
-    """Make the contents of a closed file durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(str(status.st_ino), status.st_size, status.st_mtime)
 
 
-def create_exclusively(path: Path, data: bytes, worker_id: str, *, durable: bool = True) -> bool:
-    """Create a file with its whole contents at once, or return False if it exists.
-
-    Writes aside and links: whoever sees the name sees the contents, and of many processes one wins. ``O_EXCL`` alone
-    would show the others an empty file for a moment.
-    """
-    tmp = path.with_name(f".{path.name}.{worker_id}.tmp")
-    tmp.write_bytes(data)
-    try:
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    with path.open("wb") as file:
+        file.write(data)
         if durable:
-            fsync_file(tmp)
-        link(tmp, path)
-    except FileExistsError:
-        return False
-    finally:
-        tmp.unlink()
-    if durable:
-        fsync_dir(path.parent)
-    return True
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links (some FUSE and SMB mounts).
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links.
 
     Raises:
         FileExistsError: there is such a name.
@@ -72,7 +291,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in NO_HARD_LINKS:
             raise
         with target.open("xb") as file:
             file.write(source.read_bytes())

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,8 +44,8 @@ class RunTable:
         self.num_rows = self.num_errors = self.num_left_out = 0
         self._shards = _shards_of(run, is_partial=selection.is_partial)
         self.num_missing = run.plan.num_completions - run.plan.count(self._shards)
-        with _reading(run.paths.part(self._shards[0])):
-            self._part_schema = pq.read_schema(run.paths.part(self._shards[0]))
+        with self._reading(self._shards[0]) as file:
+            self._part_schema = pq.read_schema(file)
         self.columns = _columns(self._part_schema, selection.columns)
         self.schema = pa.schema(
             [self._part_schema.field(name) for name in self.columns],
@@ -80,37 +80,42 @@ class RunTable:
             on_part()
 
     def _read_part(self, shard_idx: int) -> Iterator[pa.RecordBatch]:
-        path = self.run.paths.part(shard_idx)
-        with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            self._check(file, shard_idx, path)
+        with self._reading(shard_idx) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            self._check(file, shard_idx)
             columns = list(dict.fromkeys([*self.columns, "error"]))
             for group_idx in range(file.num_row_groups):  # or else a batch of many groups would be as large as all
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx], columns=columns):
                     validate(batch)  # before a value is touched: damaged offsets point outside of the batch
                     yield batch
 
-    def _check(self, file: pq.ParquetFile, shard_idx: int, path: Path) -> None:
+    def _check(self, file: pq.ParquetFile, shard_idx: int) -> None:
         """Check what costs nothing; ``job verify`` checks everything."""
         metadata = file.metadata.metadata or {}
         wrong = None
         if metadata.get(b"job.manifest") != self.run.manifest.digest.encode():
             wrong = "is no part of this run"
         elif not file.schema_arrow.equals(self._part_schema):
-            wrong = f"has other columns than {self.run.paths.part(self._shards[0]).name}"
+            wrong = f"has other columns than {self.run.directory.names.part(self._shards[0])}"
         elif file.metadata.num_rows != self.run.plan.count([shard_idx]):
             wrong = f"has {file.metadata.num_rows:,} rows; the plan has {self.run.plan.count([shard_idx]):,}"
         if wrong:
-            raise JobError(f"{path} {wrong}. job verify says what to do.")
+            raise JobError(f"{self._describe(shard_idx)} {wrong}. job verify says what to do.")
 
+    @contextlib.contextmanager
+    def _reading(self, shard_idx: int) -> Iterator[BinaryIO]:
+        """Open a part, and say which one it is if something goes wrong. (What consumes a generator's values is not in
+        here.)"""
+        try:
+            with self.run.directory.store.open(self.run.directory.names.part(shard_idx)) as file:
+                yield file
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error).rstrip(".")
+            raise JobError(
+                f"{self._describe(shard_idx)} cannot be read: {reason}. job verify says what to do."
+            ) from None
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Tell of a part what goes wrong in here. (What consumes a generator's values is not in here.)"""
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = first_line(error).rstrip(".")
-        raise JobError(f"{path} cannot be read: {reason}. job verify says what to do.") from None
+    def _describe(self, shard_idx: int) -> str:
+        return self.run.directory.store.describe(self.run.directory.names.part(shard_idx))
 
 
 def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
@@ -120,9 +125,9 @@ def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
         UsageError: there are none, or not all and that was not asked for.
         JobError: the directory cannot be read.
     """
-    root = run.paths.root
+    root = run.directory.store.describe()
     try:
-        written, done = run.paths.written_shards(), run.paths.done_shards()
+        written, done = run.directory.written_shards(), run.directory.done_shards()
     except OSError as error:
         raise JobError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
     num_missing = run.plan.num_completions - run.plan.count(written)

@@ -1,0 +1,73 @@
+"""A run directory: a store, the names in it, and what they say together."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, RunNames
+from job.output.store.store import Entry, Store
+
+OLD_SECS = 3600.0
+"""No process leaves an object half-written for this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The objects of one run."""
+
+    store: Store
+    names: RunNames
+
+    def prepare(self) -> None:
+        """Make sure that a worker can write wherever it has to.
+
+        Raises:
+            OSError: it cannot, or the disk is full.
+        """
+        self.store.prepare(["", JOURNALS, LEASES, METRICS])
+
+    def parts(self) -> Iterator[tuple[int, Entry]]:
+        """Yield the shards that have a part, marked for a retry or not, from one listing."""
+        for entry in self.store.list():
+            if (shard_idx := self.names.shard_of(entry.name)) is not None:
+                yield shard_idx, entry
+
+    def written_shards(self) -> set[int]:
+        """Return the shards that have a part, marked for a retry or not."""
+        return {shard_idx for shard_idx, _ in self.parts()}
+
+    def done_shards(self) -> set[int]:
+        """Return the shards that are done, from one listing of each directory."""
+        marked = {entry.name for entry in self.store.list(RETRIES)}
+        return {idx for idx in self.written_shards() if self.names.number(idx) not in marked}
+
+    def is_done(self, shard_idx: int) -> bool:
+        """Whether a shard's part exists and none of its rows is to be retried."""
+        return self.store.exists(self.names.part(shard_idx)) and not self.store.exists(self.names.retry(shard_idx))
+
+    def journals(self, shard_idx: int) -> list[str]:
+        """Return the journals that any worker left for a shard."""
+        start = f"{self.names.number(shard_idx)}."
+        names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))
+        return [f"{JOURNALS}/{name}" for name in names if name.endswith(".arrows")]
+
+    def sweep(self) -> None:
+        """Remove what dead workers have left in a run every shard of which is done, and living ones can do without.
+
+        What a living process may be about to give its name is not removed before it is old; but parts and the card
+        are there already, and whoever still writes one sees that.
+        """
+        for entry in self.store.list(JOURNALS):
+            self._delete(f"{JOURNALS}/{entry.name}")
+        for entry in self.store.list(LEASES):
+            # A clock is made anew by whoever compares it again. The lease of the conclusion is its holder's business.
+            if entry.name.startswith(".clock-") or entry.name[:1].isdecimal():
+                self._delete(f"{LEASES}/{entry.name}")
+        for pattern in ("part-*", CARD):
+            self.store.discard("", pattern)
+        for directory in ("", LEASES, METRICS, RETRIES):
+            self.store.discard(directory, "*", min_age_secs=OLD_SECS)
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # another worker does the same, or may and we may not
+            self.store.delete(name)

@@ -1,0 +1,90 @@
+"""The names of all objects in a run directory. No name is put together anywhere else."""
+
+from dataclasses import dataclass
+
+PART_PATTERN = "part-*.parquet"
+"""What readers of a run's table are told to read."""
+
+MANIFEST = "manifest.json"
+"""What the run is. Its name must be known before the number of shards is."""
+
+CARD = "README.md"
+"""The dataset card, for people and for HuggingFace. Written when the run is done."""
+
+SETTINGS = "settings.json"
+"""What workers, status and retry must agree in, but a restart may change."""
+
+TOTALS = "totals.json"
+"""The sums over all parts of a run that is done: one process adds them up for all others."""
+
+JOURNALS = "journal"
+"""Directory of the finished rows of unfinished shards."""
+
+LEASES = "leases"
+"""Directory that says who works on which shard."""
+
+CONCLUSION = f"{LEASES}/conclusion"
+"""Lease of the process that adds up the totals."""
+
+METRICS = "metrics"
+"""Directory of figures over time, one object per worker."""
+
+RETRIES = "retry"
+"""Directory that says which final shards have rows to be retried. Made by ``job retry``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunNames:
+    """The names that depend on shards and workers.
+
+    >>> names = RunNames(num_shards=100)
+    >>> names.part(42), names.journal(42, "n1-77"), names.lease(42, 7)
+    ('part-00042.parquet', 'journal/00042.n1-77.arrows', 'leases/00042.0007')
+    """
+
+    num_shards: int
+    """Sets the width of the numbers, so that names sort as shards do however many there are."""
+
+    def number(self, shard_idx: int) -> str:
+        """Return the shard's number as it is in names."""
+        return f"{shard_idx:0{max(5, len(str(self.num_shards - 1)))}d}"
+
+    def part(self, shard_idx: int) -> str:
+        """Return the final name of a shard. Its existence is the only mark that the shard is done."""
+        return f"part-{self.number(shard_idx)}.parquet"
+
+    def shard_of(self, name: str) -> int | None:
+        """Return the shard whose part has this name; None if no part of this run has it.
+
+        >>> names = RunNames(num_shards=100)
+        >>> names.shard_of("part-00042.parquet"), names.shard_of("part-42.parquet")
+        (42, None)
+        """
+        number = name.removeprefix("part-").removesuffix(".parquet")
+        if not number.isdecimal() or int(number) >= self.num_shards:
+            return None
+        return int(number) if name == self.part(int(number)) else None
+
+    def drafts_of_part(self, shard_idx: int) -> str:
+        """Return the pattern of a shard's half-written parts. (Those of earlier versions lack the ending.)"""
+        return f"part-{self.number(shard_idx)}*"
+
+    def journal(self, shard_idx: int, worker_id: str) -> str:
+        """Return the journal that one worker appends to for one shard."""
+        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.arrows"
+
+    def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
+        """Return the object whose exclusive creation claims a shard, or the work on a slice of it."""
+        return f"{LEASES}/{self.number(shard_idx)}{'' if slice_idx is None else f'.{slice_idx:04d}'}"
+
+    def clock(self, worker_id: str) -> str:
+        """Return the object that a worker touches to learn the store's time."""
+        return f"{LEASES}/.clock-{worker_id}"
+
+    def retry(self, shard_idx: int) -> str:
+        """Return the object that says which error rows of a final shard are to be retried."""
+        return f"{RETRIES}/{self.number(shard_idx)}"
+
+    def metrics(self, worker_id: str) -> str:
+        """Return the object that one worker appends its figures to."""
+        return f"{METRICS}/{worker_id}.jsonl"

@@ -1,0 +1,54 @@
+"""What all workers of a run have done together, from what each writes about itself."""
+
+import time
+
+from job.observe.progress import RunProgress
+from job.output.parts.plan import Plan
+from job.output.sharing.metrics import MetricsReader, WorkerStats
+from job.output.store.directory import RunDirectory
+
+OTHERS_SECS = 10.0
+"""How often the others' figures are read."""
+
+
+class Workers:
+    """One worker's view of all."""
+
+    def __init__(self, directory: RunDirectory, plan: Plan, worker_id: str, num_replicas: int) -> None:
+        """Begin with the replicas of this launch."""
+        self._directory, self._plan, self._num_replicas = directory, plan, num_replicas
+        self._metrics, self._own = MetricsReader(directory.store), directory.names.metrics(worker_id)
+        self._read_at = -OTHERS_SECS
+        self._num_done_rows = 0
+        self._others: list[WorkerStats] = []
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that share what is left: this launch's, or more if others are at work."""
+        return max(self._num_replicas, 1 + len(self._others))
+
+    def others(self, *, refresh: bool = False) -> list[WorkerStats]:
+        """Return the other workers' latest figures, which are remembered for some seconds."""
+        if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
+            self._num_done_rows = self._plan.count(self._directory.done_shards())
+            self._others = self._metrics.read_others(self._own)
+            self._read_at = time.monotonic()
+        return self._others
+
+    def progress(self, own: WorkerStats, *, refresh: bool = False) -> RunProgress:
+        """Add up this worker's figures of now and the others' latest."""
+        # A worker that has just died may have held shards that are ours by now: count no row twice.
+        others = [stats for stats in self.others(refresh=refresh) if not set(own.open_shards) & set(stats.open_shards)]
+        workers = [*others, own]
+        # One of another launch that holds nothing has left, and job retry may have marked its errors to be retried.
+        counted = [s for s in workers if s.launch_id == own.launch_id or s.num_at_work or s.open_shards]
+        num_rows = self._num_done_rows + sum(stats.num_open_rows for stats in workers)
+        return RunProgress(
+            num_rows=min(num_rows, self._plan.num_completions),
+            total_rows=self._plan.num_completions,
+            num_errors=sum(stats.num_errors for stats in counted),
+            num_new_rows=sum(stats.num_rows for stats in workers),
+            num_tokens=sum(stats.num_tokens for stats in workers),
+            num_at_work=sum(stats.num_at_work for stats in workers),
+            tokens_per_sec=sum(stats.num_tokens / max(stats.elapsed_secs, 1e-9) for stats in workers),
+        )
