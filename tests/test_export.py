@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -169,23 +170,19 @@ def test_what_json_and_csv_have_no_word_for(run_job: RunJob, tiny_model: Any, tm
 
 
 @pytest.mark.parametrize(
-    ("value", "data_type", "expected"),
+    ("value", "data_type"),
     [
-        (2**63 - 1, pa.timestamp("us"), "294247-01-10T04:00:54.775807"),
-        (-(2**62), pa.timestamp("ms", "UTC"), "-146136543-09-08T08:23:32.096+00:00"),
-        (9_151_000_000_000_000, pa.timestamp("ms", "UTC"), "291953-08-24T20:26:40.000+00:00"),
-        (3_000_000, pa.date32(), "10183-09-21"),
-        (86_400_000_000, pa.time64("us"), "24:00:00"),
-        (90_000_001, pa.time32("ms"), "25:00:00.001"),
-        (2**62, pa.duration("s"), str(2.0**62)),
+        (2**63 - 1, pa.timestamp("us")),
+        (-(2**62), pa.timestamp("ms", "UTC")),
+        (3_000_000, pa.date32()),
+        (2**62, pa.duration("s")),
     ],
+    ids=str,
 )
-def test_times_beyond_python_s_are_texts(
-    run_job: RunJob, tiny_model: Any, tmp_path: Path, value: int, data_type: pa.DataType, expected: str
+def test_times_that_python_does_not_have_are_exported_as_parquet_alone(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, value: int, data_type: pa.DataType
 ) -> None:
-    """JSON lines ended with a traceback, csv had "<value out of range>", and duckdb's 24:00:00 became 00:00:00 in both;
-    with 24:00:00, ``job verify`` refused what the next run wrote again.
-    """
+    """JSON lines ended with a traceback, csv had "<value out of range>"."""
     integers = pa.int32() if data_type.bit_width == 32 else pa.int64()
     column = pa.array([1, value, None], integers).cast(data_type)
     nested = pa.StructArray.from_arrays([column], ["at"])
@@ -194,15 +191,17 @@ def test_times_beyond_python_s_are_texts(
     assert run_job(*args, "--output", tmp_path / "out", "--keep-columns", "at,nested").exit_code == 0
     assert run_job("verify", tmp_path / "out").exit_code == 0
     assert read_output(tmp_path / "out")["at"].combine_chunks().cast(integers).to_pylist() == [1, value, None]
-    for to in ("rows.jsonl", "rows.csv"):
-        export(run_job, tmp_path / "out", "--to", tmp_path / to, "--columns", "at,nested")
-    ordinary, row, null = lines_of(tmp_path / "rows.jsonl")
-    usual = column[0].as_py()
-    assert ordinary["at"] == (usual.total_seconds() if pa.types.is_duration(data_type) else usual.isoformat())
-    assert row == {"at": expected, "nested": {"at": expected}} and null["at"] is None
-    cells = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
-    assert cells[1]["at"] == expected.replace("T", " ") and json.loads(cells[1]["nested"]) == {"at": expected}
-    assert cells[2]["at"] == ""
+    for to, name in itertools.product(("rows.jsonl", "rows.csv"), ("at", "nested")):
+        result = run_job("export", tmp_path / "out", "--to", tmp_path / to, "--columns", name)
+        assert result.exit_code == 1 and not (tmp_path / to).exists()
+        assert f"job: column '{name}', " in result.stderr
+        assert "Leave the column out with --columns, or export with --format parquet." in result.stderr
+    export(run_job, tmp_path / "out", "--to", tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet")["at"].combine_chunks().cast(integers).to_pylist() == [
+        1,
+        value,
+        None,
+    ]
 
 
 def test_columns_of_mixed_types_are_json_and_not_text_of_json(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

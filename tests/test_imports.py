@@ -105,6 +105,13 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     assert "click" in loaded and loaded & HEAVY == set()
 
 
+def test_the_table_of_formats_can_be_listed_without_anything_heavy() -> None:
+    """``--help`` names the endings."""
+    code = "import sys, job.data.formats as f; print(*f.ENDINGS, *{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ".jsonl" in result.stdout.split() and set(result.stdout.split()) & HEAVY == set()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_hold(module: str) -> None:
     assert doctest.testmod(importlib.import_module(module)).failed == 0

@@ -402,3 +402,12 @@ def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_
     assert result.exit_code == 0, result.stderr
     assert indexed == [str(data)]
     assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["custom_id"].to_pylist() == ["a"]
+
+
+@READ
+@pytest.mark.parametrize("dataset", ["a.tsv", "*.tsv", ""])
+def test_cells_of_tsv_are_separated_by_tabs(tmp_path: Path, dataset: str, streaming: bool) -> None:
+    write(tmp_path / "a.tsv", "prompt\tn\na, b\t1\nNA\t2\n")
+    expected = [{"prompt": "a, b", "n": 1}, {"prompt": "NA", "n": 2}]
+    assert values_of(tmp_path / dataset, streaming=streaming) == expected
+    assert values_of("csv", data_files=(f"{tmp_path}/a.tsv",), streaming=streaming) == expected

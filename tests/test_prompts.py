@@ -63,7 +63,7 @@ def test_a_template_may_come_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", " \n"])
 def test_a_template_ends_as_it_was_written(tmp_path: Path, end: str) -> None:
     """Jinja2 drops a last newline: a prompt that was written to end in "<think>\\n" did not. Of a file, the newline
-    that editors put behind the last line does not count.
+    that editors put after the last line does not count.
     """
     assert render({"q": "a"}, prompt_template="{{ q }}<think>" + end).text == "a<think>" + end
     (tmp_path / "t.jinja").write_text("{{ q }}<think>" + end + "\n")

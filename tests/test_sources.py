@@ -323,7 +323,16 @@ def test_a_time_of_day_that_python_does_not_have_is_an_error_of_its_row() -> Non
     block = table_to_block(pa.table({"at": times}), 0, ["at"], ["at"])
     assert block.rows[0].values == {"at": datetime.time(0, 0, 1)}
     assert str(block.rows[1].error).startswith("invalid_value: column 'at', time64[us]: ")
-    assert block.kept["at"].combine_chunks().equals(times)
+    assert block.kept["at"].to_pylist() == [datetime.time(0, 0, 1), None]
+
+
+def test_a_date_that_python_does_not_have_can_be_kept_but_not_read() -> None:
+    days = pa.array([1, 3_000_000, None], pa.int32()).cast(pa.date32())
+    block = table_to_block(pa.table({"at": days, "text": ["a", "b", "c"]}), 0, ["text"], ["at"])
+    assert [row.error for row in block.rows] == [None] * 3
+    assert block.kept["at"].combine_chunks().equals(days)
+    block = table_to_block(pa.table({"at": days}), 0, ["at"], [])
+    assert str(block.rows[1].error).startswith("invalid_value: column 'at', date32[day]: ")
 
 
 def latin_1(values: Sequence[bytes | None], data_type: pa.DataType) -> pa.Array:
@@ -333,27 +342,63 @@ def latin_1(values: Sequence[bytes | None], data_type: pa.DataType) -> pa.Array:
 
 
 @pytest.mark.parametrize("data_type", [pa.string(), pa.large_string()])
-@pytest.mark.parametrize("wrap", ["text", "list", "struct", "dictionary"])
-def test_text_that_is_no_utf_8_is_mended_and_told_in_kept_columns(wrap: str, data_type: pa.DataType) -> None:
+@pytest.mark.parametrize("wrap", ["text", "list", "struct", "dictionary", "list of dictionary"])
+def test_text_that_is_not_utf_8_is_a_null_and_an_error_of_its_row_in_kept_columns(
+    wrap: str, data_type: pa.DataType
+) -> None:
     """Such a run ended well, but no reader took its part, and ``job verify`` said to do it again for ever."""
-    times = pa.array([24 * 3600 * 10**6, None, 2**62], pa.int64()).cast(pa.time64("us"))
-    texts = latin_1([b"good", None, b"caf\xe9"], data_type)
+    texts = latin_1([b"good", None, b"caf\xe9", b"fine"], data_type)
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, None, 1, 2]), texts.drop_null())
     array = {
         "text": lambda: texts,
-        "list": lambda: pa.ListArray.from_arrays([0, 1, 1, 3], texts),
-        "struct": lambda: pa.StructArray.from_arrays([times, texts], ["at", "text"]),
-        "dictionary": lambda: pa.DictionaryArray.from_arrays(pa.array([0, None, 1]), texts.drop_null()),
+        "list": lambda: pa.ListArray.from_arrays([0, 1, 2, 3, 4], texts),
+        "struct": lambda: pa.StructArray.from_arrays([pa.array([1, 2, 3, 4]), texts], ["n", "text"]),
+        "dictionary": lambda: coded,
+        "list of dictionary": lambda: pa.ListArray.from_arrays([0, 1, 2, 3, 4], coded),
     }[wrap]()
-    block = table_to_block(pa.table({"x": array, "text": ["a", "b", "c"]}), 0, ["text"], ["x"])
-    assert [row.error and str(row.error) for row in block.rows[:2]] == [None, None]
+    table = pa.table({"x": array, "text": ["a", "b", "c", "d"]})
+    block = table_to_block(table, 0, ["text"], ["x", "text"])
+    assert [row.error and str(row.error) for row in block.rows] == [None, None, str(block.rows[2].error), None]
     assert str(block.rows[2].error).startswith("invalid_unicode: column 'x': 'utf-8' codec can't decode byte 0xe9")
+    assert [row.values["text"] for row in block.rows] == ["a", "b", "c", "d"]
     kept = block.kept["x"].combine_chunks()
-    assert kept.type == array.type
-    if wrap == "struct":
-        assert kept.field("at").equals(times)
-        kept = kept.field("text")
     kept.validate(full=True)
-    assert "caf\ufffd" in str(kept.to_pylist()) and "good" in str(kept.to_pylist())
+    assert kept.type == array.type and kept[2].as_py() is None
+    assert "good" in str(kept[0]) and "fine" in str(kept[3]) and block.kept["text"].to_pylist() == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 256])
+def test_each_row_with_broken_text_is_found(num_rows: int) -> None:
+    for share in (0.0, 0.1, 1.0):
+        rng = random.Random(num_rows)
+        broken = [rng.random() < share for _ in range(num_rows)]
+        texts = latin_1([b"\xe9" if is_broken else b"good" for is_broken in broken], pa.string())
+        block = table_to_block(pa.table({"x": texts, "y": texts}), 5, ["y"], ["x"])
+        assert [row.error is not None for row in block.rows] == broken
+        assert [row.row_idx for row in block.rows] == list(range(5, 5 + num_rows))
+        assert block.kept["x"].to_pylist() == [None if is_broken else "good" for is_broken in broken]
+
+
+def test_broken_text_in_a_dictionary_is_an_error_of_its_own_row() -> None:
+    """All rows of a block share a dictionary, and so all of them were error rows."""
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, None]), latin_1([b"good", b"\xe9"], pa.string()))
+    block = table_to_block(pa.table({"text": coded}), 0, ["text"], [])
+    assert [row.values.get("text") for row in block.rows] == ["good", None, "good", None]
+    assert [row.error is not None for row in block.rows] == [False, True, False, False]
+
+
+def test_broken_text_in_a_list_is_an_error_of_its_own_row() -> None:
+    """Slices of lists share their items: one broken message, and 256 conversations were error rows."""
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], latin_1([b"good", b"\xe9", b"fine"], pa.string()))
+    block = table_to_block(pa.table({"text": lists}), 0, ["text"], [])
+    assert [row.values.get("text") for row in block.rows] == [["good"], None, ["fine"]]
+
+
+def test_broken_text_in_a_column_without_nulls_is_refused_with_its_place() -> None:
+    schema = pa.schema([pa.field("x", pa.string(), nullable=False)])
+    table = pa.table([latin_1([b"good", b"\xe9"], pa.string())], schema=schema)
+    with pytest.raises(JobError, match=r"^invalid_unicode: column 'x': .* The column may have no nulls, .* Repair"):
+        table_to_block(table, 0, [], ["x"])
 
 
 def lines_of(path: Path, content: bytes, *, is_json: bool = True) -> LinesSource:

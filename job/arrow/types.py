@@ -1,12 +1,10 @@
 """Arrow types: which every reader knows, and which hold the values of several."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import pyarrow as pa
 
 Change = Callable[[pa.DataType], pa.DataType]
-Values = TypeVar("Values", pa.Table, pa.RecordBatch)
 
 
 def readable(data_type: pa.DataType) -> pa.DataType:
@@ -25,41 +23,14 @@ def _readable_leaf(data_type: pa.DataType) -> pa.DataType:
     return pa.large_binary() if pa.types.is_binary_view(data_type) else data_type
 
 
-def without_times(data_type: pa.DataType) -> pa.DataType:
-    """Return the type with the integers that dates and times are made of: any integer is one, not any time a time.
-
-    >>> str(without_times(pa.struct([("at", pa.time64("us"))])))
-    'struct<at: int64>'
-    """
-    return _with_leaves(data_type, _timeless_leaf)
+def without_dictionaries(table: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
+    """Return a table with values in the place of dictionaries, which all rows share, and so the mistakes in them."""
+    schema = pa.schema([field.with_type(_with_leaves(field.type, _plain_leaf)) for field in table.schema])
+    return table if schema.types == table.schema.types else table.cast(schema)
 
 
-def to_integers(values: Values) -> Values:
-    """Return rows with the integers that dates and times are made of in their place."""
-    schema = pa.schema([field.with_type(without_times(field.type)) for field in values.schema])
-    return values if schema.types == values.schema.types else values.cast(schema)
-
-
-def validate(values: pa.Table | pa.RecordBatch) -> None:
-    """Look whether all values are what their types say, offsets and text included. Costs little.
-
-    Any integer may be a time: duckdb knows 24:00:00, and Parquet holds it.
-
-    Raises:
-        pyarrow.ArrowInvalid: one is not.
-    """
-    to_integers(values).validate(full=True)
-
-
-def _timeless_leaf(data_type: pa.DataType) -> pa.DataType:
-    if not pa.types.is_temporal(data_type) or pa.types.is_interval(data_type):
-        return data_type
-    return pa.int32() if data_type.bit_width == 32 else pa.int64()
-
-
-def with_raw_text(data_type: pa.DataType) -> pa.DataType:
-    """Return the type with bytes in the place of text, and integers in that of times: Python has each such value."""
-    return _with_leaves(without_times(data_type), lambda leaf: pa.large_binary() if is_text(leaf) else leaf)
+def _plain_leaf(data_type: pa.DataType) -> pa.DataType:
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
 
 
 def is_text(data_type: pa.DataType) -> bool:
@@ -82,21 +53,6 @@ def _with_leaves(data_type: pa.DataType, change: Change) -> pa.DataType:
     if pa.types.is_fixed_size_list(data_type):
         return pa.list_(inner[0], data_type.list_size)
     return change(data_type)
-
-
-def change_leaves(value: Any, data_type: pa.DataType, change: Callable[[Any, pa.DataType], Any]) -> Any:
-    """Change what is not null within a value of this type, as Python has it, in its lists and objects.
-
-    >>> change_leaves([1, None], pa.list_(pa.int64()), lambda value, data_type: f"{value} is {data_type}")
-    ['1 is int64', None]
-    """
-    if value is None:
-        return None
-    if pa.types.is_struct(data_type):
-        return {field.name: change_leaves(value[field.name], field.type, change) for field in data_type}
-    if _is_list(data_type):
-        return [change_leaves(item, data_type.value_type, change) for item in value]
-    return change(value, data_type)
 
 
 def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:

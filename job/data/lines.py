@@ -193,7 +193,7 @@ class LinesSource:
         return pa.schema([(name, t if _is_storable(t) else pa.string()) for name, t in types.items()]), widened
 
     def _misfits(self, types: Mapping[str, pa.DataType]) -> set[str]:
-        """Return the columns whose widened type does not hold the earlier values: 2**60 + 1 is no double."""
+        """Return the columns whose widened type does not hold the earlier values: 2**60 + 1 is not a double."""
         found: set[str] = set()
         for rows in self._chunks(self._limit if types else 0):
             for name in types.keys() - found:

@@ -165,10 +165,9 @@ def _find_in_directory(directory: Path, config: DataConfig) -> _Found:
             f"{', '.join(sorted(files[0].name for files in kinds.values()))}. "
             "Choose with --data-files, for example --data-files '*.jsonl'."
         )
-    for files in kinds.values():
-        known = format_of(files[0].name)
-        if known is not None and known.reader is None:  # datasets would find nothing
-            return _found_files([str(file.absolute()) for file in files], known)
+    for kind, files in kinds.items():
+        if kind not in READERS:  # datasets would find nothing
+            return _files_of_one_kind([glob.escape(str(file)) for file in files])
     return _resolved(config)
 
 

@@ -15,14 +15,12 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from job.arrow.broken_text import mend_text
-from job.arrow.json_columns import to_rows
 from job.arrow.types import readable
+from job.arrow.values import null_broken, to_python
 from job.errors import JobError, UsageError, first_line
 from job.records import Row, RowBlock, RowError
 
@@ -32,10 +30,6 @@ BLOCK_ROWS = 256
 
 TORN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 """What reading a compressed file raises that ends too early or is damaged."""
-
-
-NO_PYTHON_VALUE = (ArithmeticError, ValueError, TypeError, RecursionError, pa.ArrowException)
-"""What pyarrow raises on a value that Python cannot have."""
 
 
 class Source(Protocol):
@@ -121,43 +115,13 @@ def read_rows(
 
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
     """Turn an Arrow table whose first row is row ``start`` of the dataset into a block."""
-    wanted = table.select(list(columns))
-    rows = _to_rows(wanted, start) if columns else [Row(row_idx=start + idx, values={}) for idx in range(len(table))]
-    sound, errors = mend_text(table.select(list(kept)))
-    for offset, error in errors.items():
-        rows[offset] = replace(rows[offset], error=rows[offset].error or error)
-    return RowBlock(rows=rows, kept=sound)
-
-
-def _to_rows(table: pa.Table, start: int) -> list[Row]:
-    """Turn a table into rows. What Arrow can hold and Python cannot becomes an error of its row: a timestamp of the
-    year 290,000, a string whose bytes are no UTF-8.
-    """
-    try:
-        return [Row(row_idx=start + offset, values=values) for offset, values in enumerate(_to_python(table))]
-    except NO_PYTHON_VALUE:
-        if len(table) == 1:
-            return [Row(row_idx=start, values={}, error=_why(table))]
-    half = len(table) // 2
-    return _to_rows(table.slice(0, half), start) + _to_rows(table.slice(half), start + half)
-
-
-def _to_python(table: pa.Table) -> list[dict[str, Any]]:
-    rows = to_rows(table)
-    table.validate(full=True)  # Python takes duckdb's 24:00:00 for 00:00:00 without a word
-    return rows
-
-
-def _why(row: pa.Table) -> RowError:
-    """Return which column of a row has no value in Python."""
-    for name in row.column_names:
-        try:
-            _to_python(row.select([name]))
-        except UnicodeDecodeError as error:
-            return RowError("invalid_unicode", f"column {name!r}: {error}")
-        except NO_PYTHON_VALUE as error:
-            return RowError("invalid_value", f"column {name!r}, {row.schema.field(name).type}: {first_line(error)}")
-    raise AssertionError("each column alone can be read")
+    values = to_python(table.select(list(columns))) if columns else [{}] * len(table)
+    kept_table, errors = null_broken(table.select(list(kept)))
+    rows = []
+    for offset, found in enumerate(values):
+        error = found if isinstance(found, RowError) else errors.get(offset)
+        rows.append(Row(row_idx=start + offset, values={} if isinstance(found, RowError) else found, error=error))
+    return RowBlock(rows=rows, kept=kept_table)
 
 
 def union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ class Template:
 
         Args:
             values: of the row's columns.
-            others: variables that are no columns.
+            others: variables that are not columns.
 
         Raises:
             Exception: whatever its expressions can raise.

@@ -1,7 +1,7 @@
 """Tables whose columns are separated by commas, or by what the dataset's own card says.
 
-``datasets`` takes the types of the first rows for all. A column in which they differ becomes text, as it stands in the
-files: of numbers, too, because a large integer is no double.
+``datasets`` takes the types of the first rows for all. A column in which they differ becomes text, as it is in the
+files: of numbers, too, because not every large integer is a double.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def open_files(files: Files, sep: str = DEFAULT_SEPARATOR) -> Source:
     """Convert the files.
 
     Args:
-        sep: stands between cells, if the dataset does not say so itself.
+        sep: the separator of cells, if the dataset does not say so itself.
     """
     config = files.builder().config
     options: dict[str, Any] = {}

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.arrow.types import validate
 from job.errors import first_line
 from job.output.looking.found import FoundRun
 from job.output.parts.columns import Columns
@@ -52,7 +51,7 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
             for group_idx in range(file.num_row_groups):
                 where = f", row group {group_idx} of {file.num_row_groups}"
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx]):
-                    validate(batch)  # before a value is touched: damaged offsets point outside of the batch
+                    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
                     check.add(batch)
             check.finish()
             _check_counts(metadata, check.counts)

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from job.arrow.times import to_python, to_texts
 from job.output.looking.exporting.openai_answers import write_answers
 from job.output.looking.exporting.table import RunTable
-from job.output.looking.exporting.values import to_cell, to_json
+from job.output.looking.exporting.values import rows_of, to_cell, to_json
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
 """A row group of a large file ends at the first of these: large enough to compress and skip well, small in memory."""
@@ -22,7 +21,7 @@ Writer = Callable[[RunTable, Batches, BinaryIO], None]
 def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
     """Write an object per row, with the columns' own types."""
     for batch in batches:
-        file.writelines(to_json(row).encode() + b"\n" for row in to_python(batch))
+        file.writelines(to_json(row).encode() + b"\n" for row in rows_of(batch))
 
 
 def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
@@ -30,7 +29,7 @@ def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
     schema = pa.schema([pa.field(column.name, _cell_type(column.type)) for column in table.schema])
     with pc_csv.CSVWriter(file, schema) as writer:
         for batch in batches:
-            columns = [_cells(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
+            columns = [_cells(column, field) for column, field in zip(batch.columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
@@ -68,12 +67,12 @@ def _cell_type(data_type: pa.DataType) -> pa.DataType:
     return data_type if any(is_kind(data_type) for is_kind in kinds) else pa.string()
 
 
-def _cells(column: pa.Array, data_type: pa.DataType) -> pa.Array:
-    if column.type == data_type:
+def _cells(column: pa.Array, field: pa.Field) -> pa.Array:
+    if column.type == field.type:
         return column
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-        return to_texts(column)
     if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which is a cell's text as it is
         column = column.storage
-    rows = to_python(pa.record_batch([column], names=["x"]))
-    return pa.array([to_cell(row["x"]) for row in rows], data_type)
+    rows = rows_of(pa.record_batch([column], names=[field.name]))
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        return column.cast(field.type)
+    return pa.array([to_cell(row[field.name]) for row in rows], field.type)

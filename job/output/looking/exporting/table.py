@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.arrow.types import validate
 from job.errors import JobError, UsageError, first_line
 from job.output.looking.found import FoundRun
 from job.output.parts.counts import METADATA_KEY
@@ -85,7 +84,7 @@ class RunTable:
             columns = list(dict.fromkeys([*self.columns, "error"]))
             for group_idx in range(file.num_row_groups):  # or else a batch of many groups would be as large as all
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx], columns=columns):
-                    validate(batch)  # before a value is touched: damaged offsets point outside of the batch
+                    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
                     yield batch
 
     def _check(self, file: pq.ParquetFile, shard_idx: int) -> None:

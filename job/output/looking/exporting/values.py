@@ -4,7 +4,28 @@ import base64
 import datetime
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import pyarrow as pa
+
+from job.arrow.values import to_python
+from job.errors import JobError
+from job.records import RowError
+
+
+def rows_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
+    """Return rows as Python's values.
+
+    Raises:
+        JobError: Python has no such value, as of a date in the year 10000.
+    """
+    rows: list[Mapping[str, Any]] = []
+    for row in to_python(batch):
+        if isinstance(row, RowError):
+            raise JobError(f"{row.detail}. Leave the column out with --columns, or export with --format parquet.")
+        rows.append(row)
+    return rows
 
 
 def to_json(value: Any) -> str:

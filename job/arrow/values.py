@@ -1,0 +1,99 @@
+"""Rows as Python's values. What Arrow can hold, and Python or most readers of Parquet cannot, is an error of its row:
+text whose bytes are not UTF-8, a date in the year 10000, duckdb's time of day 24:00:00.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from job.arrow.json_columns import to_rows
+from job.arrow.types import without_dictionaries
+from job.errors import JobError, first_line
+from job.records import RowError
+
+NO_PYTHON_VALUE = (ArithmeticError, ValueError, TypeError, RecursionError, pa.ArrowException)
+"""What pyarrow raises on a value that Python cannot have."""
+
+Values = Mapping[str, Any]
+Batch: TypeAlias = pa.Table | pa.RecordBatch
+
+
+def to_python(table: Batch) -> list[Values | RowError]:
+    """Return each row's values, or what is wrong with the first of them that Python cannot have."""
+    return _to_python(without_dictionaries(table))
+
+
+def _to_python(table: Batch) -> list[Values | RowError]:
+    try:
+        return [*_checked(table)]
+    except NO_PYTHON_VALUE:
+        if len(table) == 1:
+            return [_why(table)]
+    head, tail = _halves(table)
+    return _to_python(head) + _to_python(tail)
+
+
+def _checked(table: Batch) -> Iterable[Values]:
+    rows = to_rows(table)
+    table.validate(full=True)  # Python takes 24:00:00 for 00:00:00 without a word
+    return rows
+
+
+def _why(row: Batch) -> RowError:
+    """Return which column of a row has no value in Python."""
+    for name in row.column_names:
+        try:
+            _checked(row.select([name]))
+        except UnicodeDecodeError as error:
+            return RowError("invalid_unicode", f"column {name!r}: {error}")
+        except NO_PYTHON_VALUE as error:
+            return RowError("invalid_value", f"column {name!r}, {row.schema.field(name).type}: {first_line(error)}")
+    raise AssertionError("each column alone can be read")
+
+
+def null_broken(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
+    """Put nulls in the place of values that are not what their type says: most readers would refuse the whole file.
+
+    Dates that only Python does not have stay as they are.
+
+    Returns:
+        The table, and what is wrong with the rows that had such values.
+
+    Raises:
+        JobError: a column that has such a value may have no nulls.
+    """
+    errors: dict[int, RowError] = {}
+    for idx, field in enumerate(table.schema):
+        column = without_dictionaries(table.select([idx]))
+        broken = _broken_rows(column)
+        if not broken:
+            continue
+        errors = broken | errors
+        if not field.nullable:
+            raise JobError(
+                f"{next(iter(broken.values()))}. The column may have no nulls, so this one cannot be left out. "
+                "Repair the data, or use a new --output without the column."
+            )
+        places = pa.array([None if row_idx in broken else row_idx for row_idx in range(len(table))], pa.int64())
+        table = table.set_column(idx, field, column.column(0).take(places).cast(field.type))
+    return table, errors
+
+
+def _broken_rows(column: pa.Table, start: int = 0) -> dict[int, RowError]:
+    try:
+        column.validate(full=True)
+        return {}
+    except pa.ArrowInvalid:
+        if len(column) == 1:
+            return {start: _why(column)}
+    head, tail = _halves(column)
+    return _broken_rows(head, start) | _broken_rows(tail, start + len(head))
+
+
+def _halves(rows: Batch) -> tuple[Batch, Batch]:
+    """Return two parts that share nothing: a slice of lists has the mistakes of all of them."""
+    places = np.arange(len(rows))
+    half = len(rows) // 2
+    return rows.take(places[:half]), rows.take(places[half:])
