@@ -171,7 +171,8 @@ class BoundChoices(BoundMode):
             "choice_margin": float(first - second),
         }
         num_tokens = len(self.token_ids[best])
-        return replace(answer, completion=self.texts[best].strip(), num_completion_tokens=num_tokens, values=values)
+        completion, values = self.texts[best].strip(), {**answer.values, **values}
+        return replace(answer, completion=completion, num_completion_tokens=num_tokens, values=values)
 
     def length(self, length: AnswerLength) -> AnswerLength:
         """See ``BoundMode``."""

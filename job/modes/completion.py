@@ -88,4 +88,4 @@ class BoundCompletion(BoundMode):
                 "cumulative_logprob": sum(generation.logprobs),
             }
         reason = answer.finish_reason if end is None else "stop"
-        return replace(answer, completion=text[:end], finish_reason=reason, values=values)
+        return replace(answer, completion=text[:end], finish_reason=reason, values={**answer.values, **values})

@@ -47,7 +47,7 @@ def describe_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list
     before, after = _flatten(was), _flatten(now)
     defaults = _flatten({**DEFAULTS, "modes": {mode.name: defaults_of(mode) for mode in MODES}})
     names = [name for name in before | after if before.get(name) != after.get(name)]
-    return [f"{name} was {_show(name, before, defaults)}, now {_show(name, after, defaults)}" for name in names]
+    return [_describe(name, before, after, defaults) for name in names]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -59,9 +59,14 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def _show(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def _describe(name: str, before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """Return how one field differs. A side that does not name it means the default, if the field has one."""
+    was, now = (_show(values[name]) if name in values else None for values in (defaults | before, defaults | after))
+    if now is None:
+        return f"{name} was {was}, which this version does not know"
+    return f"{name} was {'not known to the version that began it' if was is None else was}, now {now}"
+
+
+def _show(value: Any) -> str:
     """Return a value for a message."""
-    if name not in values and name not in defaults:
-        return "not known to that version"
-    value = values.get(name, defaults.get(name))
     return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)

@@ -1,0 +1,287 @@
+"""Runs that an older version began, and manifests of newer ones: what goes on, and what is refused.
+
+``runs/`` holds directories that older versions wrote; its README has the commands. They are never made again.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job.config import SamplingConfig
+from job.errors import UsageError
+from job.modes.table import MODES
+from job.output.parts import identity
+from job.output.parts.identity import defaults_of, without_defaults
+from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
+from tests.conftest import Result
+from tests.test_run import read_output
+
+RunJob = Callable[..., Result]
+
+COMMON = [*("--model", "model", "--dataset", "questions.jsonl", "--prompt-column", "question", "--dtype", "float32")]
+SAMPLES = [
+    *("--engine", "fake", "--id-column", "id", "--keep-columns", "score,tags", "--rows-per-shard", 20),
+    *("--max-new-tokens", 50, "--num-samples", 4, "--temperature", 1, "--aggregate", "majority"),
+]
+CHOICES = [
+    *("--engine", "fake", "--keep-columns", "id", "--rows-per-shard", 20, "--choices", "yes", "--choices", "no"),
+    *("--num-samples", 4, "--temperature", 0.5, "--limit", 39, "--max-error-rate", 1),
+]
+UNFINISHED = {"unfinished": (SAMPLES, 24), "unfinished-choices": (CHOICES, 20)}
+"""Run to its options and the rows that its part and its journal lack."""
+
+FINISHED = ("finished", "choices", "schema")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the directories and go there: the commands name things beside them. Nobody works on a run any more."""
+    root = tmp_path / "runs"
+    shutil.copytree(Path(__file__).parent / "runs", root)
+    for path in [*root.glob("*/leases/*"), *root.glob("*/metrics/*")]:
+        os.utime(path, (0, 0))
+    monkeypatch.chdir(root)
+    return root
+
+
+def complete(run_job: RunJob, output: str, options: list[Any]) -> Result:
+    result = run_job("run", *COMMON, *options, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, runs: Path, name: str) -> None:
+    """The rows of its journal are kept, its parts keep their columns, and the result is that of a run of today."""
+    options, num_missing = UNFINISHED[name]
+    first = (runs / name / "part-00000.parquet").read_bytes()
+    assert f"this launch {num_missing} rows," in complete(run_job, name, options).stdout
+    assert (runs / name / "part-00000.parquet").read_bytes() == first
+    complete(run_job, "new", options)
+    expected = read_output(runs / "new").drop_columns(["error_kind"])
+    assert read_output(runs / name).equals(expected)
+    schemas = [pq.read_schema(path) for path in sorted((runs / name).glob("part-*"))]
+    assert len(schemas) == 2 and schemas[0].equals(schemas[1], check_metadata=False)
+    features = {schema.metadata[b"huggingface"] for schema in schemas}
+    assert len(features) == 1, "datasets reads all parts with one description"
+    verified = run_job("verify", name)
+    assert verified.exit_code == 0 and verified.stdout.endswith("Right and complete.\n"), verified.stdout
+    assert "are done already" in complete(run_job, name, options).stderr
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_an_unfinished_run_of_an_older_version_is_shown(run_job: RunJob, runs: Path, name: str) -> None:
+    status = json.loads(run_job("status", name, "--json").stdout)
+    total = 4 * (39 if name == "unfinished-choices" else 40)
+    assert (status["rows"]["total"], status["rows"]["in_parts"]) == (total, 80)
+    assert run_job("verify", name).exit_code == 75
+    assert run_job("export", name).exit_code == 2
+    partial = run_job("export", name, "--partial")
+    assert partial.exit_code == 0 and len(partial.stdout.splitlines()) == 80
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_a_finished_run_of_an_older_version_verifies_and_exports(run_job: RunJob, runs: Path, name: str) -> None:
+    assert run_job("verify", name).exit_code == 0
+    table = read_output(runs / name)
+    for ending in ("jsonl", "csv", "parquet"):
+        exported = run_job("export", name, "--to", f"all.{ending}")
+        assert exported.exit_code == 0, exported.stderr
+    assert pq.read_table(runs / "all.parquet").equals(table)
+    lines = [json.loads(line) for line in (runs / "all.jsonl").read_text().splitlines()]
+    assert [line["completion"] for line in lines] == table["completion"].to_pylist()
+    assert "error_kind" not in table.column_names and "error_kind" not in lines[0]
+    header = (runs / "all.csv").read_text().splitlines()[0]
+    assert header == ",".join(f'"{column}"' for column in table.column_names)
+
+
+def test_the_card_of_an_older_run_is_written_as_it_was_but_for_its_words(run_job: RunJob, runs: Path) -> None:
+    """Every fact of the old card is in the new one; a run of choices says its options under the same names."""
+    from job.output.looking.footers import count_parts
+    from job.output.looking.found import find_run
+    from job.output.parts.card import write_card
+    from job.output.parts.counts import Counts
+
+    for name in FINISHED:
+        card = runs / name / "README.md"
+        before = card.read_text()
+        card.unlink()
+        run, totals = find_run(runs / name), Counts()
+        for counts in count_parts(run.paths, range(run.plan.num_shards)).values():
+            totals.include(counts)
+        write_card(run.paths, run.manifest, totals, "w1")
+        after = card.read_text()
+        assert after.partition("# Completions")[0].partition("<!--")[0] == before.partition("<!--")[0]
+        lines = {line for line in before.splitlines() if not line.startswith(("<!--", "- Sampling"))}
+        assert lines - set(after.splitlines()) == set(), f"{name} lacks what it said"
+
+
+def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path) -> None:
+    """The column error_kind is not there: the kinds come from the texts."""
+    complete(run_job, "unfinished", SAMPLES)
+    before = read_output(runs / "unfinished")
+    marked = run_job("retry", "unfinished", "--kind", "prompt_too_long")
+    assert marked.exit_code == 0 and "4 rows will be done again (prompt_too_long 4)" in marked.stdout, marked.stderr
+    assert "this launch 4 rows," in complete(run_job, "unfinished", SAMPLES).stdout
+    assert read_output(runs / "unfinished").equals(before)
+    assert run_job("verify", "unfinished").exit_code == 0
+
+
+def test_an_older_run_with_other_options_is_refused_with_both_values(run_job: RunJob, runs: Path) -> None:
+    result = run_job("run", *COMMON, *SAMPLES, "--output", "unfinished", "--top-k", 5, "--logprobs")
+    assert result.exit_code == 2
+    assert "sampling.top_k was 0, now 5" in result.stderr
+    assert "modes.completion.logprobs was False, now True" in result.stderr
+    without = [option for option in SAMPLES if option not in ("--aggregate", "majority")]
+    result = run_job("run", *COMMON, *without, "--output", "unfinished")
+    assert result.exit_code == 2 and 'modes.aggregate.aggregate was "majority", now None' in result.stderr
+
+
+def test_a_run_of_this_version_is_continued_and_names_no_default(run_job: RunJob, runs: Path) -> None:
+    """Format 3 is what later versions will find."""
+    complete(run_job, "new", SAMPLES)
+    content = json.loads((runs / "new/manifest.json").read_text())
+    assert content["format_version"] == FORMAT_VERSION == 3
+    assert content["identity"]["sampling"] == {"max_new_tokens": 50, "temperature": 1.0, "num_samples": 4}
+    assert content["identity"]["modes"] == {"aggregate": {"aggregate": "majority"}}
+    assert content["identity"]["columns"] == {"kept": ["id: string", "score: double", "tags: list<item: string>"]}
+    whole = read_output(runs / "new")
+    (runs / "new/part-00001.parquet").unlink()
+    assert "this launch 80 rows," in complete(run_job, "new", SAMPLES).stdout
+    assert read_output(runs / "new").equals(whole)
+    assert run_job("verify", "new").exit_code == 0
+
+
+def change_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = root / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content["identity"])
+    path.write_text(json.dumps(content))
+
+
+def test_an_option_of_a_newer_version_is_refused_by_name(run_job: RunJob, runs: Path) -> None:
+    """To ignore it would mix rows of two kinds in one run."""
+    complete(run_job, "new", SAMPLES)
+    change_manifest(runs / "new", lambda values: values["sampling"].update(typical_p=0.9))
+    result = run_job("run", *COMMON, *SAMPLES, "--output", "new")
+    assert result.exit_code == 2
+    assert "sampling.typical_p was 0.9, which this version does not know. Use a new --output" in result.stderr
+    change_manifest(runs / "new", lambda values: values["sampling"].pop("typical_p"))
+    change_manifest(runs / "new", lambda values: values["modes"].update(embedding={"pooling": "mean"}))
+    result = run_job("run", *COMMON, *SAMPLES, "--output", "new")
+    assert result.exit_code == 2
+    assert 'modes.embedding.pooling was "mean", which this version does not know' in result.stderr
+
+
+def test_a_default_that_a_manifest_names_is_the_same_as_one_that_it_does_not(run_job: RunJob, runs: Path) -> None:
+    complete(run_job, "new", SAMPLES)
+    change_manifest(runs / "new", lambda values: values["sampling"].update(top_k=0, stop=[]))
+    result = run_job("run", *COMMON, *SAMPLES, "--output", "new")
+    assert result.exit_code == 0 and "are done already" in result.stderr
+
+
+def test_a_new_option_with_a_default_refuses_no_run(
+    run_job: RunJob, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version with one more option finds runs of versions that did not know it; another value is refused."""
+    complete(run_job, "new", SAMPLES)
+    value = 1.0
+
+    def with_new_option(values: Any) -> dict[str, Any]:
+        return dataclasses.asdict(values) | ({"typical_p": value} if isinstance(values, SamplingConfig) else {})
+
+    sampling = {**identity.DEFAULTS["sampling"], "typical_p": 1.0}
+    monkeypatch.setitem(identity.DEFAULTS, "sampling", sampling)  # type: ignore[arg-type]
+    monkeypatch.setattr("job.run.identity.asdict", with_new_option)
+    for name, options in (("new", SAMPLES), ("unfinished", SAMPLES)):
+        complete(run_job, name, options)
+        found = read_manifest(runs / name)
+        assert found is not None and found.section("sampling")["typical_p"] == 1.0
+        assert run_job("verify", name).exit_code == 0
+    value = 0.5
+    for name in ("new", "unfinished"):
+        result = run_job("run", *COMMON, *SAMPLES, "--output", name)
+        assert result.exit_code == 2 and "sampling.typical_p was 1.0, now 0.5." in result.stderr
+
+
+def test_values_without_a_default_are_named_by_both_versions(tmp_path: Path) -> None:
+    """A field that a newer version of the job always writes cannot be guessed for an older run."""
+    base = {"sampling": {}, "modes": {}, "plan": {"num_rows": 5}}
+    claim_run_directory(tmp_path, Manifest(base, {}), "w1")
+    newer = Manifest({**base, "plan": {"num_rows": 5, "order": "shuffled"}}, {})
+    with pytest.raises(UsageError, match=r'plan\.order was not known to the version that began it, now "shuffled"'):
+        claim_run_directory(tmp_path, newer, "w2")
+
+
+FROZEN: Mapping[str, Mapping[str, Any]] = {
+    "dataset": {"limit": None},
+    "prompt": {
+        "prompt_column": None,
+        "messages_column": None,
+        "prompt_template": None,
+        "system_prompt": None,
+        "examples": None,
+        "chat": None,
+        "max_prompt_tokens": None,
+        "on_long_prompt": "error",
+        "request_column": None,
+    },
+    "sampling": {
+        "max_new_tokens": 256,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        "ignore_eos": False,
+        "stop": [],
+        "num_samples": 1,
+    },
+    "columns": {"include_prompt": True},
+    "modes.completion": {"logprobs": False},
+    "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
+    "modes.aggregate": {"aggregate": None},
+    "modes.structured": {"json_schema": None, "regex": None, "grammar": None},
+}
+"""The defaults that manifests of format 3 leave out."""
+
+
+def test_the_defaults_that_manifests_leave_out_stay_as_they_are() -> None:
+    """Runs are on disk that mean these values by naming none: another default would make them other runs."""
+    now = {**identity.DEFAULTS, **{f"modes.{mode.name}": defaults_of(mode) for mode in MODES}}
+    for section, frozen in FROZEN.items():
+        for name, value in frozen.items():
+            assert json.dumps(now[section].get(name, "nothing")) == json.dumps(value), (
+                f"The default of {section}.{name} was {value!r} in format {FORMAT_VERSION}. Manifests of this format "
+                "mean that value when they name none. A changed default needs a new FORMAT_VERSION, an entry for the "
+                "old value in older_formats, and an entry here. (New options need neither; add them here.)"
+            )
+    new = {f"{section}.{name}" for section, values in now.items() for name in values if name not in FROZEN[section]}
+    assert not new, f"Add the defaults of {sorted(new)} to FROZEN, so that they stay as they are."
+
+
+def test_of_an_identity_without_defaults_nothing_is_lost() -> None:
+    values = {"sampling": {"top_k": 0, "seed": 3}, "engine": "model", "modes": {"completion": {"logprobs": True}}}
+    assert without_defaults(values) == {
+        "sampling": {"seed": 3},
+        "engine": "model",
+        "modes": {"completion": {"logprobs": True}},
+    }
+    assert Manifest(without_defaults(values), {}).section("sampling") == {**FROZEN["sampling"], "seed": 3}
+
+
+def test_the_frozen_runs_have_the_columns_that_they_began_with(runs: Path) -> None:
+    """Made by version 0.1: no error_kind, and derived columns at the end."""
+    names = {name: pq.read_schema(runs / name / "part-00000.parquet").names for name in (*FINISHED, *UNFINISHED)}
+    assert all("error_kind" not in of_run for of_run in names.values())
+    assert names["schema"][-2:] == ["parse_ok", "parsed"] and names["finished"][-2:] == ["majority", "majority_share"]
+    assert isinstance(pq.read_schema(runs / "schema/part-00000.parquet").field("parsed").type, pa.StructType)
