@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from job.launch.processes import start_time_of, status_of
+from job.launch.launchers import LAUNCHERS
+from job.launch.processes import command_of, parent_of, start_time_of
 
-LAUNCHERS = ("deepspeed", "torchrun", "slurmstepd")
-"""Programs that are launchers."""
-
-PACKAGES = ("deepspeed.", "torch.distributed.")
-"""Packages whose modules are, behind ``python -m``."""
+PROGRAMS = frozenset(program for launcher in LAUNCHERS for program in launcher.programs)
+PACKAGES = tuple(f"{package}." for launcher in LAUNCHERS for package in launcher.packages)
 
 MAX_GENERATIONS = 2
 """``deepspeed`` starts ``deepspeed.launcher.launch``, which starts the workers."""
@@ -25,10 +23,10 @@ MAX_GENERATIONS = 2
 def launchers_above(pid: int) -> list[tuple[int, str]]:
     """Return (pid, start time) of the launchers that this process descends from, the nearest first."""
     found: list[tuple[int, str]] = []
-    while len(found) < MAX_GENERATIONS and (status := status_of(pid)) is not None:
-        pid = status.parent
+    while len(found) < MAX_GENERATIONS and (parent := parent_of(pid)) is not None:
+        pid = parent
         start_time = start_time_of(pid)
-        if start_time is None or not is_launcher(_command(pid)):
+        if start_time is None or not is_launcher(command_of(pid)):
             break
         found.append((pid, start_time))
     return found
@@ -43,13 +41,13 @@ def is_launcher(argv: Sequence[str]) -> bool:
     (True, False)
     """
     program, *words = argv or [""]
-    if Path(program).name.partition(":")[0] in LAUNCHERS:
+    if Path(program).name.partition(":")[0] in PROGRAMS:
         return True
     for word, following in pairwise([*words, ""]):
         if word == "-m":
             return f"{following}.".startswith(PACKAGES)
         if not word.startswith("-"):
-            return Path(word).name in LAUNCHERS
+            return Path(word).name in PROGRAMS
     return False
 
 
@@ -64,10 +62,3 @@ def _watch(launchers: Sequence[tuple[int, str]], tell: Callable[[], None], every
     while all(start_time_of(pid) == start_time for pid, start_time in launchers):
         pause.wait(every_secs)
     tell()
-
-
-def _command(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
-    except OSError:
-        return []
