@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from job.data.grammar import compile_grammar
 
 from job.config import AnswerConfig, EngineConfig, ModelConfig
-from job.data.grammar import compile_grammar
 from job.engine.kinds import ENGINES
 from job.engine.logits import pipeline
 from job.engine.model.info import inspect_model

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from job.data.choices import Choices, choice_token_ids, prefix_note, read_choices
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from job.data.choices import Choices, choice_token_ids, prefix_note, read_choices
 from job.errors import UsageError
 from tests.conftest import Result
 from tests.oracle import choice_logprobs

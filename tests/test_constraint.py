@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from job.data.grammar import compile_grammar
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.hf import from_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from job.config import AnswerConfig, EngineConfig
-from job.data.grammar import compile_grammar
 from job.engine.logits import constraint, pipeline
 from job.engine.static.engine import StaticEngine
 from job.records import Generation

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from job.errors import UsageError
-from job.launch.environment import export_process_info, first_host, read_process_info, slurm_port
+from job.launch import slurm
+from job.launch.environment import export_process_info, is_first_process, read_process_info
 from tests.conftest import finish, free_port, start_processes
 from tests.oracle import greedy_texts
 from tests.test_run import read_output, write_jsonl
@@ -36,7 +37,7 @@ def test_a_plain_process_is_a_world_of_its_own() -> None:
     """Inside an sbatch script without srun, too: SLURM_PROCID is set there, SLURM_STEP_ID is not."""
     for env in ({}, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}):
         info = read_process_info(env, 1)
-        assert (info.rank, info.world_size, info.launcher) == (0, 1, "none")
+        assert (info.rank, info.world_size, info.launcher.name) == (0, 1, "none")
         assert info.is_leader and info.speaks
 
 
@@ -45,24 +46,53 @@ def test_torch_variables_win_over_slurm() -> None:
     torch_env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1234"}
     info = read_process_info({**SRUN, **torch_env, "LOCAL_SIZE": "4"}, 2)
     assert (info.rank, info.world_size, info.local_rank, info.local_world_size) == (5, 8, 1, 4)
-    assert (info.master_addr, info.master_port, info.launcher) == ("h", 1234, "deepspeed")
+    assert (info.master_addr, info.master_port, info.launcher.name) == ("h", 1234, "deepspeed")
     assert (info.replica_idx, info.num_replicas, info.tensor_parallel_rank, info.is_leader) == (2, 4, 1, False)
-    assert read_process_info({**torch_env, "TORCHELASTIC_RUN_ID": "x"}, 1).launcher == "torchrun"
+    assert read_process_info({**torch_env, "TORCHELASTIC_RUN_ID": "x"}, 1).launcher.name == "torchrun"
 
 
 def test_srun_variables_are_mapped() -> None:
     """The step's values, not the job's."""
     info = read_process_info(SRUN, 2)
     assert (info.rank, info.world_size, info.local_rank, info.local_world_size) == (3, 4, 1, 2)
-    assert (info.master_addr, info.launcher) == ("node1", "srun")
+    assert (info.master_addr, info.launcher.name) == ("node1", "srun")
     assert (info.replica_idx, info.tensor_parallel_rank) == (1, 1)
+
+
+OPEN_MPI = {  # as mpirun 5.0.11 sets them
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-node1-13514@1",
+    "PMIX_RANK": "1",
+}
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}  # as mpiexec 5.0.2
+
+
+@pytest.mark.parametrize(("name", "env"), [("mpirun", OPEN_MPI), ("mpiexec", MPICH)])
+def test_variables_of_mpi_are_mapped(name: str, env: dict[str, str]) -> None:
+    """In a Slurm allocation, too, where mpirun's daemons are tasks of a step."""
+    for variables in (env, {**SRUN, **env}):
+        info = read_process_info(variables, 1)
+        assert (info.rank, info.world_size, info.local_rank, info.local_world_size) == (1, 2, 1, 2)
+        assert (info.launcher.name, info.master_addr) == (name, "127.0.0.1")
+        assert not is_first_process(variables)
+
+
+def test_mpi_over_several_nodes_needs_to_be_told_the_first() -> None:
+    """Each node would wait for a rank 0 of its own."""
+    env = {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}
+    with pytest.raises(UsageError, match=r"mpirun does not say on which node rank 0 is. Set MASTER_ADDR"):
+        read_process_info(env, 1)
+    assert read_process_info({**env, "MASTER_ADDR": "node1"}, 1).master_addr == "node1"
 
 
 def test_the_port_differs_between_jobs_and_steps() -> None:
     """Two jobs may share a node, and a job may have several steps at once."""
-    ports = {slurm_port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job in range(50) for step in (0, 1)}
+    ports = {slurm.port({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job in range(50) for step in (0, 1)}
     assert len(ports) == 100
-    assert all(20_000 <= port < 32_000 for port in ports)
+    assert all(20_000 <= int(port) < 32_000 for port in ports)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +107,7 @@ def test_the_port_differs_between_jobs_and_steps() -> None:
 )
 def test_the_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     """It is the rendezvous address."""
-    assert first_host(nodelist) == host
+    assert slurm.first_host(nodelist) == host
 
 
 @pytest.mark.parametrize(("num_visible", "local_rank", "device"), [(0, 3, "3"), (1, 3, "0"), (4, 3, "3"), (2, 3, "1")])

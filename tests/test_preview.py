@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job.data.choices import Choices, border_note, choice_token_ids
 from transformers import AutoConfig, AutoTokenizer
 
-from job.data.choices import Choices, border_note, choice_token_ids
 from job.data.formats.parquet import ParquetSource
 from job.data.source import StreamSource
 from job.engine.model.kv_size import kv_bytes_per_token

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 from job.data.text_or_file import read_text_or_file
+
 from job.errors import UsageError
 
 

@@ -95,7 +95,8 @@ def test_no_worker_outlives_its_launcher(
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("torchrun", 1), ("deepspeed", 1), ("nohup", 0), ("deepspeed-eval.py", 0), ("my-torchrun", 0)]
+    ("name", "number"),
+    [("torchrun", 1), ("deepspeed", 1), ("prterun", 1), ("nohup", 0), ("deepspeed-eval.py", 0), ("my-torchrun", 0)],
 )
 def test_only_launchers_are_watched(tmp_path: Path, name: str, number: int) -> None:
     """A shell, or a test, may end before what it has started, also one whose name or arguments hold a launcher's."""

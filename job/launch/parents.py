@@ -10,13 +10,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from job.launch.launchers import LAUNCHERS
 from job.launch.processes import command_of, parent_of, start_time_of
 
-LAUNCHERS = ("deepspeed", "torchrun", "slurmstepd")
-"""Programs that are launchers."""
-
-PACKAGES = ("deepspeed.", "torch.distributed.")
-"""Packages whose modules are, behind ``python -m``."""
+PROGRAMS = frozenset(program for launcher in LAUNCHERS for program in launcher.programs)
+PACKAGES = tuple(f"{package}." for launcher in LAUNCHERS for package in launcher.packages)
 
 MAX_GENERATIONS = 2
 """``deepspeed`` starts ``deepspeed.launcher.launch``, which starts the workers."""
@@ -43,13 +41,13 @@ def is_launcher(argv: Sequence[str]) -> bool:
     (True, False)
     """
     program, *words = argv or [""]
-    if Path(program).name.partition(":")[0] in LAUNCHERS:
+    if Path(program).name.partition(":")[0] in PROGRAMS:
         return True
     for word, following in pairwise([*words, ""]):
         if word == "-m":
             return f"{following}.".startswith(PACKAGES)
         if not word.startswith("-"):
-            return Path(word).name in LAUNCHERS
+            return Path(word).name in PROGRAMS
     return False
 
 

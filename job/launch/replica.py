@@ -212,7 +212,7 @@ def _choose_device(info: ProcessInfo) -> torch.device:
         if info.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // info.local_world_size))
         return torch.device("cpu")
-    sees_its_own = info.launcher == "srun" and num_devices == 1  # --gpus-per-task=1
+    sees_its_own = info.launcher.hides_devices and num_devices == 1
     if info.local_world_size > num_devices and not sees_its_own:
         raise UsageError(
             f"{info.local_world_size} processes on this node, but {num_devices} GPUs. Start one process per GPU."

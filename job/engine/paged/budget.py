@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from job.config import EngineConfig
@@ -70,8 +71,7 @@ def _free_share(replica: Replica, sampling_bytes: int) -> int:
 
 def free_host_bytes() -> int:
     """Return what this process may still use of the memory of the machine and of its control group."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
+    return min([psutil.virtual_memory().available, *_cgroup_bytes()])
 
 
 def _cgroup_bytes() -> list[int]:
