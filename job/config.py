@@ -4,8 +4,9 @@
 checked by the part that owns it.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from job.engine import kinds
 from job.errors import UsageError, require
@@ -130,6 +131,12 @@ class SamplingConfig(SamplingParams):
         SamplingParams.__post_init__(self)
         require("" not in self.stop, "stop", "", "a text that is not empty")
         require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
+
+    def options(self) -> dict[str, Any]:
+        """Return the values of the sampling options. (Log probabilities are an option of a mode.)"""
+        values = asdict(self)
+        del values["logprobs"]
+        return values
 
     @property
     def params(self) -> SamplingParams:

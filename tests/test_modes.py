@@ -314,7 +314,7 @@ def test_the_task_of_a_run_is_what_its_modes_make_of_generation() -> None:
     plain = bound(config(max_new_tokens=7, temperature=0.5)).task
     assert plain == Generate(params=SamplingParams(max_new_tokens=7, temperature=0.5))
     stopping = bound(config(CompletionMode(logprobs=True), stop=("x",))).task
-    assert isinstance(stopping, Generate) and stopping.logprobs and stopping.ends_text is not None
+    assert isinstance(stopping, Generate) and stopping.params.logprobs and stopping.ends_text is not None
     assert stopping.ends_text([list(b"ab"), list(b"ax")]) == [False, True]
     assert bound(config(TWO)).task == Score(choice_ids=(tuple(b"yes"), tuple(b"no")))
     assert bound(config(TWO)).length.num_tokens == 3 and bound(config(max_new_tokens=7)).length.num_tokens == 7

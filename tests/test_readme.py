@@ -15,7 +15,7 @@ OF_OTHERS = frozenset(
     [
         *("--no_python", "--num_gpus", "--master_port"),  # deepspeed
         *("--no-python", "--nproc-per-node", "--master-port"),  # torchrun
-        "--index-url",  # pip
+        "--help",  # click
     ]
 )
 """Options of other programs that the README uses."""

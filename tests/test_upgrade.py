@@ -3,7 +3,6 @@
 ``runs/`` holds directories that older versions wrote; its README has the commands. They are never made again.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from job.modes.table import MODES
 from job.output.parts import identity
 from job.output.parts.identity import defaults_of, without_defaults
 from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
+from job.output.store.opening import open_store
 from tests.conftest import Result
 from tests.test_run import read_output
 
@@ -115,9 +115,9 @@ def test_the_card_of_an_older_run_is_written_as_it_was_but_for_its_words(run_job
         before = card.read_text()
         card.unlink()
         run, totals = find_run(runs / name), Counts()
-        for counts in count_parts(run.paths, range(run.plan.num_shards)).values():
+        for counts in count_parts(run.directory, range(run.plan.num_shards)).values():
             totals.include(counts)
-        write_card(run.paths, run.manifest, totals, "w1")
+        write_card(run.directory.store, run.manifest, totals)
         after = card.read_text()
         assert after.partition("# Completions")[0].partition("<!--")[0] == before.partition("<!--")[0]
         lines = {line for line in before.splitlines() if not line.startswith(("<!--", "- Sampling"))}
@@ -195,15 +195,13 @@ def test_a_new_option_with_a_default_refuses_no_run(
     complete(run_job, "new", SAMPLES)
     value = 1.0
 
-    def with_new_option(values: Any) -> dict[str, Any]:
-        return dataclasses.asdict(values) | ({"typical_p": value} if isinstance(values, SamplingConfig) else {})
-
+    own = SamplingConfig.options
     sampling = {**identity.DEFAULTS["sampling"], "typical_p": 1.0}
     monkeypatch.setitem(identity.DEFAULTS, "sampling", sampling)  # type: ignore[arg-type]
-    monkeypatch.setattr("job.run.identity.asdict", with_new_option)
+    monkeypatch.setattr(SamplingConfig, "options", lambda config: own(config) | {"typical_p": value})
     for name, options in (("new", SAMPLES), ("unfinished", SAMPLES)):
         complete(run_job, name, options)
-        found = read_manifest(runs / name)
+        found = read_manifest(open_store(runs / name))
         assert found is not None and found.section("sampling")["typical_p"] == 1.0
         assert run_job("verify", name).exit_code == 0
     value = 0.5
@@ -215,10 +213,11 @@ def test_a_new_option_with_a_default_refuses_no_run(
 def test_values_without_a_default_are_named_by_both_versions(tmp_path: Path) -> None:
     """A field that a newer version of the job always writes cannot be guessed for an older run."""
     base = {"sampling": {}, "modes": {}, "plan": {"num_rows": 5}}
-    claim_run_directory(tmp_path, Manifest(base, {}), "w1")
+    store = open_store(tmp_path)
+    claim_run_directory(store, Manifest(base, {}))
     newer = Manifest({**base, "plan": {"num_rows": 5, "order": "shuffled"}}, {})
     with pytest.raises(UsageError, match=r'plan\.order was not known to the version that began it, now "shuffled"'):
-        claim_run_directory(tmp_path, newer, "w2")
+        claim_run_directory(store, newer)
 
 
 FROZEN: Mapping[str, Mapping[str, Any]] = {

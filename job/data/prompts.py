@@ -118,7 +118,9 @@ class PromptRenderer:
         """Return the prompt of a row that says nothing but ``text``, in every column; or the reason why it has none."""
         try:
             if self._extract not in (self._from_column, self._from_template):
-                raise RowRejected("no_place", "messages have no place for it; use --prompt-column or --prompt-template")
+                raise RowRejected(
+                    "invalid_messages", "messages have no place for it; use --prompt-column or --prompt-template"
+                )
             is_template = self._extract == self._from_template
             content = self._from_template(dict.fromkeys(self.columns, text)) if is_template else text
             return Prompt(row_idx=-1, text=self._apply_chat_template(content))

@@ -30,7 +30,7 @@ def manifest_of(
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
         "model": {"fingerprint": info.fingerprint, "tokenizer": tokenizer_digest, "dtype": info.dtype},
         "prompt": _prompt(run),
-        "sampling": asdict(config.sampling),
+        "sampling": config.sampling.options(),
         "modes": {mode.name: given for mode in config.active_modes if (given := mode.given())},
         "columns": {
             "include_prompt": config.output.include_prompt,

@@ -24,7 +24,7 @@ def defaults_of(cls: type, *names: str) -> dict[str, Any]:
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dataset": defaults_of(DataConfig, "limit"),
     "prompt": {**defaults_of(PromptConfig), "request_column": None},
-    "sampling": defaults_of(SamplingConfig),
+    "sampling": _plain(SamplingConfig().options()),
     "columns": defaults_of(OutputConfig, "include_prompt"),
 }
 """What is left out of an identity, by section. A default that changes needs a new format version: a test holds this."""

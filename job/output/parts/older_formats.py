@@ -26,12 +26,16 @@ def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
         for mode, names in OPTIONS_OF_MODES.items()
     }
     modes["completion"] = {"logprobs": True} if sampling.pop("logprobs", False) else {}
+    prompt = dict(identity["prompt"])
+    if prompt["prompt_template"] is not None:  # version 0.1 rendered a template without its last line's end
+        prompt["prompt_template"] = prompt["prompt_template"].removesuffix("\n")
     columns = {
         "include_prompt": identity["columns"]["own"]["include_prompt"],
         "kept": identity["columns"]["kept"],
     }
     return {
         **{name: value for name, value in identity.items() if name != "answer"},
+        "prompt": prompt,
         "sampling": sampling,
         "modes": {name: options for name, options in modes.items() if options},
         "columns": columns,
