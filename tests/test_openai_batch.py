@@ -10,8 +10,8 @@ import datasets
 import pytest
 
 from job.config import AnswerConfig, DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingParams
+from job.data.messages import RowRejected
 from job.data.openai_batch import Requests, recognise_requests
-from job.data.prompts import RowRejected
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 

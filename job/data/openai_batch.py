@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from job.config import PromptConfig, RunConfig
-from job.data.prompts import Content, RowRejected, parse_messages
+from job.data.messages import Content, RowRejected, parse_messages
 from job.data.source import Source, read_rows
 from job.errors import UsageError, shorten
 

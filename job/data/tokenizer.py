@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from job.config import ModelConfig
-from job.data.prompts import ChatTemplate, Messages
+from job.data.messages import Messages
+from job.data.prompts import ChatTemplate
 from job.errors import UsageError, first_line
 
 

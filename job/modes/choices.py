@@ -162,7 +162,7 @@ class BoundChoices(BoundMode):
 
         assert generation.choice_logprobs is not None, "a request to score was answered with something else"
         scores = self._normalized(generation.choice_logprobs) - np.array(self.offsets or 0.0)
-        probs = _softmax(scores)
+        probs = np.exp(_log_softmax(scores))
         best = int(scores.argmax()) if self.temperature == 0 else self._draw(scores, generation.request.key)
         second, first = np.sort(probs)[-2:]
         values = {
@@ -200,8 +200,7 @@ class BoundChoices(BoundMode):
             for text, ids in zip(self.texts, self.token_ids, strict=True)
         ]
         lines = [
-            f"{text!r} is {'1 token' if len(ids) == 1 else f'{len(ids):,} tokens'}: "
-            + " + ".join(self.tokens.names(ids))
+            f"{text!r} is {_count(self.tokens.names(ids))}"
             for text, ids in zip(self.texts, self.token_ids, strict=True)
         ]
         return [Section(title="choices", lines=lines, values={"choices": shown})]
@@ -255,7 +254,7 @@ class BoundChoices(BoundMode):
 
         from job.draws import row_bits, uniform
 
-        borders = _softmax(scores / self.temperature).cumsum()
+        borders = np.exp(_log_softmax(scores / self.temperature)).cumsum()
         draw = uniform(row_bits(self.seed, [key], [0]))[0]
         return min(int(np.searchsorted(borders, draw, side="right")), len(scores) - 1)
 
@@ -287,11 +286,8 @@ def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple
     return tuple(ids_of)
 
 
-def _softmax(scores: "Floats") -> "Floats":
-    import numpy as np
-
-    probs: Floats = np.exp(_log_softmax(scores))
-    return probs
+def _count(tokens: Sequence[str]) -> str:
+    return f"{'1 token' if len(tokens) == 1 else f'{len(tokens):,} tokens'}: {' + '.join(tokens)}"
 
 
 def _log_softmax(scores: "Floats") -> "Floats":
