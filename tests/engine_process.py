@@ -2,7 +2,8 @@
 
 Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
 perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
-choices in place of params, answer (of AnswerConfig), num_pages and breaks. The leader writes for each job its
+choices in place of params, answer (of AnswerConfig), num_pages and breaks; or mixed in
+place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its
 generations, [key, token ids, finish reason, error] of every request, what the user was told, and how often a row was
 preempted.
 """
@@ -29,7 +30,7 @@ from job.engine.static.engine import StaticEngine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.tasks import Generate, SamplingParams, Score, Task
-from tests.serving import cache_bytes, complete, observe
+from tests.serving import cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
 
 EXIT_CODE = 3
@@ -97,7 +98,12 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
         assert engine.follow() == EXIT_CODE
         return {}
     engine.keep_alive()
-    generations = complete(engine, job["prompts"], task_of(job))
+    if job.get("mixed"):
+        from tests.test_mixed_tasks import requests
+
+        generations = finish(engine, requests())
+    else:
+        generations = complete(engine, job["prompts"], task_of(job))
     engine.close(EXIT_CODE)
     rows = [[list(g.request.key), list(g.token_ids), g.finish_reason, g.error and str(g.error)] for g in generations]
     scores = [g.choice_logprobs for g in generations]

@@ -79,7 +79,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         record(self, module, memory, logits)
 
         def replay() -> torch.Tensor:
-            replayed.append((len(self._token_ids), self._tables.shape[1]))
+            replayed.append(self.tensors.tables.shape)
             return logits.copy_(self._run(module))
 
         monkeypatch.setattr(self, "replay", replay, raising=False)
@@ -132,8 +132,8 @@ def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
 def test_all_recorded_steps_leave_their_logits_in_one_place(served: Served, recorded: list[tuple[int, int]]) -> None:
     engine = engine_of(served, config={"max_batch_rows": 5})
     complete(engine, make_prompts())
-    graphs = engine._executor._graphs
-    assert graphs is not None and graphs._logits is not None
+    graphs = engine._executor._recorder
+    assert isinstance(graphs, DecodeGraphs) and graphs._logits is not None
     assert len(graphs._logits) == 8, "the size that holds five rows"
     assert len({size for size, _ in graphs._recorded}) > 2
     assert {step._logits.data_ptr() for step in graphs._recorded.values()} == {graphs._logits.data_ptr()}
@@ -156,5 +156,5 @@ def test_a_model_whose_steps_cannot_be_recorded_is_served_without(
 
 def test_nothing_is_recorded_unless_asked_for(served: Served, recorded: list[tuple[int, int]]) -> None:
     engine = engine_of(served, config={"cuda_graphs": False})
-    assert engine._executor._graphs is None and engine.no_graphs is None
-    assert isinstance(engine_of(served)._executor._graphs, DecodeGraphs)
+    assert engine._executor._recorder is None and engine.no_graphs is None
+    assert isinstance(engine_of(served)._executor._recorder, DecodeGraphs)

@@ -146,7 +146,9 @@ def test_a_row_too_large_for_the_memory_is_an_error_row(served: Served, expected
 
 
 @pytest.mark.parametrize("mode", ["all rows", "few pages and chunks"])
-@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), ZeroDivisionError("odd"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("odd"), KeyError("odd"), ValueError("Connection to the igloo"), AssertionError()]
+)
 def test_a_row_on_which_the_model_fails_is_an_error_row(
     served: Served, expected: Any, break_forward: Break, error: Exception, mode: str
 ) -> None:

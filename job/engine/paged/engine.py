@@ -13,7 +13,7 @@ import torch
 from job.config import EngineConfig
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
 from job.engine.model.loading import LoadedModel
-from job.engine.paged.attention.backends import VARLEN, allocate, choose_backend
+from job.engine.paged.attention.backends import allocate, choose_backend
 from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
@@ -67,8 +67,8 @@ class PagedEngine:
             speed_up(model.module)
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         self.no_graphs: str | None = None
-        if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
-            self.no_graphs = self._executor.use_graphs()
+        if config.cuda_graphs and not replica.has_followers:
+            self.no_graphs = self._executor.record_steps()
         self._tasks = LogitsTasks(
             {Generate: Decoding(model.eos_token_ids, num_slots=budget.max_rows), Score: Scoring()}
         )
