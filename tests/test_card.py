@@ -19,10 +19,11 @@ from transformers import AutoTokenizer
 import job.run.process
 from job.engine.fake import FakeEngine
 from job.output.looking.found import FoundRun, find_run
-from job.output.parts import card
 from job.output.parts.card import MARK, make_card, write_card
 from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
+from job.output.store.local import LocalStore
+from job.output.store.names import CARD
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 from tests.test_verify import make_run
@@ -283,10 +284,14 @@ def test_a_full_disk_is_told(run_job: RunJob, tiny_model: Any, output: Path, mon
     """All rows are there, but the directory is not what was promised."""
     (output / "README.md").unlink()
 
-    def refuse(path: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace = LocalStore.replace
 
-    monkeypatch.setattr(card, "fsync_file", refuse)
+    def refuse(store: LocalStore, name: str, data: bytes) -> None:
+        if name == CARD:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), store.describe(name))
+        replace(store, name, data)
+
+    monkeypatch.setattr(LocalStore, "replace", refuse)
     data = output.parent / "out.jsonl"
     result = run_job(
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import pandas
@@ -406,9 +406,9 @@ def test_part_by_part_is_read(run_job: RunJob, output: Path, tmp_path: Path, mon
     events: list[str] = []
     open_part, to_json = pq.ParquetFile, formats.to_json
 
-    def record_open(path: Path, **options: Any) -> Any:
-        events.append(path.name)
-        return open_part(path, **options)
+    def record_open(file: BinaryIO, **options: Any) -> Any:
+        events.append(Path(file.name).name)
+        return open_part(file, **options)
 
     def record_row(row: Any) -> str:
         events.append("row")

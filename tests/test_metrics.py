@@ -106,6 +106,18 @@ def test_a_file_without_a_whole_line_says_nothing(tmp_path: Path, reader: Reader
     assert reader.read() == []
 
 
+def test_workers_of_other_versions_are_seen(tmp_path: Path, reader: Reader) -> None:
+    """A reader was strict: in a launch of mixed versions, workers did not see each other, and status saw both."""
+    newer = json.loads(figures().to_json()) | {"worker_id": "newer", "gpu_temperature": 60, "launch_id": None}
+    older = {"worker_id": "older", "time": 1.5, "num_rows": 3}
+    for values in (newer, older):
+        (tmp_path / f"{values['worker_id']}.jsonl").write_text(json.dumps(values) + "\n")
+    assert sorted(reader.read(), key=lambda found: found.worker_id) == [
+        figures(worker_id="newer", launch_id=""),
+        WorkerStats(worker_id="older", time=1.5, num_rows=3),
+    ]
+
+
 @pytest.mark.parametrize(("silent_secs", "num_workers"), [(0, 1), (FRESH_SECS - 5, 1), (FRESH_SECS + 5, 0)])
 @pytest.mark.parametrize("behind_secs", [0, 40, -40])
 def test_a_worker_that_is_silent_for_long_does_not_count(

@@ -187,7 +187,7 @@ def test_all_workers_share_the_only_shard(
     """One holds it and writes the part; the others help with slices. No row is computed twice."""
     monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
     monkeypatch.setattr("job.run.runner.EXCHANGE_SECS", 0.02)
-    monkeypatch.setattr("job.run.crew.OTHERS_SECS", 0.02)
+    monkeypatch.setattr("job.run.workers.OTHERS_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.1")
     args = run_args(tmp_path / "out")
     args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
@@ -260,7 +260,7 @@ def test_a_restart_decodes_a_stream_no_more_often(
     old, new = (files_of(tmp_path / name) for name in ("undisturbed", "out"))
     for shard_idx in range(2):
         journal = Journal(new.store, new.names.journal(shard_idx, "killed"))
-        for completion in _read(old.part(shard_idx), Columns(), ["none"]):
+        for completion in _read(old.store, old.names.part(shard_idx), Columns(), ["none"]):
             if completion.row_idx // 8 % 2:  # every second slice
                 journal.append(completion)
         journal.close()

@@ -68,6 +68,7 @@ def test_every_row_comes_out_once_and_in_order(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *["README.md", "journal", "leases", "manifest.json", "metrics"],
         *[f"part-0000{i}.parquet" for i in range(6)],
+        "totals.json",
     ]
     assert list((tmp_path / "out/journal").iterdir()) == list((tmp_path / "out/leases").iterdir()) == []
 

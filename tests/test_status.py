@@ -23,14 +23,15 @@ from job.output.looking import footers, survey
 from job.output.parts.counts import Counts
 from job.output.sharing import metrics
 from job.output.sharing.leases import Leases
-from job.output.sharing.metrics import MetricsFile, MetricsReader, WorkerStats
+from job.output.sharing.metrics import MetricsFile, MetricsReader, OpenCounts, WorkerStats
+from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.local import LocalStore
 from job.run.inspection import Inspection
 from tests.conftest import Result
 from tests.run_files import RunFiles, files_of
 from tests.test_imports import output_and_modules_of
-from tests.test_leases import dead_worker, elsewhere
+from tests.test_leases import dead_worker, elsewhere, make_silent
 from tests.test_run import write_jsonl
 
 RunJob = Callable[..., Result]
@@ -407,6 +408,79 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
     in_journals = sum(len(list(job_rows)) for job_rows in map(read_journal_keys, paths.journal_dir.iterdir()))
     assert status.num_rows == status.num_part_rows + in_journals and in_journals
     assert status.workers == [] and last_line(status).startswith("Nobody works on it")
+
+
+def test_rows_count_though_one_open_shard_has_no_journal_yet(unfinished: RunFiles) -> None:
+    """After a graceful stop, status said 0 rows: no row of one of the open shards had ended, so it had no journal, and
+    all that the worker had reported was discarded. Also of a version that did not say which shard has how many."""
+    counts = {3: OpenCounts(num_rows=6), 4: OpenCounts()}
+    for name, open_counts in (("stopped", counts), ("older", None)):
+        values = {"open_shards": (3, 4), "open_counts": open_counts, "num_open_rows": 6}
+        tell(unfinished, elsewhere(name), silent_secs=200, **values)
+        leave_journal(unfinished, 3, elsewhere(name))
+        status = look(unfinished)
+        assert (status.num_rows, status.num_part_rows) == (36, 30)
+        unfinished.metrics(str(elsewhere(name))).unlink()
+
+
+def test_a_shard_whose_journal_is_lost_has_no_rows_but_the_others_have(unfinished: RunFiles) -> None:
+    counts = {3: OpenCounts(num_rows=6, errors={"null_prompt": 1}), 4: OpenCounts(num_rows=2)}
+    tell(unfinished, elsewhere("a"), silent_secs=200, open_shards=(3, 4), open_counts=counts, num_open_rows=8)
+    leave_journal(unfinished, 4, elsewhere("a"))
+    status = look(unfinished)
+    assert (status.num_rows, status.errors) == (32, {"null_prompt": 3})
+
+
+def test_errors_of_rows_in_journals_are_shown(run_job: RunJob, unfinished: RunFiles) -> None:
+    """Workers had reported 12 errors, and status said 0 until a shard of 10,000 rows was done."""
+    hold(unfinished, elsewhere("a"), 3)
+    counts = {3: OpenCounts(num_rows=6, errors={"null_prompt": 2, "engine_error": 3})}
+    tell(unfinished, elsewhere("a"), open_shards=(3,), open_counts=counts, num_open_rows=6, num_errors=40)
+    status = look(unfinished)
+    assert (status.errors, status.num_part_errors) == ({"null_prompt": 5, "engine_error": 3}, 3)
+    assert "  errors   8, 5 of them in journals  (null_prompt 5, engine_error 3)" in describe_status(status)
+    values = json.loads(run_job("status", "--json", unfinished.root).stdout)
+    assert values["errors"] == {"total": 8, "in_parts": 3, "by_kind": {"null_prompt": 5, "engine_error": 3}}
+
+
+def test_a_worker_counts_as_silent_after_the_runs_own_time(
+    run_job: RunJob, run_args: list[Any], unfinished: RunFiles
+) -> None:
+    """A run with 600 s was shown stale after 60, and could be retried under its workers."""
+    hold(unfinished, elsewhere("a"), 3, silent_secs=61)
+    assert look(unfinished).num_stale == 1
+    set_settings(unfinished.store, lease_timeout_secs=600)
+    status = look(unfinished)
+    assert (status.num_in_work, status.num_stale) == (1, 0)
+    refused = run_job("retry", unfinished.root)
+    assert refused.exit_code == 2 and "leases of killed workers expire after 600 s" in refused.stderr
+    waits = Leases(
+        unfinished.directory, elsewhere("b"), timeout_secs=read_settings(unfinished.store).lease_timeout_secs
+    )
+    assert not waits.acquire(3)
+    waits.close()
+    make_silent(unfinished.lease(3), 601)
+    assert look(unfinished).num_stale == 1
+
+
+def test_a_restart_may_change_the_lease_timeout(run_job: RunJob, run_args: list[Any], unfinished: RunFiles) -> None:
+    """Without the option it keeps what is in the run."""
+    assert run_job(*run_args, "--lease-timeout", 600).exit_code == 0
+    assert read_settings(unfinished.store) == RunSettings(lease_timeout_secs=600)
+    assert run_job(*run_args).exit_code == 0
+    assert read_settings(unfinished.store) == RunSettings(lease_timeout_secs=600)
+    assert run_job(*run_args, "--lease-timeout", 30).exit_code == 0
+    assert read_settings(unfinished.store) == RunSettings(lease_timeout_secs=30)
+    refused = run_job(*run_args, "--lease-timeout", "nan")
+    assert refused.exit_code == 2 and "--lease-timeout" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"lease_timeout_secs": "x"}', b'{"lease_timeout_secs": -1}', b'{"a": 1}']
+)
+def test_settings_that_make_no_sense_are_the_defaults(unfinished: RunFiles, content: bytes) -> None:
+    (unfinished.root / "settings.json").write_bytes(content)
+    assert read_settings(unfinished.store) == RunSettings(lease_timeout_secs=60)
 
 
 def read_journal_keys(path: Path) -> list[Any]:

@@ -173,9 +173,9 @@ def test_what_another_client_has_removed_is_missing(
     def stale(*args: Any, **options: Any) -> Any:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    for module, name in ((os, "fstat"), (os, "utime"), (Path, "open")):
-        monkeypatch.setattr(module, name, stale)
-    with pytest.raises(FileNotFoundError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError) as caught:
+        for module, name in ((os, "fstat"), (os, "utime"), (Path, "open")):
+            patch.setattr(module, name, stale)
         getattr(store, verb)("x")
     assert caught.value.filename == store.describe("x")
 

@@ -402,10 +402,14 @@ def test_a_file_that_may_not_be_read_is_no_damage(
 ) -> None:
     """Nobody should remove it. (Root may read everything, so permissions are no test here.)"""
 
-    def refuse(path: Path, **options: Any) -> None:
-        raise PermissionError(13, f"Failed to open local file '{path}'. Detail: [errno 13] Permission denied")
+    open_file = Path.open
 
-    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.suffix == ".parquet":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
     result = run_job("verify", output)
     assert result.exit_code == 1
     assert result.stderr == f"job: {output}/part-00000.parquet cannot be read: Permission denied.\n"

@@ -66,6 +66,8 @@ class WorkerStats:
         """Read a line; None if it is torn, cut off, or not from a worker."""
         try:
             values = json.loads(line)
+            if not {"worker_id", "time", "num_rows"} <= values.keys():
+                return None
             known = {name: read(values[name]) for name, read in _READERS.items() if values.get(name) is not None}
             return cls(**known)
         except (LookupError, ValueError, TypeError, AttributeError):
