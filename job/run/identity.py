@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -63,6 +63,16 @@ def manifest_of(
         "versions": versions(),
     }
     return Manifest(identity, about)
+
+
+def in_dtype(manifest: Manifest, dtype: str) -> Manifest:
+    """Return the manifest of the same run in another dtype."""
+    return replace(manifest, identity=manifest.identity | {"model": manifest.identity["model"] | {"dtype": dtype}})
+
+
+def dtype_of(manifest: Manifest) -> str:
+    """Return the dtype that a run is in."""
+    return str(manifest.identity["model"]["dtype"])
 
 
 def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[bytes, bytes]:

@@ -71,7 +71,7 @@ def _free_share(replica: Replica, sampling_bytes: int) -> int:
 
 def free_host_bytes() -> int:
     """Return what this process may still use of the memory of the machine and of its control group."""
-    return min([psutil.virtual_memory().available, *_cgroup_bytes()])
+    return min([int(psutil.virtual_memory().available), *_cgroup_bytes()])
 
 
 def _cgroup_bytes() -> list[int]:
