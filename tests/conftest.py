@@ -75,6 +75,7 @@ def run_job() -> Callable[..., Result]:
         finally:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Result(result.exit_code, result.stdout, result.stderr)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job.data.grammar import compile_grammar
 
 from job.config import AnswerConfig, EngineConfig
-from job.data.grammar import compile_grammar
 from job.engine.logits import constraint
 from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine

@@ -374,21 +374,3 @@ def test_a_shard_of_which_others_have_every_slice_is_still_written(
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.01")
     assert exit_codes([*helpers, *start_workers(1, args, log)]) == [0, 0], log.read_text()
     assert read_output(tmp_path / "out").equals(expected)
-
-
-def test_a_signal_before_the_model_is_loaded_stops_with_75(
-    run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path, monkeypatch: Any
-) -> None:
-    """While libraries are imported and the dataset is opened: seconds in which a signal killed the process."""
-    prepare = job.run.process.prepare
-
-    def signalled(*args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return prepare(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job.run.process, "prepare", signalled)
-        result = run_job(*run_args(tmp_path / "out"))
-    assert result.exit_code == 75
-    assert "stopped on SIGUSR1 before the model was loaded" in result.stderr
-    assert not list((tmp_path / "out").glob("part-*"))

@@ -16,7 +16,7 @@ from job.cli.options import (
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
 )
-from job.launch.environment import told_once
+from job.launch.environment import is_first_process, told_once
 from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries
 
@@ -43,7 +43,7 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     with told_once(os.environ):
         config = to_config(values)
     silence_libraries(verbose=config.verbose)
-    stop = StopFlag()
+    stop = StopFlag(speaks=is_first_process(os.environ))
     stop.install()  # before the imports, which take seconds
     from job.run.process import launch  # imports torch: only now, so that --help is quick
 

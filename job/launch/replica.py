@@ -17,8 +17,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from job.errors import JobError, PeerFailed, UsageError, first_line
+from job.errors import EXIT_STOPPED, JobError, PeerFailed, UsageError, first_line
 from job.launch.environment import ProcessInfo, export_process_info
+from job.launch.peers import Peers
+from job.launch.stop import StopFlag
 
 COMMAND_TIMEOUT = timedelta(hours=6)
 """Followers wait so long for the next command: a large dataset may be converted while they do. A leader that dies
@@ -35,8 +37,11 @@ MESSAGE_INTS = 4096
 class Replica:
     """The processes that share one copy of the model, seen from one of them."""
 
-    def __init__(self, info: ProcessInfo) -> None:
+    def __init__(self, info: ProcessInfo, stop: StopFlag | None = None) -> None:
         """Join the launch: every process of it must call this.
+
+        Args:
+            stop: shared with the other processes: a signal may reach one of them alone.
 
         Raises:
             JobError: the processes cannot find each other.
@@ -47,13 +52,15 @@ class Replica:
         self._commands: dist.ProcessGroup | None = None
         self._status: dist.ProcessGroup | None = None
         self._world: dist.ProcessGroup | None = None
+        self._peers: Peers | None = None
         self.launch_id = uuid.uuid4().hex[:12]
         if info.world_size > 1:
-            self._join()
+            self._join(stop or StopFlag())
 
-    def _join(self) -> None:
+    def _join(self, stop: StopFlag) -> None:
         try:
             dist.init_process_group(self.backend)
+            self._peers = Peers(self.info, stop)
         except (RuntimeError, ValueError) as error:
             raise JobError(
                 f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
@@ -93,6 +100,14 @@ class Replica:
                 dist.broadcast_object_list(box, src=0, group=self._world)
         return box[0]
 
+    def gather_in_world(self, value: Any) -> list[Any]:
+        """Return every process's value, on every process of the launch."""
+        values: list[Any] = [value] * self.info.world_size
+        if self._world is not None:
+            with self._connection():
+                dist.all_gather_object(values, value, group=self._world)
+        return values
+
     def check_world(self, failure: JobError | None) -> None:
         """Wait for all processes of the launch, and raise if one of them has failed.
 
@@ -100,10 +115,7 @@ class Replica:
             JobError: ``failure``, if there is one.
             PeerFailed: another process has one.
         """
-        codes: list[int | None] = [None] * self.info.world_size
-        if self._world is not None:
-            with self._connection():
-                dist.all_gather_object(codes, failure and failure.exit_code, group=self._world)
+        codes = self.gather_in_world(failure and failure.exit_code)
         if failure is not None:
             raise failure
         failed = [code for code in codes if code is not None]
@@ -178,10 +190,17 @@ class Replica:
 
     @contextlib.contextmanager
     def _connection(self, failure: str | None = None) -> Iterator[None]:
-        """Say in one line that a process is gone, and what had failed here before, if anything had."""
+        """Say in one line that a process is gone, and what had failed here before, if anything had.
+
+        Raises:
+            PeerFailed: it was asked to stop, and so is this one.
+            JobError: nobody knows why it is gone.
+        """
         try:
             yield
         except RuntimeError as error:
+            if self._peers is not None and self._peers.were_stopped():
+                raise PeerFailed(EXIT_STOPPED) from None
             if failure is not None:
                 raise JobError(
                     f"rank {self.info.rank}: {failure}, on this process alone, so the replica cannot go on. The same "

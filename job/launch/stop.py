@@ -1,32 +1,71 @@
-"""A request to stop, as a flag. Signals only set it; the leader acts on it between two tokens (law 1)."""
+"""A request to stop. Until the work begins it ends the process at once; then it is a flag, and the leader acts on it
+between two tokens (law 1).
 
+Before the first row there is nothing to save: no shard is claimed, and what a conversion or a claim of the run
+directory leaves half-written is ignored or swept by the next launch. Waiting would cost the time that Slurm gives
+before it kills.
+"""
+
+import contextlib
+import os
 import signal
+import socket
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
+
+from job.errors import EXIT_STOPPED
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What the launchers, Slurm's ``--signal``, and Ctrl-C send."""
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGUSR1 (Slurm's ``--signal``) and SIGINT (Ctrl-C). A second one changes nothing, but for
-    Ctrl-C: then the process ends at once, as after a kill."""
+    """Set by signals. A second one changes nothing, except Ctrl-C: then the process ends at once, as after a kill."""
 
-    def __init__(self) -> None:
-        """Make a flag that nothing sets yet."""
+    def __init__(self, *, speaks: bool = True) -> None:
+        """Make a flag that nothing sets yet.
+
+        Args:
+            speaks: whether this process tells the user when it ends at once: one of a launch does.
+        """
         self.signal_name: str | None = None
-        self.last_asked = time.monotonic()
-        """When somebody last asked: the loop and the engines do so before every token. See ``Watchdog``."""
+        self.announce: Callable[[str], None] = lambda name: None
+        """Lets the other processes of the launch know. See ``peers``."""
+        self._speaks = speaks
+        self._ends_at_once = False
+        self._was_signalled = False
+        # Reentrant: a handler may interrupt the main thread while it holds this.
+        self._lock = threading.RLock()
 
     def request(self, name: str) -> None:
-        """Set the flag; ``name`` says why, if it is the first reason."""
-        self.signal_name = self.signal_name or name
+        """Set the flag, or end the process if the work has not begun. The first ``name`` stays as the reason."""
+        with self._lock:
+            if self._ends_at_once:
+                self._leave(name)
+            self.signal_name = self.signal_name or name
 
     def install(self) -> None:
-        """Let the signals set the flag."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        """Let the signals end the process, until ``begin_work``."""
+        self._ends_at_once = True
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        # Python runs handlers between two instructions of the main thread, which may wait in C for minutes: for the
+        # other processes to join, or for rank 0 to convert a dataset. This file descriptor is written to at once.
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reading, writing), name="signals", daemon=True).start()
+
+    def begin_work(self) -> None:
+        """From now on, signals set the flag."""
+        with self._lock:
+            self._ends_at_once = False
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
-        self.last_asked = time.monotonic()
         return self.signal_name is not None
 
     def wait(self, secs: float) -> bool:
@@ -37,6 +76,26 @@ class StopFlag:
         return self()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self():
+        # Asks about this process's own signals: after the first Ctrl-C, a peer's notice may come before the handler.
+        if number == signal.SIGINT and self._was_signalled:
             raise KeyboardInterrupt  # a second Ctrl-C: the user will not wait
+        self._was_signalled = True
         self.request(signal.Signals(number).name)
+
+    def _listen(self, reading: socket.socket, writing: socket.socket) -> None:
+        """Act on signals while the main thread cannot. Keeps ``writing`` open: the interpreter has its number only."""
+        while numbers := reading.recv(64):
+            for number in filter(SIGNALS.__contains__, numbers):
+                name = signal.Signals(number).name
+                self.request(name)
+                self.announce(name)
+
+    def _leave(self, name: str) -> NoReturn:
+        try:
+            self.announce(name)
+            if self._speaks:
+                line = f"job: stopped on {name} before the first row. Nothing is lost; run the same command again.\n"
+                with contextlib.suppress(OSError):
+                    os.write(2, line.encode())
+        finally:
+            os._exit(EXIT_STOPPED)

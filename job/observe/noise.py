@@ -10,7 +10,6 @@ def silence_libraries(*, verbose: bool) -> None:
 
     Their progress bars are theirs per process and file; ours is one per launch.
     """
-    os.environ["JOB_VERBOSE"] = "1" if verbose else "0"
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

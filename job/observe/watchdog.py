@@ -10,21 +10,34 @@ import threading
 from collections.abc import Callable, Iterator
 
 from job.errors import EXIT_FAILED
-from job.launch.stop import StopFlag
 from job.observe.text import rows_text
 
 
-class Watchdog:
-    """Watches whether the engine still asks if it should stop, as it does before every token."""
+class Heartbeat:
+    """The engine's sign of life: it asks before every token whether it should stop."""
 
-    def __init__(self, stall_secs: float, stop: StopFlag, rows_at_work: Callable[[], list[int]]) -> None:
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        """Wrap the question that the engine asks."""
+        self._should_stop = should_stop
+        self.num_beats = 0
+
+    def beat(self) -> bool:
+        """Count a sign of life, and return whether the engine should stop."""
+        self.num_beats += 1
+        return self._should_stop()
+
+
+class Watchdog:
+    """Watches whether the engine's heart still beats."""
+
+    def __init__(self, stall_secs: float, heartbeat: Heartbeat, rows_at_work: Callable[[], list[int]]) -> None:
         """Begin to watch.
 
         Args:
             stall_secs: silence after which the process ends; 0 never.
             rows_at_work: indices of the rows that the engine is at.
         """
-        self._stall_secs, self._stop, self._rows_at_work = stall_secs, stop, rows_at_work
+        self._stall_secs, self._heartbeat, self._rows_at_work = stall_secs, heartbeat, rows_at_work
         self._is_watching = False
         self._stopped = threading.Event()
         if stall_secs > 0:
@@ -45,10 +58,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         every_secs = min(1.0, self._stall_secs / 4)
-        silent_secs, last_asked = 0.0, self._stop.last_asked
+        silent_secs, num_beats = 0.0, self._heartbeat.num_beats
         while not self._stopped.wait(every_secs):
-            if not self._is_watching or self._stop.last_asked != last_asked:
-                silent_secs, last_asked = 0.0, self._stop.last_asked
+            if not self._is_watching or self._heartbeat.num_beats != num_beats:
+                silent_secs, num_beats = 0.0, self._heartbeat.num_beats
             else:
                 silent_secs += every_secs  # not by the clock: the process may have been suspended
             if silent_secs > self._stall_secs:

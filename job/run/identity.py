@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -66,6 +66,16 @@ def _about(run: ResolvedRun) -> dict[str, Any]:
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "versions": versions(),
     }
+
+
+def in_dtype(manifest: Manifest, dtype: str) -> Manifest:
+    """Return the manifest of the same run in another dtype."""
+    return replace(manifest, identity=manifest.identity | {"model": manifest.identity["model"] | {"dtype": dtype}})
+
+
+def dtype_of(manifest: Manifest) -> str:
+    """Return the dtype that a run is in."""
+    return str(manifest.identity["model"]["dtype"])
 
 
 def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[bytes, bytes]:

@@ -1,6 +1,6 @@
 """From what the user asked to what the runner needs: everything is checked, and the run directory is this run's."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pyarrow as pa
 import torch
@@ -17,7 +17,7 @@ from job.output.store.names import RunNames
 from job.output.store.opening import open_store
 from job.output.store.store import Store
 from job.run.examination import Examined, examine
-from job.run.identity import metadata_of
+from job.run.identity import dtype_of, in_dtype, metadata_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class Prepared(Examined):
     settings: RunSettings
     part_format: PartFormat
     worker: WorkerId
+    is_claimed: bool
+    """False until ``settle``, where the dtype of a new run is still open: there is no manifest yet."""
 
     @property
     def is_done(self) -> bool:
@@ -38,19 +40,48 @@ class Prepared(Examined):
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
     """Examine what was asked, and claim the run directory.
 
+    A new run in float16 claims it in ``settle``: its manifest says the dtype, and many models cannot stand that one.
+
     Raises:
         UsageError: anything that cannot work as asked.
     """
     store = open_store(config.output.output)
-    examined = examine(config, device, found_in(store))
+    found = found_in(store)
+    examined = examine(config, device, found)
+    if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: as the run began
+        examined = _in_dtype(examined, dtype_of(found))
     directory = RunDirectory(store, RunNames(examined.plan.num_shards))
-    manifest, settings = _claim(directory, examined.manifest, config.engine.lease_timeout)
-    if Columns.of(manifest) != examined.columns:  # another version has begun this run at the same moment
-        examined = examine(config, device, manifest)
+    is_open = found is None and examined.model_info.dtype == "float16"
+    prepared = _prepared(examined, directory, WorkerId.of_this_process(), claims=not is_open)
+    if Columns.of(prepared.manifest) != examined.columns:  # another version has begun this run at the same moment
+        return prepare(config, device)
+    return prepared
+
+
+def settle(prepared: Prepared, dtype: str) -> Prepared:
+    """Claim the run directory, if that is still to do, now that the model runs in a dtype.
+
+    Raises:
+        UsageError: it was claimed for another run meanwhile, perhaps of another dtype.
+    """
+    if prepared.is_claimed and prepared.model_info.dtype == dtype:
+        return prepared
+    return _prepared(_in_dtype(prepared, dtype), prepared.directory, prepared.worker, claims=True)
+
+
+def _in_dtype(examined: Examined, dtype: str) -> Examined:
+    info = replace(examined.model_info, dtype=dtype, fallback_dtype=None)
+    return replace(examined, model_info=info, manifest=in_dtype(examined.manifest, dtype))
+
+
+def _prepared(examined: Examined, directory: RunDirectory, worker: WorkerId, *, claims: bool) -> Prepared:
+    config = examined.config
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
+    manifest, settings = _claim(directory, examined.manifest, config.engine.lease_timeout, claims=claims)
     values["manifest"] = manifest
     return Prepared(
         **values,
+        is_claimed=claims,
         directory=directory,
         settings=settings,
         part_format=PartFormat.build(
@@ -76,11 +107,14 @@ def found_in(store: Store) -> Manifest | None:
 
 
 def _claim(
-    directory: RunDirectory, manifest: Manifest, lease_timeout_secs: float | None
+    directory: RunDirectory, manifest: Manifest, lease_timeout_secs: float | None, *, claims: bool
 ) -> tuple[Manifest, RunSettings]:
+    """Make the directory this run's; without ``claims`` only see that it could be."""
     try:
         directory.store.prepare([""])
-        found = claim_run_directory(directory.store, manifest)
+        found = manifest
+        if claims or directory.written_shards():
+            found = claim_run_directory(directory.store, manifest)
         directory.prepare()
         return found, set_settings(directory.store, lease_timeout_secs=lease_timeout_secs)
     except OSError as error:

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from job.config import RunConfig
 from job.engine.kinds import ENGINES
-from job.engine.model.info import ModelInfo, inspect_model
-from job.engine.model.loading import LoadedModel, load_model
+from job.engine.model.info import inspect_model
+from job.engine.model.loading import LoadedModel
 from job.engine.protocol import Engine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch.environment import read_process_info, told_once
@@ -17,8 +18,10 @@ from job.launch.stop import StopFlag
 from job.observe.noise import silence_progress_bars
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
+from job.observe.watchdog import Heartbeat
 from job.run.conclusion import conclude, exit_code_of
-from job.run.preparation import Prepared, prepare
+from job.run.model import load_in_range
+from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
 Result = TypeVar("Result")
@@ -28,7 +31,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     """Run this process's part of ``job run``.
 
     Args:
-        stop: set by signals, perhaps already.
+        stop: ends the process until the work begins.
 
     Returns:
         The exit code.
@@ -41,11 +44,11 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     stopwatch = Stopwatch()
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size)
-        replica = Replica(info)
+        replica = Replica(info, stop)
     progress = Progress(enabled=info.speaks)
     with stopwatch.measure("prepare"):
-        prepared = _prepare_in_turn(config, replica)
-    early = _attempt(replica, lambda: _finish_early(prepared, progress, stop), info.speaks)
+        prepared = _in_turn(replica, lambda: prepare(config, replica.device))
+    early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
     exit_code: int | None = replica.agree_in_world(early)
     if exit_code is None:
         exit_code = _work(config, replica, prepared, stop, progress, stopwatch)
@@ -53,16 +56,13 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     return exit_code
 
 
-def _finish_early(prepared: Prepared | None, progress: Progress, stop: StopFlag) -> int | None:
-    """If every shard is final, or a stop was requested, say so without loading a model, and return the exit code.
+def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
+    """If every shard is final, say so without loading a model, and return the exit code.
 
     One process of a launch does this for all: it reads the footers of all parts.
     """
-    if prepared is None or not (prepared.is_done or stop()):
+    if prepared is None or not prepared.is_done:
         return None
-    if not prepared.is_done:
-        progress.note(f"stopped on {stop.signal_name} before the model was loaded; run the same command again")
-        return EXIT_STOPPED
     totals = conclude(prepared)
     progress.note(f"all {totals.num_rows:,} rows are done already, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared)
@@ -77,19 +77,37 @@ def _work(
     stopwatch: Stopwatch,
 ) -> int:
     """Load the model, then lead or follow until there is nothing left to do."""
+    heartbeat = Heartbeat(stop)
     with stopwatch.measure("load"):
-        engine = _build_engine(config, replica, prepared, stop, progress)
+        if prepared is not None:
+            _announce(prepared, replica, progress)
+        model = _load(config, replica, prepared, progress) if config.engine.needs_model else None
+        prepared = _settle_in_turn(replica, prepared, model)
+        engine = _build_engine(config, replica, prepared, model, heartbeat.beat, progress)
+    replica.check_world(None)  # none of a replica may end at once while the others work
+    stop.begin_work()
     if prepared is None:
         return engine.follow()
-    runner = Runner(prepared, engine, stop, progress, stopwatch, replica.launch_id, replica.info.num_replicas)
+    launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
+    runner = Runner(prepared, engine, stop, heartbeat, progress, stopwatch, launch_id, num_replicas)
     return _lead(runner, engine, stop, progress)
 
 
-def _prepare_in_turn(config: RunConfig, replica: Replica) -> Prepared | None:
+def _in_turn(replica: Replica, work: Callable[[], Prepared]) -> Prepared | None:
     """Let rank 0 check everything first, so that a mistake is told once; then the other leaders. None on followers."""
     is_first, is_leader = replica.info.speaks, replica.info.is_leader
-    first = _attempt(replica, lambda: prepare(config, replica.device), is_first)
-    return _attempt(replica, lambda: prepare(config, replica.device), is_leader and not is_first) or first
+    first = _attempt(replica, work, is_first)
+    return _attempt(replica, work, is_leader and not is_first) or first
+
+
+def _settle_in_turn(replica: Replica, prepared: Prepared | None, model: LoadedModel | None) -> Prepared | None:
+    """Claim the run directory for the dtype that the model runs in."""
+
+    def work() -> Prepared:
+        assert prepared is not None
+        return settle(prepared, str(model.dtype).removeprefix("torch.") if model else prepared.model_info.dtype)
+
+    return _in_turn(replica, work)
 
 
 def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> Result | None:
@@ -109,24 +127,27 @@ def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> 
 
 
 def _build_engine(
-    config: RunConfig, replica: Replica, prepared: Prepared | None, stop: StopFlag, progress: Progress
+    config: RunConfig,
+    replica: Replica,
+    prepared: Prepared | None,
+    model: LoadedModel | None,
+    should_stop: Callable[[], bool],
+    progress: Progress,
 ) -> Engine:
-    """Build the engine that was asked for, its model being loaded on every process of the launch at the same time."""
-    if prepared is not None:
-        _announce(prepared, replica, progress)
+    """Build the engine that was asked for, on every process of the launch at the same time."""
     kind = ENGINES[config.engine.engine]
-    model = _load(config, replica, prepared) if kind.needs_model else None
-    return kind.build(model, config.engine, replica, should_stop=stop, note=progress.note)
+    return kind.build(model, config.engine, replica, should_stop=should_stop, note=progress.note)
 
 
-def _load(config: RunConfig, replica: Replica, prepared: Prepared | None) -> LoadedModel:
-    model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
+def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progress: Progress) -> LoadedModel:
+    """Load the model on every process of the launch at the same time, in the dtype that rank 0 names."""
+    size = replica.info.tensor_parallel_size
+    own = prepared.model_info if prepared else inspect_model(config.model, replica.device, size)
     stop_token_ids = replica.command(prepared.tokenizer.stop_token_ids if prepared else None)
-    return load_model(config.model, model_info, replica, stop_token_ids)
-
-
-def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
-    return inspect_model(config.model, replica.device, config.engine.tensor_parallel_size)
+    fallback_dtype = None if prepared is None or prepared.is_claimed else own.fallback_dtype
+    dtype, fallback_dtype = replica.agree_in_world((own.dtype, fallback_dtype))
+    info = replace(own, dtype=dtype, fallback_dtype=fallback_dtype)
+    return load_in_range(config, info, replica, stop_token_ids, note=progress.note)
 
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:

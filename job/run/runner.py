@@ -19,7 +19,7 @@ from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.summary import Summary
-from job.observe.watchdog import Watchdog
+from job.observe.watchdog import Heartbeat, Watchdog
 from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
@@ -46,6 +46,7 @@ class Runner:
         prepared: Prepared,
         engine: Engine,
         stop: StopFlag,
+        heartbeat: Heartbeat,
         progress: Progress,
         stopwatch: Stopwatch,
         launch_id: str,
@@ -72,7 +73,7 @@ class Runner:
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
-        self._watchdog = Watchdog(stall_secs, stop, lambda: sorted({r.row_idx for r in engine.in_flight}))
+        self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
         self._workers = Workers(self._directory, self._plan, self._worker_id, num_replicas)
         self._last_look = self._last_exchange = -IDLE_SECS
 

@@ -25,6 +25,8 @@ class ModelInfo:
     """The run's dtype, resolved: float16, bfloat16 or float32."""
     dtype_note: str | None
     """What to tell the user if it is not what they would expect."""
+    fallback_dtype: str | None = None
+    """What to run in if the model leaves the range of ``dtype``: bfloat16 where ``auto`` cast such a checkpoint."""
     max_model_len: int
     """Prompt plus completion tokens at most."""
     fingerprint: str
@@ -68,6 +70,7 @@ def inspect_model(
         config=hf_config,
         dtype=dtype,
         dtype_note=note,
+        fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config),
         fingerprint=fingerprint,
     )
@@ -81,6 +84,12 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:
         return wanted, None
     dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
     return dtype, f"This processor has no float16 arithmetic; running in {dtype}. Set --dtype to choose."
+
+
+def _is_bfloat16(hf_config: Any) -> bool:
+    """Whether the checkpoint says that it is."""
+    dtypes = (getattr(hf_config.get_text_config(), "dtype", None), getattr(hf_config, "dtype", None))
+    return "bfloat16" in {str(dtype).removeprefix("torch.") for dtype in dtypes}
 
 
 def _max_model_len(config: ModelConfig, hf_config: Any) -> int:

@@ -35,11 +35,14 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_token_ids: Sequence[int]) -> LoadedModel:
+def load_model(
+    config: ModelConfig, info: ModelInfo, replica: Replica, stop_token_ids: Sequence[int], *, verbose: bool = False
+) -> LoadedModel:
     """Load and shard. Every process of the launch must call this at the same time.
 
     Args:
         stop_token_ids: end-of-sequence ids that the tokenizer knows of.
+        verbose: let DeepSpeed write to stderr.
 
     Raises:
         JobError: the weights cannot be loaded, here or on another process.
@@ -59,7 +62,7 @@ def load_model(config: ModelConfig, info: ModelInfo, replica: Replica, stop_toke
         if model.dtype not in _computable_dtypes(replica.device) or model.dtype.itemsize > dtype.itemsize:
             model.to(dtype)
         model.eval().requires_grad_(False)
-        model = _shard(model, model.dtype, replica)
+        model = _shard(model, model.dtype, replica, verbose=verbose)
         model.to(dtype)
         _put_back(model, kept)
     return LoadedModel(
@@ -153,13 +156,13 @@ def _computable_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.bfloat16, *([torch.float16] if half else []))
 
 
-def _shard(model: Any, dtype: torch.dtype, replica: Replica) -> Any:
-    deepspeed = import_deepspeed()
+def _shard(model: Any, dtype: torch.dtype, replica: Replica, *, verbose: bool) -> Any:
+    deepspeed = import_deepspeed(verbose=verbose)
     options: dict[str, Any] = {}
     if replica.has_followers:
         size = replica.info.tensor_parallel_size
         options["tensor_parallel"] = {"tp_size": size, "tp_group": replica.tensor_group, "mpu": _Mpu(replica)}
-    with quiet_stdout():  # AutoTP prints what it found, on every rank
+    with quiet_stdout(verbose=verbose):  # AutoTP prints what it found, on every rank
         if replica.has_followers:
             deepspeed.init_distributed(dist_backend=replica.backend, verbose=False)  # finds the groups made by torch
         return deepspeed.init_inference(model, dtype=dtype, replace_with_kernel_inject=False, **options).module

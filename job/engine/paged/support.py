@@ -143,8 +143,6 @@ def _step(ids: Any, start: int, end: int, new_pages: list[tuple[int, int, int]] 
 def _difference(ours: torch.Tensor, expected: torch.Tensor) -> str | None:
     """Compare [3, V] with the same rows of [PROBE_TOKENS, V]."""
     theirs = expected[[PAGE_TOKENS + 2, PROBE_TOKENS - 2, PROBE_TOKENS - 1]].float()
-    if not theirs.isfinite().all():
-        return f"its logits overflow in {str(expected.dtype).removeprefix('torch.')}; try --dtype bfloat16 or float32"
     error = float((ours.float() - theirs).norm() / theirs.norm())
     if error <= TOLERANCES[expected.dtype]:
         return None

@@ -1,0 +1,68 @@
+"""Whether a model leaves the range of its dtype, found out with a short text before the first row.
+
+float16 ends at 65,504; bfloat16 and float32 at 3.4e38. A model that was trained in bfloat16 may have activations beyond
+float16's range: then every row would be an error.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from job.engine.model.loading import LoadedModel
+
+NUM_TOKENS = 64
+"""Length of the text: the first token, and some after it, have the largest activations (Sun et al. 2024)."""
+
+
+def find_overflow(model: LoadedModel, device: torch.device) -> str | None:
+    """Return where the model first computes something that is not a number, or None. All ranks of a replica together.
+
+    Looks at every layer, not at the logits alone: a model that bounds its logits (Gemma 2 does) hides it there.
+    """
+    try:
+        with torch.inference_mode(), _outputs(model.module) as outputs:
+            ids = _token_ids(model.module).to(device)
+            logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    except Exception:  # whatever a model raises when it is called without its cache; the engines will say it
+        return None
+    outputs.append(("its logits are", logits))
+    return next((name for name, tensor in outputs if not tensor.isfinite().all()), None)
+
+
+def _token_ids(module: Any) -> torch.Tensor:
+    """Return [1, NUM_TOKENS] int64."""
+    text = module.config.get_text_config()
+    ids = torch.randint(text.vocab_size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
+    if isinstance(text.bos_token_id, int):
+        ids[0, 0] = text.bos_token_id
+    return ids
+
+
+@contextlib.contextmanager
+def _outputs(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Collect what each layer returns, with a name."""
+    outputs: list[tuple[str, torch.Tensor]] = []
+
+    def hook_of(name: str) -> Any:
+        def hook(layer: Any, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            outputs.append((name, hidden.detach()))
+
+        return hook
+
+    layers = enumerate(_layers(module))
+    hooks = [layer.register_forward_hook(hook_of(f"the output of layer {idx} is")) for idx, layer in layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layers(module: Any) -> torch.nn.ModuleList:
+    """Return the decoder layers, which every architecture keeps in a list of that length."""
+    num_layers = getattr(module.config.get_text_config(), "num_hidden_layers", None)
+    lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == num_layers)
+    return next(lists, torch.nn.ModuleList())

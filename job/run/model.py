@@ -1,0 +1,60 @@
+"""The model of a run, in a dtype that it can stand.
+
+On CUDA ``auto`` is float16, which some models leave: then a new run takes the dtype of the checkpoint, before its
+manifest is written. Restarts find that dtype in the manifest.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from job.config import RunConfig
+from job.engine.model.info import ModelInfo
+from job.engine.model.loading import LoadedModel, load_model
+from job.engine.model.overflow import find_overflow
+from job.errors import EXIT_USAGE, PeerFailed, UsageError
+from job.launch.replica import Replica
+
+
+def load_in_range(
+    config: RunConfig,
+    info: ModelInfo,
+    replica: Replica,
+    stop_token_ids: Sequence[int],
+    *,
+    note: Callable[[str], None],
+) -> LoadedModel:
+    """Load a model, and try it. Every process of the launch must call this at the same time, with the same arguments.
+
+    Args:
+        info: its ``fallback_dtype`` is None if the run has begun in its dtype.
+        note: tells the user.
+
+    Raises:
+        UsageError: it leaves the range of its dtype, and may take no other. One process tells, the others only leave.
+        JobError: it cannot be loaded.
+    """
+    model = load_model(config.model, info, replica, stop_token_ids, verbose=config.verbose)
+    found = replica.gather_in_world(find_overflow(model, replica.device))
+    overflow = next((text for text in found if text is not None), None)
+    if overflow is None:
+        return model
+    fallback_dtype = info.fallback_dtype
+    if fallback_dtype is None:
+        raise UsageError(_refusal(config, info, overflow)) if replica.info.speaks else PeerFailed(EXIT_USAGE)
+    del model  # first: the device may have no room for two
+    gc.collect()
+    if replica.device.type == "cuda":
+        torch.cuda.empty_cache()
+    note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, as its checkpoint is")
+    info = replace(info, dtype=fallback_dtype, fallback_dtype=None)
+    return load_in_range(config, info, replica, stop_token_ids, note=note)
+
+
+def _refusal(config: RunConfig, info: ModelInfo, overflow: str) -> str:
+    problem = f"--model {config.model.model} overflows in {info.dtype}: {overflow} not finite"
+    if info.dtype == "float16":
+        return f"{problem}. Use --dtype bfloat16 or float32; a run that has begun in float16 needs a new --output."
+    return f"{problem}. Are its weights damaged? Copy them again, or try --dtype float32 and a new --output."

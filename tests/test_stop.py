@@ -1,0 +1,150 @@
+"""Signals before the first row: the process ends at once, also while it waits in C; with exit code 75, and one line."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result, finish, free_port, start_processes
+from tests.test_run import read_output, write_jsonl
+from tests.test_watchdog import wait_for
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REACTION_SECS = 2
+"""Slurm's KillWait is 30 s, and deepspeed's patience 30 s; but others' is not."""
+
+SLOW_CONVERSION = """
+import sys, time
+from datasets.packaged_modules.csv.csv import Csv
+generate = Csv._generate_tables
+def slowly(self, **kwargs):
+    for key, table in generate(self, **kwargs):
+        yield key, table
+        print("it converts", file=sys.stderr, flush=True)
+        time.sleep(60)
+Csv._generate_tables = slowly
+from job.cli import program
+program()
+"""
+
+SLOW_LOADING = """
+import sys, time
+import job.engine.model.loading as loading
+def slowly(*args):
+    print("it loads", file=sys.stderr, flush=True)
+    time.sleep(60)
+loading._read_weights = slowly
+from job.cli import program
+program()
+"""
+
+
+def start(code: str, args: list[Any], marker: str, tmp_path: Path, world_size: int = 1) -> list[subprocess.Popen[str]]:
+    """Start processes that run ``job`` slowly, and wait until one of them has come to the slow place."""
+    processes = start_processes(["-c", code, *args], world_size, env={"HF_DATASETS_CACHE": str(tmp_path / "cache")})
+    assert processes[0].stderr is not None
+    assert any(marker in line for line in iter(processes[0].stderr.readline, ""))
+    return processes
+
+
+def told(results: list[Result]) -> list[str]:
+    """Return the lines that the user got."""
+    return [line for result in results for line in result.stderr.splitlines() if line.startswith("job: ")]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("code", "marker"), [(SLOW_CONVERSION, "it converts"), (SLOW_LOADING, "it loads")])
+def test_a_signal_before_the_first_row_ends_the_process_at_once(
+    tiny_model: Callable[..., Path],
+    run_job: Callable[..., Result],
+    tmp_path: Path,
+    code: str,
+    marker: str,
+    number: signal.Signals,
+) -> None:
+    """A regression: it only set a flag, which was read after the conversion and after loading, so that Slurm killed the
+    process and did not requeue it. The same command continues with what is left half-done.
+    """
+    (tmp_path / "d.csv").write_text("prompt\n" + "".join(f"number {i}\n" for i in range(20)))
+    args = ["run", "--model", tiny_model(), "--dataset", tmp_path / "d.csv", "--output", tmp_path / "out"]
+    args += ["--dtype", "float32", "--max-new-tokens", 4]
+    (process,) = start(code, args, marker, tmp_path)
+    process.send_signal(number)
+    since = time.monotonic()
+    results = finish([process], timeout=30)
+    assert time.monotonic() - since < REACTION_SECS
+    assert results[0].exit_code == 75, results
+    assert told(results) == [
+        f"job: stopped on {number.name} before the first row. Nothing is lost; run the same command again."
+    ]
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    (again,) = finish(start_processes(["-m", "job", *args], env=environment))
+    assert again.exit_code == 0, again.stderr
+    assert read_output(tmp_path / "out")["prompt"].to_pylist() == [f"number {i}" for i in range(20)]
+
+
+def test_a_process_that_waits_for_the_others_hears_a_signal(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """It waits in C, where Python's handlers do not run: half an hour long."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    code = """
+import sys, torch.distributed as dist
+join = dist.init_process_group
+def joining(*args, **kwargs):
+    print("it joins", file=sys.stderr, flush=True)
+    join(*args, **kwargs)
+dist.init_process_group = joining
+from job.cli import program
+program()
+"""
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    command = ["-c", code, *args]
+    (process,) = start_processes(
+        command, env={**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    )
+    assert process.stderr is not None and any("it joins" in line for line in iter(process.stderr.readline, ""))
+    time.sleep(0.2)
+    process.terminate()
+    since = time.monotonic()
+    results = finish([process], timeout=30)
+    assert time.monotonic() - since < REACTION_SECS
+    assert results[0].exit_code == 75 and len(told(results)) == 1, results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [0, 1])
+@pytest.mark.parametrize(("code", "marker"), [(SLOW_CONVERSION, "it converts"), (SLOW_LOADING, "it loads")])
+def test_a_stop_that_reaches_one_process_ends_all(
+    tiny_model: Callable[..., Path], tmp_path: Path, code: str, marker: str, whom: int
+) -> None:
+    """With 75 and not 1, and one line: the others would wait for it, or say that it is gone."""
+    (tmp_path / "d.csv").write_text("prompt\na\n")
+    args = ["run", "--model", tiny_model(), "--dataset", tmp_path / "d.csv", "--output", tmp_path / "out"]
+    processes = start(code, [*args, "--tensor-parallel-size", 2], marker, tmp_path, world_size=4)
+    processes[whom].terminate()
+    since = time.monotonic()
+    results = finish(processes, timeout=60)
+    assert time.monotonic() - since < REACTION_SECS + 2
+    assert [result.exit_code for result in results] == [75] * 4, results
+    assert len(told(results)) == 1 and "stopped on SIGTERM before the first row" in told(results)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [0, 1, 2])
+def test_a_stop_of_one_process_stops_all_between_two_tokens(
+    tiny_model: Callable[..., Path], tmp_path: Path, whom: int
+) -> None:
+    """A follower's signal was nobody's: only leaders looked at their flags."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(64)])
+    args = ["run", "--model", tiny_model(max_position_embeddings=100_000), "--dataset", data, "--dtype", "float32"]
+    args += ["--output", tmp_path / "out", "--max-new-tokens", 90_000, "--ignore-eos", "--rows-per-shard", 8]
+    processes = start_processes(["-m", "job", *args, "--tensor-parallel-size", 2], 4)
+    wait_for(lambda: len(list((tmp_path / "out").glob("leases/0*"))) >= 2, 200)
+    processes[whom].terminate()
+    results = finish(processes, timeout=60)
+    assert [result.exit_code for result in results] == [75] * 4, results
+    assert list((tmp_path / "out/leases").iterdir()) == []
