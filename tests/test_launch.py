@@ -199,9 +199,9 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
     args = run_questions(tiny_model(), tmp_path / "out", "--engine", "fake")
     assert [result.exit_code for result in finish(start_processes(["-m", "job", *args]))] == [0]
     code = (
-        "import sys, job.run.conclusion as conclusion; from job.cli import program; count_all = conclusion.count_all\n"
-        "def count(paths): print('footers', file=sys.stderr); return count_all(paths)\n"
-        "conclusion.count_all = count; program()"
+        "import sys, job.output.looking.totals as totals; from job.cli import program; count_all = totals.count_all\n"
+        "def count(directory): print('footers', file=sys.stderr); return count_all(directory)\n"
+        "totals.count_all = count; program()"
     )
     results = finish(start_processes(["-c", code, *args], 3))
     assert [result.exit_code for result in results] == [0] * 3, results

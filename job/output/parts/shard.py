@@ -79,6 +79,7 @@ class OpenShard:
         """First row to the kept columns from there on."""
         unused = _unused_journal(directory, shard_idx, worker_id)
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS)
+        # What stays of a part under retry comes first: a row that has its completion takes no other.
         self._take(completions_to_stay(directory, shard_idx, part_format.columns))
         self.absorb()
 
@@ -98,6 +99,7 @@ class OpenShard:
 
     def absorb(self) -> None:
         """Take over what other workers' journals have gained: those who were here before, and those who help."""
+        # Every journal each time: a helper may have come since. Its reader remembers how far it has read.
         for name in self._directory.journals(self.shard_idx):
             if name != self._journal.name:
                 reader = self._readers.setdefault(name, JournalReader(self._store, name))

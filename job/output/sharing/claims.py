@@ -56,6 +56,8 @@ class Claims:
                 return self._claim_of(shard_idx, slice_idx)
         while self._other_slices:
             shard_idx, slice_idx = self._other_slices.popleft()
+            # The holder removes the leases of all slices when its part is written: one that looks free since then is
+            # done. (If that happens between these two looks, the rows are computed twice, and the first ones count.)
             if not self._directory.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
                 return self._claim_of(shard_idx, slice_idx)
         return None
@@ -72,9 +74,10 @@ class Claims:
     def leave(self, shard_idx: int) -> None:
         """Give back a shard that is done, with all its slices, whoever left their leases."""
         self._claimed = {key for key in self._claimed if key[0] != shard_idx}
-        # Once their leases are gone, the slices that others have done would look free.
+        # Once their leases are removed, the slices that others have done would look free.
         self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
         for slice_idx in range(len(self._plan.slices(shard_idx))):
+            # First ours, so that the heartbeat forgets it; then whatever a helper has left, who may be dead.
             self._leases.release(shard_idx, slice_idx)
             self._directory.store.delete(self._directory.names.lease(shard_idx, slice_idx))
         if shard_idx in self._ours:
@@ -87,6 +90,7 @@ class Claims:
         self._remaining = [shard_idx for shard_idx in self._remaining if shard_idx not in done]
         others = [shard_idx for shard_idx in self._remaining if shard_idx not in self._ours]
         self._shards = deque(others)
+        # Also slices that helpers have claimed: ``acquire`` takes over those of dead ones, which nobody else does.
         self._own_slices = deque(self._unclaimed(sorted(self._ours)))
         self._other_slices = deque(self._free_slices(others) if self._can_help else ())
         return bool(self._remaining)
@@ -108,13 +112,15 @@ class Claims:
             shard_idx = self._shards.popleft()
             if self._directory.is_done(shard_idx) or not self._leases.acquire(shard_idx):
                 continue
+            # Looked at again with the lease in hand: holders name their part before they give the lease back, so a shard
+            # whose lease was free is either done by now, or nobody's.
             if not self._directory.is_done(shard_idx):
                 self._ours.add(shard_idx)
                 self._own_slices.extend(self._unclaimed([shard_idx]))
                 if self._own_slices:  # else this worker has claimed all of it before, as a helper
                     return True
             else:
-                self._leases.release(shard_idx)  # another worker finished it between our two looks
+                self._leases.release(shard_idx)
         return False
 
     def _unclaimed(self, shards: Iterable[int]) -> Iterable[tuple[int, int]]:
