@@ -165,19 +165,22 @@ def test_smollm2_gives_the_tokens_of_transformers_in_every_layout(smollm2: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_launchers_start_the_job(tiny_model: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
-    """With what they put into the arguments and the environment."""
+    """With what they put into the arguments and the environment; and though the user has a file of that name: with
+    ``--module job`` it would run instead, and end with exit code 0.
+    """
     command = {
-        "deepspeed": ["-q", "--num_gpus", "2", "--master_port", str(free_port()), "--module", "job"],
-        "torchrun": ["--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "job"],
+        "deepspeed": ["-q", "--num_gpus", "2", "--master_port", str(free_port()), "--no_python", "job"],
+        "torchrun": ["--nproc-per-node", "2", "--master-port", str(free_port()), "--no-python", "job"],
     }[launcher]
+    (tmp_path / "job.py").write_text("print('a foreign job')")
+    (tmp_path / "job").mkdir()
     args = run_questions(tiny_model(), tmp_path / "out", "--tensor-parallel-size", 2)
     bin_dir = Path(sys.executable).parent
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        [bin_dir / launcher, *command, *map(str, args)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_dir}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = [str(arg) for arg in [bin_dir / launcher, *command, *args]]
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "6 rows in 3 parts" in result.stdout
+    assert "6 rows in 3 parts" in result.stdout and "foreign" not in result.stdout
     texts = read_output(tmp_path / "out")
     assert texts["completion"].to_pylist() == greedy_texts(tiny_model(), texts["prompt"].to_pylist(), 8, special=True)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 import job.run.process
@@ -190,13 +192,13 @@ def test_a_changed_configuration_is_refused_with_both_values(
 ) -> None:
     """Law 4; and nothing in the directory changes."""
     base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"]
-    assert run_job(*base, "--max-new-tokens", 8).exit_code == 0
+    assert run_job(*base, "--max-new-tokens", 8, "--dtype", "float32").exit_code == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    result = run_job(*base, "--max-new-tokens", 9, "--temperature", "0.5", "--dtype", "float32")
+    result = run_job(*base, "--max-new-tokens", 9, "--temperature", "0.5", "--dtype", "bfloat16")
     assert result.exit_code == 2
     assert "sampling.max_new_tokens was 8, now 9" in result.stderr
     assert "sampling.temperature was 0.0, now 0.5" in result.stderr
-    assert 'model.dtype was "' in result.stderr and ', now "float32"' in result.stderr
+    assert 'model.dtype was "float32", now "bfloat16"' in result.stderr
     assert "Use a new --output, or the old value." in result.stderr
     assert result.stderr.count("\n") == 1
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
@@ -692,6 +694,34 @@ def test_a_parquet_file_that_lost_rows_ends_the_run(
     )
     assert result.exit_code == 1
     assert "The dataset gave 90 rows for 0 to 100" in result.stderr
+
+
+def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regression: a model that overflows took a night for a million error rows, and ended with exit code 3. What is
+    wrong with the rows themselves does not count, and one good row is hope.
+    """
+    poison = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("x")
+    broken = partial(FakeEngine, poison_id=poison)
+    rows = [{"prompt": None}] + [{"prompt": f"x{number}"} for number in range(3000)]
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--rows-per-shard", 400]
+    with monkeypatch.context() as patch:
+        patch.setattr(job.run.process, "FakeEngine", broken)
+        result = run_job(*args, "--output", tmp_path / "out")
+        assert result.exit_code == 1
+        assert "job: The first 1,000 rows are all errors, such as: engine_error: " in result.stderr
+        assert 2 <= len(list((tmp_path / "out").glob("part-*"))) <= 3
+        write_jsonl(data, [rows[0], {"prompt": "good"}, *rows[2:]])
+        assert run_job(*args, "--output", tmp_path / "hope").exit_code == 3
+    write_jsonl(data, rows)
+    assert run_job(*args, "--output", tmp_path / "out", "--max-error-rate", 1).exit_code == 0, "once it is fixed"
+    errors = read_output(tmp_path / "out")["error"].to_pylist()
+    assert 1000 < len([error for error in errors if error]) < 1100
+    assert run_job("retry", tmp_path / "out").exit_code == 0
+    assert run_job(*args, "--output", tmp_path / "out", "--max-error-rate", 1).exit_code == 0
+    assert [error for error in read_output(tmp_path / "out")["error"].to_pylist() if error] == [errors[0]]
 
 
 TOML_TYPES = {

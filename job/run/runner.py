@@ -28,6 +28,7 @@ from job.output.sharing.metrics import MetricsFile, OpenCounts, WorkerStats
 from job.records import Completion, Generation, Request, RowBlock, SampleKey
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
+from job.run.first_rows import FirstRows
 from job.run.preparation import Prepared
 from job.run.workers import Workers
 
@@ -75,6 +76,7 @@ class Runner:
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
         self._workers = Workers(self._directory, self._plan, self._worker_id, num_replicas)
+        self._first_rows = FirstRows(prepared.config.output.output)
         self._last_look = self._last_exchange = -IDLE_SECS
 
     def run(self) -> int:
@@ -181,6 +183,7 @@ class Runner:
         if generations:
             with self._stopwatch.measure("data"):
                 self._deliver(generations)
+            self._first_rows.check(generations)
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = [self._prompts.pop(generation.request.key, None) for generation in generations]
