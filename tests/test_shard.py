@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.modes.completion import CompletionMode
 from job.output.parts.columns import Columns
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
 from job.output.parts.plan import Plan
 from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
 from job.output.store.paths import RunPaths
-from job.records import Completion, Row, RowBlock
+from job.records import Completion, Row, RowBlock, RowError
 
 KEPT = pa.schema([("id", pa.string()), ("score", pa.decimal128(5, 2))])
 PLAN = Plan(num_rows=25, rows_per_shard=10)
@@ -35,7 +36,7 @@ def paths(tmp_path: Path) -> RunPaths:
 def part_format(
     kept: pa.Schema = KEPT, *, include_prompt: bool = True, logprobs: bool = False, compression: str = "zstd"
 ) -> PartFormat:
-    columns = Columns(include_prompt=include_prompt, logprobs=logprobs)
+    columns = Columns(modes=(CompletionMode(logprobs=logprobs),), include_prompt=include_prompt)
     return PartFormat.build(kept, columns, compression=compression, metadata=METADATA)
 
 
@@ -56,8 +57,8 @@ def completion(
         finish_reason=None if error else "stop",
         num_prompt_tokens=2,
         num_completion_tokens=3,
-        error=error,
-        **values,
+        error=None if error is None else RowError.parse(error),
+        values=values,
     )
 
 
@@ -77,7 +78,7 @@ def finish(shard: OpenShard, schema: pa.Schema = KEPT) -> None:
 
 
 def leave_journal(paths: RunPaths, worker: str, *rows: Completion, shard_idx: int = 0) -> None:
-    journal = Journal(paths.journal(shard_idx, worker))
+    journal = Journal(paths.journal(shard_idx, worker), part_format().columns.journaled)
     for row in rows:
         journal.append(row)
     journal.close()
@@ -111,6 +112,7 @@ def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunPat
         ("num_prompt_tokens", "int32"),
         ("num_completion_tokens", "int32"),
         ("error", "string"),
+        ("error_kind", "string"),
     ]
 
 
@@ -153,7 +155,7 @@ def test_types_of_huggingface_survive(paths: RunPaths) -> None:
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     kept = features.arrow_schema
     metadata = {b"huggingface": kept.metadata[b"huggingface"]}
-    form = PartFormat.build(kept, Columns(include_prompt=False), compression="zstd", metadata=metadata)
+    form = PartFormat.build(kept, Columns(modes=(), include_prompt=False), compression="zstd", metadata=metadata)
     shard = open_shard(paths, 2, form=form)
     for row_idx in shard.rows:
         shard.add(completion(row_idx))
@@ -445,7 +447,7 @@ def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunPath
         shard.keep(block(shard.rows))
         shard.finish()
     table = pq.read_table(paths.part(0))
-    assert table.column_names[-4:] == ["error", *names]
+    assert table.column_names[-4:] == ["error_kind", *names]
     assert [str(table.schema.field(name).type) for name in names] == [
         "list<element: int32>",
         "list<element: float>",
@@ -453,7 +455,7 @@ def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunPath
     ]
     assert [table[name][3].as_py() for name in names] == [*values.values()]
     assert [table[name][4].as_py() for name in names] == [None] * 3
-    assert pq.read_schema(paths.part(1)).names[-1] == "error"
+    assert pq.read_schema(paths.part(1)).names[-1] == "error_kind"
 
 
 def test_a_kept_column_may_have_the_name_of_a_log_probability_that_is_not_asked_for(paths: RunPaths) -> None:
@@ -472,3 +474,22 @@ def test_the_plan_has_every_sample_of_every_row_once() -> None:
     assert keys == [(row_idx, sample_idx) for row_idx in range(25) for sample_idx in range(3)]
     assert SAMPLED.num_completions == 75 and SAMPLED.num_shards == PLAN.num_shards
     assert list(SAMPLED.keys_of_row(4)) == [(4, 0), (4, 1), (4, 2)]
+
+
+def test_a_damaged_journal_is_noted_once(paths: RunPaths) -> None:
+    """Its rows after the damage are recomputed; whoever owns the disk should know of it."""
+    journal = Journal(paths.journal(0, "dead"), part_format().columns.journaled, sync_secs=0)
+    for row_idx in range(3):
+        journal.append(completion(row_idx, text=f"answer {row_idx}"))
+        journal.sync()
+    journal.close()
+    content = paths.journal(0, "dead").read_bytes()
+    paths.journal(0, "dead").write_bytes(content.replace(b"answer 1", b"answer 7"))
+    leave_journal(paths, "other", completion(5))
+    notes: list[str] = []
+    shard = OpenShard(0, PLAN, paths, part_format(), "w", notes.append)
+    assert (shard.has((0, 0)), shard.has((1, 0)), shard.has((2, 0)), shard.has((5, 0))) == (True, False, False, True)
+    shard.absorb()
+    shard.absorb()
+    (note,) = notes
+    assert str(paths.journal(0, "dead")) in note and note.endswith("its later rows are recomputed")
