@@ -4,11 +4,9 @@ Besides, a template must give the same text in every run, and none that nobody h
 Python's own objects never reach a prompt.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -31,20 +29,6 @@ TEXT_FILTERS = (
     *("striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
 )
 """Filters that make text of what they are given, whatever it is."""
-
-
-def read_template(text_or_file: str) -> str:
-    """Return a template's text; the argument is the text itself or the path of a file with it.
-
-    Raises:
-        UsageError: it looks like a path, but there is no such file, or none that holds text.
-    """
-    if "\n" in text_or_file or "{" in text_or_file:
-        return text_or_file
-    with contextlib.suppress(OSError, ValueError):  # too long for a name: no file
-        if Path(text_or_file).is_file():
-            return Path(text_or_file).read_text(encoding="utf-8-sig")
-    raise UsageError(f"--prompt-template {text_or_file!r} is neither a file nor a template, such as '{{{{ text }}}}'.")
 
 
 def compile_template(text: str) -> jinja2.Template:
