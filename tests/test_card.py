@@ -135,7 +135,7 @@ def test_the_card_says_what_the_run_is(run_job: RunJob, tiny_model: Any, tmp_pat
         f"| completion tokens | {counts_of(find_run(output)).num_completion_tokens:,} |",
         "- Dataset: `out.jsonl`, split `train`, the first 25 rows\n",
         "- Sampling: max_new_tokens `256`, temperature `0.5`, ",
-        " num_samples `2`, ",
+        ", num_samples `2`\n",
         " seed `3`, ",
         f"- Date: {created}\n",
         "- Versions: job 0.1.0, python 3.",
@@ -156,10 +156,13 @@ def test_the_card_says_what_the_run_is(run_job: RunJob, tiny_model: Any, tmp_pat
         ({}, "The prompt of a row is the text in its column `prompt`."),
         ({"prompt": {"chat": False}}, "No chat template is applied."),
         ({"prompt": {"on_long_prompt": "truncate-left"}}, " tokens are cut at the left of the row's own text."),
-        ({"answer": {"choices": ["a`", "b\n"]}}, 'choices: `` a` ``, `"b\\n"`'),
-        ({"answer": {"json_schema": '{\n"type": "object"}'}}, 'json-schema:\n\n```\n{\n"type": "object"}\n```'),
+        ({"modes": {"choices": {"choices": ["a`", "b\n"]}}}, 'choices: `` a` ``, `"b\\n"`'),
         (
-            {"answer": {"regex": "a|b", "choice_normalization": "tokens"}},
+            {"modes": {"structured": {"json_schema": '{\n"type": "object"}'}}},
+            'json-schema:\n\n```\n{\n"type": "object"}\n```',
+        ),
+        (
+            {"modes": {"structured": {"regex": "a|b"}, "choices": {"choice_normalization": "tokens"}}},
             "choice-normalization: `tokens`\n\nregex: `a|b`",
         ),
         ({"about": {"revision": "v2"}}, ", revision `v2`, in "),
@@ -181,7 +184,7 @@ def test_only_a_model_of_the_hub_is_a_base_model(output: Path) -> None:
     text = card_of(run, about=named, model={"fingerprint": commit})
     assert front_matter(text)["base_model"] == "org/name"
     assert f"- Model: `org/name`, commit `{commit}`, in " in text
-    choices = front_matter(card_of(run, answer={"choices": ["a", "b"]}))
+    choices = front_matter(card_of(run, modes={"choices": {"choices": ["a", "b"]}}))
     assert choices["task_categories"] == ["text-classification"]
 
 
@@ -295,7 +298,8 @@ def test_a_full_disk_is_told(run_job: RunJob, tiny_model: Any, output: Path, mon
     data = output.parent / "out.jsonl"
     result = run_job(
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],
-        *["--rows-per-shard", 10, "--keep-columns", "id", "--num-samples", 2, "--max-error-rate", 1],
+        *["--rows-per-shard", 10, "--keep-columns", "id", "--num-samples", 2, "--temperature", 1],
+        *["--max-error-rate", 1],
     )
     assert result.exit_code == 1
     assert result.stderr.endswith(

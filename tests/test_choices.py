@@ -10,11 +10,16 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from job.data.choices import Choices, choice_token_ids, prefix_note, read_choices
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
+from job.modes.choices import BoundChoices, choice_token_ids, read_choices
+from job.modes.mode import Answer
+from job.records import Generation, Request
+from job.tasks import Score
 from tests.conftest import Result
 from tests.oracle import choice_logprobs
 from tests.test_run import read_output, write_jsonl
@@ -23,61 +28,80 @@ from tests.tiny import make_tokenizer
 RunJob = Callable[..., Result]
 
 
-def choices(*texts: str, **options: Any) -> Choices:
+def choices(*texts: str, **options: Any) -> BoundChoices:
     ids = tuple(tuple(text.encode()) for text in texts)
-    return Choices(texts=texts, token_ids=ids, **options)
+    return BoundChoices(tokens=Tokenizer(make_tokenizer()), texts=texts, **{"token_ids": ids, **options})
+
+
+def scored(logprobs: Sequence[float], key: tuple[int, int] = (0, 0)) -> Generation:
+    """Return what an engine makes of a request to score."""
+    request = Request(row_idx=key[0], sample_idx=key[1], prompt_ids=[5], task=Score(choice_ids=()))
+    return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=list(logprobs))
+
+
+def answer(subject: BoundChoices, logprobs: Sequence[float], key: tuple[int, int] = (0, 0)) -> Answer:
+    empty = Answer(completion="", finish_reason="stop", num_completion_tokens=0)
+    return subject.complete(empty, scored(logprobs, key))
+
+
+def calibrated(subject: BoundChoices, *logprobs: Sequence[float]) -> BoundChoices:
+    return subject.calibrated([scored(of_probe, (-1 - idx, 0)) for idx, of_probe in enumerate(logprobs)])
 
 
 def test_the_likeliest_wins_and_probabilities_sum_to_one() -> None:
-    label = choices("a", "b", "c").label([math.log(0.1), math.log(0.3), math.log(0.2)], (0, 0))
-    assert (label.text, label.num_tokens) == ("b", 1)
-    assert label.probs == pytest.approx([1 / 6, 1 / 2, 1 / 3]) and label.margin == pytest.approx(1 / 6)
+    found = answer(choices("a", "b", "c"), [math.log(0.1), math.log(0.3), math.log(0.2)])
+    assert (found.completion, found.num_completion_tokens, found.finish_reason) == ("b", 1, "stop")
+    assert found.values["choice_probs"] == pytest.approx([1 / 6, 1 / 2, 1 / 3])
+    assert found.values["choice_margin"] == pytest.approx(1 / 6)
+    assert found.values["choice_logprobs"] == pytest.approx(np.log([0.1, 0.3, 0.2]).tolist())
 
 
 def test_white_space_around_a_choice_is_no_part_of_the_answer() -> None:
-    assert choices(" positive", " negative").label([-1.0, -2.0], (0, 0)).text == "positive"
+    assert answer(choices(" positive", " negative"), [-1.0, -2.0]).completion == "positive"
 
 
 def test_of_equally_likely_choices_the_first_wins() -> None:
-    label = choices("a", "b").label([-1.0, -1.0], (0, 0))
-    assert label.text == "a" and label.margin == 0
+    found = answer(choices("a", "b"), [-1.0, -1.0])
+    assert found.completion == "a" and found.values["choice_margin"] == 0
 
 
 @pytest.mark.parametrize(("normalization", "winner"), [("none", "a"), ("tokens", "bcd"), ("bytes", "bcd")])
 def test_length_can_be_divided_out(normalization: str, winner: str) -> None:
-    assert choices("a", "bcd", normalization=normalization).label([-2.0, -3.0], (0, 0)).text == winner
+    assert answer(choices("a", "bcd", normalization=normalization), [-2.0, -3.0]).completion == winner
 
 
 def test_bytes_are_those_of_utf8() -> None:
-    subject = Choices(texts=("é", "e"), token_ids=((1,), (2,)), normalization="bytes")
-    assert subject.label([-1.9, -1.0], (0, 0)).text == "é"
+    subject = choices("é", "e", token_ids=((1,), (2,)), normalization="bytes")
+    assert answer(subject, [-1.9, -1.0]).completion == "é"
 
 
 def test_calibration_divides_by_what_content_free_prompts_prefer() -> None:
     """Zhao et al. 2021: p / p_cf, renormalized; of several content-free prompts the mean of their probabilities."""
-    subject = choices("a", "b").calibrated([np.log([0.6, 0.2]), np.log([0.9, 0.3])])
-    label = subject.label(list(np.log([0.5, 0.25])), (0, 0))
-    assert label.text == "b" and label.probs == pytest.approx([0.4, 0.6])
+    subject = calibrated(choices("a", "b"), np.log([0.6, 0.2]), np.log([0.9, 0.3]))
+    found = answer(subject, list(np.log([0.5, 0.25])))
+    assert found.completion == "b" and found.values["choice_probs"] == pytest.approx([0.4, 0.6])
 
 
 def test_calibration_holds_where_probabilities_are_too_small_for_numbers() -> None:
     """The probability of a text of 100 tokens may be below 1e-308: 0, whose logarithm spoilt every label."""
-    subject = choices("yes", "a long definition").calibrated([[-3.0, -900.0]])
-    label = subject.label([-2.0, -950.0], (0, 0))
-    assert label.text == "yes" and label.probs == pytest.approx([1, 0]) and label.margin == pytest.approx(1)
+    subject = calibrated(choices("yes", "a long definition"), [-3.0, -900.0])
+    found = answer(subject, [-2.0, -950.0])
+    assert found.completion == "yes" and found.values["choice_probs"] == pytest.approx([1, 0])
+    assert found.values["choice_margin"] == pytest.approx(1)
 
 
 def test_samples_are_drawn_from_the_probabilities_and_depend_on_the_row_alone() -> None:
     """Chi-squared against the exact distribution at temperature 2; the 99.9 % quantile for 2 degrees is 13.8."""
     probs = np.array([0.64, 0.32, 0.04])
-    subject = choices("a", "b", "c", temperature=2.0, seed=5)
-    drawn = [subject.label(list(np.log(probs)), (row_idx, 3)).text for row_idx in range(3000)]
+    subject, logprobs = choices("a", "b", "c", temperature=2.0, seed=5), np.log(probs).tolist()
+    drawn = [answer(subject, logprobs, (row_idx, 3)).completion for row_idx in range(3000)]
     expected = np.sqrt(probs) / np.sqrt(probs).sum() * 3000
     found = np.array([Counter(drawn)[text] for text in "abc"])
     assert ((found - expected) ** 2 / expected).sum() < 13.8
-    assert drawn == [subject.label(list(np.log(probs)), (row_idx, 3)).text for row_idx in range(3000)]
-    assert drawn != [subject.label(list(np.log(probs)), (row_idx, 4)).text for row_idx in range(3000)]
-    assert subject.label(list(np.log(probs)), (0, 0)).probs == pytest.approx(probs), "the model's own, not flattened"
+    assert drawn == [answer(subject, logprobs, (row_idx, 3)).completion for row_idx in range(3000)]
+    assert drawn != [answer(subject, logprobs, (row_idx, 4)).completion for row_idx in range(3000)]
+    values = answer(subject, logprobs).values
+    assert values["choice_probs"] == pytest.approx(probs), "the model's own, not flattened"
 
 
 def test_a_file_gives_one_choice_per_line(tmp_path: Path) -> None:
@@ -94,7 +118,7 @@ def test_a_file_gives_one_choice_per_line(tmp_path: Path) -> None:
         (["yes", " yes"], "' yes' is given twice"),
         (["yes", ""], "number 2 is ''"),
         (["yes", "  "], "number 2 is '  '"),
-        (["yes"], "'yes' is alone and no file"),
+        (["yes"], "got a single value, 'yes', which is not a file"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(values: Sequence[str], message: str) -> None:
@@ -112,7 +136,7 @@ def test_files_of_choices_that_make_no_sense_are_refused(tmp_path: Path, content
 def make_sentencepiece_like() -> PreTrainedTokenizerFast:
     """Return a tokenizer that puts a space before every text, and that has tokens with a space and without."""
     vocab = {token: idx for idx, token in enumerate(["<unk>", "▁", "▁yes", "yes", "▁no", "no", "\n", "y", "e", "s"])}
-    backend = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", continuing_subword_prefix=""))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="<unk>", continuing_subword_prefix=""))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -123,25 +147,25 @@ def test_a_choice_has_no_space_that_was_not_written() -> None:
     tokenizer = make_sentencepiece_like()
     alone = tokenizer("yes", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(alone) == ["▁yes"]
-    ids = choice_token_ids(tokenizer, ["yes", " no"], "\n")
+    ids = choice_token_ids(Tokenizer(tokenizer), ["yes", " no"], "\n")
     assert [tokenizer.convert_ids_to_tokens(list(each)) for each in ids] == [["yes"], ["▁no"]]
 
 
 def test_a_choice_follows_the_prompt_byte_by_byte() -> None:
-    ids = choice_token_ids(make_tokenizer(), ["ab", " abc"], "\n")
+    ids = choice_token_ids(Tokenizer(make_tokenizer()), ["ab", " abc"], "\n")
     assert [make_tokenizer().decode(list(each)) for each in ids] == ["ab", " abc"]
 
 
 def test_choices_with_the_same_tokens_are_refused() -> None:
     with pytest.raises(UsageError, match="'qq' and 'zz' are the same to the tokenizer"):
-        choice_token_ids(make_sentencepiece_like(), ["qq", "zz"], "\n")
+        choice_token_ids(Tokenizer(make_sentencepiece_like()), ["qq", "zz"], "\n")
 
 
 def test_a_choice_that_begins_another_is_told() -> None:
-    note = prefix_note(choices("no", "yes", "yes, but"))
+    note = choices("no", "yes", "yes, but").prefix_note()
     assert note is not None and "'yes, but' begins with choice 'yes'" in note
-    assert prefix_note(choices("no", "yes")) is None
-    assert prefix_note(choices("yes", "yes, but", normalization="tokens")) is None
+    assert choices("no", "yes").prefix_note() is None
+    assert choices("yes", "yes, but", normalization="tokens").prefix_note() is None
 
 
 @pytest.fixture
@@ -179,7 +203,7 @@ def test_every_row_gets_one_of_the_choices_with_its_scores(
         assert row["completion"] == texts[int(np.argmax(expected))] and row["finish_reason"] == "stop"
         assert row["num_completion_tokens"] == len(row["completion"])
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["identity"]["answer"]["choices"] == texts
+    assert manifest["identity"]["modes"] == {"choices": {"choices": texts}}
     features = datasets.load_dataset("parquet", data_files=f"{output}/part-*.parquet", split="train").features
     assert features["choice_margin"] == datasets.Value("float64")
     assert json.loads(read_output(output).schema.metadata[b"job.choices"]) == texts
@@ -213,9 +237,9 @@ def test_calibration_is_computed_once_and_changes_probabilities_not_scores(
         (["--choices", "x" * 600], "is 600, but the model has room for 512"),
         (["--stop", "x"], "--stop and --choices were given together"),
         (["--regex", "x"], "--choices and --regex were given together"),
-        (["--logprobs"], "--logprobs is of no use with --choices"),
+        (["--logprobs"], "--logprobs and --choices were given together"),
         (["--top-p", 0.5], "--top-p changes nothing with --choices"),
-        (["--num-samples", 3], "would give the same answer each time"),
+        (["--num-samples", 3], "would give the same completion each time"),
         (["--aggregate", "majority"], "needs several samples"),
         (["--choice-calibration", "x" * 600], "prompt_too_long"),
         (["--choice-calibration", ""], "empty_prompt"),
@@ -261,4 +285,4 @@ def test_a_run_with_other_choices_is_another_run(
 ) -> None:
     assert run_choices(run_job, tiny_model(), reviews, tmp_path / "out", "--engine", "fake").exit_code == 0
     result = run_choices(run_job, tiny_model(), reviews, tmp_path / "out", "--engine", "fake", "--choices", "new")
-    assert result.exit_code == 2 and "answer.choices was" in result.stderr
+    assert result.exit_code == 2 and "modes.choices.choices was" in result.stderr

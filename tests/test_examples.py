@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from job.cli.options import _prompt_texts
 from job.config import PromptConfig
-from job.data.examples import read_examples
 from job.data.prompts import ChatTemplate, PromptRenderer
-from job.data.tokenization import Tokenization, chat_template_of
+from job.data.tokenization import EncodedPrompt, Tokenization
+from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
-from job.records import Prompt, Request, Row
+from job.records import Prompt, Row
+from job.tasks import Generate, SamplingParams
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 from tests.tiny import make_tokenizer
@@ -29,7 +31,7 @@ def text_of(examples: list[Any]) -> str:
 
 @pytest.fixture(scope="module")
 def chat() -> ChatTemplate:
-    template = chat_template_of(make_tokenizer(chat=True), None)
+    template = Tokenizer(make_tokenizer(chat=True)).chat_template(None)
     assert template is not None
     return template
 
@@ -99,9 +101,14 @@ def test_content_free_prompts_have_them_too(chat: ChatTemplate) -> None:
         assert subject.render_content_free("N/A").text == render({"prompt": "N/A"}, subject)
 
 
-def encode(prompt: Prompt, max_prompt_tokens: int, side: str, *, is_chat: bool) -> tuple[Prompt, Any]:
-    tokenizer = make_tokenizer(chat=is_chat)
-    subject = Tokenization(tokenizer, chat=is_chat, max_prompt_tokens=max_prompt_tokens, on_long_prompt=side)
+def encode(prompt: Prompt, max_prompt_tokens: int, side: str, *, is_chat: bool) -> EncodedPrompt:
+    subject = Tokenization(
+        Tokenizer(make_tokenizer(chat=is_chat)),
+        Generate(params=SamplingParams()),
+        chat=is_chat,
+        max_prompt_tokens=max_prompt_tokens,
+        on_long_prompt=side,
+    )
     return subject.encode([prompt])[0]
 
 
@@ -115,15 +122,15 @@ def test_only_the_rows_own_content_is_cut(
     subject = renderer([{"prompt": example, "completion": "0123456789"}], chat if is_chat else None)
     whole = subject.render(Row(row_idx=0, values={"prompt": "0123456789"}))
     num_tokens = len(make_tokenizer(chat=is_chat)(str(whole.text))["input_ids"])
-    cut, request = encode(whole, num_tokens - 7, side, is_chat=is_chat)
-    assert isinstance(request, Request)
+    encoded = encode(whole, num_tokens - 7, side, is_chat=is_chat)
+    assert encoded.request is not None and encoded.num_tokens == num_tokens
     head, _, tail = str(whole.text).rpartition("0123456789")
-    assert cut.text == f"{head}{kept}{tail}"
+    assert encoded.prompt.text == f"{head}{kept}{tail}"
 
 
 def test_what_a_chat_template_strips_is_not_looked_for_in_the_examples() -> None:
     """The row's text, with its spaces, stands in the example; its own place has it without them."""
-    stripping = chat_template_of(make_tokenizer(chat=True), None)
+    stripping = Tokenizer(make_tokenizer(chat=True)).chat_template(None)
     assert stripping is not None
 
     def strip(messages: Any) -> str:
@@ -175,13 +182,17 @@ def test_separators_within_a_string_do_not_end_a_line() -> None:
     assert render({"prompt": "x"}, subject) == "a\u2028b\u0085cd\n\nx"
 
 
+def read_examples(path: str) -> str:
+    return _prompt_texts({"prompt_template": None, "examples": path})["examples"]
+
+
 @pytest.mark.parametrize("content", [None, b"\xff"], ids=["missing", "no-text"])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "e.jsonl"
     if content is not None:
         path.write_bytes(content)
     for name in (str(path), str(tmp_path), "nul\0"):
-        with pytest.raises(UsageError, match=r"cannot be read: .*Name a file of JSON lines"):
+        with pytest.raises(UsageError, match=r"--examples '.*' cannot be read: "):
             read_examples(name)
 
 

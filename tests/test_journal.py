@@ -6,14 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
+from job.modes.completion import CompletionMode
 from job.output.parts import journal as journal_module
-from job.output.parts.columns import LOGPROB_COLUMNS
-from job.output.parts.journal import COMPLETION_SCHEMA, Journal, JournalReader, completions_to_batch
+from job.output.parts.columns import Columns
+from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.rows import from_batch, to_batch
 from job.output.store.local import LocalStore
-from job.records import Completion
+from job.records import Completion, RowError
+
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""Of an Arrow stream that was closed."""
+
+SCHEMA = Columns(modes=(CompletionMode(logprobs=True),)).journaled
 
 
 def completion(row_idx: int) -> Completion:
@@ -26,8 +34,8 @@ def completion(row_idx: int) -> Completion:
         finish_reason=None if failed else "stop",
         num_prompt_tokens=row_idx,
         num_completion_tokens=2 * row_idx,
-        error="null_prompt: column 'p' is null" if failed else None,
-        **(logprobs(row_idx) if row_idx in (2, 4) else {}),
+        error=RowError("null_prompt", "column 'p' is null") if failed else None,
+        values=logprobs(row_idx) if row_idx in (2, 4) else {},
     )
 
 
@@ -37,8 +45,8 @@ def logprobs(num_tokens: int) -> dict[str, Any]:
     return {"token_ids": list(range(num_tokens)), "token_logprobs": values, "cumulative_logprob": sum(values)}
 
 
-def journal_at(path: Path, **options: Any) -> Journal:
-    return Journal(LocalStore(path.parent), path.name, **options)
+def journal_at(path: Path, schema: pa.Schema = SCHEMA, **options: Any) -> Journal:
+    return Journal(LocalStore(path.parent), path.name, schema, **options)
 
 
 def reader_of(path: Path) -> JournalReader:
@@ -48,8 +56,8 @@ def reader_of(path: Path) -> JournalReader:
 ROWS = [completion(row_idx) for row_idx in range(6)]
 
 
-def write(path: Path, *batches: list[Completion], close: bool = True) -> Path:
-    journal = journal_at(path, sync_secs=0)
+def write(path: Path, *batches: list[Completion], close: bool = True, schema: pa.Schema = SCHEMA) -> Path:
+    journal = journal_at(path, schema, sync_secs=0)
     for batch in batches:
         for row in batch:
             journal.append(row)
@@ -153,10 +161,42 @@ def test_a_file_of_another_kind_has_no_rows(tmp_path: Path) -> None:
     assert read(tmp_path, b"") == [] and read(tmp_path, b"not a journal") == []
 
 
-def test_a_journal_of_another_version_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = write(tmp_path / "j", ROWS).read_bytes()
-    monkeypatch.setattr(journal_module, "COMPLETION_SCHEMA", COMPLETION_SCHEMA.remove(7))
-    assert read(tmp_path, content) == []
+def test_columns_of_another_version_come_and_go(tmp_path: Path) -> None:
+    """Columns are known by their names: a version with one more column reads the journals of the one before."""
+    without = pa.schema([field for field in SCHEMA if field.name not in ("error_kind", "cumulative_logprob")])
+    more = SCHEMA.append(pa.field("new", pa.int32()))
+    path = write(tmp_path / "j", ROWS, schema=without)
+    expected = [replace(row, values={k: v for k, v in row.values.items() if k in without.names}) for row in ROWS]
+    assert list(reader_of(path).read()) == expected
+    assert list(reader_of(write(tmp_path / "k", ROWS, schema=more)).read()) == ROWS
+
+
+def test_a_journal_without_what_every_completion_has_is_given_up(tmp_path: Path) -> None:
+    """It was written by no version of the job; the rows are recomputed."""
+    reader = reader_of(write(tmp_path / "j", ROWS, schema=SCHEMA.remove(SCHEMA.get_field_index("error"))))
+    assert list(reader.read()) == [] and reader.damage is not None and "it has no column error" in reader.damage
+
+
+@pytest.mark.parametrize(
+    "name", ["unfinished/journal/00001.node1-2543-4c8190", "unfinished-choices/journal/00001.node1-2699-757a81"]
+)
+def test_a_journal_of_version_0_1_is_read(tmp_path: Path, name: str) -> None:
+    """Its checksum was of the repr of a dataclass. A value that was exchanged in it is still found out."""
+    path = Path(__file__).parent / f"runs/{name}.arrows"
+    reader = reader_of(path)
+    rows = list(reader.read())
+    assert len(rows) == 56 and reader.damage is None
+    assert len({row.key for row in rows}) == 56 and {row.row_idx for row in rows} <= set(range(20, 40))
+    failed = [row for row in rows if row.error is not None]
+    assert failed and {row.error.kind for row in failed if row.error} == {"prompt_too_long"}
+    choices = [row.values.get("choice_probs") for row in rows if row.error is None]
+    assert all(choices) if "choices" in name else not any(choices)
+    content = path.read_bytes()
+    at = content.index(b"Question 2")
+    (tmp_path / "j").write_bytes(content[:at] + b"Question 9" + content[at + 10 :] + END)
+    damaged = reader_of(tmp_path / "j")
+    assert list(damaged.read()) == rows[:4], "those of the batch before it"
+    assert damaged.damage is not None and "its checksum is wrong" in damaged.damage
 
 
 def test_a_reader_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -247,9 +287,11 @@ def test_a_journal_that_cannot_be_synced_is_closed(tmp_path: Path, monkeypatch: 
 
 
 def test_completions_become_columns_in_the_order_of_the_schema() -> None:
-    batch = completions_to_batch(iter(ROWS))
-    assert batch.schema == COMPLETION_SCHEMA
-    assert [Completion(**row) for row in batch.to_pylist()] == ROWS
+    batch = to_batch(iter(ROWS), SCHEMA)
+    assert batch.schema == SCHEMA
+    assert list(from_batch(batch)) == ROWS
+    kinds = [row.error and row.error.kind for row in ROWS]
+    assert batch["error_kind"].to_pylist() == kinds and "null_prompt" in kinds
 
 
 @pytest.mark.parametrize(
@@ -263,15 +305,70 @@ def test_completions_become_columns_in_the_order_of_the_schema() -> None:
     ids=["some", "none", "impossible", "certain"],
 )
 def test_log_probabilities_come_back_as_they_were(tmp_path: Path, values: dict[str, Any]) -> None:
-    """The checksum is of the values: one that did not survive its type would discard all rows behind it."""
-    row = replace(ROWS[1], **values)
+    row = replace(ROWS[1], values=values)
     assert list(reader_of(write(tmp_path / "j", [row], ROWS[3:4])).read()) == [row, ROWS[3]]
 
 
+@pytest.mark.parametrize(
+    ("values", "read_as"),
+    [
+        ({"token_ids": (1, 2)}, {"token_ids": [1, 2]}),
+        ({"token_logprobs": [-0.1]}, {"token_logprobs": [float(torch.tensor(-0.1))]}),
+        ({"token_logprobs": [float("nan")]}, None),
+        ({"cumulative_logprob": -3}, {"cumulative_logprob": -3.0}),
+    ],
+    ids=["tuple", "float64", "nan", "int"],
+)
+def test_a_value_that_changes_in_arrow_is_no_damage(tmp_path: Path, values: dict[str, Any], read_as: Any) -> None:
+    """The checksum was of Python's values: a tuple came back as a list, and all rows after it were discarded."""
+    reader = reader_of(write(tmp_path / "j", [replace(ROWS[1], values=values)], ROWS[3:4]))
+    first, second = reader.read()
+    assert second == ROWS[3] and reader.damage is None
+    assert read_as is None or first == replace(ROWS[1], values=read_as)
+
+
 def test_the_columns_of_log_probabilities_have_these_types() -> None:
-    types = {name: str(COMPLETION_SCHEMA.field(name).type) for name in LOGPROB_COLUMNS}
+    types = {str(field.name): str(field.type) for field in CompletionMode(logprobs=True).measured()}
     assert types == {
         "token_ids": "list<item: int32>",
         "token_logprobs": "list<item: float>",
         "cumulative_logprob": "double",
     }
+
+
+def test_a_damaged_batch_is_reported_and_a_torn_one_is_not(tmp_path: Path, written: bytes) -> None:
+    """Every kill leaves a torn end; what a disk has spoilt is worth knowing."""
+    path = tmp_path / "j"
+    at = written.index(b"prompt 2")
+    path.write_bytes(written[:at] + b"prompt 7" + written[at + 8 :])
+    reader = reader_of(path)
+    assert reader.damage is None and list(reader.read()) == ROWS[:2]
+    said = reader.damage
+    assert said is not None and said.startswith(f"{path} is damaged at byte ")
+    assert said.endswith(": its checksum is wrong; its later rows are recomputed")
+    assert list(reader.read()) == [] and reader.damage == said
+    for size in range(len(written)):
+        path.write_bytes(written[:size])
+        torn = reader_of(path)
+        list(torn.read())
+        assert torn.damage is None, f"torn at byte {size}"
+
+
+def test_the_last_batch_may_be_torn_in_its_middle(tmp_path: Path, written: bytes) -> None:
+    """A power cut can leave the right length and zeros; the batch is also what another worker is just writing."""
+    at = written.index(b"prompt 4")
+    spoilt = written[:at] + bytes(8) + written[at + 8 :].removesuffix(END)
+    for content in (spoilt, spoilt + bytes(4096)):
+        (tmp_path / "j").write_bytes(content)
+        reader = reader_of(tmp_path / "j")
+        assert list(reader.read()) == ROWS[:4] and reader.damage is None
+    (tmp_path / "j").write_bytes(spoilt + END)
+    assert list(reader.read()) == [] and reader.damage is not None, "the writer has closed it: this will not get better"
+    (tmp_path / "j").write_bytes(written)
+    assert list(reader.read()) == ROWS[4:] and reader.damage is None
+
+
+def test_the_names_and_types_of_columns_are_under_the_checksum(tmp_path: Path, written: bytes) -> None:
+    """They are not in a batch's bytes: a prompt whose column had another name would have been null."""
+    at = written.index(b"prompt\0")
+    assert read(tmp_path, written[:at] + b"promqt" + written[at + 6 :]) == []

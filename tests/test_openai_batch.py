@@ -9,9 +9,11 @@ from typing import Any
 import datasets
 import pytest
 
-from job.config import AnswerConfig, DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingParams
+from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
 from job.data.messages import RowRejected
-from job.data.openai_batch import Requests, recognise_requests
+from job.data.openai_batch import Requests, recognises_requests
+from job.modes.structured import StructuredMode
+from job.run.resolved import ResolvedRun
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 
@@ -65,7 +67,8 @@ def test_a_batch_is_recognised_and_its_ids_are_kept(run_batch: RunJob, tiny_mode
 
 def test_what_goes_in_as_a_batch_comes_out_as_one(run_batch: RunJob, run_job: RunJob, tmp_path: Path) -> None:
     """Lines in, lines out, an error among them."""
-    assert run_batch([request(0, n=2), request(1, url="/v1/embeddings"), b"torn"], "--num-samples", 2).exit_code == 0
+    options = ["--num-samples", 2, "--temperature", 1]
+    assert run_batch([request(0, n=2), request(1, url="/v1/embeddings"), b"torn"], *options).exit_code == 0
     result = run_job("export", tmp_path / "out", "--format", "openai-batch", "--to", tmp_path / "answers.jsonl")
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -98,16 +101,6 @@ def test_a_batch_in_parquet_is_recognised_too(run_job: RunJob, tiny_model: Any, 
     assert errors[1].startswith('unsupported_parameter: tools is [{"type": "function"')
 
 
-def config_of(*, prompt: dict[str, Any] | None = None, **data: Any) -> RunConfig:
-    return RunConfig(
-        model=ModelConfig(model="m"),
-        data=DataConfig(dataset="d", **data),
-        prompt=PromptConfig(**(prompt or {})),
-        sampling=SamplingParams(),
-        output=OutputConfig(output=Path("out")),
-    )
-
-
 COLUMNS = ("custom_id", "method", "url", "body")
 
 
@@ -124,41 +117,48 @@ COLUMNS = ("custom_id", "method", "url", "body")
     ids=str,
 )
 def test_what_names_its_prompt_or_looks_otherwise_is_no_batch(prompt: dict[str, Any], columns: tuple[str, ...]) -> None:
-    config = config_of(prompt=prompt)
-    assert recognise_requests(config, columns) is config
+    assert not recognises_requests(PromptConfig(**prompt), columns)
 
 
 @pytest.mark.parametrize(
-    ("data", "id_column", "kept"),
+    ("data", "id_column", "named"),
     [
-        ({}, "custom_id", ()),
-        ({"id_column": "custom_id"}, "custom_id", ()),
-        ({"id_column": "url"}, "url", ("custom_id",)),
-        ({"id_column": "url", "keep_columns": ("custom_id",)}, "url", ("custom_id",)),
-        ({"keep_columns": ("method",)}, "custom_id", ("method",)),
+        ({}, "custom_id", ("custom_id",)),
+        ({"id_column": "custom_id"}, "custom_id", ("custom_id",)),
+        ({"id_column": "url"}, "url", ("url", "custom_id")),
+        ({"id_column": "url", "keep_columns": ("custom_id",)}, "url", ("url", "custom_id")),
+        ({"keep_columns": ("method",)}, "custom_id", ("custom_id", "method")),
     ],
     ids=str,
 )
-def test_ids_are_kept_beside_what_the_user_keeps(data: dict[str, Any], id_column: str, kept: tuple[str, ...]) -> None:
-    config = recognise_requests(config_of(**data), COLUMNS)
-    assert (config.data.id_column, config.data.keep_columns) == (id_column, kept)
-    assert config.prompt.request_column == "body" and config.prompt.text_column is None
+def test_ids_are_kept_beside_what_the_user_keeps(data: dict[str, Any], id_column: str, named: tuple[str, ...]) -> None:
+    config = RunConfig(
+        model=ModelConfig(model="m"),
+        data=DataConfig(dataset="d", **data),
+        prompt=PromptConfig(),
+        sampling=SamplingConfig(),
+        output=OutputConfig(output=Path("out")),
+    )
+    assert recognises_requests(config.prompt, COLUMNS)
+    run = ResolvedRun(config=config, chat=True, batch_id_column="custom_id")
+    assert (run.id_column, run.named_columns) == (id_column, named)
+    assert run.request_column == "body" and run.text_column is None
 
 
-SAMPLING = SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=3, stop=("\n", "END"), num_samples=2)
+SAMPLING = SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=3, stop=("\n", "END"), num_samples=2)
 
 
 def error_of(
-    body: Any, sampling: SamplingParams = SAMPLING, *, chat: bool = True, schema: str | None = None, **line: Any
+    body: Any, sampling: SamplingConfig = SAMPLING, *, chat: bool = True, schema: str | None = None, **line: Any
 ) -> str | None:
     """Return the error that a request becomes; None if it is served."""
     config = RunConfig(
         model=ModelConfig(model="m"),
         data=DataConfig(dataset="d"),
-        prompt=PromptConfig(request_column="body"),
+        prompt=PromptConfig(),
         sampling=sampling,
         output=OutputConfig(output=Path("out")),
-        answer=AnswerConfig(json_schema=schema),
+        modes=(StructuredMode(json_schema=schema),),
     )
     try:
         Requests(config, COLUMNS, chat=chat).content_of({"body": body, **line})
@@ -230,9 +230,9 @@ def test_what_would_be_answered_otherwise_is_an_error(body: Any, error: str) -> 
 
 def test_greedy_runs_do_not_mind_how_draws_would_be_made() -> None:
     body = chat(temperature=0, top_p=0.5, seed=99)
-    assert error_of(body, SamplingParams()) is None
-    assert error_of(chat(top_p=0.5, seed=99), SamplingParams()) is None
-    assert error_of(chat(temperature=1, seed=99), SamplingParams()) == (
+    assert error_of(body, SamplingConfig()) is None
+    assert error_of(chat(top_p=0.5, seed=99), SamplingConfig()) is None
+    assert error_of(chat(temperature=1, seed=99), SamplingConfig()) == (
         "parameter_mismatch: temperature is 1, the run's is 0.0"
     )
 
@@ -242,9 +242,9 @@ def test_the_schema_of_the_run_may_be_asked_for_and_no_other() -> None:
         return chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
 
     own = '{"type": "object", "required": []}'
-    assert error_of(asking({"required": [], "type": "object"}), SamplingParams(), schema=own) is None
+    assert error_of(asking({"required": [], "type": "object"}), SamplingConfig(), schema=own) is None
     for wrong, schema in (({"type": "array"}, own), (None, None), (None, own)):
-        error = error_of(asking(wrong), SamplingParams(), schema=schema)
+        error = error_of(asking(wrong), SamplingConfig(), schema=schema)
         assert str(error).startswith("unsupported_parameter: response_format is ")
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from job.cli.configuration import _prompt_texts
 from job.config import PromptConfig
 from job.data.prompts import ChatTemplate, PromptRenderer, find_content, needed_columns
-from job.data.templates import Template, read_template
-from job.data.tokenization import chat_template_of
+from job.data.templates import Template
+from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
 from job.records import Prompt, Row, RowError
 from tests.tiny import make_tokenizer
@@ -18,7 +19,7 @@ from tests.tiny import make_tokenizer
 
 @pytest.fixture(scope="module")
 def chat() -> ChatTemplate:
-    template = chat_template_of(make_tokenizer(chat=True), None)
+    template = Tokenizer(make_tokenizer(chat=True)).chat_template(None)
     assert template is not None
     return template
 
@@ -53,6 +54,10 @@ def test_a_template_needs_only_its_columns() -> None:
     assert PromptRenderer(config, None, ["x", "y", "z"]).columns == ["x", "y"]
 
 
+def read_template(text_or_file: str) -> str:
+    return _prompt_texts({"prompt_template": text_or_file, "examples": None})["prompt_template"]
+
+
 def test_a_template_may_come_from_a_file(tmp_path: Path) -> None:
     for text in ("Q: {{ q }}é\n", "\ufeffQ: {{ q }}é\r\n", "Q: {{ q }}é"):
         (tmp_path / "t.jinja").write_bytes(text.encode())
@@ -80,7 +85,7 @@ def test_a_text_without_variables_that_is_no_file_is_refused(text: str) -> None:
 def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     """It was a UnicodeDecodeError with a traceback."""
     (tmp_path / "t").write_bytes(b"\xff\xfe{{")
-    with pytest.raises(UsageError, match=r"^--prompt-template .*/t: the file cannot be read as UTF-8 text: 'utf"):
+    with pytest.raises(UsageError, match=r"--prompt-template '.*/t' cannot be read: 'utf-8' codec"):
         read_template(str(tmp_path / "t"))
 
 

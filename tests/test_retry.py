@@ -107,8 +107,9 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
     paths = RunFiles(tmp_path / "out", 3)
     from job.output.sharing.retries import _read
 
-    journal = Journal(paths.store, paths.names.journal(0, "dead"))
-    for completion in _read(paths.store, paths.names.part(0), Columns(include_prompt=False), ["none"]):
+    columns = Columns(modes=(), include_prompt=False)
+    journal = Journal(paths.store, paths.names.journal(0, "dead"), columns.journaled)
+    for completion in _read(paths.store, paths.names.part(0), columns, ["none"]):
         journal.append(completion)
     journal.close()
     run_job("retry", tmp_path / "out")
@@ -188,7 +189,7 @@ def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path, make: Callab
     assert told in line
 
 
-STRANGE = {"format_version": 2, "identity": {}, "about": {}}
+STRANGE = {"format_version": 3, "identity": {"modes": {}}, "about": {}}
 
 
 def test_marks_add_up(

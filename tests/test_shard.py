@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.modes.completion import CompletionMode
 from job.output.parts.columns import Columns
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
 from job.output.parts.plan import Plan
 from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
-from job.records import Completion, Row, RowBlock
+from job.records import Completion, Row, RowBlock, RowError
 from tests.run_files import RunFiles
 
 KEPT = pa.schema([("id", pa.string()), ("score", pa.decimal128(5, 2))])
@@ -35,7 +36,7 @@ def paths(tmp_path: Path) -> RunFiles:
 def part_format(
     kept: pa.Schema = KEPT, *, include_prompt: bool = True, logprobs: bool = False, compression: str = "zstd"
 ) -> PartFormat:
-    columns = Columns(include_prompt=include_prompt, logprobs=logprobs)
+    columns = Columns(modes=(CompletionMode(logprobs=logprobs),), include_prompt=include_prompt)
     return PartFormat.build(kept, columns, compression=compression, metadata=METADATA)
 
 
@@ -56,8 +57,8 @@ def completion(
         finish_reason=None if error else "stop",
         num_prompt_tokens=2,
         num_completion_tokens=3,
-        error=error,
-        **values,
+        error=None if error is None else RowError.parse(error),
+        values=values,
     )
 
 
@@ -77,7 +78,7 @@ def finish(shard: OpenShard, schema: pa.Schema = KEPT) -> None:
 
 
 def leave_journal(paths: RunFiles, worker: str, *rows: Completion, shard_idx: int = 0) -> None:
-    journal = Journal(paths.store, paths.names.journal(shard_idx, worker))
+    journal = Journal(paths.store, paths.names.journal(shard_idx, worker), part_format().columns.journaled)
     for row in rows:
         journal.append(row)
     journal.close()
@@ -111,6 +112,7 @@ def test_columns_are_in_the_order_of_the_contract_with_their_types(paths: RunFil
         ("num_prompt_tokens", "int32"),
         ("num_completion_tokens", "int32"),
         ("error", "string"),
+        ("error_kind", "string"),
     ]
 
 
@@ -153,7 +155,7 @@ def test_types_of_huggingface_survive(paths: RunFiles) -> None:
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     kept = features.arrow_schema
     metadata = {b"huggingface": kept.metadata[b"huggingface"]}
-    form = PartFormat.build(kept, Columns(include_prompt=False), compression="zstd", metadata=metadata)
+    form = PartFormat.build(kept, Columns(modes=(), include_prompt=False), compression="zstd", metadata=metadata)
     shard = open_shard(paths, 2, form=form)
     for row_idx in shard.rows:
         shard.add(completion(row_idx))
@@ -461,7 +463,7 @@ def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunFile
         shard.keep(block(shard.rows))
         shard.finish()
     table = pq.read_table(paths.part(0))
-    assert table.column_names[-4:] == ["error", *names]
+    assert table.column_names[-4:] == ["error_kind", *names]
     assert [str(table.schema.field(name).type) for name in names] == [
         "list<element: int32>",
         "list<element: float>",
@@ -469,7 +471,7 @@ def test_log_probabilities_are_columns_only_if_they_are_asked_for(paths: RunFile
     ]
     assert [table[name][3].as_py() for name in names] == [*values.values()]
     assert [table[name][4].as_py() for name in names] == [None] * 3
-    assert pq.read_schema(paths.part(1)).names[-1] == "error"
+    assert pq.read_schema(paths.part(1)).names[-1] == "error_kind"
 
 
 def test_a_kept_column_may_have_the_name_of_a_log_probability_that_is_not_asked_for(paths: RunFiles) -> None:
@@ -488,3 +490,22 @@ def test_the_plan_has_every_sample_of_every_row_once() -> None:
     assert keys == [(row_idx, sample_idx) for row_idx in range(25) for sample_idx in range(3)]
     assert SAMPLED.num_completions == 75 and SAMPLED.num_shards == PLAN.num_shards
     assert list(SAMPLED.keys_of_row(4)) == [(4, 0), (4, 1), (4, 2)]
+
+
+def test_a_damaged_journal_is_noted_once(paths: RunFiles) -> None:
+    """Its rows after the damage are recomputed; whoever owns the disk should know of it."""
+    journal = Journal(paths.store, paths.names.journal(0, "dead"), part_format().columns.journaled, sync_secs=0)
+    for row_idx in range(3):
+        journal.append(completion(row_idx, text=f"answer {row_idx}"))
+        journal.sync()
+    journal.close()
+    content = paths.journal(0, "dead").read_bytes()
+    paths.journal(0, "dead").write_bytes(content.replace(b"answer 1", b"answer 7"))
+    leave_journal(paths, "other", completion(5))
+    notes: list[str] = []
+    shard = OpenShard(0, PLAN, paths, part_format(), "w", notes.append)
+    assert (shard.has((0, 0)), shard.has((1, 0)), shard.has((2, 0)), shard.has((5, 0))) == (True, False, False, True)
+    shard.absorb()
+    shard.absorb()
+    (note,) = notes
+    assert str(paths.journal(0, "dead")) in note and note.endswith("its later rows are recomputed")

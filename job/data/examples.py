@@ -7,7 +7,6 @@ examples are the same for all rows, so an engine that shares the beginnings of p
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
@@ -31,19 +30,6 @@ class Example:
     def completion(self) -> str:
         """The answer."""
         return str(self.values["completion"])
-
-
-def read_examples(path: str) -> str:
-    """Return the text of a file with examples.
-
-    Raises:
-        UsageError: there is no such file, or none that holds text.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"--examples {path!r} cannot be read: {reason}. Name a file of JSON lines.") from None
 
 
 def parse_examples(text: str) -> tuple[Example, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import torch
 
-from job.config import RunConfig
+from job.config import RunConfig, SamplingConfig
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
 from job.data.opening import OpenDataset, open_dataset
 from job.data.prompts import PromptRenderer, check_prompt_type, needed_columns
@@ -75,6 +75,7 @@ def examine(
     Raises:
         UsageError: anything that cannot work as asked.
     """
+    samples_notes = _check_samples(config.sampling, found)
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
     tokenizer = Tokenizer(load_tokenizer(config.model))
     tokenizer.check_policy(config.prompt.on_long_prompt)
@@ -117,8 +118,22 @@ def examine(
         kept=kept,
         features=features_of(columns, schema, kept),
         manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, kept),
-        notes=notes if requests is None else (requests.note, *notes),
+        notes=(*samples_notes, *(() if requests is None else (requests.note,)), *notes),
     )
+
+
+def _check_samples(sampling: SamplingConfig, found: Manifest | None) -> tuple[str, ...]:
+    """Return what to tell the user of samples that are all equal: older versions began such runs, and they go on.
+
+    Raises:
+        UsageError: a new run would have them.
+    """
+    if sampling.num_samples == 1 or sampling.temperature > 0:
+        return ()
+    options = f"--num-samples {sampling.num_samples} with --temperature 0"
+    if found is None:
+        raise UsageError(f"{options} would give the same completion each time. Set --temperature above 0.")
+    return (f"{options} gives the same completion each time",)
 
 
 def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from job.errors import first_line
+from job.output.parts.columns import BASE
 from job.output.parts.rows import from_batch, to_batch
 from job.output.store.store import Appender, Store
 from job.records import Completion
@@ -97,22 +98,25 @@ class JournalReader:
 
     def read(self) -> Iterator[Completion]:
         """Yield the rows after those of the last time, up to the first batch that is torn or damaged."""
-        data = self._new_bytes()
+        data, self.damage = self._new_bytes(), None
         stream = pa.BufferReader(self._schema + data)
         start = self._offset - len(self._schema)
         try:  # from memory: a damaged length cannot ask for more than there is
             with pa.ipc.open_stream(stream) as reader:
-                self._schema = self._schema or data[: stream.tell()]
-                self._offset = start + stream.tell()
+                schema = self._schema or data[: stream.tell()]
                 while True:
                     completions = list(from_batch(_next_batch(reader)))
-                    self._offset = start + stream.tell()
+                    self._schema, self._offset = (
+                        schema,
+                        start + stream.tell(),
+                    )  # the checksum is right: so is the schema
                     yield from completions
         except (StopIteration, pa.ArrowException, OSError):
             return  # the end, or what pyarrow makes of a torn message
         except _Damaged as damaged:
-            where = f"{self._store.describe(self._name)} is damaged at byte {self._offset:,}"
-            self.damage = f"{where}: {damaged}; its later rows are recomputed"
+            if stream.read().strip(b"\0"):  # else it is the end: a power cut, or a writer whose data are on their way
+                where = f"{self._store.describe(self._name)} is damaged at byte {self._offset:,}"
+                self.damage = f"{where}: {damaged}; its later rows are recomputed"
 
     def _new_bytes(self) -> bytes:
         """Return what stands behind the last whole batch; everything if the file is another one."""
@@ -142,14 +146,17 @@ def _next_batch(reader: Any) -> pa.RecordBatch:
     metadata = metadata or {}
     try:
         batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
-    except pa.ArrowException as error:
+        if CHECKSUM in metadata:
+            is_right = metadata[CHECKSUM] == _checksum(batch)
+        else:
+            is_right = metadata.get(OLD_CHECKSUM) == _old_checksum(batch)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _Damaged(first_line(error)) from None
-    if CHECKSUM in metadata:
-        is_right = metadata[CHECKSUM] == _checksum(batch)
-    else:
-        is_right = metadata.get(OLD_CHECKSUM) == _old_checksum(batch)
     if not is_right:
         raise _Damaged("its checksum is wrong")
+    lacking = [name for name in BASE.names if name not in (*batch.schema.names, "error_kind")]
+    if lacking:
+        raise _Damaged(f"it has no column {lacking[0]}")
     return batch
 
 
@@ -159,8 +166,9 @@ def _as_read(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _checksum(batch: pa.RecordBatch) -> bytes:
-    """Return the CRC-32 of a batch's bytes, in digits."""
-    return str(zlib.crc32(batch.serialize())).encode()
+    """Return the CRC-32 of a batch's bytes, in digits. Columns and types are not among the bytes, so they are added."""
+    columns = "\n".join(f"{column.name}: {column.type}" for column in batch.schema)
+    return str(zlib.crc32(batch.serialize(), zlib.crc32(columns.encode()))).encode()
 
 
 def _old_checksum(batch: pa.RecordBatch) -> bytes:
