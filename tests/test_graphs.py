@@ -17,8 +17,19 @@ from job.engine.paged.attention.backends import VARLEN, _plain
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.cuda.graphs import DecodeGraphs, RecordedStep
 from job.engine.paged.engine import PagedEngine
-from job.records import Request
-from tests.serving import MODES, Served, complete, expected_tokens, finish, make_engine, make_prompts, serve, tokens
+from tests.serving import (
+    MODES,
+    Served,
+    ask,
+    complete,
+    expected_tokens,
+    finish,
+    generate,
+    make_engine,
+    make_prompts,
+    serve,
+    tokens,
+)
 
 NUM_PAGES = 40
 """Of 256 tokens; ``make_engine`` counts in pages of 32."""
@@ -68,7 +79,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         record(self, module, memory, logits)
 
         def replay() -> torch.Tensor:
-            replayed.append((len(self._token_ids), self._tables.shape[1]))
+            replayed.append(self.tensors.tables.shape)
             return logits.copy_(self._run(module))
 
         monkeypatch.setattr(self, "replay", replay, raising=False)
@@ -109,9 +120,9 @@ def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
 
     def draw(*, cuda_graphs: bool) -> list[list[int]]:
         config = {"max_batch_rows": 4, "cuda_graphs": cuda_graphs}
-        engine = engine_of(served, config=config, temperature=1.0, num_samples=12)
+        engine = engine_of(served, config=config)
         prompt = [5 + idx * 7 % 200 for idx in range(45)]
-        return tokens(finish(engine, [Request(row_idx=0, sample_idx=idx, prompt_ids=prompt) for idx in range(12)]))
+        return tokens(finish(engine, [ask(prompt, generate(temperature=1.0), sample_idx=idx) for idx in range(12)]))
 
     expected = draw(cuda_graphs=False)
     assert not recorded
@@ -121,8 +132,8 @@ def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
 def test_all_recorded_steps_leave_their_logits_in_one_place(served: Served, recorded: list[tuple[int, int]]) -> None:
     engine = engine_of(served, config={"max_batch_rows": 5})
     complete(engine, make_prompts())
-    graphs = engine._executor._graphs
-    assert graphs is not None and graphs._logits is not None
+    graphs = engine._executor._recorder
+    assert isinstance(graphs, DecodeGraphs) and graphs._logits is not None
     assert len(graphs._logits) == 8, "the size that holds five rows"
     assert len({size for size, _ in graphs._recorded}) > 2
     assert {step._logits.data_ptr() for step in graphs._recorded.values()} == {graphs._logits.data_ptr()}
@@ -145,5 +156,5 @@ def test_a_model_whose_steps_cannot_be_recorded_is_served_without(
 
 def test_nothing_is_recorded_unless_asked_for(served: Served, recorded: list[tuple[int, int]]) -> None:
     engine = engine_of(served, config={"cuda_graphs": False})
-    assert engine._executor._graphs is None and engine.no_graphs is None
-    assert isinstance(engine_of(served)._executor._graphs, DecodeGraphs)
+    assert engine._executor._recorder is None and engine.no_graphs is None
+    assert isinstance(engine_of(served)._executor._recorder, DecodeGraphs)

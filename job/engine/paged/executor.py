@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 
-from job.engine.paged.attention.backends import Backend
+from job.engine.paged.attention.backends import Backend, Recorder
 from job.engine.paged.attention.cache import KVCache
 from job.engine.paged.attention.interface import Attend, attending
 from job.engine.paged.attention.layout import BlockTables, Layout
-from job.engine.paged.cuda.graphs import DecodeGraphs, may_replay
 from job.engine.paged.schedule.step import Step
 
 
@@ -19,17 +18,19 @@ class Executor:
         """Begin with an empty cache of the backend's."""
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._num_slots, self._tables = num_slots, BlockTables(num_slots)
-        self._graphs: DecodeGraphs | None = None
+        self._recorder: Recorder | None = None
 
-    def use_graphs(self) -> str | None:
-        """Record and replay decode steps. For a process that has the model to itself, with the kernel of CUDA.
+    def record_steps(self) -> str | None:
+        """Record steps and replay them, if the backend can. For a process that has the model to itself.
 
         Returns:
             Why this model's steps cannot be recorded, if so; they are launched kernel by kernel, then.
         """
-        graphs = DecodeGraphs(self._module, self._cache, self._device, max_rows=self._num_slots)
-        problem = graphs.problem()
-        self._graphs = graphs if problem is None else None
+        if self._backend.recorder is None:
+            return None
+        recorder = self._backend.recorder(self._module, self._cache, self._device, max_rows=self._num_slots)
+        problem = recorder.problem()
+        self._recorder = recorder if problem is None else None
         return problem
 
     def run(self, step: Step) -> torch.Tensor:
@@ -43,8 +44,8 @@ class Executor:
         if self._backend.reads_hidden:
             self._cache.clear(step.pages_to_clear)
         layout = Layout(step, self._tables, self._cache.page_tokens)
-        if self._graphs is not None and may_replay(layout):
-            return self._graphs.run(layout)
+        if self._recorder is not None and self._recorder.may_replay(layout):
+            return self._recorder.run(layout)
         attend = self._backend.attend(self._cache, layout, self._device)
         return run_model(self._module, layout, attend, self._device)
 

@@ -1,7 +1,9 @@
 """Which attention serves a model on a device: a kernel where there is one to be trusted, plain operations elsewhere."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from job.engine.paged.attention.interface import Attend, AttentionArgs
 from job.engine.paged.attention.layout import BlockTables, Layout
 from job.engine.paged.cpu import attention as cpu_attention
 from job.engine.paged.cuda import attention as cuda_attention
+from job.engine.paged.cuda.graphs import DecodeGraphs
 from job.engine.paged.schedule.step import Step, rows
 from job.errors import JobError, first_line
 from job.launch.replica import Replica
@@ -24,9 +27,36 @@ TRIAL_STEPS = (((0, 0, 300), (1, 0, 40)), ((0, 300, 1), (1, 40, 270)), ((0, 301,
 """What a kernel is tried with: of each sequence of a step (slot, tokens before, tokens now)."""
 
 
+class Recorder(Protocol):
+    """Records the steps of a model once and replays them: the host need not launch each kernel."""
+
+    def problem(self) -> str | None:
+        """Return why the model's steps cannot be recorded; None if they can."""
+
+    def may_replay(self, layout: Layout) -> bool:
+        """Whether a step is one of those that are recorded."""
+
+    def run(self, layout: Layout) -> torch.Tensor:
+        """Compute a step that may be replayed and whose pages to clear are clear.
+
+        Returns:
+            [N, V]: logits; overwritten by the next step.
+        """
+
+
+class MakeRecorder(Protocol):
+    """Makes what records steps."""
+
+    def __call__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> Recorder:
+        """Record the steps of a module over a cache, of at most ``max_rows`` sequences."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """An attention and the cache that it reads."""
+
+    problem: Callable[[Mapping[int, LayerShape]], str | None] = lambda shapes: None
+    """Returns why it cannot serve a model's layers, or None."""
 
     page_tokens: int
     tokens_first: bool
@@ -35,6 +65,8 @@ class Backend:
     """Whether it weighs what is hidden with zero instead of leaving it out: NaN there would do harm."""
     attend: Callable[[KVCache, Layout, torch.device], Attend]
     """Makes what attends in one step."""
+    recorder: MakeRecorder | None = None
+    """Makes what records steps with this attention. None: every step is launched."""
 
     def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
         """Allocate a cache of so many pages."""
@@ -50,17 +82,23 @@ TORCH = Backend(
     attend=plain.TorchAttention,
 )
 COMPILED = Backend(
+    problem=cpu_attention.problem,
     page_tokens=cpu_attention.PAGE_TOKENS,
     tokens_first=False,
     reads_hidden=False,
     attend=cpu_attention.CompiledAttention,
 )
 VARLEN = Backend(
+    problem=cuda_attention.problem,
     page_tokens=cuda_attention.PAGE_TOKENS,
     tokens_first=True,
     reads_hidden=True,
     attend=cuda_attention.VarlenAttention.for_step,
+    recorder=functools.partial(DecodeGraphs, attend=cuda_attention.VarlenAttention.for_recorded_step),
 )
+
+KERNELS = {"cuda": VARLEN, "cpu": COMPILED}
+"""The backend that is tried first on each type of device; plain operations are for what it cannot serve."""
 
 
 def allocate(backend: Backend, shapes: Mapping[int, LayerShape], num_pages: int, replica: Replica) -> KVCache:
@@ -86,9 +124,8 @@ def allocate(backend: Backend, shapes: Mapping[int, LayerShape], num_pages: int,
 
 def choose_backend(shapes: Mapping[int, LayerShape], replica: Replica) -> tuple[Backend, str | None]:
     """Return the backend for a replica, and why it is not a kernel. All ranks of a replica must call this together."""
-    on_cuda = replica.device.type == "cuda"
-    backend, problem_of = (VARLEN, cuda_attention.problem) if on_cuda else (COMPILED, cpu_attention.problem)
-    problem = problem_of(shapes)
+    backend = KERNELS[replica.device.type]
+    problem = backend.problem(shapes)
     if problem is None:
         problem = _trial_problem(backend, shapes, replica.device)
     problems = [text for text in replica.gather_status(problem) if text is not None]

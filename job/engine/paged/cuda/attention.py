@@ -15,6 +15,7 @@ import torch
 from job.engine.paged.attention.cache import KVCache, LayerShape, Placement
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout
+from job.engine.paged.cuda.graphs import RecordedTensors
 from job.errors import first_line
 
 PAGE_TOKENS = 256
@@ -57,6 +58,13 @@ class VarlenAttention:
         max_queries, max_keys = int(layout.counts.max()), int(layout.ends.max())
         placement = Placement.of(cache, layout, device)
         return cls(cache, placement, tables, starts, num_keys, max_queries=max_queries, max_keys=max_keys)
+
+    @classmethod
+    def for_recorded_step(cls, cache: KVCache, tensors: RecordedTensors) -> "VarlenAttention":
+        """Attend in a step of one token per row whose tensors are filled anew before each replay."""
+        placement = Placement(cache, tensors.pages, tensors.places)
+        max_keys = tensors.tables.shape[1] * cache.page_tokens
+        return cls(cache, placement, tensors.tables, tensors.starts, tensors.num_keys, max_queries=1, max_keys=max_keys)
 
     def __call__(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs

@@ -7,32 +7,47 @@ Letters: B rows of a recorded size, W pages per row.
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from job.engine.paged.attention.cache import KVCache, Placement
-from job.engine.paged.attention.interface import attending
+from job.engine.paged.attention.cache import KVCache
+from job.engine.paged.attention.interface import Attend, attending
 from job.engine.paged.attention.layout import Layout
-from job.engine.paged.cuda.attention import VarlenAttention
 from job.errors import first_line
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, *range(96, 1025, 32))
 """Rows of the recorded steps."""
 
 
-def may_replay(layout: Layout) -> bool:
-    """Whether a step is one token for each of not too many rows, and nothing else: copies of pages are not recorded."""
-    is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
-    return bool(is_decode and not len(layout.copies))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedTensors:
+    """What a recorded step reads: filled with another step's numbers before each replay, never replaced."""
+
+    token_ids: torch.Tensor  # [B] int64
+    positions: torch.Tensor  # [B] int64
+    pages: torch.Tensor  # [B] int64: where each token's keys and values go,
+    places: torch.Tensor  # [B] int64: and the place in the page
+    num_keys: torch.Tensor  # [B] int32: tokens of each sequence, this step's included
+    tables: torch.Tensor  # [B, W] int32: the pages of each sequence
+    starts: torch.Tensor  # [B + 1] int32: one token for each row
+
+
+AttendRecorded = Callable[[KVCache, RecordedTensors], Attend]
+"""Makes what attends in a step with these tensors. A backend that has steps recorded brings it."""
 
 
 class DecodeGraphs:
-    """Runs decode steps of a model on one process."""
+    """Implements ``Recorder`` for decode steps, on one process."""
 
-    def __init__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> None:
-        """Record nothing yet: each size is recorded when it is first needed."""
+    def __init__(
+        self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int, attend: AttendRecorded
+    ) -> None:
+        """Record each size when it is first needed."""
         self._module, self._cache, self._device, self._max_rows = module, cache, device, min(max_rows, SIZES[-1])
+        self._attend = attend
         self._recorded: dict[tuple[int, int], RecordedStep] = {}
         self._memory: Any = torch.cuda.graph_pool_handle()
         self._warm_up_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -51,12 +66,13 @@ class DecodeGraphs:
             return first_line(error)
         return None
 
-    def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that may be replayed and whose pages to clear are clear.
+    def may_replay(self, layout: Layout) -> bool:
+        """See ``Recorder``: one token for each of not too many rows, and no copies of pages, which are not recorded."""
+        is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
+        return bool(is_decode and not len(layout.copies))
 
-        Returns:
-            [N, V]: logits; overwritten by the next step.
-        """
+    def run(self, layout: Layout) -> torch.Tensor:
+        """See ``Recorder``."""
         size = SIZES[bisect_left(SIZES, len(layout.counts))]
         width = 1 << (-(-int(layout.ends.max()) // self._cache.page_tokens) - 1).bit_length()
         recorded = self._recorded.get((size, width)) or self._record(size, width)
@@ -65,7 +81,7 @@ class DecodeGraphs:
 
     def _record(self, size: int, width: int) -> "RecordedStep":
         """Record a step of padding: what it computes does not change which kernels are launched."""
-        recorded = RecordedStep(self._cache, size, width, self._device)
+        recorded = RecordedStep(self._cache, size, width, self._device, self._attend)
         warm = recorded.warm_up(self._module, self._warm_up_stream)
         if self._logits is None:
             largest = SIZES[bisect_left(SIZES, self._max_rows)]
@@ -78,29 +94,37 @@ class DecodeGraphs:
 class RecordedStep:
     """The tensors that a recorded step reads, and its graph."""
 
-    def __init__(self, cache: KVCache, size: int, width: int, device: torch.device) -> None:
+    def __init__(self, cache: KVCache, size: int, width: int, device: torch.device, attend: AttendRecorded) -> None:
         """Allocate what the step reads; all rows are padding."""
         self._cache, self._device = cache, device
-        self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
-        self._positions, self._places = torch.zeros_like(self._token_ids), torch.zeros_like(self._token_ids)
-        self._pages = torch.full_like(self._token_ids, cache.spare_page)
+        zeros = torch.zeros(size, dtype=torch.int64, device=device)
+        self.tensors = RecordedTensors(
+            token_ids=zeros,
+            positions=zeros.clone(),
+            pages=torch.full_like(zeros, cache.spare_page),
+            places=zeros.clone(),
+            num_keys=torch.ones(size, dtype=torch.int32, device=device),
+            tables=torch.full((size, width), cache.spare_page, dtype=torch.int32, device=device),
+            starts=torch.arange(size + 1, dtype=torch.int32, device=device),
+        )
         self._rows = torch.arange(size, device=device)
-        self._tables = torch.full((size, width), cache.spare_page, dtype=torch.int32, device=device)
-        self._num_keys = torch.ones(size, dtype=torch.int32, device=device)
-        self._starts = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self._max_keys = width * cache.page_tokens
+        self._attend = attend
 
     def fill(self, layout: Layout) -> None:
-        """Write a step into the tensors; what is behind its rows becomes padding."""
-        num_rows, width = len(layout.counts), self._tables.shape[1]
-        host = (layout.token_ids, layout.positions, layout.token_places, layout.token_pages, layout.ends)
-        own = (self._token_ids, self._positions, self._places, self._pages, self._num_keys)
-        for tensor, array, padding in zip(own, host, (0, 0, 0, self._cache.spare_page, 1), strict=True):
+        """Write a step into the tensors; what is after its rows becomes padding."""
+        own, num_rows, width = self.tensors, len(layout.counts), self.tensors.tables.shape[1]
+        for tensor, array, padding in (
+            (own.token_ids, layout.token_ids, 0),
+            (own.positions, layout.positions, 0),
+            (own.places, layout.token_places, 0),
+            (own.pages, layout.token_pages, self._cache.spare_page),
+            (own.num_keys, layout.ends, 1),
+        ):
             tensor.fill_(padding)
             tensor[:num_rows] = torch.from_numpy(array).to(self._device)
         tables = torch.from_numpy(layout.pages[:, :width]).to(self._device)
-        self._tables.fill_(self._cache.spare_page)
-        self._tables[:num_rows, : tables.shape[1]] = tables
+        own.tables.fill_(self._cache.spare_page)
+        own.tables[:num_rows, : tables.shape[1]] = tables
 
     def warm_up(self, module: Any, stream: Any) -> torch.Tensor:
         """Run the step once on a stream of its own, as recording asks for, and return its logits [B, V]."""
@@ -127,20 +151,13 @@ class RecordedStep:
         return self._logits
 
     def _run(self, module: Any) -> torch.Tensor:
-        placement = Placement(self._cache, self._pages, self._places)
-        attend = VarlenAttention(
-            self._cache,
-            placement,
-            self._tables,
-            self._starts,
-            self._num_keys,
-            max_queries=1,
-            max_keys=self._max_keys,
-        )
+        # Made anew inside what is recorded: what it derives from the tensors, such as where keys go, must be computed
+        # in every replay. One made in the warm-up would be recorded with the places of the warm-up.
+        attend = self._attend(self._cache, self.tensors)
         with torch.inference_mode(), attending(attend):
             output = module(
-                input_ids=self._token_ids[None],
-                position_ids=self._positions[None],
+                input_ids=self.tensors.token_ids[None],
+                position_ids=self.tensors.positions[None],
                 use_cache=False,
                 logits_to_keep=self._rows,
             )
