@@ -7,13 +7,14 @@ checked by the part that owns it.
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from job.engine import kinds
 from job.errors import UsageError, require
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
-ENGINES = ("paged", "static", "fake")
+ENGINES = tuple(kinds.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 NORMALIZATIONS = ("none", "tokens", "bytes")
 AGGREGATES = ("majority",)
@@ -227,11 +228,16 @@ class EngineConfig:
     share_prefixes: bool = True
     """Compute the common beginnings of prompts once. Off only to measure or to find a mistake."""
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether the engine computes with the model's weights."""
+        return kinds.ENGINES[self.engine].needs_model
+
     def __post_init__(self) -> None:
         require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
-        if self.engine == "fake" and self.tensor_parallel_size > 1:
-            raise UsageError("--engine fake has no model to share. Use --tensor-parallel-size 1.")
+        if self.tensor_parallel_size > 1 and not self.needs_model:
+            raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")
         require(self.stall_timeout >= 0, "stall-timeout", self.stall_timeout, "0 (never) or more")
         for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)

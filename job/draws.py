@@ -19,18 +19,20 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def philox4x32(counter: npt.NDArray[np.uint64], key: tuple[int, int]) -> npt.NDArray[np.uint64]:
+def philox4x32(
+    counter: npt.NDArray[np.uint64], key: tuple[int, int] | npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
     """Return four random 32-bit words for each counter.
 
     Args:
         counter: [4, B], words below 2**32.
-        key: two words below 2**32.
+        key: two words below 2**32, or [2, B] of them.
 
     Returns:
         [4, B] uint64, words below 2**32.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    k0, k1 = np.asarray(key, np.uint64)
     for _ in range(10):
         p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
         c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
@@ -38,10 +40,11 @@ def philox4x32(counter: npt.NDArray[np.uint64], key: tuple[int, int]) -> npt.NDA
     return np.stack([c0, c1, c2, c3])
 
 
-def row_bits(seed: int, keys: Sequence[SampleKey], positions: Sequence[int]) -> npt.NDArray[np.int64]:
+def row_bits(seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Sequence[int]) -> npt.NDArray[np.int64]:
     """Return 64 random bits for each row: its draw at its position of the completion.
 
     Args:
+        seed: of all rows, or one for each.
         positions: 0 for the first generated token.
 
     Returns:
@@ -50,7 +53,8 @@ def row_bits(seed: int, keys: Sequence[SampleKey], positions: Sequence[int]) -> 
     rows = np.array([row_idx for row_idx, _ in keys], np.uint64)
     samples = np.array([sample_idx for _, sample_idx in keys], np.uint64)
     counter = np.stack([rows & _LOW, rows >> _SHIFT, samples, np.array(positions, np.uint64)])
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    seeds = np.broadcast_to(np.array(seed, np.uint64), len(keys))
+    words = philox4x32(counter, np.stack([seeds & _LOW, seeds >> _SHIFT]))
     bits: npt.NDArray[np.int64] = ((words[0] << _SHIFT) | words[1]).view(np.int64)
     return bits
 

@@ -1,9 +1,11 @@
 """One process of a replica that runs an engine over several models: the tensor-parallel half of the engines' tests.
 
 Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
-perhaps engine ("paged" by default, "static", or "chosen": what ``build_engine`` takes), config (of EngineConfig),
-choices, answer (of AnswerConfig), num_pages and breaks. The leader writes for each job its generations, [key, token
-ids, finish reason, error] of every request, what the user was told, and how often a row was preempted.
+perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
+choices in place of params, answer (of AnswerConfig), num_pages and breaks; or mixed in
+place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its
+generations, [key, token ids, finish reason, error] of every request, what the user was told, and how often a row was
+preempted.
 """
 
 import json
@@ -15,21 +17,20 @@ from typing import Any
 import pytest
 import torch
 
-from job.config import AnswerConfig, EngineConfig, ModelConfig, SamplingParams
+from job.config import AnswerConfig, EngineConfig, ModelConfig
 from job.data.grammar import compile_grammar
-from job.engine.build import build_engine
-from job.engine.logits.trie import ChoiceTrie
+from job.engine.kinds import ENGINES
+from job.engine.logits import pipeline
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
-from job.engine.paged.tasks import token_choice as choosing
 from job.engine.protocol import Engine
-from job.engine.static import token_choice as choosers
 from job.engine.static.engine import StaticEngine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
-from tests.serving import cache_bytes, complete, observe
+from job.tasks import Generate, SamplingParams, Score, Task
+from tests.serving import cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
 
 EXIT_CODE = 3
@@ -38,32 +39,26 @@ EXIT_CODE = 3
 
 def build(job: dict, model: LoadedModel, replica: Replica, notes: list[str]) -> Engine:
     """Build the engine that a job names."""
-    params = SamplingParams(**job["params"])
     values = {"tensor_parallel_size": replica.info.tensor_parallel_size, **job.get("config", {})}
     name = job.get("engine", "paged")
-    grammar = (
-        compile_grammar(AnswerConfig(**job.get("answer", {})), make_tokenizer()) if replica.info.is_leader else None
-    )
     if name == "static":
-        return StaticEngine(model, params, EngineConfig(**values), replica, grammar=grammar)
+        return StaticEngine(model, EngineConfig(**values), replica)
     if name == "chosen":
         config = EngineConfig(**values)
-        return build_engine(
-            model,
-            params,
-            config,
-            replica,
-            should_stop=lambda: False,
-            ends_text=None,
-            note=notes.append,
-            choice_ids=job.get("choices"),
-        )
+        return ENGINES[config.engine].build(model, config, replica, should_stop=lambda: False, note=notes.append)
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
     if "num_pages" in job:
         values["kv_cache_memory"] = cache_bytes(shapes, job["num_pages"])
-    trie = ChoiceTrie(job["choices"]) if "choices" in job else None
-    return PagedEngine(model, shapes, params, EngineConfig(**values), replica, trie=trie, grammar=grammar)
+    return PagedEngine(model, shapes, EngineConfig(**values), replica)
+
+
+def task_of(job: dict) -> Task:
+    """Return what a job asks of every prompt."""
+    if "choices" in job:
+        return Score(choice_ids=tuple(map(tuple, job["choices"])))
+    grammar = compile_grammar(AnswerConfig(**job.get("answer", {})), make_tokenizer())
+    return Generate(params=SamplingParams(**job["params"]), grammar=grammar)
 
 
 def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
@@ -78,19 +73,15 @@ def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(input_ids=input_ids, **kwargs)
 
-    def break_choice(owner: Any, name: str) -> None:
-        choose = getattr(owner, name)
+    largest = pipeline.largest
 
-        def broken_choose(logits: torch.Tensor, *args: Any) -> Any:
-            if breaks == "leader's memory" and len(logits) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return choose(logits, *args)
-
-        patch.setattr(owner, name, broken_choose)
+    def broken_largest(logits: torch.Tensor) -> Any:
+        if breaks == "leader's memory" and len(logits) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return largest(logits)
 
     patch.setattr(module, "forward", broken_forward)
-    break_choice(choosers, "choose_tokens")  # of StaticEngine
-    break_choice(choosing, "largest")  # of PagedEngine
+    patch.setattr(pipeline, "largest", broken_largest)
 
 
 def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -107,7 +98,12 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
         assert engine.follow() == EXIT_CODE
         return {}
     engine.keep_alive()
-    generations = complete(engine, job["prompts"])
+    if job.get("mixed"):
+        from tests.test_mixed_tasks import requests
+
+        generations = finish(engine, requests())
+    else:
+        generations = complete(engine, job["prompts"], task_of(job))
     engine.close(EXIT_CODE)
     rows = [[list(g.request.key), list(g.token_ids), g.finish_reason, g.error and str(g.error)] for g in generations]
     scores = [g.choice_logprobs for g in generations]

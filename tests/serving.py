@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from job.config import EngineConfig, ModelConfig, SamplingParams
-from job.engine.build import build_engine
-from job.engine.logits.trie import ChoiceTrie
+from job.config import EngineConfig, ModelConfig
+from job.engine.kinds import ENGINES
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.attention.cache import LayerShape
@@ -22,7 +21,8 @@ from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
-from job.records import Generation, Grammar, Request
+from job.records import Generation, Request
+from job.tasks import EndsText, Generate, Grammar, SamplingParams, Task
 from tests.oracle import greedy
 
 MAX_NEW_TOKENS = 12
@@ -77,46 +77,41 @@ def make_engine(
     num_pages: int = AMPLE_PAGES,
     config: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    ends_text: Callable[[Sequence[Sequence[int]]], Sequence[bool]] | None = None,
-    choices: Sequence[Sequence[int]] | None = None,
-    grammar: Grammar | None = None,
-    **params: Any,
 ) -> PagedEngine:
-    """Return an engine with an empty cache. ``params`` are those of sampling."""
-    params.setdefault("max_new_tokens", MAX_NEW_TOKENS)
+    """Return an engine with an empty cache."""
     engine_config = EngineConfig(**{"kv_cache_memory": cache_bytes(served.shapes, num_pages), **(config or {})})
-    return PagedEngine(
-        served.model,
-        served.shapes,
-        SamplingParams(**params),
-        engine_config,
-        served.replica,
-        should_stop,
-        ends_text,
-        trie=None if choices is None else ChoiceTrie(choices),
-        grammar=grammar,
-    )
+    return PagedEngine(served.model, served.shapes, engine_config, served.replica, should_stop)
 
 
-def build_as_the_job_does(model_dir: Path) -> tuple[Engine, list[str]]:
-    """Return the engine that the job chooses for a model, and what the user is told of it."""
+def build_as_the_job_does(model_dir: Path, name: str = "paged") -> tuple[Engine, list[str]]:
+    """Return the engine that the job builds for a model, and what the user is told of it."""
     model, replica = load(model_dir)
     notes: list[str] = []
-    engine = build_engine(
-        model,
-        SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
-        EngineConfig(max_batch_rows=4),
-        replica,
-        should_stop=lambda: False,
-        ends_text=None,
-        note=notes.append,
-    )
+    config = EngineConfig(engine=name, max_batch_rows=4)
+    engine = ENGINES[name].build(model, config, replica, should_stop=lambda: False, note=notes.append)
     return engine, notes
 
 
-def complete(engine: Engine, prompts: Iterable[Sequence[int]]) -> list[Generation]:
+def generate(
+    grammar: Grammar | None = None,
+    ends_text: EndsText | None = None,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    **params: Any,
+) -> Generate:
+    """Return a task to generate with these sampling parameters."""
+    params["max_new_tokens"] = max_new_tokens
+    return Generate(params=SamplingParams(**params), grammar=grammar, ends_text=ends_text)
+
+
+def ask(prompt_ids: Sequence[int], task: Task | None = None, *, row_idx: int = 0, sample_idx: int = 0) -> Request:
+    """Return a request; without a task, one to generate greedily."""
+    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=prompt_ids, task=task or generate())
+
+
+def complete(engine: Engine, prompts: Iterable[Sequence[int]], task: Task | None = None) -> list[Generation]:
     """Complete prompts and return them in their order."""
-    return finish(engine, [Request(row_idx=i, sample_idx=0, prompt_ids=prompt) for i, prompt in enumerate(prompts)])
+    return finish(engine, [ask(prompt, task, row_idx=row_idx) for row_idx, prompt in enumerate(prompts)])
 
 
 def finish(engine: Engine, requests: Iterable[Request]) -> list[Generation]:

@@ -16,16 +16,17 @@ from llguidance import LLMatcher, LLParserLimits
 from llguidance.hf import from_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from job.config import AnswerConfig, EngineConfig, SamplingParams
+from job.config import AnswerConfig, EngineConfig
 from job.data.grammar import compile_grammar
-from job.engine.logits import constraint
-from job.engine.paged.tasks import token_choice as choosing
+from job.engine.logits import constraint, pipeline
 from job.engine.static.engine import StaticEngine
-from job.records import Generation, Grammar, Request
+from job.records import Generation
+from job.tasks import Generate, Grammar
 from tests.conftest import finish as finish_processes
 from tests.conftest import start_processes
 from tests.oracle import logprobs_of
-from tests.serving import MODES, Observed, complete, finish, load, make_engine, make_prompts, serve, tokens
+from tests.serving import MODES, Observed, ask, complete, finish, load, make_engine, make_prompts, serve, tokens
+from tests.serving import generate as task_of
 from tests.tiny import make_tokenizer
 
 SCHEMA = {
@@ -87,10 +88,13 @@ def check(name: str, generations: list[Generation]) -> None:
     assert reasons.count("stop") > len(reasons) / 3
 
 
+def task(name: str, **params: Any) -> Generate:
+    return task_of(grammar_of(name), **{"max_new_tokens": MAX_NEW_TOKENS, **params})
+
+
 def generate(model_dir: Path, name: str, mode: str = "all rows", **params: Any) -> list[Generation]:
-    params.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    engine = make_engine(serve(model_dir), grammar=grammar_of(name), **{**MODES[mode], "num_pages": 20}, **params)
-    return complete(engine, make_prompts())
+    engine = make_engine(serve(model_dir), **{**MODES[mode], "num_pages": 20})
+    return complete(engine, make_prompts(), task(name, **params))
 
 
 @cache
@@ -122,8 +126,8 @@ def test_completions_match_and_equal_a_plain_loop(
 
 def test_rows_that_are_preempted_go_on_where_they_were(tiny_model: Callable[..., Path], observed: Observed) -> None:
     served = serve(tiny_model())
-    engine = make_engine(served, grammar=grammar_of("schema"), max_new_tokens=MAX_NEW_TOKENS, num_pages=9)
-    assert tokens(complete(engine, make_prompts())) == oracle(tiny_model(), "schema")
+    engine = make_engine(served, num_pages=9)
+    assert tokens(complete(engine, make_prompts(), task("schema"))) == oracle(tiny_model(), "schema")
     assert max(observed.put_back) > 5, "rows lose their pages in mid completion"
 
 
@@ -131,19 +135,17 @@ def test_rows_that_are_preempted_go_on_where_they_were(tiny_model: Callable[...,
 @pytest.mark.parametrize("name", ANSWERS)
 def test_the_static_engine_gives_the_same(tiny_model: Callable[..., Path], name: str, draw: str) -> None:
     model, replica = load(tiny_model())
-    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, **DRAWS[draw])
-    config = EngineConfig(max_batch_rows=6)
-    static = complete(StaticEngine(model, params, config, replica, grammar=grammar_of(name)), make_prompts())
+    engine = StaticEngine(model, EngineConfig(max_batch_rows=6), replica)
+    static = complete(engine, make_prompts(), task(name, **DRAWS[draw]))
     check(name, static)
     paged = generate(tiny_model(), name, "few pages and chunks", **DRAWS[draw])
     assert [(g.token_ids, g.finish_reason) for g in static] == [(g.token_ids, g.finish_reason) for g in paged]
 
 
 def test_samples_of_a_row_differ_and_all_match(tiny_model: Callable[..., Path]) -> None:
-    requests = [Request(row_idx=2, sample_idx=sample_idx, prompt_ids=[5, 6, 7]) for sample_idx in range(30)]
-    params = {"temperature": 2.0, "max_new_tokens": MAX_NEW_TOKENS}
-    engine = make_engine(serve(tiny_model()), grammar=grammar_of("schema"), **params)
-    generations = finish(engine, requests)
+    asked = task("schema", temperature=2.0)
+    requests = [ask([5, 6, 7], asked, row_idx=2, sample_idx=sample_idx) for sample_idx in range(30)]
+    generations = finish(make_engine(serve(tiny_model())), requests)
     check("schema", generations)
     assert len(set(texts_of(generations))) > 20
 
@@ -160,8 +162,8 @@ def test_log_probabilities_are_the_models_own_and_change_no_token(tiny_model: Ca
 
 
 def test_forced_tokens_cost_no_steps(tiny_model: Callable[..., Path]) -> None:
-    engine = make_engine(serve(tiny_model()), grammar=grammar_of("schema"), max_new_tokens=MAX_NEW_TOKENS)
-    engine.submit(Request(row_idx=0, sample_idx=0, prompt_ids=[5, 6]))
+    engine = make_engine(serve(tiny_model()))
+    engine.submit(ask([5, 6], task("schema")))
     num_steps, generations = 0, []
     while engine.num_pending:
         generations += engine.step()
@@ -177,15 +179,15 @@ def test_no_more_tokens_than_allowed_also_if_they_are_forced(
     """At exactly as many as the text has, it has ended; before, it was cut."""
     alphabet = "abcdefghijklmnopqrstuvwxyz"
     grammar = compile_grammar(AnswerConfig(regex=alphabet), make_tokenizer())
-    engine = make_engine(serve(tiny_model()), grammar=grammar, max_new_tokens=most, logprobs=logprobs)
-    [generation] = complete(engine, [[5, 6]])
+    asked = task_of(grammar, max_new_tokens=most, logprobs=logprobs)
+    [generation] = complete(make_engine(serve(tiny_model())), [[5, 6]], asked)
     assert texts_of([generation]) == [alphabet[:most]]
     assert generation.finish_reason == ("stop" if most == 26 else "length")
 
 
 def test_a_step_that_fails_changes_no_row(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its masks were being computed; its rows are computed again, in smaller steps."""
-    largest, calls = choosing.largest, []
+    largest, calls = pipeline.largest, []
 
     def broken(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(len(logits))
@@ -193,7 +195,7 @@ def test_a_step_that_fails_changes_no_row(tiny_model: Callable[..., Path], monke
             raise ValueError("odd logits") if len(calls) % 2 else torch.OutOfMemoryError("CUDA out of memory")
         return largest(logits)
 
-    monkeypatch.setattr(choosing, "largest", broken)
+    monkeypatch.setattr(pipeline, "largest", broken)
     assert tokens(generate(tiny_model(), "schema")) == oracle(tiny_model(), "schema")
     assert len(calls) > 50
 
@@ -208,9 +210,8 @@ def test_a_grammar_that_grows_too_complex_is_an_error_of_the_row(tiny_model: Cal
         eos_token_id=readable.eos_token,
     )
     model, replica = load(tiny_model())
-    static = StaticEngine(model, SamplingParams(), EngineConfig(), replica, grammar=grammar)
-    for engine in (make_engine(serve(tiny_model()), grammar=grammar, max_new_tokens=60), static):
-        generations = complete(engine, [[5, 6], [7, 8]])
+    for engine in (make_engine(serve(tiny_model())), StaticEngine(model, EngineConfig(), replica)):
+        generations = complete(engine, [[5, 6], [7, 8]], task_of(grammar, max_new_tokens=60))
         assert [str(g.error).partition(": ")[0] for g in generations] == ["constraint_failed"] * 2
         assert all("too many states" in str(g.error) and g.finish_reason is None for g in generations)
 
@@ -223,8 +224,9 @@ def test_the_grammar_is_compiled_anew_now_and_then(
     compiled = []
     grammar = grammar_of("schema")
     counted = dataclasses.replace(grammar, compile=lambda: compiled.append(1) or grammar.compile())
-    engine = make_engine(serve(tiny_model()), grammar=counted, max_new_tokens=MAX_NEW_TOKENS)
-    assert tokens(complete(engine, make_prompts())) == oracle(tiny_model(), "schema")
+    engine = make_engine(serve(tiny_model()))
+    asked = task_of(counted, max_new_tokens=MAX_NEW_TOKENS)
+    assert tokens(complete(engine, make_prompts(), asked)) == oracle(tiny_model(), "schema")
     assert len(compiled) == -(-len(make_prompts()) // 5)
 
 
@@ -273,9 +275,9 @@ def test_a_real_model_whose_tokens_are_words_writes_valid_json() -> None:
     texts = [f"Write JSON with label, numbers and note about {topic}:" for topic in ("rain", "a ü", "\n{", "7", '"')]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     model, replica = load(model_dir)
-    params = SamplingParams(max_new_tokens=48)
-    static = complete(StaticEngine(model, params, EngineConfig(), replica, grammar=grammar), prompts)
-    paged = complete(make_engine(serve(model_dir), grammar=grammar, max_new_tokens=48), prompts)
+    asked = task_of(grammar, max_new_tokens=48)
+    static = complete(StaticEngine(model, EngineConfig(), replica), prompts, asked)
+    paged = complete(make_engine(serve(model_dir)), prompts, asked)
     assert tokens(static) == tokens(paged)
     completions = [tokenizer.decode(list(g.token_ids), skip_special_tokens=True) for g in paged]
     assert all(is_valid("schema", completion) for completion in completions)

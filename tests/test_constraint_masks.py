@@ -5,12 +5,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from job.config import SamplingParams
 from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
-from job.engine.logits.sampling import largest
-from job.engine.paged.schedule.sequences import Sequence
-from job.engine.paged.tasks.token_choice import Choosing
-from job.records import Request
+from job.engine.logits.pipeline import TokenChoice, choose
+from job.engine.logits.sampling import SamplingBatch, largest
+from job.tasks import SamplingParams
 
 NUM_ROWS = 5
 SIZES = [(49152, 49152), (260, 258), (100, 64), (70, 200), (1000, 999)]
@@ -27,13 +25,14 @@ def random_masks(vocab_size: int, num_tokens: int, share: float = 0.3) -> tuple[
     allowed = np.zeros((NUM_ROWS, vocab_size), bool)
     common = min(vocab_size, num_tokens)
     allowed[:, :common] = bits[:, :common]
-    return Masks(words), allowed
+    return Masks(words, np.arange(NUM_ROWS)), allowed
 
 
-def running(row_idx: int) -> Sequence:
-    row = Sequence.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[1]))
-    row.slot = row_idx
-    return row
+def choose_with(params: SamplingParams, logits: torch.Tensor, masks: Masks) -> TokenChoice:
+    """Choose for rows with the same parameters, which have seen token 1."""
+    keys = [(row_idx, 0) for row_idx in range(NUM_ROWS)]
+    seen = torch.arange(logits.shape[1]).expand(NUM_ROWS, -1) == 1
+    return choose(logits, SamplingBatch([params] * NUM_ROWS, keys, [0] * NUM_ROWS), lambda rows: seen[rows], masks)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -79,21 +78,18 @@ def test_no_way_of_choosing_takes_a_token_that_is_not_allowed(params: dict[str, 
     """Also where fewer are allowed than top-k would leave; log probabilities are those without the mask."""
     masks, allowed = random_masks(260, 258, share=0.02)
     logits = 3 * torch.randn(NUM_ROWS, 260, generator=torch.Generator().manual_seed(0)).bfloat16()
-    choosing = Choosing(SamplingParams(**params), num_slots=NUM_ROWS)
-    tokens, logprobs, is_finite = choosing.choose(logits, [running(idx) for idx in range(NUM_ROWS)], masks)
-    assert all(allowed[row, token] for row, token in enumerate(tokens)) and all(is_finite)
-    if logprobs is not None:
-        expected = logits.float().log_softmax(dim=-1)[range(NUM_ROWS), tokens].tolist()
-        assert logprobs == pytest.approx(expected, abs=1e-5)
+    choice = choose_with(SamplingParams(**params), logits, masks)
+    assert all(allowed[row, token] for row, token in enumerate(choice.tokens)) and all(choice.is_finite)
+    if "logprobs" in params:
+        expected = logits.float().log_softmax(dim=-1)[range(NUM_ROWS), choice.tokens].tolist()
+        assert choice.logprobs == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_row_that_is_not_finite_is_told_whatever_its_mask() -> None:
     masks, allowed = random_masks(260, 258)
     logits = torch.randn(NUM_ROWS, 260, generator=torch.Generator().manual_seed(0))
     logits[1, int(np.flatnonzero(~allowed[1])[0])] = torch.nan
-    rows = [running(idx) for idx in range(NUM_ROWS)]
-    _, _, is_finite = Choosing(SamplingParams(), num_slots=NUM_ROWS).choose(logits, rows, masks)
-    assert is_finite == [True, False, True, True, True]
+    assert choose_with(SamplingParams(), logits, masks).is_finite == [True, False, True, True, True]
 
 
 def test_all_ends_are_allowed_where_the_grammars_own_is_and_nowhere_else() -> None:
@@ -102,5 +98,5 @@ def test_all_ends_are_allowed_where_the_grammars_own_is_and_nowhere_else() -> No
     allow_only(words, 0, 31)
     allow_only(words, 1, 5)
     words[2] = 2**32 - 1
-    allow_alike(words, 31, [5, 63, 99])
+    allow_alike(words, [0, 1, 2], 31, [5, 63, 99])
     assert words.tolist() == [[1 << 31 | 1 << 5, 1 << 31], [0, 0], [2**32 - 1, 2**32 - 1]]

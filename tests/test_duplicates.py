@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from job.config import SamplingParams
 from job.engine import duplicates
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
 from job.records import Generation, Request
+from job.tasks import Generate, SamplingParams, Score, Task
 
 POISON = 13
+GREEDY = Generate(params=SamplingParams(max_new_tokens=5))
 
 
 class Recorder(FakeEngine):
@@ -20,7 +21,7 @@ class Recorder(FakeEngine):
 
     def __init__(self, **options: Any) -> None:
         """Fail on prompts with ``POISON``."""
-        super().__init__(SamplingParams(max_new_tokens=5), poison_id=POISON, **options)
+        super().__init__(poison_id=POISON, **options)
         self.submitted: list[Request] = []
         self.num_steps = 0
         self.exit_codes: list[int] = []
@@ -55,8 +56,8 @@ class Recorder(FakeEngine):
         )
 
 
-def request(row_idx: int, prompt_ids: Sequence[int], sample_idx: int = 0) -> Request:
-    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=prompt_ids)
+def request(row_idx: int, prompt_ids: Sequence[int], sample_idx: int = 0, task: Task = GREEDY) -> Request:
+    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=prompt_ids, task=task)
 
 
 def finish(engine: SharedCompletions) -> list[Generation]:
@@ -95,6 +96,22 @@ def test_samples_of_a_row_are_equal_prompts() -> None:
     assert len(inner.submitted) == 1
 
 
+def test_equal_prompts_are_shared_only_if_the_same_is_asked_of_them() -> None:
+    """And sampled completions never are: each has draws of its own."""
+    inner = Recorder()
+    engine = SharedCompletions(inner)
+    sampled = Generate(params=SamplingParams(max_new_tokens=5, temperature=1.0))
+    longer = Generate(params=SamplingParams(max_new_tokens=6))
+    tasks = [GREEDY, sampled, longer, Score(choice_ids=((1,),)), Score(choice_ids=((2,),))]
+    for row_idx, task in enumerate(2 * tasks):
+        engine.submit(request(row_idx, [4, 5], task=task))
+    assert engine.num_pending == 10
+    assert sorted(generation.request.row_idx for generation in finish(engine)) == list(range(10))
+    assert [item.row_idx for item in inner.submitted] == [0, 1, 2, 3, 4, 6]
+    assert Generate(params=SamplingParams(max_new_tokens=5)) == GREEDY, "equal tasks need not be one object"
+    assert not is_computed(engine, inner, 4, 5)
+
+
 @pytest.mark.parametrize(
     ("one", "other"), [([1, 2], [1, 2, 0]), ([1, 2], [2, 1]), ([256], [1]), ([0, 0], [0]), ([65536], [0, 1])]
 )
@@ -116,7 +133,7 @@ def test_lists_and_tuples_are_the_same_prompt() -> None:
     assert len(finish(engine)) == 2 and len(inner.submitted) == 1
 
 
-def test_a_twin_of_a_finished_prompt_is_ready_at_once() -> None:
+def test_a_duplicate_of_a_finished_prompt_is_ready_at_once() -> None:
     inner = Recorder()
     engine = SharedCompletions(inner)
     engine.submit(request(0, [5, 6]))
@@ -148,7 +165,7 @@ def test_an_error_is_copied_to_those_who_wait_and_then_forgotten() -> None:
     assert [generation.request.row_idx for generation in finish(engine)] == [3]
 
 
-def test_pending_counts_twins_and_what_is_ready() -> None:
+def test_pending_counts_duplicates_and_what_is_ready() -> None:
     inner = Recorder(rows_per_step=1)
     engine = SharedCompletions(inner)
     assert (engine.num_pending, engine.min_pending, engine.max_pending) == (0, 1, 4)
@@ -267,9 +284,9 @@ def test_each_of_many_requests_comes_back_once(seed: int, monkeypatch: pytest.Mo
 
 def test_what_is_kept_does_not_hold_prompts() -> None:
     """Labels have no tokens: hundreds of thousands were kept, each with its prompt, and memory grew with the data."""
-    engine = SharedCompletions(FakeEngine(SamplingParams(), choice_ids=[[1], [2]]))
+    engine = SharedCompletions(FakeEngine())
     for row_idx in range(100):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[row_idx] * 1000))
+        engine.submit(request(row_idx, [row_idx] * 1000, task=Score(choice_ids=((1,), (2,)))))
     while engine.num_pending:
         engine.step()
     assert len(engine._finished) == 100

@@ -1,5 +1,6 @@
 """StaticEngine against the oracle: equal tokens in fp32, on every architecture, at tensor-parallel 1 and 2."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -9,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from job.config import EngineConfig, ModelConfig, SamplingParams
+from job.config import EngineConfig
+from job.engine.logits import pipeline
 from job.engine.model import loading
 from job.engine.model.architectures import check_tensor_parallel
-from job.engine.model.info import inspect_model, resolve_dtype
-from job.engine.model.loading import LoadedModel, load_model
+from job.engine.model.info import resolve_dtype
 from job.engine.static.engine import StaticEngine
 from job.errors import JobError, UsageError
-from job.launch.environment import read_process_info
-from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.tasks import Generate
 from tests.conftest import finish, start_processes
 from tests.oracle import greedy
+from tests.serving import ask, complete, generate, load, tokens
 from tests.tiny import ARCHITECTURES
 
 MAX_NEW_TOKENS = 12
@@ -35,33 +35,16 @@ def make_prompts(num: int = 10) -> list[list[int]]:
     return [[rng.randrange(2, 258) for _ in range(rng.choice([1, 5, 17, 40, 60]))] for _ in range(num)]
 
 
-def load(model_dir: Path, dtype: str = "float32") -> tuple[LoadedModel, Replica]:
-    """Load a model in this process, as the job does."""
-    replica = Replica(read_process_info({}, 1))
-    config = ModelConfig(model=str(model_dir), dtype=dtype)
-    return load_model(config, inspect_model(config, replica.device, 1), replica, []), replica
-
-
-def make_engine(model_dir: Path, *, max_batch_rows: int = 4, **params: Any) -> StaticEngine:
-    """Return an engine on a model in this process."""
+def make_engine(model_dir: Path, *eos_token_ids: int, max_batch_rows: int = 4) -> StaticEngine:
+    """Return an engine on a model in this process, whose rows end at the model's own token or at these."""
     model, replica = load(model_dir)
-    params.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    return StaticEngine(model, SamplingParams(**params), EngineConfig(max_batch_rows=max_batch_rows), replica)
+    if eos_token_ids:
+        model = dataclasses.replace(model, eos_token_ids=eos_token_ids)
+    return StaticEngine(model, EngineConfig(max_batch_rows=max_batch_rows), replica)
 
 
-def complete(engine: StaticEngine, prompts: list[list[int]]) -> list[Generation]:
-    """Complete prompts and return them in their order."""
-    for row_idx, prompt in enumerate(prompts):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
-    generations = []
-    while engine.num_pending:
-        generations += engine.step()
-    return sorted(generations, key=lambda generation: generation.request.key)
-
-
-def tokens(generations: list[Generation]) -> list[list[int]]:
-    """Return the ids alone."""
-    return [list(generation.token_ids) for generation in generations]
+def module_of(engine: StaticEngine) -> Any:
+    return engine._tasks[Generate]._model.module  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -126,10 +109,11 @@ def test_sampling_does_not_depend_on_ranks_or_batches(
     tiny_model: Callable[..., Path], on_two_ranks: dict[str, list[Any]]
 ) -> None:
     """Law 5: a row's draws are its own."""
-    params = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
-    alone = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=1, **params), make_prompts()))
-    together = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=10, **params), make_prompts()))
-    other_seed = tokens(complete(make_engine(tiny_model("llama"), **{**params, "seed": 4}), make_prompts()))
+    task = generate(temperature=1.0, top_p=0.9, seed=3)
+    alone = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=1), make_prompts(), task))
+    together = tokens(complete(make_engine(tiny_model("llama"), max_batch_rows=10), make_prompts(), task))
+    other = generate(temperature=1.0, top_p=0.9, seed=4)
+    other_seed = tokens(complete(make_engine(tiny_model("llama")), make_prompts(), other))
     assert alone == together == [ids for _, ids, _, _ in on_two_ranks["sampled"]]
     assert alone != other_seed
 
@@ -146,18 +130,17 @@ def test_repetition_penalty_equals_transformers_although_rows_are_padded(tiny_mo
         ].tolist()
         for prompt in prompts
     ]
-    assert tokens(complete(make_engine(tiny_model("llama"), repetition_penalty=1.7), prompts)) == expected
+    assert tokens(complete(make_engine(tiny_model("llama")), prompts, generate(repetition_penalty=1.7))) == expected
     assert expected != greedy(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
 
 
 def test_a_row_ends_at_eos_unless_eos_is_ignored(tiny_model: Callable[..., Path]) -> None:
     """``finish_reason`` says which, and the count includes the end-of-sequence token."""
     first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
-    ending = make_engine(tiny_model("llama"))
-    ending._eos_token_ids = (first_token,)
-    (stopped,) = complete(ending, [[5, 6, 7]])
+    (stopped,) = complete(make_engine(tiny_model("llama"), first_token), [[5, 6, 7]])
     assert (list(stopped.token_ids), stopped.finish_reason) == ([first_token], "stop")
-    (ignored,) = complete(make_engine(tiny_model("llama"), max_new_tokens=5, ignore_eos=True), [[5, 6, 7]])
+    ignoring = generate(max_new_tokens=5, ignore_eos=True)
+    (ignored,) = complete(make_engine(tiny_model("llama"), first_token), [[5, 6, 7]], ignoring)
     assert (len(ignored.token_ids), ignored.token_ids[0], ignored.finish_reason) == (5, first_token, "length")
 
 
@@ -167,7 +150,7 @@ def test_a_stop_request_leaves_the_batch_within_one_token(tiny_model: Callable[.
     asked = []
     engine._should_stop = lambda: len(asked) >= 5 or bool(asked.append(1))
     for row_idx in range(3):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[5, 6, 7]))
+        engine.submit(ask([5, 6, 7], row_idx=row_idx))
     assert engine.step() == []
     assert engine.num_pending == 3
     assert len(asked) == 5
@@ -177,14 +160,14 @@ def test_a_stop_request_leaves_the_batch_within_one_token(tiny_model: Callable[.
 
 def break_forward(engine: StaticEngine, is_broken: Callable[[torch.Tensor], bool], error: Exception) -> None:
     """Let the model raise on some inputs."""
-    forward = engine._model.module.forward
+    forward = module_of(engine).forward
 
     def wrapped(input_ids: torch.Tensor, **kwargs: Any) -> Any:
         if is_broken(input_ids):
             raise error
         return forward(input_ids=input_ids, **kwargs)
 
-    engine._model.module.forward = wrapped
+    module_of(engine).forward = wrapped
 
 
 def test_out_of_memory_is_met_with_smaller_batches(tiny_model: Callable[..., Path]) -> None:
@@ -230,7 +213,7 @@ def test_a_broken_device_ends_the_run(tiny_model: Callable[..., Path]) -> None:
     """After a CUDA error every result is suspect: no row is blamed for it."""
     engine = make_engine(tiny_model("llama"))
     break_forward(engine, lambda ids: True, RuntimeError("CUDA error: device-side assert triggered"))
-    engine.submit(Request(row_idx=0, sample_idx=0, prompt_ids=[5]))
+    engine.submit(ask([5]))
     with pytest.raises(JobError, match="device"):
         engine.step()
 
@@ -251,16 +234,14 @@ def test_memory_that_runs_out_while_choosing_makes_batches_smaller(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader alone holds the copies of [rows, vocabulary] that sampling takes."""
-    from job.engine.static import token_choice as choosers
+    largest = pipeline.largest
 
-    choose = choosers.choose_tokens
-
-    def too_large(logits: torch.Tensor, *args: Any) -> torch.Tensor:
+    def too_large(logits: torch.Tensor) -> Any:
         if len(logits) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return choose(logits, *args)
+        return largest(logits)
 
-    monkeypatch.setattr(choosers, "choose_tokens", too_large)
+    monkeypatch.setattr(pipeline, "largest", too_large)
     prompts = [[5 + i, 6, 7] for i in range(6)]
     generations = complete(make_engine(tiny_model("llama"), max_batch_rows=6), prompts)
     assert tokens(generations) == greedy(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
@@ -270,18 +251,18 @@ def test_what_the_model_says_after_a_rows_end_does_not_count(tiny_model: Callabl
     """A regression: a finished row goes on reading padding while its batch lasts, and an overflow there made it an
     error row.
     """
-    engine = make_engine(tiny_model("llama"))
     first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
-    engine._eos_token_ids = (first_token,)
-    forward = engine._model.module.forward
+    engine = make_engine(tiny_model("llama"), first_token)
+    forward = module_of(engine).forward
+    pad_token_id = engine._tasks[Generate]._model.pad_token_id  # type: ignore[attr-defined]
 
     def poisoned(input_ids: torch.Tensor, **kwargs: Any) -> Any:
         output = forward(input_ids=input_ids, **kwargs)
         if input_ids.shape[1] == 1:  # decoding: row 1 has ended by then
-            output.logits[(input_ids[:, 0] == engine._model.pad_token_id)] = torch.nan
+            output.logits[(input_ids[:, 0] == pad_token_id)] = torch.nan
         return output
 
-    engine._model.module.forward = poisoned
+    module_of(engine).forward = poisoned
     generations = complete(engine, [[9, 8, 7], [5, 6, 7]])
     assert [g.error for g in generations] == [None, None]
     assert list(generations[1].token_ids) == [first_token]
@@ -290,13 +271,12 @@ def test_what_the_model_says_after_a_rows_end_does_not_count(tiny_model: Callabl
 
 def test_a_stop_keeps_the_rows_that_have_ended(tiny_model: Callable[..., Path]) -> None:
     """A regression: time slots shorter than a batch made no progress at all."""
-    engine = make_engine(tiny_model("llama"))
     first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
-    engine._eos_token_ids = (first_token,)
+    engine = make_engine(tiny_model("llama"), first_token)
     asked: list[int] = []
     engine._should_stop = lambda: len(asked) >= 4 or bool(asked.append(1))
     for row_idx, prompt in enumerate([[9, 8, 7], [5, 6, 7]]):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
+        engine.submit(ask(prompt, row_idx=row_idx))
     (ended,) = engine.step()
     assert (ended.request.row_idx, list(ended.token_ids), ended.finish_reason) == (1, [first_token], "stop")
     assert engine.num_pending == 1
@@ -305,14 +285,14 @@ def test_a_stop_keeps_the_rows_that_have_ended(tiny_model: Callable[..., Path]) 
 def test_non_finite_logits_are_an_error_of_that_row_alone(tiny_model: Callable[..., Path]) -> None:
     """float16 overflows on some models and some rows."""
     engine = make_engine(tiny_model("llama"))
-    forward = engine._model.module.forward
+    forward = module_of(engine).forward
 
     def poisoned(input_ids: torch.Tensor, **kwargs: Any) -> Any:
         output = forward(input_ids=input_ids, **kwargs)
         output.logits[(input_ids == 99).any(dim=-1)] = torch.nan
         return output
 
-    engine._model.module.forward = poisoned
+    module_of(engine).forward = poisoned
     prompts = [[5, 6, 7], [99, 6, 7], [8, 6, 7]]
     generations = complete(engine, prompts)
     assert str(generations[1].error).startswith("non_finite_logits")

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from job.config import SamplingParams
+from job.engine.logits.constraint import Constraints
 from job.engine.logits.sampling import token_logprobs
+from job.engine.model.loading import LoadedModel
 from job.engine.static.token_choice import HasLeft, LeadingChooser
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
+from job.tasks import EndsText, Generate
+from tests.serving import ask, generate
 
-VOCAB, EOS = 12, 1
+VOCAB, EOS, PAD = 12, 1, 11
 
 
 class Batch:
@@ -20,15 +23,18 @@ class Batch:
 
     def __init__(
         self,
-        ends_text: Callable[[Sequence[Sequence[int]]], Sequence[bool]] | None = None,
+        ends_text: EndsText | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        tasks: Sequence[Generate] | None = None,
         **params: Any,
     ) -> None:
         """Begin after prompts of two tokens."""
-        keys = [(row_idx, 0) for row_idx in range(3)]
-        replica = Replica(read_process_info({}, 1))
-        self.chooser = LeadingChooser(replica, SamplingParams(**params), keys, [EOS], should_stop, ends_text)
         self.ids = torch.tensor([[2, 3], [4, 5], [6, 7]])
+        tasks = tasks or [generate(ends_text=ends_text, **params)] * 3
+        requests = [ask(ids, tasks[row], row_idx=row) for row, ids in enumerate(self.ids.tolist())]
+        model = LoadedModel(module=None, dtype=torch.float32, eos_token_ids=(EOS,), pad_token_id=PAD)
+        replica = Replica(read_process_info({}, 1))
+        self.chooser = LeadingChooser(replica, model, requests, Constraints(), should_stop)
         self.chooser.mask = torch.ones_like(self.ids)
 
     def step(self, *tokens: int) -> torch.Tensor:
@@ -57,7 +63,7 @@ def test_rows_end_at_their_stop_strings() -> None:
     asked: list[Sequence[Sequence[int]]] = []
 
     def ends_text(completions: Sequence[Sequence[int]]) -> list[bool]:
-        asked.append(completions)
+        asked.append([list(ids) for ids in completions])
         return [ids[-1] == 9 for ids in completions]
 
     batch = Batch(ends_text)
@@ -65,19 +71,20 @@ def test_rows_end_at_their_stop_strings() -> None:
     batch.step(8, 8, 8)
     batch.step(9, 8, 8)
     assert asked == [[[8], [9]], [[8, 8]], [[8, 8, 9]]]
-    assert batch.chooser.stops == {1: 1, 0: 3}
+    assert {row: end.finish_reason for row, end in batch.chooser.ends.items()} == {0: "stop", 1: "stop", 2: "stop"}
+    assert batch.chooser.token_ids == [[8, 8, 9], [9], [EOS]]
 
 
 @pytest.mark.parametrize("last", [9, EOS])
 def test_a_batch_whose_rows_have_all_ended_is_left(last: int) -> None:
-    """A regression: ``generate`` knows nothing of stop strings, and went on to max_new_tokens for nothing."""
+    """A regression: ``generate`` knows nothing of stop strings, and went on to max_new_tokens for nothing. It is left
+    with the last token, not after one more step.
+    """
     batch = Batch(lambda completions: [ids[-1] == 9 for ids in completions])
     batch.step(9, EOS, 8)
     assert not batch.has_left
     batch.step(8, 8, last)
-    assert not batch.has_left
-    batch.step(8, 8, 8)
-    assert batch.has_left and len(batch.chooser.steps) == 2
+    assert batch.has_left and batch.chooser.token_ids == [[9], [EOS], [8, last]]
 
 
 def test_a_request_to_stop_leaves_the_batch() -> None:
@@ -87,7 +94,8 @@ def test_a_request_to_stop_leaves_the_batch() -> None:
     assert not batch.has_left
     stopped = True
     batch.step(8, 8, 8)
-    assert batch.has_left and len(batch.chooser.steps) == 1 and batch.chooser.failure is None
+    assert batch.has_left and batch.chooser.token_ids == [[8]] * 3 and batch.chooser.failure is None
+    assert not batch.chooser.ends
 
 
 def test_a_failure_while_choosing_leaves_the_batch_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +110,10 @@ def test_log_probabilities_are_kept_for_every_step() -> None:
     batch = Batch(logprobs=True, temperature=0.5, repetition_penalty=3.0)
     for tokens in ((8, 8, 8), (8, 9, 2)):
         logits = batch.step(*tokens)
-        expected = token_logprobs(logits, batch.chooser.steps[-1])
-        torch.testing.assert_close(batch.chooser.logprobs[-1], expected, rtol=0, atol=1e-6)
-    assert len(batch.chooser.logprobs) == len(batch.chooser.steps) == 2
+        chosen = torch.tensor([ids[-1] for ids in batch.chooser.token_ids])
+        found = torch.tensor([logprobs[-1] for logprobs in batch.chooser.logprobs])
+        torch.testing.assert_close(found, token_logprobs(logits, chosen), rtol=0, atol=1e-6)
+    assert [len(logprobs) for logprobs in batch.chooser.logprobs] == [2, 2, 2]
 
 
 def test_padding_is_no_token_that_was_seen() -> None:
@@ -113,7 +122,7 @@ def test_padding_is_no_token_that_was_seen() -> None:
     batch.ids = torch.tensor([[0, 3], [0, 5], [6, 7]])
     batch.chooser.mask = torch.tensor([[0, 1], [1, 1], [1, 1]])
     batch.step(0, 0, 0)
-    assert batch.chooser.steps[0].tolist() == [0, VOCAB - 1, 0]
+    assert batch.chooser.token_ids == [[0], [VOCAB - 1], [0]]
 
 
 def test_a_row_that_is_not_finite_is_noted_and_harms_no_other() -> None:
@@ -121,5 +130,40 @@ def test_a_row_that_is_not_finite_is_noted_and_harms_no_other() -> None:
     logits = torch.eye(VOCAB)[[5, 6, 7]]
     logits[1, 3] = torch.nan
     batch.chooser(batch.ids, logits)
-    assert batch.chooser.is_finite.tolist() == [True, False, True]
-    assert batch.chooser.steps[0].tolist()[::2] == [5, 7]
+    assert batch.chooser.non_finite == {1}
+    assert batch.chooser.token_ids[::2] == [[5], [7]]
+
+
+def test_each_row_ends_at_its_own_number_of_tokens_and_the_batch_with_the_last() -> None:
+    batch = Batch(tasks=[generate(max_new_tokens=most) for most in (1, 3, 2)])
+    for _ in range(2):
+        batch.step(8, 8, 8)
+        assert not batch.has_left
+    batch.step(8, 8, 8)
+    assert batch.has_left and batch.chooser.token_ids == [[8], [8] * 3, [8] * 2]
+    assert {end.finish_reason for end in batch.chooser.ends.values()} == {"length"}
+    assert batch.ids[:, 2:].tolist() == [[8, PAD, PAD], [8, 8, 8], [8, 8, PAD]]
+
+
+def test_one_row_may_ignore_what_ends_another() -> None:
+    batch = Batch(tasks=[generate(max_new_tokens=2, ignore_eos=True), generate(), generate(temperature=0.01)])
+    batch.step(EOS, EOS, EOS)
+    assert {row: end.finish_reason for row, end in batch.chooser.ends.items()} == {1: "stop", 2: "stop"}
+    batch.step(EOS, 8, 8)
+    assert batch.has_left and batch.chooser.token_ids == [[EOS, EOS], [EOS], [EOS]]
+
+
+def test_a_tokenizer_that_raises_ends_the_row_that_it_raises_on() -> None:
+    """A regression: the leader left the loop of ``generate`` alone, and its followers waited for its tokens."""
+
+    def ends_text(completions: Sequence[Sequence[int]]) -> list[bool]:
+        if any(9 in ids for ids in completions):
+            raise IndexError("piece id is out of range")
+        return [ids[-1] == 3 for ids in completions]
+
+    batch = Batch(ends_text)
+    batch.step(3, 9, 8)
+    assert not batch.has_left
+    ends = batch.chooser.ends
+    assert ends[0].finish_reason == "stop" and set(ends) == {0, 1}
+    assert str(ends[1].error) == "engine_error: looking for stop strings: IndexError: piece id is out of range"

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from job.config import EngineConfig, SamplingParams
-from job.engine.build import build_engine
+from job.config import EngineConfig
 from job.engine.duplicates import SharedCompletions
 from job.engine.paged.engine import PagedEngine
-from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
 from job.launch.replica import MESSAGE_INTS
 from tests.conftest import finish, start_processes
@@ -20,8 +18,10 @@ from tests.serving import (
     MAX_NEW_TOKENS,
     MODES,
     Observed,
+    build_as_the_job_does,
     complete,
     expected_tokens,
+    generate,
     load,
     make_engine,
     make_prompts,
@@ -81,26 +81,8 @@ def test_many_rows_equal_transformers(tiny_model: Callable[..., Path], name: str
     assert tokens(generations) == expected_tokens(tiny_model(name), prompts, MAX_NEW_TOKENS)
 
 
-def choose_engine(
-    tiny_model: Callable[..., Path], name: str = "llama", *, engine: str = "paged", **params: Any
-) -> tuple[Engine, list[str]]:
-    """Return what ``build_engine`` takes for a model, and what it says to the user."""
-    model, replica = load(tiny_model(name))
-    notes: list[str] = []
-    built = build_engine(
-        model,
-        SamplingParams(max_new_tokens=MAX_NEW_TOKENS, **params),
-        EngineConfig(engine=engine, max_batch_rows=4),
-        replica,
-        should_stop=lambda: False,
-        ends_text=None,
-        note=notes.append,
-    )
-    return built, notes
-
-
 def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_model: Callable[..., Path]) -> None:
-    engine, notes = choose_engine(tiny_model, UNSUPPORTED)
+    engine, notes = build_as_the_job_does(tiny_model(UNSUPPORTED))
     assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
     (note,) = notes
     assert note.startswith("model type 'gpt_neo' is served by static batches, which are slower: its attention is its")
@@ -109,16 +91,13 @@ def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_
 
 
 def test_a_model_that_can_be_served_gets_pages_without_a_word(tiny_model: Callable[..., Path]) -> None:
-    """With greedy decoding duplicates are computed once; samples of one prompt are not duplicates."""
-    engine, notes = choose_engine(tiny_model)
+    engine, notes = build_as_the_job_does(tiny_model("llama"))
     assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, PagedEngine)
     prompts = make_prompts()
     assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
-    sampling, more_notes = choose_engine(tiny_model, temperature=1.0)
-    assert isinstance(sampling, PagedEngine)
-    static, still_more_notes = choose_engine(tiny_model, engine="static", temperature=1.0)
-    assert isinstance(static, StaticEngine)
-    assert notes == more_notes == still_more_notes == []
+    static, more_notes = build_as_the_job_does(tiny_model("llama"), "static")
+    assert isinstance(static, SharedCompletions) and isinstance(static._engine, StaticEngine)
+    assert notes == more_notes == []
 
 
 def breaking_prompts() -> list[list[int]]:
@@ -200,19 +179,18 @@ def test_draws_do_not_depend_on_slots_preemptions_or_ranks(
     tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any], observed: Observed, draw: str
 ) -> None:
     """Law 5: a row's draws are its own. Nor on the engine: a restart may take another one."""
-    served, prompts, params = serve(tiny_model("llama")), make_prompts(), DRAWS[draw]
-    alone = tokens(complete(make_engine(served, config={"max_batch_rows": 1}, **params), prompts))
+    served, prompts, task = serve(tiny_model("llama")), make_prompts(), generate(**DRAWS[draw])
+    alone = tokens(complete(make_engine(served, config={"max_batch_rows": 1}), prompts, task))
     for max_batch_rows in (4, 64):
         config = {"max_batch_rows": max_batch_rows}
-        assert tokens(complete(make_engine(served, config=config, **params), prompts)) == alone
+        assert tokens(complete(make_engine(served, config=config), prompts, task)) == alone
     assert not observed.put_back
-    assert tokens(complete(make_engine(served, **MODES["few pages"], **params), prompts)) == alone
+    assert tokens(complete(make_engine(served, **MODES["few pages"]), prompts, task)) == alone
     assert max(observed.put_back) > 0
     assert [ids for _, ids, _, _ in on_two_ranks[draw]["generations"]] == alone
     assert on_two_ranks[draw]["num_preempted"] > 0
     model, replica = load(tiny_model("llama"))
-    static = StaticEngine(model, SamplingParams(max_new_tokens=MAX_NEW_TOKENS, **params), EngineConfig(), replica)
-    assert tokens(complete(static, prompts)) == alone
-    other_seed = {**params, "seed": params["seed"] + 1}
-    assert tokens(complete(make_engine(served, **other_seed), prompts)) != alone
+    assert tokens(complete(StaticEngine(model, EngineConfig(), replica), prompts, task)) == alone
+    other_seed = generate(**{**DRAWS[draw], "seed": task.params.seed + 1})
+    assert tokens(complete(make_engine(served), prompts, other_seed)) != alone
     assert alone != expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from job.engine.paged.tasks import token_choice as choosing
+from job.engine.logits import pipeline
 from job.errors import JobError
-from job.records import Generation, Request
+from job.records import Generation
 from tests.serving import (
     MAX_NEW_TOKENS,
     MODES,
     Observed,
     Served,
+    ask,
     complete,
     expected_tokens,
+    generate,
     make_engine,
     make_prompts,
     serve,
@@ -119,7 +121,7 @@ def test_memory_that_runs_out_while_choosing_makes_steps_smaller(
     served: Served, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader alone holds the copies of [rows, vocabulary] that choosing takes."""
-    largest, sizes = choosing.largest, []
+    largest, sizes = pipeline.largest, []
 
     def too_large(logits: torch.Tensor) -> Any:
         sizes.append(len(logits))
@@ -127,7 +129,7 @@ def test_memory_that_runs_out_while_choosing_makes_steps_smaller(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return largest(logits)
 
-    monkeypatch.setattr(choosing, "largest", too_large)
+    monkeypatch.setattr(pipeline, "largest", too_large)
     prompts = make_prompts()
     engine = make_engine(served, config={"max_batch_rows": 8, "max_batch_tokens": 64})
     assert tokens(complete(engine, prompts)) == expected(prompts)
@@ -144,7 +146,9 @@ def test_a_row_too_large_for_the_memory_is_an_error_row(served: Served, expected
 
 
 @pytest.mark.parametrize("mode", ["all rows", "few pages and chunks"])
-@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), ZeroDivisionError("odd"), AssertionError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("odd"), KeyError("odd"), ValueError("Connection to the igloo"), AssertionError()]
+)
 def test_a_row_on_which_the_model_fails_is_an_error_row(
     served: Served, expected: Any, break_forward: Break, error: Exception, mode: str
 ) -> None:
@@ -161,7 +165,7 @@ def test_a_search_for_a_bad_row_goes_on_while_rows_arrive(served: Served, expect
     prompts, generations = odd_prompts(), []
     engine = make_engine(served, config={"max_batch_rows": 6})
     for row_idx, prompt in reversed(list(enumerate(prompts))):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
+        engine.submit(ask(prompt, row_idx=row_idx))
         generations += engine.step()
     while engine.num_pending:
         generations += engine.step()
@@ -173,7 +177,7 @@ def test_a_broken_device_ends_the_run(served: Served, break_forward: Break) -> N
     """After a CUDA error every result is suspect: no row is blamed for it."""
     break_forward(lambda ids: True, RuntimeError("CUDA error: device-side assert triggered"))
     engine = make_engine(served)
-    engine.submit(Request(row_idx=0, sample_idx=0, prompt_ids=[5]))
+    engine.submit(ask([5]))
     with pytest.raises(JobError, match="device"):
         engine.step()
 
@@ -185,7 +189,7 @@ def test_non_finite_logits_are_an_error_of_that_row_alone(
     """float16 overflows on some models and some rows. What they draw instead means nothing, and is not returned."""
     prompts = make_prompts()
     prompts += [[*prompt[:20], ODD] for prompt in prompts[:3]]
-    untouched = complete(make_engine(served, **params), prompts)
+    untouched = complete(make_engine(served), prompts, generate(**params))
     forward = served.model.module.forward
 
     def poisoned(input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **kwargs: Any) -> Any:
@@ -195,7 +199,7 @@ def test_non_finite_logits_are_an_error_of_that_row_alone(
         return output
 
     monkeypatch.setattr(served.model.module, "forward", poisoned)
-    generations = complete(make_engine(served, config={"max_batch_rows": 8}, **params), prompts)
+    generations = complete(make_engine(served, config={"max_batch_rows": 8}), prompts, generate(**params))
     num_bad = 0
     for generation, before in zip(generations, untouched, strict=True):
         if before.request.prompt_ids[-1] == ODD or ODD in before.token_ids[:-1]:
@@ -282,7 +286,7 @@ def test_a_stop_request_leaves_before_the_next_step(served: Served, expected: An
     engine = make_engine(served, should_stop=lambda: bool(is_stopped))
     prompts = make_prompts()
     for row_idx, prompt in enumerate(prompts):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt))
+        engine.submit(ask(prompt, row_idx=row_idx))
     generations = engine.step() + engine.step()
     is_stopped.append(True)
     num_tokens = observed.num_tokens
@@ -322,7 +326,7 @@ def test_a_row_ends_at_eos_unless_eos_is_ignored(served: Served, expected: Any) 
         end = next((idx + 1 for idx, token in enumerate(ids) if token in ends), len(ids))
         reason = "stop" if ids[end - 1] in ends else "length"
         assert (list(generation.token_ids), generation.finish_reason) == (ids[:end], reason)
-    ignoring = complete(make_engine(ending, ignore_eos=True), prompts)
+    ignoring = complete(make_engine(ending), prompts, generate(ignore_eos=True))
     assert {(len(generation.token_ids), generation.finish_reason) for generation in ignoring} == {(12, "length")}
     assert [ids[: len(alone)] for ids, alone in zip(tokens(ignoring), expected(prompts), strict=True)] == expected(
         prompts
@@ -340,7 +344,7 @@ def test_a_row_ends_where_its_text_does(served: Served, expected: Any) -> None:
     def cut(ids: list[int]) -> list[int]:
         return next((ids[:end] for end in range(2, len(ids) + 1) if tuple(ids[end - 2 : end]) in stops), ids)
 
-    generations = complete(make_engine(served, ends_text=ends_text, **MODES["few pages"]), prompts)
+    generations = complete(make_engine(served, **MODES["few pages"]), prompts, generate(ends_text=ends_text))
     assert tokens(generations) == [cut(ids) for ids in expected(prompts)]
     for generation in generations:
         has_ended = tuple(generation.token_ids[-2:]) in stops or generation.token_ids[-1] in served.model.eos_token_ids

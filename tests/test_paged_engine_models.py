@@ -21,6 +21,7 @@ from tests.serving import (
     build_as_the_job_does,
     complete,
     expected_tokens,
+    generate,
     load,
     make_engine,
     make_prompts,
@@ -79,8 +80,8 @@ def test_long_rows_equal_transformers(tiny_model: Callable[..., Path], variant: 
     expected = expected_tokens(model_dir, prompts, MAX_NEW_TOKENS)
     served = serve(model_dir)
     for mode in ("all rows", "few pages and chunks"):
-        engine = make_engine(served, max_new_tokens=MAX_NEW_TOKENS, **MODES[mode])
-        assert tokens(complete(engine, prompts)) == expected
+        engine = make_engine(served, **MODES[mode])
+        assert tokens(complete(engine, prompts, generate(max_new_tokens=MAX_NEW_TOKENS))) == expected
 
 
 @pytest.mark.parametrize("model_type", STATIC)
@@ -116,7 +117,7 @@ def test_bfloat16_tokens_differ_from_float32_only_in_near_ties(tiny_model: Calla
     # With weights as wide as in the other tests bfloat16 changes the attention itself: most tokens are near ties.
     model_dir = tiny_model(name, dtype=torch.bfloat16, initializer_range=0.05)
     served, prompts = serve(model_dir, "bfloat16"), make_prompts()
-    generations = complete(make_engine(served, max_new_tokens=24, **MODES["few pages and chunks"]), prompts)
+    generations = complete(make_engine(served, **MODES["few pages and chunks"]), prompts, generate(max_new_tokens=24))
     assert PackedLinear in types_of(served.model.module)
     exact, rounded = (
         AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)

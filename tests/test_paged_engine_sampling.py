@@ -10,14 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from job.records import Generation, Request
+from job.records import Generation
 from tests.serving import (
     MAX_NEW_TOKENS,
     MODES,
     Observed,
+    ask,
     complete,
     expected_tokens,
     finish,
+    generate,
     make_engine,
     make_prompts,
     serve,
@@ -51,12 +53,12 @@ def test_samples_of_one_prompt_differ_and_equal_each_drawn_alone(
     tiny_model: Callable[..., Path], observed: Observed, mode: str
 ) -> None:
     """Their prompt is computed once: the last token by each, all others by the first."""
-    served, params = serve(tiny_model("llama")), {"temperature": 1.0, "seed": 9}
+    served, task = serve(tiny_model("llama")), generate(temperature=1.0, seed=9)
     prompt = max(make_prompts(), key=len)[:90]
-    requests = [Request(row_idx=4, sample_idx=sample_idx, prompt_ids=prompt) for sample_idx in range(NUM_SAMPLES)]
-    alone = [tokens(finish(make_engine(served, **params), [request]))[0] for request in requests]
+    requests = [ask(prompt, task, row_idx=4, sample_idx=sample_idx) for sample_idx in range(NUM_SAMPLES)]
+    alone = [tokens(finish(make_engine(served), [request]))[0] for request in requests]
     observed.num_tokens = 0
-    together = finish(make_engine(served, **MODES[mode], **params), requests)
+    together = finish(make_engine(served, **MODES[mode]), requests)
     assert [generation.request for generation in together] == requests
     assert tokens(together) == alone
     assert len({tuple(ids) for ids in alone}) == NUM_SAMPLES
@@ -77,8 +79,8 @@ def test_the_repetition_penalty_equals_that_of_transformers(tiny_model: Callable
         ].tolist()
         for prompt in prompts
     ]
-    engine = make_engine(serve(tiny_model("llama")), repetition_penalty=1.7, **MODES[mode])
-    assert tokens(complete(engine, prompts)) == expected
+    engine = make_engine(serve(tiny_model("llama")), **MODES[mode])
+    assert tokens(complete(engine, prompts, generate(repetition_penalty=1.7))) == expected
     assert expected != expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
 
 
@@ -89,8 +91,8 @@ def test_log_probabilities_are_those_of_the_model_itself(
 ) -> None:
     """Without temperature, filters and penalties; one for each token, preempted or not."""
     prompts = make_prompts()
-    engine = make_engine(serve(tiny_model("llama")), logprobs=True, **MODES[mode], **params)
-    generations = complete(engine, prompts)
+    engine = make_engine(serve(tiny_model("llama")), **MODES[mode])
+    generations = complete(engine, prompts, generate(logprobs=True, **params))
     assert bool(observed.put_back) == (mode == "few pages and chunks")
     for prompt, generation in zip(prompts, generations, strict=True):
         ids = list(generation.token_ids)
@@ -112,10 +114,11 @@ def first_tokens(generations: list[Generation]) -> Counter[int]:
 def test_first_tokens_are_distributed_as_the_softmax_of_the_logits(tiny_model: Callable[..., Path]) -> None:
     """A chi-squared test of 8,192 samples of one prompt; tokens expected less than 8 times make one bin."""
     prompt, temperature, num_samples = [10, 20, 30, 40, 50], 1.5, 8192
-    requests = [Request(row_idx=0, sample_idx=sample_idx, prompt_ids=prompt) for sample_idx in range(num_samples)]
+    task = generate(temperature=temperature, seed=1, max_new_tokens=1)
+    requests = [ask(prompt, task, sample_idx=sample_idx) for sample_idx in range(num_samples)]
     config = {"max_batch_rows": 256}
     served = serve(tiny_model("llama"))
-    engine = make_engine(served, num_pages=300, config=config, temperature=temperature, seed=1, max_new_tokens=1)
+    engine = make_engine(served, num_pages=300, config=config)
     counts = first_tokens(finish(engine, requests))
     logits = logits_of(tiny_model("llama"), prompt)[-1]
     expected = (logits / temperature).softmax(dim=-1).double() * num_samples

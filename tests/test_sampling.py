@@ -1,5 +1,6 @@
 """Sampling: the generator's known answers, the exact distribution, and draws that depend on the row alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from job.config import SamplingParams
 from job.draws import philox4x32, row_bits
 from job.engine.logits import sampling
 from job.engine.logits.sampling import (
-    choose_tokens,
+    SamplingBatch,
     gumbel_noise,
     largest,
     penalize_repetition,
     token_logprobs,
 )
+from job.records import SampleKey
+from job.tasks import SamplingParams
 
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
 ONES = 0xFFFFFFFF
@@ -37,6 +39,13 @@ FILTERS: dict[str, dict[str, Any]] = {
     "top_k_above_vocabulary": {"temperature": 1.0, "top_k": 1000},
     "narrow": {"temperature": 1.0, "top_p": 1e-6},
 }
+
+
+def choose_tokens(
+    logits: torch.Tensor, params: SamplingParams, keys: Sequence[SampleKey], positions: Sequence[int]
+) -> torch.Tensor:
+    """Choose for rows with the same parameters."""
+    return sampling.choose_tokens(logits, SamplingBatch([params] * len(keys), keys, positions))
 
 
 @pytest.mark.parametrize(
@@ -335,10 +344,10 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     ids = torch.randint(0, 30, (4, 12), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
     seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
-    torch.testing.assert_close(penalize_repetition(logits, seen, penalty), expected, rtol=0, atol=0)
+    torch.testing.assert_close(penalize_repetition(logits, seen, torch.tensor([[penalty]])), expected, rtol=0, atol=0)
 
 
 def test_the_repetition_penalty_leaves_unseen_tokens_alone() -> None:
     logits = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     seen = torch.tensor([[True, True, False, False]])
-    assert penalize_repetition(logits, seen, 2.0).tolist() == [[0.5, -2.0, 1.0, -1.0]]
+    assert penalize_repetition(logits, seen, torch.tensor([[2.0]])).tolist() == [[0.5, -2.0, 1.0, -1.0]]

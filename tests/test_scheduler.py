@@ -18,13 +18,17 @@ from job.engine.paged.schedule.scheduler import Scheduler, Work
 from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step
 from job.records import Request
+from job.tasks import Generate, SamplingParams
+
+TASK = Generate(params=SamplingParams())
+"""The scheduler does not look at it."""
 
 CLEARED = 0
 """What a cleared place holds; a place that was never cleared holds None."""
 
 
 def request(row_idx: int, prompt_ids: abc.Sequence[int], sample_idx: int = 0) -> Request:
-    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=list(prompt_ids))
+    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=list(prompt_ids), task=TASK)
 
 
 def running(row_idx: int, prompt_ids: abc.Sequence[int]) -> Sequence:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from job.config import EngineConfig, SamplingParams
-from job.engine.build import build_engine
-from job.engine.duplicates import SharedCompletions
-from job.engine.static.scoring import StaticScorer
+from job.config import EngineConfig
+from job.engine.static.engine import StaticEngine
+from job.tasks import Score
 from tests.conftest import finish, start_processes
 from tests.oracle import choice_logprobs
 from tests.serving import MODES, Observed, complete, load, make_engine, make_prompts, serve
@@ -29,6 +28,10 @@ def scores_of(generations: list[Any]) -> list[list[float]]:
     assert [generation.error for generation in generations] == [None] * len(generations)
     assert {(generation.finish_reason, len(generation.token_ids)) for generation in generations} == {("stop", 0)}
     return [generation.choice_logprobs for generation in generations]
+
+
+def score(choices: list[list[int]]) -> Score:
+    return Score(choice_ids=tuple(map(tuple, choices)))
 
 
 def assert_equal(found: list[list[float]], expected: list[list[float]]) -> None:
@@ -47,8 +50,8 @@ def test_scores_equal_transformers_whatever_the_shape_of_the_engine(
     for share_prefixes in (False, True):
         observed.num_tokens = 0
         config = {**options["config"], "share_prefixes": share_prefixes}
-        engine = make_engine(serve(tiny_model("llama")), **{**options, "config": config}, choices=CHOICES[name])
-        assert_equal(scores_of(complete(engine, prompts)), expected)
+        engine = make_engine(serve(tiny_model("llama")), **{**options, "config": config})
+        assert_equal(scores_of(complete(engine, prompts, score(CHOICES[name]))), expected)
         assert engine.num_pending == 0 and not engine.scheduler.running
         num_tokens.append(observed.num_tokens)
     assert num_tokens[1] < 0.75 * num_tokens[0], "branches and prompts share what they have in common"
@@ -57,28 +60,20 @@ def test_scores_equal_transformers_whatever_the_shape_of_the_engine(
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_architecture_that_is_served_scores_as_transformers(tiny_model: Callable[..., Path], name: str) -> None:
     prompts, choices = make_prompts(), CHOICES["common beginnings"]
-    engine = make_engine(serve(tiny_model(name)), **MODES["chunks"], choices=choices)
-    assert_equal(scores_of(complete(engine, prompts)), choice_logprobs(tiny_model(name), prompts, choices))
+    engine = make_engine(serve(tiny_model(name)), **MODES["chunks"])
+    assert_equal(
+        scores_of(complete(engine, prompts, score(choices))), choice_logprobs(tiny_model(name), prompts, choices)
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_static_batches_score_as_transformers(tiny_model: Callable[..., Path], name: str) -> None:
     model, replica = load(tiny_model(name))
     prompts, choices = make_prompts(), CHOICES["common beginnings"]
-    notes: list[str] = []
-    engine = build_engine(
-        model,
-        SamplingParams(temperature=1.0),
-        EngineConfig(engine="static", max_batch_rows=7),
-        replica,
-        should_stop=lambda: False,
-        ends_text=None,
-        note=notes.append,
-        choice_ids=choices,
+    engine = StaticEngine(model, EngineConfig(max_batch_rows=7), replica)
+    assert_equal(
+        scores_of(complete(engine, prompts, score(choices))), choice_logprobs(tiny_model(name), prompts, choices)
     )
-    assert isinstance(engine, SharedCompletions), "scores are the same for every sample"
-    assert isinstance(engine._engine, StaticScorer)
-    assert_equal(scores_of(complete(engine, prompts)), choice_logprobs(tiny_model(name), prompts, choices))
 
 
 def test_a_row_that_is_not_finite_becomes_an_error_row_and_no_other(tiny_model: Callable[..., Path]) -> None:
@@ -99,8 +94,8 @@ def test_a_row_that_is_not_finite_becomes_an_error_row_and_no_other(tiny_model: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served.model.module, "forward", broken)
-        engine = make_engine(served, config={"max_batch_rows": 16}, choices=choices)
-        *good, bad = complete(engine, prompts)
+        engine = make_engine(served, config={"max_batch_rows": 16})
+        *good, bad = complete(engine, prompts, score(choices))
     assert bad.error is not None and bad.error.kind == "non_finite_logits" and bad.choice_logprobs is None
     assert_equal(scores_of(good), choice_logprobs(tiny_model("llama"), prompts[:-1], choices))
     assert engine.num_pending == 0
@@ -108,8 +103,8 @@ def test_a_row_that_is_not_finite_becomes_an_error_row_and_no_other(tiny_model: 
 
 def test_a_row_that_does_not_fit_into_the_cache_is_returned_once(tiny_model: Callable[..., Path]) -> None:
     prompts = [[7] * 300, [8, 9]]
-    engine = make_engine(serve(tiny_model("llama")), num_pages=3, choices=CHOICES["common beginnings"])
-    large, small = complete(engine, prompts)
+    engine = make_engine(serve(tiny_model("llama")), num_pages=3)
+    large, small = complete(engine, prompts, score(CHOICES["common beginnings"]))
     assert large.error is not None and large.error.kind == "kv_cache_full"
     assert small.error is None and engine.num_pending == 0
 
@@ -164,5 +159,5 @@ def test_scores_of_real_reviews_equal_transformers(tmp_path: Path) -> None:
     output = run_on_two_ranks({"two ranks": {**job, "config": {"max_batch_rows": 50}}}, tmp_path)
     assert_equal(output["two ranks"]["scores"], expected)
     for config in ({}, {"max_batch_rows": 3, "max_batch_tokens": 100}):
-        engine = make_engine(serve(model_dir), num_pages=1024, config=config, choices=choices)
-        assert_equal(scores_of(complete(engine, prompts)), expected)
+        engine = make_engine(serve(model_dir), num_pages=1024, config=config)
+        assert_equal(scores_of(complete(engine, prompts, score(choices))), expected)

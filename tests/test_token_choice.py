@@ -1,21 +1,25 @@
-"""Choosing tokens on the leader: which rows may be trusted, and what each slot has seen."""
+"""The pipeline from logits to tokens: which rows may be trusted, rows that differ, and what each slot has seen."""
 
+from collections.abc import Sequence as Many
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from job.config import SamplingParams
-from job.engine.logits.sampling import choose_tokens, penalize_repetition, token_logprobs
+from job.engine.logits.masks import Masks, empty_words
+from job.engine.logits.pipeline import TokenChoice, choose
+from job.engine.logits.sampling import SamplingBatch, choose_tokens, penalize_repetition, token_logprobs
 from job.engine.paged.schedule.sequences import Sequence
-from job.engine.paged.tasks.token_choice import Choosing
-from job.records import Request
+from job.engine.paged.tasks.seen_tokens import SeenTokens
+from job.tasks import SamplingParams
+from tests.serving import ask
 
 VOCAB = 20
 
 
 def running(row_idx: int, prompt_ids: list[int], slot: int) -> Sequence:
-    sequence = Sequence.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt_ids))
+    sequence = Sequence.of(ask(prompt_ids, row_idx=row_idx))
     sequence.slot = slot
     return sequence
 
@@ -24,45 +28,112 @@ def random_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
+def batch_of(params: SamplingParams | Many[SamplingParams], num_rows: int) -> SamplingBatch:
+    all_params = [params] * num_rows if isinstance(params, SamplingParams) else params
+    return SamplingBatch(all_params, [(row_idx, 0) for row_idx in range(num_rows)], [0] * num_rows)
+
+
+def choose_alike(logits: torch.Tensor, params: SamplingParams) -> TokenChoice:
+    """Choose for rows with the same parameters, which have seen token 1."""
+    seen = torch.arange(logits.shape[1]).expand(len(logits), -1) == 1
+    return choose(logits, batch_of(params, len(logits)), lambda rows: seen[rows])
+
+
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"logprobs": True}, {"repetition_penalty": 1.5}])
 def test_rows_whose_logits_are_not_finite_are_told_and_the_others_are_chosen(params: dict[str, Any]) -> None:
-    choosing = Choosing(SamplingParams(**params), num_slots=4)
     logits = random_logits(4)
-    clean = Choosing(SamplingParams(**params), num_slots=4).choose(logits, [running(i, [1], i) for i in range(4)])
+    clean = choose_alike(logits.clone(), SamplingParams(**params))
     logits[1, 7], logits[2, 3] = torch.nan, torch.inf
-    tokens, logprobs, is_finite = choosing.choose(logits, [running(idx, [1], idx) for idx in range(4)])
-    assert is_finite == [True, False, False, True]
-    assert (tokens[0], tokens[3]) == (clean[0][0], clean[0][3])
-    if params.get("logprobs"):
-        assert logprobs is not None and clean[1] is not None and logprobs[::3] == clean[1][::3]
-    else:
-        assert logprobs is None
+    choice = choose_alike(logits, SamplingParams(**params))
+    assert choice.is_finite == [True, False, False, True]
+    assert (choice.tokens[0], choice.tokens[3]) == (clean.tokens[0], clean.tokens[3])
+    assert choice.logprobs[::3] == clean.logprobs[::3]
+    assert (choice.logprobs[0] is not None) == bool(params.get("logprobs"))
 
 
-def test_a_logit_of_minus_infinity_is_no_overflow() -> None:
+def test_a_logit_of_minus_infinity_is_not_an_overflow() -> None:
     """Models mask tokens of their vocabulary so."""
     logits = random_logits(2)
     logits[:, 5:] = -torch.inf
     for params in (SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(logprobs=True)):
-        tokens, _, is_finite = Choosing(params, num_slots=2).choose(logits, [running(i, [1], i) for i in range(2)])
-        assert is_finite == [True, True] and max(tokens) < 5
+        choice = choose_alike(logits, params)
+        assert choice.is_finite == [True, True] and max(choice.tokens) < 5
 
 
 def test_log_probabilities_are_the_models_own() -> None:
     """Before temperature and penalty."""
-    params = SamplingParams(temperature=0.5, repetition_penalty=2.0, logprobs=True, seed=3)
     logits = random_logits(3).bfloat16()
-    tokens, logprobs, _ = Choosing(params, num_slots=3).choose(logits, [running(i, [i, 5], i) for i in range(3)])
-    assert logprobs == token_logprobs(logits, torch.tensor(tokens)).tolist()
+    choice = choose_alike(logits, SamplingParams(temperature=0.5, repetition_penalty=2.0, logprobs=True, seed=3))
+    assert choice.logprobs == token_logprobs(logits, torch.tensor(choice.tokens)).tolist()
 
 
 def test_draws_go_by_row_and_position() -> None:
-    params = SamplingParams(temperature=1.0)
-    rows = [running(3, [1, 2], 0), running(9, [1], 1)]
-    rows[1].token_ids += [4, 5]
-    logits = random_logits(2)
-    tokens, _, _ = Choosing(params, num_slots=2).choose(logits, rows)
-    assert tokens == choose_tokens(logits, params, [(3, 0), (9, 0)], [0, 2]).tolist()
+    params, logits = SamplingParams(temperature=1.0), random_logits(2)
+    batch = SamplingBatch([params, params], [(3, 0), (9, 0)], [0, 2])
+    alone = [SamplingBatch([params], [(3, 0)], [0]), SamplingBatch([params], [(9, 0)], [2])]
+    expected = [int(choose_tokens(logits[[idx]], one)) for idx, one in enumerate(alone)]
+    assert choose_tokens(logits, batch).tolist() == expected
+
+
+MIXED = (
+    {},
+    {"temperature": 0.7, "seed": 2},
+    {"temperature": 1.3, "seed": 5, "min_p": 0.05},
+    {"temperature": 1.0, "top_k": 5},
+    {"temperature": 1.0, "top_k": 40, "top_p": 0.9, "seed": 2**63 - 1},
+    {"temperature": 2.0, "top_k": 40, "min_p": 0.1},
+    {"temperature": 1.0, "top_p": 0.5, "seed": 3},
+    {"temperature": 3.0, "top_p": 0.95, "min_p": 0.02},
+    {"repetition_penalty": 1.9},
+    {"repetition_penalty": 0.6, "temperature": 1.0, "logprobs": True},
+    {"logprobs": True},
+)
+"""Parameters of rows that meet in one batch: every algorithm, with and without its neighbours' options."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_each_row_of_a_mixed_batch_gets_the_token_that_it_gets_alone(with_masks: bool, dtype: torch.dtype) -> None:
+    """Law 5, whatever the parameters, masks and log probabilities of the rows beside it. In bfloat16 many logits are
+    equal: which of them a filter keeps must not depend on the batch either.
+    """
+    num_rows, vocab_size = 10 * len(MIXED), 700
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.tensor([0.05, 1.0, 4.0]).repeat(num_rows)[:num_rows, None]
+    logits = (torch.randn(num_rows, vocab_size, generator=generator) * scale).to(dtype)
+    logits[7, 3] = torch.nan
+    seen = torch.rand(num_rows, vocab_size, generator=generator) < 0.3
+    order = torch.randperm(num_rows, generator=generator).tolist()
+    params = [SamplingParams(**MIXED[idx % len(MIXED)]) for idx in order]
+    keys, positions = [(1000 + idx, idx % 3) for idx in range(num_rows)], [idx % 5 for idx in range(num_rows)]
+    words = empty_words(num_rows, vocab_size)
+    words[:] = np.random.default_rng(1).integers(0, 2**32, words.shape, np.uint32)
+    rows = np.arange(0, num_rows, 3)
+    masks = Masks(words[rows], rows) if with_masks else None
+
+    def alone(row: int) -> TokenChoice:
+        own = Masks(words[[row]], np.arange(1)) if with_masks and row in rows else None
+        batch = SamplingBatch([params[row]], [keys[row]], [positions[row]])
+        return choose(logits[[row]], batch, lambda some: seen[[row]][some], own)
+
+    together = choose(logits, SamplingBatch(params, keys, positions), lambda some: seen[some], masks)
+    singles = [alone(row) for row in range(num_rows)]
+    assert together.is_finite == [row != 7 for row in range(num_rows)] == [single.is_finite[0] for single in singles]
+    finite = [row for row in range(num_rows) if row != 7]
+    assert [together.tokens[row] for row in finite] == [singles[row].tokens[0] for row in finite]
+    for row in finite:
+        assert together.logprobs[row] == pytest.approx(singles[row].logprobs[0], abs=1e-5)
+        assert (together.logprobs[row] is not None) == params[row].logprobs
+        if masks is not None and row in rows:
+            token = together.tokens[row]
+            assert words[row, token // 32] >> token % 32 & 1
+
+
+def test_a_mixed_batch_is_chosen_in_a_handful_of_groups() -> None:
+    params = [SamplingParams(**MIXED[idx % len(MIXED)], max_new_tokens=idx + 1) for idx in range(200)]
+    groups = batch_of(params, 200).groups()
+    assert len(groups) == 5, "greedy, the whole vocabulary, top-p, and two K"
+    assert sorted(row for rows in groups for row in rows) == list(range(200))
 
 
 class Penalized:
@@ -70,7 +141,7 @@ class Penalized:
 
     def __init__(self, num_slots: int) -> None:
         """Begin with empty slots."""
-        self.choosing = Choosing(SamplingParams(repetition_penalty=1.7), num_slots=num_slots)
+        self.params, self.seen = SamplingParams(repetition_penalty=1.7), SeenTokens(num_slots)
 
     def step(self, *rows: Sequence) -> None:
         """Choose a token for rows and append it."""
@@ -78,8 +149,9 @@ class Penalized:
         seen = torch.zeros(len(rows), VOCAB, dtype=torch.bool)
         for idx, row in enumerate(rows):
             seen[idx, row.token_ids] = True
-        tokens, _, _ = self.choosing.choose(logits, rows)
-        assert tokens == penalize_repetition(logits, seen, 1.7).argmax(dim=-1).tolist()
+        batch = batch_of(self.params, len(rows))
+        tokens = choose(logits, batch, lambda some: self.seen.of([rows[idx] for idx in some], logits)).tokens
+        assert tokens == penalize_repetition(logits, seen, torch.tensor(1.7)).argmax(dim=-1).tolist()
         for row, token in zip(rows, tokens, strict=True):
             assert row.token_ids.count(token) < 2, "the penalty does not tell in this test"
             row.token_ids.append(token)

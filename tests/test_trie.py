@@ -8,8 +8,9 @@ import torch
 
 from job.engine.logits.trie import ChoiceTrie, edge_logprobs
 from job.records import Request
+from job.tasks import Score
 
-REQUEST = Request(row_idx=3, sample_idx=0, prompt_ids=[1])
+REQUEST = Request(row_idx=3, sample_idx=0, prompt_ids=[1], task=Score(choice_ids=((1,),)))
 
 SETS = {
     "first tokens differ": [(5,), (6,), (7,)],
@@ -58,7 +59,7 @@ def test_the_score_of_a_choice_is_the_sum_along_its_path(seed: int) -> None:
     ]
     rng.shuffle(wanted)
     nodes = [node for node, _ in wanted]
-    logprobs, is_finite = edge_logprobs(torch.stack([logits for _, logits in wanted]), nodes, trie)
+    logprobs, is_finite = edge_logprobs(torch.stack([logits for _, logits in wanted]), [(trie, node) for node in nodes])
     edges = np.full(trie.num_edges, np.nan)
     for node, values in zip(nodes, logprobs, strict=True):
         edges[trie.edges(node)] = values
@@ -79,4 +80,4 @@ def test_a_row_whose_choices_are_all_impossible_is_an_error_row() -> None:
 def test_logits_that_are_not_finite_are_told() -> None:
     trie = ChoiceTrie([(0,), (1,)])
     logits = torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [torch.inf, 0.0], [-torch.inf, 0.0]])
-    assert edge_logprobs(logits, [0] * 4, trie)[1] == [True, False, False, True]
+    assert edge_logprobs(logits, [(trie, 0)] * 4)[1] == [True, False, False, True]

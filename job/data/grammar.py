@@ -13,7 +13,7 @@ from typing import Any, cast
 from job.arrow.json_schema import closed, read_schema
 from job.config import AnswerConfig
 from job.errors import UsageError
-from job.records import Grammar
+from job.tasks import Grammar
 
 JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As Python's ``json.dumps`` writes it. Where white space is free, a small model may write it for ever."""

@@ -1,4 +1,4 @@
-"""Greedy decoding and scoring give equal prompts equal answers: each is computed once, whatever engine computes it."""
+"""Equal requests whose task is deterministic get equal answers: each is computed once, whatever engine computes it."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -8,22 +8,26 @@ import numpy as np
 
 from job.engine.protocol import Engine
 from job.records import Generation, Request
+from job.tasks import Task
 
 MAX_KEPT_TOKENS = 1_000_000
 """Of finished completions that are kept in case their prompt comes again: some 40 MB."""
 
 ROW_TOKENS = 16
-"""What is kept of a completion besides its tokens takes about as much memory as so many."""
+"""What is kept of a completion besides its tokens takes about as much memory as this many."""
+
+Question = tuple[bytes, Task]
+"""A digest of the prompt, and what is asked."""
 
 
 class SharedCompletions:
     """Implements ``Engine`` around another one, on the leader."""
 
     def __init__(self, engine: Engine) -> None:
-        """Pass on what is new."""
+        """Pass on what is new, and all requests that are not deterministic."""
         self._engine = engine
-        self._duplicates: dict[bytes, list[Request]] = {}
-        self._finished: OrderedDict[bytes, Generation] = OrderedDict()
+        self._duplicates: dict[Question, list[Request]] = {}
+        self._finished: OrderedDict[Question, Generation] = OrderedDict()
         self._ready: list[Generation] = []
         self._num_duplicates = self._num_kept_tokens = 0
 
@@ -54,15 +58,17 @@ class SharedCompletions:
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
-        digest = _digest(request)
-        if digest in self._finished:
-            self._finished.move_to_end(digest)
-            self._ready.append(_copy(self._finished[digest], request))
-        elif digest in self._duplicates:
-            self._duplicates[digest].append(request)
+        question = _question(request)
+        if question is None:
+            self._engine.submit(request)
+        elif question in self._finished:
+            self._finished.move_to_end(question)
+            self._ready.append(_copy(self._finished[question], request))
+        elif question in self._duplicates:
+            self._duplicates[question].append(request)
             self._num_duplicates += 1
         else:
-            self._duplicates[digest] = []
+            self._duplicates[question] = []
             self._engine.submit(request)
 
     def step(self) -> list[Generation]:
@@ -84,15 +90,17 @@ class SharedCompletions:
         return self._engine.follow()
 
     def _with_duplicates(self, generation: Generation) -> list[Generation]:
-        digest = _digest(generation.request)
-        duplicates = self._duplicates.pop(digest)
+        question = _question(generation.request)
+        if question is None:
+            return [generation]
+        duplicates = self._duplicates.pop(question)
         self._num_duplicates -= len(duplicates)
         if generation.error is None:  # kept without its prompt, which may be long: a copy has one of its own
-            self._keep(digest, replace(generation, request=replace(generation.request, prompt_ids=())))
+            self._keep(question, replace(generation, request=replace(generation.request, prompt_ids=())))
         return [generation, *(_copy(generation, request) for request in duplicates)]
 
-    def _keep(self, digest: bytes, generation: Generation) -> None:
-        self._finished[digest] = generation
+    def _keep(self, question: Question, generation: Generation) -> None:
+        self._finished[question] = generation
         self._num_kept_tokens += _size(generation)
         while self._num_kept_tokens > MAX_KEPT_TOKENS:
             _, oldest = self._finished.popitem(last=False)
@@ -104,8 +112,11 @@ def _size(generation: Generation) -> int:
     return ROW_TOKENS + len(generation.token_ids) + len(generation.choice_logprobs or ())
 
 
-def _digest(request: Request) -> bytes:
-    return blake2b(np.asarray(request.prompt_ids, np.int64).tobytes(), digest_size=16).digest()
+def _question(request: Request) -> Question | None:
+    """Return what equal requests have in common; None if they get different answers."""
+    if not request.task.is_deterministic:
+        return None
+    return blake2b(np.asarray(request.prompt_ids, np.int64).tobytes(), digest_size=16).digest(), request.task
 
 
 def _copy(generation: Generation, request: Request) -> Generation:

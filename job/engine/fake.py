@@ -1,11 +1,32 @@
 """An engine without a model: a pure function of the ids. For tests and measurements of everything around an engine."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from job.records import Generation, Request, RowError
 from job.tasks import Score
+
+if TYPE_CHECKING:
+    from job.config import EngineConfig
+    from job.launch.replica import Replica
+
+STEP_SECS = "JOB_FAKE_STEP_SECS"
+"""Variable of the environment: how long a step takes. For tests that interrupt a run."""
+
+
+def build_fake(
+    model: None,
+    config: "EngineConfig",
+    replica: "Replica",
+    *,
+    should_stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> "FakeEngine":
+    """Build the fake engine; see ``EngineKind.build``."""
+    return FakeEngine(should_stop=should_stop, step_secs=float(os.environ.get(STEP_SECS, "0")))
 
 
 class FakeEngine:

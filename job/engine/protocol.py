@@ -3,13 +3,9 @@
 The leader calls these. Followers call ``follow`` once and return from it when the leader closes its engine.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from job.records import Generation, Request
-
-EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
-"""Says of completions' ids whether a stop string has ended each. Whoever knows the tokenizer passes it in."""
 
 
 class Engine(Protocol):

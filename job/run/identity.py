@@ -47,7 +47,7 @@ def manifest_of(
         "sampling": asdict(config.sampling),
         "answer": asdict(config.answer),
         "columns": {"own": asdict(columns), "kept": [f"{field.name}: {field.type}" for field in kept]},
-        "engine": "fake" if config.engine.engine == "fake" else "model",
+        "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
     about = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

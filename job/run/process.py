@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from job.config import RunConfig
-from job.engine.build import build_engine
-from job.engine.fake import FakeEngine
+from job.engine.kinds import ENGINES
 from job.engine.model.info import ModelInfo, inspect_model
-from job.engine.model.loading import load_model
+from job.engine.model.loading import LoadedModel, load_model
 from job.engine.protocol import Engine
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch.environment import read_process_info, told_once
@@ -112,27 +111,18 @@ def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> 
 def _build_engine(
     config: RunConfig, replica: Replica, prepared: Prepared | None, stop: StopFlag, progress: Progress
 ) -> Engine:
-    """Load the model on every process of the launch at the same time, or fake it."""
+    """Build the engine that was asked for, its model being loaded on every process of the launch at the same time."""
     if prepared is not None:
         _announce(prepared, replica, progress)
-    if config.engine.engine == "fake":
-        step_secs = float(os.environ.get("JOB_FAKE_STEP_SECS", "0"))
-        choice_ids = prepared.choices.token_ids if prepared and prepared.choices else None
-        return FakeEngine(config.sampling, should_stop=stop, step_secs=step_secs, choice_ids=choice_ids)
+    kind = ENGINES[config.engine.engine]
+    model = _load(config, replica, prepared) if kind.needs_model else None
+    return kind.build(model, config.engine, replica, should_stop=stop, note=progress.note)
+
+
+def _load(config: RunConfig, replica: Replica, prepared: Prepared | None) -> LoadedModel:
     model_info = prepared.model_info if prepared else _inspect_as_follower(config, replica)
     stop_token_ids = replica.command(prepared.stop_token_ids if prepared else None)
-    model = load_model(config.model, model_info, replica, stop_token_ids)
-    return build_engine(
-        model,
-        config.sampling,
-        config.engine,
-        replica,
-        should_stop=stop,
-        ends_text=prepared.tokenization.ends_text if prepared and config.sampling.stop else None,
-        choice_ids=replica.command(prepared.choices.token_ids if prepared and prepared.choices else None),
-        grammar=prepared.grammar if prepared else None,
-        note=progress.note,
-    )
+    return load_model(config.model, model_info, replica, stop_token_ids)
 
 
 def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
@@ -141,7 +131,7 @@ def _inspect_as_follower(config: RunConfig, replica: Replica) -> ModelInfo:
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     info, plan = replica.info, prepared.plan
-    if prepared.model_info.dtype_note and prepared.config.engine.engine != "fake":
+    if prepared.model_info.dtype_note and prepared.config.engine.needs_model:
         progress.note(prepared.model_info.dtype_note)
     for note in prepared.notes:
         progress.note(note)

@@ -16,14 +16,15 @@ Letters: B rows, V vocabulary, N candidates.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from job.config import SamplingParams
 from job.draws import row_bits
 from job.records import SampleKey
+from job.tasks import SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -63,12 +64,13 @@ def _shift_right(values: torch.Tensor, num_bits: int) -> torch.Tensor:
     return (values >> num_bits) & ((1 << (64 - num_bits)) - 1)
 
 
-def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
     """Make tokens that occurred less likely (Keskar et al. 2019, "CTRL").
 
     Args:
         logits: [B, V] float32.
         seen: [B, V] bool, True for tokens of the prompt and of the completion so far.
+        penalty: [B, 1] float32.
     """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -100,35 +102,108 @@ def log_totals(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, num_rows)])
 
 
-def choose_tokens(
-    logits: torch.Tensor, params: SamplingParams, keys: Sequence[SampleKey], positions: Sequence[int]
-) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """How the next tokens of B rows are chosen. Rows may differ in everything."""
+
+    params: Sequence[SamplingParams]
+    """Of each row."""
+    keys: Sequence[SampleKey]
+    positions: Sequence[int]
+    """Of the token in each row's completion; 0 for the first one."""
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    @property
+    def distinct_params(self) -> Sequence[SamplingParams]:
+        """Each object among the parameters once: a run of one kind of row has a single one, whatever its rows."""
+        return list({id(params): params for params in self.params}.values())
+
+    def select(self, rows: Sequence[int]) -> "SamplingBatch":
+        """Return some of the rows."""
+        return SamplingBatch(
+            params=[self.params[row] for row in rows],
+            keys=[self.keys[row] for row in rows],
+            positions=[self.positions[row] for row in rows],
+        )
+
+    def rows_where(self, condition: Callable[[SamplingParams], bool]) -> list[int]:
+        """Return the rows whose parameters meet a condition."""
+        found = {id(params): condition(params) for params in self.distinct_params}
+        return [row for row, params in enumerate(self.params) if found[id(params)]]
+
+    def numbers(self, name: str, device: torch.device) -> torch.Tensor:
+        """Return [B, 1] float32, or [1, 1] if it is the same for all: a parameter of each row."""
+        distinct = self.distinct_params
+        values = [getattr(params, name) for params in (distinct if len(distinct) == 1 else self.params)]
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+    def groups(self) -> Sequence[Sequence[int]]:
+        """Return the rows put together that are chosen by one algorithm on tensors of one shape."""
+        if len(self.distinct_params) == 1:
+            return [range(len(self))]
+        groups: dict[Hashable, list[int]] = {}
+        for row, params in enumerate(self.params):
+            groups.setdefault(_algorithm(params), []).append(row)
+        return list(groups.values())
+
+
+def _algorithm(params: SamplingParams) -> Hashable:
+    """Return what decides how a row is chosen.
+
+    Each K of top-k is a group of its own. One ``topk`` of the largest K would do for all, but which of several equal
+    logits it returns depends on K, so that a row's candidates would depend on the rows beside it (law 5).
+    """
+    if params.temperature == 0:
+        return "greedy"
+    if params.top_k:
+        return params.top_k
+    return "top_p" if params.top_p < 1 else "race"
+
+
+def choose_tokens(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Choose a token for each row.
 
     Args:
         logits: [B, V], finite, of any floating dtype.
-        keys: (row_idx, sample_idx) of each row.
-        positions: of the token in each row's completion; 0 for the first one.
 
     Returns:
         [B] int64.
     """
-    if params.temperature == 0:
+    groups = batch.groups()
+    if len(groups) == 1:
+        return _choose_alike(logits, batch)
+    tokens = torch.empty(len(batch), dtype=torch.int64, device=logits.device)
+    for rows in groups:
+        index = torch.tensor(rows, device=logits.device)
+        tokens[index] = _choose_alike(logits.index_select(0, index), batch.select(rows))
+    return tokens
+
+
+def _choose_alike(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Choose for rows of one group."""
+    algorithm = _algorithm(batch.params[0])
+    if algorithm == "greedy":
         return largest(logits)[1]
-    bits = torch.from_numpy(row_bits(params.seed, keys, positions)).to(logits.device)
-    logits = logits.float() / params.temperature
-    if params.top_k == 0 and params.top_p == 1:
-        return _race_in_two_rounds(_above_min_p(logits, params.min_p), bits)
-    values, ids = _candidates(logits, params)
-    winner = (values + gumbel_noise(bits, ids)).argmax(dim=-1, keepdim=True)
-    return ids.gather(-1, winner).squeeze(-1)
+    seeds = [params.seed for params in batch.params]
+    bits = torch.from_numpy(row_bits(seeds, batch.keys, batch.positions)).to(logits.device)
+    logits = logits.float() / batch.numbers("temperature", logits.device)
+    if algorithm == "race":
+        return _race_in_two_rounds(_above_min_p(logits, batch), bits)
+    if algorithm == "top_p":
+        return _draw_from_nucleus(logits, batch, bits)
+    values, ids = logits.topk(min(batch.params[0].top_k, logits.shape[-1]), dim=-1)
+    return _race(_filter(values, values.logsumexp(dim=-1, keepdim=True), batch), ids, bits)
 
 
-def _above_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+def _above_min_p(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Set tokens less likely than ``min_p`` times the most likely one to -inf."""
-    if min_p == 0:
+    if not any(params.min_p for params in batch.distinct_params):
         return logits
-    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -torch.inf)
+    floors = [math.log(params.min_p) if params.min_p else -math.inf for params in batch.params]
+    floor = torch.tensor(floors, dtype=torch.float32, device=logits.device)[:, None]
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + floor, -torch.inf)
 
 
 def _race_in_two_rounds(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -148,28 +223,38 @@ def _log_weights(blocks: torch.Tensor) -> torch.Tensor:
     return (blocks - top).exp_().sum(dim=-1).log_()
 
 
-def _candidates(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits that top-k, top-p and min-p leave (-inf for the others) and their ids, most likely first.
-
-    Order of the filters as in transformers: each works on what the one before has left, renormalized.
-    """
-    vocab_size = logits.shape[-1]
-    if params.top_k:
-        values, ids = logits.topk(min(params.top_k, vocab_size), dim=-1)
-        return _filter(values, values.logsumexp(dim=-1, keepdim=True), params), ids
+def _draw_from_nucleus(logits: torch.Tensor, batch: SamplingBatch, bits: torch.Tensor) -> torch.Tensor:
+    """Draw from the tokens that top-p and min-p leave of [B, V]."""
     total = log_totals(logits)[:, None]
-    values, ids = logits.topk(min(NUM_CANDIDATES, vocab_size), dim=-1)
-    if bool(((values - total).exp().sum(dim=-1) < params.top_p).any()):
-        values, ids = logits.sort(dim=-1, descending=True, stable=True)
-    return _filter(values, total, params), ids
+    values, ids = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), dim=-1)
+    tokens = _race(_filter(values, total, batch), ids, bits)
+    is_wide = (values - total).exp().sum(dim=-1) < batch.numbers("top_p", logits.device)[:, 0]
+    # Only the rows that need it: topk and sort order equal logits differently, and a row that is sorted because of its
+    # neighbour would have other tokens at the border of its nucleus (law 5).
+    if len(rows := is_wide.nonzero()[:, 0]):
+        values, ids = logits[rows].sort(dim=-1, descending=True, stable=True)
+        tokens[rows] = _race(_filter(values, total[rows], batch.select(rows.tolist())), ids, bits[rows])
+    return tokens
 
 
-def _filter(values: torch.Tensor, total: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Apply top-p and min-p to sorted logits [B, N], given the logarithm of their total weight [B, 1]."""
-    probs = (values - total).exp()
-    if params.top_p < 1:
+def _race(values: torch.Tensor, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Draw one of the tokens ``ids`` [B, N] by their logits [B, N]."""
+    winner = (values + gumbel_noise(bits, ids)).argmax(dim=-1, keepdim=True)
+    return ids.gather(-1, winner).squeeze(-1)
+
+
+def _filter(values: torch.Tensor, total: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """Apply top-p and min-p to sorted logits [B, N], given the logarithm of their total weight [B, 1].
+
+    Each works on what the filter before it has left, renormalized, in the order of transformers: top-k, top-p, min-p.
+    """
+    probs, distinct = (values - total).exp(), batch.distinct_params
+    if any(params.top_p < 1 for params in distinct):
         before = probs.cumsum(dim=-1) - probs
-        values = values.masked_fill(before >= params.top_p, -torch.inf)
-    if params.min_p:
-        values = values.masked_fill(probs < params.min_p * probs[:, :1], -torch.inf)
+        top_p = batch.numbers("top_p", values.device)
+        is_off = top_p == 1  # a sum of probabilities may be rounded to 1 before the last token
+        values = values.masked_fill((before >= top_p) & ~is_off, -torch.inf)
+    if any(params.min_p for params in distinct):
+        min_p = batch.numbers("min_p", values.device)
+        values = values.masked_fill(probs < min_p * probs[:, :1], -torch.inf)
     return values

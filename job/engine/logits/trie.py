@@ -6,6 +6,7 @@ each inner node that has no inner node below it. If first tokens already differ 
 only branch is the prompt itself.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,13 +118,21 @@ class ChoiceTrie:
         return branches
 
 
-def edge_logprobs(logits: torch.Tensor, nodes: Sequence[int], trie: ChoiceTrie) -> tuple[list[Floats], list[bool]]:
+@functools.lru_cache(maxsize=64)
+def trie_of(choice_ids: tuple[tuple[int, ...], ...]) -> ChoiceTrie:
+    """Return the trie of a task's choices: usually the same ones for all rows of a run."""
+    return ChoiceTrie(choice_ids)
+
+
+def edge_logprobs(logits: torch.Tensor, nodes: Sequence[tuple[ChoiceTrie, int]]) -> tuple[list[Floats], list[bool]]:
     """Return the log probabilities of nodes' edges, from the logits [W, V] behind them, and which logits are finite."""
     totals = log_totals(logits)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
     is_finite = totals.isfinite().tolist()
+    rows_of: dict[tuple[ChoiceTrie, int], list[int]] = {}
+    for row, key in enumerate(nodes):
+        rows_of.setdefault(key, []).append(row)
     found: dict[int, Floats] = {}
-    for node in set(nodes):
-        rows = [idx for idx, other in enumerate(nodes) if other == node]
+    for (trie, node), rows in rows_of.items():
         tokens = torch.from_numpy(trie.edge_tokens(node)).to(logits.device)
         index = torch.tensor(rows, device=logits.device)
         values = logits[index[:, None], tokens].float() - totals[index][:, None]

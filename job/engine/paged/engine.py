@@ -1,7 +1,7 @@
 """The fast engine: continuous batching of the sharded model. Implements ``Engine``.
 
 A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules,
-tells the replica the step, hands its logits to the purpose that they are for (decoding or scoring choices), and refills
+tells the replica the step, hands its logits to the tasks that they are for (decoding or scoring choices), and refills
 the slots of rows that have ended.
 """
 
@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from job.config import EngineConfig, SamplingParams
+from job.config import EngineConfig
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
-from job.engine.logits.constraint import Constraint
-from job.engine.logits.trie import ChoiceTrie
 from job.engine.model.loading import LoadedModel
-from job.engine.paged.attention.backends import VARLEN, allocate, choose_backend
+from job.engine.paged.attention.backends import allocate, choose_backend
 from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
@@ -25,12 +23,12 @@ from job.engine.paged.schedule.scheduler import Scheduler, Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
 from job.engine.paged.tasks.decoding import Decoding
-from job.engine.paged.tasks.logits_task import LogitsTask
+from job.engine.paged.tasks.logits_task import LogitsTasks
 from job.engine.paged.tasks.scoring import Scoring
-from job.engine.protocol import EndsText
 from job.errors import JobError
 from job.launch.replica import Replica
-from job.records import Generation, Grammar, Request
+from job.records import Generation, Request
+from job.tasks import Generate, Score
 
 PENDING_FACTOR = 8
 """So many times the slots are pending at most: enough to put long rows first and rows with a common prefix together."""
@@ -50,22 +48,15 @@ class PagedEngine:
         self,
         model: LoadedModel,
         shapes: dict[int, LayerShape],
-        params: SamplingParams,
         config: EngineConfig,
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
-        ends_text: EndsText | None = None,
-        trie: ChoiceTrie | None = None,
-        grammar: Grammar | None = None,
     ) -> None:
         """Allocate the cache. All ranks of a replica must do this together.
 
         Args:
             shapes: what each layer stores, from ``check_support``.
             should_stop: asked by the leader before every step; True makes ``step`` return at once.
-            ends_text: finds the stop strings; needed by the leader alone.
-            trie: choices to score after each prompt, instead of generating.
-            grammar: what every completion must be; for the leader alone.
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
@@ -76,15 +67,11 @@ class PagedEngine:
             speed_up(model.module)
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         self.no_graphs: str | None = None
-        if backend is VARLEN and config.cuda_graphs and not replica.has_followers:
-            self.no_graphs = self._executor.use_graphs()
-        eos_token_ids = frozenset(() if params.ignore_eos else model.eos_token_ids)
-        self._task: LogitsTask
-        if trie is None:
-            constraint = None if grammar is None else Constraint(grammar, eos_token_ids)
-            self._task = Decoding(params, eos_token_ids, ends_text, constraint, num_slots=budget.max_rows)
-        else:
-            self._task = Scoring(trie)
+        if config.cuda_graphs and not replica.has_followers:
+            self.no_graphs = self._executor.record_steps()
+        self._tasks = LogitsTasks(
+            {Generate: Decoding(model.eos_token_ids, num_slots=budget.max_rows), Score: Scoring()}
+        )
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),
             max_rows=budget.max_rows,
@@ -120,7 +107,7 @@ class PagedEngine:
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
-        for sequence in self._task.begin(request):
+        for sequence in self._tasks.begin(request):
             self.scheduler.submit(sequence)
 
     def step(self) -> list[Generation]:
@@ -131,7 +118,7 @@ class PagedEngine:
         generations = self._give_up_on_unfit()
         if not work:
             return generations
-        self._task.expect(work)
+        self._tasks.expect(work)
         try:
             logits = self._run(self.scheduler.to_step(work))
             return generations + self._advance(work, logits)
@@ -189,13 +176,14 @@ class PagedEngine:
         """Use a step's logits, and return the requests that are finished.
 
         Raises:
-            StepFailed: the leader failed while it did so; nothing of the step counts.
+            StepFailed: the leader failed while it read them; nothing of the step counts.
         """
-        ends = [item.end for item in work]
         try:
-            outcome = self._task.take(work, logits)
+            read = self._tasks.read(work, logits)
         except Exception as error:
             raise StepFailed(describe_failure(error)) from None
+        ends = [item.end for item in work]
+        outcome = self._tasks.take(work, read)
         for item, end in zip(work, ends, strict=True):
             item.sequence.num_cached = end
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
@@ -218,7 +206,7 @@ class PagedEngine:
     def _fail(self, sequence: Sequence, kind: str, detail: str) -> list[Generation]:
         self._num_finished_tokens += sequence.num_cached
         self.scheduler.drop(sequence)
-        return self._task.fail(sequence, failed(sequence.request, kind, detail))
+        return self._tasks.fail(sequence, failed(sequence.request, kind, detail))
 
     def _give_up_on_unfit(self) -> list[Generation]:
         """Return the rows for which the whole cache is too small."""
@@ -227,7 +215,7 @@ class PagedEngine:
         detail = f"with its completion it needs more than the {room:,} tokens of the KV cache; --kv-cache-memory"
         unfit, self.scheduler.unfit = self.scheduler.unfit, []
         failures = [(row, failed(row.request, "kv_cache_full", detail)) for row in unfit]
-        return [generation for row, failure in failures for generation in self._task.fail(row, failure)]
+        return [generation for row, failure in failures for generation in self._tasks.fail(row, failure)]
 
     def _recover(self, work: abc.Sequence[Work], reason: str) -> list[Generation]:
         """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, an error row."""

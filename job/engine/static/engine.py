@@ -1,144 +1,178 @@
-"""The simple engine: static batches through transformers' ``generate`` on the sharded module.
+"""The simple engine: static batches on the sharded module, each of one kind of task.
 
 Works for every architecture that transformers generates with, and is the oracle and the fallback of faster engines.
+
+A batch lasts as long as its longest row, so pending requests are sorted by length, longest first: rows of a batch are
+alike, and a batch that does not fit into memory shows at once and not at four in the morning.
 """
 
+import contextlib
+import functools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-from job.config import EngineConfig, SamplingParams
-from job.engine.failures import failed, not_finite
-from job.engine.logits.constraint import Constraint
+from job.config import EngineConfig
+from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, failed
 from job.engine.model.loading import LoadedModel
-from job.engine.protocol import EndsText
-from job.engine.static.batches import StaticBatches
+from job.engine.static.batch_task import BatchTask, Room
+from job.engine.static.generating import Generating
 from job.engine.static.limits import batch_limits
-from job.engine.static.token_choice import Chooser, HasLeft, LeadingChooser
+from job.engine.static.scoring import Scoring
 from job.launch.replica import Replica
-from job.records import Generation, Grammar, Request
+from job.records import Generation, Request
+from job.tasks import Generate, Score
+
+PENDING_BATCHES = 16
+"""This many batches' worth of requests are sorted together: enough to find rows of like length."""
+
+KEEP_ALIVE = "keep alive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What the leader sends for one batch. Followers need no more than the prompts."""
+class Closed:
+    """The leader's last command."""
 
-    prompt_ids: list[list[int]]
+    exit_code: int
 
 
-class StaticEngine(StaticBatches):
+class StaticEngine:
     """Implements ``Engine`` on a loaded model."""
 
     def __init__(
         self,
         model: LoadedModel,
-        params: SamplingParams,
         config: EngineConfig,
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
-        ends_text: EndsText | None = None,
-        grammar: Grammar | None = None,
     ) -> None:
-        """Prepare generation.
+        """Serve requests whose tasks are of any kind.
 
         Args:
-            should_stop: asked by the leader before every token; True makes ``step`` return with the batch undone.
-            ends_text: finds the stop strings; needed by the leader alone.
-            grammar: what every completion must be; for the leader alone.
+            should_stop: asked by the leader before every batch and every token; True makes ``step`` return with the
+                batch undone.
         """
-        max_rows, max_tokens = batch_limits(model, config, replica.device)
-        super().__init__(replica, should_stop, max_rows=max_rows, max_tokens=max_tokens)
-        self._model, self._params, self._ends_text = model, params, ends_text
-        self._eos_token_ids = () if params.ignore_eos else model.eos_token_ids
-        self._constraint = None if grammar is None else Constraint(grammar, self._eos_token_ids)
-        # generate fills what is None in our configuration from the model's own (temperature, top_p, eos, ...).
-        model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
+        self._replica, self._should_stop = replica, should_stop
+        self._max_rows, max_tokens = batch_limits(model, config, replica.device)
+        limits = {"max_rows": self._max_rows, "max_tokens": max_tokens}
+        self._tasks: dict[type, BatchTask] = {
+            Generate: Generating(model, replica, lambda: self._should_stop(), **limits),
+            Score: Scoring(model, replica, **limits),
+        }
+        self._pending: deque[Request] = deque()
+        self._is_sorted = True
+        self._batch: list[Request] = []
 
-    def _room(self, request: Request) -> int:
-        """Return the tokens of prompt and completion."""
-        return len(request.prompt_ids) + self._params.max_new_tokens
+    @property
+    def num_pending(self) -> int:
+        """See ``Engine``."""
+        return len(self._pending)
 
-    def _complete(self, batch: list[Request]) -> list[Generation]:
-        """Generate a batch."""
-        keys = [request.key for request in batch]
-        chooser = LeadingChooser(
-            self._replica,
-            self._params,
-            keys,
-            self._eos_token_ids,
-            self._should_stop,
-            self._ends_text,
-            self._constraint,
-        )
-        command = Batch(prompt_ids=[list(request.prompt_ids) for request in batch])
-        self._replica.command(command)
-        self._run(command, chooser)
-        return self._take(batch, chooser)
+    @property
+    def min_pending(self) -> int:
+        """See ``Engine``."""
+        return self._max_rows
 
-    def _obey(self, command: Batch) -> None:
-        """Generate what the leader chooses."""
-        self._run(command, Chooser(self._replica))
+    @property
+    def max_pending(self) -> int:
+        """See ``Engine``."""
+        return PENDING_BATCHES * self._max_rows
 
-    def _take(self, batch: list[Request], chooser: LeadingChooser) -> list[Generation]:
-        """Return the rows that have ended; put the others back if the leader was asked to stop before they had."""
-        rows = torch.stack(chooser.steps, dim=1).tolist() if chooser.steps else [[] for _ in batch]
-        logprobs = torch.stack(chooser.logprobs, dim=1).tolist() if chooser.logprobs else None
-        generations, unfinished = [], []
-        for row, (request, ids, is_finite) in enumerate(zip(batch, rows, chooser.is_finite.tolist(), strict=True)):
-            end = next((idx + 1 for idx, token in enumerate(ids) if token in self._eos_token_ids), None)
-            end = chooser.stops.get(row, end)
-            if not is_finite:
-                generations.append(failed(request, "non_finite_logits", not_finite(self._model.dtype)))
-            elif row in chooser.failures:
-                generations.append(failed(request, "constraint_failed", chooser.failures[row]))
-            elif end is None and chooser.has_left:
-                unfinished.append(request)
-            else:
-                reason = "length" if end is None else "stop"
-                row_logprobs = None if logprobs is None else logprobs[row][:end]
-                generations.append(
-                    Generation(request=request, token_ids=ids[:end], finish_reason=reason, logprobs=row_logprobs)
-                )
-        self._put_back(unfinished)
-        self.num_computed_tokens += sum(len(g.request.prompt_ids) + len(g.token_ids) for g in generations)
+    @property
+    def num_computed_tokens(self) -> int:
+        """See ``Engine``."""
+        return sum(task.num_computed_tokens for task in self._tasks.values())
+
+    @property
+    def in_flight(self) -> list[Request]:
+        """See ``Engine``."""
+        return self._batch
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        self._put_back([request])
+
+    def step(self) -> list[Generation]:
+        """Compute one batch of the longest pending requests."""
+        if not self._pending or self._should_stop():
+            return []
+        self._batch = self._next_batch()
+        return self._attempt(self._batch)
+
+    def keep_alive(self) -> None:
+        """See ``Engine``."""
+        self._replica.command(KEEP_ALIVE)
+
+    def close(self, exit_code: int) -> None:
+        """See ``Engine``."""
+        self._replica.command(Closed(exit_code=exit_code))
+
+    def follow(self) -> int:
+        """See ``Engine``."""
+        tasks = {task.command_type: task for task in self._tasks.values()}
+        while True:
+            command = self._replica.command()
+            if isinstance(command, Closed):
+                return command.exit_code
+            if command != KEEP_ALIVE:
+                # A failure that all ranks agree on: the leader sends what it decides to do about it.
+                with contextlib.suppress(OutOfMemory, BatchFailed):
+                    tasks[type(command)].obey(command)
+
+    def _next_batch(self) -> list[Request]:
+        """Take the longest requests of one kind that fit the budget; at least one, whatever its size."""
+        if not self._is_sorted:
+            kinds = list(self._tasks)
+            self._pending = deque(sorted(self._pending, key=lambda r: (kinds.index(type(r.task)), -self._length(r))))
+            self._is_sorted = True
+        batch = [self._pending.popleft()]
+        task = self._task_of(batch)
+        room = task.room(batch[0])
+        while self._pending and type(self._pending[0].task) is type(batch[0].task):
+            room = room.beside(task.room(self._pending[0]))
+            if room.num_rows > task.max_rows or room.num_tokens > task.max_tokens:
+                break
+            batch.append(self._pending.popleft())
+        return batch
+
+    def _task_of(self, batch: Sequence[Request]) -> BatchTask:
+        return self._tasks[type(batch[0].task)]
+
+    def _length(self, request: Request) -> int:
+        """Return the tokens of the longest row of a request."""
+        room = self._task_of([request]).room(request)
+        return room.num_prompt_tokens + room.num_other_tokens
+
+    def _put_back(self, requests: Sequence[Request]) -> None:
+        self._pending.extend(requests)
+        self._is_sorted = False
+
+    def _attempt(self, batch: list[Request]) -> list[Generation]:
+        """Compute a batch, or what can be computed of it; requests that a stop left undone stay pending."""
+        try:
+            generations = self._task_of(batch).compute(batch)
+        except OutOfMemory:
+            return self._shrink(batch)
+        except BatchFailed as error:
+            return self._bisect(batch, str(error))
+        finished = {generation.request.key for generation in generations}
+        if len(finished) < len(batch):
+            self._put_back([request for request in batch if request.key not in finished])
         return generations
 
-    def _run(self, batch: Batch, chooser: Chooser) -> None:
-        def compute() -> str | None:
-            self._call_generate(batch, chooser)
-            return chooser.failure if isinstance(chooser, LeadingChooser) else None
+    def _shrink(self, batch: list[Request]) -> list[Generation]:
+        """Keep all later batches to half of this one's tokens: memory that ran out once will run out again."""
+        if len(batch) == 1:
+            return [failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
+        task = self._task_of(batch)
+        rooms = [task.room(request) for request in batch[: len(batch) // 2]]
+        task.max_tokens = functools.reduce(Room.beside, rooms).num_tokens
+        self._put_back(batch)
+        return []
 
-        self._together(compute)
-
-    def _call_generate(self, batch: Batch, chooser: Chooser) -> None:
-        ids, chooser.mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
-        config = GenerationConfig(
-            max_new_tokens=self._params.max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(self._eos_token_ids) or None,
-            pad_token_id=self._model.pad_token_id,
-            use_cache=True,
-        )
-        with torch.inference_mode():
-            self._model.module.generate(
-                input_ids=ids,
-                attention_mask=chooser.mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([chooser]),
-                stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),
-            )
-
-
-def pad_left(
-    prompt_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, both [B, T] int64, prompts at the right."""
-    length = max(map(len, prompt_ids))
-    ids = torch.full((len(prompt_ids), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompt_ids):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    def _bisect(self, batch: list[Request], reason: str) -> list[Generation]:
+        """Find the row on which the model fails: alone, it becomes an error row."""
+        if len(batch) == 1:
+            return [failed(batch[0], "engine_error", reason)]
+        half = len(batch) // 2
+        return [generation for part in (batch[:half], batch[half:]) for generation in self._attempt(part)]

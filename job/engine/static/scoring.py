@@ -1,25 +1,25 @@
-"""Scores choices in static batches of whole texts, for models that continuous batching does not serve.
+"""Static batches of whole texts, to score choices.
 
 Texts are padded at their end, which no token before it sees: so it is right for every causal model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from job.config import EngineConfig
 from job.engine.failures import failed, not_finite
-from job.engine.logits.trie import ChoiceTrie, edge_logprobs
+from job.engine.logits.trie import ChoiceTrie, edge_logprobs, trie_of
 from job.engine.model.loading import LoadedModel
-from job.engine.static.batches import StaticBatches
-from job.engine.static.limits import batch_limits
+from job.engine.static.batch_task import Room, together
 from job.launch.replica import Replica
 from job.records import Generation, Request
+from job.tasks import Score
 
 LOGITS_BYTES = 1 << 30
-"""A batch's logits of all its tokens take so much memory at most, unless one row alone takes more."""
+"""A batch's logits of all its tokens take this much memory at most, unless one row alone takes more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,76 +28,71 @@ class Texts:
 
     token_ids: list[list[int]]
     first_wanted: list[int]
-    """Of each text, the first token whose logits are wanted; those of all behind it are, too."""
+    """Of each text, the first token whose logits are wanted; those of all after it are, too."""
 
 
-class StaticScorer(StaticBatches):
-    """Implements ``Engine`` on a loaded model."""
+class Scoring:
+    """Implements ``BatchTask`` for ``Score``."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        trie: ChoiceTrie,
-        config: EngineConfig,
-        replica: Replica,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Score the choices of a trie.
+    command_type: ClassVar[type] = Texts
 
-        Args:
-            should_stop: asked by the leader before every batch.
-        """
-        max_rows, max_tokens = batch_limits(model, config, replica.device)
+    def __init__(self, model: LoadedModel, replica: Replica, *, max_rows: int, max_tokens: int) -> None:
+        """Score the choices that come with each request."""
+        self._model, self._replica = model, replica
         vocab_size = model.module.config.get_text_config().vocab_size
-        super().__init__(
-            replica,
-            should_stop,
-            max_rows=max(1, max_rows // len(trie.branches)),
-            max_tokens=min(max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize)),
-        )
-        self._model, self._trie = model, trie
+        self.max_rows = max_rows
+        self.max_tokens = min(max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize))
+        self.num_computed_tokens = 0
 
-    def _room(self, request: Request) -> int:
-        """Return the tokens of all texts of a request."""
-        return len(self._trie.branches) * (len(request.prompt_ids) + self._trie.max_branch_tokens)
+    def room(self, request: Request) -> Room:
+        """See ``BatchTask``. Each branch of the choices is a row."""
+        trie = _trie_of(request)
+        return Room(len(trie.branches), len(request.prompt_ids), trie.max_branch_tokens)
 
-    def _complete(self, batch: list[Request]) -> list[Generation]:
-        """Score a batch."""
+    def compute(self, batch: list[Request]) -> list[Generation]:
+        """See ``BatchTask``."""
+        branches = [(request.prompt_ids, branch) for request in batch for branch in _trie_of(request).branches]
         texts = Texts(
-            token_ids=[[*request.prompt_ids, *branch.token_ids] for request in batch for branch in self._trie.branches],
-            first_wanted=[len(r.prompt_ids) - 1 + branch.num_known for r in batch for branch in self._trie.branches],
+            token_ids=[[*prompt_ids, *branch.token_ids] for prompt_ids, branch in branches],
+            first_wanted=[len(prompt_ids) - 1 + branch.num_known for prompt_ids, branch in branches],
         )
         self._replica.command(texts)
-        logits = self._run(texts)
-        self.num_computed_tokens += sum(map(len, texts.token_ids))
-        return self._score(batch, logits)
+        generations: list[Generation] = []
 
-    def _obey(self, command: Texts) -> None:
-        """Compute the same texts as the leader."""
-        self._run(command)
+        def compute() -> None:
+            generations.extend(self._score(batch, self._logits(texts)))
+
+        together(self._replica, compute)
+        self.num_computed_tokens += sum(map(len, texts.token_ids))
+        return generations
+
+    def obey(self, command: Texts) -> None:
+        """See ``BatchTask``."""
+
+        def compute() -> None:
+            self._logits(command)
+
+        together(self._replica, compute)
 
     def _score(self, batch: Sequence[Request], logits: torch.Tensor) -> list[Generation]:
-        nodes = [node for branch in self._trie.branches for node in branch.nodes]
-        logprobs, is_finite = edge_logprobs(logits, nodes * len(batch), self._trie)
+        tries = [_trie_of(request) for request in batch]
+        nodes = [(trie, node) for trie in tries for branch in trie.branches for node in branch.nodes]
+        scores = iter(zip(nodes, *edge_logprobs(logits, nodes), strict=True))
         generations = []
-        for idx, request in enumerate(batch):
-            rows = range(idx * len(nodes), (idx + 1) * len(nodes))
-            if all(is_finite[row] for row in rows):
-                edges = np.full(self._trie.num_edges, np.nan)
-                for node, row in zip(nodes, rows, strict=True):
-                    edges[self._trie.edges(node)] = logprobs[row]
-                generations.append(self._trie.generation(request, edges))
+        for request, trie in zip(batch, tries, strict=True):
+            edges, is_row_finite = np.full(trie.num_edges, np.nan), True
+            for _ in range(sum(len(branch.nodes) for branch in trie.branches)):
+                (_, node), logprobs, is_finite = next(scores)
+                edges[trie.edges(node)] = logprobs
+                is_row_finite &= is_finite
+            if is_row_finite:
+                generations.append(trie.generation(request, edges))
             else:
                 generations.append(failed(request, "non_finite_logits", not_finite(self._model.dtype)))
         return generations
 
-    def _run(self, texts: Texts) -> torch.Tensor:
+    def _logits(self, texts: Texts) -> torch.Tensor:
         """Return the wanted logits [W, V]."""
-        computed: list[torch.Tensor] = []
-        self._together(lambda: computed.append(self._compute(texts)))
-        return computed[0]
-
-    def _compute(self, texts: Texts) -> torch.Tensor:
         width = max(map(len, texts.token_ids))
         device = self._replica.device
         ids = torch.full((len(texts.token_ids), width), self._model.pad_token_id, dtype=torch.int64)
@@ -112,3 +107,8 @@ class StaticScorer(StaticBatches):
             for row, (token_ids, first) in enumerate(zip(texts.token_ids, texts.first_wanted, strict=True))
         ]
         return torch.cat(wanted)
+
+
+def _trie_of(request: Request) -> ChoiceTrie:
+    assert isinstance(request.task, Score)
+    return trie_of(request.task.choice_ids)

@@ -1,8 +1,8 @@
-"""Choosing a token inside transformers' ``generate``: the leader chooses and tells, the followers take.
+"""Choosing a token inside transformers' ``generate``: the leader chooses and sends, the followers take.
 
 On every rank ``generate`` runs greedily on logits in which a chooser has left one token possible: the one that the
-leader broadcast. So ranks cannot drift apart, whatever the last bits of their logits are. In place of tokens the leader
-can send that it leaves the batch; all ranks then stop after the same step.
+leader broadcast. So ranks cannot drift apart, whatever the last bits of their logits are. With the tokens the leader
+sends whether it leaves the batch after them; all ranks then stop after the same step.
 
 Letters: B rows of the batch, T padded prompt length, V vocabulary.
 """
@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from job.config import SamplingParams
 from job.engine.failures import describe_failure
-from job.engine.logits.constraint import ConstrainedBatch, Constraint
-from job.engine.logits.sampling import choose_tokens, penalize_repetition, token_logprobs
-from job.engine.protocol import EndsText
+from job.engine.logits.constraint import Constraints, Matcher
+from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.pipeline import TokenChoice, choose
+from job.engine.logits.sampling import SamplingBatch
+from job.engine.model.loading import LoadedModel
 from job.launch.replica import Replica
-from job.records import SampleKey
-
-LEAVE = -1
-"""Sent in place of the tokens of a step: the leader leaves the batch, because all rows have ended, because it was asked
-to stop, or because of a failure of its own."""
+from job.records import Request
+from job.tasks import Generate
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]
     """Leaves one token per row possible: the one the leader chose. Used by followers as it is."""
+
+    failure: str | None = None
+    """Why the leader left, if it was not asked to stop."""
 
     def __init__(self, replica: Replica) -> None:
         """Take part in the replica's broadcasts."""
@@ -45,109 +46,120 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
         Returns:
             [B, V] float32: 0 at the chosen token, -inf elsewhere.
         """
-        tokens = self._replica.broadcast_tensor(self.tokens_of_step(input_ids, scores))
-        if int(tokens[0]) == LEAVE:
-            self.has_left = True
-            tokens = torch.zeros_like(tokens)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
+        message = self._replica.broadcast_tensor(self.message(input_ids, scores))
+        self.has_left = bool(message[-1])
+        return torch.full_like(scores, -torch.inf).scatter_(-1, message[:-1, None], 0.0)
 
-    def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return [B] int64: room for the leader's tokens."""
-        return torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    def message(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return [B + 1] int64: room for the leader's tokens, and for whether it leaves."""
+        return torch.empty(len(scores) + 1, dtype=torch.int64, device=scores.device)
 
 
 class LeadingChooser(Chooser):
-    """Samples the tokens of a batch and remembers them."""
+    """Chooses the tokens of a batch and remembers them. A row that has ended gets padding."""
 
     def __init__(
         self,
         replica: Replica,
-        params: SamplingParams,
-        keys: Sequence[SampleKey],
-        eos_token_ids: Sequence[int],
+        model: LoadedModel,
+        requests: Sequence[Request],
+        constraints: Constraints,
         should_stop: Callable[[], bool],
-        ends_text: EndsText | None = None,
-        constraint: Constraint | None = None,
     ) -> None:
         """Choose for a batch.
 
         Args:
-            keys: of the rows.
-            eos_token_ids: what ends a row; empty if nothing does.
+            requests: of the rows; each has a task to generate.
             should_stop: asked before every token.
-            ends_text: finds the stop strings in what the rows generated.
-            constraint: what every completion must be.
         """
         super().__init__(replica)
-        self._params, self._keys, self._should_stop, self._ends_text = params, keys, should_stop, ends_text
-        self._eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=replica.device)
-        self._ended = torch.zeros(len(keys), dtype=torch.bool, device=replica.device)
-        self._constrained = None if constraint is None else ConstrainedBatch(constraint, len(keys), eos_token_ids)
-        self.is_finite = torch.ones_like(self._ended)
-        self.steps: list[torch.Tensor] = []
-        """[B] int64 each: the tokens sent so far. Of a row that has ended, what follows means nothing."""
-        self.logprobs: list[torch.Tensor] = []
-        """[B] float32 each, if they were asked."""
-        self.stops: dict[int, int] = {}
-        """Row to number of tokens, for rows that a stop string or the grammar ended."""
-        self.failures: dict[int, str] = {}
-        """Rows that the grammar failed on, and why."""
-        self.failure: str | None = None
-        """Why the leader left, if it was not asked to stop."""
+        self.requests, self._should_stop, self._constraints = requests, should_stop, constraints
+        self._pad_token_id, self._eos_token_ids = model.pad_token_id, frozenset(model.eos_token_ids)
+        self._tasks = [request.task for request in requests if isinstance(request.task, Generate)]
+        self._going = list(range(len(requests)))
+        """Rows that have not ended."""
+        self._matchers: dict[int, Matcher] = {}
+        for row, task in enumerate(self._tasks):
+            if task.grammar is not None:
+                self._matchers[row] = constraints.begin(task.grammar, self._eos_of(task))
+        self.token_ids: list[list[int]] = [[] for _ in requests]
+        """What each row has generated."""
+        self.logprobs: list[list[float]] = [[] for _ in requests]
+        """Of the tokens of each row that asks for them."""
+        self.ends: dict[int, End] = {}
+        self.non_finite: set[int] = set()
+        self._expect_masks()
 
-    def tokens_of_step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return [B] int64: the chosen tokens, or LEAVE."""
-        # generate knows nothing of stop strings: it would go on to max_new_tokens with a batch that has ended.
-        if self._should_stop() or bool(self._ended.all()):
-            return self._leave()
-        try:
-            tokens = self._choose(input_ids, scores)
-        except Exception as error:  # only this rank knows: the others wait in the broadcast, and must be told
-            self.failure = describe_failure(error)
-            return self._leave()
-        self.steps.append(tokens)
-        self._ended |= torch.isin(tokens, self._eos)
-        if self._constrained is not None:
-            self._follow_grammar(self._constrained, tokens.tolist())
-        if self._ends_text is not None:
-            self._look_for_stops(self._ends_text)
-        return tokens
+    def message(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return [B + 1] int64: the chosen tokens, and whether the leader leaves after them."""
+        tokens = [self._pad_token_id] * len(scores)
+        leaves = self._should_stop()
+        if not leaves:
+            # Whatever goes wrong here, the followers are waiting in the broadcast, and must get something.
+            try:
+                for row, token in self._step(input_ids, scores).items():
+                    tokens[row] = token
+            except Exception as error:
+                self.failure = describe_failure(error)
+            # generate knows nothing of what ends rows: it would go on to max_new_tokens with a batch that has ended.
+            leaves = self.failure is not None or not self._going
+        return torch.tensor([*tokens, leaves], dtype=torch.int64, device=scores.device)
 
-    def _look_for_stops(self, ends_text: EndsText) -> None:
-        going = (~self._ended).nonzero().squeeze(-1).tolist()
-        texts = torch.stack(self.steps, dim=1)[going].tolist()
-        for row, has_ended in zip(going, ends_text(texts), strict=True):
-            if has_ended:
-                self._ended[row] = True
-                self.stops[row] = len(self.steps)
+    def _step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> dict[int, int]:
+        """Choose for the rows that go on, and let some of them end."""
+        rows = self._going
+        choice = self._choose(input_ids, scores)
+        chosen = dict(zip(rows, choice.tokens, strict=True))
+        self.non_finite |= {row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite}
+        finite = [row for row in rows if row not in self.non_finite]
+        for row, logprob in zip(rows, choice.logprobs, strict=True):
+            self.token_ids[row].append(chosen[row])
+            if logprob is not None:
+                self.logprobs[row].append(logprob)
+        self._find_ends(finite)
+        self._going = [row for row in finite if row not in self.ends]
+        self._expect_masks()
+        return chosen
 
-    def _follow_grammar(self, batch: ConstrainedBatch, tokens: list[int]) -> None:
-        for row, failure in batch.advance(tokens).items():
-            self._ended[row] = True
-            self.stops[row] = len(self.steps)
-            if failure is not None:
-                self.failures[row] = failure
+    def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> TokenChoice:
+        rows = self._going
+        index = torch.tensor(rows, device=scores.device)
+        batch = SamplingBatch(
+            params=[self._tasks[row].params for row in rows],
+            keys=[self.requests[row].key for row in rows],
+            positions=[len(self.token_ids[row]) for row in rows],
+        )
 
-    def _leave(self) -> torch.Tensor:
-        return torch.full_like(self._ended, LEAVE, dtype=torch.int64)
+        def seen(some: Sequence[int]) -> torch.Tensor:
+            """Padding is not a token that occurred: its places add nothing."""
+            ids, mask = input_ids[index[some]], self.mask[index[some]]
+            is_real = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
+            counts = torch.zeros(len(ids), scores.shape[1], device=scores.device)
+            return counts.scatter_add_(1, ids, is_real.to(counts.dtype)) > 0
 
-    def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        position = input_ids.shape[1] - self.mask.shape[1]
-        # A NaN anywhere makes the maximum NaN. A row that has ended only reads padding: what it says does not count.
-        self.is_finite &= scores.amax(dim=-1).isfinite() | self._ended
-        logits = torch.where((self.is_finite & ~self._ended)[:, None], scores, 0.0)
-        raw = logits
-        if self._constrained is not None:
-            logits = self._constrained.apply(logits)
-        if self._params.repetition_penalty != 1:
-            real = torch.cat([self.mask, self.mask.new_ones(len(scores), position)], dim=1)
-            # Padding is no token that occurred: its places add nothing.
-            seen = torch.zeros_like(logits).scatter_add_(1, input_ids, real.to(logits.dtype)) > 0
-            logits = penalize_repetition(logits, seen, self._params.repetition_penalty)
-        tokens = choose_tokens(logits, self._params, self._keys, [position] * len(logits))
-        if self._params.logprobs:
-            self.logprobs.append(token_logprobs(raw, tokens))
-        return tokens
+        going_scores = scores if len(rows) == len(scores) else scores.index_select(0, index)
+        return choose(going_scores, batch, seen, self._constraints.masks())
+
+    def _find_ends(self, rows: Sequence[int]) -> None:
+        """Let rows end that their latest token has brought to an end."""
+        texts = {}
+        for row in rows:
+            task, ids, matcher = self._tasks[row], self.token_ids[row], self._matchers.get(row)
+            if matcher is not None:
+                matcher.accept(ids[-1])
+            end = end_of(task, self._eos_of(task), ids[-1], len(ids), matcher)
+            if end is not None:
+                self.ends[row] = end
+            if (end is None or end is LENGTH) and task.ends_text is not None:
+                texts[row] = (task.ends_text, ids)
+        self.ends |= find_stops(texts)
+
+    def _expect_masks(self) -> None:
+        going = enumerate(self._going)
+        self._constraints.expect({idx: self._matchers[row] for idx, row in going if row in self._matchers})
+
+    def _eos_of(self, task: Generate) -> frozenset[int]:
+        return frozenset() if task.params.ignore_eos else self._eos_token_ids
 
 
 class HasLeft(StoppingCriteria):  # type: ignore[misc]

@@ -158,7 +158,7 @@ def _facts(manifest: Manifest) -> Iterator[str]:
         model += f", revision {_code(about['revision'])}"
     if _hub_id(manifest):
         model += f", commit {_code(identity['model']['fingerprint'])}"
-    if identity["engine"] == "fake":
+    if identity["engine"] != "model":
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"
     yield f"Dataset: {', '.join(_dataset(manifest))}"

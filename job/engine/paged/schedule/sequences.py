@@ -46,6 +46,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     @property
+    def completion_ids(self) -> list[int]:
+        """The completion so far."""
+        return self.token_ids[self.num_prompt :]
+
+    @property
     def first_wanted(self) -> int:
         """The first token whose logits are wanted."""
         return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from

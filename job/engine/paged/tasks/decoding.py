@@ -1,43 +1,39 @@
 """Decoding: a step's logits become the next token of each row, until it ends."""
 
 from collections import abc
+from collections.abc import Collection
 
 import torch
 
-from job.config import SamplingParams
 from job.engine.failures import failed
-from job.engine.logits.constraint import Constraint, Matcher
+from job.engine.logits.constraint import Constraints, Matcher
+from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.pipeline import TokenChoice, choose
+from job.engine.logits.sampling import SamplingBatch
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
-from job.engine.paged.tasks.token_choice import Choosing
-from job.engine.protocol import EndsText
+from job.engine.paged.tasks.seen_tokens import SeenTokens
 from job.records import Generation, Request
+from job.tasks import EndsText, Generate
+
+Read = tuple[list[Sequence], TokenChoice]
+"""The rows whose next token a step chooses, and what was chosen."""
 
 
 class Decoding:
-    """Implements ``LogitsTask``."""
+    """Implements ``LogitsTask`` for ``Generate``."""
 
-    def __init__(
-        self,
-        params: SamplingParams,
-        eos_token_ids: frozenset[int],
-        ends_text: EndsText | None,
-        constraint: Constraint | None = None,
-        *,
-        num_slots: int,
-    ) -> None:
-        """Decode with these parameters.
+    def __init__(self, eos_token_ids: Collection[int], *, num_slots: int) -> None:
+        """Decode.
 
         Args:
-            eos_token_ids: tokens that end a completion.
-            ends_text: finds the stop strings.
-            constraint: what every completion must be.
+            eos_token_ids: tokens that end a completion, unless its task ignores them.
         """
-        self._params, self._eos_token_ids, self._ends_text = params, eos_token_ids, ends_text
-        self._constraint = constraint
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._constraints = Constraints()
         self._matchers: dict[Sequence, Matcher] = {}
-        self._choosing = Choosing(params, num_slots=num_slots)
+        self._seen = SeenTokens(num_slots)
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
@@ -45,35 +41,55 @@ class Decoding:
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
-        rows = _wanted(work)
-        if self._constraint is not None and rows:
-            for row in rows:
+        matchers: dict[int, Matcher] = {}
+        for idx, row in enumerate(_wanted(work)):
+            task = _task_of(row)
+            if task.grammar is not None:
                 if row not in self._matchers:
-                    self._matchers[row] = self._constraint.begin()
-            self._constraint.expect([self._matchers[row] for row in rows])
+                    self._matchers[row] = self._constraints.begin(task.grammar, self._eos_of(task))
+                matchers[idx] = self._matchers[row]
+        self._constraints.expect(matchers)
 
-    def take(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Outcome:
+    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Read | None:
         """See ``LogitsTask``."""
         rows = _wanted(work)
         if not rows:
+            return None
+        batch = SamplingBatch(
+            params=[_task_of(row).params for row in rows],
+            keys=[row.request.key for row in rows],
+            positions=[row.num_generated for row in rows],
+        )
+
+        def seen(some: abc.Sequence[int]) -> torch.Tensor:
+            # Changes what is remembered of slots. If the step fails after this, all its rows leave their slots, and a
+            # slot is remembered anew when a row is admitted to it.
+            return self._seen.of([rows[idx] for idx in some], logits)
+
+        return rows, choose(logits, batch, seen, self._constraints.masks())
+
+    def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
+        """See ``LogitsTask``."""
+        if read is None:
             return Outcome()
-        masks = None if self._constraint is None else self._constraint.masks()
-        tokens, logprobs, is_finite = self._choosing.choose(logits, rows, masks)
-        good: list[Sequence] = []
-        for idx, row in enumerate(rows):
-            if is_finite[idx]:
-                good.append(row)
-                row.token_ids.append(tokens[idx])
-                if logprobs is not None:
-                    row.logprobs.append(logprobs[idx])
-        generations = self._advance(good)
-        generations |= self._finished([row for row in good if row not in generations])
-        for row in generations:
+        rows, choice = read
+        ends: dict[Sequence, End] = {}
+        texts: dict[Sequence, tuple[EndsText, list[int]]] = {}
+        for row, token, logprob, is_finite in zip(rows, choice.tokens, choice.logprobs, choice.is_finite, strict=True):
+            if not is_finite:
+                continue
+            end = self._append(row, token, logprob)
+            if end is not None:
+                ends[row] = end
+            if (end is None or end is LENGTH) and (ends_text := _task_of(row).ends_text) is not None:
+                texts[row] = (ends_text, row.completion_ids)
+        ends |= find_stops(texts)
+        for row in ends:
             self._matchers.pop(row, None)
         return Outcome(
-            ended=list(generations),
-            non_finite=[row for idx, row in enumerate(rows) if not is_finite[idx]],
-            generations=list(generations.values()),
+            ended=list(ends),
+            non_finite=[row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite],
+            generations=[_generation(row, end) for row, end in ends.items()],
         )
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
@@ -81,44 +97,38 @@ class Decoding:
         self._matchers.pop(sequence, None)
         return [failure]
 
-    def _advance(self, rows: abc.Sequence[Sequence]) -> dict[Sequence, Generation]:
-        """Lead rows' matchers behind their last token; return those that have ended by it, or failed."""
-        ended: dict[Sequence, Generation] = {}
-        for row in rows if self._constraint is not None else ():
-            matcher = self._matchers[row]
-            if matcher.failure is None and row.token_ids[-1] not in self._eos_token_ids:
-                matcher.accept(row.token_ids[-1])
-                if not self._params.logprobs:  # which need a step for each token
-                    row.token_ids += matcher.take_forced(self._params.max_new_tokens - row.num_generated)
-            if matcher.failure is not None:
-                ended[row] = failed(row.request, "constraint_failed", matcher.failure)
-            elif matcher.has_ended:
-                ended[row] = self._generation(row, "stop")
-        return ended
+    def _append(self, row: Sequence, token: int, logprob: float | None) -> End | None:
+        """Append a token to a row, and those that must follow it; return why the row ends, if it does."""
+        task, matcher = _task_of(row), self._matchers.get(row)
+        row.token_ids.append(token)
+        if logprob is not None:
+            row.logprobs.append(logprob)
+        if matcher is not None:
+            matcher.accept(token)
+            if not task.params.logprobs:  # each of which needs a step that computes its token
+                row.token_ids += matcher.take_forced(task.params.max_new_tokens - row.num_generated)
+        return end_of(task, self._eos_of(task), row.token_ids[-1], row.num_generated, matcher)
 
-    def _finished(self, rows: abc.Sequence[Sequence]) -> dict[Sequence, Generation]:
-        """Return the rows that have come to an end of their own, to the most tokens or to a stop string."""
-        reasons: dict[Sequence, str] = {}
-        for row in rows:
-            if row.token_ids[-1] in self._eos_token_ids:
-                reasons[row] = "stop"
-            elif row.num_generated >= self._params.max_new_tokens:
-                reasons[row] = "length"
-        if self._ends_text is not None:
-            texts = [row.token_ids[row.num_prompt :] for row in rows]
-            stopped = zip(rows, self._ends_text(texts), strict=True)
-            reasons |= {row: "stop" for row, has_stopped in stopped if has_stopped}
-        return {row: self._generation(row, reason) for row, reason in reasons.items()}
-
-    def _generation(self, row: Sequence, reason: str) -> Generation:
-        return Generation(
-            request=row.request,
-            token_ids=row.token_ids[row.num_prompt :],
-            finish_reason=reason,
-            logprobs=row.logprobs if self._params.logprobs else None,
-        )
+    def _eos_of(self, task: Generate) -> frozenset[int]:
+        return frozenset() if task.params.ignore_eos else self._eos_token_ids
 
 
 def _wanted(work: abc.Sequence[Work]) -> list[Sequence]:
     """Return the sequences whose next token a step chooses."""
     return [item.sequence for item in work if item.num_wanted]
+
+
+def _task_of(row: Sequence) -> Generate:
+    assert isinstance(row.request.task, Generate)
+    return row.request.task
+
+
+def _generation(row: Sequence, end: End) -> Generation:
+    if end.error is not None:
+        return failed(row.request, end.error.kind, end.error.detail)
+    return Generation(
+        request=row.request,
+        token_ids=row.completion_ids,
+        finish_reason=end.finish_reason,
+        logprobs=row.logprobs if _task_of(row).params.logprobs else None,
+    )

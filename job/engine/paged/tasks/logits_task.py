@@ -1,8 +1,11 @@
-"""What the logits of a step are for. The engine schedules and runs steps; a purpose knows where rows begin and end."""
+"""What the logits of a step are for. The engine schedules and runs steps; a task knows where rows begin and end.
+
+One step may hold sequences of several kinds of tasks: ``LogitsTasks`` hands each kind its own rows.
+"""
 
 from collections import abc
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -24,7 +27,11 @@ class Outcome:
 
 
 class LogitsTask(Protocol):
-    """Lives on the leader."""
+    """One kind of task. Lives on the leader.
+
+    Logits are used in two parts, so that a step which fails has changed nothing: ``read`` computes and may raise, on
+    the device or for want of memory; ``take`` changes sequences, and what goes wrong there is an error of one row.
+    """
 
     def begin(self, request: Request) -> list[Sequence]:
         """Return the sequences that a request needs."""
@@ -32,11 +39,72 @@ class LogitsTask(Protocol):
     def expect(self, work: abc.Sequence[Work]) -> None:
         """Hear of a step before it runs: what its logits need besides may be computed meanwhile."""
 
-    def take(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Outcome:
-        """Use the logits [W, V] of a step: of the wanted tokens, sequence after sequence.
+    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Any:
+        """Return what ``take`` needs of the logits [W, V] of a step: of the wanted tokens, sequence after sequence.
 
-        If it raises, it has changed nothing.
+        Changes no sequence.
         """
+
+    def take(self, work: abc.Sequence[Work], read: Any) -> Outcome:
+        """Let the sequences go on by what was read. Does not raise."""
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """Return what becomes of the request of a sequence that cannot be computed."""
+
+
+Part = tuple[LogitsTask, abc.Sequence[Work], Any]
+"""A task, its work of a step, and what it read of the logits."""
+
+
+class LogitsTasks:
+    """All kinds of tasks of an engine. Implements ``LogitsTask``."""
+
+    def __init__(self, kinds: abc.Mapping[type, LogitsTask]) -> None:
+        """Serve requests whose ``task`` is of one of these classes."""
+        self._kinds = kinds
+
+    def begin(self, request: Request) -> list[Sequence]:
+        """See ``LogitsTask``."""
+        return self._kinds[type(request.task)].begin(request)
+
+    def expect(self, work: abc.Sequence[Work]) -> None:
+        """See ``LogitsTask``."""
+        for kind, task in self._kinds.items():  # those without work, too: what they expected before is no longer true
+            task.expect([item for item in work if type(item.sequence.request.task) is kind])
+
+    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Part]:
+        """See ``LogitsTask``. All kinds are read before any takes: if one raises, none has changed a sequence."""
+        work_of, rows_of = self._divide(work)
+        if len(work_of) == 1:
+            (kind,) = work_of
+            return [(self._kinds[kind], work, self._kinds[kind].read(work, logits))]
+        parts: list[Part] = []
+        for kind, items in work_of.items():
+            rows = torch.tensor(rows_of[kind], dtype=torch.int64, device=logits.device)
+            parts.append((self._kinds[kind], items, self._kinds[kind].read(items, logits.index_select(0, rows))))
+        return parts
+
+    def take(self, work: abc.Sequence[Work], read: abc.Sequence[Part]) -> Outcome:
+        """See ``LogitsTask``."""
+        outcomes = [task.take(items, part) for task, items, part in read]
+        return Outcome(
+            ended=[sequence for outcome in outcomes for sequence in outcome.ended],
+            non_finite=[sequence for outcome in outcomes for sequence in outcome.non_finite],
+            generations=[generation for outcome in outcomes for generation in outcome.generations],
+        )
+
+    def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
+        """See ``LogitsTask``."""
+        return self._kinds[type(sequence.request.task)].fail(sequence, failure)
+
+    def _divide(self, work: abc.Sequence[Work]) -> tuple[dict[type, list[Work]], dict[type, list[int]]]:
+        """Return the work of each kind, and which rows of the step's logits belong to it."""
+        work_of: dict[type, list[Work]] = {}
+        rows_of: dict[type, list[int]] = {}
+        num_rows = 0
+        for item in work:
+            kind = type(item.sequence.request.task)
+            work_of.setdefault(kind, []).append(item)
+            rows_of.setdefault(kind, []).extend(range(num_rows, num_rows + item.num_wanted))
+            num_rows += item.num_wanted
+        return work_of, rows_of

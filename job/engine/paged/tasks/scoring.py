@@ -9,37 +9,44 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs
+from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs, trie_of
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
 from job.records import Generation, Request, SampleKey
+from job.tasks import Score
 
 
 @dataclass(slots=True)
 class Scored:
     """A request and what is known of its choices. Changes until no branch is left."""
 
+    trie: ChoiceTrie
     edge_logprobs: Floats
     num_branches_left: int
     failure: Generation | None = None
 
 
-class Scoring:
-    """Implements ``LogitsTask``."""
+Read = tuple[list[tuple[Sequence, int, Floats]], list[Sequence]]
+"""Of each wanted node its sequence, its number and the log probabilities of its edges; and all sequences whose logits
+are not finite."""
 
-    def __init__(self, trie: ChoiceTrie) -> None:
-        """Score the choices of a trie."""
-        self._trie = trie
+
+class Scoring:
+    """Implements ``LogitsTask`` for ``Score``."""
+
+    def __init__(self) -> None:
+        """Score the choices that come with each request."""
         self._scored: dict[SampleKey, Scored] = {}
         self._branches: dict[Sequence, Branch] = {}
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
-        branches = self._trie.branches
-        self._scored[request.key] = Scored(np.full(self._trie.num_edges, np.nan), len(branches))
+        assert isinstance(request.task, Score)
+        trie = trie_of(request.task.choice_ids)
+        self._scored[request.key] = Scored(trie, np.full(trie.num_edges, np.nan), len(trie.branches))
         rows = []
-        for branch in branches:
+        for branch in trie.branches:
             row = Sequence(
                 request,
                 [*request.prompt_ids, *branch.token_ids],
@@ -53,19 +60,28 @@ class Scoring:
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
 
-    def take(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Outcome:
+    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Read | None:
         """See ``LogitsTask``."""
-        wanted = [(item, node) for item in work for node in self._nodes(item)]
+        wanted = [(item.sequence, node) for item in work for node in self._nodes(item)]
         if not wanted:
+            return None
+        nodes = [(self._scored[row.request.key].trie, node) for row, node in wanted]
+        logprobs, is_finite = edge_logprobs(logits, nodes)
+        scores = [(row, node, values) for (row, node), values in zip(wanted, logprobs, strict=True)]
+        return scores, list({row: None for (row, _), finite in zip(wanted, is_finite, strict=True) if not finite})
+
+    def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
+        """See ``LogitsTask``."""
+        if read is None:
             return Outcome()
-        logprobs, is_finite = edge_logprobs(logits, [node for _, node in wanted], self._trie)
-        are_non_finite = {item.sequence for (item, _), finite in zip(wanted, is_finite, strict=True) if not finite}
-        for (item, node), values in zip(wanted, logprobs, strict=True):
-            if item.sequence not in are_non_finite:
-                self._scored[item.sequence.request.key].edge_logprobs[self._trie.edges(node)] = values
-        ended = [w.sequence for w in work if w.end == len(w.sequence.token_ids) and w.sequence not in are_non_finite]
+        scores, non_finite = read
+        for row, node, values in scores:
+            if row not in non_finite:
+                scored = self._scored[row.request.key]
+                scored.edge_logprobs[scored.trie.edges(node)] = values
+        ended = [w.sequence for w in work if w.end == len(w.sequence.token_ids) and w.sequence not in non_finite]
         generations = [generation for row in ended for generation in self._leave(row)]
-        return Outcome(ended=ended, non_finite=list(are_non_finite), generations=generations)
+        return Outcome(ended=ended, non_finite=non_finite, generations=generations)
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``. The request is finished when its other branches are."""
@@ -85,4 +101,4 @@ class Scoring:
         if scored.num_branches_left:
             return []
         del self._scored[row.request.key]
-        return [scored.failure or self._trie.generation(row.request, scored.edge_logprobs)]
+        return [scored.failure or scored.trie.generation(row.request, scored.edge_logprobs)]

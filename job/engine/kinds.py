@@ -1,0 +1,54 @@
+"""The engines that a user can name. Imports nothing heavy: the command line lists them.
+
+A new engine is one more entry here; nothing else asks for an engine by its name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from job.config import EngineConfig
+    from job.engine.model.loading import LoadedModel
+    from job.engine.protocol import Engine
+    from job.launch.replica import Replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """What is known of an engine before it is built."""
+
+    needs_model: bool
+    """Whether weights are loaded for it, which tensor parallelism may shard."""
+    module: str
+    """Where its builder is, imported only to build it."""
+    builder: str
+    """A function with the parameters of ``build``."""
+
+    def build(
+        self,
+        model: "LoadedModel | None",
+        config: "EngineConfig",
+        replica: "Replica",
+        *,
+        should_stop: Callable[[], bool],
+        note: Callable[[str], None],
+    ) -> "Engine":
+        """Build the engine. All ranks of a replica must do this together.
+
+        Args:
+            model: None if the engine needs none.
+            should_stop: asked by the leader; True makes ``step`` return soon.
+            note: prints a line for the user.
+        """
+        builder = getattr(import_module(self.module), self.builder)
+        engine: Engine = builder(model, config, replica, should_stop=should_stop, note=note)
+        return engine
+
+
+ENGINES: Mapping[str, EngineKind] = {
+    "paged": EngineKind(needs_model=True, module="job.engine.build", builder="build_paged"),
+    "static": EngineKind(needs_model=True, module="job.engine.build", builder="build_static"),
+    "fake": EngineKind(needs_model=False, module="job.engine.fake", builder="build_fake"),
+}

@@ -1,0 +1,61 @@
+"""Where a completion ends: at an end-of-sequence token, a stop string, the end of its grammar, or its most tokens."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from job.engine.logits.constraint import Matcher
+from job.errors import first_line
+from job.records import RowError
+from job.tasks import EndsText, Generate
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a completion goes no further."""
+
+    finish_reason: str | None
+    error: RowError | None = None
+
+
+STOP, LENGTH = End("stop"), End("length")
+
+
+def end_of(
+    task: Generate, eos_token_ids: Collection[int], last_token: int, num_tokens: int, matcher: Matcher | None
+) -> End | None:
+    """Return why a completion ends with its latest token, stop strings aside; None if it goes on.
+
+    Args:
+        num_tokens: of the completion, the latest included.
+        matcher: of a completion with a grammar; it has taken the latest token.
+    """
+    if matcher is not None and matcher.failure is not None:
+        return End(None, RowError("constraint_failed", matcher.failure))
+    if last_token in eos_token_ids or (matcher is not None and matcher.has_ended):
+        return STOP
+    return LENGTH if num_tokens >= task.params.max_new_tokens else None
+
+
+def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Row, End]:
+    """Return the completions that a stop string has ended.
+
+    What is asked for stop strings decodes the tokens, and a tokenizer may raise on some of them: that row ends with the
+    error, and no other.
+    """
+    ends: dict[Row, End] = {}
+    for ends_text in {ends_text for ends_text, _ in completions.values()}:
+        texts = {row: ids for row, (own, ids) in completions.items() if own == ends_text}
+        try:
+            stopped = ends_text(list(texts.values()))
+            ends |= {row: STOP for row, has_stopped in zip(texts, stopped, strict=True) if has_stopped}
+        except Exception as error:  # whatever the tokenizer raises
+            if len(texts) == 1:
+                detail = f"looking for stop strings: {type(error).__name__}: {first_line(error)}"
+                ends |= dict.fromkeys(texts, End(None, RowError("engine_error", detail)))
+            else:
+                for row, ids in texts.items():
+                    ends |= find_stops({row: (ends_text, ids)})
+    return ends

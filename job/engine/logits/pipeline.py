@@ -1,0 +1,77 @@
+"""From a step's logits to tokens: one pipeline for all engines, on the leader alone.
+
+finite? -> masks -> repetition penalty -> temperature, filters, draw (``sampling``) -> log probabilities
+
+Rows of one batch may differ in everything; what a row gets does not depend on the rows beside it (law 5).
+
+Letters: B rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from job.engine.logits.masks import Masks
+from job.engine.logits.sampling import SamplingBatch, choose_tokens, largest, penalize_repetition, token_logprobs
+from job.tasks import SamplingParams
+
+Seen = Callable[[Sequence[int]], torch.Tensor]
+"""Returns for some rows of a batch [., V] bool: the tokens of their prompts and completions so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """What was chosen for B rows."""
+
+    tokens: list[int]
+    """Of a row that is not finite, it means nothing."""
+    logprobs: list[float | None]
+    """Natural logarithms of the tokens' probabilities in the model's own distribution; None where not asked for."""
+    is_finite: list[bool]
+    """Whether the logits of each row are finite. Minus infinity counts: models rule tokens out with it."""
+
+
+def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks | None = None) -> TokenChoice:
+    """Choose the next token of each row.
+
+    Args:
+        logits: [B, V] in the model's dtype; left as it is.
+        seen: asked if a row has a repetition penalty.
+        masks: the tokens that some rows may take; the others may take any.
+    """
+    top, best = largest(logits)
+    is_finite = top.isfinite()  # the largest of logits that have a NaN is NaN
+    if all(_is_plain(params) for params in batch.distinct_params):
+        # Greedy decoding, the usual case, needs neither a copy of the logits nor their conversion to float32.
+        tokens = best if masks is None else masks.best(logits, best)
+        return TokenChoice(tokens.tolist(), [None] * len(batch), is_finite.tolist())
+    raw = torch.where(is_finite[:, None], logits, 0.0)
+    scores = (raw if masks is None else masks.apply(raw)).float()
+    tokens = choose_tokens(_penalize(scores, batch, seen), batch)
+    return TokenChoice(tokens.tolist(), _logprobs(raw, tokens, batch), is_finite.tolist())
+
+
+def _is_plain(params: SamplingParams) -> bool:
+    return params.temperature == 0 and params.repetition_penalty == 1 and not params.logprobs
+
+
+def _penalize(scores: torch.Tensor, batch: SamplingBatch, seen: Seen) -> torch.Tensor:
+    rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
+    if not rows:
+        return scores
+    penalty = batch.select(rows).numbers("repetition_penalty", scores.device)
+    if len(rows) == len(batch):
+        return penalize_repetition(scores, seen(rows), penalty)
+    index = torch.tensor(rows, device=scores.device)
+    return scores.index_copy(0, index, penalize_repetition(scores[index], seen(rows), penalty))
+
+
+def _logprobs(raw: torch.Tensor, tokens: torch.Tensor, batch: SamplingBatch) -> list[float | None]:
+    rows = batch.rows_where(lambda params: params.logprobs)
+    logprobs: list[float | None] = [None] * len(batch)
+    if rows:
+        index = slice(None) if len(rows) == len(batch) else torch.tensor(rows, device=raw.device)
+        for row, value in zip(rows, token_logprobs(raw[index], tokens[index]).tolist(), strict=True):
+            logprobs[row] = value
+    return logprobs

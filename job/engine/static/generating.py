@@ -1,0 +1,123 @@
+"""Static batches of completions, by transformers' ``generate``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from job.engine.failures import failed, not_finite
+from job.engine.logits.constraint import Constraints
+from job.engine.model.loading import LoadedModel
+from job.engine.static.batch_task import Room, together
+from job.engine.static.token_choice import Chooser, HasLeft, LeadingChooser
+from job.launch.replica import Replica
+from job.records import Generation, Request
+from job.tasks import Generate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What the leader sends for one batch. Followers take the tokens that it chooses, so they need no tasks."""
+
+    prompt_ids: list[list[int]]
+    max_new_tokens: int
+    """Of the row that may go on for the longest."""
+
+
+class Generating:
+    """Implements ``BatchTask`` for ``Generate``."""
+
+    command_type: ClassVar[type] = Batch
+
+    def __init__(
+        self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int
+    ) -> None:
+        """Prepare generation.
+
+        Args:
+            should_stop: asked by the leader before every token.
+        """
+        self._model, self._replica, self._should_stop = model, replica, should_stop
+        self.max_rows, self.max_tokens, self.num_computed_tokens = max_rows, max_tokens, 0
+        self._constraints = Constraints()
+        # generate fills what is None in our configuration from the model's own (temperature, top_p, eos, ...).
+        model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
+
+    def room(self, request: Request) -> Room:
+        """See ``BatchTask``."""
+        return Room(1, len(request.prompt_ids), _task_of(request).params.max_new_tokens)
+
+    def compute(self, batch: list[Request]) -> list[Generation]:
+        """See ``BatchTask``. Rows that have not ended when the leader is asked to stop are left out."""
+        command = Batch(
+            prompt_ids=[list(request.prompt_ids) for request in batch],
+            max_new_tokens=max(_task_of(request).params.max_new_tokens for request in batch),
+        )
+        chooser = LeadingChooser(self._replica, self._model, batch, self._constraints, self._should_stop)
+        self._replica.command(command)
+        self._run(command, chooser)
+        generations = [generation for row in range(len(batch)) for generation in self._generation(chooser, row)]
+        self.num_computed_tokens += sum(len(g.request.prompt_ids) + len(g.token_ids) for g in generations)
+        return generations
+
+    def obey(self, command: Batch) -> None:
+        """See ``BatchTask``."""
+        self._run(command, Chooser(self._replica))
+
+    def _generation(self, chooser: LeadingChooser, row: int) -> list[Generation]:
+        """Return what became of a row, if it has ended."""
+        request, end = chooser.requests[row], chooser.ends.get(row)
+        if row in chooser.non_finite:
+            return [failed(request, "non_finite_logits", not_finite(self._model.dtype))]
+        if end is None:
+            return []
+        if end.error is not None:
+            return [failed(request, end.error.kind, end.error.detail)]
+        logprobs = chooser.logprobs[row] if _task_of(request).params.logprobs else None
+        token_ids = chooser.token_ids[row]
+        return [Generation(request=request, token_ids=token_ids, finish_reason=end.finish_reason, logprobs=logprobs)]
+
+    def _run(self, batch: Batch, chooser: Chooser) -> None:
+        def compute() -> str | None:
+            self._call_generate(batch, chooser)
+            return chooser.failure
+
+        together(self._replica, compute)
+
+    def _call_generate(self, batch: Batch, chooser: Chooser) -> None:
+        ids, chooser.mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
+        config = GenerationConfig(
+            max_new_tokens=batch.max_new_tokens,
+            do_sample=False,
+            eos_token_id=None,  # rows may differ in what ends them: the leader ends the batch after its last row
+            pad_token_id=self._model.pad_token_id,
+            use_cache=True,
+        )
+        with torch.inference_mode():
+            self._model.module.generate(
+                input_ids=ids,
+                attention_mask=chooser.mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([chooser]),
+                stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),
+            )
+
+
+def _task_of(request: Request) -> Generate:
+    assert isinstance(request.task, Generate)
+    return request.task
+
+
+def pad_left(
+    prompt_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, both [B, T] int64, prompts at the right."""
+    length = max(map(len, prompt_ids))
+    ids = torch.full((len(prompt_ids), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompt_ids):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
