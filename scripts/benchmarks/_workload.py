@@ -68,14 +68,15 @@ def load(dtype: str = "bfloat16", model: Path = MODEL) -> Loaded:
 
 def run(loaded: Loaded, prompt_ids: list[list[int]], params: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Complete prompts and return figures."""
-    from job.config import EngineConfig, SamplingParams
+    from job.config import EngineConfig
     from job.engine.paged.engine import PagedEngine
     from job.records import Request
+    from job.tasks import Generate, SamplingParams
 
-    params = {"max_new_tokens": MAX_NEW_TOKENS, **params}
-    engine = PagedEngine(loaded.model, loaded.shapes, SamplingParams(**params), EngineConfig(**config), loaded.replica)
+    task = Generate(params=SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params}))
+    engine = PagedEngine(loaded.model, loaded.shapes, EngineConfig(**config), loaded.replica)
     for row_idx, ids in enumerate(prompt_ids):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids))
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=task))
     num_preempted = _count_calls(engine.scheduler, "_preempt")
     num_steps, num_new_tokens, num_errors = 0, 0, 0
     start = time.perf_counter()

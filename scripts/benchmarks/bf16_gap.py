@@ -17,15 +17,16 @@ from transformers import AutoModelForCausalLM
 
 def main(num_prompts: int = 64, max_new_tokens: int = 64) -> None:
     """Print how many tokens differ, and by what."""
-    from job.config import EngineConfig, SamplingParams
+    from job.config import EngineConfig
     from job.engine.paged.engine import PagedEngine
     from job.records import Request
+    from job.tasks import Generate, SamplingParams
 
     loaded, prompts = load(), load_prompt_ids(num_prompts)
-    params = SamplingParams(max_new_tokens=max_new_tokens)
-    engine = PagedEngine(loaded.model, loaded.shapes, params, EngineConfig(), loaded.replica)
+    task = Generate(params=SamplingParams(max_new_tokens=max_new_tokens))
+    engine = PagedEngine(loaded.model, loaded.shapes, EngineConfig(), loaded.replica)
     for row_idx, ids in enumerate(prompts):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids))
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=task))
     generations = []
     while engine.num_pending:
         generations += engine.step()

@@ -17,7 +17,7 @@ from _workload import MODEL, load_prompt_ids
 
 def measure(num_rows: int) -> None:
     """Run on one rank; the leader prints the figures."""
-    from job.config import EngineConfig, ModelConfig, SamplingParams
+    from job.config import EngineConfig, ModelConfig
     from job.engine.model.info import inspect_model
     from job.engine.model.loading import load_model
     from job.engine.paged.engine import PagedEngine
@@ -25,14 +25,15 @@ def measure(num_rows: int) -> None:
     from job.launch.environment import read_process_info
     from job.launch.replica import Replica
     from job.records import Request
+    from job.tasks import Generate, SamplingParams
 
     replica = Replica(read_process_info(os.environ, 2))
     config = ModelConfig(model=str(MODEL), dtype="bfloat16")
     model = load_model(config, inspect_model(config, replica.device, 2), replica, [])
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
-    params = SamplingParams(max_new_tokens=24, ignore_eos=True)
-    engine = PagedEngine(model, shapes, params, EngineConfig(tensor_parallel_size=2, max_batch_rows=num_rows), replica)
+    task = Generate(params=SamplingParams(max_new_tokens=24, ignore_eos=True))
+    engine = PagedEngine(model, shapes, EngineConfig(tensor_parallel_size=2, max_batch_rows=num_rows), replica)
     if replica.info.is_leader:
         sent: list[tuple[float, int]] = []
         checked: list[float] = []
@@ -52,7 +53,7 @@ def measure(num_rows: int) -> None:
 
         replica.broadcast_ints, replica.any_failed = timed_broadcast, timed_check  # type: ignore[method-assign]
         for row_idx, ids in enumerate(load_prompt_ids(num_rows)):
-            engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids))
+            engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=task))
         steps: list[float] = []
         while engine.num_pending:
             start = time.perf_counter()

@@ -19,17 +19,17 @@ def run_ours(num_rows: int, data: Path, part: tuple[int, int]) -> dict[str, Any]
     """Score all rows with the paged engine; loading and tokenizing are not counted."""
     from _workload import load
 
-    from job.config import EngineConfig, SamplingParams
-    from job.engine.logits.trie import ChoiceTrie
+    from job.config import EngineConfig
     from job.engine.paged.engine import PagedEngine
     from job.records import Request
+    from job.tasks import Score
 
-    loaded, trie = load(), ChoiceTrie(load_choice_ids())
+    loaded, task = load(), Score(choice_ids=tuple(map(tuple, load_choice_ids())))
     prompts = load_review_ids(num_rows, data)[part[0] :: part[1]]
-    engine = PagedEngine(loaded.model, loaded.shapes, SamplingParams(), EngineConfig(), loaded.replica, trie=trie)
+    engine = PagedEngine(loaded.model, loaded.shapes, EngineConfig(), loaded.replica)
     start = time.perf_counter()
     for row_idx, ids in enumerate(prompts):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids))
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=task))
     done = []
     while engine.num_pending:
         done += engine.step()

@@ -18,8 +18,9 @@ from _workload import QUESTIONS, floor_tera, gauge, load, load_prompt_ids, run
 
 def main(args: list[str]) -> None:
     """Run once and print the figures."""
-    from job.config import EngineConfig, SamplingParams
+    from job.config import EngineConfig
     from job.engine.paged.schedule.pages import num_common
+    from job.tasks import SamplingParams
 
     num_prompts, data, part = 256, QUESTIONS, (0, 1)
     params: dict[str, Any] = {}

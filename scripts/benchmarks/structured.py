@@ -90,16 +90,17 @@ def run(loaded: Loaded, prompts: list[list[int]], answer: Any, params: dict[str,
     """Complete prompts; return the generations, and the seconds of each step in which all rows decode."""
     from transformers import AutoTokenizer
 
-    from job.config import EngineConfig, SamplingParams
+    from job.config import EngineConfig
     from job.data.grammar import compile_grammar
     from job.engine.paged.engine import PagedEngine
     from job.records import Request
+    from job.tasks import Generate, SamplingParams
 
     grammar = compile_grammar(answer, AutoTokenizer.from_pretrained(MODEL))
-    sampling = SamplingParams(**params)
-    engine = PagedEngine(loaded.model, loaded.shapes, sampling, EngineConfig(), loaded.replica, grammar=grammar)
+    task = Generate(params=SamplingParams(**params), grammar=grammar)
+    engine = PagedEngine(loaded.model, loaded.shapes, EngineConfig(), loaded.replica)
     for row_idx, ids in enumerate(prompts):
-        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids))
+        engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=task))
     generations, decode_secs, num_steps, start = [], [], 0, time.perf_counter()
     while engine.num_pending:
         running = engine.scheduler.running

@@ -15,10 +15,10 @@ ROOT = -1
 """The parent of a sequence's first page."""
 
 MIN_COPIED_TOKENS = 4
-"""A shorter common part of a page is computed again: copying costs about as much."""
+"""A shorter common part of a page is computed anew: copying costs about as much."""
 
 NUM_DONORS = 4
-"""So many of the latest pages behind a common prefix are compared for a further common part. Requests come sorted, so
+"""This many of the latest pages after a common prefix are compared for a further common part. Requests come sorted, so
 the one that shares the most has just been admitted."""
 
 
@@ -37,13 +37,16 @@ class Pages:
     """Counts who holds which page, and finds pages by their contents."""
 
     def __init__(self, num_pages: int, page_tokens: int) -> None:
-        """Have all pages free."""
+        """Manage this many pages, all free."""
         self.num_pages, self.page_tokens = num_pages, page_tokens
-        self._free = list(range(num_pages))
+        self._free = list(range(num_pages))  # a heap
         self._num_holders = [0] * num_pages
-        self._contents: dict[int, tuple[int, tuple[int, ...]]] = {}
-        self._whole: dict[tuple[int, tuple[int, ...]], int] = {}
-        self._children: dict[int, dict[int, None]] = {}
+        # The prefix cache is a tree: a page is known by the page before it and its own tokens, since keys and values
+        # depend on all tokens before. The parent stands for these: as long as a page is described, whoever holds it
+        # holds its parent, too, so a number cannot come to mean another parent meanwhile.
+        self._contents: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each described page: parent and tokens
+        self._whole: dict[tuple[int, tuple[int, ...]], int] = {}  # the way back, for full pages: only they are shared
+        self._children: dict[int, dict[int, None]] = {}  # of each parent, in the order of their description
 
     @property
     def num_free(self) -> int:
@@ -51,7 +54,7 @@ class Pages:
         return len(self._free)
 
     def num_needed(self, num_tokens: int) -> int:
-        """Return how many pages hold so many tokens."""
+        """Return how many pages hold this many tokens."""
         return -(-num_tokens // self.page_tokens)
 
     def take(self) -> int:
@@ -61,20 +64,20 @@ class Pages:
         return page
 
     def hold(self, pages: Sequence[int]) -> None:
-        """Count one holder more."""
+        """Count one more holder of each page."""
         for page in pages:
             self._num_holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Count one holder less; pages without one are free, and forgotten."""
+        """Count one holder less of each page; pages without one are free, and out of the prefix cache."""
         for page in pages:
             self._num_holders[page] -= 1
             if self._num_holders[page] == 0:
-                self._forget(page)
+                self._forget(page)  # before it can be given out: its next holder overwrites it
                 heapq.heappush(self._free, page)
 
     def forget(self, pages: Sequence[int]) -> None:
-        """Let nobody find pages by their contents any more. Who holds them goes on doing so."""
+        """Remove pages from the prefix cache. Current holders keep them."""
         for page in pages:
             self._forget(page)
 
@@ -90,10 +93,12 @@ class Pages:
             start = page_idx * self.page_tokens
             contents = tuple(token_ids[start : start + self.page_tokens])
             page = pages[page_idx]
-            self._forget(page)
+            self._forget(page)  # a last page is described again and again while it fills
             self._contents[page] = (parent, contents)
             self._children.setdefault(parent, {})[page] = None
             if len(contents) == self.page_tokens:
+                # The first of equal pages is the one that is found. What follows another one is not found: prompts
+                # then share less than they could, and never something wrong.
                 self._whole.setdefault((parent, contents), page)
             parent = page
 
@@ -125,7 +130,7 @@ class Pages:
         del siblings[page]
         if not siblings:
             del self._children[parent]
-        if self._whole.get((parent, contents)) == page:
+        if self._whole.get((parent, contents)) == page:  # an equal page may be the one that is found
             del self._whole[parent, contents]
 
 
