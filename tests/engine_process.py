@@ -2,7 +2,7 @@
 
 Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
 perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
-choices in place of params, answer (of AnswerConfig), num_pages and breaks; or mixed in
+choices in place of params, answer (of StructuredMode), num_pages and breaks; or mixed in
 place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its
 generations, [key, token ids, finish reason, error] of every request, what the user was told, and how often a row was
 preempted.
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from job.data.grammar import compile_grammar
 
-from job.config import AnswerConfig, EngineConfig, ModelConfig
+from job.config import EngineConfig, ModelConfig
+from job.data.tokenizer import Tokenizer
 from job.engine.kinds import ENGINES
 from job.engine.logits import pipeline
 from job.engine.model.info import inspect_model
@@ -29,6 +29,7 @@ from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
+from job.modes.structured import StructuredMode
 from job.tasks import Generate, SamplingParams, Score, Task
 from tests.serving import cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
@@ -57,7 +58,8 @@ def task_of(job: dict) -> Task:
     """Return what a job asks of every prompt."""
     if "choices" in job:
         return Score(choice_ids=tuple(map(tuple, job["choices"])))
-    grammar = compile_grammar(AnswerConfig(**job.get("answer", {})), make_tokenizer())
+    mode = StructuredMode(**job.get("answer", {}))
+    grammar = mode.compiled(Tokenizer(make_tokenizer())) if mode.is_asked else None
     return Generate(params=SamplingParams(**job["params"]), grammar=grammar)
 
 

@@ -12,14 +12,15 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from job.data.grammar import compile_grammar
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.hf import from_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from job.config import AnswerConfig, EngineConfig
+from job.config import EngineConfig
+from job.data.tokenizer import Tokenizer
 from job.engine.logits import constraint, pipeline
 from job.engine.static.engine import StaticEngine
+from job.modes.structured import StructuredMode
 from job.records import Generation
 from job.tasks import Generate, Grammar
 from tests.conftest import finish as finish_processes
@@ -39,9 +40,9 @@ SCHEMA = {
     "required": ["label", "numbers", "note"],
 }
 ANSWERS = {
-    "schema": AnswerConfig(json_schema=json.dumps(SCHEMA)),
-    "regex": AnswerConfig(regex=r"(ab|cd)+-[0-9]{2,4}(, and so on)?"),
-    "grammar": AnswerConfig(grammar='start: sum "."\nsum: NUMBER | sum "+" NUMBER\nNUMBER: /[1-9][0-9]?/'),
+    "schema": StructuredMode(json_schema=json.dumps(SCHEMA)),
+    "regex": StructuredMode(regex=r"(ab|cd)+-[0-9]{2,4}(, and so on)?"),
+    "grammar": StructuredMode(grammar='start: sum "."\nsum: NUMBER | sum "+" NUMBER\nNUMBER: /[1-9][0-9]?/'),
 }
 MAX_NEW_TOKENS = 80
 """Enough for all but rows that repeat (ab|cd) or + for ever."""
@@ -56,9 +57,7 @@ DRAWS: dict[str, dict[str, Any]] = {
 
 @cache
 def grammar_of(name: str) -> Grammar:
-    grammar = compile_grammar(ANSWERS[name], make_tokenizer())
-    assert grammar is not None
-    return grammar
+    return ANSWERS[name].compiled(Tokenizer(make_tokenizer()))
 
 
 def texts_of(generations: list[Generation]) -> list[str]:
@@ -178,7 +177,7 @@ def test_no_more_tokens_than_allowed_also_if_they_are_forced(
 ) -> None:
     """At exactly as many as the text has, it has ended; before, it was cut."""
     alphabet = "abcdefghijklmnopqrstuvwxyz"
-    grammar = compile_grammar(AnswerConfig(regex=alphabet), make_tokenizer())
+    grammar = StructuredMode(regex=alphabet).compiled(Tokenizer(make_tokenizer()))
     asked = task_of(grammar, max_new_tokens=most, logprobs=logprobs)
     [generation] = complete(make_engine(serve(tiny_model())), [[5, 6]], asked)
     assert texts_of([generation]) == [alphabet[:most]]
@@ -271,7 +270,7 @@ def test_a_real_model_whose_tokens_are_words_writes_valid_json() -> None:
     """Here what is forced is several bytes a token, and text is split as the tokenizer would split it."""
     model_dir = Path(os.environ["JOB_TEST_MODEL"])
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    grammar = compile_grammar(ANSWERS["schema"], tokenizer)
+    grammar = ANSWERS["schema"].compiled(Tokenizer(tokenizer))
     texts = [f"Write JSON with label, numbers and note about {topic}:" for topic in ("rain", "a ü", "\n{", "7", '"')]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     model, replica = load(model_dir)

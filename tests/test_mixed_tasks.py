@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job.data.grammar import compile_grammar
 
-from job.config import AnswerConfig, EngineConfig
+from job.config import EngineConfig
+from job.data.tokenizer import Tokenizer
 from job.engine.logits import constraint
 from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
+from job.modes.structured import StructuredMode
 from job.records import Generation, Request
 from job.tasks import Grammar, Score, Task
 from tests.conftest import finish as finish_processes
@@ -38,9 +39,7 @@ ENGINES = ("paged", "static")
 
 @cache
 def grammar_of(regex: str) -> Grammar:
-    grammar = compile_grammar(AnswerConfig(regex=regex), make_tokenizer())
-    assert grammar is not None
-    return grammar
+    return StructuredMode(regex=regex).compiled(Tokenizer(make_tokenizer()))
 
 
 def ends_at(*token_ids: int) -> Callable[[Sequence[Sequence[int]]], list[bool]]:

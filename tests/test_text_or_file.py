@@ -4,16 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from job.data.text_or_file import read_text_or_file
 
 from job.errors import UsageError
+from job.modes.texts import read_text_or_file
 
 
 def read(value: str, *, drops_last_newline: bool = False) -> str:
     return read_text_or_file(
         "--grammar",
         value,
-        looks_like_text=lambda text: ":" in text,
+        is_text=lambda text: ":" in text,
         example="a grammar, such as 'start: /x/'",
         drops_last_newline=drops_last_newline,
     )
@@ -42,9 +42,9 @@ def test_what_is_neither_is_refused_with_an_example(value: str) -> None:
 def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"\xe4: \n")
-    with pytest.raises(UsageError, match=r"/a: the file cannot be read as UTF-8 text: 'utf-8' codec can't decode"):
+    with pytest.raises(UsageError, match=r"/a' cannot be read: 'utf-8' codec can't decode"):
         read(str(path))
     path.chmod(0)
     if os.geteuid():  # root may read anything
-        with pytest.raises(UsageError, match=r"/a: the file cannot be read as UTF-8 text: Permission denied\.$"):
+        with pytest.raises(UsageError, match=r"/a' cannot be read: Permission denied\.$"):
             read(str(path))

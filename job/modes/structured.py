@@ -71,7 +71,7 @@ class StructuredMode(Mode):
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        return BoundStructured(self._compile(setting.tokens))
+        return BoundStructured(self.compiled(setting.tokens))
 
     def derived(self) -> "list[pa.Field]":
         """See ``Mode``."""
@@ -120,7 +120,7 @@ class StructuredMode(Mode):
 
         return None if self.json_schema is None else shape_of(self.json_schema)
 
-    def _compile(self, tokens: Tokens) -> Grammar:
+    def compiled(self, tokens: Tokens) -> Grammar:
         """Compile the constraint for a tokenizer.
 
         Raises:
