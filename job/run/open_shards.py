@@ -1,0 +1,176 @@
+"""The shards that one worker works on: from a claim to requests, and from completions to parts.
+
+claim -> source -> prompts -> tokenizer -> requests ... completions -> journal -> part
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from job.data.reader import SliceReader
+from job.data.source import StreamSource
+from job.output.parts.counts import Counts
+from job.output.parts.shard import OpenShard
+from job.output.sharing.claims import Claim, Claims
+from job.output.sharing.leases import Leases
+from job.records import Completion, Request, RowBlock, SampleKey
+from job.run.preparation import Prepared
+
+IDLE_SECS = 1.0
+"""How often a worker that has nothing to do looks for a shard that a dead one has left."""
+
+EXCHANGE_SECS = 5.0
+"""How often a worker looks into the journals of those who help it."""
+
+
+class OpenShards:
+    """What this worker has claimed, whether its own shards or slices of others'."""
+
+    def __init__(self, prepared: Prepared, leases: Leases, note: Callable[[str], None]) -> None:
+        """Claim through ``leases``, and print what the user should know through ``note``."""
+        self._prepared, self._note = prepared, note
+        self._plan, self._directory = prepared.plan, prepared.directory
+        self._worker_id = str(prepared.worker)
+        is_stream = isinstance(prepared.source, StreamSource)
+        # To help from the end, a stream would have to be decoded up to there, for each slice anew.
+        self._claims = Claims(self._directory, self._plan, leases, can_help=not is_stream)
+        self._skips = not (is_stream and prepared.kept_columns)
+        """Whether finished rows are left out: to come back for their kept columns, a stream would begin again."""
+        self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
+        self._open: dict[int, OpenShard] = {}
+        self._feed: Iterator[Request] = iter(())
+        self._prompts: dict[SampleKey, str | None] = {}
+        self._last_look = self._last_exchange = -IDLE_SECS
+        self.counts = Counts()
+        """What this worker has finished."""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._open)
+
+    @property
+    def held(self) -> dict[int, Counts]:
+        """The shards whose parts this worker is to write, and what is finished of each."""
+        return {idx: shard.counts for idx, shard in self._open.items() if self._claims.holds(idx)}
+
+    @property
+    def held_idx(self) -> tuple[int, ...]:
+        """The same, with those of which nothing is open yet."""
+        return self._claims.held
+
+    def look_again(self) -> bool:
+        """List what is left to do in the run. False: every shard is final."""
+        return self._claims.look_again()
+
+    def next_request(self) -> Request | None:
+        """Return the next request of what was claimed last."""
+        return next(self._feed, None)
+
+    def claim(self, *, at_once: bool = False) -> bool:
+        """Claim rows and begin to feed from them. False if there are none to be had at the moment.
+
+        Args:
+            at_once: look for what others have left, even if the last look was just now.
+        """
+        claim = self._claims.claim()
+        if claim is None and (at_once or time.monotonic() - self._last_look >= IDLE_SECS):
+            self._last_look = time.monotonic()
+            claim = self._claims.claim() if self._claims.look_again() else None
+        for shard_idx in self._claims.held:
+            self._shard(shard_idx)
+        if claim is None:
+            return False
+        shard = self._shard(claim.shard_idx)
+        shard.absorb()  # a worker that had these rows before may have finished some
+        self._feed = self._requests(shard, claim)
+        return True
+
+    def prompts_of(self, keys: Sequence[SampleKey]) -> list[str | None]:
+        """Return the texts of the prompts of requests that are finished, and forget them."""
+        return [self._prompts.pop(key, None) for key in keys]
+
+    def add(self, completions: Sequence[Completion]) -> None:
+        """Add finished rows to their shards."""
+        for completion in completions:
+            shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
+            if shard is not None:  # else the shard was finished by others, whom this worker helped
+                self._add(shard, completion)
+
+    def commit(self, before_part: Callable[[], None]) -> None:
+        """Make finished rows durable, and shards whose last row is there final.
+
+        Args:
+            before_part: called before each part gets its name.
+        """
+        if time.monotonic() - self._last_exchange >= EXCHANGE_SECS:
+            self.exchange()
+        for shard_idx, shard in list(self._open.items()):
+            shard.sync_if_due()
+            if shard.is_complete and self._claims.holds(shard_idx):
+                self._finish(shard, before_part)
+
+    def sync(self) -> None:
+        """Make all finished rows durable now: a worker that this one helps waits for them."""
+        for shard in self._open.values():
+            shard.sync()
+
+    def exchange(self) -> None:
+        """Take over what helpers have finished of this worker's shards, and leave others' shards that are final."""
+        self._last_exchange = time.monotonic()
+        for shard_idx, shard in list(self._open.items()):
+            if self._claims.holds(shard_idx):
+                shard.absorb()
+            elif self._directory.is_done(shard_idx):
+                shard.close()
+                self._close(shard)
+
+    def close(self) -> None:
+        """Leave all shards. Journals keep the finished rows of unfinished ones."""
+        for shard in self._open.values():
+            with contextlib.suppress(OSError):  # the disk that stopped the run may refuse this, too
+                shard.close()
+
+    def _shard(self, shard_idx: int) -> OpenShard:
+        if shard_idx not in self._open:
+            form = self._prepared.part_format
+            self._open[shard_idx] = OpenShard(shard_idx, self._plan, self._directory, form, self._worker_id, self._note)
+        return self._open[shard_idx]
+
+    def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
+        """Yield what is left to compute of a claim; rows that never reach the engine are finished on the way."""
+        prepared = self._prepared
+        if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
+            return
+        for block in self._read(shard, claim.rows, prepared.renderer.columns):
+            shard.keep(block)
+            rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
+            prompts = [prepared.renderer.render(row) for row in rows]
+            for encoded in prepared.tokenization.encode(prompts):
+                for key in self._plan.keys_of_row(encoded.prompt.row_idx):
+                    if shard.has(key):
+                        continue
+                    if encoded.request is None:
+                        self._add(shard, encoded.completion(sample_idx=key[1]))
+                    else:
+                        self._prompts[key] = encoded.prompt.text
+                        yield replace(encoded.request, sample_idx=key[1])
+
+    def _read(self, shard: OpenShard, rows: range, columns: Sequence[str]) -> list[RowBlock]:
+        return self._reader.read(rows, shard.rows.stop, columns, self._prepared.kept_columns)
+
+    def _add(self, shard: OpenShard, completion: Completion) -> None:
+        shard.add(completion)
+        self.counts.add(completion)
+
+    def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
+        for rows in shard.unread():
+            for block in self._read(shard, rows, ()):
+                shard.keep(block)
+        before_part()
+        shard.finish()
+        self._close(shard)
+
+    def _close(self, shard: OpenShard) -> None:
+        del self._open[shard.shard_idx]
+        self._claims.leave(shard.shard_idx)
