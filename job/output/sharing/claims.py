@@ -112,7 +112,7 @@ class Claims:
             shard_idx = self._shards.popleft()
             if self._directory.is_done(shard_idx) or not self._leases.acquire(shard_idx):
                 continue
-            # Looked at again with the lease in hand: holders name their part before they give the lease back, so a shard
+            # Looked at again with the lease in hand: holders name their part before they give it back, so a shard
             # whose lease was free is either done by now, or nobody's.
             if not self._directory.is_done(shard_idx):
                 self._ours.add(shard_idx)

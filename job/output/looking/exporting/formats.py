@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from job.arrow.times import to_python, to_texts
 from job.output.looking.exporting.openai_answers import write_answers
 from job.output.looking.exporting.table import RunTable
-from job.output.looking.exporting.values import to_cell, to_json
+from job.output.looking.exporting.values import to_cell, to_json, to_python
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
 """A row group of a large file ends at the first of these: large enough to compress and skip well, small in memory."""
@@ -22,7 +21,7 @@ Writer = Callable[[RunTable, Batches, BinaryIO], None]
 def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
     """Write an object per row, with the columns' own types."""
     for batch in batches:
-        file.writelines(to_json(row).encode() + b"\n" for row in to_python(batch))
+        file.writelines(to_json(row).encode() + b"\n" for row in to_python(batch, table.num_rows - len(batch)))
 
 
 def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
@@ -30,7 +29,8 @@ def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
     schema = pa.schema([pa.field(column.name, _cell_type(column.type)) for column in table.schema])
     with pc_csv.CSVWriter(file, schema) as writer:
         for batch in batches:
-            columns = [_cells(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
+            start = table.num_rows - len(batch)
+            columns = [_cells(batch.select([field.name]), field.type, start) for field in schema]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
@@ -68,12 +68,14 @@ def _cell_type(data_type: pa.DataType) -> pa.DataType:
     return data_type if any(is_kind(data_type) for is_kind in kinds) else pa.string()
 
 
-def _cells(column: pa.Array, data_type: pa.DataType) -> pa.Array:
+def _cells(batch: pa.RecordBatch, data_type: pa.DataType, start: int) -> pa.Array:
+    """Return the cells of a batch's only column."""
+    column = batch.column(0)
     if column.type == data_type:
         return column
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-        return to_texts(column)
     if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which is a cell's text as it is
-        column = column.storage
-    rows = to_python(pa.record_batch([column], names=["x"]))
-    return pa.array([to_cell(row["x"]) for row in rows], data_type)
+        return column.storage.cast(data_type)
+    values = [value for row in to_python(batch, start) for value in row.values()]
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        return column.cast(data_type)
+    return pa.array([to_cell(value) for value in values], data_type)

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from job.arrow.times import to_python
 from job.output.looking.exporting.table import RunTable
-from job.output.looking.exporting.values import to_json
+from job.output.looking.exporting.values import to_json, to_python
 from job.output.parts.manifest import Manifest
 
 ID_COLUMN = "custom_id"
@@ -30,7 +29,7 @@ Sample = Mapping[str, Any]
 def write_answers(table: RunTable, batches: Iterable[pa.RecordBatch], file: BinaryIO) -> None:
     """Write a line per row of the dataset. The batches must have the columns that ``answer_columns`` names."""
     answers = Answers(table.run.manifest)
-    samples = (sample for batch in batches for sample in to_python(batch))
+    samples = (sample for batch in batches for sample in to_python(batch, table.num_rows - len(batch)))
     for row_idx, of_row in itertools.groupby(samples, key=itemgetter("row_idx")):
         file.write(to_json(answers.line(row_idx, list(of_row))).encode() + b"\n")
 

@@ -6,6 +6,38 @@ import json
 import math
 from typing import Any
 
+import pyarrow as pa
+
+from job.arrow.json_columns import to_rows
+from job.errors import UsageError
+
+
+def to_python(batch: pa.RecordBatch, start: int) -> list[dict[str, Any]]:
+    """Return rows as Python's values.
+
+    Args:
+        start: the position of the first row in what is exported.
+
+    Raises:
+        UsageError: one has a value that Python does not have: a date beyond the years 1 to 9999, a time of day from
+            24:00:00 on, or a very long duration.
+    """
+    try:
+        batch.validate(full=True)  # Python would take 24:00:00 for 00:00:00 without a word
+        return to_rows(batch)
+    except (ArithmeticError, ValueError):
+        if batch.num_rows > 1:
+            half = batch.num_rows // 2  # taken, not sliced: Arrow validates all of what a slice is of
+            first, second = (batch.take(pa.array(part)) for part in (range(half), range(half, batch.num_rows)))
+            return to_python(first, start) + to_python(second, start + half)
+        if batch.num_columns > 1:
+            for name in batch.schema.names:
+                to_python(batch.select([name]), start)
+        raise UsageError(
+            f"Row {start} has a date, time or duration in column {batch.schema.names[0]!r} that cannot be written as "
+            "text. Leave the column out with --columns, or take --format parquet."
+        ) from None
+
 
 def to_json(value: Any) -> str:
     """Return a value as JSON. What JSON has no word for becomes text; infinity and NaN become null.
