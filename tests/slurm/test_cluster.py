@@ -230,6 +230,24 @@ def two_nodes(lab: Lab) -> Submitted:
     return run
 
 
+def stopped_while_loading(lab: Lab) -> Submitted:
+    """Preempt a launch of four processes on two nodes while it loads its model."""
+    run = lab.submit(
+        "multi-node.sbatch",
+        "while-loading",
+        nodes=[1, 2],
+        num_rows=640,
+        sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
+        options=["--dtype", "float32", "--max-new-tokens", 4, "--tensor-parallel-size", 2],
+    )
+    until(lambda: "loading" in run.log, lambda: run.log)
+    lab.cluster.command("scancel", "--signal=TERM", run.job_id)
+    until(lambda: "job run ended with exit code 75" in run.log, lambda: run.log)
+    assert run.log.count("stopped on SIGTERM before the first row") == 1, run.log
+    assert run.wait_done()["Restarts"] == "1"
+    return run
+
+
 @scenario(time_limit)
 def test_the_time_limit_is_met_twice_and_the_run_finishes(submitted: Submitted, check: Callable[[], None]) -> None:
     """USR1 some time before it, exit 75, back into the queue; one log of all three launches."""
@@ -268,6 +286,14 @@ def test_a_cancelled_run_stays_cancelled_and_the_next_submission_finishes(check:
 @scenario(array_of_four)
 def test_an_array_goes_on_without_a_task_that_was_killed(check: Callable[[], None]) -> None:
     """It is not requeued, since nobody asked it to stop; the others take its shard over."""
+    check()
+
+
+@scenario(stopped_while_loading)
+def test_a_launch_that_is_stopped_while_it_loads_goes_back_into_the_queue(check: Callable[[], None]) -> None:
+    """A regression: signals were not heard until the model was loaded, or the dataset converted. Slurm killed the
+    tasks, and 137 is not requeued.
+    """
     check()
 
 
