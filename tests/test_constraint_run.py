@@ -35,9 +35,9 @@ BAD = {
     "odd keywords": (["--json-schema", '{"properties": {}, "required": [[]]}'], "cannot be compiled"),
     "regex syntax": (["--regex", "a(b"], "--regex cannot be compiled: regex parse error: error: unclosed group"),
     "look-around": (["--regex", "(?=a)b"], "look-around, including look-ahead and look-behind, is not supported"),
-    "nothing matches": (["--regex", "[^\\s\\S]"], "--regex matches no text. "),
-    "nothing matches in the middle": (["--regex", "ab[^\\s\\S]"], "--regex matches no text. "),
-    "only the empty text": (["--regex", "a{0}"], "--regex matches the empty text alone. "),
+    "nothing matches": (["--regex", "[^\\s\\S]"], "--regex cannot match any text. "),
+    "nothing matches in the middle": (["--regex", "ab[^\\s\\S]"], "--regex cannot match any text. "),
+    "only the empty text": (["--regex", "a{0}"], "--regex matches only the empty text. "),
     "no grammar": (["--grammar", "none.lark"], "--grammar 'none.lark' is neither a file nor a grammar"),
     "grammar syntax": (["--grammar", "start: /a/ |("], "--grammar cannot be compiled: "),
     "unknown rule": (["--grammar", "start: foo"], 'unknown name: "foo"'),
@@ -67,9 +67,11 @@ def test_completions_are_parsed_into_typed_columns(
     """The schema comes from a file; HuggingFace reads the column with its types."""
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     output = tmp_path / "out"
+    base = ["run", "--model", tiny_model(), "--dataset", questions, "--output", output, "--dtype", "float32"]
     result = run_job(
-        *["run", "--model", tiny_model(), "--dataset", questions, "--output", output, "--max-new-tokens", 40],
+        *base,
         *["--json-schema", tmp_path / "schema.json", "--num-samples", 3, "--temperature", 1, "--rows-per-shard", 4],
+        *["--max-new-tokens", 40],
     )
     assert result.exit_code == 0, result.stderr
     table = read_output(output)
@@ -84,8 +86,8 @@ def test_completions_are_parsed_into_typed_columns(
     loaded = datasets.load_dataset("parquet", data_files=f"{output}/part-*.parquet", split="train")
     assert loaded.features["parsed"] == {"n": datasets.Value("int64"), "s": datasets.Value("string")}
     assert run_job("verify", output).exit_code == 0
-    again = run_job("run", "--model", tiny_model(), "--dataset", questions, "--output", output, "--regex", "a")
-    assert again.exit_code == 2 and 'answer.regex was None, now "a"' in again.stderr
+    again = run_job(*base, "--regex", "a")
+    assert again.exit_code == 2 and 'modes.structured.regex was None, now "a"' in again.stderr
 
 
 @pytest.mark.parametrize("engine", ["paged", "static"])
@@ -172,5 +174,5 @@ def test_the_schema_is_part_of_what_a_run_is(run_job: RunJob, tiny_model: Any, q
     assert run_job(*command).exit_code == 0
     (tmp_path / "other.json").write_text(json.dumps({**SCHEMA, "required": ["n"]}))
     result = run_job(*command)
-    assert result.exit_code == 2 and "answer.json_schema was" in result.stderr
+    assert result.exit_code == 2 and "modes.structured.json_schema was" in result.stderr
     assert "job.manifest" in {key.decode() for key in pq.read_schema(tmp_path / "out/part-00000.parquet").metadata}

@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job.data.choices import Choices, border_note, choice_token_ids
 from transformers import AutoConfig, AutoTokenizer
 
 from job.data.formats.parquet import ParquetSource
 from job.data.source import StreamSource
+from job.data.tokenizer import Tokenizer
 from job.engine.model.kv_size import kv_bytes_per_token
+from job.modes.choices import BoundChoices, choice_token_ids
 from job.observe.histogram import Histogram
 from job.run.prompt_sample import sample_rows
 from tests.conftest import Result
@@ -125,6 +126,7 @@ def test_the_plan_is_that_of_the_run(run_job: RunJob, tiny_model: Any, mixed: Pa
     content = seen(
         run_job,
         *["--model", tiny_model(), "--dataset", mixed, "--limit", 17, "--rows-per-shard", 5, "--num-samples", 3],
+        *["--temperature", 1],
     )
     assert content["plan"] == {"rows": 17, "shards": 4, "rows_per_shard": 5, "samples": 3, "completions": 51}
     assert content["sample"] == {"rows": 17, "which": "all"}
@@ -158,7 +160,7 @@ def test_no_weights_are_needed(run_job: RunJob, tiny_model: Any, mixed: Path, tm
     [
         (["--prompt-column", "absent"], "The dataset has no column 'absent'"),
         (["--max-new-tokens", 512], "the model has room for 512 tokens"),
-        (["--choices", "one"], "is alone and no file"),
+        (["--choices", "one"], "which is not a file. Give at least two choices"),
         (["--examples", "absent.jsonl"], "cannot be read"),
         (["--rows", "0"], "neither a number from 1 on nor 'all'"),
         (["--rows", "some"], "neither a number from 1 on nor 'all'"),
@@ -275,13 +277,14 @@ def test_choices_are_shown_as_they_are_scored(run_job: RunJob, tiny_model: Any, 
 
 def joining_tokenizer() -> Any:
     """Return a tokenizer that has a token for " yes", as most have."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, "ye", "yes", "Ġyes"]
     vocab = {"<pad>": 0, "<eos>": 1} | {piece: idx + 2 for idx, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("y", "e"), ("ye", "s"), ("Ġ", "yes")]))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("y", "e"), ("ye", "s"), ("Ġ", "yes")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
@@ -299,13 +302,13 @@ def joining_tokenizer() -> Any:
     ],
 )
 def test_a_border_within_a_usual_token_is_told(prompt: str, choices: tuple[str, ...], is_odd: bool) -> None:
-    tokenizer = joining_tokenizer()
-    subject = Choices(texts=choices, token_ids=choice_token_ids(tokenizer, choices, "\n"))
-    note = border_note(tokenizer, subject, prompt)
+    tokens = Tokenizer(joining_tokenizer())
+    subject = BoundChoices(tokens=tokens, texts=choices, token_ids=choice_token_ids(tokens, choices, "\n"))
+    note = subject.border_note(prompt)
     assert (note is not None) == is_odd
     if note is not None and choices[0] == "yes":
         assert note == (
-            "behind the first prompt, choice 'yes' is scored as ['Ġ', 'yes'], but in running text it would be "
+            "after the first prompt, choice 'yes' is scored as ['Ġ', 'yes'], but in running text it would be "
             "['Ġyes']; end prompts without the space and begin choices with a space"
         )
 
@@ -427,12 +430,13 @@ def test_a_real_tokenizer_is_shown_with_its_special_tokens(run_job: RunJob, monk
     """Also that the examples of the few-shot configuration are shared, and why its choices begin with a space."""
     monkeypatch.chdir(ROOT)
     model = os.environ["JOB_TEST_MODEL"]
-    content = seen(run_job, "--config", "scripts/examples/completion.toml", "--model", model)
+    args: list[Any] = ["--model", model, "--dtype", "bfloat16"]
+    content = seen(run_job, "--config", "scripts/examples/completion.toml", *args)
     prompt = content["prompts"][0]
     assert prompt["text"].startswith("<|im_start|>system\n") and prompt["text"].endswith("<|im_start|>assistant\n")
     assert len(AutoTokenizer.from_pretrained(model)(prompt["text"])["input_ids"]) == prompt["num_tokens"]
     assert content["kv_memory"]["bytes_per_token"] == 30 * 3 * 64 * 2 * 2 and content["notes"] == []
-    args: list[Any] = ["--config", "scripts/examples/few-shot.toml", "--model", model]
+    args = ["--config", "scripts/examples/few-shot.toml", *args]
     few_shot = seen(run_job, *args)
     assert few_shot["shared_prefix_tokens"] > 100 and few_shot["notes"] == []
     args += ["--prompt-template", "{{ text }} This is ", "--choices", "positive", "--choices", "negative"]

@@ -19,7 +19,9 @@ from job.cli.options import Size
 from job.engine import build
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
+from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.rows import from_batch
 from job.output.parts.shard import OpenShard
 from job.output.store.local import LocalStore
 from job.records import Completion, SampleKey
@@ -33,6 +35,11 @@ RunJob = Callable[..., Result]
 def read_output(output: Path) -> pa.Table:
     """Return all parts as one table, in the order of their names."""
     return pa.concat_tables([pq.read_table(part) for part in sorted(output.glob("part-*.parquet"))])
+
+
+def completions_of(table: pa.Table) -> list[Completion]:
+    """Return the rows of a table of parts, which has no columns of the dataset."""
+    return [completion for batch in table.to_batches() for completion in from_batch(batch)]
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -60,7 +67,7 @@ def test_every_row_comes_out_once_and_in_order(
     table = read_output(tmp_path / "out")
     assert table.column_names == [
         *["row_idx", "sample_idx", "id", "prompt", "completion", "finish_reason"],
-        *["num_prompt_tokens", "num_completion_tokens", "error"],
+        *["num_prompt_tokens", "num_completion_tokens", "error", "error_kind"],
     ]
     assert table["row_idx"].to_pylist() == list(range(57))
     assert table["id"].to_pylist() == [f"q{i}" for i in range(57)]
@@ -203,7 +210,7 @@ def test_a_changed_configuration_is_refused_with_both_values(
     assert result.stderr.count("\n") == 1
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     write_jsonl(questions, [{"id": "q0", "prompt": "another question"}])
-    refused = run_job(*base, "--max-new-tokens", 8)
+    refused = run_job(*base, "--max-new-tokens", 8, "--dtype", "bfloat16")
     assert refused.exit_code == 2
     assert "dataset.fingerprint" in refused.stderr and "plan.num_rows was 57, now 1" in refused.stderr
 
@@ -242,7 +249,7 @@ def test_rows_have_their_samples_in_order_with_what_is_kept(run_job: RunJob, tin
     data, output = write_jsonl(tmp_path / "d.jsonl", rows), tmp_path / "out"
     result = run_job(
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output],
-        *["--rows-per-shard", 3, "--num-samples", 4, "--id-column", "id", "--max-error-rate", 1],
+        *["--rows-per-shard", 3, "--num-samples", 4, "--temperature", 1, "--id-column", "id", "--max-error-rate", 1],
     )
     assert result.exit_code == 0, result.stderr
     table = read_output(output)
@@ -267,20 +274,16 @@ def test_a_restart_computes_the_samples_that_no_journal_holds(
     output = tmp_path / "out"
     args = [
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", output],
-        *["--rows-per-shard", 30, "--num-samples", 3, "--limit", 4, "--id-column", "id"],
+        *["--rows-per-shard", 30, "--num-samples", 3, "--temperature", 1, "--limit", 4, "--id-column", "id"],
     ]
     assert run_job(*args).exit_code == 0
     expected = read_output(output)
     paths = RunFiles(output, 1)
     paths.part(0).unlink()
-    found = [
-        row
-        for row in expected.drop_columns("id").to_pylist()
-        if (row["row_idx"], row["sample_idx"]) in [(0, 0), (2, 1)]
-    ]
-    journal = Journal(paths.store, paths.names.journal(0, "dead"))
-    for row in found:
-        journal.append(Completion(**row))
+    journal = Journal(paths.store, paths.names.journal(0, "dead"), Columns(modes=()).journaled)
+    for row in completions_of(expected.drop_columns("id")):
+        if row.key in [(0, 0), (2, 1)]:
+            journal.append(row)
     journal.close()
     submitted: list[SampleKey] = []
     submit = FakeEngine.submit
@@ -297,7 +300,7 @@ def test_a_restart_computes_the_samples_that_no_journal_holds(
 
 
 def test_samples_differ_and_do_not_depend_on_the_batch(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
-    """Law 5, with the model; greedy samples are equal, and computed once."""
+    """Law 5, with the model. Greedy samples would be equal, and are refused."""
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"question {i}?"} for i in range(3)])
     base = [
         *["run", "--model", tiny_model(), "--dataset", data, "--dtype", "float32", "--max-new-tokens", 6],
@@ -311,13 +314,31 @@ def test_samples_differ_and_do_not_depend_on_the_batch(run_job: RunJob, tiny_mod
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
     texts = tables[0]["completion"].to_pylist()
     assert all(len(set(texts[start : start + 4])) == 4 for start in (0, 4, 8))
-    assert run_job(*base, "--output", tmp_path / "greedy").exit_code == 0
-    greedy = read_output(tmp_path / "greedy")["completion"].to_pylist()
-    assert greedy == [
-        text
-        for text in greedy_texts(tiny_model(), [f"question {i}?" for i in range(3)], 6, special=True)
-        for _ in range(4)
+    greedy = run_job(*base, "--output", tmp_path / "greedy")
+    assert greedy.exit_code == 2 and not (tmp_path / "greedy").exists()
+    assert greedy.stderr == (
+        "job: --num-samples 4 with --temperature 0 would give the same completion each time. "
+        "Set --temperature above 0.\n"
+    )
+
+
+def test_a_run_of_equal_samples_that_is_there_goes_on(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions began such runs without a word; they are not lost, and say it once."""
+    args = [
+        *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"],
+        *["--num-samples", 2, "--rows-per-shard", 30],
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr("job.run.examination._check_samples", lambda *args: ())
+        assert run_job(*args).exit_code == 0
+    whole = read_output(tmp_path / "out")
+    (tmp_path / "out/part-00001.parquet").unlink()
+    result = run_job(*args)
+    assert result.exit_code == 0
+    assert result.stderr.count("--num-samples 2 with --temperature 0 gives the same completion each time\n") == 1
+    assert read_output(tmp_path / "out").equals(whole)
 
 
 @pytest.mark.parametrize("engine", ["paged", "static"])
@@ -333,7 +354,7 @@ def test_log_probabilities_are_those_of_the_model(
     )
     assert result.exit_code == 0, result.stderr
     table = read_output(tmp_path / "out")
-    assert table.column_names[-4:] == ["error", "token_ids", "token_logprobs", "cumulative_logprob"]
+    assert table.column_names[-4:] == ["error_kind", "token_ids", "token_logprobs", "cumulative_logprob"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     for row in table.to_pylist():
         if row["error"]:
@@ -364,11 +385,10 @@ def test_log_probabilities_survive_in_a_journal(
         assert run_job(*args).exit_code == 1
     (journal,) = (tmp_path / "out/journal").iterdir()
     written = list(JournalReader(LocalStore(journal.parent), journal.name).read())
-    assert len(written) == 6 and all(row.token_logprobs for row in written)
+    assert len(written) == 6 and all(row.values["token_logprobs"] for row in written)
     monkeypatch.setattr(SharedCompletions, "submit", lambda self, request: pytest.fail("it was done again"))
     assert run_job(*args).exit_code == 0
-    rows = read_output(tmp_path / "out").to_pylist()
-    assert [Completion(**row) for row in rows] == sorted(written, key=lambda row: row.key)
+    assert completions_of(read_output(tmp_path / "out")) == sorted(written, key=lambda row: row.key)
 
 
 def test_a_stop_string_ends_the_text_before_it(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

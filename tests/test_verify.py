@@ -28,7 +28,7 @@ def make_run(run_job: RunJob, model: Path, output: Path, *options: Any, num_rows
     data = write_jsonl(output.parent / f"{output.name}.jsonl", rows)
     result = run_job(
         *["run", "--engine", "fake", "--model", model, "--dataset", data, "--output", output, "--rows-per-shard", 10],
-        *["--keep-columns", "id", "--num-samples", 2, "--max-error-rate", 1, *options],
+        *["--keep-columns", "id", "--num-samples", 2, "--temperature", 1, "--max-error-rate", 1, *options],
     )
     assert result.exit_code == 0, result.stderr
     return output
@@ -177,7 +177,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "column missing": (
         lambda out, _: rewrite(out / PART, lambda table: table.drop_columns("prompt")),
         "has columns row_idx, sample_idx, id, completion, finish_reason, num_prompt_tokens, num_completion_tokens, "
-        "error; the manifest asks for row_idx, sample_idx, id: int64, prompt, completion, ",
+        "error, error_kind; the manifest asks for row_idx, sample_idx, id: int64, prompt, completion, ",
     ),
     "kept column renamed": (
         lambda out, _: rewrite(out / PART, lambda table: table.rename_columns({"id": "key"})),
@@ -222,8 +222,23 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         "says num_rows 21 in its footer; its rows have 20",
     ),
     "error of another kind": (
-        lambda out, _: change_cell(out / PART, 0, "error", "odd: error"),
+        lambda out, _: [
+            change_cell(out / PART, 0, "error", "odd: error"),
+            change_cell(out / PART, 0, "error_kind", "odd"),
+        ],
         "says errors {'null_prompt': 2} in its footer; its rows have {'odd': 1, 'null_prompt': 1}",
+    ),
+    "kind of another error": (
+        lambda out, _: change_cell(out / PART, 0, "error_kind", "odd"),
+        "has a wrong row: row_idx 10, sample_idx 0: error_kind and error contradict each other",
+    ),
+    "error without a kind": (
+        lambda out, _: change_cell(out / PART, 0, "error_kind", None),
+        "has a wrong row: row_idx 10, sample_idx 0: error_kind and error contradict each other",
+    ),
+    "kind without an error": (
+        lambda out, _: change_cell(out / PART, 5, "error_kind", "odd"),
+        "has a wrong row: row_idx 12, sample_idx 1: error_kind and error contradict each other",
     ),
     "counts are a list": (lambda out, _: change_counts(out / PART, b"[1]"), "says num_rows [1] in its footer"),
     "counts are torn": (lambda out, _: change_counts(out / PART, b"{"), "has no counts in its footer"),
@@ -442,11 +457,12 @@ def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_pat
         "list": ("[]", "is not a manifest"),
         "bytes": ("\ud800", "is not a manifest"),
         "version": ('{"format_version": 99, "identity": {}, "about": {}}', "has format 99; this version reads"),
-        "plan": ('{"format_version": 2, "identity": {}, "about": {}}', "does not say how the run is cut"),
-        "text": ('{"format_version": 2, "identity": "x", "about": {}}', "does not say how the run is cut"),
+        "plan": ('{"format_version": 3, "identity": {"modes": {}}, "about": {}}', "does not say how the run is cut"),
+        "text": ('{"format_version": 3, "identity": "x", "about": {}}', "is not a manifest"),
+        "older": ('{"format_version": 2, "identity": {}, "about": {}}', "is not a manifest (KeyError('answer'))"),
         "zero": (
-            '{"format_version": 2, "about": {}, "identity": {"plan": {"num_rows": 5, "rows_per_shard": 0}, '
-            '"sampling": {"num_samples": 1}}}',
+            '{"format_version": 3, "about": {}, "identity": {"modes": {}, "plan": {"num_rows": 5, "rows_per_shard": 0}'
+            ', "sampling": {"num_samples": 1}}}',
             "does not say how the run is cut",
         ),
     }

@@ -1,6 +1,6 @@
 """The modes of a run together: what the engine is asked for a row, and from a generation to a row of the output."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from job.config import RunConfig
@@ -46,8 +46,8 @@ class BoundModes:
         """What a preview shows of the modes."""
         return [section for mode in self.modes for section in mode.sections()]
 
-    def notes_on(self, first_prompt: str | None) -> tuple[str, ...]:
-        """Return what the user should know, given the first row's prompt."""
+    def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
+        """Return what the user should know, given what reads the first row's prompt."""
         return tuple(note for mode in self.modes for note in mode.notes_on(first_prompt))
 
     @property

@@ -6,7 +6,7 @@ choice's probability by the one it has when the row says nothing ("N/A").
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -188,9 +188,10 @@ class BoundChoices(BoundMode):
         offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
         return replace(self, offsets=tuple(offsets.tolist()))
 
-    def notes_on(self, first_prompt: str | None) -> tuple[str, ...]:
+    def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
         """See ``BoundMode``."""
-        border = first_prompt and self.border_note(first_prompt)
+        prompt = first_prompt()
+        border = prompt and self.border_note(prompt)
         return tuple(note for note in (self.prefix_note(), border) if note)
 
     def sections(self) -> Sequence[Section]:

@@ -130,8 +130,12 @@ class BoundMode:
         """Return this mode with what the ``probes`` came to taken into account."""
         return self
 
-    def notes_on(self, first_prompt: str | None) -> tuple[str, ...]:
-        """Return what the user should know, given the first row's prompt: the others end like it, as a rule."""
+    def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
+        """Return what the user should know, given the first row's prompt: the others end like it, as a rule.
+
+        Args:
+            first_prompt: reads it from the dataset, which takes time. None: that row has none.
+        """
         return self.notes
 
     def sections(self) -> Sequence[Section]:

@@ -103,7 +103,7 @@ def examine(
     )
     kept = tuple(kept_fields(run, schema, columns))
     check_columns(dataset.source, [field.name for field in kept])
-    notes = modes.notes_on(_first_prompt(config, dataset.source, renderer, tokenization))
+    notes = modes.notes_on(lambda: _first_prompt(config, dataset.source, renderer, tokenization))
     return Examined(
         run=run,
         model_info=info,
