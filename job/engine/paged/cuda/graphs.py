@@ -66,7 +66,8 @@ class DecodeGraphs:
             return first_line(error)
         return None
 
-    def may_replay(self, layout: Layout) -> bool:
+    @staticmethod
+    def may_replay(layout: Layout) -> bool:
         """See ``Recorder``: one token for each of not too many rows, and no copies of pages, which are not recorded."""
         is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
         return bool(is_decode and not len(layout.copies))
