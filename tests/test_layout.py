@@ -16,7 +16,7 @@ from job.engine.paged.attention.backends import COMPILED, TORCH, Backend
 from job.engine.paged.attention.cache import KVCache, LayerShape, Placement
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import MAX_PADDING, BlockTables, Layout
-from job.engine.paged.cuda.graphs import is_recordable
+from job.engine.paged.cuda.graphs import DecodeGraphs
 from job.engine.paged.schedule.step import Step, rows
 
 P = 8
@@ -385,7 +385,7 @@ def test_only_steps_of_one_token_per_row_may_be_replayed() -> None:
     step = Step(token_ids=np.zeros(2, np.int32), sequences=rows([(0, 5, 1, 1), (1, 3, 1, 1)], 4))
     tables = BlockTables(2)
     tables.add(rows([(0, 0, 0), (1, 0, 1)], 3))
-    assert is_recordable(Layout(step, tables, P))
+    assert DecodeGraphs.may_replay(Layout(step, tables, P))
     copying = Step(token_ids=step.token_ids, sequences=step.sequences, copies=rows([(0, 1, 3)], 3))
-    assert not is_recordable(Layout(copying, tables, P))
-    assert not is_recordable(layout_of([(5, 1), (0, 2)]))
+    assert not DecodeGraphs.may_replay(Layout(copying, tables, P))
+    assert not DecodeGraphs.may_replay(layout_of([(5, 1), (0, 2)]))

@@ -21,7 +21,7 @@ class Engine(Protocol):
 
     @property
     def max_pending(self) -> int:
-        """With so many pending requests the engine is as fast as it gets; more only take memory."""
+        """Above this many pending requests the engine gets no faster; more only cost memory."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     @property
     def in_flight(self) -> list[Request]:
-        """What is being computed at the moment. Other threads may ask."""
+        """The requests that are being computed. Other threads may ask."""
 
     def submit(self, request: Request) -> None:
         """Add a request."""

@@ -41,9 +41,9 @@ def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[]
 def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], bool]) -> Counts:
     directory = prepared.directory
     if leases is None:
-        totals = add_up(directory)
-        directory.store.delete(CONCLUSION)  # of a worker that died over it; whoever waits for it finds the totals now
-        return totals
+        found = add_up(directory)
+        directory.store.delete(CONCLUSION)  # left by a worker that died over it; a worker that waits finds the totals
+        return found
     while (totals := read_totals(directory)) is None:
         if leases.acquire_name(CONCLUSION):
             try:

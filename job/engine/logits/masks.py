@@ -49,7 +49,8 @@ class Masks:
         """Mask [M, V].
 
         By adding 0 or minus infinity, sixteen tokens from a table at once: 10 ms for [256, 49152] bfloat16 on a CPU's
-        core, where ``torch.where`` takes 44.
+        core, where ``torch.where`` takes 44. llguidance's own function is twice as fast once ``torch.compile`` has
+        compiled it, for most of a minute and with a C++ compiler, and four times slower without.
         """
         num_rows, vocab_size = logits.shape
         pieces = self.words.view(np.uint16)[:, : -(-vocab_size // _PIECE)].astype(np.int32)

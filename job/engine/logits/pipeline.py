@@ -45,11 +45,17 @@ def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks 
     if all(_is_plain(params) for params in batch.distinct_params):
         # Greedy decoding, the usual case, needs neither a copy of the logits nor their conversion to float32.
         tokens = best if masks is None else masks.best(logits, best)
-        return TokenChoice(tokens.tolist(), [None] * len(batch), is_finite.tolist())
+        return _to_host(tokens, is_finite, [None] * len(batch))
     raw = torch.where(is_finite[:, None], logits, 0.0)
     scores = (raw if masks is None else masks.apply(raw)).float()
     tokens = choose_tokens(_penalize(scores, batch, seen), batch)
-    return TokenChoice(tokens.tolist(), _logprobs(raw, tokens, batch), is_finite.tolist())
+    return _to_host(tokens, is_finite, _logprobs(raw, tokens, batch))
+
+
+def _to_host(tokens: torch.Tensor, is_finite: torch.Tensor, logprobs: list[float | None]) -> TokenChoice:
+    """Bring [B] tokens and [B] flags to the host at once: each copy waits for the device."""
+    token_ids, flags = torch.stack([tokens, is_finite.long()]).tolist()
+    return TokenChoice(token_ids, logprobs, [flag == 1 for flag in flags])
 
 
 def _is_plain(params: SamplingParams) -> bool:

@@ -1,4 +1,9 @@
-"""C++ of ours as a library: compiled where it runs, for the processor that runs it, and kept in the user's cache."""
+"""C++ of ours as a library: compiled where it runs, for the processor that runs it, and kept in the user's cache.
+
+Not by ``torch.utils.cpp_extension.load``: it needs ninja on the PATH; its lock file outlives a process that is killed
+while it compiles, and all later ones wait for it; and its cache does not tell processors apart, which may share a home
+directory.
+"""
 
 import ctypes
 import hashlib

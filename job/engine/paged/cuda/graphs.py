@@ -39,12 +39,6 @@ AttendRecorded = Callable[[KVCache, RecordedTensors], Attend]
 """Makes what attends in a step with these tensors. A backend that has steps recorded brings it."""
 
 
-def is_recordable(layout: Layout) -> bool:
-    """Whether a step is one token for each of not too many rows, without copies of pages, which are not recorded."""
-    is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
-    return bool(is_decode and not len(layout.copies))
-
-
 class DecodeGraphs:
     """Implements ``Recorder`` for decode steps, on one process."""
 
@@ -72,9 +66,11 @@ class DecodeGraphs:
             return first_line(error)
         return None
 
-    def may_replay(self, layout: Layout) -> bool:
-        """See ``Recorder``."""
-        return is_recordable(layout)
+    @staticmethod
+    def may_replay(layout: Layout) -> bool:
+        """See ``Recorder``: one token for each of not too many rows, and no copies of pages, which are not recorded."""
+        is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
+        return bool(is_decode and not len(layout.copies))
 
     def run(self, layout: Layout) -> torch.Tensor:
         """See ``Recorder``."""
