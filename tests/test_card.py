@@ -16,7 +16,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-import job.run.process
+import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.output.looking.found import FoundRun, find_run
 from job.output.parts.card import MARK, make_card, write_card
@@ -104,7 +104,7 @@ def test_the_cache_of_datasets_notices_rows_that_were_done_again(
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a~"}])
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
+        patch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
         assert run_job(*args, "--max-error-rate", 1).exit_code == 0
     assert datasets.load_dataset(str(tmp_path / "out"), split="train")["completion"][:] == [None]
     assert run_job("retry", tmp_path / "out").exit_code == 0
@@ -138,7 +138,7 @@ def test_the_card_says_what_the_run_is(run_job: RunJob, tiny_model: Any, tmp_pat
         ", num_samples `2`\n",
         " seed `3`, ",
         f"- Date: {created}\n",
-        "- Versions: job 0.1.0, python 3.",
+        f"- Versions: job {job.__version__}, python 3.",
         "is this Jinja2 template over its columns:\n\n```\nSay `{{ prompt }}`:\n{{ id }}\n```\n",
         "system prompt:\n\n````\nUse ```fences```.\n````\n",
         "The model's chat template is applied. Prompts of more than 256 tokens are error rows.",

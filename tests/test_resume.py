@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import pytest
 
-import job.run.process
+import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.launch.stop import StopFlag
 from job.output.parts import plan, shard
@@ -81,7 +81,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
-    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
 
     def args(output: Path) -> list[str]:
         return [

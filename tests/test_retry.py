@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import job.run.process
+import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
@@ -42,7 +42,7 @@ def failed(run_job: RunJob, args: list[Any], tiny_model: Any, monkeypatch: pytes
 
     (poison_id,) = AutoTokenizer.from_pretrained(tiny_model())("~", add_special_tokens=False)["input_ids"]
     with monkeypatch.context() as patch:
-        patch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
+        patch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, poison_id=poison_id))
         assert run_job(*args).exit_code == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-import job.run.process
+import job.engine.fake
 from job.cli.options import Size
 from job.engine import build
 from job.engine.duplicates import SharedCompletions
@@ -481,13 +481,13 @@ def test_a_size_reaches_the_engine(
 ) -> None:
     """On the command line and in a file."""
     sizes: list[int | None] = []
-    build = job.run.process.build_engine
+    own = build.build_paged
 
-    def record(model: Any, params: Any, config: Any, *args: Any, **options: Any) -> Any:
+    def record(model: Any, config: Any, *args: Any, **options: Any) -> Any:
         sizes.append(config.kv_cache_memory)
-        return build(model, params, config, *args, **options)
+        return own(model, config, *args, **options)
 
-    monkeypatch.setattr(job.run.process, "build_engine", record)
+    monkeypatch.setattr(build, "build_paged", record)
     (tmp_path / "run.toml").write_text('kv-cache-memory = "2 MiB"\n')
     base = ["run", "--model", tiny_model(), "--dataset", questions, "--limit", 2, "--max-new-tokens", 2]
     for number, options in enumerate(([], ["--kv-cache-memory", "3MB"], ["--config", tmp_path / "run.toml"])):
@@ -728,7 +728,7 @@ def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
     data = write_jsonl(tmp_path / "d.jsonl", rows)
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--rows-per-shard", 400]
     with monkeypatch.context() as patch:
-        patch.setattr(job.run.process, "FakeEngine", broken)
+        patch.setattr(job.engine.fake, "FakeEngine", broken)
         result = run_job(*args, "--output", tmp_path / "out")
         assert result.exit_code == 1
         assert "job: The first 1,000 rows are all errors, such as: engine_error: " in result.stderr

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import job.cli.status
+import job.engine.fake
 import job.run.inspection
-import job.run.process
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
 from job.errors import JobError
@@ -164,7 +164,7 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
         seen.append(Inspection(tmp_path / "out").look())
         return step(self)
 
-    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     monkeypatch.setattr(MetricsFile, "write_if_due", MetricsFile.write)
     monkeypatch.setattr(metrics, "YOUNG_SECS", 0.0)
     monkeypatch.setattr(FakeEngine, "step", look_and_step)
@@ -390,7 +390,7 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
     run_job: RunJob, run_args: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a real worker leaves behind when it stops in the middle of a shard."""
-    monkeypatch.setattr(job.run.process, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     num_steps = 0
     step = FakeEngine.step
 

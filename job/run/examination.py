@@ -17,7 +17,7 @@ from job.data.source import Source, check_columns, read_rows
 from job.data.tokenization import Tokenization
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
-from job.errors import UsageError
+from job.errors import UsageError, shorten
 from job.modes.bound import BoundModes
 from job.modes.mode import AnswerLength, Probe, Setting
 from job.output.parts.columns import Columns
@@ -179,8 +179,7 @@ def _probes(probes: Sequence[Probe], renderer: PromptRenderer, tokenization: Tok
     for idx, probe in enumerate(probes):
         [encoded] = tokenization.encode([replace(renderer.render_probe(probe.text), row_idx=-1 - idx)])
         if encoded.request is None:
-            reason = encoded.error and encoded.error.detail
-            raise UsageError(f"{probe.option} {probe.text!r}: {reason}.")
+            raise UsageError(f"{probe.option} {shorten(probe.text)!r}: {encoded.error}.")
         requests.append(encoded.request)
     return tuple(requests)
 
