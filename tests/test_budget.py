@@ -27,5 +27,5 @@ def test_a_control_group_bounds_free_memory(monkeypatch: pytest.MonkeyPatch, tmp
     read_text = Path.read_text
     files = {"/proc/self/cgroup": "0::/job\n"}
     files |= {"/sys/fs/cgroup/job/memory.max": "5000\n", "/sys/fs/cgroup/job/memory.current": "3000\n"}
-    monkeypatch.setattr(Path, "read_text", lambda path, *args: files.get(str(path)) or read_text(path, *args))
+    monkeypatch.setattr(Path, "read_text", lambda path, **kw: files.get(str(path)) or read_text(path, **kw))
     assert free_host_bytes() == 2000

@@ -19,11 +19,14 @@ def calls_without_encoding(path: Path) -> Iterator[int]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-        if name in ("read_text", "write_text"):
+        if not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in ("read_text", "write_text"):
             yield node.lineno
-        if name == "open" and isinstance(node.func, ast.Attribute):
-            is_path = ast.unparse(node.func.value).partition(".")[0] not in ("os", "fsspec", "known")
+        if node.func.attr == "open":
+            owner = ast.unparse(node.func.value)
+            # A store opens objects for bytes.
+            is_path = owner.partition(".")[0] not in ("os", "fsspec", "known") and not owner.endswith("store")
             modes = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             if is_path and not any("b" in mode for mode in modes):
                 yield node.lineno
