@@ -98,7 +98,7 @@ def test_content_free_prompts_have_them_too(chat: ChatTemplate) -> None:
     """Or else they would calibrate for another prompt than the rows have."""
     for template in (None, chat):
         subject = renderer(SUMS, template)
-        assert subject.render_content_free("N/A").text == render({"prompt": "N/A"}, subject)
+        assert subject.render_probe("N/A").text == render({"prompt": "N/A"}, subject)
 
 
 def encode(prompt: Prompt, max_prompt_tokens: int, side: str, *, is_chat: bool) -> EncodedPrompt:

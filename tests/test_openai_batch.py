@@ -335,4 +335,4 @@ def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch:
 def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> None:
     result = run_batch([request(0)], "--choices", "a", "--choices", "b", "--choice-calibration", "N/A")
     assert result.exit_code == 2
-    assert "--choice-calibration 'N/A': messages have no place for it" in result.stderr
+    assert "--choice-calibration 'N/A': invalid_messages: messages have no place for it" in result.stderr

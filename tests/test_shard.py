@@ -503,7 +503,7 @@ def test_a_damaged_journal_is_noted_once(paths: RunFiles) -> None:
     paths.journal(0, "dead").write_bytes(content.replace(b"answer 1", b"answer 7"))
     leave_journal(paths, "other", completion(5))
     notes: list[str] = []
-    shard = OpenShard(0, PLAN, paths, part_format(), "w", notes.append)
+    shard = OpenShard(0, PLAN, paths.directory, part_format(), "w", notes.append)
     assert (shard.has((0, 0)), shard.has((1, 0)), shard.has((2, 0)), shard.has((5, 0))) == (True, False, False, True)
     shard.absorb()
     shard.absorb()
