@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-import job.run.process
+import job.engine.build
 from job.cli.options import Size
 from job.engine import build
 from job.engine.duplicates import SharedCompletions
@@ -457,13 +457,13 @@ def test_a_size_reaches_the_engine(
 ) -> None:
     """On the command line and in a file."""
     sizes: list[int | None] = []
-    build = job.run.process.build_engine
+    build = job.engine.build.build_paged
 
-    def record(model: Any, params: Any, config: Any, *args: Any, **options: Any) -> Any:
+    def record(model: Any, config: Any, *args: Any, **options: Any) -> Any:
         sizes.append(config.kv_cache_memory)
-        return build(model, params, config, *args, **options)
+        return build(model, config, *args, **options)
 
-    monkeypatch.setattr(job.run.process, "build_engine", record)
+    monkeypatch.setattr(job.engine.build, "build_paged", record)
     (tmp_path / "run.toml").write_text('kv-cache-memory = "2 MiB"\n')
     base = ["run", "--model", tiny_model(), "--dataset", questions, "--limit", 2, "--max-new-tokens", 2]
     for number, options in enumerate(([], ["--kv-cache-memory", "3MB"], ["--config", tmp_path / "run.toml"])):
