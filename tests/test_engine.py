@@ -35,12 +35,17 @@ def make_prompts(num: int = 10) -> list[list[int]]:
     return [[rng.randrange(2, 258) for _ in range(rng.choice([1, 5, 17, 40, 60]))] for _ in range(num)]
 
 
-def make_engine(model_dir: Path, *eos_token_ids: int, max_batch_rows: int = 4) -> StaticEngine:
+def make_engine(
+    model_dir: Path,
+    *eos_token_ids: int,
+    max_batch_rows: int = 4,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> StaticEngine:
     """Return an engine on a model in this process, whose rows end at the model's own token or at these."""
     model, replica = load(model_dir)
     if eos_token_ids:
         model = dataclasses.replace(model, eos_token_ids=eos_token_ids)
-    return StaticEngine(model, EngineConfig(max_batch_rows=max_batch_rows), replica)
+    return StaticEngine(model, EngineConfig(max_batch_rows=max_batch_rows), replica, should_stop)
 
 
 def module_of(engine: StaticEngine) -> Any:
@@ -146,15 +151,15 @@ def test_a_row_ends_at_eos_unless_eos_is_ignored(tiny_model: Callable[..., Path]
 
 def test_a_stop_request_leaves_the_batch_within_one_token(tiny_model: Callable[..., Path]) -> None:
     """The requests stay pending, in order, and nothing is returned."""
-    engine = make_engine(tiny_model("llama"))
-    asked = []
-    engine._should_stop = lambda: len(asked) >= 5 or bool(asked.append(1))
+    asked: list[int] = []
+    most = [5]
+    engine = make_engine(tiny_model("llama"), should_stop=lambda: len(asked) >= most[0] or bool(asked.append(1)))
     for row_idx in range(3):
         engine.submit(ask([5, 6, 7], row_idx=row_idx))
     assert engine.step() == []
     assert engine.num_pending == 3
     assert len(asked) == 5
-    engine._should_stop = lambda: False
+    most[0] = 1000
     assert [g.request.row_idx for g in engine.step()] == [0, 1, 2]
 
 
@@ -272,9 +277,8 @@ def test_what_the_model_says_after_a_rows_end_does_not_count(tiny_model: Callabl
 def test_a_stop_keeps_the_rows_that_have_ended(tiny_model: Callable[..., Path]) -> None:
     """A regression: time slots shorter than a batch made no progress at all."""
     first_token = complete(make_engine(tiny_model("llama")), [[5, 6, 7]])[0].token_ids[0]
-    engine = make_engine(tiny_model("llama"), first_token)
     asked: list[int] = []
-    engine._should_stop = lambda: len(asked) >= 4 or bool(asked.append(1))
+    engine = make_engine(tiny_model("llama"), first_token, should_stop=lambda: len(asked) >= 4 or bool(asked.append(1)))
     for row_idx, prompt in enumerate([[9, 8, 7], [5, 6, 7]]):
         engine.submit(ask(prompt, row_idx=row_idx))
     (ended,) = engine.step()

@@ -273,6 +273,19 @@ def test_a_nucleus_wider_than_the_candidates_is_searched_in_the_whole_vocabulary
     assert allowed.sum(dim=1).max() > 64 and allowed.sum(dim=1).min() < 4
 
 
+def test_a_nucleus_does_not_depend_on_how_wide_that_of_its_neighbour_is() -> None:
+    """A regression: one wide nucleus had the logits of all rows sorted, which orders equal ones, of which bfloat16 has
+    many, in another way than ``topk`` does; so other tokens were at the borders of the other rows' nuclei.
+    """
+    params = SamplingParams(temperature=1.0, top_p=0.5, seed=243)
+    scale = torch.tensor([0.05, 1.0, 4.0]).repeat(100)[:, None]
+    logits = (torch.randn(300, 5000, generator=torch.Generator().manual_seed(5)) * scale).bfloat16()
+    keys, positions = [(row_idx * 7, row_idx % 3) for row_idx in range(300)], [row_idx % 50 for row_idx in range(300)]
+    together = choose_tokens(logits, params, keys, positions)
+    alone = [choose_tokens(logits[[row]], params, [keys[row]], [positions[row]]) for row in range(300)]
+    assert together.tolist() == torch.cat(alone).tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", [1, 3, 64, 100, 128, 300, 768, 1000])
 def test_the_largest_logit_is_found_whatever_the_width(vocab_size: int, dtype: torch.dtype) -> None:

@@ -56,7 +56,7 @@ class StaticEngine:
         self._max_rows, max_tokens = batch_limits(model, config, replica.device)
         limits = {"max_rows": self._max_rows, "max_tokens": max_tokens}
         self._tasks: dict[type, BatchTask] = {
-            Generate: Generating(model, replica, lambda: self._should_stop(), **limits),
+            Generate: Generating(model, replica, should_stop, **limits),
             Score: Scoring(model, replica, **limits),
         }
         self._pending: deque[Request] = deque()
