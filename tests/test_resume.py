@@ -186,7 +186,7 @@ def test_all_workers_share_the_only_shard(
 ) -> None:
     """One holds it and writes the part; the others help with slices. No row is computed twice."""
     monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
-    monkeypatch.setattr("job.run.runner.EXCHANGE_SECS", 0.02)
+    monkeypatch.setattr("job.run.open_shards.EXCHANGE_SECS", 0.02)
     monkeypatch.setattr("job.run.workers.OTHERS_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.1")
     args = run_args(tmp_path / "out")
