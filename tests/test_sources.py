@@ -397,7 +397,7 @@ def test_broken_text_in_a_list_is_an_error_of_its_own_row() -> None:
 def test_broken_text_in_a_column_without_nulls_is_refused_with_its_place() -> None:
     schema = pa.schema([pa.field("x", pa.string(), nullable=False)])
     table = pa.table([latin_1([b"good", b"\xe9"], pa.string())], schema=schema)
-    with pytest.raises(JobError, match=r"^invalid_unicode: column 'x': .* The column may have no nulls, .* Repair"):
+    with pytest.raises(JobError, match=r"^invalid_unicode: column 'x': .* The column may not contain nulls, .* Repair"):
         table_to_block(table, 0, [], ["x"])
 
 
