@@ -28,7 +28,7 @@ def questions(tmp_path: Path) -> Path:
 BAD = {
     "no file": (["--json-schema", "none.json"], "--json-schema 'none.json' is neither a file nor a schema"),
     "no JSON": (["--json-schema", '{"type": '], "--json-schema is not JSON"),
-    "a list": (["--json-schema", '[{"type": "object"}]'], "a JSON list; a schema is an object"),
+    "a list": (["--json-schema", '[{"type": "object"}]'], "a JSON list; a schema must be an object"),
     "unknown type": (["--json-schema", '{"type": "text"}'], "cannot be compiled: Invalid type: text"),
     "unsupported keyword": (["--json-schema", '{"not": {"type": "null"}}'], 'Unimplemented keys: ["not"]'),
     "unsatisfiable": (["--json-schema", '{"allOf": [{"type": "string"}, {"type": "null"}]}'], "Unsatisfiable schema"),

@@ -60,7 +60,7 @@ def test_a_batch_is_recognised_and_its_ids_are_kept(run_batch: RunJob, tiny_mode
     assert [table["custom_id"][idx].as_py() for idx in (0, 1099, 1100)] == ["0", "1099", "request-1100"]
     note = (
         f"{tmp_path / 'batch.jsonl'} is a batch of requests to OpenAI's API: prompts come from body, custom_id is "
-        f"kept, and {tiny_model(chat=True)} answers, whatever model they name"
+        f"kept, and {tiny_model(chat=True)} answers, whichever model the requests name"
     )
     assert result.stderr.count(note) == 1
 
@@ -219,8 +219,8 @@ def test_what_a_run_does_anyway_may_be_asked_for(body: dict[str, Any]) -> None:
             "unsupported_content: body.messages has a part of type image_url; this run reads text",
         ),
         (None, "null_prompt: column 'body' is null"),
-        ([1], "invalid_request: column 'body' is no JSON object"),
-        ("{torn", "invalid_request: column 'body' is no JSON object"),
+        ([1], "invalid_request: column 'body' is not a JSON object"),
+        ("{torn", "invalid_request: column 'body' is not a JSON object"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:60],
 )
@@ -270,7 +270,7 @@ def test_the_first_request_says_which_options_to_give(run_batch: RunJob, tmp_pat
     assert result.stderr == (
         f"job: --dataset {tmp_path / 'batch.jsonl'}: the first request asks for max_tokens 8 (the run has 256), "
         'temperature 0.5 (the run has 0.0), seed 4 (the run has 0), stop ["a b", "#"] (the run has []), '
-        f"n 2 (the run has 1). Give {options}; all requests of a run share these.\n"
+        f"n 2 (the run has 1). Give {options}; all requests of a run share these settings.\n"
     )
     assert not (tmp_path / "out").exists()
     assert run_batch(rows, *shlex.split(options)).exit_code == 0
@@ -291,7 +291,7 @@ def test_texts_are_served_without_a_chat_template(run_batch: RunJob, run_job: Ru
     assert run_batch(rows, "--no-chat").exit_code == 0
     found = rows_of(tmp_path / "out")
     assert [row["error"] for row in found] == [
-        *[None, "empty_prompt: body.prompt is empty", "invalid_request: body.prompt is not one text", None],
+        *[None, "empty_prompt: body.prompt is empty", "invalid_request: body.prompt is not a single string", None],
         "unsupported_url: /v1/chat/completions; this run serves /v1/completions",
     ]
     assert (found[0]["prompt"], found[0]["completion"]) == ("once upon", "nopu ecno")
@@ -303,7 +303,7 @@ def test_texts_are_served_without_a_chat_template(run_batch: RunJob, run_job: Ru
 
 @pytest.mark.parametrize(
     ("options", "chat", "advice"),
-    [(["--no-chat"], True, "Leave out --no-chat."), ([], False, "Use a model whose tokenizer has a chat template.")],
+    [(["--no-chat"], True, "Remove --no-chat."), ([], False, "Use a model whose tokenizer has a chat template.")],
     ids=["asked", "none there"],
 )
 def test_conversations_without_a_chat_template_are_refused(
@@ -335,4 +335,4 @@ def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch:
 def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> None:
     result = run_batch([request(0)], "--choices", "a", "--choices", "b", "--choice-calibration", "N/A")
     assert result.exit_code == 2
-    assert "--choice-calibration 'N/A': invalid_messages: messages have no place for it" in result.stderr
+    assert "--choice-calibration 'N/A': invalid_messages: a text cannot replace messages" in result.stderr

@@ -116,7 +116,7 @@ def test_json_files_may_lack_columns_and_have_them_in_any_order(tmp_path: Path, 
 def test_json_files_with_other_types_are_refused_with_their_names(tmp_path: Path, streaming: bool) -> None:
     write(tmp_path / "a.json", '[{"prompt": "a", "x": 1}]')
     write(tmp_path / "b.json", '[{"prompt": "b", "x": "text"}]')
-    message = f"{tmp_path}/b.json: column 'x' is string, but int64 in the files before it."
+    message = f"{tmp_path}/b.json: column 'x' is string, but int64 in earlier files."
     with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         opened(tmp_path / "*.json", streaming=streaming)
 
@@ -130,7 +130,7 @@ def test_a_torn_file_is_told_with_its_name(tmp_path: Path, damage: str, streamin
     (tmp_path / "b.jsonl.gz").write_bytes(
         whole[:20_000] if damage == "cut" else whole[:500] + b"\xff" * 300 + whole[800:]
     )
-    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/b.jsonl.gz: the file is torn or damaged: "):
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/b.jsonl.gz: the file is truncated or damaged: "):
         opened(tmp_path / "*.jsonl.gz", streaming=streaming)
 
 
@@ -152,9 +152,15 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (EOFError("ended early"), "cannot be read any more: ended early. What is finished is safe; the same command c"),
-        (OSError("gone"), "cannot be read any more: gone. What is finished is safe; the same command continues once"),
-        (pa.ArrowInvalid("'foo'"), "cannot be read: 'foo'. What is finished is safe, but the same command stops here"),
+        (
+            EOFError("ended early"),
+            "can no longer be read: ended early. Finished rows are safe; run the same command again",
+        ),
+        (OSError("gone"), "can no longer be read: gone. Finished rows are safe; run the same command again once the"),
+        (
+            pa.ArrowInvalid("'foo'"),
+            "cannot be read: 'foo'. Finished rows are safe, but the same command will stop here",
+        ),
     ],
     ids=["torn", "gone", "wrong"],
 )
@@ -216,7 +222,9 @@ def test_a_file_that_a_directory_would_lose_is_told(tmp_path: Path, name: str) -
 def test_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
     """The message was 'pop from an empty set'."""
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match=f"{name} is a pipe, a socket or a device, which can be read once. Copy it"):
+    with pytest.raises(
+        UsageError, match=f"{name} is a pipe, a socket or a device, which can be read only once. Copy it"
+    ):
         opened(tmp_path / name)
 
 
@@ -284,7 +292,7 @@ def test_a_directory_whose_parents_are_globs_is_refused(tmp_path: Path, monkeypa
     """datasets joins the working directory to the name, and takes all of it for a glob."""
     write(tmp_path / "x[1]" / "d" / "a.jsonl", '{"prompt": "a"}\n')
     monkeypatch.chdir(tmp_path / "x[1]")
-    with pytest.raises(UsageError, match=r"a directory's name may not hold"):
+    with pytest.raises(UsageError, match=r"a directory's name may not contain"):
         opened("d")
 
 

@@ -368,7 +368,7 @@ def test_memory_is_that_of_prompt_and_completion(run_job: RunJob, tiny_model: An
     assert memory["longest_row"] == {"prompt_tokens": 30, "bytes": 80 * 1024, "rows_per_gib": 2**20 // 80}
     halved = seen(run_job, *args, "--tensor-parallel-size", 2)["kv_memory"]
     assert halved["bytes_per_token"] == 512
-    assert "512 bytes a token on each of 2 processes" in run_job("preview", *args, "--tensor-parallel-size", 2).stdout
+    assert "512 bytes per token on each of 2 processes" in run_job("preview", *args, "--tensor-parallel-size", 2).stdout
 
 
 def test_what_all_prompts_share_is_kept_once(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

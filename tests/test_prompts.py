@@ -246,14 +246,14 @@ def test_a_method_is_never_written_into_a_prompt(template: str, name: str) -> No
     """Prompts read <built-in method items of dict object at 0x7f...>, another one in each run."""
     values = {"d": {"items": [1]}, "text": "a"}
     assert error_of(values, prompt_template=template) == (
-        f"template_error: ValueError: {name!r} is a function here, and no value; there is no key of that name"
+        f"template_error: ValueError: {name!r} is a function here, not a value; there is no key with that name"
     )
 
 
 def test_what_has_not_been_read_yet_is_never_written_into_a_prompt() -> None:
     """Prompts read <generator object sync_do_map at 0x7f...>."""
     assert error_of({"x": ["a"]}, prompt_template="{{ x | map('upper') }}").startswith(
-        "template_error: ValueError: a generator has no text; write {{ ... | list }} or {{ ... | join }}"
+        "template_error: ValueError: a generator cannot be written as text; write {{ ... | list }} or {{ ... | join }}"
     )
     assert render({"x": ["a"]}, prompt_template="{{ x | map('upper') | list }}").text == "['A']"
 
@@ -386,10 +386,10 @@ def test_a_template_that_names_no_column_is_refused(template: str, columns: list
         ("{{ x | random }}", "line 1: There is no filter 'random'. The line is: {{ x | random }}"),
         ("{% if x %}\n{{ x | random }}{% endif %}", "line 2: There is no filter 'random'"),
         ("{% if x %}\n{{ x | uper }}{% endif %}", "line 2: There is no filter 'uper'"),
-        ("\n{% include 'x' %}", "line 2: A template cannot take in another file. Put its text in this place."),
-        ("{% import 'x' as y %}", "line 1: A template cannot take in another file"),
-        ("{% from 'x' import y %}", "line 1: A template cannot take in another file"),
-        ("{% extends 'x' %}", "line 1: A template cannot take in another file"),
+        ("\n{% include 'x' %}", "line 2: A template cannot include another file. Insert its text here."),
+        ("{% import 'x' as y %}", "line 1: A template cannot include another file"),
+        ("{% from 'x' import y %}", "line 1: A template cannot include another file"),
+        ("{% extends 'x' %}", "line 1: A template cannot include another file"),
     ],
 )
 def test_what_a_prompt_cannot_be_made_of_is_refused_at_the_start(template: str, reason: str) -> None:

@@ -713,7 +713,7 @@ def test_a_parquet_file_that_lost_rows_ends_the_run(
         *["--output", tmp_path / "out"],
     )
     assert result.exit_code == 1
-    assert "The dataset gave 90 rows for 0 to 100" in result.stderr
+    assert "The dataset returned 90 rows for 0 to 100" in result.stderr
 
 
 def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
@@ -831,7 +831,7 @@ def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tin
         *["--rows-per-shard", 1000],
     )
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith(f"job: --dataset {data} cannot be read any more:")
+    assert result.stderr.splitlines()[-1].startswith(f"job: --dataset {data} can no longer be read:")
     assert (tmp_path / "out/part-00001.parquet").exists()
     assert not (tmp_path / "out/part-00003.parquet").exists()
 

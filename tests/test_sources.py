@@ -287,7 +287,7 @@ def test_an_integer_that_its_double_cannot_hold_is_no_other_integer(tmp_path: Pa
 def test_two_columns_of_one_name_are_refused_to_who_reads_them(tmp_path: Path) -> None:
     """It was a KeyError with a traceback."""
     source = parquet_files(tmp_path, pa.table([["p"], [1], [2]], names=["text", "x", "x"]))
-    with pytest.raises(UsageError, match=r"0\.parquet has several columns 'x'"):
+    with pytest.raises(UsageError, match=r"0\.parquet has several columns named 'x'"):
         check_columns(source, ["x"])
     assert [row.values for row in read_rows(source)] == [{"text": "p"}]
 
@@ -397,7 +397,7 @@ def test_broken_text_in_a_list_is_an_error_of_its_own_row() -> None:
 def test_broken_text_in_a_column_without_nulls_is_refused_with_its_place() -> None:
     schema = pa.schema([pa.field("x", pa.string(), nullable=False)])
     table = pa.table([latin_1([b"good", b"\xe9"], pa.string())], schema=schema)
-    with pytest.raises(JobError, match=r"^invalid_unicode: column 'x': .* The column may have no nulls, .* Repair"):
+    with pytest.raises(JobError, match=r"^invalid_unicode: column 'x': .* The column may not contain nulls, .* Repair"):
         table_to_block(table, 0, [], ["x"])
 
 
@@ -465,7 +465,7 @@ def test_the_index_keeps_one_offset_in_256_lines(tmp_path: Path) -> None:
     [
         (b'{"text": ', "invalid_json", "line 1 column"),
         (b"not json", "invalid_json", "Expecting value"),
-        (b"[1, 2]", "invalid_json", "a line must be a JSON object, this is a list"),
+        (b"[1, 2]", "invalid_json", "a line must be a JSON object, but this is a list"),
         (b"null", "invalid_json", "this is a NoneType"),
         (b'{"text": "\xff"}', "invalid_unicode", "can't decode byte 0xff"),
         (b"[" * 100_000, "invalid_json", "recursion"),
@@ -600,7 +600,7 @@ def test_a_key_that_no_column_can_have_is_an_error_of_its_row(tmp_path: Path) ->
     errors = [row.error and str(row.error) for row in read_rows(source)]
     assert errors == [
         None,
-        "invalid_unicode: a.jsonl, row 1: the key '\\ud800' holds half a character, which no column's name can",
+        "invalid_unicode: a.jsonl, row 1: the key '\\ud800' has a lone surrogate, which a column name cannot",
         None,
     ]
 
@@ -675,7 +675,7 @@ def test_a_type_that_changes_after_opening_is_an_error(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [{"x": 1}])
     source = open_keeping(path, "x")
     write_jsonl(path, [{"x": "changed"}])
-    with pytest.raises(JobError, match="does not fit its column's type int64 any more"):
+    with pytest.raises(JobError, match="no longer fits its column's type int64"):
         read_kept(source, "x")
 
 
@@ -834,7 +834,7 @@ def test_a_missing_file_is_told_as_such(tmp_path: Path, name: str) -> None:
 def test_files_of_several_kinds_are_refused(tmp_path: Path) -> None:
     make_jsonl(tmp_path)
     make_csv(tmp_path)
-    with pytest.raises(UsageError, match=r"files of kind \.csv, \.jsonl\. Give files of one kind"):
+    with pytest.raises(UsageError, match=r"file endings \.csv, \.jsonl\. Give files that all have"):
         open_source(tmp_path / "rows.*")
 
 

@@ -114,10 +114,10 @@ def test_a_run_that_is_done(run_job: RunJob, output: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [
         str(output),
-        "  shards   5 of 5 done, 0 in work, 0 free",
+        "  shards   5 of 5 done, 0 in progress, 0 free",
         "  rows     47 of 47 (100.0%)",
         "  errors   5  (null_prompt 5)",
-        f"Done: every row is in a part. job verify {output} reads them all.",
+        f"Done: every row is in a part. job verify {output} checks them all.",
     ]
     assert result.stderr == ""
     assert {path: path.stat().st_mtime_ns for path in [output, *output.rglob("*")]} == before
@@ -144,7 +144,7 @@ def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
         "workers": [],
         "stale_leases": [],
         "clock": "this_machine",
-        "advice": f"Done: every row is in a part. job verify {output} reads them all.",
+        "advice": f"Done: every row is in a part. job verify {output} checks them all.",
     }
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
         (worker,) = status.workers
         assert worker.worker_id.endswith(f"-{worker.pid}-{worker.worker_id[-6:]}") and worker.pid == os.getpid()
         assert worker.heartbeat_age_secs < 30 and status.is_store_time
-        assert last_line(status) == "At work: nothing to do."
+        assert last_line(status) == "Running; nothing to do."
     rows = [status.num_rows for status in seen]
     assert rows == sorted(rows) and 0 < rows[len(rows) // 2] < 47
     middle = seen[len(seen) // 2]
@@ -190,7 +190,7 @@ def test_nobody_at_work(unfinished: RunFiles) -> None:
     status = look(unfinished)
     assert shards_of(status) == (3, 0, 0, 2)
     assert (status.num_rows, status.workers, status.stale_leases) == (30, [], [])
-    assert last_line(status).startswith("Nobody works on it: run the same command to continue.")
+    assert last_line(status).startswith("No worker is active: run the same command to continue.")
     assert "time left unknown" in describe_status(status)
 
 
@@ -205,9 +205,9 @@ def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfin
     assert (lease.shard_idx, lease.worker_id, lease.is_dead) == (3, str(worker), True)
     assert status.workers == [] and status.tokens_per_sec == 0
     result = run_job("status", unfinished.root)
-    assert "3 of 5 done, 0 in work, 1 stale, 1 free" in result.stdout
+    assert "3 of 5 done, 0 in progress, 1 stale, 1 free" in result.stdout
     assert f"{worker} on {worker.host}: dead, silent for 0s, held shard 3" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("Nobody works on it")
+    assert result.stdout.splitlines()[-1].startswith("No worker is active")
 
 
 @pytest.mark.parametrize(("silent_secs", "is_stale"), [(50.0, False), (70.0, True)])
@@ -224,7 +224,7 @@ def test_a_worker_of_another_host_is_judged_by_its_silence(
 def test_living_workers_take_stale_leases_over(unfinished: RunFiles) -> None:
     hold(unfinished, elsewhere("a"), 3)
     hold(unfinished, elsewhere("b"), 4, silent_secs=100)
-    assert last_line(look(unfinished)) == "At work: nothing to do. The living take over from those that are gone."
+    assert last_line(look(unfinished)) == "Running; nothing to do. Live workers take over from dead ones."
 
 
 def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
     status = look(paths)
     in_journals = sum(len(list(job_rows)) for job_rows in map(read_journal_keys, paths.journal_dir.iterdir()))
     assert status.num_rows == status.num_part_rows + in_journals and in_journals
-    assert status.workers == [] and last_line(status).startswith("Nobody works on it")
+    assert status.workers == [] and last_line(status).startswith("No worker is active")
 
 
 def test_rows_count_though_one_open_shard_has_no_journal_yet(unfinished: RunFiles) -> None:
@@ -499,8 +499,8 @@ def test_shards_to_be_retried_are_shown(output: Path) -> None:
     assert (shards_of(status), status.num_to_retry) == ((3, 0, 0, 2), 2)
     assert not status.is_done and status.num_rows == 47
     text = describe_status(status)
-    assert "3 of 5 done, 0 in work, 2 free; 2 with error rows to be done again" in text
-    assert last_line(status).startswith("Nobody works on it")
+    assert "3 of 5 done, 0 in progress, 2 free; 2 with error rows to retry" in text
+    assert last_line(status).startswith("No worker is active")
 
 
 def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
@@ -511,7 +511,7 @@ def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
     result = run_job("status", output)
     assert result.exit_code == 0
     assert "  parts that cannot be read: 3\n" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Parts that cannot be read: job verify {output} says which and why."
+    assert result.stdout.splitlines()[-1] == f"Some parts cannot be read: job verify {output} lists them, with reasons."
 
 
 def test_odd_files_in_the_directories_are_ignored(unfinished: RunFiles) -> None:
@@ -604,7 +604,7 @@ def test_watching_ends_with_ctrl_c(run_job: RunJob, unfinished: RunFiles, monkey
     monkeypatch.setattr(job.cli.status, "sleep", interrupt)
     result = run_job("status", unfinished.root, "--watch", "0.5")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[-1].startswith("Nobody works on it")
+    assert result.stdout.splitlines()[-1].startswith("No worker is active")
 
 
 @pytest.mark.parametrize(

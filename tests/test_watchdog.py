@@ -25,8 +25,8 @@ def test_a_stalled_engine_ends_with_the_rows_it_was_at(tiny_model: Callable[...,
     (result,) = finish(start_processes(args, env={"JOB_FAKE_STEP_SECS": "30"}), timeout=60)
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("job: ")]
-    assert "the engine has not ended a step for" in line
-    assert "It was at rows 0, 1, 2, 3, 4, 5, 6, 7 and 56 more." in line
+    assert "the engine has not finished a step for" in line
+    assert "In flight: rows 0, 1, 2, 3, 4, 5, 6, 7 and 56 more." in line
 
 
 def wait_for(condition: Callable[[], Any], secs: float = 60) -> Any:

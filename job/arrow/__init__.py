@@ -1,1 +1,1 @@
-"""Arrow's types and values: what can be read, kept and written."""
+"""Arrow types and values: which of them can be read, kept and written."""

@@ -1,4 +1,4 @@
-"""Columns of mixed types, which ``datasets`` stores as JSON text (Arrow's extension type ``arrow.json``), as values."""
+"""Decodes columns of mixed types, which ``datasets`` stores as JSON text (Arrow's extension type ``arrow.json``)."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 def to_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return rows as Python values, with what JSON text says in the place of the text."""
+    """Return the rows as Python values, with JSON text replaced by the value that it encodes."""
     values: list[dict[str, Any]] = table.to_pylist()
     for field in table.schema:
         decode = _json_decoder(field.type)
@@ -19,7 +19,7 @@ def to_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _json_decoder(data_type: pa.DataType) -> Callable[[Any], Any] | None:
-    """Return what parses the JSON text inside a value of this type; None if there is none in it."""
+    """Return a function that parses the JSON text inside values of this type; None if they contain no JSON text."""
     if isinstance(data_type, pa.BaseExtensionType):
         return _parse_json if data_type.extension_name == "arrow.json" else None
     if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):

@@ -1,7 +1,7 @@
-"""JSON schemas: what a run makes of the one it is given, and the Arrow column that holds the values it describes.
+"""JSON schemas: how a run tightens the schema that it is given, and the Arrow column for the values it describes.
 
-A schema is a JSON value as ``json.loads`` returns it. A ``Shape`` is how values of a schema, or of a part of it, lie in
-Arrow: as a typed value where it maps cleanly, else as a string with their JSON text.
+A schema is a JSON value as ``json.loads`` returns it. A ``Shape`` says how the values of a schema, or of a part of it,
+are stored in Arrow: as typed values if the schema maps cleanly to a type, else as strings with their JSON text.
 """
 
 import functools
@@ -18,9 +18,9 @@ from job.errors import UsageError
 _SCHEMA = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _SCHEMA_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SCHEMA_DICT = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords whose values are schemas, lists of them, or schemas under names. What others hold are values."""
+"""Keywords whose values are schemas, lists of schemas, or schemas by name. Other keywords hold plain values."""
 
-_SAYS_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties")
+_MENTION_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 _COMBINES = ("anyOf", "oneOf", "allOf", "$ref")
 _REMARKS = ("title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly")
 
@@ -28,23 +28,23 @@ INT64 = range(-(2**63), 2**63)
 
 
 class DoesNotFit(Exception):
-    """A value is not one that its column can hold."""
+    """The column cannot hold this value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How JSON values lie in Arrow. Every one may be null."""
+    """How JSON values are stored in Arrow. Any of them may be null."""
 
     kind: str = "json"
-    """``json`` (their text), ``string``, ``integer``, ``number``, ``boolean``, ``array`` or ``object``."""
+    """``json`` (the JSON text), ``string``, ``integer``, ``number``, ``boolean``, ``array`` or ``object``."""
     item: "Shape | None" = None
-    """Of an array."""
+    """The shape of an array's items."""
     members: tuple[tuple[str, "Shape"], ...] = field(default=())
-    """Of an object."""
+    """The names and shapes of an object's properties."""
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The type of a column of such values."""
+        """The type of a column that holds such values."""
         if self.item is not None:
             return pa.list_(self.item.arrow_type)
         if self.members:
@@ -52,10 +52,10 @@ class Shape:
         return {"integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}.get(self.kind, pa.string())
 
     def convert(self, value: Any) -> Any:
-        """Return a parsed value as Arrow takes it.
+        """Return a parsed value in the form that Arrow accepts.
 
         Raises:
-            DoesNotFit: its column has no place for it, such as an integer of 30 digits.
+            DoesNotFit: its column cannot hold it, for example an integer of 30 digits.
         """
         if self.kind == "json":
             return _json_text(value)
@@ -66,7 +66,7 @@ class Shape:
         if self.members and isinstance(value, dict):
             shapes = dict(self.members)
             if not value.keys() <= shapes.keys():
-                raise DoesNotFit(f"there is no place for {min(value.keys() - shapes.keys())!r}")
+                raise DoesNotFit(f"the column has no field {min(value.keys() - shapes.keys())!r}")
             return {name: shapes[name].convert(member) for name, member in value.items()}
         return _scalar(self.kind, value)
 
@@ -75,38 +75,39 @@ def read_schema(text: str) -> Any:
     """Parse the text of a schema.
 
     Raises:
-        UsageError: it is no JSON, or no object.
+        UsageError: the text is not JSON, or not an object.
     """
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--json-schema is not JSON: {error}.") from None
     if not isinstance(schema, dict):
-        raise UsageError(f"--json-schema is a JSON {type(schema).__name__}; a schema is an object.")
+        raise UsageError(f"--json-schema is a JSON {type(schema).__name__}; a schema must be an object.")
     return schema
 
 
 def closed(schema: Any) -> Any:
-    """Return a schema in which objects that name properties have no others, unless it speaks of others.
+    """Return a schema in which objects have only the properties it names, unless the schema mentions further ones.
 
-    JSON schema allows any others by default; small models would invent some, and a typed column has no place for them.
-    A schema that combines descriptions of the same object stays as it is: each would forbid what the others name.
+    JSON schema allows additional properties by default; small models would invent some, and a typed column cannot hold
+    them. A schema that combines several descriptions of one object is not changed: each would forbid the properties
+    that the others name.
     """
     return schema if any(map(_combines, _subschemas(schema))) else _close(schema)
 
 
 @functools.cache
 def shape_of(text: str) -> Shape:
-    """Return how values that a schema's text describes lie in Arrow."""
+    """Return the shape of the values that a schema, given as text, describes."""
     root = closed(read_schema(text))
     return _shape(root, root, ())
 
 
 def parse(text: str, shape: Shape) -> Any:
-    """Return the value that a JSON text is, as Arrow takes it.
+    """Parse a JSON text into a value in the form that Arrow accepts.
 
     Raises:
-        DoesNotFit: it is no JSON, or its column has no place for it.
+        DoesNotFit: the text is not JSON, or its column cannot hold the value.
     """
     try:
         return shape.convert(json.loads(text))
@@ -118,7 +119,7 @@ def _json_text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot write
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, but UTF-8 cannot encode it
         return json.dumps(value)
     return text
 
@@ -140,11 +141,11 @@ def _scalar(kind: str, value: Any) -> Any:
             return value
         except UnicodeEncodeError:
             pass
-    raise DoesNotFit(f"{str(value)[:40]!r} is no {kind} that a column can hold")
+    raise DoesNotFit(f"{str(value)[:40]!r} is not a valid {kind}, or is too large for the column")
 
 
 def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all that are written inside of it."""
+    """Yield a schema and all schemas nested in it."""
     if not isinstance(schema, dict):
         return
     yield schema
@@ -177,16 +178,16 @@ def _close(schema: Any) -> Any:
             copy[keyword] = {name: _close(inner) for name, inner in value.items()}
         else:
             copy[keyword] = _close(value) if keyword in _SCHEMA else value
-    if "properties" in schema and not _says_others(schema):
+    if "properties" in schema and not _mentions_others(schema):
         copy["additionalProperties"] = False
     return copy
 
 
-def _says_others(schema: Mapping[str, Any]) -> bool:
-    """Whether an object's description speaks of properties that it does not describe."""
+def _mentions_others(schema: Mapping[str, Any]) -> bool:
+    """Whether an object's schema mentions properties that it does not describe."""
     properties, required = schema["properties"], schema.get("required", ())
     are_lists = isinstance(properties, dict) and isinstance(required, list | tuple)
-    return any(keyword in schema for keyword in _SAYS_OTHERS) or (
+    return any(keyword in schema for keyword in _MENTION_OTHERS) or (
         are_lists and any(name not in [*properties] for name in required)
     )
 
@@ -195,7 +196,7 @@ def _shape(schema: Any, root: Any, path: tuple[str, ...]) -> Shape:
     """Return the shape of a schema.
 
     Args:
-        path: the references that led here: one that occurs twice describes itself.
+        path: the references that led here. A reference that occurs twice is recursive.
     """
     if not isinstance(schema, dict):
         return Shape()
@@ -218,7 +219,7 @@ def _shape(schema: Any, root: Any, path: tuple[str, ...]) -> Shape:
 
 
 def _shape_of_any(schema: Mapping[str, Any], keyword: str, root: Any, path: tuple[str, ...]) -> Shape:
-    """Return the shape that all alternatives but null have in common, if they have."""
+    """Return the shape that all alternatives except null share; JSON text if they share none."""
     if schema.keys() - {keyword, "$defs", "definitions", "$schema", "$id"} or not isinstance(schema[keyword], list):
         return Shape()
     alternatives = [inner for inner in schema[keyword] if not _is_null(inner)]
@@ -249,14 +250,14 @@ def _shape_of_type(schema: Mapping[str, Any], root: Any, path: tuple[str, ...]) 
         return Shape("array", item=_shape(schema["items"], root, path))
     properties = schema.get("properties")
     is_closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
-    # Neither Parquet nor readers know a struct without members, or a member without a name.
+    # Neither Parquet nor its readers support a struct without members, or a member without a name.
     if types[0] == "object" and isinstance(properties, dict) and properties and is_closed and "" not in properties:
         return Shape("object", members=tuple((name, _shape(inner, root, path)) for name, inner in properties.items()))
     return Shape()
 
 
 def _resolve(reference: str, root: Any) -> Any:
-    """Return what a reference into the same document means; None if that is no schema in it."""
+    """Return the schema that a reference points to; None if it points outside this document or to nothing."""
     if not reference.startswith("#"):
         return None
     found = root

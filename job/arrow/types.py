@@ -1,4 +1,4 @@
-"""Arrow types: which every reader knows, and which hold the values of several."""
+"""Arrow types: the ones that every reader supports, and the common type of several types."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ Change = Callable[[pa.DataType], pa.DataType]
 
 
 def readable(data_type: pa.DataType) -> pa.DataType:
-    """Return the type in which values are kept: a view becomes what it looks at. Parquet knows no views, and of Arrow's
-    own functions many do not.
+    """Return the type in which values are kept: views become plain strings or bytes. Parquet has no views, and many of
+    Arrow's own functions do not support them.
 
     >>> str(readable(pa.list_(pa.string_view())))
     'list<item: large_string>'
@@ -24,7 +24,7 @@ def _readable_leaf(data_type: pa.DataType) -> pa.DataType:
 
 
 def without_dictionaries(table: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
-    """Return a table with values in the place of dictionaries, which all rows share, and so the mistakes in them."""
+    """Return a table with dictionaries decoded: all rows share a dictionary, and so any bad value in it."""
     schema = pa.schema([field.with_type(_with_leaves(field.type, _plain_leaf)) for field in table.schema])
     return table if schema.types == table.schema.types else table.cast(schema)
 
@@ -34,14 +34,14 @@ def _plain_leaf(data_type: pa.DataType) -> pa.DataType:
 
 
 def is_text(data_type: pa.DataType) -> bool:
-    """Whether a type is text, be it in a dictionary."""
+    """Whether a type is text, plain or dictionary-encoded."""
     if pa.types.is_dictionary(data_type):
         return is_text(data_type.value_type)
     return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
 
 
 def _with_leaves(data_type: pa.DataType, change: Change) -> pa.DataType:
-    """Change the types within lists and objects."""
+    """Apply ``change`` to the innermost types, within lists and structs."""
     fields = [data_type.field(idx) for idx in range(data_type.num_fields)]
     inner = [field.with_type(_with_leaves(field.type, change)) for field in fields]
     if pa.types.is_struct(data_type):
@@ -56,9 +56,9 @@ def _with_leaves(data_type: pa.DataType, change: Change) -> pa.DataType:
 
 
 def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """Return the type that holds the values of both as they are; None if there is none.
+    """Return a type that holds the values of both types unchanged; None if there is none.
 
-    An integer and a double have one, the double: an integer that it cannot hold is found when it is read.
+    For an integer and a double it is the double: an integer that a double cannot hold is detected when it is read.
 
     >>> str(common_type(pa.int32(), pa.int64())), common_type(pa.string(), pa.int64())
     ('int64', None)
@@ -85,7 +85,7 @@ def _is_list(data_type: pa.DataType) -> bool:
 
 
 def _common_struct(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """Return an object with the fields of both: where one lacks a field, it is null."""
+    """Return a struct with the fields of both. A field that one of them lacks is null there."""
     fields: dict[str, pa.Field] = {field.name: field for field in left}
     if len(fields) < left.num_fields or len({field.name for field in right}) < right.num_fields:
         return None
@@ -116,7 +116,7 @@ def _common_leaf(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
 
 
 def _kind(data_type: pa.DataType) -> str | None:
-    """Name what types of one kind have in common: one of them holds the others' values."""
+    """Return the kind of a type. Among types of one kind, one holds the values of the others."""
     if pa.types.is_timestamp(data_type):
         return f"timestamp in {data_type.tz}"
     kinds = {

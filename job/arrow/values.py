@@ -1,5 +1,5 @@
-"""Rows as Python's values. What Arrow can hold, and Python or most readers of Parquet cannot, is an error of its row:
-text whose bytes are not UTF-8, a date in the year 10000, duckdb's time of day 24:00:00.
+"""Rows as Python values. A value that Arrow can hold, but Python or most Parquet readers cannot, makes its row an error
+row: text whose bytes are not UTF-8, a date in the year 10000, DuckDB's time of day 24:00:00.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,14 @@ from job.errors import JobError, first_line
 from job.records import RowError
 
 NO_PYTHON_VALUE = (ArithmeticError, ValueError, TypeError, RecursionError, pa.ArrowException)
-"""What pyarrow raises on a value that Python cannot have."""
+"""What pyarrow raises on a value that Python cannot represent."""
 
 Values = Mapping[str, Any]
 Batch: TypeAlias = pa.Table | pa.RecordBatch
 
 
 def to_python(table: Batch) -> list[Values | RowError]:
-    """Return each row's values, or what is wrong with the first of them that Python cannot have."""
+    """Return the values of each row, or an error for the first value in it that Python cannot represent."""
     return _to_python(without_dictionaries(table))
 
 
@@ -30,19 +30,19 @@ def _to_python(table: Batch) -> list[Values | RowError]:
         return [*_checked(table)]
     except NO_PYTHON_VALUE:
         if len(table) == 1:
-            return [_why(table)]
+            return [_error_of(table)]
     head, tail = _halves(table)
     return _to_python(head) + _to_python(tail)
 
 
 def _checked(table: Batch) -> Iterable[Values]:
     rows = to_rows(table)
-    table.validate(full=True)  # Python takes 24:00:00 for 00:00:00 without a word
+    table.validate(full=True)  # to_rows silently turns 24:00:00 into 00:00:00
     return rows
 
 
-def _why(row: Batch) -> RowError:
-    """Return which column of a row has no value in Python."""
+def _error_of(row: Batch) -> RowError:
+    """Return the error of the first column of a row that Python cannot represent."""
     for name in row.column_names:
         try:
             _checked(row.select([name]))
@@ -50,19 +50,19 @@ def _why(row: Batch) -> RowError:
             return RowError("invalid_unicode", f"column {name!r}: {error}")
         except NO_PYTHON_VALUE as error:
             return RowError("invalid_value", f"column {name!r}, {row.schema.field(name).type}: {first_line(error)}")
-    raise AssertionError("each column alone can be read")
+    raise AssertionError("each column can be read on its own")
 
 
 def null_broken(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
-    """Put nulls in the place of values that are not what their type says: most readers would refuse the whole file.
+    """Replace values that are invalid for their type with nulls: most readers would refuse the whole file.
 
-    Dates that only Python does not have stay as they are.
+    Dates that are out of range only for Python are kept.
 
     Returns:
-        The table, and what is wrong with the rows that had such values.
+        The table, and an error for each row that had such a value.
 
     Raises:
-        JobError: a column that has such a value may have no nulls.
+        JobError: a column with such a value may not contain nulls.
     """
     errors: dict[int, RowError] = {}
     for idx, field in enumerate(table.schema):
@@ -73,7 +73,7 @@ def null_broken(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
         errors = broken | errors
         if not field.nullable:
             raise JobError(
-                f"{next(iter(broken.values()))}. The column may have no nulls, so this one cannot be left out. "
+                f"{next(iter(broken.values()))}. The column may not contain nulls, so this value cannot be left out. "
                 "Repair the data, or use a new --output without the column."
             )
         places = pa.array([None if row_idx in broken else row_idx for row_idx in range(len(table))], pa.int64())
@@ -87,13 +87,13 @@ def _broken_rows(column: pa.Table, start: int = 0) -> dict[int, RowError]:
         return {}
     except pa.ArrowInvalid:
         if len(column) == 1:
-            return {start: _why(column)}
+            return {start: _error_of(column)}
     head, tail = _halves(column)
     return _broken_rows(head, start) | _broken_rows(tail, start + len(head))
 
 
 def _halves(rows: Batch) -> tuple[Batch, Batch]:
-    """Return two parts that share nothing: a slice of lists has the mistakes of all of them."""
+    """Return two parts that share no memory: a slice of a list column still fails on bad values outside of it."""
     places = np.arange(len(rows))
     half = len(rows) // 2
     return rows.take(places[:half]), rows.take(places[half:])

@@ -1,7 +1,7 @@
-"""Few-shot examples: rows with their answers, which stand before every row's own prompt.
+"""Few-shot examples: rows with their answers, which come before the prompt of every row.
 
-A file of JSON lines; each line is an object with the columns that a prompt needs and ``completion``, the answer. The
-examples are the same for all rows, so an engine that shares the beginnings of prompts computes them once.
+They are read from a JSON lines file: each line is an object with the columns that a prompt needs and ``completion``,
+the answer. The examples are the same for all rows, so an engine with a prefix cache computes them once.
 """
 
 import json
@@ -22,9 +22,9 @@ class Example:
     """One line of the file."""
 
     line: int
-    """Its number, from 1."""
+    """The line number, from 1."""
     values: Mapping[str, Any]
-    """All that it holds, the answer included."""
+    """All values of the line, including the answer."""
 
     @property
     def completion(self) -> str:
@@ -33,15 +33,15 @@ class Example:
 
 
 def parse_examples(text: str) -> tuple[Example, ...]:
-    """Return the examples of a text. Blank lines are none.
+    """Parse the text of an examples file. Blank lines are skipped.
 
     Raises:
-        UsageError: a line is no example, or there is none; the message gives the line's number.
+        UsageError: a line is not an example (the message gives its number), or there are no examples.
     """
-    lines = enumerate(text.split("\n"), start=1)  # not splitlines: JSON allows other separators within a string
+    lines = enumerate(text.split("\n"), start=1)  # not splitlines: a JSON string may contain other line separators
     examples = tuple(Example(line=number, values=_parse(line, number)) for number, line in lines if line.strip())
     if not examples:
-        raise UsageError(f"--examples: there is no example in the file. {FORM}")
+        raise UsageError(f"--examples: the file contains no examples. {FORM}")
     return examples
 
 
@@ -50,7 +50,7 @@ def _parse(line: str, number: int) -> Mapping[str, Any]:
         values = json.loads(line.strip())
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"--examples, line {number}: it holds a lone surrogate, which is no character.") from None
+        raise UsageError(f"--examples, line {number}: it contains a lone surrogate. Remove it.") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--examples, line {number}: it is not JSON: {error}. {FORM}") from None
     if not isinstance(values, dict):
@@ -59,15 +59,17 @@ def _parse(line: str, number: int) -> Mapping[str, Any]:
         raise UsageError(f"--examples, line {number}: it has no 'completion'. {FORM}")
     completion = values["completion"]
     if not isinstance(completion, str) or not completion.strip():
-        raise UsageError(f"--examples, line {number}: completion is {json.dumps(completion)}; it must be a text.")
+        raise UsageError(
+            f"--examples, line {number}: completion is {json.dumps(completion)}; it must be non-blank text."
+        )
     return values
 
 
 def conversation_of(shots: Sequence[tuple[str | Turns, str]]) -> Turns:
-    """Return examples as earlier turns: what the user said, and what the assistant answered.
+    """Return examples as earlier turns: a user message and the assistant's answer for each.
 
     Args:
-        shots: prompts, as texts or as messages, and their answers.
+        shots: pairs of a prompt, as text or as messages, and its answer.
     """
     turns: Turns = []
     for prompt, completion in shots:
@@ -77,7 +79,7 @@ def conversation_of(shots: Sequence[tuple[str | Turns, str]]) -> Turns:
 
 
 def text_of(shots: Sequence[tuple[str | Turns, str]]) -> str:
-    """Return examples as a text, joined as they are: whoever wants a space before the answer writes it.
+    """Return examples as one text. Nothing is put between a prompt and its answer, not even a space.
 
     >>> text_of([("1 + 1 =", " 2"), ("2 + 2 =", " 4")])
     '1 + 1 = 2\\n\\n2 + 2 = 4\\n\\n'
@@ -86,7 +88,7 @@ def text_of(shots: Sequence[tuple[str | Turns, str]]) -> str:
 
 
 def insert_turns(turns: Turns, messages: Turns) -> Turns:
-    """Put earlier turns before messages, but behind a system message that begins them.
+    """Insert earlier turns before the messages, but after leading system messages.
 
     >>> insert_turns([{"role": "user"}, {"role": "assistant"}], [{"role": "system"}, {"role": "user"}])
     [{'role': 'system'}, {'role': 'user'}, {'role': 'assistant'}, {'role': 'user'}]

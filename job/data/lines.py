@@ -1,5 +1,5 @@
-"""JSON lines and text files, read in place. Ours, not a library's, because of law 3: a line that cannot be parsed must
-become an error row with its line number, where pyarrow's and datasets' readers give up on the file.
+"""JSON lines and text files, read in place. This is our own reader because of law 3: a line that cannot be parsed must
+become an error row with its position, while the readers of pyarrow and datasets give up on the whole file.
 
 The files are scanned once for line ends (about as fast as the disk reads); after that, any row is reached by one seek.
 """
@@ -18,16 +18,16 @@ from job.errors import JobError, UsageError
 from job.records import Row, RowBlock, RowError
 
 STRIDE = 256
-"""Every so many lines the index keeps an offset: 8 bytes per 256 rows."""
+"""The index keeps one offset per this many rows: 8 bytes per 256 rows."""
 
 SAMPLE_ROWS = 1000
-"""Columns are those that occur in the first rows, unless all rows are looked at: see ``fix_columns``."""
+"""Columns are inferred from this many rows, until ``fix_columns`` reads them all."""
 
 SCAN_BYTES = 16 << 20
 
 MAX_DEPTH = 16
-"""Lists and objects nested deeper are kept as JSON text: Parquet has a limit, and duckdb takes twice as long for each
-level.
+"""Lists and objects nested deeper than this are kept as JSON text: Parquet has a limit, and each level doubles the time
+that DuckDB needs.
 """
 
 WHITE_SPACE = np.frombuffer(b" \t\r\v\f", np.uint8)
@@ -42,11 +42,11 @@ CONVERSION_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LineIndex:
-    """Where the lines of one file begin."""
+    """The offsets of the lines of one file."""
 
     path: str
     keeps_blank: bool
-    """Whether a blank line is a row: in text it is, in JSON lines it is nothing."""
+    """Whether a blank line is a row: in text files it is, in JSON lines it is skipped."""
     num_rows: int
     offsets: Any
     """[ceil(num_rows / STRIDE)] int64: byte offset of rows 0, STRIDE, 2*STRIDE, ..."""
@@ -56,7 +56,7 @@ def index_lines(path: str, *, keeps_blank: bool) -> LineIndex:
     """Scan a file for its lines.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         with Path(path).open("rb") as file:
@@ -68,13 +68,13 @@ def index_lines(path: str, *, keeps_blank: bool) -> LineIndex:
 
 
 def _stride_starts(file: BinaryIO, keeps_blank: bool) -> Iterator[int]:
-    """Yield the offset of every STRIDE-th line that is a row, and last the number of such lines."""
+    """Yield the offset of every STRIDE-th row, and finally the number of rows."""
     num_rows, base, carry = 0, 0, b""
     while True:
         block = file.read(SCAN_BYTES)
         data = carry + block
         if not block and data:
-            data += b"\n"  # the last line may lack its end
+            data += b"\n"  # the last line may lack a line end
         codes = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(codes == 10)
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
@@ -94,15 +94,15 @@ def _stride_starts(file: BinaryIO, keeps_blank: bool) -> Iterator[int]:
 
 
 class LinesSource:
-    """JSON lines (an object per line) or text (a column ``text``)."""
+    """JSON lines (one object per line) or text files (one column, ``text``)."""
 
     problems: Mapping[str, str] = {}
 
     def __init__(self, files: Sequence[str], *, is_json: bool, limit: int | None = None) -> None:
-        """Index the files and look at the first rows for the columns' names.
+        """Index the files and infer the columns from the first rows.
 
         Raises:
-            UsageError: a file cannot be read, or has no JSON object in its first rows.
+            UsageError: a file cannot be read, there are no rows, or none of the first rows is a JSON object.
         """
         self._is_json = is_json
         self._indices = [index_lines(path, keeps_blank=not is_json) for path in files]
@@ -118,19 +118,19 @@ class LinesSource:
             raise UsageError(f"{files[0]}: none of the first {min(SAMPLE_ROWS, self._limit)} lines is a JSON object.")
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Read all rows once: a sample misses the one row that differs, and columns that occur late."""
+        """Read all rows once: a sample would miss a single row that differs, and columns that first occur late."""
         new = {*needed} - {*self.schema.names}
         if not self._is_json or not (kept or new):
             return
         wanted = None if "*" in (*kept, *needed) else {*kept, *new}
         full, widened = self._infer(self._limit, wanted)
-        types = dict(zip(self.schema.names, self.schema.types, strict=True))  # in this order, late ones after it
+        types = dict(zip(self.schema.names, self.schema.types, strict=True))  # keeps the order; late columns come last
         types |= zip(full.names, full.types, strict=True)
         types |= dict.fromkeys(self._misfits({name: types[name] for name in widened}), pa.string())
         self.schema = pa.schema(list(types.items()))
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Seek to ``start`` and parse lines."""
+        """Seek to ``start`` and parse the lines."""
         schema = pa.schema([self.schema.field(name) for name in kept])
         rows: list[Row] = []
         for row in self._rows(start, stop):
@@ -160,27 +160,27 @@ class LinesSource:
             except UnicodeDecodeError as error:
                 return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
         try:
-            value = json.loads(line.rstrip())  # or else a torn line is wrong on "line 2"
+            value = json.loads(line.rstrip())  # with the line end, json would report the error on "line 2"
         except UnicodeDecodeError as error:
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", f"{where}: {error}"))
         except (ValueError, RecursionError) as error:
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", f"{where}: {error}"))
         if not isinstance(value, dict):
-            detail = f"{where}: a line must be a JSON object, this is a {type(value).__name__}"
+            detail = f"{where}: a line must be a JSON object, but this is a {type(value).__name__}"
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", detail))
-        if (key := _key_that_is_no_text(value)) is not None:
-            detail = f"{where}: the key {key!a} holds half a character, which no column's name can"
+        if (key := _non_text_key(value)) is not None:
+            detail = f"{where}: the key {key!a} has a lone surrogate, which a column name cannot"
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_unicode", detail))
         return Row(row_idx=row_idx, values=value)
 
     def _infer(self, num_rows: int, wanted: Collection[str] | None = None) -> tuple[pa.Schema, set[str]]:
-        """Return the columns of the first rows with types that all their values fit; JSON text where none does.
+        """Return the columns of the first rows with types that fit all values; string (JSON text) if no other does.
 
         Args:
-            wanted: the columns to look at. None: all.
+            wanted: the columns to look at; None means all of them.
 
         Returns:
-            The columns, and the names of those whose type later rows have widened.
+            The columns, and the names of those whose type was widened by later rows.
         """
         types: dict[str, pa.DataType] = {}
         widened: set[str] = set()
@@ -193,7 +193,7 @@ class LinesSource:
         return pa.schema([(name, t if _is_storable(t) else pa.string()) for name, t in types.items()]), widened
 
     def _misfits(self, types: Mapping[str, pa.DataType]) -> set[str]:
-        """Return the columns whose widened type does not hold the earlier values: 2**60 + 1 is not a double."""
+        """Return the columns whose widened type cannot hold earlier values: a double cannot hold 2**60 + 1."""
         found: set[str] = set()
         for rows in self._chunks(self._limit if types else 0):
             for name in types.keys() - found:
@@ -202,7 +202,7 @@ class LinesSource:
         return found
 
     def _chunks(self, num_rows: int) -> Iterator[list[Mapping[str, Any]]]:
-        """Yield the values of the first rows, some rows at a time."""
+        """Yield the values of the first rows in chunks."""
         for first in range(0, num_rows, SAMPLE_ROWS):
             yield [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
 
@@ -224,11 +224,11 @@ def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
                 if row_idx == stop:
                     return
     except OSError as error:
-        raise JobError(f"{index.path}: {error.strerror}. The same command continues once it is back.") from None
+        raise JobError(f"{index.path}: {error.strerror}. Run the same command again once the file is back.") from None
 
 
-def _key_that_is_no_text(keys: Iterable[str]) -> str | None:
-    """Return a key with a lone surrogate, if there is one."""
+def _non_text_key(keys: Iterable[str]) -> str | None:
+    """Return the first key with a lone surrogate; None if there is none."""
     try:
         "".join(keys).encode()
     except UnicodeEncodeError:
@@ -237,7 +237,7 @@ def _key_that_is_no_text(keys: Iterable[str]) -> str | None:
 
 
 def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
-    """Return a type for the values that also holds those seen before; string (of JSON) if there is none."""
+    """Return a type that fits these values and the earlier ones; string (JSON text) if there is none."""
     try:
         found = pa.array(values).type
         merged = (
@@ -251,8 +251,8 @@ def _merge(known: pa.DataType, values: list[Any]) -> pa.DataType:
 
 
 def _is_storable(data_type: pa.DataType, depth: int = 0) -> bool:
-    """Whether Parquet and its readers can hold a type: not nulls only, nor objects that are always empty, nor nested
-    too deeply.
+    """Whether Parquet and its readers support a type: not columns of nulls only, objects that are always empty, or
+    deep nesting.
     """
     if pa.types.is_null(data_type) or depth > MAX_DEPTH:
         return False
@@ -263,7 +263,7 @@ def _is_storable(data_type: pa.DataType, depth: int = 0) -> bool:
 
 
 def _convert(values: list[Any], data_type: pa.DataType) -> pa.Array | None:
-    """Return the values as Arrow, or None if they do not fit the type."""
+    """Return the values as an Arrow array; None if they do not fit the type."""
     try:
         return pa.array(values, data_type)
     except CONVERSION_ERRORS:
@@ -282,7 +282,10 @@ def _to_array(values: list[Any], data_type: pa.DataType) -> pa.Array:
     if array is None and pa.types.is_string(data_type):
         array = pa.array([_to_text(value) for value in values], data_type)
     if array is None:
-        raise JobError(f"A value does not fit its column's type {data_type} any more: the file has changed.")
+        raise JobError(
+            f"A value no longer fits its column's type {data_type}: the file has changed since the run began. "
+            "Restore it, or use a new --output."
+        )
     return array
 
 

@@ -1,4 +1,4 @@
-"""Conversations as a row holds them: a list of messages, or the same as JSON text."""
+"""Conversations in a row: a list of messages, or such a list as JSON text."""
 
 import json
 from typing import Any
@@ -7,26 +7,26 @@ from job.errors import shorten
 from job.records import RowError
 
 TYPE_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
-"""How JSON, and so our users, call Python's types."""
+"""Python types to their names in JSON, which users know."""
 
 Messages = list[dict[str, Any]]
 Content = str | Messages
 
 
 class RowRejected(Exception):
-    """This row cannot become a prompt."""
+    """The row cannot become a prompt."""
 
     def __init__(self, kind: str, detail: str, text: str | None = None) -> None:
-        """Keep the text where there is one: it helps whoever looks into the error rows."""
+        """Hold the error and, if there is one, the text of the prompt, which the error row will show."""
         super().__init__(detail)
         self.row_error, self.text = RowError(kind, detail), text
 
 
 def parse_messages(value: Any, where: str) -> Messages:
-    """Check a list of messages, given as such or as JSON text, and drop keys that are null (Arrow fills them in).
+    """Check a list of messages, given as a list or as JSON text, and drop null keys (Arrow adds them).
 
     Raises:
-        RowRejected: it is not a list of {role, content}, or a content is no text.
+        RowRejected: it is not a list of {role, content}, or a content is not text.
     """
     if isinstance(value, str):
         try:
@@ -49,10 +49,10 @@ def parse_messages(value: Any, where: str) -> Messages:
 
 
 def _content_text(content: Any, where: str) -> str:
-    """Return a message's text, its parts joined as vLLM does: few chat templates know of parts.
+    """Return a message's text. Parts are joined as vLLM does: few chat templates support parts.
 
     Raises:
-        RowRejected: it is no text, or a part is an image or the like.
+        RowRejected: the content is not text, or a part is something else, such as an image.
     """
     texts = []
     for part in content if isinstance(content, list) else [content]:

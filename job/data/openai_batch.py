@@ -1,8 +1,8 @@
 """A batch of requests to OpenAI's API as a dataset: rows of ``custom_id``, ``method``, ``url`` and ``body``.
 
-The prompt is in the body. Of the other things that a body asks for, a run decides some, and cannot serve others.
-Nothing that could change an answer is passed over: if the first request asks for something else than the run does, the
-run does not begin; a later one becomes an error row. (platform.openai.com/docs/guides/batch)
+The prompt is in the body. The body's other parameters are either settings of the whole run, or not supported. None that
+could change an answer is ignored: if the first request differs from the run's settings, the run does not start; a later
+request that differs becomes an error row. (platform.openai.com/docs/guides/batch)
 """
 
 import contextlib
@@ -33,19 +33,19 @@ PARAMETERS = {
     "n": "num_samples",
     "ignore_eos": "ignore_eos",
 }
-"""What a body may ask for, and the field of ``SamplingParams`` that decides it. Some of it is vLLM's addition."""
+"""Parameters of a body, and the field of ``SamplingConfig`` that must agree. Some are additions by vLLM."""
 
 DRAWING = ("top_p", "top_k", "min_p", "seed")
-"""Parameters that say nothing when the most likely token is always taken."""
+"""Parameters that have no effect when decoding is greedy."""
 
 WITHOUT_EFFECT = frozenset(
     [
-        *("messages", "prompt", "response_format"),  # read by themselves
+        *("messages", "prompt", "response_format"),  # read separately
         *("model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
         *("prompt_cache_retention", "stream", "stream_options", "parallel_tool_calls"),
     ]
 )
-"""What a body may hold and no answer depends on."""
+"""Parameters that no answer depends on."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
@@ -53,23 +53,23 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "best_of": (1,),
 }
-"""Values, besides null, 0, false and nothing, that ask for what is done anyway."""
+"""Values that ask for the default behavior, in addition to null, 0, false and empty values."""
 
 
 def recognises_requests(prompt: PromptConfig, columns: Collection[str]) -> bool:
-    """Whether a dataset is a batch of requests, and the user has not named another prompt."""
+    """Whether a dataset is a batch of requests and the user has not chosen another prompt."""
     is_named = any((prompt.prompt_column, prompt.messages_column, prompt.prompt_template))
     return not is_named and "prompt" not in columns and {ID_COLUMN, BODY_COLUMN} <= set(columns)
 
 
 def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests":
-    """Return what finds the prompts of a batch.
+    """Return a reader for the prompts of a batch, after checking the first request.
 
     Args:
-        chat: whether a chat template is applied: the run serves conversations, or else texts.
+        chat: whether a chat template is applied. If it is, the run serves conversations, else plain texts.
 
     Raises:
-        UsageError: the first request asks for something else than the run does.
+        UsageError: the first request differs from the run's settings.
     """
     requests = Requests(config, source.schema.names, chat=chat)
     requests.check_first(source)
@@ -77,13 +77,13 @@ def open_requests(config: RunConfig, source: Source, *, chat: bool) -> "Requests
 
 
 class Requests:
-    """Finds the prompts in a batch's requests. Knows what the run does for every one of them."""
+    """Extracts the prompts from the requests of a batch, and compares each request with the run's settings."""
 
     def __init__(self, config: RunConfig, columns: Collection[str], *, chat: bool) -> None:
-        """Take down what the run does.
+        """Note the settings that requests are compared with.
 
         Args:
-            columns: of the dataset.
+            columns: columns of the dataset.
             chat: see ``open_requests``.
         """
         self._dataset, self._model = config.data.dataset, config.model.model
@@ -94,17 +94,17 @@ class Requests:
 
     @property
     def note(self) -> str:
-        """What the user should know."""
+        """A note for the user about how the dataset is read."""
         return (
             f"{self._dataset} is a batch of requests to OpenAI's API: prompts come from {BODY_COLUMN}, {ID_COLUMN} is "
-            f"kept, and {self._model} answers, whatever model they name"
+            f"kept, and {self._model} answers, whichever model the requests name"
         )
 
     def content_of(self, values: Mapping[str, Any]) -> Content:
         """Return the messages of a request, or its text if the run serves texts.
 
         Raises:
-            RowRejected: there is none, or it asks for what the run does not do.
+            RowRejected: there is no prompt, or the request differs from the run's settings.
         """
         body = body_of(values)
         url = url_of(values, body)
@@ -117,14 +117,14 @@ class Requests:
         return parse_messages(body.get("messages"), "body.messages") if self._url == CHAT_URL else _text(body)
 
     def check_first(self, source: Source) -> None:
-        """Compare the first request with the run: if it differs, most of them will.
+        """Compare the first request with the run's settings: if it differs, most requests will.
 
         Raises:
-            UsageError: it asks for something else; the message says which options to give.
+            UsageError: it differs. The message lists the options that would match it.
         """
         first = range(min(1, source.num_rows))
         for row in (row for block in read_rows(source, self._dataset, first, self.columns, ()) for row in block.rows):
-            with contextlib.suppress(RowRejected):  # an error row will say so
+            with contextlib.suppress(RowRejected):  # it becomes an error row
                 body = body_of(row.values)
                 self._check_url(url_of(row.values, body))
                 self._check_parameters(body)
@@ -135,7 +135,7 @@ class Requests:
         if url == TEXT_URL:
             advice = "Give --no-chat."
         else:
-            advice = "Leave out --no-chat." if self._is_no_chat else "Use a model whose tokenizer has a chat template."
+            advice = "Remove --no-chat." if self._is_no_chat else "Use a model whose tokenizer has a chat template."
         raise UsageError(
             f"--dataset {self._dataset}: the first request is for {url}, but this run serves {self._url}. {advice}"
         )
@@ -147,11 +147,11 @@ class Requests:
             options = dict.fromkeys(_option(field, value) for _, field, value in different)
             raise UsageError(
                 f"--dataset {self._dataset}: the first request asks for {', '.join(asked)}. Give {' '.join(options)}; "
-                "all requests of a run share these."
+                "all requests of a run share these settings."
             )
 
     def _different(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-        """Yield each parameter that the run decides otherwise: its name, the run's name for it, the value asked for."""
+        """Yield each parameter that differs from the run's: its name, its name in the run, and the requested value."""
         is_greedy = self._sampling.temperature == 0 and not body.get("temperature")
         for name, value in _asked(body):
             is_idle = is_greedy and name in DRAWING
@@ -162,7 +162,7 @@ class Requests:
         return _show(getattr(self._sampling, field))
 
     def _unsupported(self, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield what would change the answer and cannot be done."""
+        """Yield the parameters that would change the answer, but are not supported."""
         for name, value in body.items():
             is_known = name in PARAMETERS or name in WITHOUT_EFFECT
             if not is_known and value and value not in NEUTRAL.get(name, ()):
@@ -172,7 +172,7 @@ class Requests:
             yield "response_format", answer_format
 
     def _is_own_format(self, answer_format: Any) -> bool:
-        """Whether it is plain text, or what a mode of the run makes of all completions."""
+        """Whether a response format is plain text, or one that a mode of the run produces anyway."""
         if not isinstance(answer_format, dict):
             return False
         return answer_format.get("type") == "text" or any(mode.serves(answer_format) for mode in self._modes)
@@ -182,19 +182,19 @@ def body_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a request's body, given as an object or as JSON text.
 
     Raises:
-        RowRejected: there is none.
+        RowRejected: the body is missing, or is not an object.
     """
     body = values.get(BODY_COLUMN)
     if body is None:
         raise RowRejected("null_prompt", f"column {BODY_COLUMN!r} is null")
     body = _parse(body) if isinstance(body, str) else body
     if not isinstance(body, dict):
-        raise RowRejected("invalid_request", f"column {BODY_COLUMN!r} is no JSON object")
+        raise RowRejected("invalid_request", f"column {BODY_COLUMN!r} is not a JSON object")
     return body
 
 
 def url_of(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
-    """Return what a request is for; without a word about it, what its body fits. (Azure leaves the version out.)"""
+    """Return the URL of a request; if it has none, the one that its body fits. (Azure omits the version.)"""
     url = values.get(URL_COLUMN)
     if url is None:
         return TEXT_URL if body.get("messages") is None and body.get("prompt") is not None else CHAT_URL
@@ -202,12 +202,12 @@ def url_of(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
 
 
 def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each parameter of a body that a run decides, its value as the run would have it."""
+    """Yield each parameter of a body that is a setting of the run, with its value in the run's form."""
     for name in PARAMETERS:
         value = body.get(name)
         if name == "stop":
             value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-        if name == "top_k" and value == -1:  # vLLM's word for 0
+        if name == "top_k" and value == -1:  # vLLM writes 0 as -1
             value = 0
         if value is not None and not (name == "stop" and not value):
             yield name, value
@@ -216,26 +216,26 @@ def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _text(body: Mapping[str, Any]) -> str:
     prompt = body.get("prompt")
     if not isinstance(prompt, str):
-        raise RowRejected("invalid_request", "body.prompt is not one text")
+        raise RowRejected("invalid_request", "body.prompt is not a single string")
     if not prompt.strip():
         raise RowRejected("empty_prompt", "body.prompt is empty", prompt)
     return prompt
 
 
-def _parse(text: str | None) -> Any:
-    """Return what a JSON text says; None if it is none."""
+def _parse(text: str) -> Any:
+    """Return the value of a JSON text; None if it is not JSON."""
     with contextlib.suppress(ValueError, RecursionError):
-        return None if text is None else json.loads(text)
+        return json.loads(text)
     return None
 
 
 def _show(value: Any) -> str:
-    """Return a value as the requests have it, cut short."""
+    """Return a value as JSON, as in the requests, shortened."""
     return shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _option(field: str, value: Any) -> str:
-    """Return the option that makes a run do what a request asks for.
+    """Return the option that makes the run match a request.
 
     >>> _option("stop", ("a b", "c")), _option("max_new_tokens", 8), _option("ignore_eos", True)
     ("--stop 'a b' --stop c", '--max-new-tokens 8', '--ignore-eos')

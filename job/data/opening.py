@@ -1,7 +1,7 @@
-"""From what the user typed to a source: local forms are recognised, everything else is a Hub id.
+"""From the user's ``--dataset`` to a source: local forms are recognised, and everything else is a Hub id.
 
-Here names become files, splits and a format; the format's module opens the files (``formats``). ``datasets`` resolves
-the names of directories and of the Hub: splits, configurations, data files.
+This module turns names into files, splits and a format; the format's module opens the files (``formats``). ``datasets``
+resolves directories and Hub ids into splits, configurations and data files.
 """
 
 import glob
@@ -23,48 +23,48 @@ from job.fingerprint import fingerprint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDataset:
-    """A source and what identifies its contents."""
+    """A source, with a fingerprint of its contents."""
 
     source: Source
     fingerprint: str
-    """Changes when the rows do (for large local files: when their size or one of some sampled places does)."""
+    """Changes when the rows change. (For large local files: when the size or one of the sampled places changes.)"""
     split: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What the user's words name."""
+    """The data that the user's options name."""
 
     splits: Mapping[str, tuple[str, ...]]
-    """Split to its files. No files: only ``datasets`` knows where the rows come from."""
+    """Split to its files. Empty if only ``datasets`` knows where the rows come from."""
     builder: Callable[..., Any]
     """See ``Files``."""
     format: Format | None = None
-    """None: that of the reader which ``datasets`` has chosen."""
+    """None if the reader chosen by ``datasets`` decides."""
     reader: str = ""
     digest: str = ""
-    """Identifies the contents where there are no files."""
+    """Identifies the contents if there are no files."""
 
 
 def open_dataset(config: DataConfig) -> OpenDataset:
     """Open the dataset that the user named.
 
     Raises:
-        UsageError: there is no such dataset, split, file; or it cannot be read.
+        UsageError: the dataset, split or file does not exist, or cannot be read.
     """
     import datasets
 
     path = Path(config.dataset)
     if path.is_file() and (config.data_files or config.dataset_config):
         option = "--data-files" if config.data_files else "--dataset-config"
-        raise UsageError(f"{option} chooses within a directory or a Hub dataset, but --dataset {path} is a file.")
+        raise UsageError(f"{option} is for directories and Hub datasets, but --dataset {path} is a file. Leave it out.")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UsageError(
-            f"--dataset {path} is a pipe, a socket or a device, which can be read once. Copy it to a file."
+            f"--dataset {path} is a pipe, a socket or a device, which can be read only once. Copy it to a file."
         )
     try:
         return _open_saved(path, config) if saved.is_saved(path) else _open_found(_find(config), config)
-    except StopIteration:  # what datasets raises on an empty JSON file
+    except StopIteration:  # datasets raises this on an empty JSON file
         raise UsageError(f"--dataset {config.dataset} has no rows.") from None
     except (OSError, ValueError, KeyError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in READERS
@@ -80,7 +80,7 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
     else:
         dataset = saved.load_saved(path)
         split = _choose_split([str(dataset.split or config.split or "train")], config)
-    files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() leaves its caches there, too
+    files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() also leaves its caches there
     return OpenDataset(source=TableSource(dataset), fingerprint=fingerprint(files), split=split)
 
 
@@ -94,10 +94,10 @@ def _open_found(found: _Found, config: DataConfig) -> OpenDataset:
 
 
 def _find(config: DataConfig) -> _Found:
-    """Return the files that the user named, or what ``datasets`` finds under a name.
+    """Return the files that the user named, or those that ``datasets`` finds.
 
     Raises:
-        UsageError: there are none, or they are of several kinds.
+        UsageError: no file exists, or the files have several formats.
     """
     path, patterns = Path(config.dataset), list(config.data_files)
     if config.dataset in READERS and patterns and not path.exists():
@@ -119,14 +119,14 @@ def _find(config: DataConfig) -> _Found:
 
 
 def _found_files(files: Sequence[str], known: Format) -> _Found:
-    """Return files as the only split. ``datasets`` would take every name for a glob."""
+    """Return files as a single split. Names are escaped because ``datasets`` treats every name as a glob."""
     escaped = [glob.escape(file) for file in files]
     builder = partial(_load_builder, known.reader, data_files={"train": escaped})
     return _Found(splits={"train": tuple(files)}, builder=builder, format=known)
 
 
 def _resolved(config: DataConfig, **options: Any) -> _Found:
-    """Let ``datasets`` find out what there is under a name."""
+    """Let ``datasets`` resolve a directory or a Hub id."""
     load = partial(_load_builder, config.dataset, config.dataset_config, **options)
     builder = load()
     found = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
@@ -144,13 +144,13 @@ def _load_builder(*args: Any, **options: Any) -> Any:
 
 
 def _find_in_directory(directory: Path, config: DataConfig) -> _Found:
-    """Let ``datasets`` look into a directory. It would read the most frequent kind of files and drop the others.
+    """Let ``datasets`` resolve a directory, unless it would drop files: it reads only the most frequent kind.
 
     Raises:
-        UsageError: more than one kind, or a name that ``datasets`` takes for a glob, or an ending that it overlooks.
+        UsageError: there are several kinds, a name that ``datasets`` treats as a glob, or an ending that it overlooks.
     """
     if set(str(directory.resolve())) & set("*?["):
-        raise UsageError(f"--dataset {directory}: a directory's name may not hold '*', '?' or '['. Name its files.")
+        raise UsageError(f"--dataset {directory}: a directory's name may not contain '*', '?' or '['. Name its files.")
     kinds: dict[str, list[Path]] = {}
     for file, known in _data_files(directory):
         kinds.setdefault(known.reader or known.module, []).append(file)
@@ -166,15 +166,15 @@ def _find_in_directory(directory: Path, config: DataConfig) -> _Found:
             "Choose with --data-files, for example --data-files '*.jsonl'."
         )
     for kind, files in kinds.items():
-        if kind not in READERS:  # datasets would find nothing
+        if kind not in READERS:  # datasets would not find these files
             return _files_of_one_kind([glob.escape(str(file)) for file in files])
     return _resolved(config)
 
 
 def _data_files(directory: Path) -> Iterator[tuple[Path, Format]]:
-    """Yield the files of a directory that have a format of ours, but for those that ``datasets`` passes over."""
+    """Yield the files of a directory that have one of our formats, except those that ``datasets`` skips."""
     for file in sorted(directory.rglob("*")):
-        parts = file.relative_to(directory).parts  # above it, such names do not matter
+        parts = file.relative_to(directory).parts  # hidden folders above it do not matter
         is_hidden = any(part.startswith(".") for part in parts) or any(part.startswith("__") for part in parts[:-1])
         known = format_of(file.name)
         if known is not None and not is_hidden:
@@ -187,17 +187,17 @@ def _files_of_one_kind(patterns: Sequence[str]) -> _Found:
     known = format_of(files[0])
     if known is None or len(endings) > 1:
         raise UsageError(
-            f"--dataset {patterns[0]}: files of kind {', '.join(endings) or 'none'}. "
-            f"Give files of one kind among {', '.join(ENDINGS)}."
+            f"--dataset {patterns[0]}: file endings {', '.join(ending or 'none' for ending in endings)}. "
+            f"Give files that all have the same ending, one of {', '.join(ENDINGS)}."
         )
     return _found_files(files, known)
 
 
 def _existing(patterns: Sequence[str]) -> list[str]:
-    """Expand globs, each in sorted order. A file that several of them match comes once, where it comes first.
+    """Expand globs, each in sorted order. A file that several globs match is listed once, at its first place.
 
     Raises:
-        UsageError: a pattern matches nothing.
+        UsageError: a pattern matches no file.
     """
     files: dict[Path, str] = {}
     for pattern in patterns:
@@ -207,18 +207,18 @@ def _existing(patterns: Sequence[str]) -> list[str]:
         if not asked:
             raise UsageError(f"--dataset {pattern}: there is no such file{'' if found else ' or directory'}.")
         for file in asked:
-            # Not the link's target: in a Hub cache, two files of equal contents are links to one.
+            # Do not follow a link to its target: in a Hub cache, two files with equal contents are links to one file.
             files.setdefault(file.parent.resolve() / file.name, str(file.absolute()))
     return list(files.values())
 
 
 def _num_hidden(path: Path) -> int:
-    """Count the hidden parts of a path or pattern: a file that has more than the pattern was not asked for."""
+    """Count the hidden parts of a path or pattern: a file that has more of them than the pattern was not asked for."""
     return sum(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
-    """Return the split to read: as asked, else ``train``, else the only one."""
+    """Return the split to read: the requested one, else ``train``, else the only one."""
     wanted = config.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
     if wanted not in splits:
         raise UsageError(
@@ -228,7 +228,7 @@ def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the cause of a library's error in one line."""
-    while error.__cause__ is not None:  # datasets wraps: the last cause names the file and the line
+    """Return the root cause of a library's error in one line."""
+    while error.__cause__ is not None:  # datasets wraps errors: the root cause names the file and the line
         error = error.__cause__
     return first_line(error)

@@ -1,7 +1,7 @@
 """From a row to the text that the model reads: a column, a list of messages, or a Jinja2 template.
 
-Templates run in Jinja2's sandbox: they come with datasets and models, and must not reach Python. Whatever goes wrong
-with one row becomes an error of that row.
+Templates run in Jinja2's sandbox: they come with datasets and models, and must not reach Python. Any failure in one row
+becomes an error of that row.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,26 +17,26 @@ from job.errors import UsageError, shorten
 from job.records import Prompt, Row
 
 MARK = "8d1f0c6b-content"
-"""Stands for a row's content in a chat template, and occurs nowhere else."""
+"""A placeholder for a row's content in a chat template. It occurs nowhere else."""
 
 ChatTemplate = Callable[[Messages], str]
 
 
 class RequestReader(Protocol):
-    """Finds the prompt in a row that is a request to OpenAI's API."""
+    """Extracts the prompt from a row that is a request to OpenAI's API."""
 
     columns: list[str]
-    """That it needs."""
+    """The columns that it needs."""
 
     def content_of(self, values: Mapping[str, Any]) -> Content:
-        """Return the row's messages, or its text."""
+        """Return the messages of the row, or its text."""
 
 
 def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
-    """Return the columns that prompts are made of; ``*`` among them stands for all.
+    """Return the columns that prompts are made from; ``*`` means all of them.
 
     Args:
-        columns: of the dataset, as far as they are known.
+        columns: columns of the dataset that are known so far.
     """
     if config.prompt_template is not None:
         template = Template(config.prompt_template, columns)
@@ -46,7 +46,7 @@ def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
 
 
 class PromptRenderer:
-    """Renders rows. Knows the configuration and, if there is one, the tokenizer's chat template."""
+    """Turns rows into prompts, with the chat template if there is one."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class PromptRenderer:
         """Check the configuration against the dataset's columns.
 
         Args:
-            chat_template: turns messages into text, or None: the prompt is used as it is.
-            columns: of the dataset.
-            requests: finds the prompt, if rows are requests to OpenAI's API.
+            chat_template: turns messages into text; None means that prompts are used unchanged.
+            columns: columns of the dataset.
+            requests: extracts the prompts, if rows are requests to OpenAI's API.
 
         Raises:
-            UsageError: a column is missing, the template is wrong, or messages have no chat template.
+            UsageError: a column is missing, the template is invalid, or messages have no chat template.
         """
         self._chat_template, self._system_prompt = chat_template, config.system_prompt
         examples = () if config.examples is None else parse_examples(config.examples)
@@ -77,18 +77,18 @@ class PromptRenderer:
             self._template = Template(config.prompt_template, columns)
             self._extract, self.columns = self._from_template, list(self._template.columns)
         else:
-            assert config.text_column is not None, "there is no other way"
+            assert config.text_column is not None, "one of the ways to a prompt is set"
             self._extract, self.columns = self._from_column, [config.text_column]
         if "examples" in self.columns and config.prompt_template is not None and examples:
             self.columns.remove("examples")
             self._template_values["examples"] = [example.values for example in examples]
-            examples = ()  # the template shows them
+            examples = ()  # the template includes them
         self._check(config, columns)
         self._shots = [self._shot(example) for example in examples]
         self._head, self._suffix = self._find_surroundings()
 
     def render(self, row: Row) -> Prompt:
-        """Return the row's prompt, or the reason why it has none."""
+        """Return the prompt of a row, or the reason why there is none."""
         if row.error is not None:
             return Prompt(row_idx=row.row_idx, text=None, error=row.error)
         try:
@@ -101,11 +101,11 @@ class PromptRenderer:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
 
     def render_probe(self, text: str) -> Prompt:
-        """Return the prompt of a row that says nothing but ``text``, in every column; or the reason why it has none."""
+        """Return the prompt of a row that has ``text`` in every column, or the reason why there is none."""
         try:
             if self._extract not in (self._from_column, self._from_template):
                 raise RowRejected(
-                    "invalid_messages", "messages have no place for it; use --prompt-column or --prompt-template"
+                    "invalid_messages", "a text cannot replace messages; use --prompt-column or --prompt-template"
                 )
             is_template = self._extract == self._from_template
             content = self._from_template(dict.fromkeys(self.columns, text)) if is_template else text
@@ -115,7 +115,7 @@ class PromptRenderer:
 
     @property
     def suffix(self) -> str:
-        """What the chat template writes behind the user's message; empty without one."""
+        """The text that the chat template adds after the user's message; empty without a chat template."""
         return self._suffix
 
     def _check(self, config: PromptConfig, columns: Collection[str]) -> None:
@@ -123,7 +123,7 @@ class PromptRenderer:
         if self._chat_template is None and (config.messages_column or config.system_prompt):
             raise UsageError(
                 f"{needs_chat} needs a chat template, but the tokenizer has none. "
-                "Use a chat model, or --prompt-template with the instruction in it."
+                "Use a chat model, or put the instruction into --prompt-template."
             )
         missing = [name for name in self.columns if name not in columns]
         if missing:
@@ -133,7 +133,7 @@ class PromptRenderer:
             )
 
     def _find_surroundings(self) -> tuple[str, str]:
-        """Return what stands before and behind the user's message; a row's content may occur in both, too."""
+        """Return the text before and after the user's message. Either may happen to contain a row's content."""
         try:
             text = self._apply_chat_template(MARK)
             return (text.partition(MARK)[0], text.rpartition(MARK)[2]) if MARK in text else ("", "")
@@ -141,10 +141,10 @@ class PromptRenderer:
             return "", ""
 
     def _shot(self, example: Example) -> tuple[Content, str]:
-        """Render an example as a row, and give its answer.
+        """Return the prompt of an example, rendered like a row, and its answer.
 
         Raises:
-            UsageError: it cannot be a prompt.
+            UsageError: it cannot be rendered.
         """
         missing = [name for name in self.columns if name not in example.values]
         if missing:
@@ -155,7 +155,7 @@ class PromptRenderer:
             raise UsageError(f"--examples, line {example.line}: {rejected.row_error.detail}.") from None
         if not isinstance(content, str) and content[0]["role"] == "system":
             raise UsageError(
-                f"--examples, line {example.line}: it begins with a system message, but stands within a conversation. "
+                f"--examples, line {example.line}: it begins with a system message, but belongs inside a conversation. "
                 "Leave that message out."
             )
         return content, example.completion
@@ -173,7 +173,7 @@ class PromptRenderer:
     def _from_template(self, values: Mapping[str, Any]) -> str:
         try:
             text = self._template.render({name: values.get(name) for name in self.columns}, self._template_values)
-        except Exception as error:  # a template can raise anything that its expressions can
+        except Exception as error:  # a template raises whatever its expressions raise
             raise RowRejected("template_error", f"{type(error).__name__}: {shorten(str(error))}") from None
         return _not_empty(text, "the rendered template")
 
@@ -193,21 +193,21 @@ class PromptRenderer:
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
         try:
             return self._chat_template(insert_turns(conversation_of(self._shots), messages))
-        except Exception as error:  # chat templates raise their own errors on roles that they do not like
+        except Exception as error:  # chat templates raise their own errors for roles that they do not accept
             raise RowRejected(
                 "template_error", f"chat template: {type(error).__name__}: {shorten(str(error))}"
             ) from None
 
 
 def check_prompt_type(name: str | None, schema: Any) -> None:
-    """Refuse a prompt column none of whose rows can be a prompt. (JSON lines have types row by row.)
+    """Refuse a prompt column that cannot contain text in any row. (In JSON lines, each row has its own types.)
 
     Args:
-        name: of the column whose text is the prompt; None if there is none.
+        name: the column whose text is the prompt; None if there is none.
         schema: pyarrow.Schema of the dataset.
 
     Raises:
-        UsageError: its type is not that of text.
+        UsageError: the column is not of a text type.
     """
     if name is None:
         return
@@ -215,18 +215,18 @@ def check_prompt_type(name: str | None, schema: Any) -> None:
     is_text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
     if not (is_text or pa.types.is_null(data_type) or pa.types.is_dictionary(data_type)):
         raise UsageError(
-            f"Column {name!r} is {data_type}, not string. Use --prompt-template '{{{{ {name} }}}}' to write it as text"
+            f"Column {name!r} is {data_type}, not string. Use --prompt-template '{{{{ {name} }}}}' to render it as text"
             f"{', or --messages-column' if pa.types.is_list(data_type) else ''}."
         )
 
 
 def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int] | None:
-    """Return where the row's own content stands in the prompt, so that truncation leaves the chat template whole.
+    """Return the span of the row's own content in the prompt, so that truncation leaves the chat template intact.
 
-    Of messages, the last one of the user is meant. None if the template changed it beyond recognition.
+    In a conversation, the content is the last user message. Returns None if the template has changed it.
 
     Args:
-        start: what stands before is not the row's own.
+        start: the text before this position is not the row's own.
 
     >>> find_content("<user> what? </user><assistant>", "what? ")
     (7, 13)

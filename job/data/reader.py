@@ -1,4 +1,4 @@
-"""Reads slices of a source. Consecutive ones cost one pass: a Parquet row group is not decoded anew for each."""
+"""Reads slices of a source. Consecutive slices share one pass, so that a Parquet row group is decoded only once."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -8,33 +8,33 @@ from job.records import RowBlock
 
 
 class SliceReader:
-    """The only reader of its source: a source that streams keeps its place, and two passes at once would disturb it."""
+    """The only reader of its source: a streaming source keeps its position, which two passes at once would disturb."""
 
     def __init__(self, source: Source, name: str) -> None:
-        """Read nothing yet.
+        """Wrap a source. Nothing is read until ``read`` is called.
 
         Args:
-            name: of the dataset, as the user gave it.
+            name: the dataset as the user named it, for error messages.
         """
         self._source, self._name = source, name
         self._pass: Iterator[RowBlock] = iter(())
         self._next: tuple[int, Sequence[str], Sequence[str]] | None = None
-        """Where the pass stands, and the columns that it reads."""
+        """The next row of the current pass, and the columns that the pass reads."""
 
     def read(self, rows: range, until: int, columns: Sequence[str], kept: Sequence[str]) -> list[RowBlock]:
-        """Return some rows.
+        """Return the blocks of ``rows``.
 
         Args:
-            until: end of the rows that are likely to be asked for next, those behind ``rows``.
-            columns: whose values the rows must have.
-            kept: which go into the blocks' Arrow tables.
+            until: end of the rows that are likely to be read next, after ``rows``.
+            columns: columns whose values the rows must have.
+            kept: columns that go into the blocks' Arrow tables.
 
         Raises:
             JobError: see ``read_rows``.
         """
         if self._next != (rows.start, columns, kept):
             self._pass = read_rows(self._source, self._name, range(rows.start, until), columns, kept)
-        self._next = None  # until it has succeeded
+        self._next = None  # in case reading fails
         blocks, position = [], rows.start
         while position < rows.stop:
             block = next(self._pass)

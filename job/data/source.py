@@ -1,4 +1,4 @@
-"""Datasets as rows with an index. Any row can be asked for; what that costs depends on the form:
+"""Datasets as rows with an index. Any row can be read; the cost of reaching it depends on the form:
 
 | form                                   | class           | reaching row n                                       |
 |----------------------------------------|-----------------|------------------------------------------------------|
@@ -25,11 +25,11 @@ from job.errors import JobError, UsageError, first_line
 from job.records import Row, RowBlock, RowError
 
 BLOCK_ROWS = 256
-"""Rows that travel together. Bounds what one read keeps in memory."""
+"""Rows per block. Limits how much one read keeps in memory."""
 
 
 TORN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-"""What reading a compressed file raises that ends too early or is damaged."""
+"""Exceptions from reading a compressed file that is truncated or damaged."""
 
 
 class Source(Protocol):
@@ -37,41 +37,41 @@ class Source(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of the split."""
+        """Number of rows in the split."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns with their Arrow types. Metadata holds HuggingFace's ``features`` where there are any."""
+        """Columns with their Arrow types. The metadata contains Hugging Face's ``features`` if there are any."""
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """Columns that cannot be read, because files differ in them: what is wrong, and what to do."""
+        """Columns that cannot be read because the files differ, with an error message for each."""
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Make ``schema`` hold for all rows, where the first ones cannot tell. Call it before rows are read.
+        """Make ``schema`` valid for all rows, if it was inferred from the first ones. Call it before reading rows.
 
         Args:
-            kept: columns whose types must fit all values; ``*`` stands for all.
-            needed: columns that must be in the schema if any row has them; ``*`` stands for all.
+            kept: columns whose types must fit all values; ``*`` means all columns.
+            needed: columns that must be in the schema if any row has them; ``*`` means all columns.
         """
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Yield rows ``start`` to ``stop``, in order; fewer if there are fewer.
+        """Yield rows ``start`` to ``stop`` in order, or fewer if the dataset ends before.
 
         Args:
-            columns: whose values the rows must have.
-            kept: which go into the block's Arrow table.
+            columns: columns whose values the rows must have.
+            kept: columns that go into the block's Arrow table.
 
         Raises:
-            JobError: the data cannot be read any more, or is not what it was.
+            JobError: the data can no longer be read, or has changed.
         """
 
 
 def check_columns(source: Source, columns: Iterable[str]) -> None:
-    """Look whether columns can be read, as far as it can be known without reading.
+    """Check that columns can be read, as far as this is known without reading.
 
     Raises:
-        UsageError: one cannot.
+        UsageError: one of them cannot be read.
     """
     for name in columns:
         if name in source.problems:
@@ -81,14 +81,14 @@ def check_columns(source: Source, columns: Iterable[str]) -> None:
 def read_rows(
     source: Source, name: str, rows: range, columns: Sequence[str], kept: Sequence[str]
 ) -> Iterator[RowBlock]:
-    """Read from a source; check for all sources alike that no row is missing, and say which dataset failed if it does.
+    """Read from any source. Check that no row is missing, and name the dataset in errors.
 
     Args:
-        name: of the dataset, as the user gave it.
+        name: the dataset as the user named it, for error messages.
 
     Raises:
         UsageError: see ``check_columns``.
-        JobError: the data cannot be read any more, or is not what it was.
+        JobError: the data can no longer be read, or has changed.
     """
     check_columns(source, union(columns, kept))
     num_rows = 0
@@ -98,23 +98,23 @@ def read_rows(
             yield block
     except (*TORN, OSError) as error:
         raise JobError(
-            f"--dataset {name} cannot be read any more: {first_line(error)}. What is finished is safe; "
-            "the same command continues once the data is back."
+            f"--dataset {name} can no longer be read: {first_line(error)}. Finished rows are safe; "
+            "run the same command again once the data is back."
         ) from error
     except pa.ArrowException as error:
         raise JobError(
-            f"--dataset {name} cannot be read: {first_line(error)}. What is finished is safe, but the same command "
-            "stops here again until the data is mended."
+            f"--dataset {name} cannot be read: {first_line(error)}. Finished rows are safe, but the same command "
+            "will stop here again until the data is repaired."
         ) from error
     if num_rows != len(rows):
         raise JobError(
-            f"The dataset gave {num_rows} rows for {rows.start} to {rows.stop}. It has changed since the run began; "
-            "restore it, or use a new --output."
+            f"The dataset returned {num_rows} rows for {rows.start} to {rows.stop}. It has changed since the run "
+            "began; restore it, or use a new --output."
         )
 
 
 def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Sequence[str]) -> RowBlock:
-    """Turn an Arrow table whose first row is row ``start`` of the dataset into a block."""
+    """Turn an Arrow table, whose first row is row ``start`` of the dataset, into a block."""
     values = to_python(table.select(list(columns))) if columns else [{}] * len(table)
     kept_table, errors = null_broken(table.select(list(kept)))
     rows = []
@@ -125,17 +125,17 @@ def table_to_block(table: pa.Table, start: int, columns: Sequence[str], kept: Se
 
 
 def union(columns: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """Return the columns that must be read."""
+    """Return all columns that must be read, without duplicates."""
     return list(dict.fromkeys([*columns, *kept]))
 
 
 def readable_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the columns with the types in which they can be kept."""
+    """Return the columns with types in which they can be kept."""
     return pa.schema([field.with_type(readable(field.type)) for field in schema], metadata=schema.metadata)
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give columns their types in the schema."""
+    """Cast the columns to their types in the schema."""
     for idx, name in enumerate(table.column_names):
         field = schema.field(name)
         if table.schema.field(idx).type != field.type:
@@ -149,17 +149,17 @@ class TableSource:
     problems: Mapping[str, str] = {}
 
     def __init__(self, dataset: Any) -> None:
-        """Wrap it; nothing is read."""
+        """Wrap a dataset. Nothing is read."""
         self._dataset = dataset.with_format("arrow")
         self.num_rows = len(dataset)
         self.schema = readable_schema(dataset.features.arrow_schema)
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Do nothing: columns and types are those of all rows."""
+        """Do nothing: the columns and types are valid for all rows."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Slice the table."""
-        wanted = union(columns, kept) or self.schema.names[:1]  # a table of no columns has no length
+        wanted = union(columns, kept) or self.schema.names[:1]  # a table without columns has no length
         dataset = self._dataset.select_columns(wanted)
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
@@ -167,32 +167,32 @@ class TableSource:
 
 
 class StreamSource:
-    """A ``datasets.IterableDataset`` of unknown inside: read in order, from the start.
+    """A ``datasets.IterableDataset``, which can only be read in order, from the start.
 
-    Keeps its place, and the table that it has decoded last: who takes rows in ascending order, with gaps or without,
+    It keeps its position and the last decoded table: a caller that reads rows in ascending order, even with gaps,
     decodes the dataset once.
     """
 
     problems: Mapping[str, str] = {}
 
     def __init__(self, dataset: Any, num_rows: int, schema: pa.Schema) -> None:
-        """Wrap it.
+        """Wrap a dataset.
 
         Args:
-            num_rows: as ``count_rows`` or the dataset's card says.
+            num_rows: the number from ``count_rows`` or from the dataset's card.
         """
         self._dataset = dataset.with_format("arrow")
         self.num_rows, self.schema = num_rows, readable_schema(schema)
         self._tables: Iterator[pa.Table] = iter(())
         self._table, self._start = self.schema.empty_table(), 0
-        """The table decoded last, and which row of the split is its first."""
+        """The last decoded table, and the index of its first row in the split."""
         self._restart()
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Do nothing: columns and types are those of all rows."""
+        """Do nothing: the columns and types are valid for all rows."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Go on to ``start``, or begin again if it lies before the last table."""
+        """Continue to ``start``, or restart if it is before the last table."""
         position = start
         while position < stop and self._reach(position):
             first = position - self._start
@@ -201,7 +201,7 @@ class StreamSource:
             position += len(block)
 
     def _reach(self, row_idx: int) -> bool:
-        """Decode up to the table that holds a row. False if there is no such row."""
+        """Decode up to the table with this row. Return False if the row does not exist."""
         if row_idx < self._start:
             self._restart()
         while row_idx >= self._start + len(self._table):
@@ -217,10 +217,10 @@ class StreamSource:
 
 
 def count_rows(dataset: Any, schema: pa.Schema, limit: int | None) -> int:
-    """Count the rows of an iterable dataset by decoding it; up to ``limit``.
+    """Count the rows of an iterable dataset by decoding it, up to ``limit`` rows.
 
     Raises:
-        pyarrow.ArrowException: some of them do not fit the schema.
+        pyarrow.ArrowException: some rows do not fit the schema.
     """
     num_rows = 0
     for table in dataset.with_format("arrow").iter(batch_size=1000):

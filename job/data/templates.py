@@ -1,7 +1,7 @@
-"""Templates that users write: Jinja2, in its sandbox, because they come with datasets and must not reach Python.
+"""Prompt templates: Jinja2 in its sandbox, because templates come with datasets and must not reach Python.
 
-Besides, a template must give the same text in every run, and none that nobody has written: random draws, nulls and
-Python's own objects never reach a prompt.
+A template must also give the same text in every run, and only text that someone wrote: random draws, nulls and Python
+objects never reach a prompt.
 """
 
 import json
@@ -20,10 +20,10 @@ LOADERS = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, j
 """Tags that need a second template."""
 
 ROW = "row"
-"""The variable that maps all columns by their names: ``row['Ticket ID']``. A column of this name hides it."""
+"""The variable that maps column names to values: ``row['Ticket ID']``. A column with this name hides it."""
 
 DICT_METHODS = ("get", "items", "keys", "values")
-"""``row.items`` is the method, unless ``items`` is a column."""
+"""Methods of ``row``: ``row.items`` is the method unless ``items`` is a column."""
 
 
 class Template:
@@ -33,11 +33,11 @@ class Template:
         """Compile it.
 
         Args:
-            columns: of the dataset, if they are known. One with the name of a function of Jinja2, such as ``range``,
-                hides the function.
+            columns: columns of the dataset, if they are known. A column with the name of a Jinja2 function, such as
+                ``range``, hides the function.
 
         Raises:
-            UsageError: its syntax is wrong, it needs another file, or it names no column.
+            UsageError: the syntax is wrong, the template needs another file, or it uses no column.
         """
         environment = _Environment(columns)
         try:
@@ -57,41 +57,41 @@ class Template:
             raise UsageError(_advice(text, columns))
         of_row = set() if ROW in columns or ROW not in names else _columns_of_row(tree, columns)
         self.needs_all = of_row is None
-        """Whether it can be seen only while it runs which columns it needs."""
+        """Whether the columns that it uses are known only while it runs."""
         named = names - ({ROW} - {*columns}) | (of_row or set())
         self.columns = [*columns, *sorted(named - {*columns})] if self.needs_all else sorted(named)
-        """Names of the columns that it needs."""
+        """The names of the columns that it needs."""
 
     def render(self, values: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> str:
         """Return the text for a row.
 
         Args:
-            values: of the row's columns.
+            values: the row's values by column.
             others: variables that are not columns.
 
         Raises:
-            Exception: whatever its expressions can raise.
+            Exception: whatever the template's expressions raise.
         """
         known = {name: _null(name) if value is None else value for name, value in values.items()}
         return self._template.render({ROW: known} | known | dict(others or {}))
 
 
 def _check(tree: jinja2.nodes.Template, environment: jinja2.Environment) -> None:
-    """Refuse what would fail in every row, wherever in the template it is: Jinja2 itself waits within ``if``.
+    """Refuse tags and filters that would fail at run time. Jinja2 itself does not check inside ``if`` in advance.
 
     Raises:
-        TemplateSyntaxError: there is such a thing.
+        TemplateSyntaxError: the template uses one of them.
     """
     for node in tree.find_all((jinja2.nodes.Filter, *LOADERS)):
         if isinstance(node, LOADERS):
-            reason = "A template cannot take in another file. Put its text in this place"
+            reason = "A template cannot include another file. Insert its text here"
             raise jinja2.TemplateSyntaxError(reason, node.lineno)
         if isinstance(node, jinja2.nodes.Filter) and node.name not in environment.filters:
             raise jinja2.TemplateSyntaxError(f"There is no filter {node.name!r}", node.lineno)
 
 
 def _columns_of_row(tree: jinja2.nodes.Template, columns: Collection[str]) -> set[str] | None:
-    """Return the columns that a template names as ``row['name']`` or ``row.name``; None if ``row`` has other uses."""
+    """Return the columns that a template uses as ``row['name']`` or ``row.name``; None if it uses ``row`` otherwise."""
     uses = sum(node.name == ROW for node in tree.find_all(jinja2.nodes.Name))
     keys: list[str] = []
     for item in tree.find_all(jinja2.nodes.Getitem):
@@ -105,7 +105,7 @@ def _columns_of_row(tree: jinja2.nodes.Template, columns: Collection[str]) -> se
 
 
 def _advice(text: str, columns: Collection[str]) -> str:
-    """Return what to tell someone who wrote ``{question}``, as in Python, or no column at all."""
+    """Return the message for a template without columns, such as one with ``{question}``, as in Python."""
     meant = [name for name in re.findall(r"\{\s*(\w+)\s*\}", text) if name in columns]
     example = meant[0] if meant else next(iter(columns))
     return (
@@ -115,25 +115,26 @@ def _advice(text: str, columns: Collection[str]) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Let a null, and what only Python knows, be an error: no model should read None or <built-in method ...>.
+    """Refuse nulls and Python objects: no model should read None or <built-in method ...>.
 
     Raises:
-        ValueError: the value is such a one.
+        ValueError: the value is one of these.
     """
     if value is None:
         raise ValueError("a null value; write {{ ... or '' }} if it may be missing")
-    if isinstance(value, jinja2.Undefined):  # has an error of its own, which names it
+    if isinstance(value, jinja2.Undefined):  # raises its own error, which names the variable
         return value
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
-        raise ValueError(f"{name!r} is a function here, and no value; there is no key of that name")
+        raise ValueError(f"{name!r} is a function here, not a value; there is no key with that name")
     if isinstance(value, Iterator):
-        raise ValueError(f"a {type(value).__name__} has no text; write {{{{ ... | list }}}} or {{{{ ... | join }}}}")
+        name = type(value).__name__
+        raise ValueError(f"a {name} cannot be written as text; write {{{{ ... | list }}}} or {{{{ ... | join }}}}")
     return value
 
 
 class _Null(jinja2.Undefined):
-    """A column that is null in this row. Conditions take it for None; whatever would make text of it is an error."""
+    """A column that is null in this row. Conditions treat it as None; turning it into text is an error."""
 
     __slots__ = ()
     __iter__ = __len__ = __str__ = jinja2.Undefined._fail_with_undefined_error
@@ -147,7 +148,7 @@ def _null(column: str) -> _Null:
 
 
 def _variable(column: str) -> str:
-    """Return what a template calls a column.
+    """Return how a template refers to a column.
 
     >>> _variable("question"), _variable("Ticket ID")
     ('question', "row['Ticket ID']")
@@ -156,14 +157,14 @@ def _variable(column: str) -> str:
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox, with our rules."""
+    """Jinja2's sandbox with our rules for nulls, functions and filters."""
 
     def __init__(self, columns: Collection[str]) -> None:
         super().__init__(
             undefined=jinja2.StrictUndefined, finalize=_printable, autoescape=False, keep_trailing_newline=True
         )
-        del self.filters["random"]  # without a seed: a restart would give other prompts
-        for name in ("lipsum", *columns):  # lipsum draws, too
+        del self.filters["random"]  # it has no seed: a restart would give different prompts
+        for name in ("lipsum", *columns):  # lipsum is random, too
             self.globals.pop(name, None)
         self.filters["tojson"] = _to_json
         self.tests |= {
@@ -173,7 +174,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         }
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return ``obj.attribute``; of an object from the dataset its key, before a method of Python's with that name.
+        """Return ``obj.attribute``. In an object from the dataset, a key comes before a Python method of the same name.
 
         >>> Template("{{ d.items }}").render({"d": {"items": 3}})
         '3'
@@ -184,10 +185,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON as it is; Jinja2's own filter escapes it for HTML."""
+    """Return plain JSON: Jinja2's own filter escapes it for HTML."""
 
     def null(unknown: Any) -> None:
         if not isinstance(unknown, _Null):
-            raise TypeError(f"a {type(unknown).__name__} has no JSON")
+            raise TypeError(f"a {type(unknown).__name__} cannot be written as JSON")
 
     return json.dumps(value, ensure_ascii=False, indent=indent, default=null)

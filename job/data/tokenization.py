@@ -1,4 +1,4 @@
-"""From prompts to requests: the limits of a prompt's length, and what becomes of one that is too long."""
+"""From prompts to requests: prompts that are too long are truncated or become errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ from job.tasks import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
-    """A prompt and what became of it."""
+    """A prompt with its request or its error."""
 
     prompt: Prompt
-    """As the model reads it: cut, if it was too long and is to be cut."""
+    """The prompt as the model reads it, after truncation."""
     request: Request | None
-    """For sample 0; None if there is an ``error``."""
+    """The request for sample 0; None if there is an ``error``."""
     error: RowError | None = None
     num_tokens: int = 0
-    """Of the prompt as it was rendered, if it is known."""
+    """The number of tokens before truncation; 0 if it is unknown."""
 
     def completion(self, sample_idx: int) -> Completion:
         """Return the output row of a prompt that cannot be a request."""
@@ -42,25 +42,25 @@ class Tokenization:
     def __init__(
         self, tokenizer: Tokenizer, task: Task, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str
     ) -> None:
-        """Fix how prompts are encoded.
+        """Set how prompts are encoded.
 
         Args:
-            task: what the engine is asked for each.
-            chat: whether prompts come from a chat template, which writes the special tokens itself.
-            max_prompt_tokens: longer prompts follow ``on_long_prompt``.
+            task: the task of every request.
+            chat: whether prompts come from a chat template, which adds the special tokens itself.
+            max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
         """
         self._tokenizer, self._task, self._add_special_tokens = tokenizer, task, not chat
         self._max_prompt_tokens, self._on_long_prompt = max_prompt_tokens, on_long_prompt
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        """Turn prompts into requests, as far as they can be."""
+        """Turn prompts into requests; those that cannot become one get an error."""
         encodable = [p for p in prompts if p.error is None and _is_unicode(p.text)]
         ids_of = dict(zip((p.row_idx for p in encodable), self._encode(encodable), strict=True))
         return [self._to_request(prompt, ids_of.get(prompt.row_idx)) for prompt in prompts]
 
     def num_tokens(self, prompt: Prompt) -> int:
-        """Return the length of a prompt as it was rendered, whatever its limit is."""
+        """Return the number of tokens of a prompt, before truncation."""
         return len(self._encode([prompt])[0])
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -71,7 +71,7 @@ class Tokenization:
         if prompt.error is not None:
             return EncodedPrompt(prompt=prompt, request=None, error=prompt.error)
         if ids is None:
-            error = RowError("invalid_unicode", "the prompt holds a lone surrogate, which is not a character")
+            error = RowError("invalid_unicode", "the prompt contains a lone surrogate, which is not a character")
             return EncodedPrompt(prompt=prompt, request=None, error=error)
         if not ids:
             return EncodedPrompt(
@@ -89,10 +89,10 @@ class Tokenization:
         return EncodedPrompt(prompt=prompt, request=request, num_tokens=num_tokens)
 
     def _truncate(self, prompt: Prompt) -> tuple[Prompt, list[int]] | None:
-        """Cut the row's own content, at a token's border, until the prompt fits. None if cutting all is not enough.
+        """Cut the row's own content, at a token boundary, until the prompt fits. None if cutting all is not enough.
 
-        The text is cut and tokenized again, not the ids: so special tokens and the chat template stay whole. Tokens
-        may join anew at the cut, hence the repetition.
+        The text is cut and tokenized again, not the ids, so special tokens and the chat template stay intact. Tokens
+        may merge differently at the cut, so this is repeated until the prompt fits.
         """
         text, (start, end) = str(prompt.text), prompt.content_span or (0, 0)
         while True:
@@ -103,7 +103,7 @@ class Tokenization:
             inside = [(a, b) for a, b in offsets if start <= a < b <= end]
             if excess >= len(inside):
                 return None
-            # The last token that has to go, with the whole character of which it may be only a byte.
+            # Cut up to the last token to remove. It may be one byte of a character: then the whole character is cut.
             if self._on_long_prompt == "truncate-left":
                 cut = inside[excess - 1][1]
                 text, end = text[:start] + text[cut:], end - (cut - start)
@@ -115,12 +115,12 @@ class Tokenization:
 
 
 def _printable(text: str) -> str:
-    """Return a text that can be written as UTF-8: lone surrogates become escapes."""
+    """Return a text that can be encoded as UTF-8: lone surrogates become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_unicode(text: str | None) -> bool:
-    """Whether the text can be written as UTF-8; a lone surrogate from JSON cannot."""
+    """Whether the text can be encoded as UTF-8; a lone surrogate from JSON cannot."""
     try:
         str(text).encode()
         return True

@@ -1,1 +1,1 @@
-"""What a person sees while a run goes: progress, figures, the summary. And silence where it belongs."""
+"""What a person sees of a run: the preview, progress, status and the summary. It also silences the libraries."""

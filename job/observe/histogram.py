@@ -1,4 +1,4 @@
-"""How numbers are spread, as a few of them and as bars of text."""
+"""The distribution of whole numbers: a few quantiles, and bars made of text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ BAR_CHARS = 40
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """How many numbers lie from ``first`` to ``last``, both included."""
+    """How many numbers are between ``first`` and ``last``, both included."""
 
     first: int
     last: int
@@ -22,20 +22,20 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How whole numbers from 0 on are spread; there is at least one."""
+    """The distribution of one or more whole numbers, none of them negative."""
 
     count: int
     min: int
     median: int
     p95: int
-    """95 % of them are at most this."""
+    """95 % of the numbers are at most this."""
     max: int
     bins: tuple[Bin, ...]
-    """All of one width, but for the last if some numbers are far above the others."""
+    """All have the same width, except that the last is wider if some numbers are far above the others."""
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> "Histogram":
-        """Count them.
+        """Count the numbers.
 
         >>> [(entry.first, entry.last, entry.count) for entry in Histogram.of([3, 0, 1, 1]).bins]
         [(0, 0, 1), (1, 1, 2), (2, 2, 0), (3, 3, 1)]
@@ -62,7 +62,7 @@ class Histogram:
 
 
 def _bins(values: npt.NDArray[np.int64], top: int) -> tuple[Bin, ...]:
-    """Cut from the smallest number to ``top``; what lies above goes into the last bin."""
+    """Divide the range from the smallest number to ``top`` into bins; numbers above ``top`` go into the last bin."""
     width = round_up((top - int(values[0])) // MAX_BINS + 1)
     borders = list(range(int(values[0]) // width * width, top + 1, width))
     borders.append(max(borders[-1] + width, int(values[-1]) + 1))
@@ -71,7 +71,7 @@ def _bins(values: npt.NDArray[np.int64], top: int) -> tuple[Bin, ...]:
 
 
 def round_up(width: int) -> int:
-    """Return the next number that is 1, 2 or 5 times a power of ten.
+    """Return the smallest number from ``width`` up that is 1, 2 or 5 times a power of ten.
 
     >>> [round_up(width) for width in (1, 3, 5, 6, 11, 201)]
     [1, 5, 5, 10, 20, 500]
@@ -85,6 +85,6 @@ def round_up(width: int) -> int:
 
 
 def _bar(count: int, most: int) -> str:
-    """Return a bar as long as its share of the longest; whatever is there at all can be seen."""
+    """Return a bar whose length is its share of the longest; a count above 0 gets at least one character."""
     length = max(round(BAR_CHARS * count / most), 1 if count else 0)
     return ("#" * length).ljust(BAR_CHARS)

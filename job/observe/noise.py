@@ -1,4 +1,4 @@
-"""Silence for the libraries, unless the user wants to hear them."""
+"""Silences the libraries unless the user asks for their messages."""
 
 import logging
 import os
@@ -6,9 +6,9 @@ import warnings
 
 
 def silence_libraries(*, verbose: bool) -> None:
-    """Set what transformers, datasets, huggingface-hub and DeepSpeed say. Call before they are imported.
+    """Limit the messages of transformers, datasets, huggingface-hub and DeepSpeed. Call before they are imported.
 
-    Their progress bars are theirs per process and file; ours is one per launch.
+    Their progress bars are hidden, too: they show one per process and file, we show one per launch.
     """
     if verbose:
         return
@@ -23,13 +23,13 @@ def silence_libraries(*, verbose: bool) -> None:
 
 
 def silence_progress_bars(*, verbose: bool) -> None:
-    """Switch off the bars that no environment variable switches off. Call after the libraries are imported."""
+    """Turn off the progress bars that no environment variable controls. Call after the libraries are imported."""
     if verbose:
         return
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it logs as an error it raises, too: we tell that
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its logged errors are also raised, and we report those
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

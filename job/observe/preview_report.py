@@ -1,4 +1,4 @@
-"""What a run would do: for people as text, for programs as JSON values."""
+"""What a run would do, as text for people and as JSON values for programs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ class SeenPrompt:
 
     row_idx: int
     text: str
-    """Special tokens included."""
+    """Includes special tokens."""
     num_tokens: int
     was_cut: bool
-    """Whether it was too long."""
+    """Whether it was too long and has been truncated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenError:
-    """Rows that become error rows for the same kind of reason."""
+    """Rows that become error rows of the same kind."""
 
     kind: str
     num_rows: int
@@ -36,25 +36,25 @@ class SeenError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvMemory:
-    """An estimate of what the KV cache takes, on each process."""
+    """An estimate of the KV cache memory that each process needs."""
 
     bytes_per_token: int
     num_new_tokens: int
-    """Of a completion at most."""
+    """The most tokens that a completion can have."""
     num_shared_tokens: int
-    """At the beginning of every prompt; they are kept once."""
+    """Tokens at the beginning of every prompt, which are stored once."""
 
     def row_bytes(self, num_prompt_tokens: int) -> int:
-        """Return what a row with such a prompt takes when its completion is as long as it may be."""
+        """Return the memory for a row with a prompt of this length and the longest possible completion."""
         return (num_prompt_tokens + self.num_new_tokens) * self.bytes_per_token
 
     def rows_per_gib(self, num_prompt_tokens: int) -> int:
-        """Return how many such rows fit in 1 GiB at once, the shared tokens kept once among them."""
+        """Return how many such rows fit in 1 GiB at once. The shared tokens are stored once and count."""
         shared_bytes = self.num_shared_tokens * self.bytes_per_token
         return max(0, GIB - shared_bytes) // (self.row_bytes(num_prompt_tokens) - shared_bytes)
 
     def to_dict(self, num_prompt_tokens: int) -> dict[str, int]:
-        """Return JSON values for a row with such a prompt."""
+        """Return JSON values for a row with a prompt of this length."""
         return {
             "prompt_tokens": num_prompt_tokens,
             "bytes": self.row_bytes(num_prompt_tokens),
@@ -64,7 +64,7 @@ class KvMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a run would do. Counts of rows are of those that were read."""
+    """What a run would do. Row counts are of the rows that were read."""
 
     dataset: str
     model: str
@@ -72,39 +72,39 @@ class Preview:
     tensor_parallel_size: int
     max_model_len: int
     num_rows: int
-    """Of the dataset, up to ``--limit``."""
+    """The rows of the dataset, up to ``--limit``."""
     num_shards: int
     rows_per_shard: int
     num_samples: int
     sampled: str
-    """``all`` rows were read, ``spread`` ones from everywhere, or the ``first`` ones."""
+    """Which rows were read: ``all``, ``spread`` over the dataset, or the ``first`` ones."""
     num_sampled: int
     prompts: Sequence[SeenPrompt]
     sections: Sequence[Section]
-    """What the run's modes show."""
+    """The sections that the run's modes add."""
     empty_sections: Mapping[str, object]
-    """The JSON values of modes that the run has not."""
+    """The JSON values of the modes that this run does not use."""
     lengths: Histogram | None
-    """Of prompts in tokens, before any is cut. None if no row has a prompt."""
+    """Prompt lengths in tokens, before truncation. None if no row has a prompt."""
     admitted: Histogram | None
-    """Of those that the model will read."""
+    """Lengths of the prompts that the model will read, after truncation."""
     max_prompt_tokens: int
     on_long_prompt: str
     num_too_long: int
     num_cut: int
-    """Of those, the ones that will be cut; the others become error rows."""
+    """How many of the prompts that are too long will be truncated. The others become error rows."""
     errors: Sequence[SeenError]
-    """Not those that are too long."""
+    """Errors other than ``prompt_too_long``."""
     num_shared_tokens: int
-    """With which all prompts begin."""
+    """The length of the beginning that all prompts share."""
     kv_memory: KvMemory | None
-    """None if the model's configuration does not tell."""
+    """None if the model's configuration does not contain the sizes."""
     schema: Sequence[tuple[str, str]]
     """Columns of the output and their Arrow types."""
     notes: Sequence[str]
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON values. The names are a promise: they stay."""
+        """Return JSON values. The names are stable: programs rely on them."""
         return {
             "dataset": self.dataset,
             "model": {
@@ -172,7 +172,7 @@ def describe_preview(preview: Preview) -> str:
 
 
 def _titled(title: str, lines: Sequence[str]) -> list[str]:
-    """Put a title before the first of some lines."""
+    """Put a title before the first line and indent the others."""
     return [f"  {title if idx == 0 else '':<10}{line}" for idx, line in enumerate(lines)]
 
 
@@ -183,7 +183,7 @@ def _prompt(prompt: SeenPrompt) -> list[str]:
 
 
 def _visible(line: str) -> str:
-    """Write control characters as escapes: a terminal would obey them.
+    """Replace control characters with escapes: a terminal would execute them.
 
     >>> _visible("a\\tb\\r\\x1b[2J")
     'a\\tb\\\\r\\\\x1b[2J'
@@ -193,9 +193,9 @@ def _visible(line: str) -> str:
 
 def _dataset(preview: Preview) -> str:
     ways = {
-        "all": "all of them read",
-        "spread": f"{preview.num_sampled:,} from everywhere read",
-        "first": f"the first {preview.num_sampled:,} read",
+        "all": "all of which were read",
+        "spread": f"{preview.num_sampled:,} of which were read, spread over the dataset",
+        "first": f"the first {preview.num_sampled:,} of which were read",
     }
     return f"{preview.dataset}: {preview.num_rows:,} rows, {ways[preview.sampled]}"
 
@@ -242,16 +242,16 @@ def _share(num_rows: int, preview: Preview) -> str:
 
 
 def _shared(preview: Preview) -> str:
-    return f"{preview.num_shared_tokens:,} tokens begin every prompt: they are computed and kept once"
+    return f"all prompts begin with the same {preview.num_shared_tokens:,} tokens, which are computed and stored once"
 
 
 def _memory(preview: Preview) -> list[str]:
     memory, lengths = preview.kv_memory, preview.admitted
     if memory is None:
-        return ["unknown: the model's configuration does not tell"]
+        return ["unknown: the model's configuration does not contain the sizes"]
     size = preview.tensor_parallel_size
     per_process = "" if size == 1 else f" on each of {size} processes"
-    lines = [f"{memory.bytes_per_token:,} bytes a token{per_process}, by an estimate"]
+    lines = [f"{memory.bytes_per_token:,} bytes per token{per_process} (estimate)"]
     if lengths is not None:
         for name, num_tokens in (("median", lengths.median), ("longest", lengths.max)):
             lines.append(

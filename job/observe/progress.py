@@ -1,4 +1,4 @@
-"""How far the run is: a bar on a terminal, a line every 30 seconds elsewhere. On stderr; stdout is the user's."""
+"""Shows progress on stderr: a bar on a terminal, a line every 30 seconds elsewhere. Stdout gets only the summary."""
 
 import contextlib
 import sys
@@ -15,27 +15,28 @@ BAR_SECS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunProgress:
-    """Where all workers on this run stand together."""
+    """The progress of all workers of this run together."""
 
     num_rows: int
-    """Finished rows of the run, those of earlier launches included."""
+    """Finished rows of the run, including those of earlier launches."""
     total_rows: int
     num_errors: int
-    """Seen by the workers at work now."""
+    """Error rows counted by the workers that are running now."""
     num_new_rows: int
-    """Finished since these workers started."""
+    """Rows finished since these workers started."""
     num_tokens: int
-    """Computed since these workers started, of unfinished rows, too."""
+    """Tokens computed since these workers started, including those of unfinished rows."""
     num_at_work: int
-    """Rows that are being computed now."""
+    """Rows in flight."""
     tokens_per_sec: float
 
     @property
     def eta_secs(self) -> float | None:
-        """Remaining rows times tokens per row over tokens per second; None before that means anything.
+        """Remaining rows times tokens per row, divided by tokens per second; None until that is meaningful.
 
-        Tokens, not rows: the longest rows come first, so rows per second mislead for hours. Rows at work count half.
-        They all start together, so the first ends tell nothing: as many must have ended as are at work.
+        It is based on tokens because the longest rows come first, so rows per second would mislead for hours. Rows in
+        flight count half. They all start together, so the first rows to finish are not representative: the estimate
+        begins when the number of finished rows has reached the number in flight.
         """
         if self.num_new_rows < max(1, self.num_at_work) or not self.tokens_per_sec:
             return None
@@ -45,7 +46,7 @@ class RunProgress:
 
 
 def describe(progress: RunProgress) -> str:
-    """Return progress as one line of a log.
+    """Return progress as one log line.
 
     >>> describe(RunProgress(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
     ...                   num_at_work=0, tokens_per_sec=100.0))
@@ -66,10 +67,10 @@ def describe(progress: RunProgress) -> str:
 
 
 class Progress:
-    """Shows progress. One process of a launch shows them; the others have ``enabled=False``."""
+    """Shows progress. Only one process of a launch does; the others pass ``enabled=False``."""
 
     def __init__(self, *, enabled: bool) -> None:
-        """Show nothing yet."""
+        """Prepare to write to stderr, with a bar if it is a terminal. The bar appears with the first ``show``."""
         self._enabled = enabled
         self._bar: Any = None
         self._task: Any = None
@@ -77,23 +78,23 @@ class Progress:
         self._last = time.monotonic()
 
     def note(self, text: str) -> None:
-        """Tell the user something once."""
+        """Print a note with a time stamp."""
         if not self._enabled:
             return
         stamp = time.strftime("%H:%M:%S")
-        with contextlib.suppress(OSError):  # the log's disk is full, or the terminal is gone: no reason to end a run
+        with contextlib.suppress(OSError):  # a full disk under the log or a closed terminal must not end a run
             if self._bar is not None:
                 self._bar.console.print(f"{stamp}  {text}", markup=False, highlight=False)
             else:
                 print(f"{stamp}  {text}", file=sys.stderr, flush=True)
 
     def is_due(self) -> bool:
-        """Whether it is time to show where the run is."""
+        """Whether it is time to show progress again."""
         every = BAR_SECS if self._is_terminal else LINE_SECS
         return self._enabled and time.monotonic() - self._last >= every
 
     def show(self, progress: RunProgress) -> None:
-        """Show where the run is."""
+        """Update the bar, or print a line."""
         self._last = time.monotonic()
         if not self._enabled:
             return
@@ -105,7 +106,7 @@ class Progress:
         self._bar.update(self._task, completed=progress.num_rows, description=text)
 
     def finish(self, summary: Summary) -> None:
-        """Print the summary, for the user, on stdout."""
+        """Print the summary on stdout."""
         if not self._enabled:
             return
         try:
@@ -114,7 +115,7 @@ class Progress:
             self.note(f"the summary cannot be written to standard output: {error.strerror}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar and restore the terminal."""
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()

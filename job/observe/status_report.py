@@ -1,4 +1,4 @@
-"""Where a run stands, as seen from outside: for people as text, for programs as JSON values."""
+"""The status of a run as seen from outside: as text for people, as JSON values for programs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,39 +6,39 @@ from dataclasses import asdict, dataclass
 from job.observe.text import format_secs
 
 MAX_LINES = 20
-"""Workers that are shown one by one."""
+"""At most this many workers are listed."""
 
 MAX_SHARDS = 5
-"""Shards that are named in one line."""
+"""At most this many shards are named in one line."""
 
 LATE_SECS = 60.0
-"""A worker that lives, but has not said for so long how far it is, is in a long step, or stuck."""
+"""A live worker that has not reported figures for this long is in a long step, or stuck."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A worker that gives a sign of life."""
+    """A worker whose heartbeat is recent."""
 
     worker_id: str
     host: str
     pid: int
     state: str
-    """``working`` on shards of its own, ``helping`` with shards of others, ``waiting`` for work."""
+    """``working`` on its own shards, ``helping`` with those of other workers, or ``waiting`` for work."""
     shards: Sequence[int]
-    """Shards that it holds."""
+    """Shards whose leases it holds."""
     helps_with: Sequence[int]
-    """Shards of others that it holds a slice of."""
+    """Shards of other workers of which it holds slices."""
     heartbeat_age_secs: float
     figures_age_secs: float | None
-    """Since it last said how far it is; None if it has not yet."""
+    """Seconds since it last reported figures; None if it has not yet."""
     num_rows: int
-    """Rows that it has finished since it started."""
+    """Rows finished since it started."""
     tokens_per_sec: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleLease:
-    """What a worker that is gone still seems to hold."""
+    """A lease whose worker is dead or has been silent for too long."""
 
     shard_idx: int
     slice_idx: int | None
@@ -46,7 +46,7 @@ class StaleLease:
     host: str
     silent_secs: float
     is_dead: bool
-    """Whether its process is known to run no more."""
+    """Whether its process is known to have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +58,20 @@ class Status:
     num_done: int
     num_in_work: int
     num_stale: int
-    """Shards whose holder is gone: the next worker that looks takes them over."""
+    """Shards whose holder is dead or silent: the next worker that looks takes them over."""
     num_free: int
     num_to_retry: int
-    """Of those that are not done: shards with a part some of whose error rows are to be done again."""
+    """Shards that have a part, but are not done because some of its error rows will be retried."""
     total_rows: int
     num_rows: int
-    """Finished rows: in parts, and in journals as far as workers have told."""
+    """Finished rows: those in parts, and those in journals as far as workers have reported."""
     num_part_rows: int
     errors: Mapping[str, int]
     """Error kind to number of rows: in the parts whose footers were read, and in journals as far as workers have
-    reported."""
+    reported.
+    """
     num_part_errors: int
-    """Of these errors, those in parts."""
+    """How many of these errors are in parts."""
     num_prompt_tokens: int
     num_completion_tokens: int
     num_parts: int
@@ -81,34 +82,35 @@ class Status:
     tokens_per_sec: float
     eta_secs: float | None
     is_store_time: bool
-    """False: ages are by this machine's clock, since nothing can be written in the run directory."""
+    """False if ages are measured by this machine's clock, because the run directory is not writable."""
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether every shard is done."""
         return self.num_done == self.num_shards
 
     @property
     def is_partial(self) -> bool:
-        """Whether there are parts that were not read for lack of time."""
+        """Whether some parts have not been read yet, for lack of time."""
         return self.num_parts_read + self.num_parts_unreadable < self.num_parts
 
     @property
     def advice(self) -> str:
-        """What to do, in one line."""
+        """What to do next, in one line."""
         if self.num_parts_unreadable:
-            return f"Parts that cannot be read: job verify {self.output} says which and why."
+            return f"Some parts cannot be read: job verify {self.output} lists them, with reasons."
         if self.is_done:
-            return f"Done: every row is in a part. job verify {self.output} reads them all."
+            return f"Done: every row is in a part. job verify {self.output} checks them all."
         if self.workers:
-            gone = " The living take over from those that are gone." if self.stale_leases else ""
-            return f"At work: nothing to do.{gone}"
+            takeover = " Live workers take over from dead ones." if self.stale_leases else ""
+            return f"Running; nothing to do.{takeover}"
         return (
-            "Nobody works on it: run the same command to continue. (A launch that still loads its model is not seen.)"
+            "No worker is active: run the same command to continue. "
+            "(A launch that is still loading its model is not shown.)"
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON values. The names are a promise: they stay."""
+        """Return JSON values. The names are stable: programs rely on them."""
         return {
             "output": self.output,
             "done": self.is_done,
@@ -143,7 +145,7 @@ class Status:
 
 
 def describe_status(status: Status) -> str:
-    """Return a status as text; the last line says what to do."""
+    """Return a status as text. The last line is the advice."""
     return "\n".join(
         [
             status.output,
@@ -152,7 +154,9 @@ def describe_status(status: Status) -> str:
             f"  errors   {_errors(status)}",
             *([] if status.is_done else [f"  speed    {_speed(status)}"]),
             *_limited("workers", [_describe_worker(worker) for worker in status.workers]),
-            *_limited("workers that are gone", [_describe_stale(leases) for leases in _by_worker(status.stale_leases)]),
+            *_limited(
+                "dead or silent workers", [_describe_stale(leases) for leases in _by_worker(status.stale_leases)]
+            ),
             *_remarks(status),
             status.advice,
         ]
@@ -161,9 +165,9 @@ def describe_status(status: Status) -> str:
 
 def _shards(status: Status) -> str:
     stale = f", {status.num_stale:,} stale" if status.num_stale else ""
-    retry = f"; {status.num_to_retry:,} with error rows to be done again" if status.num_to_retry else ""
+    retry = f"; {status.num_to_retry:,} with error rows to retry" if status.num_to_retry else ""
     done = f"{status.num_done:,} of {status.num_shards:,} done"
-    return f"{done}, {status.num_in_work:,} in work{stale}, {status.num_free:,} free{retry}"
+    return f"{done}, {status.num_in_work:,} in progress{stale}, {status.num_free:,} free{retry}"
 
 
 def _rows(status: Status) -> str:
@@ -208,7 +212,7 @@ def _describe_worker(worker: Worker) -> str:
 
 
 def _describe_stale(leases: Sequence[StaleLease]) -> str:
-    """Describe what one worker has left."""
+    """Describe the leases that one dead or silent worker has left behind."""
     first = leases[0]
     shards = [lease.shard_idx for lease in leases if lease.slice_idx is None]
     slices = sorted({lease.shard_idx for lease in leases} - set(shards))
@@ -228,7 +232,7 @@ def _by_worker(leases: Iterable[StaleLease]) -> list[list[StaleLease]]:
 
 
 def _name_shards(shards: Sequence[int]) -> str:
-    """Name some shards.
+    """Return a short list of shard indices.
 
     >>> _name_shards([7]), _name_shards(range(9))
     ('shard 7', 'shards 0, 1, 2, 3, 4 and 4 more')
@@ -243,5 +247,5 @@ def _remarks(status: Status) -> list[str]:
     if status.num_parts_unreadable:
         remarks.append(f"  parts that cannot be read: {status.num_parts_unreadable:,}")
     if (status.workers or status.stale_leases) and not status.is_store_time:
-        remarks.append("  Ages are by this machine's clock: the run directory cannot be written.")
+        remarks.append("  Ages are by this machine's clock, because the run directory is not writable.")
     return remarks

@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by activity, for the summary."""
+"""Measures where the time goes: seconds by activity, for the summary."""
 
 import contextlib
 import time
@@ -10,13 +10,13 @@ class Stopwatch:
     """Adds up seconds by name."""
 
     def __init__(self) -> None:
-        """Start the total."""
+        """Start measuring the total time."""
         self.secs: defaultdict[str, float] = defaultdict(float)
         self._start = time.monotonic()
 
     @property
     def total_secs(self) -> float:
-        """Since the stopwatch was made."""
+        """Seconds since the stopwatch was created."""
         return time.monotonic() - self._start
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the user reads at the end, on stdout."""
+"""The summary that is printed on stdout at the end of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Summary:
     num_parts: int
     num_rows: int
     errors: Mapping[str, int]
-    """Kind to number, over the whole run."""
+    """Error kind to number of rows, over the whole run."""
     num_prompt_tokens: int
     num_completion_tokens: int
     num_launch_rows: int
@@ -23,13 +23,13 @@ class Summary:
     num_launch_tokens: int
     """Tokens computed by this launch."""
     compute_secs: float
-    """Of this launch, loading not included."""
+    """Seconds that this launch took after loading the model."""
     secs: Mapping[str, float]
-    """Activity to seconds, on the process that speaks."""
+    """Activity to seconds, on the process that prints the summary."""
     total_secs: float
 
     def __str__(self) -> str:
-        """Return the text."""
+        """Return the summary as several lines of text."""
         num_errors = sum(self.errors.values())
         kinds = ", ".join(f"{kind} {num:,}" for kind, num in sorted(self.errors.items(), key=lambda item: -item[1]))
         rate = self.num_launch_tokens / self.compute_secs if self.compute_secs else 0.0

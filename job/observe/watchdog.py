@@ -1,6 +1,6 @@
-"""Ends a process whose engine hangs, and says which rows it was at.
+"""Ends a process whose engine hangs, and reports the rows that were in flight.
 
-A kernel that never returns, or a collective whose other side is gone, would hold the GPUs until the time limit.
+A kernel that never returns, or a collective whose other side has died, would hold the GPUs until the time limit.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from job.observe.text import rows_text
 
 
 class Heartbeat:
-    """The engine's sign of life: it asks before every token whether it should stop."""
+    """The engine's sign of life: the engine asks before every token whether it should stop."""
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
-        """Wrap the question that the engine asks."""
+        """Wrap ``should_stop``, the function that the engine calls."""
         self._should_stop = should_stop
         self.num_beats = 0
 
@@ -28,14 +28,14 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Watches whether the engine's heart still beats."""
+    """Watches a heartbeat, and ends the process when it stops."""
 
     def __init__(self, stall_secs: float, heartbeat: Heartbeat, rows_at_work: Callable[[], list[int]]) -> None:
-        """Begin to watch.
+        """Start the watching thread.
 
         Args:
-            stall_secs: silence after which the process ends; 0 never.
-            rows_at_work: indices of the rows that the engine is at.
+            stall_secs: seconds without a heartbeat after which the process ends; 0: never.
+            rows_at_work: returns the indices of the rows in flight.
         """
         self._stall_secs, self._heartbeat, self._rows_at_work = stall_secs, heartbeat, rows_at_work
         self._is_watching = False
@@ -45,7 +45,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the engine works. Reading may take its time."""
+        """Watch inside this context, while the engine works: reading data may take longer."""
         self._is_watching = True
         try:
             yield
@@ -53,7 +53,7 @@ class Watchdog:
             self._is_watching = False
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -63,17 +63,17 @@ class Watchdog:
             if not self._is_watching or self._heartbeat.num_beats != num_beats:
                 silent_secs, num_beats = 0.0, self._heartbeat.num_beats
             else:
-                silent_secs += every_secs  # not by the clock: the process may have been suspended
+                silent_secs += every_secs  # not measured by the clock: the process may have been suspended
             if silent_secs > self._stall_secs:
                 self._end(silent_secs)
 
     def _end(self, silent_secs: float) -> None:
         try:
             print(
-                f"job: the engine has not ended a step for {silent_secs:.0f} s (--stall-timeout). It was at "
-                f"{rows_text(self._rows_at_work())}. What is finished is safe; run the same command again to continue.",
+                f"job: the engine has not finished a step for {silent_secs:.0f} s (--stall-timeout). In flight: "
+                f"{rows_text(self._rows_at_work())}. Finished rows are safe; run the same command again to continue.",
                 file=sys.stderr,
                 flush=True,
             )
-        finally:  # also if nobody can be told
+        finally:  # even if stderr is closed
             os._exit(EXIT_FAILED)

@@ -1,7 +1,7 @@
 """The table of input formats. A format is one module in this folder with a function ``open_files(files) -> Source``,
 and one line here.
 
-The modules are imported when a dataset of their format is opened: this table is for ``--help``, too, so it is light.
+A module is imported only when a dataset of its format is opened: ``--help`` reads this table, so it must load fast.
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from job.data.source import Source
 
 COMPRESSIONS = (".gz", ".zst")
-"""Endings that may follow a format's own."""
+"""Endings that may follow the ending of a format."""
 
 LINES = (".jsonl", ".ndjson", ".txt")
-"""Endings of files whose rows are lines. Users may read each of them as JSON or as text."""
+"""Endings of files with one row per line. Users may read any of them as JSON or as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How files of some endings are read."""
+    """How files with certain endings are read."""
 
     module: str
     """The module in this folder that opens such files."""
     endings: tuple[str, ...]
-    """Of the files' names, in small letters. ``--help`` lists them."""
+    """Endings of file names, in lower case. ``--help`` lists them."""
     reader: str | None = None
-    """What ``datasets`` calls its reader of such files, and users may, too: ``--dataset csv --data-files a.log``. None
-    if it has none: then the module must read all files itself, the compressed ones included.
+    """The reader for such files in ``datasets``, which users can name, too: ``--dataset csv --data-files a.log``.
+    None: ``datasets`` has no reader, and the module must read all files itself, including compressed ones.
     """
     also: tuple[str, ...] = ()
-    """Endings of other formats that this one takes if users name its reader."""
+    """Endings of other formats that this one accepts if the user names its reader."""
 
     def open(self, files: "Files") -> "Source":
         """Open files of this format.
 
         Raises:
-            UsageError, OSError, ValueError, pyarrow.ArrowException, DatasetsError: they cannot be read.
+            UsageError, OSError, ValueError, pyarrow.ArrowException, DatasetsError: the files cannot be read.
         """
         source: Source = import_module(f"{__name__}.{self.module}").open_files(files)
         return source
@@ -55,17 +55,17 @@ FORMATS = (
     Format(module="parquet", endings=(".parquet",), reader="parquet"),
     Format(module="converted", endings=(".arrow",), reader="arrow"),
 )
-"""Of the formats with one reader, the last also takes files whose names say nothing."""
+"""If several formats share a reader, the last of them also gets files with unknown endings."""
 
 CONVERTED = Format(module="converted", endings=())
-"""What only ``datasets`` knows to read: some datasets of the Hub."""
+"""For data that only ``datasets`` can read, such as some datasets on the Hub."""
 
 ENDINGS = tuple(ending for known in FORMATS for ending in known.endings)
 READERS = tuple(dict.fromkeys(known.reader for known in FORMATS if known.reader))
 
 
 def ending_of(name: str) -> str:
-    """Return the ending that says how to read a file.
+    """Return the ending that decides how a file is read.
 
     >>> ending_of("a.JSONL.gz"), ending_of("https://host/b.parquet")
     ('.jsonl', '.parquet')
@@ -75,12 +75,12 @@ def ending_of(name: str) -> str:
 
 
 def format_of(name: str) -> Format | None:
-    """Return the format that a file has by its name, if it is one of ours."""
+    """Return the format of a file by its name; None if it is not in the table."""
     return next((known for known in FORMATS if ending_of(name) in known.endings), None)
 
 
 def format_of_reader(reader: str, names: Sequence[str]) -> Format:
-    """Return the format of files for which ``datasets`` has chosen a reader, or the user has."""
+    """Return the format of files whose reader was chosen by ``datasets`` or by the user."""
     ours = [known for known in FORMATS if known.reader == reader]
     for known in ours:
         if names and all(ending_of(name) in known.endings + known.also for name in names):

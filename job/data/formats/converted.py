@@ -1,7 +1,7 @@
 """Files that only ``datasets`` can read: they are converted once to Arrow, or streamed.
 
-``datasets`` takes the types of the first rows for all. If others do not fit, a format may know types that all fit, with
-which the files are read again.
+``datasets`` infers the types from the first rows. If later rows do not fit them, some formats can find types that fit
+all rows, and the files are read again with these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,7 @@ from job.errors import UsageError, first_line
 NO_COLUMNS = "it has no rows, so no columns either"
 
 CommonSchema = Callable[[Any, Files], pa.Schema | None]
-"""Looks for columns that all rows of the files fit, given what has failed to read them. Empty or None: there are none
-to be found.
-"""
+"""Returns columns whose types fit all rows of the files; empty or None if there are none."""
 
 
 def open_files(
@@ -27,10 +25,10 @@ def open_files(
     """Convert a split, or open it as a stream.
 
     Args:
-        options: of the reader in ``datasets``.
+        options: options for the reader in ``datasets``.
 
     Raises:
-        UsageError: a file is torn, or there are no columns that all rows fit.
+        UsageError: a file is truncated or damaged, or no types fit all rows.
         ValueError, pyarrow.ArrowException, DatasetsError: the data cannot be read for another reason.
     """
     import datasets
@@ -40,10 +38,10 @@ def open_files(
     try:
         return open_split(builder, files.split, files.config.limit)
     except (*TORN, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error  # datasets wraps
+        reason = error.__cause__ or error  # datasets wraps the original error
         if isinstance(reason, TORN):
             name = _first_torn(files.local_names) or f"--dataset {files.config.dataset}"
-            raise UsageError(f"{name}: the file is torn or damaged: {first_line(reason)}.") from None
+            raise UsageError(f"{name}: the file is truncated or damaged: {first_line(reason)}.") from None
         schema = common_schema and common_schema(builder, files)
         if not schema:
             raise
@@ -52,7 +50,7 @@ def open_files(
 
 
 def empty_dataset(features: Any, split: str | None) -> Any:
-    """Return a ``datasets.Dataset`` of some columns and no rows."""
+    """Return a ``datasets.Dataset`` with columns but no rows."""
     import datasets
 
     return datasets.Dataset(features.arrow_schema.empty_table(), split=split and datasets.Split(split))

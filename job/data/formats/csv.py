@@ -1,7 +1,7 @@
-"""Tables whose columns are separated by commas, or by what the dataset's own card says.
+"""Tables whose columns are separated by commas, or by the separator that the dataset's card gives.
 
-``datasets`` takes the types of the first rows for all. A column in which they differ becomes text, as it is in the
-files: of numbers, too, because not every large integer is a double.
+``datasets`` infers the types from the first rows. A column whose types differ between rows is read as text, exactly as
+in the files. This applies to numbers, too, because a double cannot hold every large integer.
 """
 
 from collections.abc import Iterator
@@ -21,23 +21,23 @@ def open_files(files: Files, sep: str = DEFAULT_SEPARATOR) -> Source:
     """Convert the files.
 
     Args:
-        sep: the separator of cells, if the dataset does not say so itself.
+        sep: the separator of cells, unless the dataset's card gives one.
     """
     config = files.builder().config
     options: dict[str, Any] = {}
     if config.sep == DEFAULT_SEPARATOR != sep:
         options["sep"] = sep
     if config.keep_default_na and not config.na_values:
-        # Only an empty cell is a null: pandas would make one of the texts NA, None, null and a dozen others.
+        # Only an empty cell is a null: pandas would also turn NA, None, null and a dozen other texts into nulls.
         options |= {"keep_default_na": False, "na_values": [""]}
     return converted.open_files(files, options, _common_schema)
 
 
 def _common_schema(builder: Any, files: Files) -> pa.Schema | None:
-    """Read the files once more for columns that all rows fit; None if the files are not here.
+    """Read the local files again to find column types that fit all rows; no columns if the files are not local.
 
     Raises:
-        UsageError: files have other columns; the message names file and column.
+        UsageError: the files have different columns. The message names a file and a column.
     """
     types: dict[str, pa.DataType] = {}
     for file, schema in _schemas(builder, files):
@@ -48,7 +48,7 @@ def _common_schema(builder: Any, files: Files) -> pa.Schema | None:
 
 
 def _schemas(builder: Any, files: Files) -> Iterator[tuple[str, pa.Schema]]:
-    """Yield the columns of some rows after the other, as the builder reads them."""
+    """Yield each file name with the columns of one chunk of rows after the other, read as the builder reads them."""
     import pandas as pd
 
     for file in files.local_names:
@@ -58,7 +58,7 @@ def _schemas(builder: Any, files: Files) -> Iterator[tuple[str, pa.Schema]]:
 
 
 def _type_of(column: Any) -> pa.DataType:
-    """Return the type of a pandas series; text where there is none that pandas can be asked to read."""
+    """Return the type of a pandas series; text if pandas cannot read the column with a single type."""
     try:
         found = pa.Array.from_pandas(column)
     except pa.ArrowException:

@@ -1,4 +1,4 @@
-"""The files of one split, as they are handed to the module of their format."""
+"""The files of one split, in the form that the module of their format receives."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ class Files:
     names: tuple[str, ...]
     """Absolute paths, or URLs. Empty if only ``datasets`` knows where the rows come from."""
     builder: Callable[..., Any]
-    """Returns what reads them in ``datasets``, given its options. Loads ``datasets``: about a second."""
+    """Given reader options, returns the ``datasets`` builder for the files. Imports ``datasets``: about a second."""
 
     @property
     def are_local(self) -> bool:
-        """Whether they are files of this machine."""
+        """Whether they are files on this machine."""
         return bool(self.names) and not any("://" in name for name in self.names)
 
     @property
     def local_names(self) -> tuple[str, ...]:
-        """Their paths; none if they are elsewhere."""
+        """The paths of local files; empty if the files are remote."""
         return self.names if self.are_local else ()
 
     def are_plain(self, endings: Collection[str]) -> bool:
-        """Whether they are local, are not compressed, and have some of these endings."""
+        """Whether all files are local, uncompressed, and have one of these endings."""
         return self.are_local and all(name.lower().endswith(tuple(endings)) for name in self.names)

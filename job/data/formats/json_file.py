@@ -1,4 +1,4 @@
-"""JSON files that hold a list of objects each. They may lack columns: their rows have nulls there."""
+"""JSON files, each with a list of objects. A column that a file lacks is null in its rows."""
 
 import glob
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ def open_files(files: Files) -> Source:
 
 
 def _common_schema(builder: Any, files: Files) -> pa.Schema | None:
-    """Return the columns of all files; None if there is nothing to compare.
+    """Return the columns of all files; None if there are not several local files.
 
     Raises:
-        UsageError: a column has another type in another file.
+        UsageError: a column has different types in different files.
     """
     if len(files.local_names) < 2:
         return None
@@ -37,14 +37,14 @@ def _common_schema(builder: Any, files: Files) -> pa.Schema | None:
                 known = known.set(idx, field)
             elif field.type != known.field(idx).type and not pa.types.is_null(field.type):
                 raise UsageError(
-                    f"{file}: column {field.name!r} is {field.type}, but {known.field(idx).type} in the files before "
-                    "it. Give it one type, or write JSON lines (.jsonl)."
+                    f"{file}: column {field.name!r} is {field.type}, but {known.field(idx).type} in earlier "
+                    "files. Give it one type, or write JSON lines (.jsonl)."
                 )
     return known
 
 
 def _schemas(files: Files) -> Iterator[tuple[str, pa.Schema]]:
-    """Look at the first rows of each file."""
+    """Yield each file name with the columns of its first rows."""
     import datasets
 
     for file in files.local_names:

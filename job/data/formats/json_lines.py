@@ -1,4 +1,4 @@
-"""JSON lines: an object per line, read in place where the files are local and not compressed."""
+"""JSON lines: one object per line. Local, uncompressed files are read in place."""
 
 from job.data.formats import LINES, json_file
 from job.data.formats.files import Files

@@ -1,4 +1,4 @@
-"""Parquet files as one table of rows by index. Read in place: only the row groups and the columns that are needed."""
+"""Parquet files as one table of rows by index, read in place: only the row groups and columns that are needed."""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from job.records import RowBlock
 
 
 def open_files(files: Files) -> Source:
-    """Read the footers. Files of the Hub are fetched first, unless the user wants a stream."""
+    """Open the files in place. Files on the Hub are downloaded and converted, unless the user wants a stream."""
     return ParquetSource(files.names) if files.are_local or files.config.streaming else converted.open_files(files)
 
 
 class ParquetSource:
-    """Parquet files, locally or behind URLs."""
+    """Parquet files, local or at URLs."""
 
     def __init__(self, files: Sequence[str]) -> None:
         """Read the footers.
 
         Raises:
-            OSError, pyarrow.ArrowInvalid: a file is missing or no Parquet file.
+            OSError, pyarrow.ArrowInvalid: a file is missing, or is not a Parquet file.
         """
         self._files = list(files)
-        # (first row, file, row group), ascending: the index that makes row n reachable.
+        # (first row, file, row group), ascending: the index for finding row n.
         self._groups: list[tuple[int, int, int]] = []
         self.num_rows = 0
         columns = _CommonColumns()
@@ -42,7 +42,7 @@ class ParquetSource:
         self.schema, self.problems = columns.schema, columns.problems
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Do nothing: the footers name columns and types."""
+        """Do nothing: the footers already give the columns and types."""
 
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Decode from the row group that holds ``start`` up to ``stop``."""
@@ -65,7 +65,7 @@ class ParquetSource:
     ) -> Iterator[RowBlock]:
         position = group_start
         file = self._open(self._files[file_idx])
-        names = schema.names or [file.schema_arrow.names[0]]  # a batch of no columns has no length
+        names = schema.names or [file.schema_arrow.names[0]]  # a batch without columns has no length
         for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group_idx], columns=names):
             skip, end = max(0, rows.start - position), min(len(batch), rows.stop - position)
             if skip < end:
@@ -78,12 +78,12 @@ class ParquetSource:
                 return
 
     def _cast(self, table: pa.Table, schema: pa.Schema, file: str) -> pa.Table:
-        """Give the rows of any file the types that hold those of all files."""
+        """Cast the rows of one file to the types that all files share."""
         try:
             return table.cast(schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise JobError(
-                f"{file}: a value does not fit the type that its column has with the other files: {first_line(error)}. "
+                f"{file}: a value does not fit the type that all files share for its column: {first_line(error)}. "
                 "Give files whose columns have the same types."
             ) from None
 
@@ -96,20 +96,20 @@ class ParquetSource:
 
 
 class _CommonColumns:
-    """The columns of all files with types that hold the values of each, as one file after the other is added."""
+    """Collects the columns of all files, with types that hold the values of each. Files are added one by one."""
 
     def __init__(self) -> None:
-        """Know none yet."""
+        """Start without files or columns."""
         self._fields: dict[str, pa.Field] = {}
         self._files: dict[str, str] = {}
-        """Column to the first file that has it."""
+        """Column name to the first file that has the column."""
         self._first: tuple[str, pa.Schema] | None = None
         self.problems: dict[str, str] = {}
-        """Column to what is wrong with it, for whoever reads it."""
+        """Column name to an error message. Reading the column is an error, having it is not."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns in the order of the first file."""
+        """The columns, in the order of the first file."""
         metadata = None if self._first is None else self._first[1].metadata
         return pa.schema(list(self._fields.values()), metadata=metadata)
 
@@ -121,7 +121,7 @@ class _CommonColumns:
         for field in schema:
             field = field.with_type(readable(field.type))
             if schema.names.count(field.name) > 1:
-                self._note(field.name, f"{file} has several columns {field.name!r}.")
+                self._note(field.name, f"{file} has several columns named {field.name!r}.")
             if field.name in self._fields:
                 self._widen(file, field)
                 continue
@@ -139,4 +139,4 @@ class _CommonColumns:
         self._note(field.name, f"{file}: column {field.name!r} is {field.type}, but {known.type} in {first}.")
 
     def _note(self, name: str, what: str) -> None:
-        self.problems.setdefault(name, f"{what} Give files with the same columns, each once and of one type.")
+        self.problems.setdefault(name, f"{what} Give files with the same columns, each of them once and with one type.")

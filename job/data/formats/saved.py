@@ -1,4 +1,4 @@
-"""Directories that ``save_to_disk`` of ``datasets`` wrote: Arrow files, and what they are in JSON."""
+"""Directories written by ``save_to_disk`` of ``datasets``: Arrow files, with their description in JSON."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ from job.data.formats.converted import empty_dataset
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a directory is one of these."""
+    """Whether ``save_to_disk`` wrote this directory."""
     return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def split_names(path: Path) -> list[str] | None:
-    """Return the splits in a directory; None if it holds one alone."""
+    """Return the names of the splits in a directory; None if the directory is a single split."""
     names = path / "dataset_dict.json"
     return list(json.loads(names.read_text(encoding="utf-8"))["splits"]) if names.is_file() else None
 
 
 def load_saved(path: Path) -> Any:
-    """Return a saved split. (``datasets`` saves one without rows, but cannot load it.)"""
+    """Return a saved split, even one without rows, which ``datasets`` can save but not load."""
     import datasets
 
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Text: each line is a row with the column ``text``, read in place where the files are local and not compressed."""
+"""Text: each line is a row with the column ``text``. Local, uncompressed files are read in place."""
 
 from job.data.formats import LINES, converted
 from job.data.formats.files import Files

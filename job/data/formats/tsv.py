@@ -6,5 +6,5 @@ from job.data.source import Source
 
 
 def open_files(files: Files) -> Source:
-    """Read the files like csv, but for the separator."""
+    """Read the files like csv, with tabs as the separator."""
     return csv.open_files(files, sep="\t")
