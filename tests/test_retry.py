@@ -139,7 +139,7 @@ def test_a_damaged_part_is_named(run_job: RunJob, args: list[Any], failed: None,
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"job: {part} is not a part of this run (Parquet magic bytes not found")
-    assert line.endswith("Remove it; its rows are done again.")
+    assert line.endswith("Remove it; its rows will be recomputed.")
 
 
 def test_nothing_to_do_is_said(run_job: RunJob, args: list[Any], tmp_path: Path) -> None:
