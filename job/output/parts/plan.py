@@ -7,8 +7,8 @@ from job.records import SampleKey
 
 MIN_SLICE_ROWS = 32
 MAX_SLICES = 64
-"""Limits on slices, with which workers that have no shard of their own help others: small enough that all workers finish
-together, large enough that a lease for each slice costs almost nothing."""
+"""Limits on slices, with which workers that have no shard of their own help others: small enough that all workers
+finish together, large enough that a lease for each slice costs almost nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
