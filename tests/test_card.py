@@ -303,7 +303,7 @@ def test_a_full_disk_is_told(run_job: RunJob, tiny_model: Any, output: Path, mon
     )
     assert result.exit_code == 1
     assert result.stderr.endswith(
-        f"job: {output}/README.md cannot be written: No space left on device. All rows are there; "
+        f"job: {output}/README.md cannot be written: No space left on device. All rows are in the parts; "
         "run the same command once this is fixed.\n"
     )
 

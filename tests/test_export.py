@@ -268,8 +268,8 @@ def test_an_unfinished_run_is_refused_unless_partial(run_job: RunJob, output: Pa
     result = run_job("export", output, "--to", to)
     assert result.exit_code == 2
     assert result.stderr == (
-        f"job: {output} is not finished: 20 of 54 rows are in no part yet. "
-        "Run the same job run to the end, or give --partial.\n"
+        f"job: {output} is not finished: 20 of 54 rows are not in a part yet. "
+        "Finish it with the same job run command, or give --partial.\n"
     )
     assert not to.exists()
     result = export(run_job, output, "--to", to, "--partial")
@@ -308,7 +308,7 @@ def test_an_existing_file_is_kept_unless_forced(run_job: RunJob, output: Path, t
     [
         (["--to", "{tmp}"], "--to {tmp}: its ending names no format. Give --format jsonl, csv, parquet, openai-batch."),
         (["--to", "{tmp}", "--format", "csv"], "--to {tmp} is a directory. Name a file."),
-        (["--to", "{tmp}/no/rows.csv"], "--to {tmp}/no/rows.csv: there is no directory {tmp}/no."),
+        (["--to", "{tmp}/no/rows.csv"], "--to {tmp}/no/rows.csv: the directory {tmp}/no does not exist."),
         (["--to", "{out}/part-00009.parquet"], "--to {out}/part-00009.parquet is in the run directory, which holds "),
         (["--to", "{out}/journal/x.csv", "--force"], "--to {out}/journal/x.csv is in the run directory, which holds "),
         (["--format", "parquet"], "--format parquet cannot go to standard output. Name a file with --to."),
@@ -336,7 +336,7 @@ def test_no_run_directory_is_told(run_job: RunJob, tmp_path: Path) -> None:
     result = run_job("export", tmp_path)
     assert result.exit_code == 2
     assert result.stderr == (
-        f"job: {tmp_path} is no run directory: it has no manifest.json. Name the --output of a run.\n"
+        f"job: {tmp_path} is not a run directory: it has no manifest.json. Name the --output of a run.\n"
     )
 
 
@@ -355,8 +355,11 @@ def with_another_type(part: Path) -> None:
         (lambda out: flip_data(out / PART), "cannot be read: "),
         (lambda out: change_letter(out / PART, b"p", checksums=True), "cannot be read: "),
         (lambda out: rewrite(out / PART, lambda rows: rows.slice(1)), "has 19 rows; the plan has 20."),
-        (lambda out: with_another_type(out / PART), "has other columns than part-00000.parquet."),
-        (lambda out: pq.write_table(pq.read_table(out / PART).replace_schema_metadata(), out / PART), "is no part of "),
+        (lambda out: with_another_type(out / PART), "does not have the columns of part-00000.parquet."),
+        (
+            lambda out: pq.write_table(pq.read_table(out / PART).replace_schema_metadata(), out / PART),
+            "is not a part of ",
+        ),
     ],
     ids=["empty", "page", "letter", "rows", "type", "foreign"],
 )
@@ -368,7 +371,7 @@ def test_a_damaged_part_is_named_and_no_file_is_left(
     result = run_job("export", output, "--to", tmp_path / "rows.csv")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"job: {output / PART} {message}")
-    assert result.stderr.endswith("job verify says what to do.\n") and result.stderr.count("\n") == 1
+    assert result.stderr.endswith("Run job verify to see what to do.\n") and result.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -91,7 +91,7 @@ def test_a_field_that_came_or_went_is_told(tmp_path: Path) -> None:
     claim_run_directory(LocalStore(tmp_path), manifest(columns={"kept": {"id": "string"}}))
     message = refusal(tmp_path, manifest(columns={"kept": {"n": "int64"}}))
     assert 'columns.kept.id was "string", which this version does not know; ' in message
-    assert 'columns.kept.n was not known to the version that began it, now "int64"' in message
+    assert 'columns.kept.n was unknown to the version that wrote it, now "int64"' in message
 
 
 def test_long_values_and_many_fields_are_told_in_short(tmp_path: Path) -> None:
@@ -137,6 +137,6 @@ def test_a_manifest_that_is_none_of_ours_is_refused_in_one_line(tmp_path: Path, 
     """Another format's version ended with exit code 1, as if a run had been started."""
     (tmp_path / "manifest.json").write_bytes(content)
     message = refusal(tmp_path, manifest())
-    assert str(tmp_path / "manifest.json") in message and message.endswith("a run needs a new --output.")
+    assert str(tmp_path / "manifest.json") in message and message.endswith("To start a run, use a new --output.")
     assert "\n" not in message
     assert (tmp_path / "manifest.json").read_bytes() == content

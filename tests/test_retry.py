@@ -139,7 +139,7 @@ def test_a_damaged_part_is_named(run_job: RunJob, args: list[Any], failed: None,
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"job: {part} is not a part of this run (Parquet magic bytes not found")
-    assert line.endswith("Remove it; its rows are done again.")
+    assert line.endswith("Remove it; its rows will be recomputed.")
 
 
 def test_nothing_to_do_is_said(run_job: RunJob, args: list[Any], tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_errors_done_again_are_counted_once(run_job: RunJob, args: list[Any], fa
     ("make", "told"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "is no run directory: it has no manifest.json"),
-        (lambda path: path.touch(), "is no run directory: it is no directory"),
+        (lambda path: path.mkdir(), "is not a run directory: it has no manifest.json"),
+        (lambda path: path.touch(), "is not a run directory: it is not a directory"),
         (lambda path: (path.mkdir(), (path / "manifest.json").write_text("{}")), "is not a manifest"),
         (
             lambda path: (path.mkdir(), (path / "manifest.json").write_text(json.dumps(STRANGE))),

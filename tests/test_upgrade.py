@@ -216,7 +216,7 @@ def test_values_without_a_default_are_named_by_both_versions(tmp_path: Path) -> 
     store = open_store(tmp_path)
     claim_run_directory(store, Manifest(base, {}))
     newer = Manifest({**base, "plan": {"num_rows": 5, "order": "shuffled"}}, {})
-    with pytest.raises(UsageError, match=r'plan\.order was not known to the version that began it, now "shuffled"'):
+    with pytest.raises(UsageError, match=r'plan\.order was unknown to the version that wrote it, now "shuffled"'):
         claim_run_directory(store, newer)
 
 

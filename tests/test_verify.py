@@ -142,11 +142,11 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "another shard": (
         lambda out, _: shutil.copy(out / "part-00000.parquet", out / PART),
-        "has row_idx 0, sample_idx 0 which does not belong to this part",
+        "has row_idx 0, sample_idx 0, which does not belong to this part",
     ),
     "no run": (
         lambda out, _: pq.write_table(pa.table({"row_idx": [1]}), out / PART),
-        "is no part of a run: it names no manifest",
+        "is not a part of a run: it names no manifest",
     ),
     "row twice": (lambda out, _: rewrite(out / PART, double_row), "has row_idx 12, sample_idx 1 twice or out of"),
     "row missing": (
@@ -163,7 +163,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "row of the next shard": (
         lambda out, _: add_row_of_next_shard(out),
-        "has row_idx 20, sample_idx 0 which does not belong to this part",
+        "has row_idx 20, sample_idx 0, which does not belong to this part",
     ),
     "row replaced": (lambda out, _: rewrite(out / PART, replace_row), "has row_idx 12, sample_idx 0 twice or out"),
     "rows swapped": (
@@ -354,14 +354,14 @@ def test_files_that_readers_would_take_for_parts_are_named(run_job: RunJob, outp
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines[2] == "rows     54 = 48 done + 6 error + 0 pending"
     for name in [*names, r"'part-\udcff\n.parquet'"]:
-        assert f"{name} is no part of this run: the plan has part-00000.parquet to part-00002.parquet" in lines
+        assert f"{name} is not a part of this run: the plan has part-00000.parquet to part-00002.parquet" in lines
 
 
 def test_twenty_problems_are_shown_and_the_others_counted(run_job: RunJob, output: Path) -> None:
     for number in range(50, 75):
         (output / f"part-{number:05d}.parquet").touch()
     result = run_job("verify", output)
-    assert result.stdout.count("is no part of this run") == 20
+    assert result.stdout.count("is not a part of this run") == 20
     assert "and 5 more; --json lists all" in result.stdout
     assert len(json.loads(run_job("verify", "--json", output).stdout)["problems"]) == 25
 
@@ -466,7 +466,7 @@ def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_pat
             "does not say how the run is cut",
         ),
     }
-    expected = {"missing": "it does not exist", "file": "it is no directory", "empty": "it has no manifest.json"}
+    expected = {"missing": "it does not exist", "file": "it is not a directory", "empty": "it has no manifest.json"}
     for name, (text, message) in manifests.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -1,1 +1,1 @@
-"""The run directory: its file names, who works on what, and how rows become durable."""
+"""The run directory: its file names, which worker works on what, and how rows become durable."""

@@ -1,1 +1,1 @@
-"""What a run directory holds, read and checked from outside."""
+"""Reads and checks a run directory from outside."""

@@ -1,7 +1,7 @@
-"""What the footers of many parts say together, quickly enough for a person who waits.
+"""Sums over the footers of many parts, fast enough for a person who is waiting.
 
-In threads, since on a network file system every footer is a wait, and within a budget of time; what was read once is
-not read again as long as the part is the same.
+Footers are read in threads, since on a network file system each one is a round trip, and within a time budget. A footer
+is not read again unless its part is replaced.
 """
 
 import time
@@ -14,20 +14,20 @@ from job.output.store.directory import RunDirectory
 
 NUM_THREADS = 32
 PARTS_AT_ONCE = 8 * NUM_THREADS
-"""Between two looks at the clock."""
+"""The number of parts read between two checks of the time budget."""
 
 
 class FooterCounts:
-    """Sums of what parts contain. Remembers which parts it has read."""
+    """Sums over parts. Remembers which parts it has read."""
 
     def __init__(self) -> None:
-        """Begin without parts."""
+        """Start with no parts."""
         self.counts = Counts()
         self._seen: dict[int, tuple[str, Counts | None]] = {}
         """Shard to the identity of its part and the counts in it; None if they cannot be read."""
 
     def look(self, directory: RunDirectory, parts: Mapping[int, str], *, budget_secs: float) -> None:
-        """Read the parts that are new, as many as the time allows.
+        """Read the parts that are new, as many as the time allows, and drop those that were replaced or removed.
 
         Args:
             parts: shard to the identity of its part.
@@ -43,20 +43,20 @@ class FooterCounts:
 
     @property
     def num_read(self) -> int:
-        """Parts that are in the sums."""
+        """The number of parts in the sums."""
         return len(self._seen) - self.num_unreadable
 
     @property
     def num_unreadable(self) -> int:
-        """Files that are not a part that this version wrote, or are damaged."""
+        """The number of files that are damaged, or are not parts."""
         return sum(counts is None for _, counts in self._seen.values())
 
 
 def count_parts(directory: RunDirectory, shards: Iterable[int]) -> dict[int, Counts]:
-    """Return what the parts of these shards contain.
+    """Return the counts of these shards' parts.
 
     Raises:
-        JobError: a part cannot be read; the message says what is wrong with it.
+        JobError: a part cannot be read; the message says why.
     """
     found: dict[int, Counts] = {}
     for shard_idx, counts in _read(directory, shards):
@@ -67,7 +67,7 @@ def count_parts(directory: RunDirectory, shards: Iterable[int]) -> dict[int, Cou
 
 
 def count_all(directory: RunDirectory) -> Counts:
-    """Return the sums of a run every shard of which has its part.
+    """Return the sums of a run in which every shard has its part.
 
     Raises:
         JobError: a part cannot be read.
@@ -84,7 +84,7 @@ def _read(
     """Yield each shard with its counts, or why they cannot be read.
 
     Args:
-        until: by ``time.monotonic()``; what has not been started by then is left out.
+        until: deadline by ``time.monotonic()``; parts that have not been started by then are left out.
     """
 
     def read(shard_idx: int) -> Counts | JobError:

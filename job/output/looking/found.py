@@ -1,4 +1,4 @@
-"""A run directory as it is found: which run it is and how it is cut, from ``manifest.json`` alone. Writes nothing."""
+"""An existing run: what it is and how it is cut into shards, from ``manifest.json`` alone. Writes nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from job.output.store.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRun:
-    """A run that exists, without the configuration that made it."""
+    """An existing run, without the configuration that started it."""
 
     manifest: Manifest
     plan: Plan
@@ -22,7 +22,7 @@ class FoundRun:
 
 
 def find_run(output: Path) -> FoundRun:
-    """Read what a directory says about its run.
+    """Find the run in a directory.
 
     Raises:
         UsageError: it is not a run directory, cannot be read, or was made by another version.
@@ -31,15 +31,17 @@ def find_run(output: Path) -> FoundRun:
     try:
         manifest = read_manifest(store)
         if manifest is None:
-            store.list()  # or else there is no directory at all
+            store.list()  # raises if there is no such directory
     except FileNotFoundError:
-        raise UsageError(f"{output} is no run directory: it does not exist. Name the --output of a run.") from None
+        raise UsageError(f"{output} is not a run directory: it does not exist. Name the --output of a run.") from None
     except NotADirectoryError:
-        raise UsageError(f"{output} is no run directory: it is no directory. Name the --output of a run.") from None
+        raise UsageError(
+            f"{output} is not a run directory: it is not a directory. Name the --output of a run."
+        ) from None
     except OSError as error:
         raise UsageError(f"{store.describe(MANIFEST)} cannot be read: {error.strerror or error}.") from None
     if manifest is None:
-        raise UsageError(f"{output} is no run directory: it has no manifest.json. Name the --output of a run.")
+        raise UsageError(f"{output} is not a run directory: it has no manifest.json. Name the --output of a run.")
     plan = _plan_of(manifest, store)
     return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, RunNames(plan.num_shards)))
 

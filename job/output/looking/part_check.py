@@ -1,4 +1,4 @@
-"""Whether one part is what the plan and the manifest say: readable, of this run, the right rows, each of them sound.
+"""Checks one part against the plan and the manifest: it is readable and of this run, and its rows are right and valid.
 
 Reads row group by row group, in batches: a part may be larger than memory.
 """
@@ -22,7 +22,7 @@ FINISH_REASONS = ("stop", "length")
 
 
 class PartProblem(Exception):
-    """What is wrong with a part, in words that follow its name."""
+    """What is wrong with a part, worded to follow its name."""
 
 
 def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[Counts, pa.Schema]:
@@ -32,10 +32,10 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
         like: the schema of the run's other parts; None if this is the first.
 
     Returns:
-        What its rows contain, and its schema.
+        The counts of its rows, and its schema.
 
     Raises:
-        PartProblem: the first thing that is wrong.
+        PartProblem: the first problem that was found.
         PermissionError: the file may not be read.
     """
     where = ""
@@ -51,7 +51,7 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
             for group_idx in range(file.num_row_groups):
                 where = f", row group {group_idx} of {file.num_row_groups}"
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx]):
-                    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
+                    batch.validate(full=True)  # before any value is read: damaged offsets point outside the batch
                     check.add(batch)
             check.finish()
             _check_counts(metadata, check.counts)
@@ -65,13 +65,13 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
 def _check_origin(metadata: dict[bytes, bytes], run: FoundRun) -> None:
     digest = metadata.get(b"job.manifest")
     if digest is None:
-        raise PartProblem("is no part of a run: it names no manifest")
+        raise PartProblem("is not a part of a run: it names no manifest")
     if digest != run.manifest.digest.encode():
         raise PartProblem("is a part of another run: it names another manifest")
 
 
 def _check_columns(schema: pa.Schema, run: FoundRun, like: pa.Schema | None) -> None:
-    """Compare a part's columns with those the manifest asks for, and with the other parts' to the last type."""
+    """Compare a part's columns with those in the manifest, and their types with those of the other parts."""
     columns, own = run.manifest.section("columns"), Columns.of(run.manifest).fields
     head, tail = [column.name for column in own[:2]], [column.name for column in own[2:]]
     kept = schema.names[len(head) : len(schema.names) - len(tail)]
@@ -91,21 +91,21 @@ def _describe(column: pa.Field) -> str:
 
 def _check_counts(metadata: dict[bytes, bytes], counts: Counts) -> None:
     try:
-        told = json.loads(metadata[METADATA_KEY])
+        stated = json.loads(metadata[METADATA_KEY])
     except (KeyError, ValueError):
         raise PartProblem("has no counts in its footer") from None
     found = counts.to_dict()
     for name in found:
-        if not isinstance(told, dict) or told.get(name) != found[name]:
-            value = told.get(name) if isinstance(told, dict) else told
+        if not isinstance(stated, dict) or stated.get(name) != found[name]:
+            value = stated.get(name) if isinstance(stated, dict) else stated
             raise PartProblem(f"says {name} {value} in its footer; its rows have {found[name]}")
 
 
 class RowCheck:
-    """Goes through the rows of one part in their order."""
+    """Checks the rows of one part, in their order."""
 
     def __init__(self, run: FoundRun, shard_idx: int) -> None:
-        """Expect the first row."""
+        """Start at the first row of the shard."""
         self.counts = Counts()
         self._columns = Columns.of(run.manifest)
         self._num_samples = run.plan.num_samples
@@ -116,7 +116,7 @@ class RowCheck:
         """Check the next rows, and count them.
 
         Raises:
-            PartProblem: a row is not the one of the plan, or its columns contradict each other.
+            PartProblem: a row is not the one in the plan, or its columns contradict each other.
         """
         self._check_keys(batch)
         for text, is_right in _rules(batch, self._columns):
@@ -153,10 +153,10 @@ class RowCheck:
             raise PartProblem(self._describe_key((int(row_idx[at]), int(sample_idx[at])), start + at))
 
     def _describe_key(self, found: SampleKey, position: int) -> str:
-        """Say what it means that a key stands where the plan has another."""
+        """Describe the problem with a key at a position where the plan has another one."""
         row_idx, sample_idx = found
         if row_idx not in self._rows or not 0 <= sample_idx < self._num_samples:
-            return f"has {self._name(found)} which does not belong to this part"
+            return f"has {self._name(found)}, which does not belong to this part"
         if position >= self._num_keys or found < self._key(position):
             return f"has {self._name(found)} twice or out of order"
         return f"has {self._name(found)} where {self._name(self._key(position))} should be"
@@ -169,7 +169,7 @@ class RowCheck:
 
 
 def _rules(batch: pa.RecordBatch, columns: Columns) -> Iterator[tuple[str, pa.Array]]:
-    """Yield what would be wrong with a row, and for each row whether it is right. Null counts as wrong."""
+    """Yield each problem that a row may have, and for each row whether it is free of it. Null counts as wrong."""
     is_error = pc.is_valid(batch["error"])
     for name in ("completion", "finish_reason"):
         is_null = pc.is_null(batch[name])

@@ -1,7 +1,7 @@
-"""What lies in a run directory right now: parts, leases, journals, markers. Decides nothing, changes nothing.
+"""What a run directory contains right now: parts, leases, journals, markers. Decides nothing and changes nothing.
 
-A look takes time, and workers go on meanwhile. Leases are listed before parts, so that a shard which is finished in
-between counts as done and not as free.
+A survey takes time, and workers go on meanwhile. Leases are listed before parts, so that a shard that is finished in
+between counts as done, not as free.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from job.output.store.names import JOURNALS, LEASES, RETRIES
 from job.output.store.store import Store
 
 NUM_THREADS = 32
-"""On a network file system every lease is a wait."""
+"""On a network file system, reading a lease takes a round trip."""
 
 WAITING_SECS = 10.0
-"""A worker that waits compares its clock every second; one that has not for this long is dead."""
+"""A waiting worker touches its clock every second; one that has not done so for this long is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenLease:
-    """Who holds a shard, or a slice of one."""
+    """A lease: which worker holds a shard, or a slice of one."""
 
     shard_idx: int
     slice_idx: int | None
@@ -36,8 +36,7 @@ class SeenLease:
     """None: the file cannot be read."""
     silent_secs: float
     is_dead: bool
-    """Whether the holder was a process of this host that runs no more."""
-
+    """Whether the holder was a process of this host that no longer runs."""
     is_stale: bool
     """Whether a worker that finds this lease takes it over."""
 
@@ -49,14 +48,14 @@ class Survey:
     parts: Mapping[int, str]
     """Shards that have a part, and the part's identity: it changes when the part is replaced."""
     to_retry: frozenset[int]
-    """Those of them some of whose error rows are to be done again."""
+    """Those of them with error rows to be retried."""
     journals: frozenset[int]
-    """Shards with finished rows outside of a part."""
+    """Shards with finished rows in journals."""
     leases: Sequence[SeenLease]
     clocks: Mapping[str, float]
-    """Worker to the seconds since it last compared its clock: who waits for others' leases does so all the time."""
+    """Worker to the seconds since it last touched its clock, as it does all the time while it waits for leases."""
     now: float
-    """Unix time by the clock that stamps the files, as well as it is known."""
+    """Unix time by the clock that stamps the files, or the best estimate of it."""
     is_store_time: bool
     """False: nothing can be written here, so ``now`` is this machine's time."""
     settings: RunSettings
@@ -67,7 +66,7 @@ class Survey:
 
 
 def survey(run: FoundRun) -> Survey:
-    """Look at a run directory.
+    """Survey a run directory.
 
     Raises:
         OSError: it cannot be listed.
@@ -82,7 +81,7 @@ def survey(run: FoundRun) -> Survey:
     clocks = dict(_clocks(store))
     clock = None if is_done else store.now()
     stamps = [*clocks.values(), *(written for _, (_, written) in found)]
-    # No clock of a store is behind the times that it has stamped.
+    # The store's clock shows no less than any time that it has stamped.
     now = max([time.time(), *stamps]) if clock is None else clock
     return Survey(
         parts=parts,
@@ -123,7 +122,7 @@ def _read_lease(store: Store, name: str) -> Lease | None:
 
 
 _parse = functools.lru_cache(maxsize=10_000)(WorkerId.from_json)
-"""Many leases say the same."""
+"""Cached, since many leases have the same contents."""
 
 
 def _clocks(store: Store) -> Iterator[tuple[str, float]]:

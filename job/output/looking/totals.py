@@ -1,6 +1,6 @@
-"""The sums over all parts of a run that is done, kept beside them: one process reads all footers, and no other has to.
+"""The sums over all parts of a finished run, stored beside them, so that only one process has to read all footers.
 
-They name the parts that they were made of, so that sums of parts which were replaced since are not taken for true.
+They identify the parts that they were computed from, so that they are not used after a part has been replaced.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from job.output.store.names import TOTALS
 
 
 def read_totals(directory: RunDirectory) -> Counts | None:
-    """Return the sums that some process has left; None if there are none, or of other parts.
+    """Return the stored sums; None if there are none, or if they are of other parts.
 
     Raises:
         OSError: the directory cannot be read.
@@ -27,13 +27,13 @@ def read_totals(directory: RunDirectory) -> Counts | None:
 
 
 def add_up(directory: RunDirectory) -> Counts:
-    """Read all footers, and leave the sums for others.
+    """Read all footers, and store the sums for other processes.
 
     Raises:
         JobError: a part cannot be read.
         OSError: the sums cannot be written.
     """
-    parts = _parts(directory)  # first: what is replaced while the footers are read makes the sums invalid
+    parts = _parts(directory)  # first: a part that is replaced while footers are read makes the sums invalid
     counts = count_all(directory)
     content = {"parts": parts, "counts": counts.to_dict()}
     directory.store.replace(TOTALS, json.dumps(content).encode())
@@ -41,6 +41,6 @@ def add_up(directory: RunDirectory) -> Counts:
 
 
 def _parts(directory: RunDirectory) -> str:
-    """Return a hash that another set of parts does not have."""
+    """Return a hash that identifies this set of parts."""
     identities = sorted((shard_idx, entry.identity) for shard_idx, entry in directory.parts())
     return hashlib.sha256(json.dumps(identities).encode()).hexdigest()

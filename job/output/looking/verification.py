@@ -1,7 +1,7 @@
-"""Everything that parts say, read and checked against the manifest and the plan. One batch of rows in memory at a time.
+"""Reads all parts and checks them against the manifest and the plan, with one batch of rows in memory at a time.
 
-A run that only ever ran cannot fail this: what it finds are disks that lie, copies that broke off, and files that
-people moved.
+A run that nothing else has touched cannot fail this. It finds faulty disks, interrupted copies, and files that people
+have moved.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(slots=True, kw_only=True)
 class Verification:
-    """What reading everything has shown. ``num_done + num_errors + num_pending + num_damaged`` is ``total_rows``."""
+    """The result of reading everything. ``num_done + num_errors + num_pending + num_damaged`` is ``total_rows``."""
 
     total_rows: int
     total_parts: int
@@ -45,7 +45,7 @@ class Verification:
     num_damaged: int = 0
     """Rows of shards whose part is wrong."""
     num_to_retry: int = 0
-    """Parts some of whose error rows are to be done again."""
+    """Parts with error rows to be retried."""
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -55,11 +55,11 @@ class Verification:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard has a part that is right, and none of its rows is to be done again."""
+        """Whether every shard has a part that is right, and no row is to be retried."""
         return self.num_parts == self.total_parts and not self.num_to_retry
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON values. The names are a promise: they stay."""
+        """Return JSON values. The names are stable, since scripts rely on them."""
         return {
             "rows": {
                 "total": self.total_rows,
@@ -78,13 +78,13 @@ class Verification:
 def verify(run: FoundRun, on_part: Callable[[], None] = lambda: None) -> Verification:
     """Read every part of a run.
 
-    A part with a problem is not read further: whatever else is wrong with it, the same is to be done about it.
+    A part with a problem is not read further: whatever else is wrong with it, the remedy is the same.
 
     Args:
         on_part: called after each shard of the plan.
 
     Raises:
-        JobError: a file may not be read, so nobody can tell whether it is right.
+        JobError: there is no permission to read a file, so it is unknown whether it is right.
     """
     result = Verification(total_rows=run.plan.num_completions, total_parts=run.plan.num_shards)
     try:
@@ -103,7 +103,7 @@ def verify(run: FoundRun, on_part: Callable[[], None] = lambda: None) -> Verific
 
 
 def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result: Verification) -> pa.Schema | None:
-    """Add a shard to the result. Returns the schema that further parts are to have."""
+    """Add a shard to the result. Returns the schema that further parts must have."""
     num_rows = run.plan.count([shard_idx])
     store, part = run.directory.store, run.directory.names.part(shard_idx)
     if not store.exists(part):
@@ -123,11 +123,11 @@ def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result:
 
 
 def _foreign_parts(run: FoundRun) -> list[Problem]:
-    """Find files that readers would take for parts of this run."""
+    """Find files that readers would mistake for parts of this run."""
     names = run.directory.names
     first, last = names.part(0), names.part(run.plan.num_shards - 1)
     found = [entry.name for entry in run.directory.store.list() if fnmatch(entry.name, PART_PATTERN)]
     foreign = sorted(name for name in found if names.shard_of(name) is None)
-    # A name that cannot be printed, or not in one line, is shown as Python would write it.
+    # A name that cannot be printed, or not on one line, is shown as Python would write it.
     shown = [name if name.isprintable() else ascii(name) for name in foreign]
-    return [Problem(name, f"is no part of this run: the plan has {first} to {last}") for name in shown]
+    return [Problem(name, f"is not a part of this run: the plan has {first} to {last}") for name in shown]

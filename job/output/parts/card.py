@@ -1,6 +1,6 @@
-"""``README.md`` of a run directory: a dataset card, which tells HuggingFace and people what the parts are.
+"""``README.md`` of a run directory: a dataset card, which describes the parts to Hugging Face and to people.
 
-It says what the manifest and the parts' counts say and nothing else: all workers that end a run write the same one.
+All its facts come from the manifest and the parts' counts, so all workers that conclude a run write the same card.
 (huggingface.co/docs/hub/datasets-cards, huggingface.co/docs/hub/datasets-manual-configuration)
 """
 
@@ -16,10 +16,13 @@ from job.output.parts.manifest import Manifest
 from job.output.store.names import CARD, PART_PATTERN
 from job.output.store.store import Store
 
-MARK = "<!-- Written by job, and again when rows are done again. Remove this line to keep a text of your own. -->"
+MARK_START = "<!-- Written by job, and "
+"""The start of the mark in cards of every version. A card without it belongs to the user."""
+
+MARK = f"{MARK_START}rewritten when rows are retried. Remove this line to keep a text of your own. -->"
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-"""The limits of HuggingFace's size categories, 1000 to 10**12."""
+"""The bounds of Hugging Face's size categories, 1000 to 10**12."""
 
 LONG_PROMPTS = {
     "error": "are error rows",
@@ -28,14 +31,14 @@ LONG_PROMPTS = {
 }
 
 LONG_TEXT = 80
-"""Longer texts stand in a block of their own."""
+"""Texts of more characters get a block of their own."""
 
 
 def write_card(store: Store, manifest: Manifest, counts: Counts) -> None:
-    """Write the card of a run that is done, unless a README.md is there that is not ours, or says all this already.
+    """Write the card of a finished run, unless its README.md belongs to the user or is up to date.
 
     Args:
-        counts: of all parts.
+        counts: the sums over all parts.
 
     Raises:
         JobError: it cannot be written.
@@ -45,10 +48,10 @@ def write_card(store: Store, manifest: Manifest, counts: Counts) -> None:
         if _is_to_be_written(store, content):
             store.replace(CARD, content)
     except FileNotFoundError:
-        return  # another worker has swept what we had half-written, and writes the same one after that
+        return  # another worker has swept our draft, and writes the same card afterwards
     except OSError as error:
         raise JobError(
-            f"{store.describe(CARD)} cannot be written: {error.strerror or error}. All rows are there; "
+            f"{store.describe(CARD)} cannot be written: {error.strerror or error}. All rows are in the parts; "
             "run the same command once this is fixed."
         ) from None
 
@@ -57,10 +60,10 @@ def _is_to_be_written(store: Store, content: bytes) -> bool:
     try:
         found = store.read(CARD)
     except FileNotFoundError:
-        return not store.exists(CARD)  # a link that leads nowhere is not ours
+        return not store.exists(CARD)  # a dangling link is not ours
     except OSError:  # a directory, or a file that only its owner may read
         return False
-    return MARK.encode() in found and found != content
+    return MARK_START.encode() in found and found != content
 
 
 def make_card(manifest: Manifest, counts: Counts) -> str:
@@ -82,10 +85,10 @@ def make_card(manifest: Manifest, counts: Counts) -> str:
 
 
 def _front_matter(manifest: Manifest, counts: Counts) -> str:
-    """Return the YAML. (A string of JSON is one of YAML, whatever is in it.)
+    """Return the YAML. (Every JSON string is also a YAML string.)
 
-    The description is there for the cache of ``datasets`` (5.2), which knows a directory that has a card by its name
-    and by these values, and not by its files: another ``out`` would be read in the place of this one.
+    The description is for the cache of ``datasets`` (5.2), which identifies a directory that has a card by its name
+    and these values, not by its files: without it, a cached run in another ``out`` could be read instead of this one.
     """
     category = next((mode.task_category for mode in manifest.modes if mode.task_category), "text-generation")
     model_id = _hub_id(manifest)
@@ -111,7 +114,7 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
 
 
 def _description(manifest: Manifest, counts: Counts) -> str:
-    """Return one line that is of this run alone, and another one once error rows were done again."""
+    """Return a line that is unique to this run, and changes when error rows have been retried."""
     return (
         f"Run {manifest.digest[:16]} of {manifest.about['created']}: {counts.num_rows} rows, {counts.num_errors} with "
         f"an error, {counts.num_prompt_tokens} and {counts.num_completion_tokens} tokens"
@@ -119,7 +122,7 @@ def _description(manifest: Manifest, counts: Counts) -> str:
 
 
 def size_category(num_rows: int) -> str:
-    """Return HuggingFace's name for about so many rows.
+    """Return Hugging Face's size category for a number of rows.
 
     >>> size_category(999), size_category(1000), size_category(10**12)
     ('n<1K', '1K<n<10K', 'n>1T')
@@ -131,14 +134,14 @@ def size_category(num_rows: int) -> str:
 
 
 def _hub_id(manifest: Manifest) -> str | None:
-    """Return the model's id on the Hub; None if it came from a directory, whose fingerprint is a hash and no commit."""
+    """Return the model's id on the Hub; None if it came from a directory, whose fingerprint is a hash, not a commit."""
     name, fingerprint = manifest.about["model"], manifest.section("model")["fingerprint"]
     is_local = re.fullmatch("[0-9a-f]{16}", fingerprint) is not None
     return name if not is_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def _shown(name: str) -> str:
-    """Return a dataset's or model's name. Of a place in the file system only the end: the rest is nobody's business.
+    """Return a dataset's or model's name. Of a path, return only the end: the rest is private.
 
     >>> _shown("org/name"), _shown("data/q.jsonl"), _shown("/home/me/data/q.jsonl"), _shown("../models/m/")
     ('org/name', 'data/q.jsonl', 'q.jsonl', 'm')
@@ -188,10 +191,10 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"The prompt of a row is the text in its column {_code(prompt['prompt_column'])}."
     if prompt["system_prompt"] is not None:
-        yield "Before it stands this system prompt:"
+        yield "It is preceded by this system prompt:"
         yield _block(prompt["system_prompt"])
     if prompt["examples"] is not None:
-        yield "Then come these examples:"
+        yield "These examples come directly before it:"
         yield _block(prompt["examples"])
     template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
     yield (
@@ -201,7 +204,7 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _answers(manifest: Manifest) -> Iterator[str]:
-    """Yield what completions may be, under the names of the options."""
+    """Yield the constraints on completions, under the names of their options."""
     given = {name: value for mode in manifest.modes for name, value in mode.card_values().items()}
     if given:
         yield "## Answers"
@@ -228,7 +231,7 @@ def _counts(counts: Counts) -> str:
 
 
 def _code(value: object) -> str:
-    """Return a value as code in a line of Markdown; what is no plain text, as JSON.
+    """Return a value as inline code in Markdown; anything but plain text is written as JSON.
 
     >>> _code("a"), _code("a`b"), _code("a\\n"), _code(0.5)
     ('`a`', '`` a`b ``', '`"a\\\\n"`', '`0.5`')
@@ -241,7 +244,7 @@ def _code(value: object) -> str:
 
 
 def _block(text: str) -> str:
-    """Return a text as a block of code, between longer fences than any in it."""
+    """Return a text as a code block, with fences that are longer than any in the text."""
     fence = "`" * max(3, _longest_ticks(text) + 1)
     return f"{fence}\n{text}\n{fence}"
 

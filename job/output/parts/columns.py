@@ -1,6 +1,6 @@
-"""The columns of a run's parts, from its modes: those that completions have, and those derived when a part is written.
+"""The columns of a run's parts, as its modes define them: values of completions, and columns derived from those.
 
-A derived column needs no place in the journal.
+Derived columns are computed when a part is written, so the journal does not contain them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,17 +31,17 @@ BASE = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that are ours, not the dataset's."""
+    """The run's own columns, without those of the dataset."""
 
     modes: tuple[Mode, ...]
-    """Those that are active, in their order."""
+    """The active modes, in their order."""
     include_prompt: bool = True
     has_error_kind: bool = True
-    """False: a run of format 2, whose parts have no such column."""
+    """False for a run of format 2, whose parts do not have this column."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Columns":
-        """Return those of a run. Runs of older versions keep the columns that they began with."""
+        """Return the columns of a run. A run of an older version keeps the columns that it started with."""
         return cls(
             modes=manifest.modes,
             include_prompt=manifest.section("columns")["include_prompt"],
@@ -55,25 +55,25 @@ class Columns:
 
     @cached_property
     def of_completions(self) -> list[pa.Field]:
-        """The columns that are a completion's own values: from them it can be made again."""
+        """The values of a completion that a part contains; the completion can be restored from them."""
         left_out = {*(() if self.include_prompt else ("prompt",)), *(() if self.has_error_kind else ("error_kind",))}
         return [column for column in self.journaled if column.name not in left_out]
 
     @cached_property
     def journaled(self) -> pa.Schema:
-        """The columns that a journal has: all that a completion is."""
+        """The columns of a journal: every value of a completion."""
         return pa.schema([*BASE, *(column for mode in self.modes for column in mode.measured())])
 
     @property
     def names(self) -> frozenset[str]:
-        """The names that are ours. Others may be those of the dataset, whatever another run calls so."""
+        """The names of our columns. All others are free for the dataset's, even if another run would use them."""
         return frozenset(field.name for field in self.fields)
 
     def schema(self, kept: pa.Schema) -> pa.Schema:
-        """Return the schema of parts with these columns of the dataset; their metadata stays."""
+        """Return the schema of parts with these columns of the dataset, and with their metadata."""
         own = self.fields
         return pa.schema([*own[:2], *kept, *own[2:]], metadata=kept.metadata)
 
     def derive(self, completions: Sequence[Completion]) -> Mapping[str, pa.Array]:
-        """Return the derived columns of completions, all samples of a row among them."""
+        """Return the derived columns of completions, which must include all samples of each row."""
         return {name: array for mode in self.modes for name, array in mode.derive(completions).items()}

@@ -1,4 +1,4 @@
-"""What parts contain, counted once when they are written and kept in their footers."""
+"""The contents of a part in numbers: counted once, when it is written, and stored in its footer."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ METADATA_KEY = b"job.counts"
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Sums over output rows. The one value here that changes: it is added to."""
+    """Sums over output rows. Mutable, since rows are added one at a time."""
 
     num_rows: int = 0
     num_prompt_tokens: int = 0
@@ -43,11 +43,11 @@ class Counts:
             self.errors[completion.error.kind] += 1
 
     def include(self, other: "Counts") -> None:
-        """Add what was counted of other rows."""
+        """Add the counts of other rows."""
         self._change(other, 1)
 
     def exclude(self, other: "Counts") -> None:
-        """Take back what was included."""
+        """Subtract counts that were included."""
         self._change(other, -1)
 
     def _change(self, other: "Counts", sign: int) -> None:
@@ -79,27 +79,27 @@ class Counts:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Counts":
-        """Read what ``to_metadata`` has made.
+        """Read the JSON that ``to_metadata`` wrote.
 
         Raises:
-            ValueError: it says something else.
+            ValueError: the JSON does not contain counts.
         """
         try:
             values = json.loads(content)
             errors = Counter(dict(values["errors"].items()))
             numbers = {name: values[name] for name in ("num_rows", "num_prompt_tokens", "num_completion_tokens")}
         except (LookupError, TypeError, AttributeError):
-            raise ValueError("it holds no counts") from None
+            raise ValueError("it contains no counts") from None
         if not all(isinstance(number, int) for number in [*numbers.values(), *errors.values()]):
-            raise ValueError("its counts are no numbers")
+            raise ValueError("its counts are not numbers")
         return cls(**numbers, errors=errors)
 
     @classmethod
     def of_part(cls, store: Store, name: str) -> "Counts":
-        """Return what a part's footer says.
+        """Return the counts in a part's footer.
 
         Raises:
-            JobError: it is not a part that this version wrote.
+            JobError: the file cannot be read, or is not a part.
         """
         try:
             with store.open(name) as file:
@@ -107,5 +107,5 @@ class Counts:
         except (OSError, ValueError, KeyError, TypeError) as error:
             where = store.describe(name)
             raise JobError(
-                f"{where} is not a part of this run ({error}). Remove it; its rows are done again."
+                f"{where} is not a part of this run ({error}). Remove it; its rows will be recomputed."
             ) from None

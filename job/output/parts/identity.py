@@ -1,4 +1,4 @@
-"""What a run is, as JSON values: which are left out because they are defaults, and how two are compared."""
+"""A run's identity as JSON values: leaving out defaults, and describing how two identities differ."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from job.modes.table import MODES
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON would give it back: a tuple becomes a list."""
+    """Return a value as it comes back from JSON: a tuple becomes a list."""
     return json.loads(json.dumps(value))
 
 
@@ -27,11 +27,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sampling": _plain(SamplingConfig().options()),
     "columns": defaults_of(OutputConfig, "include_prompt"),
 }
-"""What is left out of an identity, by section. A default that changes needs a new format version: a test holds this."""
+"""Values that an identity leaves out, by section. A changed default needs a new format version, as a test checks."""
 
 
 def without_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the values that are defaults, as JSON would give it back."""
+    """Return an identity without the values that are defaults, as it comes back from JSON."""
     return {
         section: {
             name: value for name, value in values.items() if (name, value) not in DEFAULTS.get(section, {}).items()
@@ -43,7 +43,7 @@ def without_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return how two identities without defaults differ: each field with both values."""
+    """Describe how two identities without defaults differ: each field with both values."""
     before, after = _flatten(was), _flatten(now)
     defaults = _flatten({**DEFAULTS, "modes": {mode.name: defaults_of(mode) for mode in MODES}})
     names = [name for name in before | after if before.get(name) != after.get(name)]
@@ -60,11 +60,11 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _describe(name: str, before: dict[str, Any], after: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """Return how one field differs. A side that does not name it means the default, if the field has one."""
+    """Describe how one field differs. A side that does not name it has the default, if the field has one."""
     was, now = (_show(values[name]) if name in values else None for values in (defaults | before, defaults | after))
     if now is None:
         return f"{name} was {was}, which this version does not know"
-    return f"{name} was {'not known to the version that began it' if was is None else was}, now {now}"
+    return f"{name} was {'unknown to the version that wrote it' if was is None else was}, now {now}"
 
 
 def _show(value: Any) -> str:

@@ -21,11 +21,11 @@ from job.output.store.store import Appender, Store
 from job.records import Completion
 
 CHECKSUM, OLD_CHECKSUM = b"checksum", b"crc32"
-"""Keys of a batch's metadata: of this version, and of version 0.1."""
+"""Keys of the checksum in a batch's metadata: in this version, and in version 0.1."""
 
 
 class Journal:
-    """Appends completions of one shard. Not thread-safe."""
+    """Appends the completions of one shard. Not thread-safe."""
 
     def __init__(self, store: Store, name: str, schema: pa.Schema, *, sync_secs: float = 2.0) -> None:
         """Prepare a journal; the object is created with the first batch.
@@ -38,7 +38,7 @@ class Journal:
         self._open = contextlib.ExitStack()
         self._end: Appender | None = None
         self._stream = io.BytesIO()
-        """What the writer has made of batches, on its way to the end of the object."""
+        """What the writer has serialized and the object does not contain yet."""
         self._writer: Any = None
         self._buffer: list[Completion] = []
         self._last_sync = time.monotonic()
@@ -48,7 +48,7 @@ class Journal:
         self._buffer.append(completion)
 
     def sync_if_due(self) -> None:
-        """Sync if the last time is long enough ago."""
+        """Sync if the last sync is long enough ago."""
         if time.monotonic() - self._last_sync >= self._sync_secs:
             self.sync()
 
@@ -66,7 +66,7 @@ class Journal:
         self._buffer.clear()
 
     def close(self) -> None:
-        """Sync and close. It is closed even if it cannot be synced."""
+        """Sync and close. The journal is closed even if the sync fails."""
         with self._open:
             self.sync()
             end, self._end = self._end, None
@@ -75,77 +75,76 @@ class Journal:
                 self._append(end)
 
     def _append(self, end: Appender) -> None:
-        """Append what the writer has made. If that fails, it is the first of the next attempt: schema and batches count
-        only in their order."""
+        """Append what the writer has serialized. If that fails, the next attempt starts with the same bytes, since the
+        schema and the batches can be read only in their order."""
         end.append(self._stream.getvalue())
         self._stream.seek(0)
         self._stream.truncate()
 
 
 class JournalReader:
-    """Reads a journal that may still grow: each time only what is new. Not thread-safe."""
+    """Reads a journal that may still grow; each read yields only new rows. Not thread-safe."""
 
     def __init__(self, store: Store, name: str) -> None:
-        """Begin at the start of the object."""
+        """Start at the beginning of the object."""
         self._store, self._name = store, name
         self._identity: str | None = None
         self._schema = b""
-        """The file's first message, without which no other can be read."""
+        """The first message of the object, without which no other can be read."""
         self._offset = 0
         """End of the last whole message. What follows is read again the next time: its writer may complete it."""
         self.damage: str | None = None
-        """Why the rest of the journal is given up, if it is. A torn end is not damage: every kill leaves one."""
+        """Why the rest of the journal cannot be used, or None. A torn end is not damage: every kill leaves one."""
 
     def read(self) -> Iterator[Completion]:
-        """Yield the rows after those of the last time, up to the first batch that is torn or damaged."""
+        """Yield the rows since the last read, up to the first batch that is torn or damaged."""
         data, self.damage = self._new_bytes(), None
         stream = pa.BufferReader(self._schema + data)
         start = self._offset - len(self._schema)
-        try:  # from memory: a damaged length cannot ask for more than there is
+        try:  # reads from memory: a damaged length cannot ask for more than there is
             with pa.ipc.open_stream(stream) as reader:
                 schema = self._schema or data[: stream.tell()]
                 while True:
                     completions = list(from_batch(_next_batch(reader)))
-                    self._schema, self._offset = (
-                        schema,
-                        start + stream.tell(),
-                    )  # the checksum is right: so is the schema
+                    # The checksum is right, and it covers the schema.
+                    self._schema, self._offset = schema, start + stream.tell()
                     yield from completions
         except (StopIteration, pa.ArrowException, OSError):
-            return  # the end, or what pyarrow makes of a torn message
+            return  # the end, or pyarrow's error for a torn message
         except _Damaged as damaged:
-            if stream.read().strip(b"\0"):  # else it is the end: a power cut, or a writer whose data are on their way
+            # Only zeros are the end: of a power cut, or of a file whose data has not arrived yet.
+            if stream.read().strip(b"\0"):
                 where = f"{self._store.describe(self._name)} is damaged at byte {self._offset:,}"
                 self.damage = f"{where}: {damaged}; its later rows are recomputed"
 
     def _new_bytes(self) -> bytes:
-        """Return what stands behind the last whole batch; everything if the file is another one."""
+        """Return the bytes after the last whole batch; all bytes if the object has been replaced."""
         with contextlib.suppress(FileNotFoundError):
             data, stamp = self._store.look(self._name, self._offset)
             if stamp.identity != self._identity or stamp.num_bytes < self._offset:
-                is_read = self._offset == 0
+                is_whole = self._offset == 0
                 self._identity, self._schema, self._offset = stamp.identity, b"", 0
-                return data if is_read else self._store.read(self._name)
+                return data if is_whole else self._store.read(self._name)
             return data
         return b""
 
 
 class _Damaged(Exception):
-    """A whole batch does not hold what was written."""
+    """A batch is complete, but does not contain what was written."""
 
 
 def _next_batch(reader: Any) -> pa.RecordBatch:
     """Return the next batch.
 
     Raises:
-        StopIteration: there is none.
-        pa.ArrowException, OSError: it is torn.
-        _Damaged: it is all there, and wrong.
+        StopIteration: the journal ends here.
+        pa.ArrowException, OSError: the batch is torn.
+        _Damaged: the batch is complete, but wrong.
     """
     batch, metadata = reader.read_next_batch_with_custom_metadata()
     metadata = metadata or {}
     try:
-        batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
+        batch.validate(full=True)  # before any value is read: damaged offsets point outside the batch
         if CHECKSUM in metadata:
             is_right = metadata[CHECKSUM] == _checksum(batch)
         else:
@@ -166,13 +165,13 @@ def _as_read(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _checksum(batch: pa.RecordBatch) -> bytes:
-    """Return the CRC-32 of a batch's bytes, in digits. Columns and types are not among the bytes, so they are added."""
+    """Return the CRC-32 of a batch's bytes, in digits. Columns and types are not in the bytes, so they are added."""
     columns = "\n".join(f"{column.name}: {column.type}" for column in batch.schema)
     return str(zlib.crc32(batch.serialize(), zlib.crc32(columns.encode()))).encode()
 
 
 def _old_checksum(batch: pa.RecordBatch) -> bytes:
-    """Return the CRC-32 of version 0.1, which took the ``repr`` of dataclasses whose fields were the columns."""
+    """Return the CRC-32 of version 0.1: over the ``repr`` of dataclasses whose fields were the columns."""
     rows = [", ".join(f"{name}={value!r}" for name, value in row.items()) for row in batch.to_pylist()]
     text = ", ".join(f"Completion({row})" for row in rows)
     return str(zlib.crc32(f"[{text}]".encode())).encode()

@@ -1,10 +1,10 @@
 """``manifest.json``: what a run is. Written once by the first process, compared by every later one (law 4).
 
-``identity`` holds every value that can change the output; a restart must agree with it in all of them. ``about`` is
-for people: when, which versions, where the model was.
+``identity`` holds every value that can change the output; a restart must have the same values. ``about`` is for
+people: when, which versions, where the model was.
 
-Options that have their default are left out of the identity, so a version with further options finds the same run:
-what a manifest does not name has its default. ``section`` gives the values with the defaults filled in.
+Options with default values are left out of the identity, so that a version with more options recognizes the same run:
+an option that the manifest does not name has its default. ``section`` returns the values with the defaults filled in.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the identity as it is stored, hexadecimal. Every part file carries it."""
+        """SHA-256 of the identity as it is stored, in hexadecimal. Every part contains it."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -46,7 +46,7 @@ class Manifest:
         return without_defaults(from_format_2(self.identity) if self.format_version == 2 else self.identity)
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return the values of a section, those included that have their default."""
+        """Return the values of a section, including those that have their default."""
         return {**DEFAULTS.get(name, {}), **self.meaning[name]}
 
     @cached_property
@@ -73,7 +73,7 @@ def read_manifest(store: Store) -> Manifest | None:
         if version not in READABLE_FORMATS:
             raise UsageError(
                 f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE_FORMATS))}. "
-                "Use the version that made it; a run needs a new --output."
+                "Use the version that wrote it. To start a run, use a new --output."
             )
         manifest = Manifest(content["identity"], content["about"], version)
         assert manifest.modes is not None and manifest.about is not None
@@ -81,11 +81,11 @@ def read_manifest(store: Store) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a manifest ({error!r}); a run needs a new --output.") from None
+        raise UsageError(f"{path} is not a manifest ({error!r}). To start a run, use a new --output.") from None
 
 
 def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
-    """Make the directory this run's, or continue the same run in it.
+    """Make the directory belong to this run, or continue the same run in it.
 
     Returns:
         The manifest on disk, whichever process wrote it.
@@ -93,9 +93,8 @@ def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
-    has_parts = any(
-        fnmatch(entry.name, PART_PATTERN) for entry in store.list()
-    )  # looked up first: a manifest is always older than its parts
+    # Parts are looked up first: a manifest is always older than its parts.
+    has_parts = any(fnmatch(entry.name, PART_PATTERN) for entry in store.list())
     found = read_manifest(store)
     if found is None and has_parts:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Manifests of older versions in the form of this one."""
+"""Converts manifests of older versions to the form of this one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ OPTIONS_OF_MODES = {
     "structured": ("json_schema", "regex", "grammar"),
     "aggregate": ("aggregate",),
 }
-"""Where the options of format 2's section ``answer`` are now."""
+"""The modes that now have the options of format 2's section ``answer``."""
 
 UNSET: tuple[Any, ...] = (None, [], "none")
 """The defaults in that section."""
@@ -17,8 +17,8 @@ UNSET: tuple[Any, ...] = (None, [], "none")
 def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the identity of a run of version 0.1.
 
-    It named every option, with its default too. Its options of answers had a section of their own, its flags of columns
-    followed from other options, and log probabilities were a sampling option.
+    Version 0.1 wrote every option, even one with its default. The options of answers had a section of their own, the
+    column flags followed from other options, and log probabilities were a sampling option.
     """
     answer, sampling = identity["answer"], dict(identity["sampling"])
     modes = {
@@ -27,7 +27,7 @@ def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
     }
     modes["completion"] = {"logprobs": True} if sampling.pop("logprobs", False) else {}
     prompt = dict(identity["prompt"])
-    if prompt["prompt_template"] is not None:  # version 0.1 rendered a template without its last line's end
+    if prompt["prompt_template"] is not None:  # version 0.1 dropped a template's trailing newline
         prompt["prompt_template"] = prompt["prompt_template"].removesuffix("\n")
     columns = {
         "include_prompt": identity["columns"]["own"]["include_prompt"],

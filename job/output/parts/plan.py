@@ -1,4 +1,4 @@
-"""Which rows are which shard. Depends on the dataset and ``rows_per_shard`` alone (law 2)."""
+"""Which rows belong to which shard. Depends on the dataset and ``rows_per_shard`` alone (law 2)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from job.records import SampleKey
 
 MIN_SLICE_ROWS = 32
 MAX_SLICES = 64
-"""Workers that have no shard of their own help with slices of others': small enough that all end together, large enough
-that a lease for each costs nothing."""
+"""Limits on slices, with which workers that have no shard of their own help others: small enough that all workers
+finish together, large enough that a lease for each slice costs almost nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Cut of ``num_rows`` rows into shards.
+    """How ``num_rows`` rows are cut into shards.
 
     >>> plan = Plan(num_rows=25, rows_per_shard=10)
     >>> plan.num_shards, plan.rows(2)
@@ -36,7 +36,7 @@ class Plan:
         return self.num_rows * self.num_samples
 
     def count(self, shards: Iterable[int]) -> int:
-        """Return the rows of the output in these shards."""
+        """Return the number of output rows in these shards."""
         return sum(len(self.rows(shard_idx)) for shard_idx in shards) * self.num_samples
 
     def rows(self, shard_idx: int) -> range:
@@ -45,7 +45,7 @@ class Plan:
         return range(start, min(start + self.rows_per_shard, self.num_rows))
 
     def slices(self, shard_idx: int) -> list[range]:
-        """Return the consecutive row indices that a shard is worked on in. They do not show in the output.
+        """Return the slices in which workers claim a shard's rows. They do not affect the output.
 
         >>> Plan(num_rows=70, rows_per_shard=100).slices(0)
         [range(0, 32), range(32, 64), range(64, 70)]

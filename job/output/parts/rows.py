@@ -1,4 +1,4 @@
-"""Completions as Arrow, and back. Columns are known by their names: unknown ones are ignored, missing ones are null."""
+"""Converts completions to Arrow and back. Columns go by name: missing ones are null, unknown ones are ignored."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _BASE_NAMES = frozenset(BASE.names)
 
 
 def to_batch(completions: Iterable[Completion], schema: pa.Schema) -> pa.RecordBatch:
-    """Turn completions into a batch of the columns of a schema."""
+    """Turn completions into a batch with the columns of a schema."""
     rows = list(completions)
     return pa.record_batch([pa.array(_column(rows, field.name), field.type) for field in schema], schema=schema)
 

@@ -1,4 +1,4 @@
-"""One shard on its way from claimed to final: the rows it still lacks, its journal, and the Parquet file at the end."""
+"""One shard from its claim to its part: the rows it still lacks, its journal, and the Parquet file at the end."""
 
 import contextlib
 import itertools
@@ -19,11 +19,11 @@ from job.output.store.directory import RunDirectory
 from job.records import Completion, RowBlock, SampleKey
 
 JOURNAL_SYNC_SECS = 2.0
-"""A kill loses at most the rows that finished in so many seconds."""
+"""A kill loses at most the rows that finished in this time."""
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 256 << 20
-"""A row group ends at the first of these, or with a single row: readers can seek, keep few large values in memory, and
-no column of texts comes near Arrow's 2 GiB of 32-bit offsets.
+"""A row group ends at whichever limit comes first, but has at least one row: readers can seek and need little memory,
+and no text column comes near the 2 GiB that Arrow's 32-bit offsets can address.
 """
 
 
@@ -32,23 +32,23 @@ class PartFormat:
     """What all parts of a run have in common, fixed before the first row."""
 
     schema: Any
-    """pyarrow.Schema of the part, with the metadata that the files carry."""
+    """pyarrow.Schema of a part, with the metadata of every part."""
     columns: Columns
     compression: str
     keeps_columns: bool
-    """Whether there are columns of the dataset in it."""
+    """Whether parts contain columns of the dataset."""
 
     @classmethod
     def build(
         cls, kept_schema: pa.Schema, columns: Columns, *, compression: str, metadata: dict[bytes, bytes]
     ) -> "PartFormat":
-        """Fix the columns from ours and those that are kept."""
+        """Combine our columns with the kept ones of the dataset."""
         schema = columns.schema(kept_schema).with_metadata(metadata)
         return cls(schema=schema, columns=columns, compression=compression, keeps_columns=len(kept_schema) > 0)
 
 
 class OpenShard:
-    """A shard that this worker works on. Completions may come in any order and twice; the first one counts."""
+    """A shard that this worker works on. Completions may come in any order, even twice; the first one counts."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class OpenShard:
         worker_id: str,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take over what the journals of earlier workers hold, and what is to stay of a part with rows to retry.
+        """Load the finished rows: those that a retry keeps of an existing part, and those in earlier workers' journals.
 
         Args:
-            note: tells the user.
+            note: shows a message to the user.
         """
         self._note, self._given_up = note, set[str]()
         self.shard_idx = shard_idx
@@ -72,14 +72,14 @@ class OpenShard:
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
         self.counts = Counts()
-        """What is done of this shard."""
+        """Counts of the finished rows."""
         self._readers: dict[str, JournalReader] = {}
-        """Of other workers' journals."""
+        """Name of another worker's journal to its reader."""
         self._kept: dict[int, pa.Table] = {}
-        """First row to the kept columns from there on."""
+        """First row of a block to the kept columns of the block."""
         unused = _unused_journal(directory, shard_idx, worker_id)
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS)
-        # What stays of a part under retry comes first: a row that has its completion takes no other.
+        # Rows that a retry keeps come first, since the first completion of a row counts.
         self._take(completions_to_stay(directory, shard_idx, part_format.columns))
         self.absorb()
 
@@ -94,12 +94,12 @@ class OpenShard:
         return not self._missing
 
     def has(self, key: SampleKey) -> bool:
-        """Whether a completion is there already, from this worker or another."""
+        """Whether this completion is finished already, by this worker or another."""
         return key in self._done
 
     def absorb(self) -> None:
-        """Take over what other workers' journals have gained: those who were here before, and those who help."""
-        # Every journal each time: a helper may have come since. Its reader remembers how far it has read.
+        """Load new rows from the journals of other workers: those that held the shard before, and those that help."""
+        # All journals are listed each time, since a new helper may have come. Each reader remembers its position.
         for name in self._directory.journals(self.shard_idx):
             if name != self._journal.name:
                 reader = self._readers.setdefault(name, JournalReader(self._store, name))
@@ -121,7 +121,7 @@ class OpenShard:
             self._kept[block.rows[0].row_idx] = block.kept
 
     def unread(self) -> list[range]:
-        """Return the rows whose kept columns have not been added: others have computed them."""
+        """Return the rows whose kept columns have not been added, because other workers computed them."""
         if not self._format.keeps_columns:
             return []
         gaps, position = [], self.rows.start
@@ -139,21 +139,21 @@ class OpenShard:
 
     @property
     def num_done(self) -> int:
-        """Finished rows, from this worker and earlier ones."""
+        """The number of finished rows, by this worker and others."""
         return len(self._done)
 
     def sync_if_due(self) -> None:
-        """Let the journal sync if the last time is long enough ago."""
+        """Sync the journal if its last sync is long enough ago."""
         with self._unless_finished_by_another():
             self._journal.sync_if_due()
 
     def sync(self) -> None:
-        """Make all that was added durable now."""
+        """Make everything that was added durable now."""
         with self._unless_finished_by_another():
             self._journal.sync()
 
     def close(self) -> None:
-        """Leave the shard unfinished; its journal holds all that was added."""
+        """Close the journal, which then contains everything that was added. The shard may be unfinished."""
         with self._unless_finished_by_another():
             self._journal.close()
 
@@ -162,24 +162,24 @@ class OpenShard:
 
         The order matters: rows are in the journal until the final name is durable.
         """
-        assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are there"
-        assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are not there"
+        assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are finished"
+        assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are missing"
         self.close()
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
         with self._unless_finished_by_another(), self._store.writing(self._part) as file:
             self._write(file)
             self._verify(file)
-        # What killed workers had half-written of it. A slower living one learns in this way that the shard is done.
+        # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
         self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
         for journal in self._directory.journals(self.shard_idx):
             self._store.delete(journal)
-        # The marker of a retry last. Had it been removed before the part was replaced, a kill between the two would
-        # have made the old part, with its errors, the last word.
+        # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
+        # the old part, with its errors, final.
         self._store.delete(self._directory.names.retry(self.shard_idx))
 
     @contextlib.contextmanager
     def _unless_finished_by_another(self) -> Iterator[None]:
-        """Let pass that something of ours is missing, once there is a part: whoever wrote it has removed all else."""
+        """Ignore that a file of ours is missing if the part exists: the worker that wrote it removed the others."""
         try:
             yield
         except FileNotFoundError:
@@ -189,7 +189,7 @@ class OpenShard:
     def _write(self, file: BinaryIO) -> None:
         schema = self._format.schema
         compression = None if self._format.compression == "none" else self._format.compression
-        # Checksums of pages let ``job verify`` find every flipped bit; they cost 0.6 % of a small part.
+        # With page checksums, ``job verify`` finds every flipped bit. They add 0.6 % to a small part.
         with pq.ParquetWriter(
             file, self._schema_with_counts(), compression=compression, write_page_checksum=True
         ) as writer:
@@ -202,19 +202,19 @@ class OpenShard:
         kept = self._kept_table()
         group_rows = max(1, ROWS_PER_GROUP // self._plan.num_samples)  # samples stay together
         for start in range(self.rows.start, self.rows.stop, group_rows):
-            for rows in self._light(range(start, min(start + group_rows, self.rows.stop)), kept):
+            for rows in self._halve(range(start, min(start + group_rows, self.rows.stop)), kept):
                 yield self._table(rows, kept, schema)
 
-    def _light(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
-        """Cut rows into pieces that are not too large, or single rows."""
+    def _halve(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
+        """Halve a range of rows until each piece is within ``BYTES_PER_GROUP``, or is a single row."""
         num_bytes = 0 if kept is None else self._plan.num_samples * _num_bytes(self._slice(kept, rows))
         num_bytes += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
         if len(rows) == 1 or num_bytes <= BYTES_PER_GROUP:
             yield rows
             return
         half = len(rows) // 2
-        yield from self._light(rows[:half], kept)
-        yield from self._light(rows[half:], kept)
+        yield from self._halve(rows[:half], kept)
+        yield from self._halve(rows[half:], kept)
 
     def _table(self, rows: range, kept: pa.Table | None, schema: pa.Schema) -> pa.Table:
         completions = self._completions(rows)
@@ -242,11 +242,11 @@ class OpenShard:
         return pa.concat_tables(tables) if tables else None
 
     def _schema_with_counts(self) -> pa.Schema:
-        """Add this part's own counts to the metadata, so that totals need no more than the footers."""
+        """Add this part's own counts to the metadata, so that totals need only the footers."""
         return self._format.schema.with_metadata({**(self._format.schema.metadata or {}), **self.counts.to_metadata()})
 
     def _verify(self, file: BinaryIO) -> None:
-        """Read the keys back and compare them with the plan: a hole or a double here is a bug, never a part."""
+        """Read the keys back and compare them with the plan: a missing or duplicate row is a bug, never a part."""
         file.seek(0)
         table = pq.ParquetFile(file).read(columns=["row_idx", "sample_idx"])
         keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
@@ -254,12 +254,12 @@ class OpenShard:
 
 
 def _num_bytes(table: pa.Table) -> int:
-    """Return what rows take; a dictionary is there once, however many they are."""
+    """Return the memory that rows take, in bytes, without dictionaries, which all rows share."""
     return sum(column.nbytes for column in table.columns if not pa.types.is_dictionary(column.type))
 
 
 def _repeat(table: pa.Table, times: int) -> pa.Table:
-    """Return each row so many times. Values are not copied if there is one row, or it stays alone."""
+    """Return each row this many times. Values are not copied if there is a single row, or ``times`` is 1."""
     if times == 1:
         return table
     if len(table) == 1:
@@ -268,7 +268,7 @@ def _repeat(table: pa.Table, times: int) -> pa.Table:
 
 
 def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
-    """Return a journal's name that this worker has not used: it may have left the shard before, and left rows there."""
+    """Return an unused name for a journal: this worker may have left the shard before, with rows in a journal."""
     names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
     journals = (directory.names.journal(shard_idx, name) for name in names)
     return next(name for name in journals if not directory.store.exists(name))

@@ -1,1 +1,1 @@
-"""How workers share a run: leases, claims, what each has done, retries."""
+"""How workers share a run: leases, claims, metrics, retries."""

@@ -1,9 +1,9 @@
 """What this worker does next: a slice of a shard of its own, a new shard, or a slice of another worker's shard.
 
-Whoever holds a shard's lease writes its part. It works through the shard slice by slice, in ascending order, so that a
-source that can only stream goes through its data once. A worker for whom no shard is left helps: it takes slices of
-shards that others hold, from the end, and leaves its rows in a journal of its own, where the holder finds them. So the
-last shard, or the only one, keeps all workers busy.
+The worker that holds a shard's lease writes its part. It works through the shard slice by slice, in ascending order, so
+that a source that can only stream reads its data once. A worker that finds no free shard helps: it takes slices from
+the end of shards that others hold, and writes its rows to a journal of its own, where the holder finds them. So even
+the last shard, or the only one, keeps all workers busy.
 """
 
 import random
@@ -17,7 +17,7 @@ from job.output.store.directory import RunDirectory
 from job.output.store.names import LEASES, TOTALS
 
 MAX_HELPED = 100
-"""A helper looks at so many shards of others at most."""
+"""The number of other workers' shards that a helper considers at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +29,26 @@ class Claim:
 
 
 class Claims:
-    """Hands out work."""
+    """Hands out work to this worker."""
 
     def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
-        """List what is done."""
+        """List the shards that are not done."""
         self._directory, self._plan, self._leases, self._can_help = directory, plan, leases, can_help
         done = directory.done_shards()
         self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
         if self._remaining:
-            # Sums of parts that are replaced from now on. (Their identities may come back: inodes are used again.)
+            # Parts may be replaced from now on. (Their identities may not show it: inodes are reused.)
             directory.store.delete(TOTALS)
         self._shards = deque(self._remaining)
-        """Not tried since the last look."""
+        """Shards that have not been tried since they were last listed."""
         self._ours: set[int] = set()
         self._claimed: set[tuple[int, int]] = set()
-        """(shard, slice) that were handed out."""
+        """Each (shard, slice) that was handed out."""
         self._own_slices: deque[tuple[int, int]] = deque()
         self._other_slices: deque[tuple[int, int]] = deque()
 
     def claim(self) -> Claim | None:
-        """Return work that is ours now, or None if there is none to be had at the moment."""
+        """Claim work and return it, or None if nothing is free at the moment."""
         while self._own_slices or self._claim_shard():
             shard_idx, slice_idx = self._own_slices.popleft()
             # Nobody can help with a shard of one slice: its lease is enough.
@@ -56,28 +56,28 @@ class Claims:
                 return self._claim_of(shard_idx, slice_idx)
         while self._other_slices:
             shard_idx, slice_idx = self._other_slices.popleft()
-            # The holder removes the leases of all slices when its part is written: one that looks free since then is
-            # done. (If that happens between these two looks, the rows are computed twice, and the first ones count.)
+            # When the holder has written the part, it removes the leases of all slices, so one that looks free may be
+            # done. (If that happens between these two checks, rows are computed twice, and the first ones count.)
             if not self._directory.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
                 return self._claim_of(shard_idx, slice_idx)
         return None
 
     @property
     def held(self) -> tuple[int, ...]:
-        """The shards whose parts this worker is to write, also those of which helpers have claimed every slice."""
+        """The shards whose parts this worker is to write, even if helpers have claimed all their slices."""
         return tuple(self._ours)
 
     def holds(self, shard_idx: int) -> bool:
-        """Whether this worker is to write the shard's part. Else it helps."""
+        """Whether this worker is to write the shard's part. If not, it helps."""
         return shard_idx in self._ours
 
     def leave(self, shard_idx: int) -> None:
-        """Give back a shard that is done, with all its slices, whoever left their leases."""
+        """Give back a finished shard, with the leases of all its slices, including those of other workers."""
         self._claimed = {key for key in self._claimed if key[0] != shard_idx}
         # Once their leases are removed, the slices that others have done would look free.
         self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
         for slice_idx in range(len(self._plan.slices(shard_idx))):
-            # First ours, so that the heartbeat forgets it; then whatever a helper has left, who may be dead.
+            # First our own, so that the heartbeat forgets it; then one that a helper, perhaps dead, has left.
             self._leases.release(shard_idx, slice_idx)
             self._directory.store.delete(self._directory.names.lease(shard_idx, slice_idx))
         if shard_idx in self._ours:
@@ -85,25 +85,25 @@ class Claims:
             self._leases.release(shard_idx)
 
     def look_again(self) -> bool:
-        """Go through what is left once more: a lease may have become stale. False if everything is done."""
+        """List what is left again, since leases may have become stale. False if everything is done."""
         done = self._directory.done_shards()
         self._remaining = [shard_idx for shard_idx in self._remaining if shard_idx not in done]
         others = [shard_idx for shard_idx in self._remaining if shard_idx not in self._ours]
         self._shards = deque(others)
-        # Also slices that helpers have claimed: ``acquire`` takes over those of dead ones, which nobody else does.
+        # Include slices that helpers have claimed: only the holder takes over those of dead helpers, in ``acquire``.
         self._own_slices = deque(self._unclaimed(sorted(self._ours)))
         self._other_slices = deque(self._free_slices(others) if self._can_help else ())
         return bool(self._remaining)
 
     def _free_slices(self, shards: list[int]) -> list[tuple[int, int]]:
-        """Return slices of others' shards that nobody has a lease of, the last ones first.
+        """Return the slices of others' shards that have no lease, the last ones first.
 
-        Leases of dead helpers are the holders' business. One listing: to try each lease would cost a network file
-        system thousands of requests.
+        Leases of dead helpers are left to the holders. They are listed once, because trying each lease would cost a
+        network file system thousands of requests.
         """
         leased = {f"{LEASES}/{entry.name}" for entry in self._directory.store.list(LEASES)}
         helped = [idx for idx in shards if len(self._plan.slices(idx)) > 1]
-        random.shuffle(helped)  # helpers spread
+        random.shuffle(helped)  # spreads the helpers
         free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._directory.names.lease(*key) not in leased]
         return free[::-1]
 
@@ -112,8 +112,8 @@ class Claims:
             shard_idx = self._shards.popleft()
             if self._directory.is_done(shard_idx) or not self._leases.acquire(shard_idx):
                 continue
-            # Looked at again with the lease in hand: holders name their part before they give the lease back, so a
-            # shard whose lease was free is either done by now, or nobody's.
+            # Check again while we hold the lease: a holder finishes its part before it gives the lease back, so a shard
+            # whose lease was free is either done by now, or has no holder.
             if not self._directory.is_done(shard_idx):
                 self._ours.add(shard_idx)
                 self._own_slices.extend(self._unclaimed([shard_idx]))

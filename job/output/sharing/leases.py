@@ -1,11 +1,12 @@
-"""Leases: who works on which shard or slice of one, in any shared directory, without a server.
+"""Leases: which worker works on which shard or slice, in any shared directory, without a server.
 
-A lease is an object. Creating it claims the shard, touching it says that its holder lives, removing it gives the shard
-back. A lease whose holder is dead, or silent for too long, is removed by whoever wants it, unless it is another's by
-then. Ages are differences of two times that the store itself stamped, since the clocks of nodes differ.
+A lease is an object. Creating it claims the shard, touching it shows that its holder is alive, removing it gives the
+shard back. If the holder is dead, or silent for too long, a worker that wants the shard removes the lease, unless it
+belongs to another worker by then. An age is the difference between two times that the store itself stamped, since the
+clocks of nodes differ.
 
 Leases save work; they do not protect data. Two workers on one shard (a cut network, a paused process) write the same
-rows under names of their own, and the last one to name its part wins with the same content.
+rows to files of their own, and the last one to rename its part wins, with the same content.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
 
 MAX_BEAT_SECS = 5.0
-"""Heartbeats are never rarer: a restart may shorten the timeout while workers go on with the old one."""
+"""The longest time between heartbeats: a restart may shorten the timeout while workers still use the old one."""
 
 
 class Leases:
-    """The shards that this worker holds, kept alive by a thread."""
+    """The leases of this worker, kept alive by a thread."""
 
     def __init__(
         self,
@@ -47,14 +48,14 @@ class Leases:
         self._thread.start()
 
     def acquire(self, shard_idx: int, slice_idx: int | None = None) -> bool:
-        """Try to claim a shard, or a slice of one, taking over the lease of a dead worker. True if it is ours now."""
+        """Try to claim a shard, or a slice of one, taking over the lease of a dead worker. True if it is ours."""
         return self.acquire_name(self._names.lease(shard_idx, slice_idx))
 
     def acquire_name(self, lease: str) -> bool:
-        """Try to claim what a lease of this name stands for."""
+        """Try to acquire the lease of this name. True if it is ours."""
         if self._store.exists(lease) and not self._clear_if_dead(lease):
             return False
-        # Only now, and exclusively: whoever else cleared the dead lease, or saw none, tries the same at this moment.
+        # Exclusively: other workers that cleared the dead lease, or saw none, may be trying the same at this moment.
         if not self._store.create_exclusively(lease, self._worker.to_json(), durable=False):
             return False
         self._held.add(lease)
@@ -65,10 +66,10 @@ class Leases:
         self.release_name(self._names.lease(shard_idx, slice_idx))
 
     def release_name(self, lease: str) -> None:
-        """Give back what a lease of this name stands for."""
+        """Give back the lease of this name."""
         self._held.discard(lease)
-        # Another may have taken it over while this process was paused. Between this look and the deletion, too: then
-        # two work on one shard, which is allowed.
+        # Another worker may have taken it over while this process was paused. If that happens between this check and
+        # the deletion, two workers work on one shard, which is allowed.
         if read_holder(self._store, lease) == self._worker:
             self._store.delete(lease)
 
@@ -81,7 +82,7 @@ class Leases:
         self._store.delete(self._clock)
 
     def _clear_if_dead(self, lease: str) -> bool:
-        """Remove a dead worker's lease. False if the holder lives, or another was faster."""
+        """Remove a dead worker's lease. False if the holder is alive, or another worker was faster."""
         try:
             seen = content, stamp = self._store.look(lease)
         except FileNotFoundError:
@@ -89,25 +90,25 @@ class Leases:
         silent_secs = self._now() - stamp.written
         holder = WorkerId.from_json(content)
         is_dead = holder is not None and holder.is_dead()
-        if not is_dead and silent_secs < self._timeout_secs:  # one that cannot be read is perhaps being written
+        if not is_dead and silent_secs < self._timeout_secs:  # an unreadable one may be half-written
             return False
-        # Another may have done the same since our look, and created its own: that one must stay.
+        # Another worker may have done the same since we looked, and created its own lease, which must stay.
         return self._store.delete_if_same(lease, seen)
 
     def _now(self) -> float:
-        """Return the store's time. ``job status`` takes a clock that is touched again and again for a worker's life."""
+        """Return the store's time. To ``job status``, a clock that keeps being touched means a live worker."""
         return self._store.touch(self._clock, create=True)
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._beat_secs):
             for lease in list(self._held):
-                # Missing: it was taken over. Full or out of reach: the main thread meets that, too.
+                # If it is missing, it was taken over. A full or unreachable store is an error in the main thread, too.
                 with contextlib.suppress(OSError):
                     self._store.touch(lease)
 
 
 def read_holder(store: Store, lease: str) -> WorkerId | None:
-    """Return who holds a lease; None if there is none, or it says nothing."""
+    """Return the holder of a lease; None if the lease is missing or invalid."""
     with contextlib.suppress(FileNotFoundError):
         return WorkerId.from_json(store.read(lease))
     return None

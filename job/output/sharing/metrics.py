@@ -1,6 +1,6 @@
-"""A worker's figures over time, one JSON object a line: writing one's own, and reading the latest of all.
+"""Workers' figures over time, one JSON object per line: writing a worker's own, and reading the latest of all.
 
-Workers of different versions see each other: what a reader does not know is ignored, what it misses has its default.
+Workers of different versions read each other's figures: unknown fields are ignored, missing ones have their default.
 """
 
 import json
@@ -16,21 +16,21 @@ FRESH_SECS = 30.0
 """A worker that has written nothing for this long is not counted as working."""
 
 SILENT_SECS = 3600.0
-"""One that has written nothing for this long is not looked at again: a run that was started often has many files."""
+"""One that has written nothing for this long is not read again: a run that was started often has many files."""
 
 TAIL_BYTES = 16 * 1024
-"""Holds more than the lines of ``WINDOW_SECS``, unless a worker has very many open shards."""
+"""More than the lines of ``WINDOW_SECS`` take, unless a worker has very many open shards."""
 
 WINDOW_SECS = 60.0
-"""A rate is taken over this time, so that it is current and yet steady."""
+"""A rate is measured over this time, so that it is current and yet steady."""
 
 YOUNG_SECS = 1.0
-"""Before that, one step makes the rate."""
+"""The rate of a younger worker is 0, since it would depend on a single step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenCounts:
-    """What is finished of a shard that has no part yet."""
+    """The finished rows of a shard that has no part yet."""
 
     num_rows: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class OpenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """What one worker has done since it started, and now holds."""
+    """What one worker has done since it started, and what it holds now."""
 
     worker_id: str
     launch_id: str = ""
@@ -47,11 +47,11 @@ class WorkerStats:
     time: float = 0.0
     """Unix time, by the worker's clock."""
     elapsed_secs: float = 0.0
-    """Since it began to compute, loading not included."""
+    """Since it began to compute, without the time for loading."""
     num_rows: int = 0
     """Rows finished by this worker, errors included."""
     num_open_rows: int = 0
-    """Finished rows of the shards that it holds: not in a part yet."""
+    """Finished rows of the shards that it holds, which are not in a part yet."""
     num_errors: int = 0
     num_tokens: int = 0
     """Prompt and completion tokens computed, unfinished rows included."""
@@ -59,7 +59,7 @@ class WorkerStats:
     """Rows that it is computing now."""
     open_shards: tuple[int, ...] = ()
     open_counts: Mapping[int, OpenCounts] | None = None
-    """Of each shard that it holds. None: written by a version that did not say so."""
+    """Those of each shard that it holds. None: written by a version without this field."""
 
     @classmethod
     def from_json(cls, line: bytes) -> "WorkerStats | None":
@@ -124,7 +124,7 @@ class MetricsFile:
     """Appends a worker's figures every few seconds."""
 
     def __init__(self, store: Store, name: str, *, every_secs: float = 10.0) -> None:
-        """Name the object, which is created with the first line."""
+        """Use this object, which is created with the first line."""
         self._store, self._name, self._every_secs = store, name, every_secs
         self._last: float | None = None
         self._num_rows = -1
@@ -140,29 +140,29 @@ class MetricsFile:
             self.write(stats)
 
     def write(self, stats: WorkerStats) -> None:
-        """Append a line. The object is closed again each time: over NFS, only then do others see the line."""
+        """Append a line, and close the object each time: over NFS, others see the line only then."""
         self._last, self._num_rows = time.monotonic(), stats.num_rows
         with self._store.append(self._name) as end:
             end.append(stats.to_json().encode(), durable=False)
 
 
 class MetricsReader:
-    """Reads the latest figures of workers, again and again."""
+    """Reads the latest figures of workers, as often as needed."""
 
     def __init__(self, store: Store) -> None:
-        """Name the run."""
+        """Read from the store of one run."""
         self._store = store
         self._silent: set[str] = set()
 
     def read(self) -> list[LatestStats]:
-        """Return the latest of every worker that ever wrote figures. What cannot be read is left out."""
+        """Return the latest figures of every worker that ever wrote any. Unreadable ones are left out."""
         return [found for name in self._names() if (found := self._latest(name)) is not None]
 
     def read_others(self, own: str) -> list[WorkerStats]:
-        """Return the latest of each other worker that wrote figures lately. Nobody's before this worker has written.
+        """Return the latest figures of other workers that wrote recently; none before this worker has written.
 
         Args:
-            own: this worker's figures. They tell the time, since the clocks of nodes and of the store differ.
+            own: name of this worker's figures. Their stamp is the present time, since the clocks of nodes differ.
         """
         try:
             now = self._store.stamp(own).written

@@ -1,8 +1,7 @@
-"""Error rows that are to be retried: which, and what of their parts stays.
+"""Error rows that are to be retried: marking them, and reading the other rows of their parts.
 
-A retried part keeps its place until the new one replaces it, so readers miss nothing; a marker beside it says that the
-shard is not done. ``OpenShard.finish`` removes the marker after that: a kill between the two retries the rows once
-more, no harm.
+A part under retry stays in place until the new one replaces it, so readers miss nothing; a marker says that the shard
+is not done. ``OpenShard.finish`` removes the marker afterwards: a kill between the two only retries the rows once more.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from job.output.store.store import Store
 from job.records import Completion
 
 ErrorsOfShards = Mapping[int, Counter[str]]
-"""Shard to error kind to number of rows."""
+"""For each shard: error kind to number of rows."""
 
 
 def read_errors(directory: RunDirectory) -> ErrorsOfShards:
@@ -39,16 +38,16 @@ def read_errors(directory: RunDirectory) -> ErrorsOfShards:
 
 
 def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str]) -> Counter[str]:
-    """Mark every part that holds error rows of these kinds (empty: of any), besides what is marked already.
+    """Mark every part with error rows of these kinds (empty: of any kind), in addition to earlier marks.
 
     Args:
         errors: from ``read_errors``.
 
     Returns:
-        Error kind to number of rows of these kinds, which the next run retries.
+        For each of these kinds, the number of rows that the next run retries.
 
     Raises:
-        UsageError: workers are at the run; they may hold what the journals of marked shards lose.
+        UsageError: workers are active; they may be using the journals that marking a shard deletes.
         JobError: the directory cannot be read or written.
     """
     store, marked = run.directory.store, Counter[str]()
@@ -71,15 +70,17 @@ def _mark(directory: RunDirectory, shard_idx: int, kinds: Collection[str]) -> No
         before = _marked_kinds(store, marker)
         kinds = {*before, *kinds} if before and kinds else ()
     else:
-        # A worker that was killed just after it named the part has left them, with the errors that are to be retried.
+        # A worker that was killed just after it finished the part has left them, with the errors to be retried.
         for leftover in directory.journals(shard_idx):
             store.delete(leftover)
     store.replace(marker, json.dumps({"kinds": sorted(kinds)}).encode())
 
 
 def _marked_kinds(store: Store, marker: str) -> list[str]:
-    """Raises:
-    UsageError: the object is not a marker.
+    """Return the error kinds that a marker names; none means all.
+
+    Raises:
+        UsageError: the object is not a marker.
     """
     try:
         kinds: list[str] = json.loads(store.read(marker))["kinds"]
@@ -104,16 +105,16 @@ def _refuse_if_alive(run: FoundRun) -> None:
 
 
 def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Columns) -> Iterator[Completion]:
-    """Yield the completions of a part that is marked, without the rows to be retried.
+    """Yield the completions of a marked part, without the rows to be retried.
 
     Args:
-        columns: those of the part that are ours.
+        columns: our columns of the part, without the dataset's.
 
     Raises:
         JobError: the part cannot be read.
     """
     store, names = directory.store, directory.names
-    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new; or another finished it meanwhile
+    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new, or another worker has finished it
         kinds = _marked_kinds(store, names.retry(shard_idx))
         yield from _read(store, names.part(shard_idx), columns, kinds)
 
@@ -128,4 +129,6 @@ def _read(store: Store, part: str, columns: Columns, kinds: Collection[str]) -> 
                         yield completion
     except pa.ArrowException as error:
         where = store.describe(part)
-        raise JobError(f"{where} cannot be read: {first_line(error)}. Remove it; its rows are done again.") from None
+        raise JobError(
+            f"{where} cannot be read: {first_line(error)}. Remove it; its rows will be recomputed."
+        ) from None

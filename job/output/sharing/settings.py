@@ -1,4 +1,4 @@
-"""What all who look at a run must agree in, but a restart may change: not part of what the run is (law 4)."""
+"""Settings on which all readers of a run must agree, but which a restart may change: not in its identity (law 4)."""
 
 import json
 import os
@@ -8,24 +8,24 @@ from job.output.store.names import SETTINGS
 from job.output.store.store import Store
 
 LEASE_TIMEOUT_SECS = 60.0
-"""The default."""
+"""The default of ``RunSettings.lease_timeout_secs``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """Settings of a run, as its directory holds them."""
+    """Settings of a run, as its directory stores them."""
 
     lease_timeout_secs: float
     """Silence after which a lease may be taken over."""
 
     @classmethod
     def default(cls) -> "RunSettings":
-        """Return the settings of a run that holds none. (The environment is for tests.)"""
+        """Return the settings of a run that stores none. (The environment variable is for tests.)"""
         return cls(lease_timeout_secs=float(os.environ.get("JOB_LEASE_STALE_SECS", LEASE_TIMEOUT_SECS)))
 
 
 def read_settings(store: Store) -> RunSettings:
-    """Return a run's settings. What is missing or makes no sense has its default; what is unknown is ignored."""
+    """Return a run's settings. Missing and invalid ones have their default; unknown ones are ignored."""
     settings = RunSettings.default()
     try:
         content = json.loads(store.read(SETTINGS))
@@ -40,7 +40,7 @@ def set_settings(store: Store, *, lease_timeout_secs: float | None) -> RunSettin
     """Change a run's settings, if there is something to change.
 
     Args:
-        lease_timeout_secs: None leaves it as it is.
+        lease_timeout_secs: None leaves it unchanged.
     """
     found = read_settings(store)
     wanted = found if lease_timeout_secs is None else RunSettings(lease_timeout_secs=lease_timeout_secs)

@@ -1,4 +1,4 @@
-"""Who works on a run: one replica's leader, told from every other over nodes, containers, restarts and time."""
+"""The identity of a worker, one replica's leader: unique over nodes, containers, restarts and time."""
 
 import json
 import os
@@ -16,21 +16,21 @@ class WorkerId:
     host: str
     pid: int
     start_time: str
-    """Of the process, as ``start_time_of`` gives it: tells it from a later process with the same number."""
+    """As ``start_time_of`` returns it. Distinguishes the process from a later one with the same pid."""
     namespace: str
-    """Of process ids. Two containers on one host may both have a process 7."""
+    """The namespace of the pid: two containers on one host may both have a process 7."""
     nonce: str
     """Random: two machines cloned from one image may agree in all of the above."""
 
     @classmethod
     def of_this_process(cls) -> "WorkerId":
-        """Describe the process that calls."""
+        """Return the identity of the calling process."""
         pid = os.getpid()
         return cls(socket.gethostname(), pid, start_time_of(pid) or "0", pid_namespace(), secrets.token_hex(3))
 
     @classmethod
     def from_json(cls, content: bytes) -> "WorkerId | None":
-        """Read what a lease says; None if it says nothing."""
+        """Read the contents of a lease; None if they are invalid."""
         try:
             worker = cls(**json.loads(content))
             hash(worker)
@@ -39,7 +39,7 @@ class WorkerId:
             return None
 
     def to_json(self) -> bytes:
-        """Return what a lease says."""
+        """Return the contents of a lease."""
         return json.dumps(asdict(self)).encode()
 
     def __str__(self) -> str:
@@ -47,9 +47,10 @@ class WorkerId:
         return f"{host}-{self.pid}-{self.nonce}"
 
     def is_dead(self) -> bool:
-        """Whether that process certainly runs no longer. Only a process of the same host and namespace can say so.
+        """Whether that process is certainly dead, which only a process of the same host and namespace can know.
 
-        Whoever is in doubt says False: then silence decides. A living worker that is taken for dead loses its shard.
+        In case of doubt the answer is False, and the lease timeout decides: a live worker that is taken for dead would
+        lose its shard.
         """
         here = socket.gethostname(), pid_namespace()
         if self.namespace == UNKNOWN or (self.host, self.namespace) != here:
@@ -57,6 +58,6 @@ class WorkerId:
         found = start_time_of(self.pid)
         if found is None:
             return True
-        # A later process may have the number. Two start times differ only if both are clock ticks: one that another
-        # version has written in another form, or that may not be seen, proves nothing.
+        # A later process may have the same pid. Start times are compared only if both are clock ticks: one that another
+        # version wrote in another form, or that is hidden from us, proves nothing.
         return found.isdecimal() and str(self.start_time).isdecimal() and found != self.start_time

@@ -1,4 +1,4 @@
-"""A run directory: a store, the names in it, and what they say together."""
+"""A run directory: a store, the names in it, and the questions that take several names to answer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -52,15 +52,15 @@ class RunDirectory:
         return [f"{JOURNALS}/{name}" for name in names if name.endswith(".arrows")]
 
     def sweep(self) -> None:
-        """Remove what dead workers have left in a run every shard of which is done, and living ones can do without.
+        """Remove the leftovers of dead workers, and files that live ones no longer need. Every shard must be done.
 
-        What a living process may be about to give its name is not removed before it is old; but parts and the card
-        are there already, and whoever still writes one sees that.
+        A draft is kept until it is old, since a live process may be about to rename it. Drafts of parts and of the
+        card are removed at once: the final files exist, and a process that is still writing one notices.
         """
         for entry in self.store.list(JOURNALS):
             self._delete(f"{JOURNALS}/{entry.name}")
         for entry in self.store.list(LEASES):
-            # A clock is made anew by whoever compares it again. The lease of the conclusion is its holder's business.
+            # A worker that still needs its clock creates it again. The lease of the conclusion is left to its holder.
             if entry.name.startswith(".clock-") or entry.name[:1].isdecimal():
                 self._delete(f"{LEASES}/{entry.name}")
         for pattern in ("part-*", CARD):
@@ -69,5 +69,5 @@ class RunDirectory:
             self.store.discard(directory, "*", min_age_secs=OLD_SECS)
 
     def _delete(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # another worker does the same, or may and we may not
+        with contextlib.suppress(OSError):  # only its owner may delete it, or another worker was faster
             self.store.delete(name)

@@ -1,7 +1,7 @@
-"""A run directory on a file system: local, or shared over NFS and its like. The only caller of the file system.
+"""A run directory on a local file system, or on one shared over NFS or the like. Nothing else accesses its files.
 
-What a method calls durable is on disk after a power cut: contents are synced before they get their name, and the
-directory after. Half-written files have names with a dot in front, which readers of ``*.parquet`` do not match.
+Durable means that the data survives a power cut: contents are synced before the file gets its name, and the directory
+afterwards. Drafts, which are half-written files, have names that begin with a dot; ``*.parquet`` does not match them.
 """
 
 import contextlib
@@ -19,34 +19,34 @@ from typing import BinaryIO
 from job.output.store.store import Appender, Entry, Stamp
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What some FUSE and SMB mounts say to ``link``."""
+"""The errors with which some FUSE and SMB mounts refuse ``link``."""
 
 DRAFT = re.compile(r"\.(?:(?P<name>.+)\.[^.]+\.tmp|probe-.+|now-.+|.+\.taken-by-.+)", re.DOTALL)
-"""Names of files that are there for a moment: ``.<name>.<writer>.tmp`` of an object of that name."""
+"""Names of short-lived files: ``.<name>.<writer>.tmp`` is a draft of the object ``<name>``."""
 
 
 class LocalStore:
     """The files below one directory."""
 
     def __init__(self, root: Path) -> None:
-        """Name the directory, which need not exist yet."""
+        """Use this directory, which need not exist yet."""
         self._root = root
         host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
         self._writer = f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-        """Tells this process's half-written files from those of others, on any node."""
+        """Distinguishes this process's drafts from those of other processes, on any node."""
 
     def describe(self, name: str = "") -> str:
         """Return a path."""
         return str(self._path(name))
 
     def prepare(self, directories: Sequence[str]) -> None:
-        """Create the directories, and a file in each: permissions alone do not say whether the disk is full."""
+        """Create the directories, and a probe file in each: permissions do not show whether the disk is full."""
         for directory in directories:
             path = self._path(directory)
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".probe-{self._writer}"
             probe.write_bytes(b"probe")
-            probe.unlink(missing_ok=True)  # who concludes the run meanwhile sweeps its directories
+            probe.unlink(missing_ok=True)  # a worker that concludes the run may have swept it
 
     def list(self, directory: str = "") -> Sequence[Entry]:
         """Return the files, each with its inode, from one scan."""
@@ -59,11 +59,11 @@ class LocalStore:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root)) from None
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a name: a link that leads nowhere is damaged, and not missing."""
+        """Whether the name exists. A dangling link counts: it is damaged, not missing."""
         return os.path.lexists(self._path(name))
 
     def stamp(self, name: str) -> Stamp:
-        """Return a file's status. It is opened first: over NFS, that makes the client ask for it anew."""
+        """Return a file's status. Opening the file first makes an NFS client ask the server again."""
         path = self._path(name)
         with _named(path):
             try:
@@ -73,11 +73,11 @@ class LocalStore:
                 return _stamp(path.stat())
 
     def read(self, name: str, start: int = 0) -> bytes:
-        """Return the contents of a file, or its end."""
+        """Return the contents of a file from a position on."""
         return self.look(name, start)[0]
 
     def look(self, name: str, start: int = 0) -> tuple[bytes, Stamp]:
-        """Return contents and status of a file."""
+        """Return the contents and the status of a file."""
         path = self._path(name)
         with _named(path), path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -91,7 +91,7 @@ class LocalStore:
             return path.open("rb")
 
     def create_exclusively(self, name: str, data: bytes, *, durable: bool = True) -> bool:
-        """Write aside and link. ``O_EXCL`` alone would show the others an empty file for a moment."""
+        """Write a draft and link it. With ``O_EXCL`` alone, others would see an empty file for a moment."""
         path = self._path(name)
         draft = self._draft(path)
         with _named(path):
@@ -107,13 +107,13 @@ class LocalStore:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write aside and rename."""
+        """Write a draft and rename it."""
         with self.writing(name) as file:
             file.write(data)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Write aside and rename."""
+        """Write a draft and rename it."""
         path = self._path(name)
         draft = self._draft(path)
         with _named(path):
@@ -124,13 +124,13 @@ class LocalStore:
                     os.fsync(file.fileno())
                 draft.replace(path)
             except BaseException:
-                draft.unlink(missing_ok=True)  # a full disk gets its space back
+                draft.unlink(missing_ok=True)  # frees the space on a full disk
                 raise
             fsync_dir(path.parent)
 
     @contextlib.contextmanager
     def append(self, name: str) -> Iterator[Appender]:
-        """Open a file for appending, once there is something to append."""
+        """Append to a file, which is opened with the first bytes."""
         appender = FileAppender(self._path(name))
         try:
             yield appender
@@ -138,7 +138,7 @@ class LocalStore:
             appender.close()
 
     def touch(self, name: str, *, create: bool = False) -> float:
-        """Touch a file without saying which time it is, so that a file server stamps it with its own."""
+        """Touch a file without passing a time, so that a file server stamps it by its own clock."""
         path = self._path(name)
         with _named(path):
             if create:
@@ -148,7 +148,7 @@ class LocalStore:
             return path.stat().st_mtime
 
     def now(self) -> float | None:
-        """Return the time as the file system stamps it. Only a file that is written now tells it."""
+        """Return the file system's time, which only a newly written file shows."""
         probe = self._path(f".now-{self._writer}-{secrets.token_hex(4)}")
         try:
             probe.touch(exist_ok=False)
@@ -167,11 +167,11 @@ class LocalStore:
             path.unlink()
 
     def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
-        """Rename the file away, and read what it was: of many who rename, one succeeds.
+        """Rename the file away and read it: of several processes that try, one succeeds.
 
-        Only its contents are compared: some FUSE mounts make inode numbers up, and others stamp what is renamed. If it
-        was another file by then, it is put back. For an instant nobody sees it, and a third process may create its own:
-        then that one stays.
+        Only contents are compared: some FUSE mounts invent inode numbers, and others change the time of a file that is
+        renamed. If it turns out to be another file, it is put back. For an instant its name is free, and a third
+        process may create its own file: then that one stays.
         """
         path = self._path(name)
         aside = self._draft(path)
@@ -206,30 +206,30 @@ class LocalStore:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let all failures name the same file, and let one that is no longer there be ``FileNotFoundError``.
+    """Make every failure name this file, and turn ESTALE into ``FileNotFoundError``.
 
-    ESTALE is what NFS answers for an open file that another client has removed (RFC 1813, NFS3ERR_STALE).
+    NFS answers ESTALE for an open file that another client has removed (RFC 1813, NFS3ERR_STALE).
     """
     try:
         yield
     except OSError as error:
         number = errno.ENOENT if error.errno == errno.ESTALE else error.errno
-        if number is None:  # not of the operating system
+        if number is None:  # not from the operating system
             raise
         raise OSError(number, os.strerror(number), str(path)) from None
 
 
 class FileAppender:
-    """The end of a file."""
+    """Appends to one file."""
 
     def __init__(self, path: Path) -> None:
-        """Name a file, which need not exist."""
+        """Use this file, which need not exist yet."""
         self._path = path
         self._file: FileIO | None = None
         self._is_new = False
 
     def append(self, data: bytes, *, durable: bool = True) -> None:
-        """Write at the end. What a full disk has cut off is removed: nobody could read what came after it."""
+        """Write at the end. A write that a full disk cut short is removed: nothing after it could be read."""
         with _named(self._path):
             if self._file is None:
                 self._is_new = not self._path.exists()
@@ -286,7 +286,7 @@ def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no hard links.
 
     Raises:
-        FileExistsError: there is such a name.
+        FileExistsError: the second name is in use.
     """
     try:
         os.link(source, target)

@@ -1,36 +1,36 @@
-"""The names of all objects in a run directory. No name is put together anywhere else."""
+"""The names of all objects in a run directory. No other module builds such a name."""
 
 from dataclasses import dataclass
 
 PART_PATTERN = "part-*.parquet"
-"""What readers of a run's table are told to read."""
+"""The files that make up a run's table."""
 
 MANIFEST = "manifest.json"
-"""What the run is. Its name must be known before the number of shards is."""
+"""What the run is. It is read before the number of shards is known."""
 
 CARD = "README.md"
-"""The dataset card, for people and for HuggingFace. Written when the run is done."""
+"""The dataset card, for people and for Hugging Face. Written when the run is done."""
 
 SETTINGS = "settings.json"
-"""What workers, status and retry must agree in, but a restart may change."""
+"""Settings on which workers, status and retry must agree, but which a restart may change."""
 
 TOTALS = "totals.json"
-"""The sums over all parts of a run that is done: one process adds them up for all others."""
+"""The sums over all parts of a finished run. One process adds them up for all others."""
 
 JOURNALS = "journal"
-"""Directory of the finished rows of unfinished shards."""
+"""Directory of journals: the finished rows of unfinished shards."""
 
 LEASES = "leases"
-"""Directory that says who works on which shard."""
+"""Directory of leases: which worker works on which shard."""
 
 CONCLUSION = f"{LEASES}/conclusion"
 """Lease of the process that adds up the totals."""
 
 METRICS = "metrics"
-"""Directory of figures over time, one object per worker."""
+"""Directory of metrics: figures over time, one object per worker."""
 
 RETRIES = "retry"
-"""Directory that says which final shards have rows to be retried. Made by ``job retry``."""
+"""Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class RunNames:
     """
 
     num_shards: int
-    """Sets the width of the numbers, so that names sort as shards do however many there are."""
+    """Sets the width of the numbers, so that names always sort in the order of the shards."""
 
     def number(self, shard_idx: int) -> str:
-        """Return the shard's number as it is in names."""
+        """Return the shard's number in the form that names contain."""
         return f"{shard_idx:0{max(5, len(str(self.num_shards - 1)))}d}"
 
     def part(self, shard_idx: int) -> str:
@@ -54,7 +54,7 @@ class RunNames:
         return f"part-{self.number(shard_idx)}.parquet"
 
     def shard_of(self, name: str) -> int | None:
-        """Return the shard whose part has this name; None if no part of this run has it.
+        """Return the shard whose part has this name; None if this run has no such part.
 
         >>> names = RunNames(num_shards=100)
         >>> names.shard_of("part-00042.parquet"), names.shard_of("part-42.parquet")
@@ -66,7 +66,7 @@ class RunNames:
         return int(number) if name == self.part(int(number)) else None
 
     def drafts_of_part(self, shard_idx: int) -> str:
-        """Return the pattern of a shard's half-written parts. (Those of earlier versions lack the ending.)"""
+        """Return a pattern for the drafts of a shard's part. (Earlier versions wrote them without the ending.)"""
         return f"part-{self.number(shard_idx)}*"
 
     def journal(self, shard_idx: int, worker_id: str) -> str:
@@ -74,7 +74,7 @@ class RunNames:
         return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.arrows"
 
     def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
-        """Return the object whose exclusive creation claims a shard, or the work on a slice of it."""
+        """Return the object whose exclusive creation claims a shard, or a slice of it."""
         return f"{LEASES}/{self.number(shard_idx)}{'' if slice_idx is None else f'.{slice_idx:04d}'}"
 
     def clock(self, worker_id: str) -> str:
@@ -82,7 +82,7 @@ class RunNames:
         return f"{LEASES}/.clock-{worker_id}"
 
     def retry(self, shard_idx: int) -> str:
-        """Return the object that says which error rows of a final shard are to be retried."""
+        """Return the marker that says which error rows of a finished shard are to be retried."""
         return f"{RETRIES}/{self.number(shard_idx)}"
 
     def metrics(self, worker_id: str) -> str:

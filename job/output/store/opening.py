@@ -1,4 +1,4 @@
-"""Which kind of store an address means."""
+"""Chooses the kind of store for an address."""
 
 from pathlib import Path
 

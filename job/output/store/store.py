@@ -1,9 +1,9 @@
-"""What a run needs of the place that it is kept in: few verbs, and what each of them guarantees.
+"""What a run needs from the storage that it is kept in: a few methods, and what each of them guarantees.
 
-A name is a string relative to the run directory, with ``/`` between its parts (``leases/00042``). An object that is not
-there, or no longer, is a ``FileNotFoundError`` whatever the place calls it; all other failures are an ``OSError`` whose
-``filename`` a user can find. The verbs are those that a POSIX file system and an object store with conditional writes
-can both offer; nothing else in ``job.output`` calls a file system.
+A name is a string relative to the run directory, with ``/`` between its parts (``leases/00042``). A missing object
+raises ``FileNotFoundError``, whatever the storage calls it; every other failure is an ``OSError`` whose ``filename`` a
+user can find. A POSIX file system and an object store with conditional writes can both offer these methods. A run
+directory is accessed only through them.
 """
 
 from collections.abc import Sequence
@@ -14,117 +14,118 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a listing says of an object."""
+    """An object in a listing."""
 
     name: str
-    """Within its directory."""
+    """Relative to its directory."""
     identity: str
-    """Changes when the object is replaced; not when it is appended to or touched."""
+    """Changes when the object is replaced, but not when it is appended to or touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What the store knows of an object besides its contents."""
+    """What the store knows about an object besides its contents."""
 
     identity: str
     """As in a listing."""
     num_bytes: int
     written: float
-    """When it was last written or touched: Unix time by the store's clock, to be compared with ``now`` and ``touch``.
-    Clocks of the machines that use the store differ.
+    """Unix time of the last write or touch, by the store's clock. Compare it only with ``now`` and ``touch``: the
+    clocks of the machines that use the store differ.
     """
 
 
 class Appender(Protocol):
-    """The end of one object, to which this process alone appends."""
+    """Appends to one object, to which no other process appends."""
 
     def append(self, data: bytes, *, durable: bool = True) -> None:
-        """Add bytes. If durable, they are there after a power cut once this returns.
+        """Add bytes. If durable, they survive a power cut once this returns.
 
         Raises:
-            OSError: they could not be added, and none of them is there unless removing them failed, too.
+            OSError: they could not be added. None of them is left, unless removing them failed, too.
         """
 
     def close(self) -> None:
-        """Append no more."""
+        """Stop appending."""
 
 
 class Store(Protocol):
     """The objects of one run."""
 
     def describe(self, name: str = "") -> str:
-        """Return an address under which users find an object, or the run directory."""
+        """Return an address at which users find an object, or the run directory."""
 
     def prepare(self, directories: Sequence[str]) -> None:
         """Make sure that objects can be created in these directories (the run's own is ``""``).
 
         Raises:
-            OSError: they cannot be, or nothing more fits.
+            OSError: they cannot be created, or the store is full.
         """
 
     def list(self, directory: str = "") -> Sequence[Entry]:
-        """Return the objects in a directory, in no order, without what is half-written. None, if it is not there.
+        """Return the objects in a directory, in no particular order and without drafts. A missing directory is empty.
 
         Raises:
-            FileNotFoundError: there is no run directory at all.
+            FileNotFoundError: the run directory itself is missing.
         """
 
     def exists(self, name: str) -> bool:
-        """Whether readers see this name, though it may be damaged."""
+        """Whether readers see this name, even if the object is damaged."""
 
     def stamp(self, name: str) -> Stamp:
-        """Return what the store knows of an object now, past all caches."""
+        """Return the current stamp of an object, bypassing all caches."""
 
     def read(self, name: str, start: int = 0) -> bytes:
-        """Return the contents, from a position on; a negative one counts from the end."""
+        """Return the contents from a position on; a negative position counts from the end."""
 
     def look(self, name: str, start: int = 0) -> tuple[bytes, Stamp]:
-        """Return what ``read`` and ``stamp`` do, both of the same object."""
+        """Return the results of ``read`` and ``stamp`` for the same version of an object."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open an object for reading at any place. For this reader it stays as it was, even if it is replaced."""
+        """Open an object for reading at any position. Even if it is replaced, this reader sees the old contents."""
 
     def create_exclusively(self, name: str, data: bytes, *, durable: bool = True) -> bool:
-        """Create an object with its whole contents at once, or return False if there is one.
+        """Create an object with its whole contents at once, or return False if it exists.
 
-        Whoever sees the name sees the contents, and of many processes one succeeds.
+        A process that sees the name sees the contents, and of several processes that try, one succeeds.
         """
 
     def replace(self, name: str, data: bytes) -> None:
-        """Give an object new contents, durably. Readers see the old ones or the new ones, never a part of either."""
+        """Give an object new contents, durably. Readers see the old ones or the new ones, never a mixture."""
 
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Write an object that is too large for ``replace``.
 
-        The file that this gives can be written, and read back. The object is there, durably, when the block ends, and
-        not at all if it ends with an exception.
+        The file can be written and read back. When the block ends, the object has these contents, durably; if the
+        block raises an exception, nothing has changed.
 
         Raises:
-            FileNotFoundError: what was half-written has been discarded meanwhile.
+            FileNotFoundError: another process has discarded the draft in the meantime.
         """
 
     def append(self, name: str) -> AbstractContextManager[Appender]:
         """Append to an object, which is created with the first bytes."""
 
     def touch(self, name: str, *, create: bool = False) -> float:
-        """Say that whoever owns an object lives: let the store stamp it as written now. Returns that time.
+        """Let the store stamp an object as written now, which shows that its owner is alive. Returns that time.
 
         Raises:
-            FileNotFoundError: there is no such object, and it was not to be created.
+            FileNotFoundError: the object does not exist, and ``create`` is False.
         """
 
     def now(self) -> float | None:
-        """Return the time by the store's clock; None if nothing can be written, so that there is no way to learn it."""
+        """Return the time by the store's clock; None if nothing can be written, since only a write shows the time."""
 
     def delete(self, name: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
 
     def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
-        """Remove an object unless it is another one than ``look`` has shown. (It may have been touched since.)
+        """Remove an object if it is still the one that ``look`` returned. (It may have been touched since.)
 
         Returns:
-            Whether it is no longer there, whoever removed it. Of many who try at once, some may get False in that case.
+            Whether that object is deleted, by whichever process. If several try at once, some may get False although
+            it is.
         """
 
     def discard(self, directory: str, pattern: str, *, min_age_secs: float = 0.0) -> None:
-        """Remove what writers have left half-written, or are writing, of the objects whose names match (fnmatch)."""
+        """Remove drafts, abandoned or still being written, of the objects whose names match the pattern (fnmatch)."""

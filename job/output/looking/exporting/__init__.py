@@ -1,1 +1,1 @@
-"""A run's rows as one file. Knows run directories and the formats, not what made the rows."""
+"""Exports a run's rows as one file. Knows run directories and file formats, but not what made the rows."""

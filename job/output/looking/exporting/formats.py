@@ -1,4 +1,4 @@
-"""What each format makes of a run's rows. All of them write as they read, and keep no more than a few batches."""
+"""Writes a run's rows in each format. All writers stream, and hold no more than a few batches in memory."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import BinaryIO
@@ -12,7 +12,7 @@ from job.output.looking.exporting.table import RunTable
 from job.output.looking.exporting.values import rows_of, to_cell, to_json
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
-"""A row group of a large file ends at the first of these: large enough to compress and skip well, small in memory."""
+"""A row group ends at whichever limit comes first: large enough to compress and skip well, small in memory."""
 
 Batches = Iterable[pa.RecordBatch]
 Writer = Callable[[RunTable, Batches, BinaryIO], None]
@@ -25,7 +25,7 @@ def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
 
 
 def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
-    """Write a line of names, then the rows. Texts are quoted, nulls are empty without quotes; lists are JSON."""
+    """Write a header line, then the rows. Texts are quoted, nulls are empty without quotes, lists are JSON."""
     schema = pa.schema([pa.field(column.name, _cell_type(column.type)) for column in table.schema])
     with pc_csv.CSVWriter(file, schema) as writer:
         for batch in batches:
@@ -62,7 +62,7 @@ def _write_group(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], schema
 
 
 def _cell_type(data_type: pa.DataType) -> pa.DataType:
-    """Return the type of which a CSV holds cells: numbers as they are, everything else as text."""
+    """Return the type of a column's cells in a CSV: numbers and booleans keep their type, everything else is text."""
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return data_type if any(is_kind(data_type) for is_kind in kinds) else pa.string()
 
@@ -70,7 +70,7 @@ def _cell_type(data_type: pa.DataType) -> pa.DataType:
 def _cells(column: pa.Array, field: pa.Field) -> pa.Array:
     if column.type == field.type:
         return column
-    if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which is a cell's text as it is
+    if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which becomes the cell's text unchanged
         column = column.storage
     rows = rows_of(pa.record_batch([column], names=[field.name]))
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):

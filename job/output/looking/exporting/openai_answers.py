@@ -1,7 +1,7 @@
-"""Lines of a batch's output as OpenAI's API gives them: one per row of the dataset, with a choice for each sample.
+"""Rows as lines of OpenAI's batch output: one per row of the dataset, with a choice for each sample.
 
-(platform.openai.com/docs/guides/batch, "Retrieve the results".) Its batches write errors to another file in the same
-form; here they stand in their place.
+(platform.openai.com/docs/guides/batch, "Retrieve the results".) OpenAI writes errors to a second file in the same form;
+here they are in the same file, in the order of the rows.
 """
 
 import itertools
@@ -36,13 +36,13 @@ def write_answers(table: RunTable, batches: Iterable[pa.RecordBatch], file: Bina
 
 
 def answer_columns(manifest: Manifest) -> tuple[str, ...]:
-    """Return the columns that lines are made of."""
+    """Return the columns that the lines are made from."""
     id_column = find_id_column(manifest)
     return COLUMNS if id_column is None else (*COLUMNS, id_column)
 
 
 def find_id_column(manifest: Manifest) -> str | None:
-    """Return the column whose values are the requests' ids: that of their name, or the run's; None if there is none."""
+    """Return the column of the requests' ids: ``custom_id`` if it was kept, else the run's id column, or None."""
     if any(text.startswith(f"{ID_COLUMN}: ") for text in manifest.section("columns")["kept"]):
         return ID_COLUMN
     found: str | None = manifest.about.get("id_column")
@@ -50,10 +50,10 @@ def find_id_column(manifest: Manifest) -> str | None:
 
 
 class Answers:
-    """Puts rows of one run into OpenAI's words. The same run gives the same lines, at any time."""
+    """Converts rows of one run to OpenAI's form. The same run always gives the same lines."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Take down what all lines have in common."""
+        """Collect what all lines have in common."""
         prompt = manifest.section("prompt")
         self._id_column, self._name = find_id_column(manifest), manifest.digest[:16]
         self._model, self._created = manifest.about["model"], _seconds(manifest.about["created"])
@@ -72,7 +72,7 @@ class Answers:
         }
 
     def _response(self, name: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        num_prompt_tokens = samples[0]["num_prompt_tokens"]  # read once for all samples
+        num_prompt_tokens = samples[0]["num_prompt_tokens"]  # the prompt is read once for all samples
         num_completion_tokens = sum(sample["num_completion_tokens"] for sample in samples)
         body = {
             "id": f"{'cmpl' if self._is_text else 'chatcmpl'}-{name}",

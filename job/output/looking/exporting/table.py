@@ -1,4 +1,4 @@
-"""The rows of a run in their order, batch by batch out of its parts. Memory does not grow with the run."""
+"""The rows of a run in their order, read batch by batch from its parts. Memory does not grow with the run."""
 
 import contextlib
 import json
@@ -16,27 +16,29 @@ from job.output.parts.counts import METADATA_KEY
 
 ROWS_PER_BATCH = 1000
 
+FINISH_IT = "Finish it with the same job run command"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which rows and columns of a run."""
+    """Which rows and columns of a run to export."""
 
     columns: tuple[str, ...] = ()
-    """In the order of the file. Empty: all, as they are."""
+    """In the order of the exported file. Empty: all, in the order of the parts."""
     include_errors: bool = True
-    """Whether rows with an error are among them."""
+    """Whether to include rows with an error."""
     is_partial: bool = False
-    """Whether those that are there will do, if the run is not finished."""
+    """Whether to accept an unfinished run, and export the rows in its parts."""
 
 
 class RunTable:
-    """The rows that are selected. Read once."""
+    """The selected rows, which are read once."""
 
     def __init__(self, run: FoundRun, selection: Selection) -> None:
-        """Look at which parts there are, and into the first one for the columns.
+        """List the parts, and read the columns from the first one.
 
         Raises:
-            UsageError: rows are missing, or a column; or there is no part at all.
+            UsageError: rows or a column are missing, or there is no part at all.
             JobError: the directory or the part cannot be read.
         """
         self.run, self._selection = run, selection
@@ -53,7 +55,7 @@ class RunTable:
 
     @property
     def num_parts(self) -> int:
-        """Parts to be read."""
+        """The number of parts to read."""
         return len(self._shards)
 
     def read(self, on_part: Callable[[], object] = lambda: None) -> Iterator[pa.RecordBatch]:
@@ -82,35 +84,35 @@ class RunTable:
         with self._reading(shard_idx) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             self._check(file, shard_idx)
             columns = list(dict.fromkeys([*self.columns, "error"]))
-            for group_idx in range(file.num_row_groups):  # or else a batch of many groups would be as large as all
+            for group_idx in range(file.num_row_groups):  # one at a time: a batch of many groups would load all of them
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx], columns=columns):
-                    batch.validate(full=True)  # before a value is touched: damaged offsets point outside of the batch
+                    batch.validate(full=True)  # before any value is read: damaged offsets point outside the batch
                     yield batch
 
     def _check(self, file: pq.ParquetFile, shard_idx: int) -> None:
-        """Check what costs nothing; ``job verify`` checks everything."""
+        """Check what can be checked for free; ``job verify`` checks everything."""
         metadata = file.metadata.metadata or {}
         wrong = None
         if metadata.get(b"job.manifest") != self.run.manifest.digest.encode():
-            wrong = "is no part of this run"
+            wrong = "is not a part of this run"
         elif not file.schema_arrow.equals(self._part_schema):
-            wrong = f"has other columns than {self.run.directory.names.part(self._shards[0])}"
+            wrong = f"does not have the columns of {self.run.directory.names.part(self._shards[0])}"
         elif file.metadata.num_rows != self.run.plan.count([shard_idx]):
             wrong = f"has {file.metadata.num_rows:,} rows; the plan has {self.run.plan.count([shard_idx]):,}"
         if wrong:
-            raise JobError(f"{self._describe(shard_idx)} {wrong}. job verify says what to do.")
+            raise JobError(f"{self._describe(shard_idx)} {wrong}. Run job verify to see what to do.")
 
     @contextlib.contextmanager
     def _reading(self, shard_idx: int) -> Iterator[BinaryIO]:
-        """Open a part, and say which one it is if something goes wrong. (What consumes a generator's values is not in
-        here.)"""
+        """Open a part, and name it in every error. (Errors of the code that consumes a generator's values do not pass
+        through here.)"""
         try:
             with self.run.directory.store.open(self.run.directory.names.part(shard_idx)) as file:
                 yield file
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error).rstrip(".")
             raise JobError(
-                f"{self._describe(shard_idx)} cannot be read: {reason}. job verify says what to do."
+                f"{self._describe(shard_idx)} cannot be read: {reason}. Run job verify to see what to do."
             ) from None
 
     def _describe(self, shard_idx: int) -> str:
@@ -121,7 +123,7 @@ def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
     """Return the shards to read, in order.
 
     Raises:
-        UsageError: there are none, or not all and that was not asked for.
+        UsageError: there are none, or some are missing and the export is not partial.
         JobError: the directory cannot be read.
     """
     root = run.directory.store.describe()
@@ -131,13 +133,13 @@ def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
         raise JobError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
     num_missing = run.plan.num_completions - run.plan.count(written)
     if len(written) < run.plan.num_shards and not (is_partial and written):
-        advice = "Run the same job run to the end, or give --partial." if written else "Run the same job run."
-        rows = f"{num_missing:,} of {run.plan.num_completions:,} rows are in no part yet"
+        advice = f"{FINISH_IT}, or give --partial." if written else f"{FINISH_IT}."
+        rows = f"{num_missing:,} of {run.plan.num_completions:,} rows are not in a part yet"
         raise UsageError(f"{root} is not finished: {rows}. {advice}")
     if written - done and not is_partial:
         raise UsageError(
             f"{root} is not finished: job retry has marked error rows of {len(written - done):,} parts. "
-            "Run the same job run to the end, or give --partial."
+            f"{FINISH_IT}, or give --partial."
         )
     return sorted(written)
 
@@ -155,7 +157,7 @@ def _columns(schema: pa.Schema, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _metadata(schema: pa.Schema, columns: list[str]) -> dict[bytes, bytes]:
-    """Return what parts say of their run, without what one says of itself; HuggingFace's features of these columns."""
+    """Return the parts' metadata about the run, without one part's counts; features only of these columns."""
     metadata = {key: value for key, value in (schema.metadata or {}).items() if key != METADATA_KEY}
     if b"huggingface" in metadata:
         content = json.loads(metadata[b"huggingface"])

@@ -1,4 +1,4 @@
-"""The file that an export goes to: whole or not there, and nobody's file is lost for it."""
+"""The file that an export writes: it is complete or does not exist, and replaces no file by accident."""
 
 import contextlib
 import os
@@ -12,23 +12,23 @@ from job.output.store.local import fsync_dir
 
 @contextlib.contextmanager
 def new_file(path: Path, run_dir: Path, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a file under another name in the same directory, and give it its name once it is durable.
+    """Open a file under another name in the same directory, and rename it once it is durable.
 
-    A pipe or a device is written as it is.
+    A pipe or a device is written directly.
 
     Args:
-        run_dir: where no file of ours belongs.
+        run_dir: the run directory, in which the file must not be.
         force: whether an older file may be replaced.
 
     Raises:
-        UsageError: the file cannot be begun.
-        JobError: it cannot be written to its end; nothing is left of it.
+        UsageError: the file cannot be created.
+        JobError: the file cannot be written in full; nothing is left of it.
     """
     try:
         is_special = path.exists() and not path.is_file() and not path.is_dir()
         if not is_special:
             _check(path, run_dir, force=force)
-        real = path if is_special else Path(os.path.realpath(path))  # of a link, what it leads to is replaced
+        real = path if is_special else Path(os.path.realpath(path))  # a link's target is replaced, not the link
         written = real if is_special else real.with_name(f".{real.name}.{os.getpid()}.tmp")
         file = written.open("wb")
     except OSError as error:
@@ -55,17 +55,17 @@ def _check(path: Path, run_dir: Path, *, force: bool) -> None:
             f"--to {path} is in the run directory, which holds the run's own files only. Name another place."
         )
     if not real.parent.is_dir():
-        raise UsageError(f"--to {path}: there is no directory {path.parent}.")
+        raise UsageError(f"--to {path}: the directory {path.parent} does not exist. Create it, or name another place.")
     if real.exists() and not force:
         raise UsageError(f"--to {path} exists. Name another file, or give --force to replace it.")
 
 
 @contextlib.contextmanager
 def _writing(name: str) -> Iterator[None]:
-    """Tell what the disk says. (A part that cannot be read is a JobError already.)"""
+    """Turn a failure to write into a JobError. (A part that cannot be read is one already.)"""
     try:
         yield
-    except BrokenPipeError:  # whoever reads has enough: click ends the program without a word
+    except BrokenPipeError:  # the reader has seen enough: click ends the program silently
         raise
     except OSError as error:
         raise JobError(f"{name} cannot be written: {error.strerror or error}.") from None

@@ -1,4 +1,4 @@
-"""Values as text: as JSON, and as the cells of a table that knows no lists."""
+"""Values as text: JSON, and cells of a table that cannot hold lists."""
 
 import base64
 import datetime
@@ -15,10 +15,10 @@ from job.records import RowError
 
 
 def rows_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
-    """Return rows as Python's values.
+    """Return rows as Python values.
 
     Raises:
-        JobError: Python has no such value, as of a date in the year 10000.
+        JobError: Python cannot represent a value, such as a date in the year 10000.
     """
     rows: list[Mapping[str, Any]] = []
     for row in to_python(batch):
@@ -29,7 +29,7 @@ def rows_of(batch: pa.RecordBatch) -> list[Mapping[str, Any]]:
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON. What JSON has no word for becomes text; infinity and NaN become null.
+    """Return a value as JSON. Types that JSON lacks become text; infinity and NaN become null.
 
     >>> to_json({"a": [1, float("nan")], "b": b"hi", "c": datetime.date(2026, 1, 2)})
     '{"a": [1, null], "b": "aGk=", "c": "2026-01-02"}'
@@ -41,7 +41,7 @@ def to_json(value: Any) -> str:
 
 
 def to_cell(value: Any) -> str | None:
-    """Return a value as the text of a cell: lists and objects as JSON, a text as it is, null as None.
+    """Return a value as the text of a cell: lists and objects as JSON, text unchanged, null as None.
 
     >>> to_cell([1, 2]), to_cell("a"), to_cell(b"hi"), to_cell(None)
     ('[1, 2]', 'a', 'aGk=', None)
