@@ -85,7 +85,7 @@ def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_
     engine, notes = build_as_the_job_does(tiny_model(UNSUPPORTED))
     assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
     (note,) = notes
-    assert note.startswith("model type 'gpt_neo' is served by static batches, which are slower: its attention is its")
+    assert note.startswith("model type 'gpt_neo' is served by static batches, which are slower: its attention does")
     prompts = make_prompts()
     assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model(UNSUPPORTED), prompts, MAX_NEW_TOKENS)
 

@@ -270,7 +270,7 @@ def test_a_row_that_does_not_fit_into_the_cache_is_an_error_row(served: Served, 
         assert tokens(generations[2:]) == expected(prompts[2:])
         for generation in generations[:2]:
             assert str(generation.error).startswith("kv_cache_full: ")
-            assert "96 tokens of the KV cache; --kv-cache-memory" in str(generation.error)
+            assert "96 tokens of the KV cache; use a larger --kv-cache-memory" in str(generation.error)
 
 
 @pytest.mark.parametrize(("num_bytes", "told"), [(1, "0.0 MiB are left for the KV cache"), (2**60, "cannot be alloc")])

@@ -1,4 +1,4 @@
-"""Engines on a loaded model: the paged one if it supports the model, else the static one, with one line saying so."""
+"""Builds the engine for a loaded model: the paged one if it supports the model, else the static one, with a note."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Equal requests whose task is deterministic get equal answers: each is computed once, whatever engine computes it."""
+"""Equal requests with a deterministic task get equal answers, so each is computed only once, whatever the engine."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -11,20 +11,20 @@ from job.records import Generation, Request
 from job.tasks import Task
 
 MAX_KEPT_TOKENS = 1_000_000
-"""Of finished completions that are kept in case their prompt comes again: some 40 MB."""
+"""How many tokens of finished completions are kept in case their prompt comes again: about 40 MB."""
 
 ROW_TOKENS = 16
-"""What is kept of a completion besides its tokens takes about as much memory as this many."""
+"""Everything else that is kept of a completion takes about as much memory as this many tokens."""
 
 Question = tuple[bytes, Task]
-"""A digest of the prompt, and what is asked."""
+"""A digest of the prompt, and the task."""
 
 
 class SharedCompletions:
     """Implements ``Engine`` around another one, on the leader."""
 
     def __init__(self, engine: Engine) -> None:
-        """Pass on what is new, and all requests that are not deterministic."""
+        """Wrap an engine, which receives only new requests and those that are not deterministic."""
         self._engine = engine
         self._duplicates: dict[Question, list[Request]] = {}
         self._finished: OrderedDict[Question, Generation] = OrderedDict()
@@ -38,7 +38,7 @@ class SharedCompletions:
 
     @property
     def min_pending(self) -> int:
-        """See ``Engine``. Duplicates keep no engine busy."""
+        """See ``Engine``. Duplicates do not keep the engine busy."""
         return self._engine.min_pending + self._num_duplicates + len(self._ready)
 
     @property
@@ -95,7 +95,7 @@ class SharedCompletions:
             return [generation]
         duplicates = self._duplicates.pop(question)
         self._num_duplicates -= len(duplicates)
-        if generation.error is None:  # kept without its prompt, which may be long: a copy has one of its own
+        if generation.error is None:  # kept without its prompt, which may be long: each copy has its own
             self._keep(question, replace(generation, request=replace(generation.request, prompt_ids=())))
         return [generation, *(_copy(generation, request) for request in duplicates)]
 
@@ -108,12 +108,12 @@ class SharedCompletions:
 
 
 def _size(generation: Generation) -> int:
-    """Return how much memory a generation takes, in tokens."""
+    """Return how much memory a kept generation takes, in tokens."""
     return ROW_TOKENS + len(generation.token_ids) + len(generation.choice_logprobs or ())
 
 
 def _question(request: Request) -> Question | None:
-    """Return what equal requests have in common; None if they get different answers."""
+    """Return the key that equal requests share; None if their answers may differ."""
     if not request.task.is_deterministic:
         return None
     return blake2b(np.asarray(request.prompt_ids, np.int64).tobytes(), digest_size=16).digest(), request.task

@@ -1,4 +1,4 @@
-"""What a failed step means: too little memory, a row that the model cannot take, or a device that is broken."""
+"""What a failed step means: too little memory, a row that the model fails on, or a broken device."""
 
 import re
 import traceback
@@ -9,22 +9,22 @@ from job.errors import JobError, first_line
 from job.records import Generation, Request, RowError
 
 OUT_OF_MEMORY = "out of memory"
-"""What a rank reports when a batch did not fit."""
+"""What a rank reports when a batch did not fit into memory."""
 
 _MEMORY = re.compile(
     r"\[enforce fail at .*DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA out of memory"
     r"|CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
 )
 _DEVICE = re.compile(r"CUDA error: |cuDNN error: ")
-"""How torch begins the messages of errors for which it has no class but ``RuntimeError``."""
+"""How torch begins the messages of device errors that it raises as a plain ``RuntimeError``."""
 
 
 class OutOfMemory(Exception):
-    """The batch did not fit; a smaller one may. All ranks agree."""
+    """The batch did not fit into memory; a smaller one may. All ranks agree."""
 
 
 class BatchFailed(Exception):
-    """The batch raised, on all ranks or on the leader between two tokens. The engine is intact."""
+    """The batch raised an exception, on all ranks or on the leader between two tokens. The engine is intact."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -33,12 +33,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_broken_device(error: Exception) -> bool:
-    """Whether nothing that the device computes can be trusted any more."""
+    """Whether the device's results can no longer be trusted."""
     return isinstance(error, torch.AcceleratorError) or _says(_DEVICE, error)
 
 
 def is_broken_connection(error: Exception) -> bool:
-    """Whether a collective failed. gloo's errors have no class of their own, so it counts where one was raised."""
+    """Whether a collective failed. gloo's errors have no class of their own; where they were raised identifies them."""
     if isinstance(error, torch.distributed.DistError):
         return True
     frames = traceback.walk_tb(error.__traceback__)
@@ -47,17 +47,17 @@ def is_broken_connection(error: Exception) -> bool:
 
 
 def _says(beginning: re.Pattern[str], error: Exception) -> bool:
-    """Whether torch says so. Only in an error of exactly this class, and only at its beginning: the rest of a text, and
-    errors of others, may quote a row.
+    """Whether torch itself says so. Only a plain ``RuntimeError`` counts, and only the beginning of its message: the
+    rest of it, and the errors of other libraries, may quote a row.
     """
     return type(error) is RuntimeError and beginning.match(first_line(error)) is not None
 
 
 def describe_failure(error: Exception) -> str:
-    """Return what failed, in one line; ``OUT_OF_MEMORY`` if it was that.
+    """Describe a failure in one line; ``OUT_OF_MEMORY`` if memory ran out.
 
     Raises:
-        JobError: a device or a connection broke. Nothing after it can be trusted, and no row is to blame.
+        JobError: a device or a connection is broken. No later result can be trusted, and no row is to blame.
     """
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
@@ -73,11 +73,11 @@ def describe_failure(error: Exception) -> str:
 
 
 def failed(request: Request, kind: str, detail: str) -> Generation:
-    """Return what becomes of a request that cannot be completed."""
+    """Return the error row of a request that cannot be completed."""
     error = RowError(kind, f"{len(request.prompt_ids)} prompt tokens: {detail}")
     return Generation(request=request, token_ids=[], finish_reason=None, error=error)
 
 
 def not_finite(dtype: torch.dtype) -> str:
-    """Return the detail of a row whose logits overflowed."""
-    return f"in {dtype}; --dtype bfloat16 or float32 has more range"
+    """Return the error detail of a row whose logits overflowed."""
+    return f"its logits are not finite in {dtype}; --dtype bfloat16 or float32 has a larger range"

@@ -1,4 +1,4 @@
-"""An engine without a model: a pure function of the ids. For tests and measurements of everything around an engine."""
+"""An engine without a model: a pure function of the ids. For testing and measuring everything around an engine."""
 
 import os
 import time
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from job.launch.replica import Replica
 
 STEP_SECS = "JOB_FAKE_STEP_SECS"
-"""Variable of the environment: how long a step takes. For tests that interrupt a run."""
+"""Environment variable: how many seconds a step takes. For tests that interrupt a run."""
 
 
 def build_fake(
@@ -32,7 +32,7 @@ def build_fake(
 class FakeEngine:
     """Returns each prompt's own ids, reversed and cut to ``max_new_tokens``. Prompts with ``poison_id`` fail.
 
-    Choices get scores that follow from the sums of ids.
+    The scores of choices are a function of the sums of the ids.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class FakeEngine:
         step_secs: float = 0.0,
         poison_id: int | None = None,
     ) -> None:
-        """Set its speed and its weakness."""
+        """Set how fast the engine is, and which token it fails on."""
         self._should_stop = should_stop
         self._rows_per_step, self._step_secs, self._poison_id = rows_per_step, step_secs, poison_id
         self._pending: deque[Request] = deque()
@@ -78,7 +78,7 @@ class FakeEngine:
         """See ``Engine``."""
 
     def follow(self) -> int:
-        """See ``Engine``. The leader has nothing that a follower could do."""
+        """See ``Engine``. A follower has nothing to do."""
         return 0
 
     def _complete(self, request: Request) -> Generation:

@@ -1,6 +1,6 @@
 """The engines that a user can name. Imports nothing heavy: the command line lists them.
 
-A new engine is one more entry here; nothing else asks for an engine by its name.
+A new engine is one more entry here; no other code looks at the name of an engine.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKind:
-    """What is known of an engine before it is built."""
+    """What is known about an engine before it is built."""
 
     needs_model: bool
-    """Whether weights are loaded for it, which tensor parallelism may shard."""
+    """Whether it needs the model's weights, which tensor parallelism may shard."""
     module: str
-    """Where its builder is, imported only to build it."""
+    """The module of its builder, imported only when the engine is built."""
     builder: str
     """A function with the parameters of ``build``."""
 
@@ -38,8 +38,8 @@ class EngineKind:
         """Build the engine. All ranks of a replica must do this together.
 
         Args:
-            model: None if the engine needs none.
-            should_stop: asked by the leader; True makes ``step`` return soon.
+            model: None if the engine does not need one.
+            should_stop: called by the leader; True makes ``step`` return soon.
             note: prints a line for the user.
         """
         builder = getattr(import_module(self.module), self.builder)

@@ -9,15 +9,15 @@ from job.records import Generation, Request
 
 
 class Engine(Protocol):
-    """Completes requests in an order of its own choice."""
+    """Completes requests in any order it chooses."""
 
     @property
     def num_pending(self) -> int:
-        """Requests submitted and not yet returned."""
+        """The number of requests submitted and not yet returned."""
 
     @property
     def min_pending(self) -> int:
-        """With fewer pending requests the next step is not full: time to claim more work."""
+        """With fewer pending requests than this, the next step is not full: it is time to claim more work."""
 
     @property
     def max_pending(self) -> int:
@@ -25,26 +25,26 @@ class Engine(Protocol):
 
     @property
     def num_computed_tokens(self) -> int:
-        """Prompt and completion tokens computed so far, those of unfinished requests included."""
+        """Prompt and completion tokens computed so far, including those of unfinished requests."""
 
     @property
     def in_flight(self) -> list[Request]:
-        """The requests that are being computed. Other threads may ask."""
+        """The requests that are being computed. Other threads may read this."""
 
     def submit(self, request: Request) -> None:
         """Add a request."""
 
     def step(self) -> list[Generation]:
-        """Work for a while and return what finished; perhaps nothing. Returns soon once a stop is requested.
+        """Work for a while and return the requests that finished, if any. Returns soon once a stop is requested.
 
         A request that cannot be completed is returned with its error. Raises only if the engine itself is broken.
         """
 
     def keep_alive(self) -> None:
-        """Tell followers that the leader lives, while there is nothing to compute."""
+        """Let the followers know that the leader is alive while there is nothing to compute."""
 
     def close(self, exit_code: int) -> None:
         """Release the followers; their ``follow`` returns ``exit_code``."""
 
     def follow(self) -> int:
-        """Execute what the leader sends, until it closes its engine."""
+        """Execute what the leader sends until it closes its engine; return the exit code."""

@@ -1,6 +1,6 @@
-"""Constrained decoding: which tokens may come next in each row, by llguidance, computed while the model runs.
+"""Constrained decoding: llguidance computes which tokens may come next in each row, while the model runs.
 
-Lives on the leader alone. Knows no text: what was compiled for the tokenizer comes as a ``Grammar`` with each request.
+Exists on the leader only. Never sees text: each request brings a ``Grammar`` that was made for the tokenizer.
 """
 
 from collections import OrderedDict, deque
@@ -17,54 +17,54 @@ from job.errors import first_line
 from job.tasks import Grammar
 
 RENEW_ROWS = 1000
-"""After this many rows a grammar is compiled anew. Copies of a matcher share what they have found out about texts: that
-makes them quick, but only grows, and llguidance gives up at 250,000 states of its lexer, some 500 MB.
+"""A grammar is recompiled after this many rows. The copies of a matcher share a cache of lexer states: it makes them
+fast, but it only grows, and llguidance gives up at 250,000 states, about 500 MB.
 """
 
 MAX_KEPT_GRAMMARS = 64
-"""Grammars whose compiled form is kept for rows to come."""
+"""How many compiled grammars are kept for later rows."""
 
 
 class Matcher:
-    """One completion on its way through the grammar. It belongs to its row, whatever becomes of steps."""
+    """The position of one completion in its grammar. It belongs to the row and stays valid when a step fails."""
 
     def __init__(self, inner: Any, grammar: Grammar, eos_token_ids: Collection[int]) -> None:
-        """Begin with llguidance's matcher of its own.
+        """Wrap a matcher of llguidance that no other row uses.
 
         Args:
-            eos_token_ids: tokens that end the completion: allowed where it is complete, and nowhere else.
+            eos_token_ids: tokens that end the completion: allowed only where it is complete.
         """
         self.inner, self.eos_token_id = inner, grammar.eos_token_id
         self.eos_token_ids = frozenset(eos_token_ids)
         self.forced: deque[int] = deque()
-        """Tokens that must come next, because the grammar allows no other text; ``inner`` has taken them already."""
+        """Tokens that must come next because the grammar allows no other text; ``inner`` has consumed them already."""
         self._exception: Exception | None = None
         self._look_ahead()
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether no token can follow."""
         return not self.forced and bool(self.inner.is_stopped())
 
     @property
     def failure(self) -> str | None:
-        """Why llguidance gave up: the grammar is too ambiguous here, or no token of the vocabulary can go on."""
+        """Why llguidance gave up: the grammar is too ambiguous here, or no token of the vocabulary can follow."""
         if self._exception is not None:
             return f"{type(self._exception).__name__}: {first_line(self._exception)}"
         if self.inner.is_error():
-            reason = str(self.inner.get_error().partition("\n")[0])  # the rest shows llguidance's insides
+            reason = str(self.inner.get_error().partition("\n")[0])  # the rest shows llguidance's internals
             return "no token of the vocabulary can follow" if reason == "NoExtensionBias" else reason
         if self.inner.is_stopped() and not self.inner.is_accepting():
-            return f"the grammar's own limit ended the text ({self.inner.stop_reason()})"
+            return f"a limit in the grammar itself cut the text short ({self.inner.stop_reason()})"
         return None
 
     def accept(self, token: int) -> None:
-        """Take over the token that was chosen. Never raises: what goes wrong is this row's ``failure``."""
+        """Advance by the token that was chosen. Never raises: an error becomes this row's ``failure``."""
         if self.failure is not None or token in self.eos_token_ids:
             return
         try:
             if self.forced:
-                assert self.forced.popleft() == token, "a mask that allows one token was not obeyed"
+                assert self.forced.popleft() == token, "a mask that allows a single token was ignored"
             else:
                 self.inner.consume_token(token)
                 self._look_ahead()
@@ -72,7 +72,7 @@ class Matcher:
             self._exception = error
 
     def take_forced(self, most: int) -> list[int]:
-        """Return tokens that must come next, at most this many, and take them as accepted."""
+        """Return at most ``most`` of the tokens that must come next, and treat them as accepted."""
         return [self.forced.popleft() for _ in range(min(most, len(self.forced)))]
 
     def _look_ahead(self) -> None:
@@ -83,17 +83,17 @@ class Matcher:
 
 @dataclass(slots=True)
 class Compiled:
-    """A compiled grammar, and how many rows have begun with a copy of it."""
+    """A compiled grammar, and how many rows have started with a copy of it."""
 
     matcher: Any
     num_begun: int = 0
 
 
 class Constraints:
-    """What completions must be. Computes the masks of one step at a time, in threads of its own."""
+    """Computes the masks of constrained rows, one step at a time, in its own threads."""
 
     def __init__(self) -> None:
-        """Start no thread before the first grammar."""
+        """Start without grammars; no thread is started before the first one."""
         self._compiled: OrderedDict[Grammar, Compiled] = OrderedDict()
         self._masks: Future[Masks] | None = None
         self._vocab_size: int | None = None
@@ -112,17 +112,17 @@ class Constraints:
         return Matcher(compiled.matcher.deep_copy(), grammar, eos_token_ids)
 
     def expect(self, matchers: Mapping[int, Matcher]) -> None:
-        """Begin to compute the masks of some rows' next tokens, and return at once.
+        """Start computing the masks for the next tokens of some rows, and return at once.
 
-        One thread computes step after step: a matcher whose last step has failed may be expected again at any time.
+        A single thread computes one step after another, so the matchers of a failed step may be passed again anytime.
 
         Args:
-            matchers: of the rows of the next step that have one, in the order of the rows.
+            matchers: by row, for the rows of the next step that have one, in the order of the rows.
         """
         self._masks = self._thread.submit(self._compute, dict(matchers)) if matchers else None
 
     def masks(self) -> Masks | None:
-        """Return the masks that were expected, as soon as they are there. None: every row may take any token."""
+        """Wait for the masks that were last expected, and return them. None: every row may take any token."""
         return None if self._masks is None else self._masks.result()
 
     @cached_property
@@ -140,7 +140,7 @@ class Constraints:
         words = empty_words(len(matchers), self._vocab_size)
         rows = list(enumerate(matchers.values()))
         open_rows = [(row, matcher) for row, matcher in rows if not matcher.forced]
-        if open_rows:  # llguidance lets go of the interpreter's lock
+        if open_rows:  # llguidance releases the interpreter's lock
             num_rows, width = words.shape
             inner = [(matcher.inner, row) for row, matcher in open_rows]
             self._executor.unsafe_compute_mask_ptr(inner, words.ctypes.data, width * words.itemsize, num_rows)

@@ -1,4 +1,4 @@
-"""Where a completion ends: at an end-of-sequence token, a stop string, the end of its grammar, or its most tokens."""
+"""Where a completion ends: at an end-of-sequence token, a stop string, the end of its grammar, or its token limit."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Why a completion goes no further."""
+    """Why a completion has ended."""
 
     finish_reason: str | None
     error: RowError | None = None
@@ -26,11 +26,11 @@ STOP, LENGTH = End("stop"), End("length")
 def end_of(
     task: Generate, eos_token_ids: Collection[int], last_token: int, num_tokens: int, matcher: Matcher | None
 ) -> End | None:
-    """Return why a completion ends with its latest token, stop strings aside; None if it goes on.
+    """Return why a completion ends with its latest token, apart from stop strings; None if it goes on.
 
     Args:
-        num_tokens: of the completion, the latest included.
-        matcher: of a completion with a grammar; it has taken the latest token.
+        num_tokens: in the completion, including the latest.
+        matcher: for a completion with a grammar; it has accepted the latest token.
     """
     if matcher is not None and matcher.failure is not None:
         return End(None, RowError("constraint_failed", matcher.failure))
@@ -42,8 +42,8 @@ def end_of(
 def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Row, End]:
     """Return the completions that a stop string has ended.
 
-    What is asked for stop strings decodes the tokens, and a tokenizer may raise on some of them: that row ends with the
-    error, and no other.
+    Looking for stop strings decodes the tokens, and the tokenizer may raise an exception on some of them: then that
+    row ends with an error, and no other row does.
     """
     ends: dict[Row, End] = {}
     for ends_text in {ends_text for ends_text, _ in completions.values()}:

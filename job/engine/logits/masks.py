@@ -1,4 +1,4 @@
-"""Which tokens may come next, as bits, and what that makes of logits.
+"""Bit masks of the tokens that may come next, and how they are applied to logits.
 
 Letters: B rows of the step, M of them with a mask, V vocabulary of the model, W words of 32 bits.
 """
@@ -21,14 +21,12 @@ _WORD, _PIECE = 32, 16
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """For some rows of a step, in their order, the bit of every token that is allowed. Tokens after the last word are
-    not.
-    """
+    """For some rows of a step, in order: one bit per token, set if it is allowed. Tokens past the last word are not."""
 
     words: Words
     """[M, W] for M rows that have a mask; token t is bit t % 32 of word t // 32."""
     rows: npt.NDArray[np.int64]
-    """[M]: which rows of the step's B these are; the others may take any token."""
+    """[M]: which of the step's B rows these are; the others may take any token."""
 
     def allow(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return [M]: whether the token [M] of each row with a mask is allowed."""
@@ -48,9 +46,9 @@ class Masks:
     def _apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask [M, V].
 
-        By adding 0 or minus infinity, sixteen tokens from a table at once: 10 ms for [256, 49152] bfloat16 on a CPU's
-        core, where ``torch.where`` takes 44. llguidance's own function is twice as fast once ``torch.compile`` has
-        compiled it, for most of a minute and with a C++ compiler, and four times slower without.
+        Adds 0 or minus infinity, for sixteen tokens at a time, from a table: 10 ms for [256, 49152] bfloat16 on one
+        CPU core, where ``torch.where`` takes 44 ms. llguidance's own function is twice as fast once ``torch.compile``
+        has compiled it, which needs a C++ compiler and most of a minute; without that, it is four times slower.
         """
         num_rows, vocab_size = logits.shape
         pieces = self.words.view(np.uint16)[:, : -(-vocab_size // _PIECE)].astype(np.int32)
@@ -62,7 +60,7 @@ class Masks:
         """Return [B] int64: the allowed token with the largest logit.
 
         Args:
-            best: [B] of all tokens. Most of the time it is allowed, and a row need not be looked at again.
+            best: [B] int64: the best of all tokens. It is usually allowed, and then the row needs no second look.
         """
         others = np.flatnonzero(~self.allow(best.numpy(force=True)[self.rows]))
         if len(others) == 0:
@@ -78,13 +76,13 @@ def empty_words(num_rows: int, vocab_size: int) -> Words:
 
 
 def allow_only(words: Words, row: int, token: int) -> None:
-    """Let a row have one token."""
+    """Allow a row only this token."""
     words[row] = 0
     words[row, token // _WORD] = np.uint32(1 << token % _WORD)
 
 
 def allow_alike(words: Words, rows: Sequence[int], token: int, others: Collection[int]) -> None:
-    """Allow other tokens in those of the rows where one is allowed, and forbid them in the rest of the rows."""
+    """In each of these rows, allow the other tokens if ``token`` is allowed, and forbid them if it is not."""
     is_allowed = (words[rows, token // _WORD] >> np.uint32(token % _WORD)) & np.uint32(1)
     for other in others:
         word, bit = other // _WORD, np.uint32(other % _WORD)
@@ -94,7 +92,7 @@ def allow_alike(words: Words, rows: Sequence[int], token: int, others: Collectio
 
 @functools.cache
 def _biases(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return [2**16, 16]: for every piece of a mask, what it adds to the logits of its tokens."""
+    """Return [2**16, 16]: what each possible 16-bit piece of a mask adds to the logits of its tokens."""
     pieces = np.arange(1 << _PIECE, dtype=np.uint16)[:, None].view(np.uint8)
     allowed = torch.from_numpy(np.unpackbits(pieces, axis=1, bitorder="little")).bool()
     return torch.where(allowed, 0.0, -torch.inf).to(device, dtype)

@@ -1,8 +1,8 @@
-"""From a step's logits to tokens: one pipeline for all engines, on the leader alone.
+"""From a step's logits to tokens: one pipeline for all engines, on the leader only.
 
 finite? -> masks -> repetition penalty -> temperature, filters, draw (``sampling``) -> log probabilities
 
-Rows of one batch may differ in everything; what a row gets does not depend on the rows beside it (law 5).
+The rows of a batch may differ in everything; what a row gets does not depend on the other rows (law 5).
 
 Letters: B rows, V vocabulary.
 """
@@ -17,7 +17,7 @@ from job.engine.logits.sampling import SamplingBatch, choose_tokens, largest, pe
 from job.tasks import SamplingParams
 
 Seen = Callable[[Sequence[int]], torch.Tensor]
-"""Returns for some rows of a batch [., V] bool: the tokens of their prompts and completions so far."""
+"""Returns [., V] bool for some rows of a batch: the tokens in their prompts and completions so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,25 @@ class TokenChoice:
     """What was chosen for B rows."""
 
     tokens: list[int]
-    """Of a row that is not finite, it means nothing."""
+    """Meaningless for a row whose logits are not finite."""
     logprobs: list[float | None]
-    """Natural logarithms of the tokens' probabilities in the model's own distribution; None where not asked for."""
+    """Natural logarithms of the tokens' probabilities in the model's own distribution; None where not requested."""
     is_finite: list[bool]
-    """Whether the logits of each row are finite. Minus infinity counts: models rule tokens out with it."""
+    """Whether the logits of each row are finite. Minus infinity counts as finite: models rule out tokens with it."""
 
 
 def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks | None = None) -> TokenChoice:
     """Choose the next token of each row.
 
     Args:
-        logits: [B, V] in the model's dtype; left as it is.
-        seen: asked if a row has a repetition penalty.
+        logits: [B, V] in the model's dtype; not modified.
+        seen: called if a row has a repetition penalty.
         masks: the tokens that some rows may take; the others may take any.
     """
     top, best = largest(logits)
-    is_finite = top.isfinite()  # the largest of logits that have a NaN is NaN
+    is_finite = top.isfinite()  # if one logit is NaN, the largest is NaN
     if all(_is_plain(params) for params in batch.distinct_params):
-        # Greedy decoding, the usual case, needs neither a copy of the logits nor their conversion to float32.
+        # Greedy decoding, the usual case, needs neither a copy of the logits nor a conversion to float32.
         tokens = best if masks is None else masks.best(logits, best)
         return _to_host(tokens, is_finite, [None] * len(batch))
     raw = torch.where(is_finite[:, None], logits, 0.0)
@@ -53,7 +53,7 @@ def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks 
 
 
 def _to_host(tokens: torch.Tensor, is_finite: torch.Tensor, logprobs: list[float | None]) -> TokenChoice:
-    """Bring [B] tokens and [B] flags to the host at once: each copy waits for the device."""
+    """Copy [B] tokens and [B] flags to the host together, since each copy waits for the device."""
     token_ids, flags = torch.stack([tokens, is_finite.long()]).tolist()
     return TokenChoice(token_ids, logprobs, [flag == 1 for flag in flags])
 

@@ -1,16 +1,17 @@
-"""From logits to tokens. Runs on the leader alone; the followers are told the tokens.
+"""From logits to tokens. Runs on the leader only; the followers receive the tokens.
 
-A draw depends on (seed, row_idx, sample_idx, position) and on the logits, on nothing else (law 5): SplitMix64 (Steele
-et al., OOPSLA 2014) makes of the row's 64 bits (``job.draws``) a number for every candidate; the largest logit plus
-Gumbel noise wins (Maddison et al., NeurIPS 2014).
+A draw depends on (seed, row_idx, sample_idx, position) and the logits, and on nothing else (law 5): SplitMix64 (Steele
+et al., OOPSLA 2014) turns the row's 64 bits (``job.draws``) into a number for every candidate, which becomes Gumbel
+noise; the candidate with the largest logit plus noise wins (Maddison et al., NeurIPS 2014).
 
-Why not one number and the cumulative distribution: rounding errors of 1e-7 move each of 50,000 borders of that, and a
-draw near any of them flips with the shape of the batch. (Seen: 1 row of 6 in float32.) Here a draw flips only if the
-two best candidates, noise included, are that close.
+Why not use one random number and the cumulative distribution? Rounding errors of 1e-7 move each of its 50,000 borders,
+and a draw near any of them flips with the shape of the batch (1 row of 6 did, in float32). Here a draw flips only if
+the two best candidates, noise included, are that close.
 
-Noise for a whole vocabulary is dear (50,000 numbers of 64 bits a row), so the race is run in two rounds: the blocks of
-64 tokens race with the logarithm of their total weight, then the tokens of the winning block race with their logits.
-The maximum of a block's noisy logits is distributed as its total weight plus the same noise, so this is exact.
+Noise for a whole vocabulary is expensive (50,000 64-bit numbers per row), so the race is run in two rounds: first,
+blocks of 64 tokens race with the logarithm of their total weight; then the tokens of the winning block race with their
+logits. This is exact: the maximum of a block's noisy logits is distributed like the logarithm of its total weight plus
+the same noise.
 
 Letters: B rows, V vocabulary, N candidates.
 """
@@ -28,16 +29,16 @@ from job.tasks import SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
-"""SplitMix64's constants, as the negative numbers that int64 arithmetic takes them for."""
+"""SplitMix64's constants, as the negative numbers that they are in int64 arithmetic."""
 
 _BLOCK = 64
 """Tokens per block of the first round."""
 
 _CPU_PIECE, _CUDA_PIECE = 2**18, 2**27
-"""Logits that are looked at together: what fits a core's cache, and what is no matter for a GPU's memory."""
+"""How many logits are processed together: as many as fit into a core's cache, or are negligible in a GPU's memory."""
 
 NUM_CANDIDATES = 512
-"""Top-p looks at so many most likely tokens first: sorting a vocabulary of 50,000 takes twelve times as long."""
+"""How many of the most likely tokens top-p tries first: sorting a vocabulary of 50,000 takes twelve times as long."""
 
 
 def gumbel_noise(bits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -48,13 +49,14 @@ def gumbel_noise(bits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         token_ids: [N] or [B, N] int64.
 
     Returns:
-        [B, N] float32: -log(-log(u)). The number u near 1 that wins races keeps its precision, since 1 - u is drawn.
+        [B, N] float32: -log(-log(u)). A u that wins is close to 1; it keeps its precision since 1 - u is drawn.
     """
     mixed = bits[:, None] + token_ids * _GOLDEN
     mixed = (mixed ^ _shift_right(mixed, 30)) * _MIX_1
     mixed = (mixed ^ _shift_right(mixed, 27)) * _MIX_2
     mixed = mixed ^ _shift_right(mixed, 31)
-    # Below 1, to which float32 rounds one number of 30 million: minus infinity would let tokens win that are ruled out.
+    # Keep this below 1, to which float32 rounds one number in 30 million: it would make the noise minus infinity, and
+    # then a token that is ruled out could win.
     one_minus_u = ((_shift_right(mixed, 11).float() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-24)
     return -(-torch.log1p(-one_minus_u)).log()
 
@@ -65,7 +67,7 @@ def _shift_right(values: torch.Tensor, num_bits: int) -> torch.Tensor:
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Make tokens that occurred less likely (Keskar et al. 2019, "CTRL").
+    """Make tokens that have occurred less likely (Keskar et al. 2019, "CTRL").
 
     Args:
         logits: [B, V] float32.
@@ -76,9 +78,9 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch
 
 
 def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest logit of each row and its first index, both [B], NaN if there is one.
+    """Return the largest logit of each row and its first index, both [B]. The logit is NaN if the row has a NaN.
 
-    In two rounds: torch's ``argmax`` over [256, 49152] bfloat16 takes a CPU 23 ms, this 3.
+    Works in two rounds: torch's ``argmax`` over [256, 49152] bfloat16 takes a CPU 23 ms, this takes 3 ms.
     """
     num_rows, vocab_size = logits.shape
     width = next((width for width in (256, 128, 64) if vocab_size % width == 0), vocab_size)
@@ -94,9 +96,10 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def log_totals(logits: torch.Tensor) -> torch.Tensor:
-    """Return [B] float32: the logarithm of each row's sum of exponentials, of logits [B, V] of any floating dtype.
+    """Return [B] float32: the logarithm of each row's sum of exponentials, for logits [B, V] of any floating dtype.
 
-    A few rows at a time, whose float32 copies stay in a CPU's cache: half the time for [256, 49152] bfloat16.
+    Converts a few rows at a time, so that the float32 copies stay in a CPU's cache: this halves the time for
+    [256, 49152] bfloat16.
     """
     num_rows = max(1, (_CPU_PIECE if logits.device.type == "cpu" else _CUDA_PIECE) // logits.shape[-1])
     return torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, num_rows)])
@@ -107,17 +110,17 @@ class SamplingBatch:
     """How the next tokens of B rows are chosen. Rows may differ in everything."""
 
     params: Sequence[SamplingParams]
-    """Of each row."""
+    """One per row."""
     keys: Sequence[SampleKey]
     positions: Sequence[int]
-    """Of the token in each row's completion; 0 for the first one."""
+    """The token's position in each row's completion; 0 for the first one."""
 
     def __len__(self) -> int:
         return len(self.params)
 
     @property
     def distinct_params(self) -> Sequence[SamplingParams]:
-        """Each object among the parameters once: a run of one kind of row has a single one, whatever its rows."""
+        """Each object among the parameters once: a run whose rows are all alike has a single one."""
         return list({id(params): params for params in self.params}.values())
 
     def select(self, rows: Sequence[int]) -> "SamplingBatch":
@@ -134,13 +137,13 @@ class SamplingBatch:
         return [row for row, params in enumerate(self.params) if found[id(params)]]
 
     def numbers(self, name: str, device: torch.device) -> torch.Tensor:
-        """Return [B, 1] float32, or [1, 1] if it is the same for all: a parameter of each row."""
+        """Return a parameter of each row: [B, 1] float32, or [1, 1] if it is the same for all."""
         distinct = self.distinct_params
         values = [getattr(params, name) for params in (distinct if len(distinct) == 1 else self.params)]
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
     def groups(self) -> Sequence[Sequence[int]]:
-        """Return the rows put together that are chosen by one algorithm on tensors of one shape."""
+        """Return the rows in groups: one algorithm, on tensors of one shape, can choose for a whole group."""
         if len(self.distinct_params) == 1:
             return [range(len(self))]
         groups: dict[Hashable, list[int]] = {}
@@ -150,10 +153,10 @@ class SamplingBatch:
 
 
 def _algorithm(params: SamplingParams) -> Hashable:
-    """Return what decides how a row is chosen.
+    """Return what identifies the algorithm that chooses a row's token.
 
-    Each K of top-k is a group of its own. One ``topk`` of the largest K would do for all, but which of several equal
-    logits it returns depends on K, so that a row's candidates would depend on the rows beside it (law 5).
+    Each K of top-k is a group of its own. One ``topk`` with the largest K could serve all rows, but which of several
+    equal logits it returns depends on K, so a row's candidates would depend on the other rows (law 5).
     """
     if params.temperature == 0:
         return "greedy"
@@ -198,7 +201,7 @@ def _choose_alike(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 
 
 def _above_min_p(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Set tokens less likely than ``min_p`` times the most likely one to -inf."""
+    """Set the logits of tokens that are less likely than ``min_p`` times the most likely one to -inf."""
     if not any(params.min_p for params in batch.distinct_params):
         return logits
     floors = [math.log(params.min_p) if params.min_p else -math.inf for params in batch.params]
@@ -207,7 +210,7 @@ def _above_min_p(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 
 
 def _race_in_two_rounds(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Draw from all of [B, V] float32: first a block, then a token of it."""
+    """Draw from all tokens of [B, V] float32: first a block, then a token in it."""
     num_rows, vocab_size = logits.shape
     blocks = F.pad(logits, (0, -vocab_size % _BLOCK), value=-torch.inf).view(num_rows, -1, _BLOCK)
     block_ids = torch.arange(blocks.shape[1], device=logits.device)
@@ -218,19 +221,19 @@ def _race_in_two_rounds(logits: torch.Tensor, bits: torch.Tensor) -> torch.Tenso
 
 
 def _log_weights(blocks: torch.Tensor) -> torch.Tensor:
-    """Return [B, blocks]: the logarithm of the sum of exponentials of each block, less the row's largest logit."""
+    """Return [B, blocks]: the logarithm of the sum of exponentials of each block, minus the row's largest logit."""
     top = blocks.amax(dim=(1, 2), keepdim=True)
     return (blocks - top).exp_().sum(dim=-1).log_()
 
 
 def _draw_from_nucleus(logits: torch.Tensor, batch: SamplingBatch, bits: torch.Tensor) -> torch.Tensor:
-    """Draw from the tokens that top-p and min-p leave of [B, V]."""
+    """Draw from the tokens that top-p and min-p leave in logits [B, V]."""
     total = log_totals(logits)[:, None]
     values, ids = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), dim=-1)
     tokens = _race(_filter(values, total, batch), ids, bits)
     is_wide = (values - total).exp().sum(dim=-1) < batch.numbers("top_p", logits.device)[:, 0]
-    # Only the rows that need it: topk and sort order equal logits differently, and a row that is sorted because of its
-    # neighbour would have other tokens at the border of its nucleus (law 5).
+    # Sort only the rows that need it: topk and sort order equal logits differently, so a row that was sorted because of
+    # its neighbour would have other tokens at the border of its nucleus (law 5).
     if len(rows := is_wide.nonzero()[:, 0]):
         values, ids = logits[rows].sort(dim=-1, descending=True, stable=True)
         tokens[rows] = _race(_filter(values, total[rows], batch.select(rows.tolist())), ids, bits[rows])
@@ -246,13 +249,13 @@ def _race(values: torch.Tensor, ids: torch.Tensor, bits: torch.Tensor) -> torch.
 def _filter(values: torch.Tensor, total: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Apply top-p and min-p to sorted logits [B, N], given the logarithm of their total weight [B, 1].
 
-    Each works on what the filter before it has left, renormalized, in the order of transformers: top-k, top-p, min-p.
+    Each filter works on what the previous one left, renormalized. The order is transformers': top-k, top-p, min-p.
     """
     probs, distinct = (values - total).exp(), batch.distinct_params
     if any(params.top_p < 1 for params in distinct):
         before = probs.cumsum(dim=-1) - probs
         top_p = batch.numbers("top_p", values.device)
-        is_off = top_p == 1  # a sum of probabilities may be rounded to 1 before the last token
+        is_off = top_p == 1  # a sum of probabilities may round to 1 before the last token
         values = values.masked_fill((before >= top_p) & ~is_off, -torch.inf)
     if any(params.min_p for params in distinct):
         min_p = batch.numbers("min_p", values.device)

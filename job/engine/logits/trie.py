@@ -1,9 +1,9 @@
 """Choices as a trie of token ids: what choices have in common is computed once, and so is every distinct continuation.
 
-An edge is a token behind a node; the log-likelihood of a choice is the sum over its edges. A node's edges need the
-logits behind its tokens. So the model must read the prompt and, behind it, the tokens of every inner node: a branch for
-each inner node that has no inner node below it. If first tokens already differ and choices have one token each, the
-only branch is the prompt itself.
+An edge is a token that follows a node; the log-likelihood of a choice is the sum over its edges. A node's edges need
+the logits after the node's tokens. So the model must read the prompt, followed by the tokens of every inner node: that
+takes one branch for each inner node that has no inner node below it. If every choice is a single token, the only branch
+is the prompt itself.
 """
 
 import functools
@@ -23,20 +23,20 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Tokens to read behind a prompt, and what their logits are for."""
+    """Tokens to read after a prompt, and what their logits are for."""
 
     token_ids: tuple[int, ...]
     nodes: tuple[int, ...]
-    """The nodes whose logits this branch gives: those of its last ``len(nodes)`` places, the prompt's end included."""
+    """The nodes whose logits this branch gives, at its last ``len(nodes)`` places; the prompt's end is a place, too."""
 
     @property
     def num_known(self) -> int:
-        """So many of its nodes, from the root on, are those of earlier branches."""
+        """How many of its nodes, from the root on, belong to earlier branches."""
         return len(self.token_ids) + 1 - len(self.nodes)
 
 
 class ChoiceTrie:
-    """The trie of some choices. Nodes are numbered, the root is 0.
+    """The trie of some choices. Nodes are numbered; the root is 0.
 
     >>> trie = ChoiceTrie([(7, 1), (7, 2, 3), (8,)])
     >>> [(branch.token_ids, branch.nodes) for branch in trie.branches]
@@ -46,13 +46,13 @@ class ChoiceTrie:
     """
 
     def __init__(self, choices: Sequence[Sequence[int]]) -> None:
-        """Build it.
+        """Build the trie.
 
         Args:
-            choices: token ids of each; none is empty.
+            choices: the token ids of each choice; none is empty.
         """
         self._nodes: list[dict[int, int | None]] = [{}]
-        """Of each inner node, its edges' tokens to the inner node behind, if there is one."""
+        """For each inner node: the token of each edge, and the inner node that it leads to, if any."""
         for choice in choices:
             self._insert(choice)
         self._first_edges = np.cumsum([0, *(len(edges) for edges in self._nodes)])
@@ -62,16 +62,16 @@ class ChoiceTrie:
 
     @property
     def num_edges(self) -> int:
-        """Tokens whose log probabilities are wanted."""
+        """The number of tokens whose log probabilities are needed."""
         return int(self._first_edges[-1])
 
     @property
     def max_branch_tokens(self) -> int:
-        """Tokens that the longest branch adds to a prompt."""
+        """The number of tokens that the longest branch adds to a prompt."""
         return max(len(branch.token_ids) for branch in self.branches)
 
     def edges(self, node: int) -> slice:
-        """Return where a node's edges stand among all."""
+        """Return the positions of a node's edges among all edges."""
         return slice(int(self._first_edges[node]), int(self._first_edges[node + 1]))
 
     def edge_tokens(self, node: int) -> npt.NDArray[np.int64]:
@@ -88,20 +88,20 @@ class ChoiceTrie:
     def _insert(self, choice: Sequence[int]) -> None:
         node = 0
         for depth, token in enumerate(choice):
-            behind = self._nodes[node].setdefault(token, None)
+            child = self._nodes[node].setdefault(token, None)
             if depth + 1 == len(choice):
                 return
-            if behind is None:
-                behind = len(self._nodes)
+            if child is None:
+                child = len(self._nodes)
                 self._nodes.append({})
-                self._nodes[node][token] = behind
-            node = behind
+                self._nodes[node][token] = child
+            node = child
 
     def _edges_of(self, choice: Sequence[int]) -> list[int]:
         edges, node = [], 0
         for token in choice:
             edges.append(int(self._first_edges[node]) + self._places[node][token])
-            node = self._nodes[node][token] or 0  # behind the last token nobody looks
+            node = self._nodes[node][token] or 0  # not used after the last token
         return edges
 
     def _branches(self) -> list[Branch]:
@@ -110,22 +110,22 @@ class ChoiceTrie:
         seen: set[int] = set()
         while waiting:
             node, tokens, path = waiting.pop()
-            inner = [(token, behind) for token, behind in self._nodes[node].items() if behind is not None]
+            inner = [(token, child) for token, child in self._nodes[node].items() if child is not None]
             if not inner:
                 branches.append(Branch(tokens, tuple(n for n in path if n not in seen)))
                 seen.update(path)
-            waiting += [(behind, (*tokens, token), (*path, behind)) for token, behind in reversed(inner)]
+            waiting += [(child, (*tokens, token), (*path, child)) for token, child in reversed(inner)]
         return branches
 
 
 @functools.lru_cache(maxsize=64)
 def trie_of(choice_ids: tuple[tuple[int, ...], ...]) -> ChoiceTrie:
-    """Return the trie of a task's choices: usually the same ones for all rows of a run."""
+    """Return the trie of a task's choices, which are usually the same for all rows of a run."""
     return ChoiceTrie(choice_ids)
 
 
 def edge_logprobs(logits: torch.Tensor, nodes: Sequence[tuple[ChoiceTrie, int]]) -> tuple[list[Floats], list[bool]]:
-    """Return the log probabilities of nodes' edges, from the logits [W, V] behind them, and which logits are finite."""
+    """Return the log probabilities of nodes' edges, from the nodes' logits [W, V], and which of those are finite."""
     totals = log_totals(logits)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
     is_finite = totals.isfinite().tolist()
     rows_of: dict[tuple[ChoiceTrie, int], list[int]] = {}

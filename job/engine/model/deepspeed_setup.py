@@ -1,4 +1,4 @@
-"""Importing DeepSpeed, and keeping it off stdout. With ``loading``, the only place that imports it."""
+"""Imports DeepSpeed and keeps it off stdout. The only module that imports it."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ def import_deepspeed(*, verbose: bool = False) -> Any:
     """Import DeepSpeed with its accelerator chosen, its log on stderr, and its CPU all-reduce op switched off.
 
     The op ``deepspeed_shm_comm`` crashes unless LOCAL_SIZE is the world size, ignores process groups (so replicas would
-    add up each other's activations), and needs a C++ compiler. Without it DeepSpeed uses gloo. It exists on CPUs only.
+    sum each other's activations), and needs a C++ compiler. Without it, DeepSpeed uses gloo. It exists on CPUs only.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     with quiet_stdout(verbose=verbose):
@@ -32,6 +32,6 @@ def import_deepspeed(*, verbose: bool = False) -> Any:
 
 @contextlib.contextmanager
 def quiet_stdout(*, verbose: bool) -> Iterator[None]:
-    """Keep ``print`` off stdout, which belongs to the user: to stderr if verbose, else nowhere."""
+    """Keep ``print`` off stdout, which belongs to the user: output goes to stderr if verbose, else nowhere."""
     with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded: its configuration, and that its files can be used."""
+"""What is known about a model before its weights are loaded: its configuration, and that its files are usable."""
 
 import json
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known of a model before its weights are loaded."""
+    """What is known about a model before its weights are loaded."""
 
     config: Any
     """transformers' configuration."""
     dtype: str
     """The run's dtype, resolved: float16, bfloat16 or float32."""
     dtype_note: str | None
-    """What to tell the user if it is not what they would expect."""
+    """A note for the user if the dtype is not the one they would expect."""
     fallback_dtype: str | None = None
-    """What to run in if the model leaves the range of ``dtype``: bfloat16 where ``auto`` cast such a checkpoint."""
+    """The dtype to use if the model overflows ``dtype``: bfloat16 where ``auto`` cast a bfloat16 checkpoint."""
     max_model_len: int
-    """Prompt plus completion tokens at most."""
+    """The most tokens that a prompt and its completion may have together."""
     fingerprint: str
-    """Of the weights: the commit of a Hub model, a hash of local files."""
+    """Identifies the weights: the commit of a Hub model, or a hash of local files."""
 
 
 def inspect_model(
@@ -39,29 +39,27 @@ def inspect_model(
     """Check all that can be checked without the weights.
 
     Args:
-        needs_weights: whether it is a mistake if there are none; without, their fingerprint is empty.
+        needs_weights: if False, the weights may be missing, and their fingerprint is empty.
 
     Raises:
-        UsageError: no such model, no safetensors weights, an architecture or a length that cannot work.
+        UsageError: the model or its safetensors weights are missing, or its architecture or a length cannot work.
     """
     from transformers import AutoConfig
 
     if (config.model.startswith((".", "/", "~")) or config.model.count("/") > 1) and not Path(config.model).is_dir():
-        raise UsageError(f"--model {config.model}: there is no such directory.")
+        raise UsageError(f"--model {config.model}: there is no such directory. Check the path.")
     try:
         hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (
-        Exception
-    ) as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ... and all are the user's to mend
+    except Exception as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ...: all for the user to fix
         raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
     if hf_config.is_encoder_decoder:
-        raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder, not a causal model.")
+        raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")
     if getattr(hf_config, "quantization_config", None) is not None:
         raise UsageError(
-            f"--model {config.model} holds quantized weights, which DeepSpeed can neither shard nor cast. "
-            "Use the model in float16 or bfloat16, and a larger --tensor-parallel-size if it is too large."
+            f"--model {config.model} has quantized weights, which DeepSpeed can neither shard nor cast. "
+            "Use the model in float16 or bfloat16, with a larger --tensor-parallel-size if it does not fit."
         )
     check_tensor_parallel(hf_config, tensor_parallel_size)
     fingerprint = _weights_fingerprint(config, hf_config) if needs_weights else ""
@@ -77,7 +75,7 @@ def inspect_model(
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:
-    """Return the dtype to run in, and a remark if the device forbids the wanted one."""
+    """Return the dtype to run in, and a note if the device does not support the requested one."""
     if device.type == "cuda":
         return ("float16" if wanted == "auto" else wanted), None
     if wanted in ("float32", "bfloat16") or (wanted == "float16" and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
@@ -87,7 +85,7 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:
 
 
 def _is_bfloat16(hf_config: Any) -> bool:
-    """Whether the checkpoint says that it is."""
+    """Whether the configuration says that the checkpoint is bfloat16."""
     dtypes = (getattr(hf_config.get_text_config(), "dtype", None), getattr(hf_config, "dtype", None))
     return "bfloat16" in {str(dtype).removeprefix("torch.") for dtype in dtypes}
 
@@ -98,11 +96,14 @@ def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
     known = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
     if config.max_model_len is not None:
         if known is not None and config.max_model_len > known:
-            raise UsageError(f"--max-model-len is {config.max_model_len}, but the model knows only {known} positions.")
+            raise UsageError(
+                f"--max-model-len is {config.max_model_len}, but the model has only {known} positions. "
+                f"Use {known} or less."
+            )
         return config.max_model_len
     if known is None:
         raise UsageError(
-            f"Model type {hf_config.model_type!r} does not say how long a text may be. Set --max-model-len."
+            f"The configuration of model type {hf_config.model_type!r} has no maximum length. Set --max-model-len."
         )
     return known
 
@@ -115,7 +116,9 @@ def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
         weights = sorted(directory.glob("*.safetensors"))
         missing = _indexed_files(directory) - {file.name for file in weights}
         if missing:
-            raise UsageError(f"--model {config.model}: {min(missing)}, which {WEIGHT_FILES[1]} names, is missing.")
+            raise UsageError(
+                f"--model {config.model}: {min(missing)}, which {WEIGHT_FILES[1]} lists, is missing. Copy it again."
+            )
         for file in weights:
             _check_complete(file)
         settings = [directory / name for name in ("config.json", "generation_config.json")]
@@ -124,9 +127,12 @@ def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
     if pickled:
         raise UsageError(
             f"--model {config.model} has pickled weights ({pickled[0].name}), which can run code when they are loaded. "
-            "Convert them: load the model where you trust it, then save_pretrained (it writes safetensors)."
+            "Convert them: load the model where you trust it, then call save_pretrained, which writes safetensors."
         )
-    raise UsageError(f"--model {config.model} has no weights: neither {' nor '.join(WEIGHT_FILES)} is there.")
+    raise UsageError(
+        f"--model {config.model} has no weights: it contains neither {' nor '.join(WEIGHT_FILES)}. "
+        "Download or convert them."
+    )
 
 
 def _indexed_files(directory: Path) -> set[str]:
@@ -135,7 +141,7 @@ def _indexed_files(directory: Path) -> set[str]:
 
 
 def _check_complete(file: Path) -> None:
-    """Refuse a safetensors file that is shorter than its header says, as a broken copy is."""
+    """Refuse a safetensors file whose size is not the one in its header, as after an interrupted copy."""
     try:
         with file.open("rb") as stream:
             header_bytes = int.from_bytes(stream.read(8), "little")

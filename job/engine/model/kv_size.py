@@ -1,4 +1,4 @@
-"""What a token takes in the KV cache, by the model's configuration alone: an estimate before anything is loaded."""
+"""How much KV cache a token needs, estimated from the model's configuration before anything is loaded."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from job.errors import UsageError
 
 
 def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> int | None:
-    """Return the bytes of one token's keys and values, on the process of a replica that holds most heads.
+    """Return the bytes of one token's keys and values, on the process of a replica that holds the most heads.
 
     Args:
-        config: of transformers.
+        config: transformers' configuration.
 
     Returns:
         None if the configuration does not give the sizes under the usual names.
@@ -31,7 +31,7 @@ def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> in
 
 
 def _num_layers(text: Any) -> int | None:
-    """Return the number of layers with keys and values: not those that keep a state instead."""
+    """Return the number of layers that store keys and values; other layers keep a state instead."""
     kinds = getattr(text, "layer_types", None)
     if kinds:
         return sum("attention" in kind and "linear" not in kind for kind in kinds)
@@ -39,7 +39,7 @@ def _num_layers(text: Any) -> int | None:
 
 
 def _head_sizes(text: Any) -> tuple[int | None, int | None]:
-    """Return how many numbers a head's key and its value have. Latent attention (DeepSeek) gives each its own size."""
+    """Return the size of a head's key and of its value, which differ in latent attention (DeepSeek)."""
     size = getattr(text, "head_dim", None)
     hidden, num_heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
     if size is None and hidden and num_heads:

@@ -1,11 +1,11 @@
 """Load a model and shard it over the replica's processes. The only place that calls ``deepspeed.init_inference``.
 
-The recipe (each step was found necessary with DeepSpeed 0.19.8):
+The recipe (each step proved necessary with DeepSpeed 0.19.8):
 1. ``from_pretrained`` in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the
    pages and AutoTP copies only this rank's slices. A cast here would give every rank a private copy of the model.
-2. Shard on the host in that dtype, with both ``mpu`` and ``tp_group``: with one of them DeepSpeed shards over the wrong
+2. Shard on the host in that dtype, with both ``mpu`` and ``tp_group``: with only one, DeepSpeed shards over the wrong
    processes or not at all. Kernel injection is never used: it gives wrong tokens or crashes with current transformers.
-3. Cast the slices to the run's dtype, and put back the float buffers (rotary frequencies): DeepSpeed casts them too,
+3. Cast the slices to the run's dtype, and restore the float buffers (rotary frequencies): DeepSpeed casts them, too,
    which alone changes 1.6 % of the tokens of a bfloat16 model.
 """
 
@@ -38,10 +38,10 @@ class LoadedModel:
 def load_model(
     config: ModelConfig, info: ModelInfo, replica: Replica, stop_token_ids: Sequence[int], *, verbose: bool = False
 ) -> LoadedModel:
-    """Load and shard. Every process of the launch must call this at the same time.
+    """Load and shard a model. Every process of the launch must call this at the same time.
 
     Args:
-        stop_token_ids: end-of-sequence ids that the tokenizer knows of.
+        stop_token_ids: the tokenizer's end-of-sequence ids.
         verbose: let DeepSpeed write to stderr.
 
     Raises:
@@ -53,12 +53,12 @@ def load_model(
         model = _read_weights(config, info)
     except JobError as error:
         failure = error
-    replica.check_world(failure)  # the next steps are collective: nobody may be missing from them
+    replica.check_world(failure)  # the next steps are collective: every process must take part
     assert model is not None
     kept = _tensors_to_keep(model)
     eos_token_ids = _eos_token_ids(model, stop_token_ids)
-    with _told_if_too_large(config, replica.device):
-        # DeepSpeed shards only in dtypes that the device computes in; a wider one would take the device's memory twice.
+    with _reporting_out_of_memory(config, replica.device):
+        # DeepSpeed shards only in dtypes that the device computes in; a wider one would need twice the device's memory.
         if model.dtype not in _computable_dtypes(replica.device) or model.dtype.itemsize > dtype.itemsize:
             model.to(dtype)
         model.eval().requires_grad_(False)
@@ -74,8 +74,8 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _told_if_too_large(config: ModelConfig, device: torch.device) -> Iterator[None]:
-    """Say in one line that a model does not fit."""
+def _reporting_out_of_memory(config: ModelConfig, device: torch.device) -> Iterator[None]:
+    """Report in one line that a model does not fit into memory."""
     try:
         yield
     except RuntimeError as error:
@@ -83,7 +83,7 @@ def _told_if_too_large(config: ModelConfig, device: torch.device) -> Iterator[No
             raise
         raise JobError(
             f"--model {config.model} does not fit into the memory of {device}: {first_line(error)} "
-            "With a larger --tensor-parallel-size, each process holds less of it."
+            "Use a larger --tensor-parallel-size, so that each process holds less of it."
         ) from error
 
 
@@ -91,7 +91,7 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
     """Load a model on the host in the dtype of its checkpoint.
 
     Raises:
-        UsageError: weights are missing: transformers would fill them with random numbers and only warn.
+        UsageError: weights are missing; transformers would fill them with random numbers and only warn.
     """
     from transformers import AutoModelForCausalLM
 
@@ -105,7 +105,7 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # OSError, SafetensorError, ValueError, ...: whatever reads files and builds modules
+    except Exception as error:  # OSError, SafetensorError, ValueError, ...: from reading files and building modules
         raise UsageError(f"--model {config.model}: the weights cannot be loaded: {first_line(error)}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
@@ -117,17 +117,17 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
 
 
 def _attention_of(hf_config: Any) -> str | None:
-    """Return the attention to load a model with, None being its default.
+    """Return the attention to load a model with; None is its default.
 
-    Some releases of transformers (5.17) give Gemma 2 torch's fused attention, which leaves out its soft-capping.
+    Some releases of transformers (5.17) give Gemma 2 torch's fused attention, which ignores its soft-capping.
     """
     return "eager" if getattr(hf_config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _tensors_to_keep(model: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors that a cast must not touch, as ``from_pretrained(dtype=...)`` would leave them.
+    """Return copies of the tensors that ``from_pretrained(dtype=...)`` would not cast, to restore them after a cast.
 
-    Buffers that are computed, not loaded (rotary frequencies), and whatever has a dtype of its own on purpose.
+    These are buffers that are computed, not loaded (rotary frequencies), and tensors with another dtype on purpose.
     """
     computed = {
         f"{module_name}.{name}" if module_name else name
@@ -143,7 +143,7 @@ def _tensors_to_keep(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _put_back(model: Any, kept: dict[str, torch.Tensor]) -> None:
-    """Restore tensors under their names; one that has been cut to a part of itself keeps its cast values."""
+    """Restore tensors by name; one that has been sharded keeps its cast values."""
     present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in kept.items():
         if name in present and present[name].shape == tensor.shape:
@@ -151,7 +151,7 @@ def _put_back(model: Any, kept: dict[str, torch.Tensor]) -> None:
 
 
 def _computable_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    """Return the dtypes that DeepSpeed shards in: those the device computes in. Most CPUs have no float16."""
+    """Return the dtypes that DeepSpeed can shard in: those that the device computes in. Most CPUs lack float16."""
     half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return (torch.float32, torch.bfloat16, *([torch.float16] if half else []))
 
@@ -164,7 +164,7 @@ def _shard(model: Any, dtype: torch.dtype, replica: Replica, *, verbose: bool) -
         options["tensor_parallel"] = {"tp_size": size, "tp_group": replica.tensor_group, "mpu": _Mpu(replica)}
     with quiet_stdout(verbose=verbose):  # AutoTP prints what it found, on every rank
         if replica.has_followers:
-            deepspeed.init_distributed(dist_backend=replica.backend, verbose=False)  # finds the groups made by torch
+            deepspeed.init_distributed(dist_backend=replica.backend, verbose=False)  # finds the groups that torch made
         return deepspeed.init_inference(model, dtype=dtype, replace_with_kernel_inject=False, **options).module
 
 
@@ -185,7 +185,7 @@ class _Mpu:
 
 
 def _eos_token_ids(model: Any, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
-    """Return all ids that end a completion: of the generation config, the config and the tokenizer."""
+    """Return all ids that end a completion: those of the generation config, the config and the tokenizer."""
     ids: list[int] = []
     for value in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, *stop_token_ids):
         ids += value if isinstance(value, list) else [value] if value is not None else []

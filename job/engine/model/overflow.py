@@ -1,7 +1,7 @@
-"""Whether a model leaves the range of its dtype, found out with a short text before the first row.
+"""Whether a model overflows its dtype, checked with a short text before the first row.
 
-float16 ends at 65,504; bfloat16 and float32 at 3.4e38. A model that was trained in bfloat16 may have activations beyond
-float16's range: then every row would be an error.
+float16 ends at 65,504; bfloat16 and float32 end at 3.4e38. A model that was trained in bfloat16 may have activations
+beyond float16's range: then every row would be an error.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ NUM_TOKENS = 64
 
 
 def find_overflow(model: LoadedModel, device: torch.device) -> str | None:
-    """Return where the model first computes something that is not a number, or None. All ranks of a replica together.
+    """Return where the model first computes a non-finite number, or None. All ranks must call this together.
 
-    Looks at every layer, not at the logits alone: a model that bounds its logits (Gemma 2 does) hides it there.
+    Looks at every layer, not only at the logits: a model that bounds its logits, such as Gemma 2, hides it there.
     """
     try:
         with torch.inference_mode(), _outputs(model.module) as outputs:
             ids = _token_ids(model.module).to(device)
             logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception:  # whatever a model raises when it is called without its cache; the engines will say it
+    except Exception:  # whatever a model raises when it is called without its cache; the engines will report it
         return None
     outputs.append(("its logits are", logits))
     return next((name for name, tensor in outputs if not tensor.isfinite().all()), None)
@@ -62,7 +62,7 @@ def _outputs(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.Tensor]]
 
 
 def _layers(module: Any) -> torch.nn.ModuleList:
-    """Return the decoder layers, which every architecture keeps in a list of that length."""
+    """Return the decoder layers, which every architecture keeps in a list of ``num_hidden_layers`` modules."""
     num_layers = getattr(module.config.get_text_config(), "num_hidden_layers", None)
     lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == num_layers)
     return next(lists, torch.nn.ModuleList())

@@ -3,5 +3,5 @@
     scheduler -> Step -> cache (block tables, index tensors) -> model with our attention -> logits -> sampler
 
 The leader's scheduler decides what a step computes and packs it into a ``Step``; every rank of the replica executes the
-same step. Followers know nothing else.
+same step. Followers need nothing else.
 """

@@ -1,4 +1,4 @@
-"""How large the engine may be: rows, tokens of a step, and pages of KV cache, the same on all ranks of a replica."""
+"""How large the engine may be: rows, tokens per step, and pages of KV cache; the same on all ranks of a replica."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from job.errors import JobError
 from job.launch.replica import Replica
 
 CPU_MEMORY_SHARE = 0.4
-"""Of the memory that is free after loading; the processes of a host divide it. It is touched only when it is used."""
+"""Share of the memory free after loading, divided among the processes of a host. It is touched only when it is used."""
 
 CUDA_MEMORY_SHARE = 0.85
-"""Of the device's memory that is free after loading and after what choosing tokens takes; the rest is activations."""
+"""Share of the device's memory left after loading and after what choosing tokens needs; the rest is for activations."""
 
 CPU_ROWS, CPU_TOKENS = 256, 2048
 CUDA_ROWS, CUDA_TOKENS = 512, 4096
@@ -43,7 +43,7 @@ def decide_budget(
     """Return the user's limits, or defaults for the device. All ranks of a replica must call this together.
 
     Raises:
-        JobError: there is no memory for a single page.
+        JobError: there is not enough memory for a single page.
     """
     on_cuda = replica.device.type == "cuda"
     max_rows = config.max_batch_rows or (CUDA_ROWS if on_cuda else CPU_ROWS)
@@ -56,8 +56,8 @@ def decide_budget(
     num_pages = min(replica.gather(num_bytes // page_bytes))
     if num_pages < 1:
         raise JobError(
-            f"{num_bytes / 2**20:,.1f} MiB are left for the KV cache, but {page_tokens} tokens of it take "
-            f"{page_bytes / 2**20:,.1f}. Give more --kv-cache-memory, or a larger --tensor-parallel-size."
+            f"Only {num_bytes / 2**20:,.1f} MiB are left for the KV cache, but a page of {page_tokens} tokens takes "
+            f"{page_bytes / 2**20:,.1f} MiB. Use a larger --kv-cache-memory or --tensor-parallel-size."
         )
     return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=num_pages)
 
@@ -70,12 +70,12 @@ def _free_share(replica: Replica, sampling_bytes: int) -> int:
 
 
 def free_host_bytes() -> int:
-    """Return what this process may still use of the memory of the machine and of its control group."""
+    """Return how much memory this process may still use, on its machine and in its control groups."""
     return min([int(psutil.virtual_memory().available), *_cgroup_bytes()])
 
 
 def _cgroup_bytes() -> list[int]:
-    """Return what each control group (version 2) above this process has left."""
+    """Return how much memory each control group (version 2) of this process has left."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().splitlines()[-1].split("::", 1)[-1]
         group = Path("/sys/fs/cgroup") / own.lstrip("/")

@@ -1,7 +1,7 @@
 """The fast engine: continuous batching of the sharded model. Implements ``Engine``.
 
-A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules,
-tells the replica the step, hands its logits to the tasks that they are for (decoding or scoring choices), and refills
+A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules a
+step, sends it to the replica, passes its logits to the tasks that need them (decoding or scoring choices), and refills
 the slots of rows that have ended.
 """
 
@@ -31,14 +31,14 @@ from job.records import Generation, Request
 from job.tasks import Generate, Score
 
 PENDING_FACTOR = 8
-"""So many times the slots are pending at most: enough to put long rows first and rows with a common prefix together."""
+"""At most this many requests per slot are pending: enough to put long rows first and keep common prefixes together."""
 
 SMALL_CHUNK = 16
-"""If so few tokens of one row do not fit into memory, the row is too large."""
+"""If not even this many tokens of a single row fit into memory, the row is too large."""
 
 
 class StepFailed(Exception):
-    """A step raised, on one rank or all. Nothing of it counts."""
+    """A step raised an exception on at least one rank. None of its results are used."""
 
 
 class PagedEngine:
@@ -56,7 +56,7 @@ class PagedEngine:
 
         Args:
             shapes: what each layer stores, from ``check_support``.
-            should_stop: asked by the leader before every step; True makes ``step`` return at once.
+            should_stop: called by the leader before every step; True makes ``step`` return at once.
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
@@ -111,7 +111,7 @@ class PagedEngine:
             self.scheduler.submit(sequence)
 
     def step(self) -> list[Generation]:
-        """Compute one token of every running row, and what fits beside of prompts."""
+        """Compute one token of every running row, and as much of the prompts as fits into the step."""
         if self._should_stop():
             return []
         work = self.scheduler.next_work()
@@ -143,18 +143,18 @@ class PagedEngine:
                 try:
                     self._execute(step)
                 except StepFailed:
-                    continue  # the leader knows, and decides what comes next
+                    continue  # the leader has seen it, and decides what comes next
 
     def _run(self, step: Step) -> torch.Tensor:
-        """Tell the replica a step, and execute it."""
+        """Send a step to the replica, and execute it."""
         self._replica.broadcast_ints(step.pack())
         return self._execute(step)
 
     def _execute(self, step: Step) -> torch.Tensor:
-        """Execute a step on this rank, then hear how it went on the others.
+        """Execute a step on this rank, then find out whether any rank failed.
 
         Raises:
-            StepFailed: on any rank.
+            StepFailed: at least one rank failed.
         """
         failure, logits = None, None
         try:
@@ -163,7 +163,7 @@ class PagedEngine:
             raise
         except Exception as error:  # whatever the model's code raises on these rows
             failure = describe_failure(error)
-        # Outside the except block: the traceback held the tensors of the failed forward pass alive.
+        # Outside the except block, where the traceback would keep the tensors of the failed forward pass alive.
         if self._replica.any_failed(failure is not None):
             if self._replica.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -176,7 +176,7 @@ class PagedEngine:
         """Use a step's logits, and return the requests that are finished.
 
         Raises:
-            StepFailed: the leader failed while it read them; nothing of the step counts.
+            StepFailed: the leader failed while it read them; none of the step's results are used.
         """
         try:
             read = self._tasks.read(work, logits)
@@ -193,10 +193,10 @@ class PagedEngine:
         return failures + outcome.generations
 
     def _recheck(self, sequence: Sequence) -> list[Generation]:
-        """Compute a row of non-finite logits once more, sharing nothing, before it becomes an error row.
+        """Recompute a row with non-finite logits once, without sharing, before it becomes an error row.
 
-        The fault may be that of a row with the same beginning: 0 times NaN is NaN, so attention's masks do not keep NaN
-        from the tokens before it that are computed in the same step, and all rows that share those are spoilt.
+        The fault may lie in another row with the same prefix: 0 times NaN is NaN, so attention masks do not protect
+        earlier tokens that are computed in the same step from a NaN, so all rows that share those are corrupted.
         """
         if not self.scheduler.may_share(sequence):
             return self._fail(sequence, "non_finite_logits", not_finite(self._dtype))
@@ -209,16 +209,16 @@ class PagedEngine:
         return self._tasks.fail(sequence, failed(sequence.request, kind, detail))
 
     def _give_up_on_unfit(self) -> list[Generation]:
-        """Return the rows for which the whole cache is too small."""
+        """Return error rows for the sequences that do not fit even into the whole cache."""
         pages = self.scheduler.pages
         room = pages.num_pages * pages.page_tokens
-        detail = f"with its completion it needs more than the {room:,} tokens of the KV cache; --kv-cache-memory"
+        detail = f"with its completion it exceeds the {room:,} tokens of the KV cache; use a larger --kv-cache-memory"
         unfit, self.scheduler.unfit = self.scheduler.unfit, []
         failures = [(row, failed(row.request, "kv_cache_full", detail)) for row in unfit]
         return [generation for row, failure in failures for generation in self._tasks.fail(row, failure)]
 
     def _recover(self, work: abc.Sequence[Work], reason: str) -> list[Generation]:
-        """Decide what becomes of a failed step's rows: smaller steps, a search for the row at fault, an error row."""
+        """Handle a failed step: make steps smaller, search for the row at fault, or turn a row into an error row."""
         rows = [item.sequence for item in work]
         if reason == OUT_OF_MEMORY:
             if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:

@@ -1,4 +1,4 @@
-"""What every rank of a replica does with a step: enter its pages, run the model over its tokens, return logits."""
+"""What every rank of a replica does with a step: enter its pages, run the model over its tokens, return its logits."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from job.engine.paged.schedule.step import Step
 
 
 class Executor:
-    """The model with its cache. Holds what must be alike on all ranks, and decides nothing."""
+    """The model with its cache. Holds the state that must be the same on all ranks, and makes no decisions."""
 
     def __init__(self, module: Any, backend: Backend, cache: KVCache, *, num_slots: int, device: torch.device) -> None:
-        """Begin with an empty cache of the backend's."""
+        """Run a model on an empty cache that the backend allocated."""
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._num_slots, self._tables = num_slots, BlockTables(num_slots)
         self._recorder: Recorder | None = None
 
     def record_steps(self) -> str | None:
-        """Record steps and replay them, if the backend can. For a process that has the model to itself.
+        """Record steps and replay them, if the backend can. Only for a replica of one process.
 
         Returns:
-            Why this model's steps cannot be recorded, if so; they are launched kernel by kernel, then.
+            Why this model's steps cannot be recorded (they are then launched kernel by kernel), or None.
         """
         if self._backend.recorder is None:
             return None
@@ -34,11 +34,10 @@ class Executor:
         return problem
 
     def run(self, step: Step) -> torch.Tensor:
-        """Compute a step.
+        """Compute a step. It may be run again: it then writes to the same places.
 
         Returns:
-            [W, V]: logits behind the wanted tokens, in the model's dtype; one row that means nothing if there are none.
-            A step may be run again: it writes the same places.
+            [W, V]: logits of the wanted tokens, in the model's dtype; one meaningless row if no tokens are wanted.
         """
         self._tables.add(step.new_pages)
         if self._backend.reads_hidden:
@@ -58,7 +57,7 @@ def run_model(module: Any, layout: Layout, attend: Attend, device: torch.device)
             input_ids=torch.from_numpy(layout.token_ids)[None].to(device),
             position_ids=torch.from_numpy(layout.positions)[None].to(device),
             use_cache=False,
-            # DeepSpeed's sharded head needs the three dimensions [1, N, hidden] that this leaves.
+            # DeepSpeed's sharded head needs the three dimensions [1, N, hidden] that this keeps.
             logits_to_keep=torch.from_numpy(wanted).to(device),
         )
     logits: torch.Tensor = output.logits[0]

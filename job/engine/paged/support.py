@@ -1,7 +1,7 @@
 """Whether the paged engine can serve a model: found out by running it, not from a list of names.
 
 The model computes a short text once in its own way and once through the paged cache, in pieces, as the engine does.
-What it stores per token is learnt on the way.
+This also shows what it stores per token.
 """
 
 from typing import Any
@@ -25,18 +25,18 @@ PROBE_TOKENS = 2 * PAGE_TOKENS + 7
 """Length of the text: it reaches into a third page."""
 
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
-"""Largest allowed norm of the difference of the logits over their own norm. The dtypes' own rounding is a tenth."""
+"""Largest allowed norm of the logits' difference, relative to the norm of the logits. Rounding causes a tenth of it."""
 
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Entries of a configuration's ``layer_types`` whose masks are known here."""
+"""Entries of a configuration's ``layer_types`` whose masks this engine can apply."""
 
 
 def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, LayerShape], str | None]:
     """Make the model use our attention. All ranks of a replica must call this together.
 
     Returns:
-        What each layer stores on this rank, and the reason, the same on all ranks, if the model must be served by
-        another engine; it is then as it was.
+        What each layer stores on this rank, and None. If another engine must serve the model, the reason instead of
+        None, which is the same on all ranks; the model is then unchanged.
     """
     module = model.module
     own = module.config._attn_implementation
@@ -50,7 +50,7 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
             reason = _difference(_logits_of_ours(module, shapes, replica.device), expected)
     except Unsupported as error:
         reason = str(error)
-    except Exception as error:  # whatever a model raises when it is called in another way than it is used to
+    except Exception as error:  # whatever a model raises when it is called in an unusual way
         reason = f"it cannot run on a ragged batch: {first_line(error)}"
     reasons = [text for text in replica.gather_status(reason) if text is not None]
     if reasons and module.config._attn_implementation != own:
@@ -59,10 +59,10 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
 
 
 def _configuration_problem(module: Any) -> str | None:
-    """Return what the configuration asks for that a short text would not show."""
+    """Return a problem that the configuration shows but a short text would not, or None."""
     text = module.config.get_text_config()
     if not module._can_set_attn_implementation():
-        return "its attention is its own, not one of transformers' interface"
+        return "its attention does not use transformers' interface"
     strange = set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYERS
     if strange:
         return f"it has layers of type {min(strange)}"
@@ -79,7 +79,7 @@ def _token_ids(module: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 
 def _logits_of_its_own(module: Any, device: torch.device) -> torch.Tensor:
-    """Return [PROBE_TOKENS, V] in the model's own way."""
+    """Return [PROBE_TOKENS, V], computed in the model's own way."""
     ids = torch.from_numpy(_token_ids(module)).long()[None].to(device)
     with torch.inference_mode():
         logits: torch.Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
@@ -87,7 +87,7 @@ def _logits_of_its_own(module: Any, device: torch.device) -> torch.Tensor:
 
 
 def _shapes(module: Any, device: torch.device) -> dict[int, LayerShape]:
-    """Run one token and see what each layer would store, and that its window is the one its configuration names."""
+    """Run one token to see what each layer would store, and to check its window against the configuration."""
     shapes: dict[int, LayerShape] = {}
     windows: dict[int, int | None] = {}
 
@@ -102,25 +102,26 @@ def _shapes(module: Any, device: torch.device) -> dict[int, LayerShape]:
     run_model(module, Layout(_step(_token_ids(module), 0, 1), BlockTables(1), PAGE_TOKENS), look, device)
     text = module.config.get_text_config()
     if len(shapes) != text.num_hidden_layers:
-        raise Unsupported(f"{len(shapes)} of its {text.num_hidden_layers} layers use transformers' interface")
+        raise Unsupported(f"only {len(shapes)} of its {text.num_hidden_layers} layers use transformers' interface")
     _check_windows(text, windows)
     return shapes
 
 
 def _check_windows(text: Any, windows: dict[int, int | None]) -> None:
-    """A window that a model applies in its mask alone would be lost: masks are not made here."""
+    """Refuse a model that applies a window only in its mask: no masks are made here, so it would be lost."""
     window = getattr(text, "sliding_window", None)
     if window is None or getattr(text, "use_sliding_window", True) is False:
         return
     layer_types = getattr(text, "layer_types", None)
     for layer_idx, seen in windows.items():
         slides = layer_types is None or layer_types[layer_idx] == "sliding_attention"
-        if seen != (window if slides else None):
-            raise Unsupported(f"layer {layer_idx} asks for a window of {seen}, its configuration says {window}")
+        configured = window if slides else None
+        if seen != configured:
+            raise Unsupported(f"its layer {layer_idx} asks for a window of {seen}, but is configured for {configured}")
 
 
 def _logits_of_ours(module: Any, shapes: dict[int, LayerShape], device: torch.device) -> torch.Tensor:
-    """Return [3, V]: after a chunk, after a second one, and after a token by itself, on scattered pages."""
+    """Return [3, V]: after a chunk, after a second chunk, and after a single token, on scattered pages."""
     executor = Executor(module, TORCH, TORCH.allocate(shapes, 5, device), num_slots=2, device=device)
     ids = _token_ids(module)
     ends = (PAGE_TOKENS + 3, PROBE_TOKENS - 1, PROBE_TOKENS)

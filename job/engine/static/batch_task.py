@@ -1,4 +1,4 @@
-"""What a static batch is computed for: one kind of task, on all ranks of a replica."""
+"""The tasks of static batches: each batch is computed for one kind of task, on all ranks of a replica."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from job.records import Generation, Request
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a request takes in a batch."""
+    """The space that a request takes in a batch."""
 
     num_rows: int
     num_prompt_tokens: int
     num_other_tokens: int
-    """Tokens of each row after the prompt, at most."""
+    """The most tokens that a row can have after the prompt."""
 
     @property
     def num_tokens(self) -> int:
@@ -27,7 +27,7 @@ class Room:
         return self.num_rows * (self.num_prompt_tokens + self.num_other_tokens)
 
     def beside(self, other: "Room") -> "Room":
-        """Return what both take in one batch: the longest prompt and the longest completion may not be of one row."""
+        """Return the space of both in one batch: the longest prompt and completion may belong to different rows."""
         return Room(
             self.num_rows + other.num_rows,
             max(self.num_prompt_tokens, other.num_prompt_tokens),
@@ -39,31 +39,31 @@ class BatchTask(Protocol):
     """One kind of task. A batch holds requests of one kind."""
 
     command_type: ClassVar[type]
-    """Class of what the leader sends to its followers for a batch."""
+    """The class of what the leader sends to its followers for a batch."""
     max_rows: int
     max_tokens: int
-    """Of a batch, padding included, at most."""
+    """The most tokens in a batch, including padding."""
     num_computed_tokens: int
 
     def room(self, request: Request) -> Room:
-        """Return what a request takes in a batch."""
+        """Return the space that a request takes in a batch."""
 
     def compute(self, batch: list[Request]) -> list[Generation]:
-        """Send a batch to the followers, compute it, and return what finished. Leader.
+        """Send a batch to the followers, compute it, and return the finished requests. Leader only.
 
         Raises:
             OutOfMemory, BatchFailed: all ranks agree that it failed.
         """
 
     def obey(self, command: Any) -> None:
-        """Compute the batch that the leader sent. Follower. Raises as ``compute`` does."""
+        """Compute the batch that the leader sent. Follower only. Raises what ``compute`` raises."""
 
 
 def together(replica: Replica, compute: Callable[[], str | None]) -> None:
-    """Compute on this rank, then hear how it went on the others.
+    """Compute on this rank, then find out whether any rank failed.
 
     Args:
-        compute: returns what has failed without raising, if anything.
+        compute: returns a failure that it did not raise, if there is one.
 
     Raises:
         OutOfMemory, BatchFailed: all ranks agree that it failed.
@@ -74,7 +74,7 @@ def together(replica: Replica, compute: Callable[[], str | None]) -> None:
         raise
     except Exception as error:  # whatever the model's code raises on these rows
         failure = describe_failure(error)
-    # Outside the except block: the traceback held the tensors of the failed forward pass alive.
+    # Outside the except block, where the traceback would keep the tensors of the failed forward pass alive.
     statuses = [status for status in replica.gather_status(failure) if status is not None]
     if not statuses:
         return

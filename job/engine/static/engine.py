@@ -1,9 +1,9 @@
 """The simple engine: static batches on the sharded module, each of one kind of task.
 
-Works for every architecture that transformers generates with, and is the oracle and the fallback of faster engines.
+Works for every architecture that transformers can generate with, and is the oracle and the fallback for faster engines.
 
-A batch lasts as long as its longest row, so pending requests are sorted by length, longest first: rows of a batch are
-alike, and a batch that does not fit into memory shows at once and not at four in the morning.
+A batch lasts as long as its longest row, so pending requests are sorted by length, longest first: the rows of a batch
+are similar, and a batch that does not fit into memory fails at the start and not at four in the morning.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from job.records import Generation, Request
 from job.tasks import Generate, Score
 
 PENDING_BATCHES = 16
-"""This many batches' worth of requests are sorted together: enough to find rows of like length."""
+"""This many batches' worth of requests are sorted together: enough to find rows of similar length."""
 
 KEEP_ALIVE = "keep alive"
 
@@ -46,11 +46,11 @@ class StaticEngine:
         replica: Replica,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Serve requests whose tasks are of any kind.
+        """Serve all kinds of tasks with a loaded model.
 
         Args:
-            should_stop: asked by the leader before every batch and every token; True makes ``step`` return with the
-                batch undone.
+            should_stop: called by the leader before every batch and every token; True makes ``step`` return without
+                finishing the batch.
         """
         self._replica, self._should_stop = replica, should_stop
         self._max_rows, max_tokens = batch_limits(model, config, replica.device)
@@ -115,12 +115,12 @@ class StaticEngine:
             if isinstance(command, Closed):
                 return command.exit_code
             if command != KEEP_ALIVE:
-                # A failure that all ranks agree on: the leader sends what it decides to do about it.
+                # All ranks agree on the failure; the leader decides what to do about it and sends that.
                 with contextlib.suppress(OutOfMemory, BatchFailed):
                     tasks[type(command)].obey(command)
 
     def _next_batch(self) -> list[Request]:
-        """Take the longest requests of one kind that fit the budget; at least one, whatever its size."""
+        """Take the longest requests of one kind that fit the budget, but at least one, whatever its size."""
         if not self._is_sorted:
             kinds = list(self._tasks)
             self._pending = deque(sorted(self._pending, key=lambda r: (kinds.index(type(r.task)), -self._length(r))))
@@ -148,7 +148,7 @@ class StaticEngine:
         self._is_sorted = False
 
     def _attempt(self, batch: list[Request]) -> list[Generation]:
-        """Compute a batch, or what can be computed of it; requests that a stop left undone stay pending."""
+        """Compute a batch, or as much of it as possible; requests that a stop left unfinished stay pending."""
         try:
             generations = self._task_of(batch).compute(batch)
         except OutOfMemory:
@@ -161,7 +161,7 @@ class StaticEngine:
         return generations
 
     def _shrink(self, batch: list[Request]) -> list[Generation]:
-        """Keep all later batches to half of this one's tokens: memory that ran out once will run out again."""
+        """Limit all later batches to the size of half of this one: memory that ran out once will run out again."""
         if len(batch) == 1:
             return [failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
         task = self._task_of(batch)
@@ -171,7 +171,7 @@ class StaticEngine:
         return []
 
     def _bisect(self, batch: list[Request], reason: str) -> list[Generation]:
-        """Find the row on which the model fails: alone, it becomes an error row."""
+        """Find the row that the model fails on: once it is alone in a batch, it becomes an error row."""
         if len(batch) == 1:
             return [failed(batch[0], "engine_error", reason)]
         half = len(batch) // 2

@@ -1,4 +1,4 @@
-"""Static batches of completions, by transformers' ``generate``."""
+"""Static batches of completions, computed by transformers' ``generate``."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from job.tasks import Generate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What the leader sends for one batch. Followers take the tokens that it chooses, so they need no tasks."""
+    """What the leader sends for a batch. Followers use the tokens that the leader chooses, so they need no tasks."""
 
     prompt_ids: list[list[int]]
     max_new_tokens: int
-    """Of the row that may go on for the longest."""
+    """The limit of the row that may go on the longest."""
 
 
 class Generating:
@@ -34,15 +34,15 @@ class Generating:
     def __init__(
         self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int
     ) -> None:
-        """Prepare generation.
+        """Prepare a loaded model for generation.
 
         Args:
-            should_stop: asked by the leader before every token.
+            should_stop: called by the leader before every token.
         """
         self._model, self._replica, self._should_stop = model, replica, should_stop
         self.max_rows, self.max_tokens, self.num_computed_tokens = max_rows, max_tokens, 0
         self._constraints = Constraints()
-        # generate fills what is None in our configuration from the model's own (temperature, top_p, eos, ...).
+        # generate takes what our configuration leaves at None from the model's (temperature, eos, ...): empty that one.
         model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
 
     def room(self, request: Request) -> Room:
@@ -50,7 +50,7 @@ class Generating:
         return Room(1, len(request.prompt_ids), _task_of(request).params.max_new_tokens)
 
     def compute(self, batch: list[Request]) -> list[Generation]:
-        """See ``BatchTask``. Rows that have not ended when the leader is asked to stop are left out."""
+        """See ``BatchTask``. Leaves out rows that have not ended when the leader is asked to stop."""
         command = Batch(
             prompt_ids=[list(request.prompt_ids) for request in batch],
             max_new_tokens=max(_task_of(request).params.max_new_tokens for request in batch),
@@ -67,7 +67,7 @@ class Generating:
         self._run(command, Chooser(self._replica))
 
     def _generation(self, chooser: LeadingChooser, row: int) -> list[Generation]:
-        """Return what became of a row, if it has ended."""
+        """Return the result of a row, if it has ended."""
         request, end = chooser.requests[row], chooser.ends.get(row)
         if row in chooser.non_finite:
             return [failed(request, "non_finite_logits", not_finite(self._model.dtype))]
@@ -113,7 +113,7 @@ def _task_of(request: Request) -> Generate:
 def pad_left(
     prompt_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, both [B, T] int64, prompts at the right."""
+    """Return ids and attention mask, both [B, T] int64, with the prompts on the right."""
     length = max(map(len, prompt_ids))
     ids = torch.full((len(prompt_ids), length), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)

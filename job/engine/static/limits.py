@@ -10,20 +10,20 @@ CPU_BATCH_ROWS = 64
 CPU_BATCH_TOKENS = 64 * 1024
 CUDA_BATCH_ROWS = 512
 MEMORY_SHARE = 0.4
-"""Of the memory free after loading: ``generate`` grows the KV cache by copying, so two of them are alive at times."""
+"""Share of the memory that is free after loading: ``generate`` grows the KV cache by copying, so two exist at times."""
 
 LOGITS_COPIES = 5
-"""float32 copies of [rows, vocabulary] that choosing a token holds at once."""
+"""How many float32 copies of [rows, vocabulary] exist at once while tokens are chosen."""
 
 MASKLESS = frozenset({"rwkv"})
-"""``model_type`` of models that read padding as text (rwkv: all of 8 padded rows wrong): one row at a time."""
+"""``model_type`` of models that read padding as text (rwkv got all of 8 padded rows wrong): one row at a time."""
 
 
 def batch_limits(model: LoadedModel, config: EngineConfig, device: torch.device) -> tuple[int, int]:
-    """Return the rows and the tokens of a batch at most.
+    """Return the most rows and the most tokens that a batch may have.
 
-    The user's own limits win. Else a constant on a CPU, and on CUDA what fits a share of the free memory; the engine
-    makes batches smaller when even that is too much.
+    The user's own limits win. Otherwise a CPU gets constants, and a GPU gets what fits into a share of its free memory;
+    the engine makes batches smaller if even that is too much.
     """
     text = model.module.config.get_text_config()
     if model.module.config.model_type in MASKLESS:
@@ -39,7 +39,7 @@ def batch_limits(model: LoadedModel, config: EngineConfig, device: torch.device)
 
 
 def _bytes_per_token(model: LoadedModel) -> int:
-    """Return the KV cache of a token and its activations in prefill, as if neither were cut over the ranks."""
+    """Return the bytes of a token's KV cache and of its activations in prefill, as if neither were sharded."""
     text = model.module.config.get_text_config()
     dtype_name = str(model.dtype).removeprefix("torch.")
     cache_bytes = kv_bytes_per_token(model.module.config, dtype_name, tensor_parallel_size=1) or 0

@@ -1,6 +1,6 @@
 """Static batches of whole texts, to score choices.
 
-Texts are padded at their end, which no token before it sees: so it is right for every causal model.
+Texts are padded at the end, which no earlier token sees, so the scores are correct for every causal model.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from job.records import Generation, Request
 from job.tasks import Score
 
 LOGITS_BYTES = 1 << 30
-"""A batch's logits of all its tokens take this much memory at most, unless one row alone takes more."""
+"""The logits of all tokens of a batch take at most this much memory, unless a single row takes more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Texts:
 
     token_ids: list[list[int]]
     first_wanted: list[int]
-    """Of each text, the first token whose logits are wanted; those of all after it are, too."""
+    """For each text, the first token whose logits are wanted; those of all later tokens are wanted, too."""
 
 
 class Scoring:
@@ -37,7 +37,7 @@ class Scoring:
     command_type: ClassVar[type] = Texts
 
     def __init__(self, model: LoadedModel, replica: Replica, *, max_rows: int, max_tokens: int) -> None:
-        """Score the choices that come with each request."""
+        """Prepare to score with a loaded model; each request brings its choices."""
         self._model, self._replica = model, replica
         vocab_size = model.module.config.get_text_config().vocab_size
         self.max_rows = max_rows

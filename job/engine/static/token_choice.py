@@ -1,8 +1,8 @@
-"""Choosing a token inside transformers' ``generate``: the leader chooses and sends, the followers take.
+"""Chooses tokens inside transformers' ``generate``: the leader chooses and sends them, the followers use them.
 
-On every rank ``generate`` runs greedily on logits in which a chooser has left one token possible: the one that the
-leader broadcast. So ranks cannot drift apart, whatever the last bits of their logits are. With the tokens the leader
-sends whether it leaves the batch after them; all ranks then stop after the same step.
+On every rank, ``generate`` runs greedily on logits in which a chooser has left only one token possible: the one that
+the leader broadcast. So ranks cannot drift apart, even if the last bits of their logits differ. With the tokens, the
+leader sends whether it leaves the batch after them, so all ranks stop after the same step.
 
 Letters: B rows of the batch, T padded prompt length, V vocabulary.
 """
@@ -25,19 +25,19 @@ from job.tasks import Generate
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token per row possible: the one the leader chose. Used by followers as it is."""
+    """Leaves one token per row possible: the one that the leader chose. Followers use this class itself."""
 
     failure: str | None = None
     """Why the leader left, if it was not asked to stop."""
 
     def __init__(self, replica: Replica) -> None:
-        """Take part in the replica's broadcasts."""
+        """Receive tokens through the replica's broadcasts."""
         self._replica = replica
         self.mask: torch.Tensor  # [B, T] int64, of the prompts
         self.has_left = False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Choose.
+        """Leave only the leader's tokens possible.
 
         Args:
             input_ids: [B, T + position] int64.
@@ -51,7 +51,7 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(-1, message[:-1, None], 0.0)
 
     def message(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return [B + 1] int64: room for the leader's tokens, and for whether it leaves."""
+        """Return [B + 1] int64: space for the leader's tokens, and for whether it leaves."""
         return torch.empty(len(scores) + 1, dtype=torch.int64, device=scores.device)
 
 
@@ -69,8 +69,8 @@ class LeadingChooser(Chooser):
         """Choose for a batch.
 
         Args:
-            requests: of the rows; each has a task to generate.
-            should_stop: asked before every token.
+            requests: one per row; the task of each is ``Generate``.
+            should_stop: called before every token.
         """
         super().__init__(replica)
         self.requests, self._should_stop, self._constraints = requests, should_stop, constraints
@@ -85,7 +85,7 @@ class LeadingChooser(Chooser):
         self.token_ids: list[list[int]] = [[] for _ in requests]
         """What each row has generated."""
         self.logprobs: list[list[float]] = [[] for _ in requests]
-        """Of the tokens of each row that asks for them."""
+        """Log probabilities of the tokens, for each row that asks for them."""
         self.ends: dict[int, End] = {}
         self.non_finite: set[int] = set()
         self._expect_masks()
@@ -95,18 +95,18 @@ class LeadingChooser(Chooser):
         tokens = [self._pad_token_id] * len(scores)
         leaves = self._should_stop()
         if not leaves:
-            # Whatever goes wrong here, the followers are waiting in the broadcast, and must get something.
+            # Whatever goes wrong here, the followers are waiting in the broadcast and must receive something.
             try:
                 for row, token in self._step(input_ids, scores).items():
                     tokens[row] = token
             except Exception as error:
                 self.failure = describe_failure(error)
-            # generate knows nothing of what ends rows: it would go on to max_new_tokens with a batch that has ended.
+            # generate does not know what ends our rows: it would continue a batch that has ended to max_new_tokens.
             leaves = self.failure is not None or not self._going
         return torch.tensor([*tokens, leaves], dtype=torch.int64, device=scores.device)
 
     def _step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> dict[int, int]:
-        """Choose for the rows that go on, and let some of them end."""
+        """Choose tokens for the rows that go on, and record which of them end."""
         rows = self._going
         choice = self._choose(input_ids, scores)
         chosen = dict(zip(rows, choice.tokens, strict=True))
@@ -131,7 +131,7 @@ class LeadingChooser(Chooser):
         )
 
         def seen(some: Sequence[int]) -> torch.Tensor:
-            """Padding is not a token that occurred: its places add nothing."""
+            """Ignore padding: it is not a token that occurred."""
             ids, mask = input_ids[index[some]], self.mask[index[some]]
             is_real = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
             counts = torch.zeros(len(ids), scores.shape[1], device=scores.device)
@@ -141,7 +141,7 @@ class LeadingChooser(Chooser):
         return choose(going_scores, batch, seen, self._constraints.masks())
 
     def _find_ends(self, rows: Sequence[int]) -> None:
-        """Let rows end that their latest token has brought to an end."""
+        """Record the rows that end with their latest token."""
         texts = {}
         for row in rows:
             task, ids, matcher = self._tasks[row], self.token_ids[row], self._matchers.get(row)
@@ -170,5 +170,5 @@ class HasLeft(StoppingCriteria):  # type: ignore[misc]
         self._chooser = chooser
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Return [B] bool, True for rows that are done."""
+        """Return [B] bool: True for rows that are done."""
         return torch.full((len(input_ids),), self._chooser.has_left, dtype=torch.bool, device=input_ids.device)

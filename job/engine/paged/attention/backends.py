@@ -1,4 +1,4 @@
-"""Which attention serves a model on a device: a kernel where there is one to be trusted, plain operations elsewhere."""
+"""Which attention serves a model on a device: a kernel where one can be trusted, plain operations elsewhere."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,32 +20,32 @@ from job.errors import JobError, first_line
 from job.launch.replica import Replica
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
-"""Largest allowed difference of a kernel from plain operations in float32, values being of size 1."""
+"""Largest allowed difference between a kernel and plain operations in float32, for values of size 1."""
 
 TRIAL_TOKENS = 312
 TRIAL_STEPS = (((0, 0, 300), (1, 0, 40)), ((0, 300, 1), (1, 40, 270)), ((0, 301, 1), (1, 310, 1)))
-"""What a kernel is tried with: of each sequence of a step (slot, tokens before, tokens now)."""
+"""The steps that a kernel is tried on: (slot, tokens before, tokens now) for each sequence of a step."""
 
 
 class Recorder(Protocol):
-    """Records the steps of a model once and replays them: the host need not launch each kernel."""
+    """Records the steps of a model once and replays them, so that the host need not launch each kernel."""
 
     def problem(self) -> str | None:
         """Return why the model's steps cannot be recorded; None if they can."""
 
     def may_replay(self, layout: Layout) -> bool:
-        """Whether a step is one of those that are recorded."""
+        """Whether a step is of a kind that is recorded."""
 
     def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that may be replayed and whose pages to clear are clear.
+        """Compute a step that may be replayed and whose new pages have been cleared.
 
         Returns:
-            [N, V]: logits; overwritten by the next step.
+            [N, V]: logits, which the next step overwrites.
         """
 
 
 class MakeRecorder(Protocol):
-    """Makes what records steps."""
+    """Makes a recorder."""
 
     def __call__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> Recorder:
         """Record the steps of a module over a cache, of at most ``max_rows`` sequences."""
@@ -53,7 +53,7 @@ class MakeRecorder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """An attention and the cache that it reads."""
+    """An attention, and the form of the cache that it reads."""
 
     problem: Callable[[Mapping[int, LayerShape]], str | None] = lambda shapes: None
     """Returns why it cannot serve a model's layers, or None."""
@@ -62,14 +62,14 @@ class Backend:
     tokens_first: bool
     """Whether pages are [tokens, heads, size] instead of [heads, tokens, size]."""
     reads_hidden: bool
-    """Whether it weighs what is hidden with zero instead of leaving it out: NaN there would do harm."""
+    """Whether it multiplies hidden values by zero instead of skipping them, so that a NaN among them does harm."""
     attend: Callable[[KVCache, Layout, torch.device], Attend]
-    """Makes what attends in one step."""
+    """Makes the attention of one step."""
     recorder: MakeRecorder | None = None
-    """Makes what records steps with this attention. None: every step is launched."""
+    """Makes a recorder of steps with this attention. None: every step is launched."""
 
     def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
-        """Allocate a cache of so many pages."""
+        """Allocate a cache of ``num_pages`` pages."""
         return KVCache(
             shapes, num_pages=num_pages, page_tokens=self.page_tokens, tokens_first=self.tokens_first, device=device
         )
@@ -98,7 +98,7 @@ VARLEN = Backend(
 )
 
 KERNELS = {"cuda": VARLEN, "cpu": COMPILED}
-"""The backend that is tried first on each type of device; plain operations are for what it cannot serve."""
+"""The backend that is tried first on each type of device; plain operations serve what it cannot."""
 
 
 def allocate(backend: Backend, shapes: Mapping[int, LayerShape], num_pages: int, replica: Replica) -> KVCache:
@@ -117,13 +117,13 @@ def allocate(backend: Backend, shapes: Mapping[int, LayerShape], num_pages: int,
         num_bytes = num_pages * backend.page_tokens * sum(shape.num_bytes for shape in shapes.values())
         raise JobError(
             f"The KV cache of {num_bytes / 2**30:,.1f} GiB cannot be allocated: {failures[0]}. "
-            "Give less --kv-cache-memory."
+            "Use a smaller --kv-cache-memory."
         )
     return cache
 
 
 def choose_backend(shapes: Mapping[int, LayerShape], replica: Replica) -> tuple[Backend, str | None]:
-    """Return the backend for a replica, and why it is not a kernel. All ranks of a replica must call this together."""
+    """Return the backend for a replica, and why it is not a kernel, or None. All ranks must call this together."""
     backend = KERNELS[replica.device.type]
     problem = backend.problem(shapes)
     if problem is None:
@@ -133,11 +133,11 @@ def choose_backend(shapes: Mapping[int, LayerShape], replica: Replica) -> tuple[
 
 
 def _trial_problem(backend: Backend, shapes: Mapping[int, LayerShape], device: torch.device) -> str | None:
-    """Return why a kernel cannot be trusted on this device: ones for paged caches have given wrong results before."""
+    """Return why a kernel cannot be trusted on this device, or None: some for paged caches have given wrong results."""
     for shape in set(shapes.values()):
         try:
             error = _largest_error(backend, shape, device)
-        except Exception as failure:  # no such kernel on this device, ...: there is another way
+        except Exception as failure:  # no such kernel on this device, ...: plain operations remain
             return f"{type(failure).__name__}: {first_line(failure)}"
         if not error <= TOLERANCES[shape.dtype]:
             return f"its results are off by {error:.3f}"
@@ -151,8 +151,8 @@ def _largest_error(backend: Backend, shape: LayerShape, device: torch.device) ->
 
 
 def _error_with(args: AttentionArgs, backend: Backend, shape: LayerShape, device: torch.device) -> float:
-    """Attend to chunks, to a single token beside a chunk, and to single tokens alone, for which kernels have ways of
-    their own.
+    """Attend to chunks, to a single token together with a chunk, and to single tokens alone: kernels often treat these
+    cases differently.
     """
     generator = torch.Generator(device).manual_seed(0)
 
@@ -186,7 +186,7 @@ def _error_with(args: AttentionArgs, backend: Backend, shape: LayerShape, device
 def _plain(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_before: int, args: AttentionArgs
 ) -> torch.Tensor:
-    """Attend in float32: [q, H * G, D] to [k, H, .], the first query being at position ``num_before``."""
+    """Attend in float32: [q, H * G, D] to [k, H, .]; the first query is at position ``num_before``."""
     group = query.shape[1] // key.shape[1]
     key, value = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query.float(), key) * args.scale

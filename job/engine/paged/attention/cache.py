@@ -1,4 +1,4 @@
-"""The KV cache: for each layer a pool of pages for keys and one for values, shaped as the layers turn out to be.
+"""The KV cache: each layer has a pool of pages for keys and one for values, shaped by what the layer stores.
 
 Letters: P tokens per page, H key-value heads of this rank, D head size, T tokens.
 """
@@ -16,7 +16,7 @@ from job.engine.paged.attention.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer stores for a token, and what it asks."""
+    """What a layer stores for a token, and how it attends."""
 
     num_heads: int
     key_size: int
@@ -29,7 +29,7 @@ class LayerShape:
 
     @classmethod
     def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
-        """Read it off what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
+        """Derive it from what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
         group, is_plain = query.shape[1] // key.shape[1], args.softcap is None and args.sinks is None
         return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, is_plain)
 
@@ -51,7 +51,7 @@ class KVCache:
         tokens_first: bool,
         device: torch.device,
     ) -> None:
-        """Allocate, with a page more that belongs to nobody. A CPU's memory is touched only when pages are used."""
+        """Allocate the pages, and a spare one that no sequence owns. A CPU's memory is touched only when it is used."""
         self.page_tokens, self.tokens_first, self._device = page_tokens, tokens_first, device
         self._num_pages = num_pages + 1
         self.spare_page = num_pages
@@ -63,7 +63,7 @@ class KVCache:
         return torch.empty(self._num_pages, *inner, size, dtype=shape.dtype, device=self._device)
 
     def clear(self, dirty: npt.NDArray[np.int32]) -> None:
-        """Zero pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
+        """Zero the pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
         if len(dirty):
             pages = torch.from_numpy(dirty[:, 0].copy()).long().to(self._device)
             for pool in (*self.keys.values(), *self.values.values()):
@@ -74,7 +74,7 @@ class Placement:
     """Where a step's keys and values go."""
 
     def __init__(self, cache: KVCache, pages: torch.Tensor, places: torch.Tensor) -> None:
-        """Let them go to these pages [T] and places in them [T]."""
+        """Store each token's in its page, ``pages`` [T], at its place in that page, ``places`` [T]."""
         self._cache, self._pages, self._places = cache, pages, places
         self._lines: dict[int, torch.Tensor] = {}
         self._copied: tuple[torch.Tensor, ...] | None = None
@@ -92,7 +92,7 @@ class Placement:
         return placement
 
     def write(self, layer_idx: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store [T, H, D] keys and values of the step's tokens, then copy what the step copies."""
+        """Store the keys and values [T, H, D] of the step's tokens, then copy what the step copies."""
         for pool, new in ((self._cache.keys[layer_idx], key), (self._cache.values[layer_idx], value)):
             pool.view(-1, pool.shape[-1]).index_copy_(0, self._lines_of(new.shape[1]), new.reshape(-1, new.shape[2]))
             if self._copied is not None:
@@ -101,7 +101,7 @@ class Placement:
                 by_token[pages, places] = by_token[donors, places]
 
     def _lines_of(self, num_heads: int) -> torch.Tensor:
-        """Return [T * H]: where the step's tokens lie in a pool seen as lines of D numbers."""
+        """Return [T * H]: where the step's tokens are in a pool viewed as lines of D numbers."""
         if num_heads not in self._lines:
             heads = torch.arange(num_heads, device=self._pages.device)
             pages, places = self._pages[:, None], self._places[:, None]

@@ -1,8 +1,8 @@
-"""The seam between transformers' models and ours: an attention function under a name of its own.
+"""The seam between transformers' models and our attention: an attention function that is registered under its own name.
 
 Models call it through transformers' ``AttentionInterface`` with the queries, keys and values of the whole ragged batch,
-and it passes them on to whoever attends at the moment. Head counts are those of the tensors, whatever AutoTP left on
-this rank.
+and it passes them on to the ``Attend`` of the current step. Head counts are read from the tensors, since AutoTP decides
+how many heads are left on this rank.
 
 Letters: T tokens of the step, H key-value heads, G queries per key-value head, D head size.
 """
@@ -29,28 +29,28 @@ HARMLESS = frozenset(
         "training",
     }
 )
-"""Arguments that models pass on and that change nothing here."""
+"""Arguments that models pass and that make no difference here."""
 
 
 class Unsupported(Exception):
-    """The model asks of attention what this one cannot do."""
+    """The model needs something that this attention cannot do."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionArgs:
-    """What a layer wants besides the products."""
+    """What a layer needs besides queries, keys and values."""
 
     scale: float
     window: int | None = None
-    """Keys further back than this are not seen (the query itself counts). None: all are."""
+    """A query sees this many keys, counted back from its own. None: it sees all."""
     softcap: float | None = None
     """Scores s become c tanh(s / c) (Gemma 2)."""
     sinks: torch.Tensor | None = None
-    """[H * G]: one score more per query head, without a value (gpt-oss)."""
+    """[H * G]: one extra score per query head, without a value (gpt-oss)."""
 
 
 class Attend(Protocol):
-    """Whoever owns the cache: stores keys and values of the step's tokens, then attends."""
+    """The owner of the cache: it stores the keys and values of the step's tokens, then attends."""
 
     def __call__(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
@@ -63,7 +63,7 @@ _attend: ContextVar[Attend] = ContextVar("attend")
 
 @contextlib.contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Let ``attend`` do the attention of the models called inside."""
+    """Use ``attend`` as the attention of models that are called inside."""
     token = _attend.set(attend)
     try:
         yield
@@ -88,15 +88,15 @@ def paged_attention(
     """Attend as transformers' attention functions do: [1, heads, T, D] in, [1, T, heads, D] out.
 
     Raises:
-        Unsupported: an argument that is not known here; to ignore it might change the answer.
+        Unsupported: an argument is unknown here; ignoring it might change the answer.
     """
     unknown = [name for name, argument in others.items() if argument is not None and name not in HARMLESS]
     if attention_mask is not None:
         unknown.append("attention_mask")
     if unknown or not getattr(module, "is_causal", True):
-        raise Unsupported(f"its attention takes {', '.join(unknown) or 'tokens that come later'}")
+        raise Unsupported(f"its attention uses {', '.join(unknown) or 'tokens that come later'}")
     if not isinstance(layer_idx := getattr(module, "layer_idx", None), int):
-        raise Unsupported("its attention layers have no numbers")
+        raise Unsupported("its attention layers are not numbered")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     args = AttentionArgs(scale, sliding_window or None, softcap, s_aux)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

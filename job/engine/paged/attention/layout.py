@@ -1,4 +1,4 @@
-"""Where the tokens of a step lie in the cache: index arrays on the host, made once per step and used by every layer.
+"""Where the tokens of a step are in the cache: index arrays on the host, made once per step and used by every layer.
 
 Letters: T tokens, N sequences, P tokens per page.
 """
@@ -15,18 +15,18 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 MAX_PADDING = 1.5
-"""Prompts are computed together as long as padding them makes no more than this times the work."""
+"""Sequences are computed together as long as padding them multiplies the work by at most this factor."""
 
 
 class BlockTables:
-    """[slots, pages per sequence] page numbers, kept alike on all ranks by what steps tell."""
+    """[slots, pages per sequence] page numbers; they stay the same on all ranks because steps carry the changes."""
 
     def __init__(self, num_slots: int) -> None:
-        """Know nothing yet."""
+        """Start with ``num_slots`` empty rows."""
         self._pages = np.zeros((num_slots, 16), np.int64)
 
     def add(self, new_pages: npt.NDArray[np.int32]) -> None:
-        """Enter [., 3]: slot, index of the page in its sequence, page."""
+        """Enter pages [., 3]: slot, index of the page in its sequence, page."""
         if not len(new_pages):
             return
         while new_pages[:, 1].max() >= self._pages.shape[1]:
@@ -34,31 +34,31 @@ class BlockTables:
         self._pages[new_pages[:, 0], new_pages[:, 1]] = new_pages[:, 2]
 
     def of(self, slots: npt.NDArray[np.int32]) -> Ints:
-        """Return [N, .]: the pages of sequences; what is behind a sequence's own pages means nothing."""
+        """Return [N, .]: the pages of sequences; entries after a sequence's own pages are meaningless."""
         return self._pages[slots]
 
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """Sequences of like length, padded. n sequences, q tokens in this step, k pages at most."""
+    """Sequences of similar length, padded: n sequences with at most q tokens in this step and at most k pages."""
 
     tokens: Ints
     """[n, q]: index of each token in the step; padding repeats token 0."""
     is_real: Bools
     """[n, q]."""
     pages: Ints
-    """[n, k]; padding repeats the sequence's own first page: NaN in another's would pass the mask."""
+    """[n, k]; padding repeats the sequence's own first page: a NaN in another sequence's page would pass the mask."""
     positions: Ints
-    """[n, q]: of each token in its sequence; padding is at the end."""
+    """[n, q]: the position of each token in its sequence; padding repeats the last one."""
     num_keys: int
-    """Tokens of the longest sequence."""
+    """The number of tokens in the longest sequence."""
 
 
 class Layout:
     """Index arrays of one step."""
 
     def __init__(self, step: Step, tables: BlockTables, page_tokens: int) -> None:
-        """Derive them from a step whose pages are entered in the tables already."""
+        """Compute them for a step whose pages are already in the tables."""
         slots, starts, counts, num_wanted = step.sequences.astype(np.int64).T
         self.page_tokens, self.pages = page_tokens, tables.of(slots)
         self.starts, self.counts, self.ends = starts, counts, starts + counts
@@ -75,7 +75,7 @@ class Layout:
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:
-        """The sequences, put together so that padding stays small."""
+        """The sequences, grouped so that padding stays small."""
         order = np.lexsort((self.counts, self.ends, self.counts > 1)).tolist()
         groups: list[list[int]] = []
         for i in order:

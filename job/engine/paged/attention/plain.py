@@ -1,4 +1,4 @@
-"""Attention over the paged cache in plain torch operations: on every device and in every dtype, for every model.
+"""Attention over the paged cache in plain torch operations: for every device, every dtype and every model.
 
 Letters: T tokens, P tokens per page, H key-value heads, G queries per head, D head size, n sequences, q tokens of each.
 """
@@ -22,7 +22,7 @@ class TorchAttention:
     """Implements ``Attend`` for one step."""
 
     def __init__(self, cache: KVCache, layout: Layout, device: torch.device) -> None:
-        """Attend in a step whose fresh pages are clear."""
+        """Attend in a step whose new pages have been cleared."""
         self._cache, self._layout, self._device = cache, layout, device
         self._placement = Placement.of(cache, layout, device)
         self._indices: dict[tuple[int, int | None, int], tuple[torch.Tensor, ...]] = {}
@@ -51,20 +51,20 @@ class TorchAttention:
         """Attend with a rectangle's queries [T, H, G, D].
 
         Returns:
-            Which of the step's tokens are answered [.], and the answers [., H * G, D of value].
+            Which of the step's tokens were computed [.], and their outputs [., H * G, D of value].
         """
         _, num_heads, group, size = query.shape
         tokens, pages, bias, real, places = self._indices_of(idx, rectangle, args.window, group, query.dtype)
         num_rows, width = tokens.shape
-        # The queries of a head's group are laid end to end: so keys need not be repeated for each of them.
-        met = query[tokens].permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group * width, size)
+        # The queries of a head's group are laid end to end, so that keys need not be repeated for each of them.
+        queries = query[tokens].permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group * width, size)
         key, value = (_windows(pool, pages, rectangle.num_keys) for pool in (keys, values))
-        num_scores = met.shape[:-1].numel() * rectangle.num_keys
+        num_scores = queries.shape[:-1].numel() * rectangle.num_keys
         is_plain = args.softcap is None and args.sinks is None
         if is_plain and (self._device.type != "cpu" or num_scores > MAX_SCORES):
-            attended = F.scaled_dot_product_attention(met, key, value, attn_mask=bias, scale=1.0)
+            attended = F.scaled_dot_product_attention(queries, key, value, attn_mask=bias, scale=1.0)
         else:
-            attended = _attend(met, key, value, bias, args, group)
+            attended = _attend(queries, key, value, bias, args, group)
         attended = attended.view(num_rows, num_heads, group, width, -1).permute(0, 3, 1, 2, 4)
         return real, attended.reshape(num_rows * width, num_heads * group, -1).index_select(0, places)
 
@@ -85,14 +85,14 @@ class TorchAttention:
 
 
 def _bias(positions: torch.Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Return [n, q, num_keys]: -inf for what tokens at these positions [n, q] do not see, else 0."""
+    """Return [n, q, num_keys]: -inf for keys that tokens at these positions [n, q] do not see, else 0."""
     keys, own = torch.arange(num_keys, device=positions.device), positions[:, :, None]
     is_hidden = keys > own if window is None else (keys > own) | (keys <= own - window)
     return torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device).masked_fill_(is_hidden, -torch.inf)
 
 
 def _windows(pool: torch.Tensor, pages: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """Copy sequences' pages [n, k] out of [pages, H, P, D] into [n, H, num_keys, D]."""
+    """Copy the pages [n, k] of sequences out of a pool [pages, H, P, D] into [n, H, num_keys, D]."""
     num_rows, num_pages = pages.shape
     _, num_heads, page_tokens, size = pool.shape
     windows = pool[pages.view(-1)].view(num_rows, num_pages, num_heads, page_tokens, size).transpose(1, 2)
@@ -102,8 +102,8 @@ def _windows(pool: torch.Tensor, pages: torch.Tensor, num_keys: int) -> torch.Te
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, args: AttentionArgs, group: int
 ) -> torch.Tensor:
-    """Attend step by step: twice as fast on a CPU as ``scaled_dot_product_attention``, which knows no soft-capping and
-    no sinks either.
+    """Attend step by step: twice as fast on a CPU as ``scaled_dot_product_attention``, which also supports neither
+    soft-capping nor sinks.
     """
     scores = (query @ key.transpose(-1, -2)).float()
     if args.softcap is not None:

@@ -1,1 +1,1 @@
-"""What makes a CPU fast."""
+"""What makes the engine fast on a CPU."""

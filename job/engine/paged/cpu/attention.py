@@ -1,7 +1,7 @@
-"""Attention over the paged cache by a C++ kernel of ours, for CPUs: each token of a step goes once through the pages of
-its sequence.
+"""Attention over the paged cache with our own C++ kernel, for CPUs.
 
-Plain operations copy windows, pad them, and pass six times over the scores.
+Each token of a step reads the pages of its sequence once. Plain operations copy windows, pad them, and pass over the
+scores six times.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ class CompiledAttention:
     """Implements ``Attend`` for one step."""
 
     def __init__(self, cache: KVCache, layout: Layout, device: torch.device) -> None:
-        """Attend in any step; every layer's kernel must be there, see ``problem``."""
+        """Attend in any step. Every layer must have a kernel; see ``problem``."""
         self._cache = cache
         self._placement = Placement.of(cache, layout, device)
         self._tables: npt.NDArray[np.int64] = np.ascontiguousarray(layout.pages)
@@ -69,7 +69,7 @@ def problem(shapes: Mapping[int, LayerShape]) -> str | None:
     """Return why the kernel cannot serve a model's layers, or None. Compiles what is not compiled yet."""
     for shape in shapes.values():
         if shape.dtype not in NUMBER_BITS:
-            return f"the kernel for CPUs does not compute in {shape.dtype}"
+            return f"the kernel for CPUs does not support {shape.dtype}"
         try:
             _kernel(shape.group, shape.key_size, shape.value_size, PAGE_TOKENS, shape.dtype)
         except NoLibrary as error:

@@ -2,7 +2,7 @@
 // GROUP queries per key-value head, KEY_SIZE, VALUE_SIZE, PAGE_TOKENS, NUMBER_BITS (16: bfloat16, 32: float).
 //
 // One pass over a row's pages with a running maximum (online softmax, Milakov and Gimelshein 2018). While a page is
-// computed, the next one is fetched: without that, half of the time goes into waiting for memory.
+// computed, the next one is prefetched: without that, half of the time is spent waiting for memory.
 
 #include <algorithm>
 #include <cmath>
@@ -36,7 +36,7 @@ inline float widen(Number number) { return number; }
 inline Number narrow(float wide) { return wide; }
 #endif
 
-// 2^x within 2e-7 of itself (a polynomial, so that loops over it are vectorized); NaN stays NaN.
+// 2^x with a relative error of 2e-7 (a polynomial, so that loops over it are vectorized); NaN stays NaN.
 inline float exp2_of(float x) {
     x = x < -126.0f ? -126.0f : x > 126.0f ? 126.0f : x;
     float whole = std::nearbyintf(x), part = x - whole;
@@ -57,7 +57,7 @@ inline float softcapped(float score, float cap) {  // cap tanh(score / cap)
     return cap * (1.0f - 2.0f / (exp2_of(score * (2.0f * LOG2_E / cap)) + 1.0f));
 }
 
-// The queries of one key-value head of one row, and what they have gathered so far. Scores are in powers of two.
+// The queries of one key-value head of one row, and their weighted sums so far. Scores are exponents of two.
 struct Queries {
     float query[G][D], gathered[G][V], top[G], sum[G];
     float weights[G][P];
@@ -71,7 +71,7 @@ struct Queries {
         }
     }
 
-    // Multiply with the keys [P, D] of a page from token first to before end, fetching the next page meanwhile.
+    // Multiply with the keys [P, D] of a page, for tokens first to end - 1, and prefetch the next page meanwhile.
     void score(const Number *keys, int first, int end, const Number *next_keys, const Number *next_values) {
         for (int t = first; t < end; t++) {
             for (int d = 0; d < D; d += 64 / sizeof(Number)) __builtin_prefetch(next_keys + t * D + d, 0, 2);

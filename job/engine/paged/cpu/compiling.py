@@ -1,8 +1,8 @@
-"""C++ of ours as a library: compiled where it runs, for the processor that runs it, and kept in the user's cache.
+"""Our C++ as a library: compiled on the machine that runs it, for its processor, and kept in the user's cache.
 
-Not by ``torch.utils.cpp_extension.load``: it needs ninja on the PATH; its lock file outlives a process that is killed
-while it compiles, and all later ones wait for it; and its cache does not tell processors apart, which may share a home
-directory.
+Why not ``torch.utils.cpp_extension.load``? It needs ninja on the PATH; its lock file outlives a process that is killed
+while it compiles, and all later processes wait for it; and its cache does not distinguish between processors, although
+machines with different ones may share a home directory.
 """
 
 import ctypes
@@ -20,20 +20,20 @@ from job.errors import first_line
 
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
-    # What vectorized sums need of -ffast-math, which would also turn denormals off in the whole process.
+    # The part of -ffast-math that vectorized sums need; the rest would turn off denormals in the whole process.
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
 )
-"""OpenMP is the one that torch has loaded: its threads are used, no second set of them."""
+"""OpenMP is the copy that torch has loaded: its threads are used, and no second set is started."""
 
 COMPILE_SECONDS = 60
 
 
 class NoLibrary(Exception):
-    """There is no compiler, or what it made cannot be used."""
+    """There is no compiler, or its output cannot be used."""
 
 
 def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
-    """Compile a file with these constants defined, or find it compiled.
+    """Compile a file with these constants defined, or use an earlier result.
 
     Raises:
         NoLibrary: with the reason.
@@ -47,7 +47,7 @@ def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(library))
         except OSError:
-            library.unlink()  # damaged; the next start compiles it anew
+            library.unlink()  # damaged; the next start recompiles it
             raise
     except subprocess.CalledProcessError as error:
         raise NoLibrary(f"{compiler}: {first_line(RuntimeError(error.stderr))}") from None
@@ -56,7 +56,7 @@ def compiled_library(source: Path, constants: Mapping[str, int]) -> ctypes.CDLL:
 
 
 def _compiled(source: Path, command: Sequence[str]) -> Path:
-    """Return the library that the command makes; one made before for a like source, processor and compiler will do."""
+    """Return the library that the command makes, or an earlier one from the same source, processor and compiler."""
     facts = (*command, source.read_text(encoding="utf-8"), _processor(), _output([command[0], "--version"]))
     library = _cache_directory() / f"{source.stem}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:32]}.so"
     if not library.exists():

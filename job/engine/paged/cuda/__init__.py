@@ -1,1 +1,1 @@
-"""What makes a GPU fast."""
+"""What makes the engine fast on a GPU."""

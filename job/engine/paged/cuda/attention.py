@@ -1,7 +1,7 @@
 """Attention over the paged cache with torch's ``varlen_attn`` (flash attention over ragged batches), for CUDA.
 
-Split keys have given wrong results (pytorch#194167); hence ``num_splits=1``, which also makes a row's attention
-independent of its batch. Not run on a GPU yet.
+Splitting keys has given wrong results (pytorch#194167); hence ``num_splits=1``, which also makes a row's attention
+independent of its batch. This has not run on a GPU yet.
 
 Letters: T tokens, N sequences, P tokens per page, H key-value heads, G queries per head, D head size.
 """
@@ -19,7 +19,7 @@ from job.engine.paged.cuda.graphs import RecordedTensors
 from job.errors import first_line
 
 PAGE_TOKENS = 256
-"""What FlashAttention 2 asks of paged caches: multiples of 256."""
+"""FlashAttention 2 requires pages of a multiple of 256 tokens."""
 
 MAX_HEAD_SIZE = 256
 
@@ -38,12 +38,12 @@ class VarlenAttention:
         max_queries: int,
         max_keys: int,
     ) -> None:
-        """Attend in a step whose fresh pages are clear.
+        """Attend in a step whose new pages have been cleared.
 
         Args:
             tables: [N, pages of the longest sequence] int32.
             starts: [N + 1] int32: where each sequence's tokens begin in the step, and the end.
-            num_keys: [N] int32: tokens of each sequence, those of the step included.
+            num_keys: [N] int32: tokens of each sequence, including those of the step.
         """
         self._cache, self._placement = cache, placement
         self._tables, self._starts, self._num_keys = tables, starts, num_keys
@@ -61,7 +61,7 @@ class VarlenAttention:
 
     @classmethod
     def for_recorded_step(cls, cache: KVCache, tensors: RecordedTensors) -> "VarlenAttention":
-        """Attend in a step of one token per row whose tensors are filled anew before each replay."""
+        """Attend in a step of one token per row whose tensors are refilled before each replay."""
         placement = Placement(cache, tensors.pages, tensors.places)
         max_keys = tensors.tables.shape[1] * cache.page_tokens
         return cls(cache, placement, tensors.tables, tensors.starts, tensors.num_keys, max_queries=1, max_keys=max_keys)
@@ -96,14 +96,14 @@ def problem(shapes: Mapping[int, LayerShape]) -> str | None:
     """Return why the kernel cannot serve a model's layers, or None."""
     for shape in shapes.values():
         if not shape.is_plain:
-            return "soft-capping and sinks are not known to the kernel"
+            return "the kernel supports neither soft-capping nor sinks"
         if shape.dtype not in (torch.float16, torch.bfloat16):
-            return f"the kernel does not compute in {shape.dtype}"
+            return f"the kernel does not support {shape.dtype}"
         if shape.key_size != shape.value_size or shape.key_size > MAX_HEAD_SIZE or shape.key_size % 8:
-            return f"the kernel does not know heads of {shape.key_size} and {shape.value_size}"
+            return f"the kernel does not support keys of size {shape.key_size} with values of size {shape.value_size}"
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         return first_line(error)
     lacking = {"block_table", "seqused_k", "num_splits"} - set(inspect.signature(varlen_attn).parameters)
-    return f"varlen_attn of torch {torch.__version__} does not take {min(lacking)}" if lacking else None
+    return f"varlen_attn of torch {torch.__version__} has no argument {min(lacking)}" if lacking else None

@@ -1,7 +1,7 @@
-"""CUDA graphs for decode: a step of one token per row is recorded once per batch size and replayed after that.
+"""CUDA graphs for decode: a step of one token per row is recorded once per batch size, and replayed from then on.
 
 A decode step launches hundreds of small kernels, which takes the host longer than the device needs to run them. Rows
-are padded to one of a few sizes; padding reads and writes a page that belongs to nobody. Not run on a GPU yet.
+are padded to one of a few sizes; padding uses a spare page that no sequence owns. This has not run on a GPU yet.
 
 Letters: B rows of a recorded size, W pages per row.
 """
@@ -19,12 +19,12 @@ from job.engine.paged.attention.layout import Layout
 from job.errors import first_line
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, *range(96, 1025, 32))
-"""Rows of the recorded steps."""
+"""The numbers of rows that steps are recorded for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedTensors:
-    """What a recorded step reads: filled with another step's numbers before each replay, never replaced."""
+    """What a recorded step reads: refilled with the numbers of the next step before each replay, never replaced."""
 
     token_ids: torch.Tensor  # [B] int64
     positions: torch.Tensor  # [B] int64
@@ -36,7 +36,7 @@ class RecordedTensors:
 
 
 AttendRecorded = Callable[[KVCache, RecordedTensors], Attend]
-"""Makes what attends in a step with these tensors. A backend that has steps recorded brings it."""
+"""Makes the attention of a step that reads these tensors. A backend whose steps can be recorded provides it."""
 
 
 class DecodeGraphs:
@@ -45,7 +45,7 @@ class DecodeGraphs:
     def __init__(
         self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int, attend: AttendRecorded
     ) -> None:
-        """Record each size when it is first needed."""
+        """Prepare to record; each size is recorded when it is first needed."""
         self._module, self._cache, self._device, self._max_rows = module, cache, device, min(max_rows, SIZES[-1])
         self._attend = attend
         self._recorded: dict[tuple[int, int], RecordedStep] = {}
@@ -56,19 +56,19 @@ class DecodeGraphs:
     def problem(self) -> str | None:
         """Return why the model's steps cannot be recorded, such as a copy to the host in the middle; None if they can.
 
-        Found out with the smallest step, all padding. A device that is broken for good shows in the next step.
+        Tries the smallest step, with padding only. If the device is broken for good, the next step fails, too.
         """
         stream = torch.cuda.current_stream()
         try:
             self._record(SIZES[0], 1)
-        except Exception as error:  # whatever the model does that may not be recorded
-            torch.cuda.set_stream(stream)  # torch 2.11 leaves its own behind
+        except Exception as error:  # whatever the model does that cannot be recorded
+            torch.cuda.set_stream(stream)  # torch 2.11 leaves its own stream current
             return first_line(error)
         return None
 
     @staticmethod
     def may_replay(layout: Layout) -> bool:
-        """See ``Recorder``: one token for each of not too many rows, and no copies of pages, which are not recorded."""
+        """See ``Recorder``: one token per row, not too many rows, and no copies of pages, which are not recorded."""
         is_decode = len(layout.token_ids) == len(layout.counts) == len(layout.wanted_tokens) <= SIZES[-1]
         return bool(is_decode and not len(layout.copies))
 
@@ -81,7 +81,7 @@ class DecodeGraphs:
         return recorded.replay()[: len(layout.counts)]
 
     def _record(self, size: int, width: int) -> "RecordedStep":
-        """Record a step of padding: what it computes does not change which kernels are launched."""
+        """Record a step of padding only: the numbers do not change which kernels are launched."""
         recorded = RecordedStep(self._cache, size, width, self._device, self._attend)
         warm = recorded.warm_up(self._module, self._warm_up_stream)
         if self._logits is None:
@@ -112,7 +112,7 @@ class RecordedStep:
         self._attend = attend
 
     def fill(self, layout: Layout) -> None:
-        """Write a step into the tensors; what is after its rows becomes padding."""
+        """Write a step into the tensors; everything after its rows becomes padding."""
         own, num_rows, width = self.tensors, len(layout.counts), self.tensors.tables.shape[1]
         for tensor, array, padding in (
             (own.token_ids, layout.token_ids, 0),
@@ -128,7 +128,7 @@ class RecordedStep:
         own.tables[:num_rows, : tables.shape[1]] = tables
 
     def warm_up(self, module: Any, stream: Any) -> torch.Tensor:
-        """Run the step once on a stream of its own, as recording asks for, and return its logits [B, V]."""
+        """Run the step once on a separate stream, as recording requires, and return its logits [B, V]."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             logits = self._run(module)
@@ -140,7 +140,7 @@ class RecordedStep:
 
         Args:
             memory: a pool that all recorded steps share, since they run one after the other.
-            logits: [B, V]: where the step leaves its logits. Each keeping its own would take gigabytes.
+            logits: [B, V]: where the step leaves its logits. One tensor for each step would take gigabytes.
         """
         self._graph, self._logits = torch.cuda.CUDAGraph(), logits
         with torch.cuda.graph(self._graph, pool=memory):
@@ -152,8 +152,8 @@ class RecordedStep:
         return self._logits
 
     def _run(self, module: Any) -> torch.Tensor:
-        # Made anew inside what is recorded: what it derives from the tensors, such as where keys go, must be computed
-        # in every replay. One made in the warm-up would be recorded with the places of the warm-up.
+        # Made inside the recording: what it derives from the tensors, such as where keys go, must be recomputed in
+        # every replay. One made during the warm-up would always use the places of the warm-up.
         attend = self._attend(self._cache, self.tensors)
         with torch.inference_mode(), attending(attend):
             output = module(

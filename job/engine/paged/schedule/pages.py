@@ -1,9 +1,9 @@
-"""Which page of the KV cache belongs to whom. Numbers only: no tensors, runs on the leader alone.
+"""Which sequences hold which pages of the KV cache. Numbers only, no tensors; runs on the leader only.
 
-A page holds the keys and values of ``page_tokens`` consecutive tokens of one sequence, or of several sequences that
-begin with the same tokens: pages are counted, and a prompt's pages can be found by their contents, so that common
-instructions, few-shot examples and the samples of one prompt are computed once. A page is free again as soon as nobody
-holds it; lower numbers are given out first, which keeps the pages in use together.
+A page stores the keys and values of ``page_tokens`` consecutive tokens of one sequence, or of several sequences that
+begin with the same tokens. The holders of each page are counted, and a prompt's pages can be found by their contents
+(the prefix cache), so common instructions, few-shot examples and the samples of one prompt are computed only once. A
+page is free again as soon as it has no holder; lower numbers are handed out first, which keeps the used pages together.
 """
 
 import heapq
@@ -15,42 +15,42 @@ ROOT = -1
 """The parent of a sequence's first page."""
 
 MIN_COPIED_TOKENS = 4
-"""A shorter common part of a page is computed anew: copying costs about as much."""
+"""A shorter common part of a page is recomputed: copying costs about as much."""
 
 NUM_DONORS = 4
-"""This many of the latest pages after a common prefix are compared for a further common part. Requests come sorted, so
+"""How many of the latest pages after a common prefix are searched for more common tokens. Requests arrive sorted, so
 the one that shares the most has just been admitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What of a prompt is in the cache already."""
+    """The part of a prompt that is already in the cache."""
 
     pages: tuple[int, ...]
     """Whole pages to share."""
     donor: int | None = None
-    """A page whose first tokens are the prompt's next ones; to be copied, for it goes on differently."""
+    """A page whose first tokens are the prompt's next ones. It must be copied, since it continues differently."""
     num_donated: int = 0
 
 
 class Pages:
-    """Counts who holds which page, and finds pages by their contents."""
+    """Counts the holders of each page, and finds pages by their contents."""
 
     def __init__(self, num_pages: int, page_tokens: int) -> None:
-        """Manage this many pages, all free."""
+        """Start with ``num_pages`` pages, all free."""
         self.num_pages, self.page_tokens = num_pages, page_tokens
         self._free = list(range(num_pages))  # a heap
         self._num_holders = [0] * num_pages
-        # The prefix cache is a tree: a page is known by the page before it and its own tokens, since keys and values
-        # depend on all tokens before. The parent stands for these: as long as a page is described, whoever holds it
-        # holds its parent, too, so a number cannot come to mean another parent meanwhile.
-        self._contents: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each described page: parent and tokens
-        self._whole: dict[tuple[int, tuple[int, ...]], int] = {}  # the way back, for full pages: only they are shared
-        self._children: dict[int, dict[int, None]] = {}  # of each parent, in the order of their description
+        # The prefix cache is a tree: a page is identified by the page before it and its own tokens, since keys and
+        # values depend on all earlier tokens. The parent's number represents those: every holder of a described page
+        # also holds its parent, so that number cannot be given to other contents meanwhile.
+        self._contents: dict[int, tuple[int, tuple[int, ...]]] = {}  # for each described page: parent and tokens
+        self._whole: dict[tuple[int, tuple[int, ...]], int] = {}  # the inverse, for full pages: only they are shared
+        self._children: dict[int, dict[int, None]] = {}  # for each parent, in the order in which they were described
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds."""
+        """The number of pages without a holder."""
         return len(self._free)
 
     def num_needed(self, num_tokens: int) -> int:
@@ -58,7 +58,7 @@ class Pages:
         return -(-num_tokens // self.page_tokens)
 
     def take(self) -> int:
-        """Return a free page, held once. There must be one."""
+        """Return a free page, which now has one holder. There must be a free page."""
         page = heapq.heappop(self._free)
         self._num_holders[page] = 1
         return page
@@ -69,7 +69,7 @@ class Pages:
             self._num_holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Count one holder less of each page; pages without one are free, and out of the prefix cache."""
+        """Count one holder less of each page; a page without holders is free and leaves the prefix cache."""
         for page in pages:
             self._num_holders[page] -= 1
             if self._num_holders[page] == 0:
@@ -82,7 +82,7 @@ class Pages:
             self._forget(page)
 
     def describe(self, pages: Sequence[int], token_ids: Sequence[int], first_idx: int) -> None:
-        """Say what a sequence's pages contain, from its page ``first_idx`` on, so that others can find them.
+        """Enter a sequence's pages into the prefix cache, from its page ``first_idx`` on, so that others can find them.
 
         Args:
             pages: all pages of the sequence.
@@ -97,13 +97,13 @@ class Pages:
             self._contents[page] = (parent, contents)
             self._children.setdefault(parent, {})[page] = None
             if len(contents) == self.page_tokens:
-                # The first of equal pages is the one that is found. What follows another one is not found: prompts
-                # then share less than they could, and never something wrong.
+                # Of several equal pages, only the first can be found, and pages that follow another one cannot. So
+                # prompts may share less than they could, but never anything wrong.
                 self._whole.setdefault((parent, contents), page)
             parent = page
 
     def match(self, token_ids: Sequence[int]) -> Match:
-        """Find the longest known beginning of ``token_ids``."""
+        """Find the longest cached beginning of ``token_ids``."""
         pages: list[int] = []
         parent = ROOT
         while len(contents := tuple(token_ids[len(pages) * self.page_tokens :][: self.page_tokens])) > 0:
@@ -130,7 +130,7 @@ class Pages:
         del siblings[page]
         if not siblings:
             del self._children[parent]
-        if self._whole.get((parent, contents)) == page:  # an equal page may be the one that is found
+        if self._whole.get((parent, contents)) == page:  # the entry may be an equal page
             del self._whole[parent, contents]
 
 

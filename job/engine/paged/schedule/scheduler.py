@@ -1,10 +1,10 @@
 """What the next step computes: decode of all running rows, then prompts in chunks, then new rows into free slots.
 
 Rules, in this order:
-1. Every running row gets its next token. If no page is free for one, the row that was admitted last is taken out
-   (preempted): its pages are free, its tokens are kept, and it is computed again later.
-2. Prompts that have begun go on, as far as the step's token budget reaches.
-3. Waiting rows are admitted while there are slots, budget and pages, with a reserve for the rows that run.
+1. Every running row gets its next token. If there is no free page for it, the row that was admitted last is taken out
+   (preempted): its pages are freed, its tokens are kept, and it is recomputed later.
+2. Prompts that are partly computed continue, as far as the step's token budget allows.
+3. Waiting rows are admitted while there are slots, budget and pages, with a reserve of pages for the running rows.
 """
 
 from collections import abc, deque
@@ -18,23 +18,23 @@ from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step, rows
 
 ROWS_PER_RESERVED_PAGE = 8
-"""One page is kept free for this many running rows: to admit a row into the last pages only to preempt it computes its
-prompt twice."""
+"""One page is kept free for this many running rows: if a row is admitted into the last pages and soon preempted, its
+prompt is computed twice."""
 
 SMALL_STEP = 16
-"""Tokens. Below that, steps are only halved."""
+"""Tokens. Steps become smaller than this only by halving the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a step computes of a sequence: its next tokens."""
+    """What a step computes for a sequence: its next tokens."""
 
     sequence: Sequence
     num_tokens: int
 
     @property
     def end(self) -> int:
-        """Tokens in the cache after the step."""
+        """The number of tokens in the cache after the step."""
         return self.sequence.num_cached + self.num_tokens
 
     @property
@@ -50,21 +50,21 @@ class Scheduler:
         """Schedule over these pages.
 
         Args:
-            max_rows: slots.
-            max_tokens: tokens per step at most; never fewer than slots.
-            share_prefixes: compute common beginnings once.
+            max_rows: the number of slots.
+            max_tokens: the most tokens per step; raised to ``max_rows`` if it is less.
+            share_prefixes: whether common beginnings are computed only once.
         """
         self.pages, self.max_rows, self._share = pages, max_rows, share_prefixes
         self.max_tokens = max(max_tokens, max_rows)
         self.running: list[Sequence] = []
-        """In the order of their admission."""
+        """In the order of admission."""
         self.unfit: list[Sequence] = []
-        """Sequences that do not fit into the cache although they are alone; the engine takes them from here."""
+        """Sequences that do not fit into the cache even when they are alone; the engine takes them from here."""
         # A sequence that is not running is in exactly one of these; ``num_pending`` adds them up.
         self._arrived: list[Sequence] = []  # submitted, not sorted yet
         self._waiting: deque[Sequence] = deque()  # in the order in which they are admitted
-        self._returned: deque[Sequence] = deque()  # lost their pages; before all that waits
-        self._apart: deque[list[Sequence]] = deque()  # groups one of whose rows the model fails on
+        self._returned: deque[Sequence] = deque()  # lost their pages; before all waiting ones
+        self._apart: deque[list[Sequence]] = deque()  # groups that contain a row that the model fails on
         self._group: deque[Sequence] | None = None  # the one of these groups that is being admitted
         self._free_slots = list(range(max_rows))[::-1]
         self._retained: abc.Sequence[int] = ()  # pages held for the next rows, by no sequence
@@ -78,7 +78,7 @@ class Scheduler:
 
     @property
     def num_pending(self) -> int:
-        """Sequences that are not finished."""
+        """The number of sequences that are not finished."""
         lists = (
             self.running,
             self._arrived,
@@ -95,8 +95,8 @@ class Scheduler:
         self._arrived.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Drop a sequence that is done. Its prompt is retained until the next one ends: its neighbours may share it."""
-        # Before the release: a page that nobody holds, even for a moment, is free and out of the prefix cache.
+        """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbours may share it."""
+        # Retain before the release: a page without a holder, even for a moment, is freed and leaves the prefix cache.
         self._retain(sequence.pages[: self.pages.num_needed(min(sequence.num_prompt, sequence.num_cached))])
         self._release(sequence)
 
@@ -105,28 +105,28 @@ class Scheduler:
         self._release(sequence)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
-        """Take running sequences out; they are computed again from their first token, before others."""
+        """Take running sequences out; they are recomputed from their first token, before others."""
         for sequence in list(sequences)[::-1]:  # last first, so that appendleft leaves them in their order
             self._release(sequence)
             self._returned.appendleft(sequence)
 
     def may_share(self, sequence: Sequence) -> bool:
-        """Whether a sequence's pages may be those of others."""
+        """Whether a sequence may share pages with others."""
         return self._share and sequence.may_share
 
     def isolate(self, sequence: Sequence) -> None:
-        """Take a running sequence out, and compute it again without sharing: what it shares may be spoilt."""
-        # Forgotten before they are released: rows that hold these pages go on, but no other row may find them.
+        """Take a running sequence out, and recompute it without sharing: what it shares may be corrupted."""
+        # Forget the pages before the release: rows that hold them go on, but no other row may find them.
         self.pages.forget(sequence.pages)
         sequence.may_share = False
         self.put_back([sequence])
 
     def separate(self, sequences: abc.Sequence[Sequence]) -> None:
-        """Take out sequences one of which the model fails on, and compute them later in two groups, each by itself."""
+        """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
         for sequence in sequences:
             self._release(sequence)
         # Halves go before groups that were set apart earlier, so that a search ends before the next one begins. They
-        # are not computed together with other rows: a failure would then be theirs, too.
+        # are not computed together with other rows, since a failure would then count against those, too.
         half = -(-len(sequences) // 2)
         self._apart.extendleft(group for group in (list(sequences[half:]), list(sequences[:half])) if group)
 
@@ -134,26 +134,26 @@ class Scheduler:
         """Make all later steps smaller: memory that ran out once will run out again.
 
         Args:
-            num_tokens: of the step that was too large. Half of it is the next limit, but not at once a tiny one: few
-                rows at the end of a run may have met a shortage that is not theirs.
+            num_tokens: tokens of the step that was too large. Half of that is the next limit, but it does not become
+                tiny at once: a few rows at the end of a run may have met a shortage that they did not cause.
         """
         self.max_tokens = max(1, min(self.max_tokens // 2, max(num_tokens // 2, SMALL_STEP)))
         self.max_rows = min(self.max_rows, self.max_tokens)
 
     def next_work(self) -> list[Work]:
-        """Decide the next step; empty if nothing can be computed. ``to_step`` then says it to the replica."""
+        """Decide the next step; empty if nothing can be computed. ``to_step`` turns it into what the replica gets."""
         self._begin()
         work: dict[Sequence, int] = {}
         budget = self.max_tokens
-        # Decoding rows first: a chunk of a prompt may take the whole budget, and they would wait for it. The list is a
-        # copy, since preemption takes rows out of ``running`` meanwhile.
+        # Decoding rows come first: a chunk of a prompt may take the whole budget, and they would have to wait. The list
+        # is a copy, since preemption takes rows out of ``running`` meanwhile.
         for sequence in sorted(self.running, key=lambda sequence: sequence.num_missing > 1):
             if sequence.slot < 0:
-                continue  # preempted just now
+                continue  # preempted earlier in this loop
             num_tokens = min(sequence.num_missing, budget)
             while num_tokens and not self._grow(sequence, num_tokens):
                 # The row that was admitted last has the least to lose. It may have been scheduled above: then its
-                # tokens are not computed, and the pages that it was given go back within the same step.
+                # tokens are not computed, and the pages that it was given are released within the same step.
                 victim = self.running[-1]
                 budget += work.pop(victim, 0)
                 self._preempt(victim)
@@ -170,7 +170,7 @@ class Scheduler:
         return sorted(items, key=lambda item: item.num_tokens > 1)  # single tokens first, as ``Step`` promises
 
     def to_step(self, work: abc.Sequence[Work]) -> Step:
-        """Return what the replica must be told."""
+        """Return what the replica must receive."""
         token_ids = [token for item in work for token in item.sequence.token_ids[item.sequence.num_cached : item.end]]
         sequences = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         return Step(
@@ -183,23 +183,23 @@ class Scheduler:
 
     def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, int]) -> None:
         work[sequence] = num_tokens
-        # Described before they are computed: rows admitted in this very step find them, and read them only after all
-        # rows of the step have written. Only prompts: completions are not shared by anybody.
+        # Pages are described before they are computed: rows that are admitted in the same step find them, but read them
+        # only after all rows of the step have written. Only prompts are described: completions are never shared.
         if self.may_share(sequence) and sequence.num_cached < sequence.num_prompt:
             end = min(sequence.num_cached + num_tokens, sequence.num_prompt)
             first_idx = sequence.num_cached // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[:end], first_idx)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a sequence the pages for its next tokens. False if there are too few, and then nothing is taken."""
+        """Give a sequence the pages for its next tokens. If too few are free, take none and return False."""
         num_lacking = self.pages.num_needed(sequence.num_cached + num_tokens) - len(sequence.pages)
         if num_lacking > self.pages.num_free:
-            self._retain(())  # pages kept on the chance of sharing go before a row loses its work
+            self._retain(())  # give up pages that might have been shared before a row loses its work
         if num_lacking > self.pages.num_free:
             return False
         for _ in range(num_lacking):
-            # A page of its own is cleared; one that is shared must not be. Pages of a row that is preempted later in
-            # this step stay in the lists: to enter or clear them once more does no harm.
+            # A page of its own is cleared; a shared one must not be. Pages of a row that is preempted later in this
+            # step stay in the lists: entering or clearing them once more does no harm.
             self._pages_to_clear.append(self.pages.take())
             self._add_page(sequence, self._pages_to_clear[-1])
         return True
@@ -209,7 +209,7 @@ class Scheduler:
         sequence.pages.append(page)
 
     def _preempt(self, victim: Sequence) -> None:
-        """Take a sequence out for its pages. One that is alone has all there are, and cannot be helped."""
+        """Take a sequence out to free its pages. One that is alone already has all pages, so it cannot fit."""
         if len(self.running) == 1:
             self._release(victim)
             self.unfit.append(victim)
@@ -217,7 +217,7 @@ class Scheduler:
             self.put_back([victim])
 
     def _admit(self) -> Sequence | None:
-        """Move the first waiting sequence into a slot, with what is known of its prompt. None if it must wait."""
+        """Move the first waiting sequence into a slot, with the cached part of its prompt. None if it must wait."""
         queue = self._queue()
         if not queue or len(self.running) >= self.max_rows:
             return None
@@ -225,9 +225,9 @@ class Scheduler:
         num_new = self.pages.num_needed(len(queue[0].token_ids)) - len(match.pages)
         if num_new + len(self.running) // ROWS_PER_RESERVED_PAGE > self.pages.num_free:
             if self.running:
-                return None  # a running row will end and leave its pages
-            # Alone, it may have everything: the reserve is for others, and what is retained may be in its way. The
-            # match may have been of retained pages, which are free now.
+                return None  # a running row will end and free its pages
+            # Alone, it may have everything: the reserve is for others, and retained pages may be in its way. The match
+            # may have consisted of retained pages, which are free now.
             self._retain(())
             match = Match(())
             if self.pages.num_needed(len(queue[0].token_ids)) > self.pages.num_free:
@@ -237,44 +237,44 @@ class Scheduler:
         sequence.slot, sequence.is_new_in_slot = self._free_slots.pop(), True
         sequence.num_cached = len(match.pages) * self.pages.page_tokens + match.num_donated
         self.running.append(sequence)
-        # Held before any page is taken: for want of free pages ``_grow`` lets go of what is retained, perhaps these.
+        # Hold these before taking any page: if too few are free, ``_grow`` releases the retained pages, perhaps these.
         self.pages.hold(match.pages)
         for page in match.pages:
             self._add_page(sequence, page)
         if match.donor is not None:
-            # num_cached counts the donor's tokens already, so this takes the page that they are copied to.
+            # num_cached already counts the donor's tokens, so this takes the page that they are copied to.
             self._grow(sequence, 0)
             self._copies.append((match.donor, sequence.pages[-1], match.num_donated))
             self._origins[sequence.pages[-1]] = (match.donor, match.num_donated)
         return sequence
 
     def _match(self, sequence: Sequence) -> Match:
-        """Find what is known of a sequence's prompt. Tokens whose logits are wanted must be computed in any case."""
+        """Find the cached part of a sequence's prompt. Tokens whose logits are wanted must be computed in any case."""
         if not self.may_share(sequence):
             return Match(())
         match = self.pages.match(sequence.token_ids[: sequence.num_prompt][: sequence.first_wanted])
         if match.donor in self._origins:
-            # All copies of a step happen at once: a page that is being copied to is not a source yet; its own source
-            # is, as far as it was copied.
+            # All copies of a step happen at once, so a page that is being copied to cannot be a source yet. Its own
+            # source can, as far as it was copied.
             donor, num_original = self._origins[match.donor]
             return Match(match.pages, donor, min(match.num_donated, num_original))
         return match
 
     def _queue(self) -> deque[Sequence]:
-        """Return where the next sequence comes from."""
-        # A group is over when its last row has left ``running``, not when it is admitted: until then a failure may be
-        # that of one of its rows, and rows of others must not be in the step.
+        """Return the queue that the next sequence comes from."""
+        # A group is over when its last row has left ``running``, not when that row is admitted: until then, one of its
+        # rows may cause a failure, and no other rows may be in the step.
         if self._group is not None and not self._group and not self.running:
             self._group = None
         if self._group is None and self._apart:
             if self.running:
-                return deque()  # a group set apart waits until it can be by itself
+                return deque()  # a group set apart waits until it can run by itself
             self._group = deque(self._apart.popleft())
         if self._group is not None:
             return self._group
         if self._returned:
             return self._returned
-        if len(self._arrived) > len(self._waiting):  # so that sorting costs little, and still sees many at once
+        if len(self._arrived) > len(self._waiting):  # sort seldom, but many at once
             self._waiting = deque(in_order([*self._waiting, *self._arrived]))
             self._arrived = []
         return self._waiting
@@ -286,6 +286,6 @@ class Scheduler:
         sequence.slot, sequence.num_cached, sequence.pages = -1, 0, []
 
     def _retain(self, pages: abc.Sequence[int]) -> None:
-        self.pages.hold(pages)  # first, since the new ones may be among the old ones
+        self.pages.hold(pages)  # before the release, since new pages may be among the old ones
         self.pages.release(self._retained)
         self._retained = tuple(pages)

@@ -10,39 +10,39 @@ from job.records import Request
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request and how far it is. The one value here that changes; only the scheduler and the engine change it."""
+    """A request and its progress. The only value here that changes: the scheduler, the engine and its tasks do that."""
 
     request: Request
     token_ids: list[int]
     """Prompt and completion so far."""
     num_cached: int = 0
-    """So many of them have keys and values in the cache."""
+    """How many of them have keys and values in the cache."""
     pages: list[int] = field(default_factory=list)
     slot: int = -1
     """Row of the block tables; -1 while it waits."""
     is_new_in_slot: bool = True
-    """Whether nothing has been chosen since it was admitted."""
+    """Whether ``SeenTokens`` has yet to collect its tokens since it was admitted."""
     logprobs: list[float] = field(default_factory=list)
     may_share: bool = True
-    """Whether it takes pages from others and gives its own to them."""
+    """Whether it may share pages with others, in both directions."""
     num_forced: int = 0
-    """So many tokens behind the prompt were given, too: those of a choice."""
+    """How many tokens after the prompt were given, not generated: those of a choice."""
     wanted_from: int | None = None
-    """From this token on, all logits are wanted. None: only those of the last one, to choose the next."""
+    """From this token on, all logits are wanted. None: only those of the last token, to choose the next one."""
 
     @classmethod
     def of(cls, request: Request) -> "Sequence":
-        """Begin with a request."""
+        """Return the sequence of a request that needs only one."""
         return cls(request, list(request.prompt_ids))
 
     @property
     def num_prompt(self) -> int:
-        """Tokens of the prompt, and those that were given behind it."""
+        """The number of tokens in the prompt, including those that were given after it."""
         return len(self.request.prompt_ids) + self.num_forced
 
     @property
     def num_generated(self) -> int:
-        """Tokens of the completion so far."""
+        """The number of tokens in the completion so far."""
         return len(self.token_ids) - self.num_prompt
 
     @property
@@ -52,20 +52,20 @@ class Sequence:
 
     @property
     def first_wanted(self) -> int:
-        """The first token whose logits are wanted."""
+        """The position of the first token whose logits are wanted."""
         return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from
 
     @property
     def num_missing(self) -> int:
-        """Tokens that must be computed before the next one can be chosen."""
+        """The number of tokens that must be computed before the next one can be chosen."""
         return len(self.token_ids) - self.num_cached
 
 
 def in_order(waiting: Iterable[Sequence]) -> list[Sequence]:
-    """Return the order in which to compute: longest first, but rows that share half of a prompt stay together.
+    """Sort sequences for computation: longest first, but rows that share half of a prompt stay together.
 
-    Long rows first, because they decide when the end is reached and whether the memory is enough. A shared prefix is
-    in the cache only while a row with it is being computed, so its rows must follow each other.
+    Long rows come first because they decide when the run ends and whether there is enough memory. A shared prefix is in
+    the cache only while a row with it is being computed, so its rows must follow each other.
     """
     by_prefix = sorted(waiting, key=lambda sequence: sequence.token_ids)
     families: list[list[Sequence]] = []

@@ -1,7 +1,7 @@
-"""One step's work as the leader tells it: a few arrays of integers in one fixed form.
+"""One step's work as the leader sends it: a few arrays of integers in a fixed form.
 
-Followers keep the block tables themselves, so a step says only what is new: the tokens, and the pages that sequences
-have gained. 256 rows in decode are some 800 numbers.
+Followers keep the block tables themselves, so a step contains only what is new: the tokens, and the pages that
+sequences have gained. A step that decodes 256 rows takes about 1,300 numbers.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def _empty(width: int) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A ragged batch: for each of N sequences some consecutive tokens, T in all. Those with one token come first."""
+    """A ragged batch: consecutive tokens of each of N sequences, T in all. Sequences with one token come first."""
 
     kind: int = RUN
     """RUN, KEEP_ALIVE or CLOSE."""
     token_ids: Array = field(default_factory=lambda: np.zeros(0, np.int32))
     """[T], sequence after sequence. For CLOSE: the exit code."""
     sequences: Array = field(default_factory=lambda: _empty(4))
-    """[N, 4]: slot, number of tokens before, number of tokens now, how many of these, the last ones, want logits."""
+    """[N, 4]: slot, number of tokens before, number of tokens now, and how many of the last of these need logits."""
     new_pages: Array = field(default_factory=lambda: _empty(3))
     """[., 3]: slot, index of the page in its sequence, page."""
     pages_to_clear: Array = field(default_factory=lambda: _empty(1))
@@ -48,7 +48,7 @@ class Step:
 
     @classmethod
     def unpack(cls, packed: Array) -> "Step":
-        """Return the step that was packed."""
+        """Return the step that ``pack`` packed."""
         kind, *lengths = (int(number) for number in packed[1:_HEADER])
         arrays, start = [], _HEADER
         for length, width in zip(lengths, (0, 4, 3, 1, 3), strict=True):

@@ -1,1 +1,1 @@
-"""What a step's logits are for."""
+"""The tasks that use a step's logits."""

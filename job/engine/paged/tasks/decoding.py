@@ -25,10 +25,11 @@ class Decoding:
     """Implements ``LogitsTask`` for ``Generate``."""
 
     def __init__(self, eos_token_ids: Collection[int], *, num_slots: int) -> None:
-        """Decode.
+        """Start without rows.
 
         Args:
             eos_token_ids: tokens that end a completion, unless its task ignores them.
+            num_slots: the engine's number of slots.
         """
         self._eos_token_ids = frozenset(eos_token_ids)
         self._constraints = Constraints()
@@ -62,8 +63,8 @@ class Decoding:
         )
 
         def seen(some: abc.Sequence[int]) -> torch.Tensor:
-            # Changes what is remembered of slots. If the step fails after this, all its rows leave their slots, and a
-            # slot is remembered anew when a row is admitted to it.
+            # Changes the tokens that are remembered for slots. If the step fails after this, all its rows leave their
+            # slots, and a slot's tokens are collected again when a row is admitted to it.
             return self._seen.of([rows[idx] for idx in some], logits)
 
         return rows, choose(logits, batch, seen, self._constraints.masks())
@@ -98,14 +99,14 @@ class Decoding:
         return [failure]
 
     def _append(self, row: Sequence, token: int, logprob: float | None) -> End | None:
-        """Append a token to a row, and those that must follow it; return why the row ends, if it does."""
+        """Append a token to a row, and the tokens that must follow it; return why the row ends, if it does."""
         task, matcher = _task_of(row), self._matchers.get(row)
         row.token_ids.append(token)
         if logprob is not None:
             row.logprobs.append(logprob)
         if matcher is not None:
             matcher.accept(token)
-            if not task.params.logprobs:  # each of which needs a step that computes its token
+            if not task.params.logprobs:  # a log probability needs a step that computes its token
                 row.token_ids += matcher.take_forced(task.params.max_new_tokens - row.num_generated)
         return end_of(task, self._eos_of(task), row.token_ids[-1], row.num_generated, matcher)
 

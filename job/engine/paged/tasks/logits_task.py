@@ -1,6 +1,6 @@
-"""What the logits of a step are for. The engine schedules and runs steps; a task knows where rows begin and end.
+"""The interface of tasks. The engine schedules and runs steps; a task uses their logits and decides when rows end.
 
-One step may hold sequences of several kinds of tasks: ``LogitsTasks`` hands each kind its own rows.
+One step may contain sequences of several kinds of tasks: ``LogitsTasks`` gives each kind its own rows.
 """
 
 from collections import abc
@@ -16,44 +16,44 @@ from job.records import Generation, Request
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step's logits came to."""
+    """The results of a step's logits."""
 
     ended: list[Sequence] = field(default_factory=list)
     """Sequences that need no further step."""
     non_finite: list[Sequence] = field(default_factory=list)
-    """Sequences whose logits are not finite; nothing was taken from them."""
+    """Sequences whose logits are not finite; the logits were not used."""
     generations: list[Generation] = field(default_factory=list)
     """Requests that are finished."""
 
 
 class LogitsTask(Protocol):
-    """One kind of task. Lives on the leader.
+    """One kind of task. Exists on the leader only.
 
-    Logits are used in two parts, so that a step which fails has changed nothing: ``read`` computes and may raise, on
-    the device or for want of memory; ``take`` changes sequences, and what goes wrong there is an error of one row.
+    Logits are used in two phases, so that a step that fails has changed nothing: ``read`` computes and may raise, for
+    example if memory runs out; ``take`` changes sequences, and a failure there is an error of a single row.
     """
 
     def begin(self, request: Request) -> list[Sequence]:
         """Return the sequences that a request needs."""
 
     def expect(self, work: abc.Sequence[Work]) -> None:
-        """Hear of a step before it runs: what its logits need besides may be computed meanwhile."""
+        """Prepare for a step before it runs: what else its logits need can be computed meanwhile."""
 
     def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Any:
-        """Return what ``take`` needs of the logits [W, V] of a step: of the wanted tokens, sequence after sequence.
+        """Return what ``take`` needs from a step's logits [W, V]: those of the wanted tokens, sequence after sequence.
 
         Changes no sequence.
         """
 
     def take(self, work: abc.Sequence[Work], read: Any) -> Outcome:
-        """Let the sequences go on by what was read. Does not raise."""
+        """Advance the sequences by what was read. Does not raise."""
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
-        """Return what becomes of the request of a sequence that cannot be computed."""
+        """Drop a sequence that cannot be computed, and return its request's ``failure`` once that is finished."""
 
 
 Part = tuple[LogitsTask, abc.Sequence[Work], Any]
-"""A task, its work of a step, and what it read of the logits."""
+"""A task, its share of a step's work, and what it read from the logits."""
 
 
 class LogitsTasks:
@@ -69,11 +69,11 @@ class LogitsTasks:
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
-        for kind, task in self._kinds.items():  # those without work, too: what they expected before is no longer true
+        for kind, task in self._kinds.items():  # also those without work: what they expected before no longer holds
             task.expect([item for item in work if type(item.sequence.request.task) is kind])
 
     def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Part]:
-        """See ``LogitsTask``. All kinds are read before any takes: if one raises, none has changed a sequence."""
+        """See ``LogitsTask``. All kinds read before any takes: if one raises, none has changed a sequence."""
         work_of, rows_of = self._divide(work)
         if len(work_of) == 1:
             (kind,) = work_of

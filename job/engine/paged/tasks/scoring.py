@@ -19,7 +19,7 @@ from job.tasks import Score
 
 @dataclass(slots=True)
 class Scored:
-    """A request and what is known of its choices. Changes until no branch is left."""
+    """A request and the scores of its choices so far. Changes until no branch is left."""
 
     trie: ChoiceTrie
     edge_logprobs: Floats
@@ -28,15 +28,15 @@ class Scored:
 
 
 Read = tuple[list[tuple[Sequence, int, Floats]], list[Sequence]]
-"""Of each wanted node its sequence, its number and the log probabilities of its edges; and all sequences whose logits
-are not finite."""
+"""For each wanted node: its sequence, its number, and the log probabilities of its edges. Then all sequences whose
+logits are not finite."""
 
 
 class Scoring:
     """Implements ``LogitsTask`` for ``Score``."""
 
     def __init__(self) -> None:
-        """Score the choices that come with each request."""
+        """Start without requests; each brings its choices."""
         self._scored: dict[SampleKey, Scored] = {}
         self._branches: dict[Sequence, Branch] = {}
 
@@ -89,12 +89,12 @@ class Scoring:
         return self._leave(sequence)
 
     def _nodes(self, item: Work) -> tuple[int, ...]:
-        """Return the nodes whose logits a step gives of a sequence."""
+        """Return the nodes of a sequence whose logits a step gives."""
         begin = item.end - item.num_wanted - item.sequence.first_wanted
         return self._branches[item.sequence].nodes[begin:][: item.num_wanted]
 
     def _leave(self, row: Sequence) -> list[Generation]:
-        """Count a branch less, and return its request if it was the last."""
+        """Count one branch less, and return the result of its request if it was the last."""
         del self._branches[row]
         scored = self._scored[row.request.key]
         scored.num_branches_left -= 1

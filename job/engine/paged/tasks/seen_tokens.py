@@ -11,7 +11,7 @@ class SeenTokens:
     """Remembers the tokens of the sequences in all slots, on the device that the logits are on."""
 
     def __init__(self, num_slots: int) -> None:
-        """Take no memory before the first row that asks."""
+        """Start empty; memory is allocated for the first row that asks."""
         self._num_slots = num_slots
         self._seen: torch.Tensor | None = None
         self._num_seen = [0] * num_slots
@@ -19,8 +19,8 @@ class SeenTokens:
     def of(self, rows: abc.Sequence[Sequence], logits: torch.Tensor) -> torch.Tensor:
         """Return [len(rows), V] bool.
 
-        A slot's tokens are collected anew when its sequence first asks after an admission: the slot had another row
-        before, or the sequence another slot.
+        A slot's tokens are collected from scratch when its sequence first asks after an admission: before that, the
+        slot had another row, or the sequence another slot.
 
         Args:
             logits: [., V] of the step, for their width and device.
