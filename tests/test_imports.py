@@ -21,14 +21,22 @@ STAGES = ("data", "engine", "output", "observe")
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "pyarrow", "numpy"}
 
 
-def source_of(module: str) -> ast.Module:
+def path_of(module: str) -> Path:
     path = ROOT / Path(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(path.read_text())
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def imports_of(module: str, *, at_load: bool = False) -> Iterator[str]:
-    """Yield the full names that a module imports; with ``at_load`` only those outside of functions."""
+def source_of(module: str) -> ast.Module:
+    return ast.parse(path_of(module).read_text(encoding="utf-8"))
+
+
+def imports_of(module: str, *, at_load: bool = False, for_types: bool = True) -> Iterator[str]:
+    """Yield the full names that a module imports.
+
+    Args:
+        at_load: only those outside of functions.
+        for_types: those under ``if TYPE_CHECKING``, too.
+    """
     waiting: list[ast.AST] = [source_of(module)]
     while waiting:
         node = waiting.pop()
@@ -37,6 +45,8 @@ def imports_of(module: str, *, at_load: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{module} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting.extend(node.orelse)
         elif not (at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             waiting.extend(ast.iter_child_nodes(node))
 
@@ -64,6 +74,48 @@ def test_a_stage_imports_no_other_stage(module: str) -> None:
 def test_a_stage_does_not_know_who_puts_the_stages_together(module: str) -> None:
     above = ("job.run.", "job.cli")
     assert [name for name in imports_of(module) if name.startswith(above)] == []
+
+
+LAYERS = (
+    ("job.errors", "job.records", "job.tasks", "job.draws", "job.fingerprint", "job.arrow"),
+    ("job.modes", "job.config"),
+    ("job.launch", "job.engine.kinds", "job.data.formats"),
+    ("job.data", "job.engine", "job.output", "job.observe"),
+    ("job.run",),
+    ("job.cli",),
+)
+"""From the vocabulary to the command line: a module imports what is in its own row or above it."""
+
+OUTPUT_LAYERS = (("job.output.store",), ("job.output.parts",), ("job.output.sharing",), ("job.output.looking",))
+"""The same within job/output."""
+
+
+def layer_of(name: str, layers: tuple[tuple[str, ...], ...]) -> int | None:
+    """Return the row of the longest entry that a module is in."""
+    found = [
+        (len(entry), row) for row, of_row in enumerate(layers) for entry in of_row if f"{name}.".startswith(f"{entry}.")
+    ]
+    return max(found)[1] if found else None
+
+
+@pytest.mark.parametrize("layers", [LAYERS, OUTPUT_LAYERS], ids=["job", "job.output"])
+def test_imports_go_one_way(layers: tuple[tuple[str, ...], ...]) -> None:
+    """Imports that only types need do not count."""
+    wrong = []
+    for module in MODULES:
+        own = layer_of(module, layers)
+        for name in imports_of(module, for_types=False):
+            other = layer_of(name, layers)
+            if own is not None and other is not None and other > own:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
+
+
+def test_no_module_is_long_and_the_top_level_is_small() -> None:
+    """A reader finds a subject by its folder, and reads a module in one sitting."""
+    lengths = {module: len(path_of(module).read_text(encoding="utf-8").splitlines()) for module in MODULES}
+    assert {module: length for module, length in lengths.items() if length > 300} == {}
+    assert len(list((ROOT / "job").glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -28,7 +28,7 @@ from job.output.parts import plan, shard
 from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
 from job.output.parts.plan import Plan
-from job.output.sharing.retries import _read
+from job.output.parts.retry_marks import _read
 from job.records import SampleKey
 from tests.conftest import Result
 from tests.run_files import files_of

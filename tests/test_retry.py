@@ -105,7 +105,7 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
 ) -> None:
     """Of a worker that was killed between naming the part and removing the journal."""
     paths = RunFiles(tmp_path / "out", 3)
-    from job.output.sharing.retries import _read
+    from job.output.parts.retry_marks import _read
 
     columns = Columns(modes=(), include_prompt=False)
     journal = Journal(paths.store, paths.names.journal(0, "dead"), columns.journaled)

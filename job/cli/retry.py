@@ -25,7 +25,7 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     new ones replace them.
     """
     from job.output.looking.found import find_run
-    from job.output.sharing.retries import mark_for_retry, read_errors
+    from job.output.looking.retries import mark_for_retry, read_errors
 
     run = find_run(output)
     errors = read_errors(run.directory)

@@ -13,8 +13,8 @@ from job.output.parts.columns import Columns
 from job.output.parts.counts import Counts
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.plan import Plan
+from job.output.parts.retry_marks import completions_to_stay
 from job.output.parts.rows import to_batch
-from job.output.sharing.retries import completions_to_stay
 from job.output.store.directory import RunDirectory
 from job.records import Completion, RowBlock, SampleKey
 

@@ -4,24 +4,17 @@ A part under retry stays in place until the new one replaces it, so readers miss
 is not done. ``OpenShard.finish`` removes the marker afterwards: a kill between the two only retries the rows once more.
 """
 
-import contextlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from job.errors import JobError, UsageError, first_line
+from job.errors import JobError, UsageError
 from job.output.looking.footers import count_parts
 from job.output.looking.found import FoundRun
 from job.output.looking.survey import WAITING_SECS, survey
-from job.output.parts.columns import Columns
-from job.output.parts.rows import from_batch
+from job.output.parts.retry_marks import marked_kinds
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RETRIES
-from job.output.store.store import Store
-from job.records import Completion
 
 ErrorsOfShards = Mapping[int, Counter[str]]
 """For each shard: error kind to number of rows."""
@@ -67,26 +60,13 @@ def mark_for_retry(run: FoundRun, errors: ErrorsOfShards, kinds: Collection[str]
 def _mark(directory: RunDirectory, shard_idx: int, kinds: Collection[str]) -> None:
     store, marker = directory.store, directory.names.retry(shard_idx)
     if store.exists(marker):
-        before = _marked_kinds(store, marker)
+        before = marked_kinds(store, marker)
         kinds = {*before, *kinds} if before and kinds else ()
     else:
         # A worker that was killed just after it finished the part has left them, with the errors to be retried.
         for leftover in directory.journals(shard_idx):
             store.delete(leftover)
     store.replace(marker, json.dumps({"kinds": sorted(kinds)}).encode())
-
-
-def _marked_kinds(store: Store, marker: str) -> list[str]:
-    """Return the error kinds that a marker names; none means all.
-
-    Raises:
-        UsageError: the object is not a marker.
-    """
-    try:
-        kinds: list[str] = json.loads(store.read(marker))["kinds"]
-        return kinds
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{store.describe(marker)} is not a marker ({error!r}). Remove it.") from None
 
 
 def _refuse_if_alive(run: FoundRun) -> None:
@@ -102,33 +82,3 @@ def _refuse_if_alive(run: FoundRun) -> None:
             f"ago). Stop them or wait for them to finish; leases of killed workers expire after "
             f"{seen.settings.lease_timeout_secs:.0f} s."
         )
-
-
-def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Columns) -> Iterator[Completion]:
-    """Yield the completions of a marked part, without the rows to be retried.
-
-    Args:
-        columns: our columns of the part, without the dataset's.
-
-    Raises:
-        JobError: the part cannot be read.
-    """
-    store, names = directory.store, directory.names
-    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new, or another worker has finished it
-        kinds = _marked_kinds(store, names.retry(shard_idx))
-        yield from _read(store, names.part(shard_idx), columns, kinds)
-
-
-def _read(store: Store, part: str, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:
-    names = [field.name for field in columns.of_completions]
-    try:
-        with store.open(part) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=names):
-                for completion in from_batch(batch):
-                    if completion.error is None or (kinds and completion.error.kind not in kinds):
-                        yield completion
-    except pa.ArrowException as error:
-        where = store.describe(part)
-        raise JobError(
-            f"{where} cannot be read: {first_line(error)}. Remove it; its rows will be recomputed."
-        ) from None
