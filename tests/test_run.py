@@ -535,7 +535,7 @@ BAD_INPUT = {
     "no samples": (["--num-samples", "0"], "--num-samples is 0; it must be at least 1"),
     "too many samples": (["--num-samples", "2147483648"], "--num-samples is 2147483648; it must be"),
     "half a sample": (["--num-samples", "1.5"], "'1.5' is not a valid integer"),
-    "empty stop": (["--stop", "a", "--stop", ""], "--stop is ''; it must be a text that is not empty"),
+    "empty stop": (["--stop", "a", "--stop", ""], "--stop is ''; it must be a non-empty text"),
     "size without number": (["--kv-cache-memory", "GiB"], "'GiB' is not a size such as 20GiB or 512MiB"),
     "size of nothing": (["--kv-cache-memory", "0GiB"], "--kv-cache-memory is 0; it must be at least 1"),
     "empty size": (["--kv-cache-memory", ""], "'' is not a size"),
@@ -756,7 +756,7 @@ TOML_TYPES = {
     'stop = ["a", 5]': "stop is ['a', 5]; it must be a string or a list of strings",
     "num-samples = 2.5": "num_samples is 2.5; it must be a whole number",
     'logprobs = "yes"': "logprobs is 'yes'; it must be true or false",
-    'stop = [""]\ndataset = "x"': "--stop is ''; it must be a text that is not empty",
+    'stop = [""]\ndataset = "x"': "--stop is ''; it must be a non-empty text",
 }
 
 
