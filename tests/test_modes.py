@@ -165,7 +165,7 @@ def test_a_new_mode_is_a_file_and_an_entry(with_toy: Path, tiny_model: Any, tmp_
     assert "prompt_tokens_again" in shown[1]
     values = json.loads(shown_as_json[1])
     assert values["toy"] == "twice" and "prompt_tokens_again" in json.dumps(values["schema"])
-    assert verified[0] == 0 and "Right and complete." in verified[1]
+    assert verified[0] == 0 and "Correct and complete." in verified[1]
     assert refused[0] == 2 and "modes.toy.count_prompt_tokens was True, now False" in refused[2]
 
     falsify(out / "part-00001.parquet", "prompt_tokens_again", row=2, value=99)

@@ -73,7 +73,7 @@ def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, run
     features = {schema.metadata[b"huggingface"] for schema in schemas}
     assert len(features) == 1, "datasets reads all parts with one description"
     verified = run_job("verify", name)
-    assert verified.exit_code == 0 and verified.stdout.endswith("Right and complete.\n"), verified.stdout
+    assert verified.exit_code == 0 and verified.stdout.endswith("Correct and complete.\n"), verified.stdout
     assert "are done already" in complete(run_job, name, options).stderr
 
 
@@ -129,7 +129,7 @@ def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path) -> 
     complete(run_job, "unfinished", SAMPLES)
     before = read_output(runs / "unfinished")
     marked = run_job("retry", "unfinished", "--kind", "prompt_too_long")
-    assert marked.exit_code == 0 and "4 rows will be done again (prompt_too_long 4)" in marked.stdout, marked.stderr
+    assert marked.exit_code == 0 and "4 rows will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
     assert "this launch 4 rows," in complete(run_job, "unfinished", SAMPLES).stdout
     assert read_output(runs / "unfinished").equals(before)
     assert run_job("verify", "unfinished").exit_code == 0
