@@ -83,7 +83,7 @@ def test_variables_of_mpi_are_mapped(name: str, env: dict[str, str]) -> None:
 def test_mpi_over_several_nodes_needs_to_be_told_the_first() -> None:
     """Each node would wait for a rank 0 of its own."""
     env = {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}
-    with pytest.raises(UsageError, match=r"mpirun does not say on which node rank 0 is. Set MASTER_ADDR"):
+    with pytest.raises(UsageError, match=r"mpirun does not say which node rank 0 is on. Set MASTER_ADDR"):
         read_process_info(env, 1)
     assert read_process_info({**env, "MASTER_ADDR": "node1"}, 1).master_addr == "node1"
 
