@@ -86,7 +86,7 @@ def test_only_the_rows_of_a_kind_are_done_again(
     assert after.take(good).equals(before.take(good))
     assert (out / "part-00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
     assert not list((out / "retry").iterdir())
-    assert "are done already" in run_job(*args).stderr
+    assert "are already done" in run_job(*args).stderr
 
 
 def test_without_a_kind_every_error_row_is_done_again(

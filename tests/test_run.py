@@ -527,7 +527,7 @@ BAD_INPUT = {
     "kernel injection": (["--kernel-inject"], "AutoTP"),
     "wrong split": (["--split", "test"], "has no split 'test'. Splits: train"),
     "not enough processes": (["--tensor-parallel-size", "2"], "WORLD_SIZE is 1, which is not a multiple"),
-    "reserved name": (["--keep-columns", "prompt"], "the output has a column of that name"),
+    "reserved name": (["--keep-columns", "prompt"], "the output has its own column with that name"),
     "unknown option": (["--max-tokens", "5"], "No such option"),
     "empty output": (["--output", ""], "--output is empty"),
     "empty dataset": (["--dataset", ""], "--dataset is ''"),
@@ -934,8 +934,8 @@ def test_keeping_all_columns_leaves_out_the_prompt_that_the_output_has_anyway(
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--keep-columns", "*"]
     result = run_job(*args, "--output", tmp_path / "refused")
     assert result.exit_code == 2
-    expected = "--keep-columns 'error': the output has a column of that name. Name the columns to keep, instead of '*'."
-    assert expected in result.stderr
+    assert "--keep-columns 'error': the output has its own column with that name. " in result.stderr
+    assert "Name the columns to keep, instead of '*'." in result.stderr
     write_jsonl(data, [{"prompt": "p", "x": 1, "text": "t"}])
     for name, options, kept in (
         ("a", (), ["x", "text", "prompt"]),
