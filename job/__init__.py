@@ -1,3 +1,3 @@
-"""A batch offline inference job over datasets."""
+"""Batch offline LLM inference over datasets."""
 
 __version__ = "0.2.0"

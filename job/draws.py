@@ -1,7 +1,7 @@
-"""Random numbers that depend on (seed, row_idx, sample_idx, position) alone (law 5).
+"""Random numbers that depend only on (seed, row_idx, sample_idx, position) (law 5).
 
-A counter-based generator, Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), whose
-key is the seed and whose counter is the other three.
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which is
+counter-based: the key is the seed, and the counter is the other three.
 
 Letters: B rows.
 """
@@ -41,11 +41,11 @@ def philox4x32(
 
 
 def row_bits(seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Return 64 random bits for each row: its draw at its position of the completion.
+    """Return 64 random bits for each row: the draw for one position of its completion.
 
     Args:
-        seed: of all rows, or one for each.
-        positions: 0 for the first generated token.
+        seed: one for all rows, or one per row.
+        positions: one per row; 0 is the first generated token.
 
     Returns:
         [B] int64.
@@ -60,6 +60,6 @@ def row_bits(seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Se
 
 
 def uniform(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Turn 64 random bits each into numbers from 0 to below 1."""
+    """Turn each value of 64 random bits into a number in [0, 1)."""
     numbers: npt.NDArray[np.float64] = (bits.view(np.uint64) >> np.uint64(11)) * np.float64(2.0**-53)
     return numbers

@@ -1,11 +1,10 @@
-"""The exceptions of the job, and the exit code that each stands for.
+"""The exceptions of ``job``, and their exit codes.
 
-Only ``cli`` turns them into text and exit codes. An exception that is not one of these is a bug and keeps its
-traceback.
+Only ``cli`` turns them into text and exit codes. Any other exception is a bug and keeps its traceback.
 
-    JobError                 1  the run failed while it was going
+    JobError                 1  the run failed after it had started
      +- UsageError           2  the user asked for something impossible; nothing was started
-     +- PeerFailed        any  another process of the launch has failed, and has said why
+     +- PeerFailed         any  another process of the launch has failed and reported why
 """
 
 EXIT_DONE = 0
@@ -28,10 +27,10 @@ class UsageError(JobError):
 
 
 class PeerFailed(JobError):
-    """Another process of the launch failed. It tells the user; this one only leaves with the same exit code."""
+    """Another process of the launch failed. That one prints the error; this one only exits with the same code."""
 
     def __init__(self, exit_code: int) -> None:
-        """Take over the other's exit code."""
+        """Exit with the code of the process that failed."""
         super().__init__(f"another process of this launch failed with exit code {exit_code}")
         self.exit_code = exit_code
 
@@ -47,7 +46,7 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its class if it has none: libraries write paragraphs.
+    """Return the first line of an error's message, or its class if that is empty: libraries write paragraphs.
 
     >>> first_line(OSError("no such file\\nsee also ...")), first_line(ValueError())
     ('no such file', 'ValueError')
@@ -57,6 +56,6 @@ def first_line(error: BaseException) -> str:
 
 
 def shorten(value: object) -> str:
-    """Quote a value in a message, on one line, cut short."""
+    """Return a value as text for a message: on one line, at most 80 characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

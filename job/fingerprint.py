@@ -1,19 +1,19 @@
-"""What a set of files contains, as a short hash: to tell whether a restart meets the same data and the same model."""
+"""A short hash of the contents of files. It shows whether a restart finds the same data and the same model."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 SAMPLED_BLOCKS, SAMPLED_BYTES = 1024, 64 << 10
-"""Of local files, about so many blocks of so many bytes are hashed, 64 MiB in all files together; of many files more,
-since no fewer than two blocks of each are: 200 MB of 1,500."""
+"""About this many blocks of this many bytes are hashed, 64 MiB over all local files together. With many files it is
+more, since at least two blocks of each are hashed: 200 MB for 1,500 files."""
 
 
 def fingerprint(files: Sequence[str | Path]) -> str:
-    """Hash the files' contents: all of small ones, some places of large ones, their ends included.
+    """Hash the files' contents: small files in full, large ones in places, including both ends.
 
-    Of local names, only the ending counts: it decides how the contents are read. URLs are hashed as they are; those of
-    the Hub hold their commit.
+    Of a local file's name, only the extension counts, since it decides how the contents are read. For a URL, only the
+    URL itself is hashed; those of the Hub contain the commit.
     """
     digest = hashlib.sha256()
     blocks_per_file = max(2, SAMPLED_BLOCKS // max(1, len(files)))

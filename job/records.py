@@ -1,4 +1,4 @@
-"""The values that travel from stage to stage. All frozen; none knows where it goes next.
+"""The values that pass from stage to stage. All are frozen, and none knows where it goes next.
 
 source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> engine -> Generation
        -> tokenization -> Completion -> journal -> shard
@@ -23,7 +23,7 @@ class RowError:
     """
 
     kind: str
-    """One word, for counting and for retrying one kind."""
+    """One word, for counting errors and for retrying one kind of them."""
     detail: str
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class RowError:
 
     @classmethod
     def parse(cls, text: str) -> "RowError":
-        """Return the error that a text of the ``error`` column names.
+        """Return the error from its text in the ``error`` column.
 
         >>> RowError.parse("null_prompt: column 'question' is null").kind
         'null_prompt'
@@ -42,7 +42,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of the dataset. Either ``values`` or ``error``: a line that cannot be parsed is still a row."""
+    """One row of the dataset. It has ``values`` or an ``error``: a line that cannot be parsed is still a row."""
 
     row_idx: int
     values: Mapping[str, Any]
@@ -51,27 +51,27 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBlock:
-    """Consecutive rows, and the columns that the user keeps, as Arrow so that their types survive."""
+    """Consecutive rows, and the columns that the user keeps, in Arrow so that their types survive."""
 
     rows: Sequence[Row]
     kept: Any
-    """pyarrow.Table with ``len(rows)`` rows and the kept columns (perhaps none)."""
+    """pyarrow.Table with ``len(rows)`` rows and the kept columns (possibly none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the model will read, as text. ``text`` is None if there is an ``error``, unless it could be rendered."""
+    """The text that the model will read. If there is an ``error``, ``text`` is None unless it could be rendered."""
 
     row_idx: int
     text: str | None
     content_span: tuple[int, int] | None = None
-    """Where in ``text`` the row's own content stands: what may be cut when the prompt is too long."""
+    """Where the row's own content is in ``text``: the part that may be cut when the prompt is too long."""
     error: RowError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One completion to compute. The engine sees this and nothing else of a row."""
+    """One completion to compute. The engine sees nothing else of a row."""
 
     row_idx: int
     sample_idx: int
@@ -86,18 +86,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What the engine made of a request."""
+    """The engine's result for a request."""
 
     request: Request
     token_ids: Sequence[int]
-    """Generated ids, the end-of-sequence id included if there was one."""
+    """Generated ids, including the end-of-sequence id if there was one."""
     finish_reason: str | None
     """``stop``, ``length``, or None if there is an error."""
     error: RowError | None = None
     logprobs: Sequence[float] | None = None
-    """Natural logarithms of the probabilities of ``token_ids`` in the model's own distribution, if they were asked."""
+    """Natural log probabilities of ``token_ids`` in the model's own distribution, if the request asked for them."""
     choice_logprobs: Sequence[float] | None = None
-    """The log-likelihood of each choice after the prompt, if there are choices; ``token_ids`` is empty then."""
+    """The log-likelihood of each choice after the prompt, if there are choices; then ``token_ids`` is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class Completion:
     num_completion_tokens: int
     error: RowError | None
     values: Mapping[str, Any] = field(default_factory=dict)
-    """The values of the columns that the run's modes measure, by name. Those that are missing are null."""
+    """The values of the columns that the run's modes measure, by name. Missing ones are null."""
 
     @property
     def key(self) -> SampleKey:

@@ -1,10 +1,10 @@
-"""What an engine is asked for one request. Frozen values that travel with each ``Request``.
+"""What an engine is asked to do for a request: frozen values that travel with each ``Request``.
 
-An engine has no parameters of its own about a row: two requests of one batch may differ in all of this. The engine
-knows no text (law 6), so what depends on text comes as functions over token ids.
+An engine has no sampling settings of its own: two requests in one batch may differ in all of this. The engine knows no
+text (law 6), so anything that depends on text comes as a function over token ids.
 
-A new kind of task (pooled hidden states, class scores) is one more class here, one more member of ``Task``, and what
-serves it in each engine.
+A new kind of task (pooled hidden states, class scores) needs one more class here, one more member of ``Task``, and
+support in each engine.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ from typing import Any
 from job.errors import require
 
 EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
-"""Says for each of several completions, given as token ids, whether its last token has completed a stop string."""
+"""Takes several completions as token ids and returns, for each, whether its last token completed a stop string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of one completion are chosen. The defaults are greedy decoding."""
+    """How the tokens of one completion are chosen. The default is greedy decoding."""
 
     max_new_tokens: int = 256
     """Generate at most this many tokens."""
     temperature: float = 0.0
-    """0 is greedy: the most likely token, always."""
+    """0 is greedy: always the most likely token."""
     top_p: float = 1.0
     """Sample from the most likely tokens whose probabilities sum to this. 1: off."""
     top_k: int = 0
@@ -36,9 +36,9 @@ class SamplingParams:
     logprobs: bool = False
     """Return the log probabilities of the generated tokens, in the model's own distribution."""
     seed: int = 0
-    """With (row_idx, sample_idx, position) it fixes every draw."""
+    """Every draw depends only on this and (row_idx, sample_idx, position)."""
     ignore_eos: bool = False
-    """Go on to max_new_tokens whatever the model says. For benchmarks."""
+    """Always generate max_new_tokens tokens, past any end-of-sequence token. For benchmarks."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens > 0, "max-new-tokens", self.max_new_tokens, "at least 1")
@@ -52,14 +52,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """What a completion must be, compiled for the model's tokenizer by the mode that knows the text."""
+    """A constraint on a completion, compiled for the model's tokenizer by the mode that knows the text."""
 
     compile: Callable[[], Any]
-    """Returns llguidance's LLMatcher before the first token."""
+    """Returns an llguidance LLMatcher in its initial state, before the first token."""
     vocab_size: int
-    """Of the tokenizer; the model's may be larger."""
+    """The tokenizer's; the model's may be larger."""
     eos_token_id: int
-    """The token that the matcher takes for the end."""
+    """The token that ends a completion for the matcher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +68,9 @@ class Generate:
 
     params: SamplingParams
     grammar: Grammar | None = None
-    """What the completion must be. None: any text."""
+    """The constraint on the completion. None: any text."""
     ends_text: EndsText | None = None
-    """Finds the stop strings. None: there are none."""
+    """Finds stop strings. None: there are none."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -83,7 +83,7 @@ class Score:
     """Return the log-likelihood of each choice after the prompt. Nothing is generated."""
 
     choice_ids: tuple[tuple[int, ...], ...]
-    """Token ids of each choice; none is empty."""
+    """Token ids of each choice, none of them empty."""
 
     @property
     def is_deterministic(self) -> bool:

@@ -54,4 +54,4 @@ def test_lists_that_name_nothing_are_refused(run_job: RunJob, args: Sequence[str
     """``--columns ''`` exported all columns, as ``--kind ''`` would have marked all rows."""
     result: Any = run_job(*args)
     assert result.exit_code == 2
-    assert option in result.stderr and "names nothing. Name one, or leave the option out." in result.stderr
+    assert option in result.stderr and "contains no name. Give one, or leave the option out." in result.stderr

@@ -238,7 +238,7 @@ def test_calibration_is_computed_once_and_changes_probabilities_not_scores(
         (["--stop", "x"], "--stop and --choices were given together"),
         (["--regex", "x"], "--choices and --regex were given together"),
         (["--logprobs"], "--logprobs and --choices were given together"),
-        (["--top-p", 0.5], "--top-p changes nothing with --choices"),
+        (["--top-p", 0.5], "--top-p has no effect with --choices"),
         (["--num-samples", 3], "would give the same completion each time"),
         (["--aggregate", "majority"], "needs several samples"),
         (["--choice-calibration", "x" * 600], "prompt_too_long"),

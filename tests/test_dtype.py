@@ -22,7 +22,7 @@ from tests.test_run import read_output, write_jsonl
 from tests.tiny import make_model
 
 RunJob = Callable[..., Result]
-NOTE = "in float16, the output of layer 0 is not finite: loading the model in bfloat16, as its checkpoint is"
+NOTE = "in float16, the output of layer 0 is not finite: loading the model in bfloat16, the dtype of its checkpoint"
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_a_run_that_began_in_float16_is_not_continued_in_another_dtype(
     (output / "part-00001.parquet").unlink()
     result = run_job(*args, "--output", output)
     assert result.exit_code == 2
-    assert "a run that has begun in float16 needs a new --output" in result.stderr
+    assert "a run that was started in float16 needs a new --output" in result.stderr
 
 
 def test_foreign_parts_are_refused_before_the_model_is_loaded(

@@ -274,7 +274,7 @@ def test_an_unfinished_run_is_refused_unless_partial(run_job: RunJob, output: Pa
     assert not to.exists()
     result = export(run_job, output, "--to", to, "--partial")
     assert lines_of(to) == read_output(output).to_pylist()
-    assert result.stderr == f"{to}: 34 rows, 4 of them with an error, 20 not there yet\n"
+    assert result.stderr == f"{to}: 34 rows, 4 of them with an error, 20 not finished yet\n"
     for part in output.glob("part-*"):
         part.unlink()
     assert run_job("export", output, "--to", to, "--partial", "--force").exit_code == 2
@@ -306,13 +306,13 @@ def test_an_existing_file_is_kept_unless_forced(run_job: RunJob, output: Path, t
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--to", "{tmp}"], "--to {tmp}: its ending names no format. Give --format jsonl, csv, parquet, openai-batch."),
+        (["--to", "{tmp}"], "--to {tmp} has no known extension. Set --format to one of jsonl, csv, parquet, openai-"),
         (["--to", "{tmp}", "--format", "csv"], "--to {tmp} is a directory. Name a file."),
         (["--to", "{tmp}/no/rows.csv"], "--to {tmp}/no/rows.csv: the directory {tmp}/no does not exist."),
         (["--to", "{out}/part-00009.parquet"], "--to {out}/part-00009.parquet is in the run directory, which holds "),
         (["--to", "{out}/journal/x.csv", "--force"], "--to {out}/journal/x.csv is in the run directory, which holds "),
-        (["--format", "parquet"], "--format parquet cannot go to standard output. Name a file with --to."),
-        (["--format", "openai-batch", "--columns", "id"], "--columns has no meaning with --format openai-batch, "),
+        (["--format", "parquet"], "--format parquet cannot be written to standard output. Name a file with --to."),
+        (["--format", "openai-batch", "--columns", "id"], "--columns cannot be used with --format openai-batch, "),
         (["--to", "{tmp}/" + "x" * 300 + ".csv"], "--to {tmp}/" + "x" * 300 + ".csv cannot be written: File name too"),
         (["--format", "xlsx"], "Invalid value for '--format': 'xlsx' is not one of 'jsonl', 'csv', 'parquet', "),
     ],

@@ -83,7 +83,7 @@ def test_variables_of_mpi_are_mapped(name: str, env: dict[str, str]) -> None:
 def test_mpi_over_several_nodes_needs_to_be_told_the_first() -> None:
     """Each node would wait for a rank 0 of its own."""
     env = {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}
-    with pytest.raises(UsageError, match=r"mpirun does not say on which node rank 0 is. Set MASTER_ADDR"):
+    with pytest.raises(UsageError, match=r"mpirun does not say which node rank 0 is on. Set MASTER_ADDR"):
         read_process_info(env, 1)
     assert read_process_info({**env, "MASTER_ADDR": "node1"}, 1).master_addr == "node1"
 
@@ -209,7 +209,7 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
     results = finish(start_processes(["-c", code, *args], 3))
     assert [result.exit_code for result in results] == [0] * 3, results
     assert [result.stderr.count("footers") for result in results] == [1, 0, 0]
-    assert "all 6 rows are done already" in results[0].stderr
+    assert "all 6 rows are already done" in results[0].stderr
     (tmp_path / "out/part-00001.parquet").write_bytes(b"damaged")
     results = finish(start_processes(["-c", code, *args], 3))
     assert [result.exit_code for result in results] == [1] * 3, results

@@ -165,7 +165,7 @@ def test_a_new_mode_is_a_file_and_an_entry(with_toy: Path, tiny_model: Any, tmp_
     assert "prompt_tokens_again" in shown[1]
     values = json.loads(shown_as_json[1])
     assert values["toy"] == "twice" and "prompt_tokens_again" in json.dumps(values["schema"])
-    assert verified[0] == 0 and "Right and complete." in verified[1]
+    assert verified[0] == 0 and "Correct and complete." in verified[1]
     assert refused[0] == 2 and "modes.toy.count_prompt_tokens was True, now False" in refused[2]
 
     falsify(out / "part-00001.parquet", "prompt_tokens_again", row=2, value=99)
@@ -264,8 +264,8 @@ def test_what_a_version_does_not_know_of_a_mode_is_ignored() -> None:
         ([TWO, REGEX], {}, "--choices and --regex were given together"),
         ([TWO], {"stop": ("x",)}, "--stop and --choices were given together"),
         ([TWO], {"ignore_eos": True}, "--ignore-eos and --choices were given together"),
-        ([TWO], {"top_k": 5}, "--top-k changes nothing with --choices"),
-        ([TWO], {"repetition_penalty": 1.5}, "--repetition-penalty changes nothing with --choices"),
+        ([TWO], {"top_k": 5}, "--top-k has no effect with --choices"),
+        ([TWO], {"repetition_penalty": 1.5}, "--repetition-penalty has no effect with --choices"),
         ([REGEX], {"stop": ("x",)}, "--stop and --regex were given together"),
         ([REGEX], {"ignore_eos": True}, "--ignore-eos and --regex were given together"),
         ([StructuredMode(regex="a", grammar="start: /a/")], {}, "--regex and --grammar were given together"),

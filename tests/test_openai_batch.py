@@ -326,7 +326,7 @@ def test_a_first_request_that_is_none_is_an_error_row(run_batch: RunJob, tmp_pat
 def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch: RunJob, tmp_path: Path) -> None:
     """What was recognised is in the manifest, like all that makes a prompt."""
     assert run_batch([request(0)]).exit_code == 0
-    assert "are done already" in run_batch([request(0)]).stderr
+    assert "are already done" in run_batch([request(0)]).stderr
     result = run_batch([request(0)], "--prompt-column", "custom_id", "--id-column", "custom_id")
     assert result.exit_code == 2
     assert 'prompt.request_column was "body", now None' in result.stderr

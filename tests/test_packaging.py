@@ -111,4 +111,4 @@ def test_installed_command_works_outside_the_repository(
     options = ("--model", tiny_model(), "--dataset", "data.jsonl", "--output", "out", "--engine", "fake")
     assert "2 rows" in run("preview", *options)
     assert run("run", *options, "--max-new-tokens", 4).startswith("2 rows in 1 part")
-    assert "Right and complete." in run("verify", "out")
+    assert "Correct and complete." in run("verify", "out")

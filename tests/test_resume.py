@@ -280,7 +280,7 @@ def test_a_finished_run_is_left_alone(
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     again = run_job(*args)
     assert again.exit_code == 0
-    assert f"all {NUM_ROWS * NUM_SAMPLES} rows are done already" in again.stderr
+    assert f"all {NUM_ROWS * NUM_SAMPLES} rows are already done" in again.stderr
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == before
 
 
@@ -348,8 +348,8 @@ def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
         failed = run_job(*args)
     assert failed.exit_code == 1
     assert failed.stderr.splitlines()[-1] == (
-        f"job: {tmp_path / 'out/part-00002.parquet'}: No space left on device. Everything finished so far is safe; "
-        "the same command continues once this is fixed."
+        f"job: {tmp_path / 'out/part-00002.parquet'}: No space left on device. Finished rows are safe; "
+        "fix this and run the same command to continue."
     )
     assert not (tmp_path / "out/part-00002.parquet").exists()
     assert (tmp_path / "out/part-00000.parquet").exists()

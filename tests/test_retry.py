@@ -74,7 +74,7 @@ def test_only_the_rows_of_a_kind_are_done_again(
     untouched = (out / "part-00002.parquet").stat()
     result = run_job("retry", out, "--kind", "engine_error")
     assert result.exit_code == 0
-    assert result.stdout == "3 rows will be done again (engine_error 3). Run the same command as before.\n"
+    assert result.stdout == "3 rows will be recomputed (engine_error 3). Run the same command as before.\n"
     assert read_output(out).equals(before), "the parts stay readable until they are replaced"
     again = run_job(*args)
     assert again.exit_code == 0, again.stderr
@@ -86,7 +86,7 @@ def test_only_the_rows_of_a_kind_are_done_again(
     assert after.take(good).equals(before.take(good))
     assert (out / "part-00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
     assert not list((out / "retry").iterdir())
-    assert "are done already" in run_job(*args).stderr
+    assert "are already done" in run_job(*args).stderr
 
 
 def test_without_a_kind_every_error_row_is_done_again(
@@ -94,7 +94,7 @@ def test_without_a_kind_every_error_row_is_done_again(
 ) -> None:
     """Those that fail again are error rows again; the run does not go on for ever."""
     result = run_job("retry", tmp_path / "out")
-    assert result.stdout.startswith("6 rows will be done again (")
+    assert result.stdout.startswith("6 rows will be recomputed (")
     assert run_job(*args).exit_code == 0
     assert len(submitted) == 3
     assert [kind for kind in kinds(tmp_path / "out") if kind] == ["null_prompt"] * 3
@@ -146,7 +146,7 @@ def test_nothing_to_do_is_said(run_job: RunJob, args: list[Any], tmp_path: Path)
     write_jsonl(tmp_path / "data.jsonl", [{"id": i, "prompt": "fine"} for i in range(NUM_ROWS)])
     run_job(*args)
     result = run_job("retry", tmp_path / "out")
-    assert (result.exit_code, result.stdout) == (0, "No finished row has an error: nothing to do again.\n")
+    assert (result.exit_code, result.stdout) == (0, "No finished row has an error: nothing to retry.\n")
     assert not list((tmp_path / "out/retry").iterdir())
 
 
@@ -156,7 +156,7 @@ def test_a_kind_that_there_is_not_names_those_that_there_are(
     result = run_job("retry", tmp_path / "out", "--kind", "engine_eror")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("job: --kind engine_eror: no finished row has such an error. Kinds there: ")
+    assert line.startswith("job: --kind engine_eror: no finished row has this error. Kinds in this run: ")
     assert "engine_error (3)" in line and "null_prompt (3)" in line
 
 
@@ -199,9 +199,9 @@ def test_marks_add_up(
     out = tmp_path / "out"
     run_job("retry", out, "--kind", "null_prompt")
     result = run_job("retry", out, "--kind", "engine_error")
-    assert (result.exit_code, result.stdout.split(".")[0]) == (0, "3 rows will be done again (engine_error 3)")
+    assert (result.exit_code, result.stdout.split(".")[0]) == (0, "3 rows will be recomputed (engine_error 3)")
     assert json.loads((out / "retry/00000").read_text())["kinds"] == ["engine_error", "null_prompt"]
-    assert run_job("retry", out).stdout.startswith("6 rows will be done again")
+    assert run_job("retry", out).stdout.startswith("6 rows will be recomputed")
     assert json.loads((out / "retry/00000").read_text())["kinds"] == []
     assert run_job(*args).exit_code == 0
     assert len(submitted) == 3 and not list((out / "retry").iterdir())

@@ -527,7 +527,7 @@ BAD_INPUT = {
     "kernel injection": (["--kernel-inject"], "AutoTP"),
     "wrong split": (["--split", "test"], "has no split 'test'. Splits: train"),
     "not enough processes": (["--tensor-parallel-size", "2"], "WORLD_SIZE is 1, which is not a multiple"),
-    "reserved name": (["--keep-columns", "prompt"], "the output has a column of that name"),
+    "reserved name": (["--keep-columns", "prompt"], "the output has its own column with that name"),
     "unknown option": (["--max-tokens", "5"], "No such option"),
     "empty output": (["--output", ""], "--output is empty"),
     "empty dataset": (["--dataset", ""], "--dataset is ''"),
@@ -535,7 +535,7 @@ BAD_INPUT = {
     "no samples": (["--num-samples", "0"], "--num-samples is 0; it must be at least 1"),
     "too many samples": (["--num-samples", "2147483648"], "--num-samples is 2147483648; it must be"),
     "half a sample": (["--num-samples", "1.5"], "'1.5' is not a valid integer"),
-    "empty stop": (["--stop", "a", "--stop", ""], "--stop is ''; it must be a text that is not empty"),
+    "empty stop": (["--stop", "a", "--stop", ""], "--stop is ''; it must be a non-empty text"),
     "size without number": (["--kv-cache-memory", "GiB"], "'GiB' is not a size such as 20GiB or 512MiB"),
     "size of nothing": (["--kv-cache-memory", "0GiB"], "--kv-cache-memory is 0; it must be at least 1"),
     "empty size": (["--kv-cache-memory", ""], "'' is not a size"),
@@ -756,7 +756,7 @@ TOML_TYPES = {
     'stop = ["a", 5]': "stop is ['a', 5]; it must be a string or a list of strings",
     "num-samples = 2.5": "num_samples is 2.5; it must be a whole number",
     'logprobs = "yes"': "logprobs is 'yes'; it must be true or false",
-    'stop = [""]\ndataset = "x"': "--stop is ''; it must be a text that is not empty",
+    'stop = [""]\ndataset = "x"': "--stop is ''; it must be a non-empty text",
 }
 
 
@@ -934,8 +934,8 @@ def test_keeping_all_columns_leaves_out_the_prompt_that_the_output_has_anyway(
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--keep-columns", "*"]
     result = run_job(*args, "--output", tmp_path / "refused")
     assert result.exit_code == 2
-    expected = "--keep-columns 'error': the output has a column of that name. Name the columns to keep, instead of '*'."
-    assert expected in result.stderr
+    assert "--keep-columns 'error': the output has its own column with that name. " in result.stderr
+    assert "Name the columns to keep, instead of '*'." in result.stderr
     write_jsonl(data, [{"prompt": "p", "x": 1, "text": "t"}])
     for name, options, kept in (
         ("a", (), ["x", "text", "prompt"]),

@@ -73,8 +73,8 @@ def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, run
     features = {schema.metadata[b"huggingface"] for schema in schemas}
     assert len(features) == 1, "datasets reads all parts with one description"
     verified = run_job("verify", name)
-    assert verified.exit_code == 0 and verified.stdout.endswith("Right and complete.\n"), verified.stdout
-    assert "are done already" in complete(run_job, name, options).stderr
+    assert verified.exit_code == 0 and verified.stdout.endswith("Correct and complete.\n"), verified.stdout
+    assert "are already done" in complete(run_job, name, options).stderr
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
@@ -129,7 +129,7 @@ def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path) -> 
     complete(run_job, "unfinished", SAMPLES)
     before = read_output(runs / "unfinished")
     marked = run_job("retry", "unfinished", "--kind", "prompt_too_long")
-    assert marked.exit_code == 0 and "4 rows will be done again (prompt_too_long 4)" in marked.stdout, marked.stderr
+    assert marked.exit_code == 0 and "4 rows will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
     assert "this launch 4 rows," in complete(run_job, "unfinished", SAMPLES).stdout
     assert read_output(runs / "unfinished").equals(before)
     assert run_job("verify", "unfinished").exit_code == 0
@@ -185,7 +185,7 @@ def test_a_default_that_a_manifest_names_is_the_same_as_one_that_it_does_not(run
     complete(run_job, "new", SAMPLES)
     change_manifest(runs / "new", lambda values: values["sampling"].update(top_k=0, stop=[]))
     result = run_job("run", *COMMON, *SAMPLES, "--output", "new")
-    assert result.exit_code == 0 and "are done already" in result.stderr
+    assert result.exit_code == 0 and "are already done" in result.stderr
 
 
 def test_a_new_option_with_a_default_refuses_no_run(

@@ -261,12 +261,12 @@ def test_a_damaged_part_is_named_with_what_is_wrong(
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert lines[1:3] == [
-        "  parts    2 of 3 right",
+        "  parts    2 of 3 correct",
         "  rows     54 = 30 done + 4 error + 0 pending + 20 in damaged parts",
     ]
     assert lines[4:5] == ["  problems 1"]
     assert lines[5].startswith(f"    {PART} {message}")
-    assert lines[6:] == ["Remove these files and run the same command: their rows are done again."]
+    assert lines[6:] == ["Remove these files and run the same command: their rows will be recomputed."]
 
 
 def test_what_it_says_to_do_helps(run_job: RunJob, tiny_model: Any, output: Path) -> None:
@@ -290,10 +290,10 @@ def test_a_right_run_passes_and_nothing_in_it_changes(run_job: RunJob, output: P
     assert result.exit_code == 0, result.stdout
     assert result.stdout.splitlines() == [
         str(output),
-        "  parts    3 of 3 right",
+        "  parts    3 of 3 correct",
         "  rows     54 = 48 done + 6 error + 0 pending",
         "  errors   null_prompt 6",
-        "Right and complete.",
+        "Correct and complete.",
     ]
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in output.rglob("*")} == before
 
@@ -388,7 +388,7 @@ def test_a_part_to_be_retried_is_right_but_not_complete(run_job: RunJob, output:
     retry.write_text('{"kinds": []}')
     result = run_job("verify", output)
     assert result.exit_code == 75
-    assert "  retry    error rows of 1 parts" in result.stdout
+    assert "  retry    error rows in 1 parts" in result.stdout
 
 
 def test_a_part_of_many_row_groups_is_read_to_its_end(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: options to configuration, errors to exit codes. Imports torch only inside commands."""
+"""The command line: turns options into a configuration, and errors into exit codes. Only commands import torch."""
 
 from job.cli.group import main, program
 

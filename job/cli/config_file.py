@@ -1,4 +1,4 @@
-"""``--config``: a TOML file with values of options."""
+"""``--config``: a TOML file with option values."""
 
 import tomllib
 from pathlib import Path
@@ -12,10 +12,10 @@ from job.errors import UsageError
 def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     """Make the file's values the defaults of the options, so that the command line wins.
 
-    Keys are the options' names, with ``-`` or ``_``; tables are only for the reader's eye.
+    Keys are option names, with ``-`` or ``_``. Tables only group them for the reader.
 
     Raises:
-        UsageError: the file is not TOML, or names an option that there is not.
+        UsageError: the file is not TOML, or names an unknown option.
     """
     if path is None:
         return
@@ -29,7 +29,7 @@ def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | No
         for inner_key, inner in (value if isinstance(value, dict) else {key: value}).items():
             name = inner_key.replace("-", "_")
             if name in values:
-                raise UsageError(f"--config {path}: {name} is given twice.")
+                raise UsageError(f"--config {path}: {name} is given twice. Leave one out.")
             values[name] = inner
     options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     for name, value in values.items():
@@ -44,7 +44,7 @@ def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | No
 
 
 def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
-    """Refuse a TOML value of another type: click would make 1 of true, and 3 of 3.7, without a word."""
+    """Refuse a TOML value of the wrong type: click would silently turn true into 1, and 3.7 into 3."""
     if option.is_flag:
         fits, need = isinstance(value, bool), "true or false"
     elif option.multiple:

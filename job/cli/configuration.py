@@ -1,4 +1,4 @@
-"""From the values of options to a configuration, with the texts of the files that they name."""
+"""Turns option values into a configuration, with the contents of the files that they name."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -21,14 +21,14 @@ from job.modes.texts import read_text, read_text_or_file
 
 
 def to_config(values: dict[str, Any]) -> RunConfig:
-    """Sort option values into the configuration.
+    """Build the configuration from option values.
 
     Raises:
-        UsageError: a value is out of range, or an option of other tools was given that cannot work here.
+        UsageError: a value is out of range, or an option of another tool was given that cannot work here.
     """
     _refuse_foreign_options(values)
     if not values["output"].name:
-        raise UsageError("--output is empty or the root. Name a directory for this run.")
+        raise UsageError("--output is empty or the root directory. Name a directory for this run.")
 
     def section(cls: Section) -> Any:
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
@@ -46,7 +46,7 @@ def to_config(values: dict[str, Any]) -> RunConfig:
 
 
 def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
-    """Make a mode of the values of its options, and of what is in the files that they name."""
+    """Build a mode from the values of its options and the contents of the files that they name."""
     found = {}
     for field in fields(mode):
         value, spec = values[field.name], field.metadata["option"]
@@ -55,7 +55,7 @@ def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
 
 
 def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of the files that options of the prompt name."""
+    """Return the contents of the files that prompt options name."""
     texts = {}
     if values["prompt_template"] is not None:
         texts["prompt_template"] = read_text_or_file(
@@ -63,7 +63,7 @@ def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
             values["prompt_template"],
             is_text=lambda text: "\n" in text or "{" in text,
             example="a template, such as '{{ text }}'",
-            drops_last_newline=True,  # a prompt that ends in it reads otherwise
+            drops_last_newline=True,  # models read a prompt that ends in a newline differently
         )
     if values["examples"] is not None:
         texts["examples"] = read_text("--examples", values["examples"])
@@ -83,6 +83,6 @@ def _refuse_foreign_options(values: dict[str, Any]) -> None:
         )
     if values["kernel_inject"]:
         raise UsageError(
-            "--kernel-inject is not offered: DeepSpeed's injected kernels crash or give wrong tokens with current "
+            "--kernel-inject is not supported: DeepSpeed's injected kernels crash or give wrong tokens with current "
             "transformers. Leave it out; layers are sharded by AutoTP."
         )

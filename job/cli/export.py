@@ -25,23 +25,26 @@ FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".pa
     "--format",
     "form",
     type=click.Choice(EXPORT_FORMATS),
-    help="[default: as --to ends, else jsonl] openai-batch: the output lines of OpenAI's Batch API.",
+    help="Output format; openai-batch is that of OpenAI's Batch API [default: from the extension of --to, else jsonl].",
 )
 @click.option("--to", default=STDOUT, show_default=True, metavar="FILE", help="File to write; '-' is standard output.")
 @click.option(
-    "--columns", multiple=True, callback=split_commas, help="Only these, in this order. Repeat or use commas."
+    "--columns",
+    multiple=True,
+    callback=split_commas,
+    help="Write only these columns, in this order. Repeat or use commas.",
 )
-@click.option("--errors/--no-errors", default=True, show_default=True, help="Write rows with an error, too.")
-@click.option("--partial", is_flag=True, help="Write the parts that are there, if the run is not finished.")
+@click.option("--errors/--no-errors", default=True, show_default=True, help="Include rows with an error.")
+@click.option("--partial", is_flag=True, help="Write the parts that exist, even if the run is not finished.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def export(
     output: Path, form: str | None, to: str, columns: tuple[str, ...], errors: bool, partial: bool, force: bool
 ) -> None:
     """Write the rows of the run in OUTPUT to one file, in their order.
 
-    In csv, lists and objects are JSON text and nulls are empty. The file is there when it is complete, not before.
+    In csv, lists and objects are JSON text and nulls are empty. The file appears only once it is complete.
 
-    Exit codes: 0 written; 1 a part cannot be read, or the file not be written; 2 wrong usage, or the run is not
+    Exit codes: 0 written; 1 a part cannot be read or the file cannot be written; 2 wrong usage, or the run is not
     finished.
     """
     from job.output.looking.exporting.formats import WRITERS  # imports pyarrow: only now, so that --help is quick
@@ -54,7 +57,7 @@ def export(
     if form == "openai-batch":
         if columns:
             raise UsageError(
-                "--columns has no meaning with --format openai-batch, whose lines have a form of their own."
+                "--columns cannot be used with --format openai-batch, whose lines have a fixed form. Leave it out."
             )
         columns = answer_columns(run.manifest)
     table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial))
@@ -68,14 +71,14 @@ def export(
 
 
 def _format(form: str | None, to: str) -> str:
-    """Return the format that was asked for, or that the file's name shows."""
+    """Return the requested format, or else the one that the file's extension implies."""
     if to == STDOUT:
         if form == "parquet":
-            raise UsageError("--format parquet cannot go to standard output. Name a file with --to.")
+            raise UsageError("--format parquet cannot be written to standard output. Name a file with --to.")
         return form or "jsonl"
     found = form or FORMATS_OF_ENDINGS.get(Path(to).suffix)
     if found is None:
-        raise UsageError(f"--to {to}: its ending names no format. Give --format {', '.join(EXPORT_FORMATS)}.")
+        raise UsageError(f"--to {to} has no known extension. Set --format to one of {', '.join(EXPORT_FORMATS)}.")
     return found
 
 
@@ -95,5 +98,5 @@ def _summary(table: "RunTable", to: str) -> str:
     if table.num_left_out:
         facts.append(f"{table.num_left_out:,} with an error left out")
     if table.num_missing:
-        facts.append(f"{table.num_missing:,} not there yet")
+        facts.append(f"{table.num_missing:,} not finished yet")
     return f"{'standard output' if to == STDOUT else to}: {', '.join(facts)}"

@@ -20,7 +20,7 @@ from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed,
 from job.launch.environment import is_first_process, told_once
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""What writing to standard output raises where the disk behind it is full, or the terminal is gone."""
+"""What writing to standard output raises if its disk is full or its terminal was closed."""
 
 
 class JobGroup(click.Group):
@@ -33,7 +33,7 @@ class JobGroup(click.Group):
                 check_text(ctx.args)
             return super().invoke(ctx)
         except click.UsageError as error:
-            if is_first_process(os.environ):  # all processes of a launch were given the same wrong option: one tells
+            if is_first_process(os.environ):  # every process of a launch got the same wrong option: one reports it
                 command = error.ctx.command_path if error.ctx else "job"
                 click.echo(f"job: {error.format_message()} See {command} --help.", err=True)
             ctx.exit(EXIT_USAGE)
@@ -50,10 +50,10 @@ class JobGroup(click.Group):
 
 
 def check_text(args: Sequence[str]) -> None:
-    """Refuse arguments that are no text: the manifest could not hold them, and no tokenizer could read them.
+    """Refuse arguments that are not valid text: the manifest could not store them, nor a tokenizer read them.
 
     Raises:
-        UsageError: one of them has bytes that are not UTF-8, which Python hands on as lone surrogates.
+        UsageError: one of them has bytes that are not UTF-8, which Python passes on as lone surrogates.
     """
     for before, arg in zip(["", *args], args, strict=False):
         try:
@@ -65,10 +65,10 @@ def check_text(args: Sequence[str]) -> None:
 
 @click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(job.__version__, prog_name="job")
-# The deepspeed launcher puts --local_rank=N in front of everything; the environment says it too.
+# The deepspeed launcher puts --local_rank=N before all other arguments; the environment has it, too.
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
 def main() -> None:
-    """A batch offline inference job over datasets: one completion for every row, in Parquet."""
+    """Batch offline LLM inference over datasets: one completion for every row, in Parquet."""
 
 
 main.add_command(run)
@@ -80,11 +80,11 @@ main.add_command(verify)
 
 
 def program() -> NoReturn:
-    """Run the command line as this process's program, and end the process here and now.
+    """Run the command line, then end the process without the interpreter's clean-up.
 
-    The interpreter's clean-up is left out: in it, threads of libraries may meet objects that are gone already
-    ("terminate called without an active exception"). Processes whose work was done left with signal 6, and spoilt the
-    exit code: one of a launch in 2 of some 12 launches, a process alone once in some 40 with torch 2.11.
+    During the clean-up, library threads may use objects that are already destroyed ("terminate called without an active
+    exception"). Processes that had finished their work died of signal 6, which spoilt the exit code: one process in 2
+    of about 12 launches, and a single process in 1 of about 40 runs, with torch 2.11.
     """
     exit_code = EXIT_DONE
     try:
@@ -92,6 +92,6 @@ def program() -> NoReturn:
     except SystemExit as leaving:
         exit_code = leaving.code if isinstance(leaving.code, int) else EXIT_FAILED
     for stream in (sys.stderr, sys.stdout):
-        with contextlib.suppress(OSError):  # whoever wrote to it has been told
+        with contextlib.suppress(OSError):  # the code that wrote to it has already had this error
             stream.flush()
     os._exit(exit_code)

@@ -1,4 +1,4 @@
-"""The options that say what a run is, and the way from them to a configuration."""
+"""The options that define a run, each made from a field of the configuration or of a mode."""
 
 import re
 from collections.abc import Callable
@@ -29,20 +29,20 @@ Section = type[ModelConfig | DataConfig | PromptConfig | SamplingConfig | Output
 
 
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept ``--x a,b`` for ``--x a --x b``. A value that names nothing is refused: it would stand for everything."""
+    """Accept ``--x a,b`` for ``--x a --x b``. Refuse a value without any name: it would mean everything."""
     parts = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
     if values and not parts:
-        raise click.BadParameter(f"{values[0]!r} names nothing. Name one, or leave the option out.", ctx, param)
+        raise click.BadParameter(f"{values[0]!r} contains no name. Give one, or leave the option out.", ctx, param)
     return parts
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes, with a unit or without."""
+    """A number of bytes, with or without a unit."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes. GB and GiB are both 1024 ** 3, as for memory in Slurm.
+        """Return the number of bytes. GB and GiB are both 1024 ** 3, as for memory in Slurm.
 
         >>> Size().convert("1.5GiB", None, None), Size().convert("512m", None, None)
         (1610612736, 536870912)
@@ -59,7 +59,7 @@ def _default(section: Section, name: str) -> Any:
 
 
 def option(section: Section, name: str, **attributes: Any) -> Callable[[Command], Command]:
-    """Make an option of a configuration's field; its default is written there and nowhere else."""
+    """Make an option from a configuration field. Its default is defined there and nowhere else."""
     flag = "--" + name.replace("_", "-")
     default = _default(section, name)
     if attributes.pop("switch", False):
@@ -90,12 +90,15 @@ MODEL_OPTIONS = options(
         ModelConfig,
         "dtype",
         type=click.Choice(DTYPES),
-        help="Precision. auto is float16 on CUDA; on a CPU, bfloat16 where the processor has it, else float32.",
+        help="Precision. auto is float16 on CUDA; on a CPU, bfloat16 if the processor supports it, else float32.",
     ),
     option(EngineConfig, "tensor_parallel_size", type=int, help="Processes (GPUs) that share one copy of the model."),
     option(ModelConfig, "trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
     option(
-        ModelConfig, "max_model_len", type=int, help="Prompt plus completion tokens at most [default: the model's]."
+        ModelConfig,
+        "max_model_len",
+        type=int,
+        help="Maximum number of prompt plus completion tokens [default: the model's].",
     ),
 )
 
@@ -104,8 +107,8 @@ DATA_OPTIONS = options(
         "--dataset",
         required=True,
         metavar="ID_OR_PATH",
-        help="Dataset: local .jsonl, .json, .csv, .txt, .parquet, a glob, a directory of such files or of "
-        "save_to_disk; anything else is a Hub id.",
+        help="Dataset: a local .jsonl, .json, .csv, .txt or .parquet file, a glob, or a directory of such files or "
+        "from save_to_disk; anything else is a Hub id.",
     ),
     option(DataConfig, "dataset_config", help="Configuration (subset) of a Hub dataset."),
     option(DataConfig, "dataset_revision", help="Branch, tag or commit of a Hub dataset."),
@@ -117,10 +120,13 @@ DATA_OPTIONS = options(
         switch=True,
         help="Read without a local Arrow copy. Parquet, Arrow, JSON lines and text files are never copied anyway.",
     ),
-    option(DataConfig, "limit", type=int, help="Only the first so many rows."),
+    option(DataConfig, "limit", type=int, help="Process only the first N rows."),
     option(DataConfig, "id_column", help="Column to write right after the indices."),
     option(
-        DataConfig, "keep_columns", multiple=True, help="Columns to carry along; '*' for all. Repeat or use commas."
+        DataConfig,
+        "keep_columns",
+        multiple=True,
+        help="Columns to copy to the output; '*' for all. Repeat or use commas.",
     ),
 )
 
@@ -131,7 +137,7 @@ PROMPT_OPTIONS = options(
         PromptConfig,
         "prompt_template",
         metavar="TEXT_OR_FILE",
-        help="Jinja2 template over the columns, e.g. 'Summarise: {{ text }}', or a file with one.",
+        help="Jinja2 template over the columns, e.g. 'Summarize: {{ text }}', or a file with one.",
     ),
     option(PromptConfig, "system_prompt", help="System message before every prompt."),
     option(
@@ -141,37 +147,63 @@ PROMPT_OPTIONS = options(
         help="Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
     ),
     option(PromptConfig, "chat", switch=True, help="Apply the tokenizer's chat template [default: if it has one]."),
-    option(PromptConfig, "max_prompt_tokens", type=int, help="[default: what the model leaves for the prompt]"),
+    option(
+        PromptConfig,
+        "max_prompt_tokens",
+        type=int,
+        help="Maximum number of prompt tokens [default: what the answer leaves of the model's context].",
+    ),
     option(
         PromptConfig,
         "on_long_prompt",
         type=click.Choice(LONG_PROMPT_POLICIES),
-        help="Longer prompts: an error row, or cut the row's text (never the chat template) at its left or right.",
+        help="For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or "
+        "right.",
     ),
 )
 
 SAMPLING_OPTIONS = options(
-    option(SamplingConfig, "max_new_tokens", type=int, help="Generated tokens per row at most."),
-    option(SamplingConfig, "temperature", type=float, help="0 is greedy."),
-    option(SamplingConfig, "top_p", type=float, help="Sample among the most likely tokens that sum to this."),
-    option(SamplingConfig, "top_k", type=int, help="Sample among so many most likely tokens; 0 is off."),
-    option(SamplingConfig, "min_p", type=float, help="Drop tokens less likely than this times the most likely one."),
-    option(SamplingConfig, "repetition_penalty", type=float, help="Above 1: tokens already seen become less likely."),
+    option(SamplingConfig, "max_new_tokens", type=int, help="Maximum number of tokens to generate per completion."),
+    option(SamplingConfig, "temperature", type=float, help="Sampling temperature (0: greedy)."),
+    option(
+        SamplingConfig,
+        "top_p",
+        type=float,
+        help="Sample from the most likely tokens whose probabilities sum to this (1: off).",
+    ),
+    option(SamplingConfig, "top_k", type=int, help="Sample from the K most likely tokens (0: off)."),
+    option(
+        SamplingConfig,
+        "min_p",
+        type=float,
+        help="Drop tokens less likely than this times the most likely one (0: off).",
+    ),
+    option(
+        SamplingConfig,
+        "repetition_penalty",
+        type=float,
+        help="Above 1, make tokens that were already seen less likely (1: off).",
+    ),
     option(
         SamplingConfig,
         "stop",
         multiple=True,
         callback=None,
-        help="Text that ends a completion and is cut off; repeat for several. A line's end in bash: $'\\n'.",
+        help="Text that ends a completion and is cut off; repeat for several. A line break in bash: $'\\n'.",
     ),
     option(SamplingConfig, "num_samples", type=int, help="Completions per row; they differ if temperature is above 0."),
-    option(SamplingConfig, "seed", type=int, help="With row_idx, sample_idx and position it fixes every draw."),
-    option(SamplingConfig, "ignore_eos", is_flag=True, help="Always generate max-new-tokens; for benchmarks."),
+    option(
+        SamplingConfig,
+        "seed",
+        type=int,
+        help="Random seed. Every draw depends only on it, row_idx, sample_idx and position.",
+    ),
+    option(SamplingConfig, "ignore_eos", is_flag=True, help="Always generate max-new-tokens tokens; for benchmarks."),
 )
 
 
 def mode_option(mode: type[Mode], field: Field[Any]) -> Callable[[Command], Command]:
-    """Make an option of a mode's field; all that is to be shown is written there."""
+    """Make an option from a mode's field, which defines everything that is shown."""
     spec: OptionSpec = field.metadata["option"]
     attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
     if field.default is False:
@@ -186,10 +218,10 @@ def mode_option(mode: type[Mode], field: Field[Any]) -> Callable[[Command], Comm
 MODE_OPTIONS = options(*(mode_option(mode, field) for mode in MODES for field in fields(mode)))
 
 PART_OPTIONS = options(
-    option(OutputConfig, "rows_per_shard", type=int, help="Rows of the dataset per Parquet part."),
-    option(OutputConfig, "compression", type=click.Choice(COMPRESSIONS), help="Of the Parquet parts."),
-    option(OutputConfig, "include_prompt", switch=True, help="Write the rendered prompt beside its completion."),
-    option(OutputConfig, "max_error_rate", type=float, help="A larger share of error rows ends with exit code 3."),
+    option(OutputConfig, "rows_per_shard", type=int, help="Number of dataset rows per Parquet part."),
+    option(OutputConfig, "compression", type=click.Choice(COMPRESSIONS), help="Parquet compression codec."),
+    option(OutputConfig, "include_prompt", switch=True, help="Write the rendered prompt next to its completion."),
+    option(OutputConfig, "max_error_rate", type=float, help="Exit with code 3 if a larger share of rows are errors."),
 )
 
 OUTPUT_OPTIONS = options(
@@ -204,30 +236,41 @@ ENGINE_OPTIONS = options(
         type=click.Choice(ENGINES),
         help="paged: continuous batching, for models that support it. static: transformers' generate. fake: no model.",
     ),
-    option(EngineConfig, "max_batch_rows", type=int, help="Rows computed at once [default: 512; 256 on a CPU]."),
+    option(
+        EngineConfig,
+        "max_batch_rows",
+        type=int,
+        help="Maximum number of rows computed at once [default: 512; 256 on a CPU].",
+    ),
     option(
         EngineConfig,
         "max_batch_tokens",
         type=int,
-        help="Tokens computed in one step, prompts in chunks included [default: 4096; 2048 on a CPU].",
+        help="Maximum number of tokens computed in one step, including chunks of prompts [default: 4096; 2048 on a "
+        "CPU].",
     ),
     option(
         EngineConfig,
         "kv_cache_memory",
         type=Size(),
         metavar="SIZE",
-        help="KV cache per process, e.g. 20GiB [default: 85 % of what is free on the GPU; 40 % on a CPU].",
+        help="Memory for the KV cache of each process, e.g. 20GiB [default: 85 % of the free memory on a GPU; 40 % on "
+        "a CPU].",
     ),
-    option(EngineConfig, "stall_timeout", type=float, help="Seconds without a token before giving up. 0: never."),
+    option(
+        EngineConfig, "stall_timeout", type=float, help="Give up after this many seconds without a token (0: never)."
+    ),
     option(
         EngineConfig,
         "lease_timeout",
         type=float,
         metavar="SECONDS",
-        help="Seconds of silence after which a worker counts as dead and others take over its shards. The run keeps "
-        "the value; a restart may change it [default: 60].",
+        help="Seconds of silence after which a worker counts as dead and others take over its shards. The value is "
+        "stored with the run; a restart may change it [default: 60].",
     ),
-    option(EngineConfig, "cuda_graphs", switch=True, help="On a GPU, record decode steps and replay them."),
+    option(
+        EngineConfig, "cuda_graphs", switch=True, help="On a GPU, record decode steps as CUDA graphs and replay them."
+    ),
     click.option("--load-in-8bit", is_flag=True, hidden=True),
     click.option("--load-in-4bit", is_flag=True, hidden=True),
     click.option("--device-map", hidden=True),

@@ -1,4 +1,4 @@
-"""``job preview``: what ``job run`` with the same options would do. Needs no GPU and no weights, writes nothing."""
+"""``job preview``: shows what ``job run`` with the same options would do. Needs no GPU or weights; writes nothing."""
 
 import json
 import sys
@@ -37,23 +37,23 @@ class NumRows(click.ParamType[int | None]):
         if value is None or value == ALL_ROWS:
             return None
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number from 1 on nor '{ALL_ROWS}'.", param, ctx)
+            self.fail(f"{value!r} is neither a positive whole number nor '{ALL_ROWS}'.", param, ctx)
         return int(value)
 
 
-@click.command(short_help="Show what a run would do, without a model.")
+@click.command(short_help="Show what a run would do, without loading the model.")
 @MODEL_OPTIONS
 @DATA_OPTIONS
 @PROMPT_OPTIONS
 @SAMPLING_OPTIONS
 @MODE_OPTIONS
-@click.option(
-    "--output", type=click.Path(path_type=Path), default="preview", metavar="DIR", help="Neither read nor written."
-)
+@click.option("--output", type=click.Path(path_type=Path), default="preview", metavar="DIR", help="Ignored by preview.")
 @PART_OPTIONS
 @ENGINE_OPTIONS
 @CONFIG_OPTION
-@click.option("--num-prompts", type=click.IntRange(min=0), default=3, show_default=True, help="Prompts to show.")
+@click.option(
+    "--num-prompts", type=click.IntRange(min=0), default=3, show_default=True, help="Number of prompts to show."
+)
 @click.option(
     "--rows",
     "num_rows",
@@ -61,7 +61,7 @@ class NumRows(click.ParamType[int | None]):
     default="1000",
     show_default=True,
     metavar="N|all",
-    help="Rows to read, spread evenly over the dataset (with --streaming: the first).",
+    help="Number of rows to read, spread evenly over the dataset (with --streaming: the first N).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--verbose", is_flag=True, help="Let transformers and datasets write to stderr.")
@@ -70,7 +70,7 @@ def preview(num_prompts: int, num_rows: int | None, as_json: bool, **values: Any
 
     Needs the tokenizer, the model's configuration and the data, but neither weights nor a GPU; writes nothing.
 
-    Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse it.
+    Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse these options.
     """
     config = to_config(values)
     silence_libraries(verbose=config.verbose)

@@ -1,4 +1,4 @@
-"""``job retry``: the next run does error rows again."""
+"""``job retry``: marks error rows, which the next run recomputes."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,20 +9,20 @@ from job.cli.options import split_commas
 from job.errors import UsageError
 
 
-@click.command(short_help="Mark error rows, for the next run to do them again.")
+@click.command(short_help="Mark error rows, which the next run recomputes.")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     callback=split_commas,
-    help="Only rows with errors of this kind, such as engine_error; repeat it for several. Default: all error rows.",
+    help="Only rows with errors of this kind, such as engine_error; repeat for several [default: all error rows].",
 )
 def retry(output: Path, kinds: tuple[str, ...]) -> None:
-    """Mark the error rows of OUTPUT, the --output of a run.
+    """Mark the error rows of the run in OUTPUT, its --output.
 
-    Then run the same command as before: it does these rows again, and no others. Their parts stay readable until the
-    new ones replace them.
+    Then run the same command as before: it recomputes these rows and no others. Their parts stay readable until the new
+    ones replace them.
     """
     from job.output.looking.found import find_run
     from job.output.looking.retries import mark_for_retry, read_errors
@@ -33,10 +33,10 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     unknown = sorted(set(kinds) - set(present))
     if unknown:
         kinds_present = ", ".join(f"{kind} ({number:,})" for kind, number in present.most_common()) or "none"
-        raise UsageError(f"--kind {unknown[0]}: no finished row has such an error. Kinds there: {kinds_present}.")
+        raise UsageError(f"--kind {unknown[0]}: no finished row has this error. Kinds in this run: {kinds_present}.")
     marked = mark_for_retry(run, errors, kinds)
     if not marked:
-        click.echo("No finished row has an error: nothing to do again.")
+        click.echo("No finished row has an error: nothing to retry.")
         return
     listed = ", ".join(f"{kind} {number:,}" for kind, number in marked.most_common())
-    click.echo(f"{marked.total():,} rows will be done again ({listed}). Run the same command as before.")
+    click.echo(f"{marked.total():,} rows will be recomputed ({listed}). Run the same command as before.")

@@ -1,4 +1,4 @@
-"""``job status``: how far a run is, who works on it, and what to do. Reads only; needs no GPU."""
+"""``job status``: shows a run's progress, its workers, and what to do next. Only reads; needs no GPU."""
 
 import json
 import re
@@ -12,15 +12,15 @@ MIN_WATCH_SECS, MAX_WATCH_SECS = 0.1, 86_400.0
 
 
 class WatchCommand(click.Command):
-    """A command whose ``--watch`` may stand with a number of seconds or without."""
+    """A command whose ``--watch`` may come with or without a number of seconds."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments."""
+        """Parse the arguments."""
         return super().parse_args(ctx, give_watch_its_secs(args))
 
 
 def give_watch_its_secs(args: list[str]) -> list[str]:
-    """Complete a ``--watch`` that no number follows: click would take OUTPUT for its value.
+    """Add the default to a ``--watch`` without a number: click would take OUTPUT as its value.
 
     >>> give_watch_its_secs(["--watch", "runs/a"]), give_watch_its_secs(["--watch", "2", "runs/a"])
     (['--watch=5.0', 'runs/a'], ['--watch', '2', 'runs/a'])
@@ -32,13 +32,13 @@ def give_watch_its_secs(args: list[str]) -> list[str]:
 
 
 def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | None) -> float | None:
-    """Refuse what nobody can wait for. (``click.FloatRange`` lets nan through.)"""
+    """Refuse an interval that is out of range. (``click.FloatRange`` lets nan through.)"""
     if secs is not None and not MIN_WATCH_SECS <= secs <= MAX_WATCH_SECS:
         raise click.BadParameter(f"{secs:g} seconds; it must be {MIN_WATCH_SECS:g} to {MAX_WATCH_SECS:g}.", ctx, param)
     return secs
 
 
-@click.command(cls=WatchCommand, short_help="Show how far a run is and who works on it.")
+@click.command(cls=WatchCommand, short_help="Show a run's progress and workers.")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--watch",
@@ -46,15 +46,15 @@ def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | N
     type=float,
     callback=check_watch_secs,
     metavar="[SECS]",
-    help=f"Show it again every so many seconds (no number: {WATCH_SECS:g}), until the run is done or Ctrl-C.",
+    help=f"Repeat every SECS seconds (default: {WATCH_SECS:g}), until the run is done or Ctrl-C.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one per line.")
 def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
-    """Show how far the run in OUTPUT is: shards, rows, errors, speed, workers, and what to do.
+    """Show how far along the run in OUTPUT is: shards, rows, errors, speed, workers, and what to do next.
 
-    Works while the run goes and after it, on any machine that sees the directory, also without write permission.
+    Works during the run and after it, on any machine that sees the directory, even without write permission.
 
-    Exit codes: 0 shown; 2 OUTPUT is no run directory.
+    Exit codes: 0 shown; 2 OUTPUT is not a run directory.
     """
     from job.observe.status_report import describe_status
     from job.run.inspection import Inspection  # imports pyarrow: only now, so that --help is quick
@@ -70,5 +70,5 @@ def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
                 return
             sleep(watch_secs)
     except KeyboardInterrupt:
-        if watch_secs is None:  # else it is the way to end it
+        if watch_secs is None:  # Ctrl-C is how --watch ends
             raise

@@ -1,4 +1,4 @@
-"""``job verify``: whether what a run has written is right and complete. Reads all of it; needs no GPU."""
+"""``job verify``: checks that a run's output is correct and complete. Reads all of it; needs no GPU."""
 
 import json
 import sys
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 20
 
 
-@click.command(short_help="Read everything that a run has written and check it.")
+@click.command(short_help="Read and check everything that a run has written.")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all problems.")
 @click.pass_context
 def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
-    """Read every part of the run in OUTPUT in full and check it against manifest and plan.
+    """Read every part of the run in OUTPUT in full and check it against the manifest and the plan.
 
-    Each part must be readable and of this run, with the run's columns, exactly the rows of its shard in their order,
-    an error or a completion in each of them, and the counts that its footer tells.
+    Each part must be readable and belong to this run, with the run's columns, exactly the rows of its shard in order,
+    a completion or an error in each row, and the counts that its footer gives.
 
-    Exit codes: 0 right and complete; 1 something is wrong; 2 OUTPUT is no run directory; 75 right so far, run the same
-    command to complete it.
+    Exit codes: 0 correct and complete; 1 something is wrong; 2 OUTPUT is not a run directory; 75 correct so far, run
+    the same command to complete it.
     """
     from job.output.looking.found import find_run  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.verification import verify as verify_run
@@ -41,7 +41,7 @@ def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 
 
 def exit_code_of(result: "Verification") -> int:
-    """Return what the command's exit code says."""
+    """Return the exit code of the command."""
     if result.problems:
         return EXIT_FAILED
     return EXIT_DONE if result.is_complete else EXIT_STOPPED
@@ -57,10 +57,10 @@ def describe(output: Path, result: "Verification") -> str:
     return "\n".join(
         [
             str(output),
-            f"  parts    {result.num_parts:,} of {result.total_parts:,} right",
+            f"  parts    {result.num_parts:,} of {result.total_parts:,} correct",
             f"  rows     {result.total_rows:,} = {' + '.join(rows)}",
             *([f"  errors   {kinds}"] if kinds else []),
-            *([f"  retry    error rows of {result.num_to_retry:,} parts"] if result.num_to_retry else []),
+            *([f"  retry    error rows in {result.num_to_retry:,} parts"] if result.num_to_retry else []),
             *([f"  problems {len(result.problems):,}"] if result.problems else []),
             *(f"    {problem}" for problem in result.problems[:MAX_PROBLEMS]),
             *([f"    and {more:,} more; --json lists all"] if more > 0 else []),
@@ -71,7 +71,7 @@ def describe(output: Path, result: "Verification") -> str:
 
 def _advice(result: "Verification") -> str:
     if result.problems:
-        return "Remove these files and run the same command: their rows are done again."
+        return "Remove these files and run the same command: their rows will be recomputed."
     if not result.is_complete:
-        return "Right so far, but not complete: run the same command to continue."
-    return "Right and complete."
+        return "Correct so far, but not complete: run the same command to continue."
+    return "Correct and complete."

@@ -1,6 +1,6 @@
-"""Which process this is, read once from the launcher's environment. Knows no torch, and no launcher by name.
+"""Which process this is, read once from the launcher's environment. Imports no torch, and names no launcher.
 
-``launchers.LAUNCHERS`` says where each launcher writes what; there is one parser for all of them.
+``launchers.LAUNCHERS`` lists where each launcher puts its values; one parser reads them all.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class ProcessInfo:
     master_addr: str
     master_port: int
     launcher: Launcher
-    """What has started it."""
+    """The launcher that started it."""
 
     @property
     def replica_idx(self) -> int:
@@ -40,7 +40,7 @@ class ProcessInfo:
 
     @property
     def tensor_parallel_rank(self) -> int:
-        """Which part of the model; 0 is the leader."""
+        """Which part of the model this process holds; 0 is the leader."""
         return self.rank % self.tensor_parallel_size
 
     @property
@@ -50,7 +50,7 @@ class ProcessInfo:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process tells the user how the launch goes: one does."""
+        """Whether this process reports to the user. One process of a launch does."""
         return self.rank == 0
 
 
@@ -59,7 +59,7 @@ def read_process_info(env: Mapping[str, str], tensor_parallel_size: int) -> Proc
 
     Raises:
         UsageError: the world size is not a multiple of ``tensor_parallel_size``, a variable is not a number, or
-            nothing says on which of several nodes rank 0 is.
+            the launcher does not say which of several nodes rank 0 is on.
     """
     launcher = launcher_of(env)
     info = ProcessInfo(
@@ -82,16 +82,16 @@ def read_process_info(env: Mapping[str, str], tensor_parallel_size: int) -> Proc
     num_here = _value(env, launcher.local_world_size)
     if num_here and int(num_here) < info.world_size and not _value(env, launcher.master_addr):
         raise UsageError(
-            f"{launcher.name} does not say on which node rank 0 is. Set MASTER_ADDR to that host for all processes."
+            f"{launcher.name} does not say which node rank 0 is on. Set MASTER_ADDR to that host for all processes."
         )
     return info
 
 
 def export_process_info(info: ProcessInfo, env: MutableMapping[str, str], num_visible_devices: int) -> None:
-    """Write the variables that torch and DeepSpeed read.
+    """Set the variables that torch and DeepSpeed read.
 
-    DeepSpeed takes LOCAL_RANK as the device index. A task that sees only its own GPU (``--gpus-per-task=1``) must
-    therefore say 0, whatever its place on the node.
+    DeepSpeed uses LOCAL_RANK as the device index. In a task that sees only its own GPU (``--gpus-per-task=1``), it must
+    therefore be 0, whatever the task's position on the node.
     """
     device_idx = info.local_rank % num_visible_devices if num_visible_devices else info.local_rank
     env.update(
@@ -105,7 +105,7 @@ def export_process_info(info: ProcessInfo, env: MutableMapping[str, str], num_vi
 
 
 def _value(env: Mapping[str, str], sources: tuple[Source, ...]) -> str:
-    """Return what the first source that has a value says. Empty if none has."""
+    """Return the value of the first source that has one. Empty if none has."""
     values = (env.get(source, "") if isinstance(source, str) else source(env) for source in sources)
     return next(filter(None, values), "")
 
@@ -114,7 +114,7 @@ def _number(env: Mapping[str, str], sources: tuple[Source, ...], default: int) -
     value = _value(env, sources)
     if value and not re.fullmatch(r"\d+", value):
         name = next(source for source in sources if isinstance(source, str) and env.get(source) == value)
-        raise UsageError(f"The environment variable {name} is {value!r}, not a number. Which launcher set it?")
+        raise UsageError(f"The environment variable {name} is {value!r}, not a number. Check the launcher that set it.")
     return int(value or default)
 
 
@@ -125,10 +125,10 @@ def is_first_process(env: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def told_once(env: Mapping[str, str]) -> Iterator[None]:
-    """Let only rank 0 tell of a mistake that every process of a launch makes alike.
+    """Let only rank 0 report an error that every process of a launch has in the same way.
 
     Raises:
-        PeerFailed: in place of the ``UsageError``, on the others.
+        PeerFailed: on the other processes, in place of the ``UsageError``.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The launchers that this project knows, as a table: how each is recognised, and where it says what.
+"""The launchers that this project knows, as a table: how each is recognised, and where it puts its values.
 
 To add a launcher, add an entry to ``LAUNCHERS``. Kubernetes needs none: Kubeflow's trainer sets torch's variables, and
 a JobSet can set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its pod template.
@@ -12,12 +12,12 @@ from job.launch import slurm
 
 Env = Mapping[str, str]
 Source = str | Callable[[Env], str]
-"""The name of a variable, or what a value follows from if no variable holds it. An empty value counts as none."""
+"""The name of a variable, or a function that derives a value that no variable has. An empty value counts as missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """One launcher. For each value the sources in the order of preference; where none has it, a default holds."""
+    """One launcher. Each value has its sources in order of preference; if none has it, a default is used."""
 
     name: str
     recognised_by: tuple[str, ...] = ()
@@ -33,15 +33,15 @@ class Launcher:
     packages: tuple[str, ...] = ()
     """Packages of such programs that are started with ``python -m``."""
     hides_devices: bool = False
-    """Whether it can show each process its own GPU alone, so that one visible GPU does not mean one GPU for all."""
+    """Whether it can show each process only its own GPU, so that one visible GPU does not mean one GPU for all."""
 
     def is_recognised_in(self, env: Env) -> bool:
-        """Whether it has started the process with this environment."""
+        """Whether it started the process with this environment."""
         return all(name in env for name in self.recognised_by)
 
 
 def _mpi_port(env: Env) -> str:
-    """Derive the rendezvous port from the name of the MPI job, so that two jobs on one node do not meet."""
+    """Derive the rendezvous port from the name of the MPI job, so that two jobs on one node do not collide."""
     return str(20_000 + zlib.crc32(env.get("PMIX_NAMESPACE", "").encode()) % 12_000)
 
 
@@ -61,7 +61,7 @@ LAUNCHERS = (
         packages=("torch.distributed",),
     ),
     Launcher(
-        name="deepspeed",  # and whatever else sets torch's variables
+        name="deepspeed",  # and anything else that sets torch's variables
         recognised_by=("RANK", "WORLD_SIZE"),
         rank=("RANK",),
         world_size=("WORLD_SIZE",),
@@ -108,9 +108,9 @@ LAUNCHERS = (
         hides_devices=True,  # --gpus-per-task=1
     ),
 )
-"""In the order in which they are looked for: a launcher inside another one's allocation comes before that."""
+"""In the order in which they are tried: a launcher that runs inside another one's allocation comes before that one."""
 
 
 def launcher_of(env: Env) -> Launcher:
-    """Return the launcher that has started the process with this environment."""
+    """Return the launcher that started the process with this environment."""
     return next((launcher for launcher in LAUNCHERS if launcher.is_recognised_in(env)), NO_LAUNCHER)

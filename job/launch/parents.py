@@ -1,8 +1,8 @@
-"""Notices that the launcher is gone, so that no process of a launch outlives it.
+"""Notices the death of the launcher, so that no process of a launch outlives it.
 
-``deepspeed`` dies of SIGTERM at once and leaves the process that it started, with all workers; a ``torchrun`` that is
-killed leaves its workers. They would hold the GPUs, unseen. Only processes known as launchers are watched: under
-``nohup`` or ``setsid`` it is right to outlive one's parent.
+``deepspeed`` dies of SIGTERM immediately and leaves behind the process that it started, with all workers; a killed
+``torchrun`` leaves behind its workers. They would go on holding the GPUs, unnoticed. Only known launchers are watched:
+under ``nohup`` or ``setsid``, a process is meant to outlive its parent.
 """
 
 import threading
@@ -52,7 +52,7 @@ def is_launcher(argv: Sequence[str]) -> bool:
 
 
 def watch(launchers: Sequence[tuple[int, str]], tell: Callable[[], None], *, every_secs: float = 1.0) -> None:
-    """Call ``tell`` from a thread of its own as soon as one of the launchers runs no more."""
+    """Call ``tell`` from a separate thread as soon as one of the launchers has exited."""
     if launchers:
         threading.Thread(target=_watch, args=(launchers, tell, every_secs), name="launcher-watch", daemon=True).start()
 

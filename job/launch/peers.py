@@ -1,7 +1,8 @@
-"""Tells the other processes of a launch that one of them was asked to stop.
+"""Notifies the other processes of a launch that one of them was asked to stop.
 
-A signal may reach one process alone. If it ends at once, the others wait for it in a collective, or lose its connection
-and cannot know why; so it leaves a word in the store through which they found each other, where a thread of each waits.
+A signal may reach only one process. If that one exits immediately, the others wait for it in a collective, or lose its
+connection without knowing why. So it leaves a notice in the store through which they found each other, where a thread
+of each process waits for it.
 """
 
 import contextlib
@@ -20,22 +21,22 @@ REASON, NUM_LEFT = "job/stop", "job/num_left"
 FOREVER = timedelta(days=3650)
 
 NOTICE_SECS = 1.0
-"""How long a word may take to reach the others."""
+"""How long a notice may take to reach the others."""
 
 
 class Peers:
     """The other processes of the launch, seen from one of them."""
 
     def __init__(self, info: ProcessInfo, stop: StopFlag) -> None:
-        """Wait for the others' word in a thread, and let ``stop`` tell them. They have all found each other.
+        """Wait for the others' notice in a thread, and let ``stop`` send one. All processes must have joined already.
 
         Raises:
             RuntimeError: the store of the launch cannot be reached.
         """
         self._world_size, self._stop = info.world_size, stop
-        # Of torchrun's agent, where that says so; else rank 0 has the store, and it ends with it.
+        # The store is torchrun's agent's if the agent says so. Otherwise rank 0 hosts it, and it ends with rank 0.
         self._hosts_store = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        # Connections of their own: a wait in one thread would hold up the others.
+        # Two connections: on a shared one, the wait in one thread would block the other.
         self._store, listening = (
             TCPStore(info.master_addr, info.master_port, is_master=False, wait_for_workers=False) for _ in range(2)
         )
@@ -44,11 +45,11 @@ class Peers:
         threading.Thread(target=self._listen, args=(listening,), name="peers", daemon=True).start()
 
     def were_stopped(self) -> bool:
-        """Whether one of them was asked to stop. For a process that has just lost its connection."""
+        """Whether one of them was asked to stop. To be called after a connection was lost."""
         return self._heard.wait(NOTICE_SECS)
 
     def _announce(self, name: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the store has ended: so has the launch
+        with contextlib.suppress(RuntimeError):  # the store is closed, so the launch has ended
             self._store.set(REASON, name)
             num_left = self._store.add(NUM_LEFT, 1)
             end = time.monotonic() + NOTICE_SECS
@@ -60,7 +61,7 @@ class Peers:
         try:
             store.wait([REASON], FOREVER)
             name = store.get(REASON).decode()
-        except RuntimeError:  # the store has ended
+        except RuntimeError:  # the store is closed
             return
         self._heard.set()
         self._stop.request(name)

@@ -1,4 +1,4 @@
-"""What the operating system says of other processes, by psutil. Whether one still runs, and who started it."""
+"""What the operating system says about other processes, through psutil: whether one still runs, and its parent."""
 
 import contextlib
 import os
@@ -7,25 +7,25 @@ from pathlib import Path
 import psutil
 
 HIDDEN = ""
-"""The start time of a process that runs, but of which this user may learn nothing (``hidepid`` on shared nodes)."""
+"""The start time of a process that is running but hidden from this user (``hidepid`` on shared nodes)."""
 
 UNKNOWN = "unknown"
-"""The namespace where there is no /proc: nobody can tell there whether a process runs, only silence can."""
+"""The namespace on systems without /proc. There, only silence can show that a process has died."""
 
 
 def start_time_of(pid: int) -> str | None:
-    """Return when a process started: tells it from a later process with the same number. None if it does not run.
+    """Return when a process started, to distinguish it from a later one with the same pid. None if it is not running.
 
-    A zombie, whose parent has not asked about it (as in containers whose first process reaps none), does not run.
+    A zombie, which its parent has not reaped (as in containers whose first process reaps none), is not running.
 
-    In clock ticks since boot on Linux, as /proc/pid/stat has it, and not as a time of day: when the clock of the
-    machine is set, ``create_time()`` of a process moves with it, and a living process would look like another one.
+    On Linux, the time is in clock ticks since boot, as in /proc/pid/stat, and not a time of day: when the machine's
+    clock is set, a process's ``create_time()`` moves with it, and a live process would look like a different one.
     """
     try:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
-        boot_time = psutil.boot_time() if psutil.LINUX else 0.0  # first: older psutil keep it for create_time()
+        boot_time = psutil.boot_time() if psutil.LINUX else 0.0  # first: older psutil cache it for create_time()
         return str(round((process.create_time() - boot_time) * os.sysconf("SC_CLK_TCK")))
     except psutil.AccessDenied:
         return HIDDEN
@@ -34,7 +34,7 @@ def start_time_of(pid: int) -> str | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the process that started this one, or adopted it. None if it does not run."""
+    """Return the pid of the process that started or adopted this one. None if it is not running."""
     try:
         parent: int = psutil.Process(pid).ppid()
     except psutil.Error:
@@ -43,7 +43,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def command_of(pid: int) -> list[str]:
-    """Return the command line of a process. Empty if it does not run, or may not be seen."""
+    """Return the command line of a process. Empty if it is not running or is hidden."""
     with contextlib.suppress(psutil.Error):
         argv: list[str] = psutil.Process(pid).cmdline()
         return argv
@@ -51,7 +51,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def pid_namespace() -> str:
-    """Return what tells the process ids of this process from those of other containers, and of other boots."""
+    """Return the namespace of this process's pid, which differs between containers and between boots."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     try:
         return f"{boot_id.read_text(encoding='utf-8').strip()}/{Path('/proc/self/ns/pid').readlink()}"

@@ -1,9 +1,9 @@
-"""Process groups, and the one channel over which a leader tells its followers what comes next (law 1).
+"""Process groups, and the one channel over which a leader sends its followers what comes next (law 1).
 
-Four kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries what DeepSpeed's layers reduce and the tokens
-of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket, not on a GPU;
-a second one, less patient, tells how each rank's part of a batch went. A gloo group of the world carries what all
-processes of the launch must agree on before they work.
+There are four kinds of groups. The model's own (NCCL on CUDA, gloo on CPU) carries the reductions of DeepSpeed's layers
+and the tokens of each step. A gloo group per replica carries the leader's commands, so that followers wait on a socket,
+not on a GPU; a second one, with a shorter timeout, carries the status of each rank after a step. A gloo group of all
+processes carries what they must agree on before the work begins.
 """
 
 import contextlib
@@ -23,25 +23,25 @@ from job.launch.peers import Peers
 from job.launch.stop import StopFlag
 
 COMMAND_TIMEOUT = timedelta(hours=6)
-"""Followers wait so long for the next command: a large dataset may be converted while they do. A leader that dies
-closes its sockets, which ends the wait at once."""
+"""How long followers wait for the next command: a large dataset may be converted in the meantime. A leader that dies
+closes its sockets, which ends the wait immediately."""
 
 STATUS_TIMEOUT = timedelta(minutes=2)
 """How long ranks wait to hear from each other after a step in which one of them failed."""
 
 
 MESSAGE_INTS = 4096
-"""Length of the leader's usual message, in numbers of 32 bits: a step of 512 rows in decode has some 2,600."""
+"""Length of the leader's usual message in 32-bit integers: a decode step of 512 rows needs about 2,600."""
 
 
 class Replica:
     """The processes that share one copy of the model, seen from one of them."""
 
     def __init__(self, info: ProcessInfo, stop: StopFlag | None = None) -> None:
-        """Join the launch: every process of it must call this.
+        """Join the launch. Every process of the launch must call this.
 
         Args:
-            stop: shared with the other processes: a signal may reach one of them alone.
+            stop: its requests are passed on to the other processes: a signal may reach only one of them.
 
         Raises:
             JobError: the processes cannot find each other.
@@ -64,7 +64,7 @@ class Replica:
         except (RuntimeError, ValueError) as error:
             raise JobError(
                 f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
-                f"{self.info.master_port}: {first_line(error)}. Were all started, and is the port free?"
+                f"{self.info.master_port}: {first_line(error)}. Check that all were started and that the port is free."
             ) from None
         self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
         self.launch_id = self.agree_in_world(self.launch_id)
@@ -89,7 +89,7 @@ class Replica:
 
     @property
     def has_followers(self) -> bool:
-        """Whether there is anybody to tell."""
+        """Whether the replica has processes besides the leader."""
         return self.info.tensor_parallel_size > 1
 
     def agree_in_world(self, value: Any) -> Any:
@@ -113,7 +113,7 @@ class Replica:
 
         Raises:
             JobError: ``failure``, if there is one.
-            PeerFailed: another process has one.
+            PeerFailed: another process has failed.
         """
         codes = self.gather_in_world(failure and failure.exit_code)
         if failure is not None:
@@ -138,9 +138,9 @@ class Replica:
         return tensor
 
     def broadcast_ints(self, values: np.ndarray[Any, np.dtype[np.int32]] | None) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Return the leader's numbers, on every process of the replica. The first number says how many there are.
+        """Return the leader's numbers, on every process of the replica. The first number is their count.
 
-        One message of a fixed length, and a second one for the rest of a long one: no pickling, no sizes sent ahead.
+        Sends one message of fixed length, and a second one only if there is more: no pickling, no sizes sent ahead.
         """
         if values is not None and not self.has_followers:
             return values
@@ -176,10 +176,10 @@ class Replica:
         return values
 
     def gather_status(self, value: str | None) -> list[str | None]:
-        """Return what every process of the replica says of the step that it has just done; None means well.
+        """Return the status of the step that has just ended, from every process of the replica; None means success.
 
-        A process that failed alone finds the others inside a collective of the model. They never come here, the wait
-        times out, and the replica ends: no other way is safe.
+        If one process fails alone, the others are still inside a collective of the model. They never get here, the wait
+        times out, and the replica ends: nothing else would be safe.
         """
         if not self.has_followers:
             return [value]
@@ -190,11 +190,11 @@ class Replica:
 
     @contextlib.contextmanager
     def _connection(self, failure: str | None = None) -> Iterator[None]:
-        """Say in one line that a process is gone, and what had failed here before, if anything had.
+        """Turn a lost connection into a one-line error, with what failed here before, if anything did.
 
         Raises:
-            PeerFailed: it was asked to stop, and so is this one.
-            JobError: nobody knows why it is gone.
+            PeerFailed: the other process was asked to stop, and so is this one.
+            JobError: the other process has died for an unknown reason.
         """
         try:
             yield
@@ -203,26 +203,26 @@ class Replica:
                 raise PeerFailed(EXIT_STOPPED) from None
             if failure is not None:
                 raise JobError(
-                    f"rank {self.info.rank}: {failure}, on this process alone, so the replica cannot go on. The same "
-                    "command continues; with less --max-batch-tokens if memory was short."
+                    f"rank {self.info.rank}: {failure}, on this process alone, so the replica cannot continue. Run the "
+                    "same command to continue, with a smaller --max-batch-tokens if memory was short."
                 ) from error
             raise JobError(
-                f"rank {self.info.rank}: another process of this launch is gone ({first_line(error)}). "
-                "Its own message says why; the same command continues."
+                f"rank {self.info.rank}: another process of this launch has died ({first_line(error)}). "
+                "Its own message says why; run the same command to continue."
             ) from error
 
     def close(self) -> None:
-        """Wait until all processes of the replica are done: one that leaves early cuts the others' connections."""
+        """Wait until all processes of the replica are done: one that exits early breaks the others' connections."""
         if self.has_followers:
-            with contextlib.suppress(RuntimeError):  # one is gone: nothing is left to do for it, or with it
+            with contextlib.suppress(RuntimeError):  # one has died, so there is nothing left to wait for
                 dist.barrier(group=self._status)
 
 
 def _choose_device(info: ProcessInfo) -> torch.device:
-    """Take this process's GPU, and tell DeepSpeed the same through the environment.
+    """Choose this process's GPU, and pass the choice to DeepSpeed through the environment.
 
     Raises:
-        UsageError: more processes than GPUs on this node.
+        UsageError: there are more processes than GPUs on this node.
     """
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
     num_devices = 0 if on_cpu else torch.cuda.device_count()
@@ -234,7 +234,8 @@ def _choose_device(info: ProcessInfo) -> torch.device:
     sees_its_own = info.launcher.hides_devices and num_devices == 1
     if info.local_world_size > num_devices and not sees_its_own:
         raise UsageError(
-            f"{info.local_world_size} processes on this node, but {num_devices} GPUs. Start one process per GPU."
+            f"There are {info.local_world_size} processes on this node, but only {num_devices} GPUs. Start one process "
+            "per GPU."
         )
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)

@@ -1,4 +1,4 @@
-"""What Slurm says of a step in a form of its own: lists of nodes, tasks per node, and how a port follows from them."""
+"""What Slurm says about a step in its own notation: node lists and tasks per node. Also derives a rendezvous port."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 def tasks_here(env: Mapping[str, str]) -> str:
     """Return the number of tasks on this node.
 
-    SLURM_TASKS_PER_NODE is like "2(x3),1": an entry for each node when expanded.
+    SLURM_TASKS_PER_NODE looks like "2(x3),1", which expands to one entry per node.
 
     >>> tasks_here({"SLURM_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"})
     '1'
@@ -38,9 +38,9 @@ def first_host(nodelist: str) -> str:
 
 
 def port(env: Mapping[str, str]) -> str:
-    """Derive the rendezvous port from the job and the step, so that jobs and steps that share a node do not meet.
+    """Derive the rendezvous port from the job and the step, so that jobs and steps that share a node do not collide.
 
-    Stays below the ephemeral range (32768 on Linux), where the kernel may have given the number away.
+    It is below the ephemeral range (from 32768 on Linux), in which the kernel may have assigned it to another process.
     """
     return str(20_000 + (_number(env, "SLURM_JOB_ID") * 37 + _number(env, "SLURM_STEP_ID")) % 12_000)
 

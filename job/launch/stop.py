@@ -1,9 +1,9 @@
-"""A request to stop. Until the work begins it ends the process at once; then it is a flag, and the leader acts on it
-between two tokens (law 1).
+"""A request to stop. Until the work begins, it ends the process immediately. After that it sets a flag, which the
+leader checks between two tokens (law 1).
 
-Before the first row there is nothing to save: no shard is claimed, and what a conversion or a claim of the run
-directory leaves half-written is ignored or swept by the next launch. Waiting would cost the time that Slurm gives
-before it kills.
+Before the first row there is nothing to save: no shard is claimed, and anything that a conversion or a claim of the run
+directory leaves half-written is ignored or removed by the next launch. Waiting would use up the time that Slurm gives
+before it kills the process.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopFlag:
-    """Set by signals. A second one changes nothing, except Ctrl-C: then the process ends at once, as after a kill."""
+    """A flag set by signals. A second signal changes nothing, except Ctrl-C: then the process ends as after a kill."""
 
     def __init__(self, *, speaks: bool = True) -> None:
-        """Make a flag that nothing sets yet.
+        """Make a flag that is not set. Signals reach it only after ``install``.
 
         Args:
-            speaks: whether this process tells the user when it ends at once: one of a launch does.
+            speaks: whether this process prints a message when it ends immediately. One process of a launch does.
         """
         self.signal_name: str | None = None
         self.announce: Callable[[str], None] = lambda name: None
-        """Lets the other processes of the launch know. See ``peers``."""
+        """Notifies the other processes of the launch. See ``peers``."""
         self._speaks = speaks
         self._ends_at_once = False
         self._was_signalled = False
@@ -41,26 +41,26 @@ class StopFlag:
         self._lock = threading.RLock()
 
     def request(self, name: str) -> None:
-        """Set the flag, or end the process if the work has not begun. The first ``name`` stays as the reason."""
+        """Set the flag, or end the process if the work has not begun. The first ``name`` is kept as the reason."""
         with self._lock:
             if self._ends_at_once:
                 self._leave(name)
             self.signal_name = self.signal_name or name
 
     def install(self) -> None:
-        """Let the signals end the process, until ``begin_work``."""
+        """Make signals end the process, until ``begin_work``."""
         self._ends_at_once = True
         reading, writing = socket.socketpair()
         writing.setblocking(False)
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        # Python runs handlers between two instructions of the main thread, which may wait in C for minutes: for the
-        # other processes to join, or for rank 0 to convert a dataset. This file descriptor is written to at once.
+        # Python runs handlers between two instructions of the main thread, which may be waiting in C for minutes, for
+        # the other processes to join or for rank 0 to convert a dataset. This file descriptor is written immediately.
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(reading, writing), name="signals", daemon=True).start()
 
     def begin_work(self) -> None:
-        """From now on, signals set the flag."""
+        """From now on, make signals set the flag."""
         with self._lock:
             self._ends_at_once = False
 
@@ -69,21 +69,21 @@ class StopFlag:
         return self.signal_name is not None
 
     def wait(self, secs: float) -> bool:
-        """Sleep, but no longer than until a stop is requested."""
+        """Sleep for ``secs``, or until a stop is requested. True if one was."""
         end = time.monotonic() + secs
         while not self() and time.monotonic() < end:
             time.sleep(min(0.1, secs))  # no threading.Event: setting one in a handler can deadlock with its wait
         return self()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Asks about this process's own signals: after the first Ctrl-C, a peer's notice may come before the handler.
+        # Counts only this process's own signals: after the first Ctrl-C, a peer's notice may arrive before the handler.
         if number == signal.SIGINT and self._was_signalled:
-            raise KeyboardInterrupt  # a second Ctrl-C: the user will not wait
+            raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
         self._was_signalled = True
         self.request(signal.Signals(number).name)
 
     def _listen(self, reading: socket.socket, writing: socket.socket) -> None:
-        """Act on signals while the main thread cannot. Keeps ``writing`` open: the interpreter has its number only."""
+        """Act on signals while the main thread cannot. Keeps ``writing`` open: the interpreter has only its number."""
         while numbers := reading.recv(64):
             for number in filter(SIGNALS.__contains__, numbers):
                 name = signal.Signals(number).name

@@ -1,1 +1,1 @@
-"""Kinds of answers, a file each; ``table`` names them."""
+"""Kinds of answers, one file each; ``table`` lists them."""

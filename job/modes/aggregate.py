@@ -1,4 +1,4 @@
-"""Majority: next to each sample, what most samples of its row say."""
+"""Majority vote: writes next to each sample the completion that most samples of its row agree on."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ AGGREGATES = ("majority",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateMode(Mode):
-    """What several samples of a row come to."""
+    """The majority vote over the samples of each row."""
 
     name: ClassVar[str] = "aggregate"
 
@@ -52,10 +52,10 @@ class AggregateMode(Mode):
 
 
 def majorities(completions: Iterable[Completion]) -> dict[int, tuple[str | None, float | None]]:
-    """Return for each row the completion that most of its samples have, and the share of samples that have it.
+    """Return each row's most frequent completion, and the share of its samples that have it.
 
-    Ties go to the lowest sample_idx. Samples with an error or cut by ``max_new_tokens`` have no vote, but count in the
-    share. (None, None) if none has a vote.
+    Ties go to the lowest sample_idx. Samples with an error or cut by ``max_new_tokens`` do not vote, but count in the
+    share. (None, None) if no sample votes.
     """
     votes: dict[int, Counter[str]] = {}
     num_samples = Counter[int]()
@@ -70,5 +70,5 @@ def majorities(completions: Iterable[Completion]) -> dict[int, tuple[str | None,
 def _winner(votes: Counter[str], num_samples: int) -> tuple[str | None, float | None]:
     if not votes:
         return None, None
-    text, number = votes.most_common(1)[0]  # of a tie, the one that was counted first
+    text, number = votes.most_common(1)[0]  # in a tie, the one that was counted first
     return text, number / num_samples

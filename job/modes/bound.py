@@ -1,4 +1,4 @@
-"""The modes of a run together: what the engine is asked for a row, and from a generation to a row of the output."""
+"""All modes of a run together: they define the engine's task for a row, and turn a generation into an output row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class BoundModes:
 
     @property
     def task(self) -> Task:
-        """What the engine is asked for each row."""
+        """What the engine is asked to do for each row."""
         task: Task = Generate(params=self.config.sampling.params)
         for mode in self.modes:
             task = mode.refine(task)
@@ -43,23 +43,23 @@ class BoundModes:
 
     @property
     def sections(self) -> list[Section]:
-        """What a preview shows of the modes."""
+        """What a preview shows about the modes."""
         return [section for mode in self.modes for section in mode.sections()]
 
     def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
-        """Return what the user should know, given what reads the first row's prompt."""
+        """Return notes for the user. See ``BoundMode.notes_on``."""
         return tuple(note for mode in self.modes for note in mode.notes_on(first_prompt))
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """What the modes want to know before the first row."""
+        """What the modes need computed before the first row."""
         return tuple(probe for mode in self.modes for probe in mode.probes)
 
     def calibrated(self, probes: Sequence[Generation]) -> "BoundModes":
-        """Return these modes with what the probes came to taken into account.
+        """Return these modes, calibrated with the results of their probes.
 
         Args:
-            probes: what the engine made of each of ``probes``, in their order.
+            probes: the engine's result for each of ``self.probes``, in the same order.
         """
         modes, start = [], 0
         for mode in self.modes:
@@ -71,11 +71,11 @@ class BoundModes:
     def complete(
         self, generations: Sequence[Generation], texts: Sequence[str], prompts: Sequence[str | None]
     ) -> list[Completion]:
-        """Return the rows of the output.
+        """Return the output rows.
 
         Args:
-            texts: what each generation says.
-            prompts: the texts to write next to them.
+            texts: the decoded text of each generation.
+            prompts: the prompt to write next to each.
         """
         return [self._complete(*each) for each in zip(generations, texts, prompts, strict=True)]
 

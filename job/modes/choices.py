@@ -2,7 +2,7 @@
 
 Scores are log-likelihoods log P(choice | prompt): sums over the choice's tokens. They may be divided by the choice's
 length, and calibrated against content-free prompts: Zhao et al., "Calibrate Before Use" (ICML 2021) divide each
-choice's probability by the one it has when the row says nothing ("N/A").
+choice's probability by the one it has for a row without content ("N/A").
 """
 
 import json
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 NORMALIZATIONS = ("none", "tokens", "bytes")
 
 MAX_BORDERS, BORDER_CHARS = 100, 1000
-"""How many choices, and how much of a prompt's end, are looked at for tokens that would join."""
+"""How many choices, and how many characters at the end of a prompt, are checked for tokens that would merge."""
 
 
 def read_choices(values: Sequence[str]) -> tuple[str, ...]:
     """Return the texts of ``--choices``: as given, or the lines of a file if only one value was given.
 
     Raises:
-        UsageError: fewer than two, an empty one, two equal ones.
+        UsageError: there are fewer than two, one is empty, or two are equal.
     """
     texts = tuple(values)
     if len(values) == 1:
@@ -50,7 +50,7 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
     seen: set[str] = set()
     for idx, text in enumerate(texts):
         if not text.strip():
-            raise UsageError(f"--choices: number {idx + 1} is {text!r}; it must be a text that is not empty.")
+            raise UsageError(f"--choices: number {idx + 1} is {text!r}; it must be a non-empty text.")
         if text.strip() in seen:
             raise UsageError(f"--choices: {text!r} is given twice. Leave one out.")
         seen.add(text.strip())
@@ -61,7 +61,7 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoicesMode(Mode):
-    """The likeliest of some texts."""
+    """The most likely of the given texts."""
 
     name: ClassVar[str] = "choices"
     answers: ClassVar[bool] = True
@@ -71,21 +71,22 @@ class ChoicesMode(Mode):
 
     choices: tuple[str, ...] = option(
         (),
-        "Answer with the likeliest of these texts, scored, not generated. Repeat, or name a file of them.",
+        "Answer with the most likely of these texts, which are scored, not generated. Repeat, or name a file with one "
+        "per line.",
         metavar="TEXT_OR_FILE",
         read=read_choices,
     )
-    """As the model would write them. White space around them is not part of the answer: a prompt that ends in
-    "Sentiment:" wants " positive" after it."""
+    """Written as the model would write them. The answer leaves out the white space around them: after a prompt that
+    ends in "Sentiment:", the choice should be " positive"."""
     choice_normalization: str = option(
         "none",
-        "Divide a choice's log-likelihood by its tokens or bytes before choices are compared.",
+        "Divide each choice's log-likelihood by its number of tokens or bytes before comparing the choices.",
         choices=NORMALIZATIONS,
     )
     choice_calibration: tuple[str, ...] = option(
         (),
-        "Divide probabilities by those after this content-free text, such as 'N/A', in the row's place. Repeat to "
-        "average over several.",
+        "Divide probabilities by those for a prompt with this content-free text, such as 'N/A', in place of the row. "
+        "Repeat to average over several.",
         metavar="TEXT",
     )
 
@@ -95,10 +96,10 @@ class ChoicesMode(Mode):
         require(self.choice_normalization in NORMALIZATIONS, "choice-normalization", self.choice_normalization, need)
         if not self.choices:
             flag = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
-            raise UsageError(f"{flag} was given without --choices.")
+            raise UsageError(f"{flag} was given without --choices. Give both, or leave it out.")
         for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
             if getattr(config.sampling, name) != getattr(SamplingParams(), name):
-                raise UsageError(f"--{name.replace('_', '-')} changes nothing with --choices. Leave it out.")
+                raise UsageError(f"--{name.replace('_', '-')} has no effect with --choices. Leave it out.")
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
@@ -139,7 +140,7 @@ class ChoicesMode(Mode):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundChoices(BoundMode):
-    """All that makes an answer of scores."""
+    """Everything needed to turn scores into an answer."""
 
     tokens: Tokens
     texts: tuple[str, ...]
@@ -147,9 +148,9 @@ class BoundChoices(BoundMode):
     normalization: str = "none"
     probes: tuple[Probe, ...] = ()
     offsets: tuple[float, ...] = ()
-    """What calibration takes from each score; empty: nothing."""
+    """What calibration subtracts from each score. Empty: nothing."""
     temperature: float = 0.0
-    """0: the likeliest. Otherwise each sample is drawn, from probabilities to the power of 1 / temperature."""
+    """0: the most likely choice. Otherwise each sample is drawn from the probabilities to the power 1 / temperature."""
     seed: int = 0
 
     def refine(self, task: Task) -> Task:
@@ -160,7 +161,7 @@ class BoundChoices(BoundMode):
         """Choose, given the log-likelihood of each choice."""
         import numpy as np
 
-        assert generation.choice_logprobs is not None, "a request to score was answered with something else"
+        assert generation.choice_logprobs is not None, "the engine did not score the choices"
         scores = self._normalized(generation.choice_logprobs) - np.array(self.offsets or 0.0)
         probs = np.exp(_log_softmax(scores))
         best = int(scores.argmax()) if self.temperature == 0 else self._draw(scores, generation.request.key)
@@ -180,11 +181,11 @@ class BoundChoices(BoundMode):
         return AnswerLength(num_tokens=longest, what="The longest of --choices, in tokens,")
 
     def calibrated(self, probes: Sequence[Generation]) -> "BoundChoices":
-        """Return choices that make up for what content-free prompts prefer; their probabilities are averaged."""
+        """Return choices that correct for what content-free prompts prefer on average."""
         import numpy as np
 
         each = [_log_softmax(self._normalized(probe.choice_logprobs or ())) for probe in probes]
-        # In logarithms: the probability of a long choice may be too small for a number.
+        # In log space: the probability of a long choice may underflow.
         offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
         return replace(self, offsets=tuple(offsets.tolist()))
 
@@ -207,23 +208,23 @@ class BoundChoices(BoundMode):
         return [Section(title="choices", lines=lines, values={"choices": shown})]
 
     def prefix_note(self) -> str | None:
-        """Return what to tell the user if one choice begins another: the longer one can never be likelier."""
+        """Return a note if one choice is a prefix of another: the longer one can never be the more likely."""
         if self.normalization != "none":
             return None
-        in_order = sorted(zip(self.token_ids, self.texts, strict=True))  # what begins with another follows it
+        in_order = sorted(zip(self.token_ids, self.texts, strict=True))  # after a prefix comes what begins with it
         for (short_ids, short), (long_ids, long) in pairwise(in_order):
             if long_ids[: len(short_ids)] == short_ids:
                 return (
-                    f"choice {long!r} begins with choice {short!r}, so it can never be the likelier of the two; "
+                    f"choice {long!r} begins with choice {short!r}, so it can never be the more likely of the two; "
                     "reword one, or use --choice-normalization tokens"
                 )
         return None
 
     def border_note(self, prompt: str) -> str | None:
-        """Return what to tell the user if the tokenizer would join the end of a prompt and a choice.
+        """Return a note if the tokenizer would merge the end of a prompt with the start of a choice.
 
-        What is scored are the choice's own tokens after the prompt's. Where text is seldom cut so, as between
-        "Answer: " and "yes", a model has hardly ever seen them apart.
+        The scores are those of the choice's own tokens after the prompt's. Where text is rarely split in this way, as
+        between "Answer: " and "yes", a model has hardly ever seen such tokens.
         """
         end = prompt[-BORDER_CHARS:]
         end_ids = self.tokens.encode(end)
@@ -250,7 +251,7 @@ class BoundChoices(BoundMode):
         return np.array(logprobs, np.float64) / np.array(lengths[self.normalization], np.float64)
 
     def _draw(self, scores: "Floats", key: SampleKey) -> int:
-        """Draw from (seed, row_idx, sample_idx) alone (law 5)."""
+        """Draw a choice; depends only on the scores and (seed, row_idx, sample_idx) (law 5)."""
         import numpy as np
 
         from job.draws import row_bits, uniform
@@ -261,14 +262,13 @@ class BoundChoices(BoundMode):
 
 
 def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each choice as it follows a prompt.
+    """Return the tokens of each choice when it follows a prompt.
 
-    Prompt and choice are tokenized separately; nothing is joined across the border. A choice reads exactly as it was
-    written: it is encoded after ``anchor``, because many tokenizers (SentencePiece) put a space before a text that is
-    encoded alone.
+    Prompt and choice are tokenized separately; no token spans the border. A choice is encoded after ``anchor``, so that
+    it reads exactly as it was written: many tokenizers (SentencePiece) put a space before a text that is encoded alone.
 
     Args:
-        anchor: what prompts end with: the end of the chat template, or a line's end.
+        anchor: what prompts end with: the end of the chat template, or a line break.
 
     Raises:
         UsageError: two choices have the same tokens, or one has none.
@@ -280,7 +280,7 @@ def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple
         is_split = together[: len(anchor_ids)] == anchor_ids
         ids = tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
         if not ids:
-            raise UsageError(f"--choices: {text!r} has no tokens.")
+            raise UsageError(f"--choices: {text!r} has no tokens. Leave it out.")
         if ids in ids_of:
             raise UsageError(f"--choices: {ids_of[ids]!r} and {text!r} are the same to the tokenizer. Leave one out.")
         ids_of[ids] = text

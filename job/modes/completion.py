@@ -1,4 +1,4 @@
-"""Text: what the model generates, up to a stop string. The answer of a run that asks for nothing else."""
+"""Generated text, up to a stop string: the answer of a run that asks for nothing else."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPARE_TAIL_TOKENS = 4
-"""Tokens more than a stop string has: for special tokens among them, and for what decoding does at a text's start."""
+"""Tokens beyond those of a stop string: for special tokens among them, and because decoding may change the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class CompletionMode(Mode):
     task_category: ClassVar[str | None] = "text-generation"
 
     logprobs: bool = option(
-        False, "Write the generated tokens and their log probabilities (the model's own, before temperature)."
+        False, "Write the generated token ids and their log probabilities (the model's own, before temperature)."
     )
 
     def bind(self, setting: Setting) -> BoundMode:
@@ -57,22 +57,22 @@ class CompletionMode(Mode):
 
 
 class BoundCompletion(BoundMode):
-    """Knows the stop strings."""
+    """Ends completions at stop strings."""
 
     def __init__(self, tokens: Tokens, stop: Sequence[str], *, logprobs: bool) -> None:
-        """Look for ``stop`` in what ``tokens`` decodes."""
+        """Look for the strings ``stop`` in what ``tokens`` decodes."""
         self._tokens, self._stop, self._logprobs = tokens, tuple(stop), logprobs
-        # The last token completes the stop string, and each token but a special one is a byte of text or more.
+        # The last token completes the stop string, and every token but a special one is at least one byte of text.
         self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
 
     def refine(self, task: Task) -> Task:
         """See ``BoundMode``."""
-        assert isinstance(task, Generate), "a run begins with a task to generate"
+        assert isinstance(task, Generate), "the first task of a run is to generate"
         params = replace(task.params, logprobs=self._logprobs)
         return replace(task, params=params, ends_text=self.ends_text if self._stop else None)
 
     def ends_text(self, completions: Sequence[Sequence[int]]) -> list[bool]:
-        """Return for each completion's ids whether their last token has completed a stop string."""
+        """Return, for the ids of each completion, whether the last token completed a stop string."""
         tails = self._tokens.decode([list(ids[-self._num_tail_tokens :]) for ids in completions])
         return [any(text in tail for text in self._stop) for tail in tails]
 

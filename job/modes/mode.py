@@ -1,11 +1,11 @@
-"""What a kind of answer is: one protocol, from its options to its columns.
+"""The protocol of a kind of answer, from its options to its columns.
 
-A ``Mode`` is a frozen dataclass whose fields are its options; the values say what the user asked for. From them alone,
-without a tokenizer or a model, it knows its columns, how they are checked, and what the card says: so a run can be
-verified and exported from its manifest. ``bind`` gives the ``BoundMode`` that knows the tokenizer: what the engine is
-asked, and what becomes of a generation.
+A ``Mode`` is a frozen dataclass whose fields are its options, with the values that the user gave. From these alone,
+without a tokenizer or a model, it knows its columns, how they are checked, and what the card shows, so a run can be
+verified and exported from its manifest. ``bind`` returns the ``BoundMode`` that knows the tokenizer: it defines the
+engine's task and turns a generation into an answer.
 
-Modes are imported to show ``--help``, so they import nothing heavy (numpy, pyarrow, ...) at load.
+``--help`` imports all modes, so they import nothing heavy (numpy, pyarrow, ...) at load.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +28,11 @@ class OptionSpec:
     help: str
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    """The values that it may have; empty: any."""
+    """The allowed values. Empty: any."""
     type: type = str
-    """Of one value. A field whose default is False is a switch, one whose default is () may be repeated."""
+    """The type of one value. A field that defaults to False is a switch; one that defaults to () may be repeated."""
     read: Callable[[Any], Any] | None = None
-    """From what the user typed to the value, such as the text of a file that was named. Raises ``UsageError``."""
+    """Turns what the user typed into the value, such as a file name into the file's text. Raises ``UsageError``."""
 
 
 def option(default: Any, help: str, **attributes: Any) -> Any:
@@ -44,16 +44,16 @@ class Tokens(Protocol):
     """The model's tokenizer, as far as modes use it."""
 
     inner: Any
-    """The tokenizer of transformers."""
+    """The transformers tokenizer."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens at its ends."""
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return texts, special tokens left out."""
+        """Return texts, without special tokens."""
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """Return tokens as the vocabulary calls them."""
+        """Return tokens as they are spelled in the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +63,12 @@ class Setting:
     tokens: Tokens
     sampling: "SamplingConfig"
     prompt_suffix: str
-    """What the chat template writes after the user's message; empty without one."""
+    """What the chat template writes after the user's message; empty without a template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a generation came to, without an error. The modes of a run make it, one after the other."""
+    """The result of a generation without an error. The modes of a run build it, one after the other."""
 
     completion: str | None
     finish_reason: str | None
@@ -79,27 +79,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLength:
-    """How many tokens an answer may take in the model's context."""
+    """How many tokens of the model's context an answer may use."""
 
     num_tokens: int
     what: str
-    """The option that decides it, as the subject of a sentence."""
+    """The option that decides it, as the subject at the start of a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """What a preview shows of a mode."""
+    """What a preview shows about a mode."""
 
     title: str
     """At most ten characters."""
     lines: Sequence[str]
     values: Mapping[str, Any] = field(default_factory=dict)
-    """The same as JSON values, under names that stay."""
+    """The same as JSON values, under stable names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A text that is put in the place of a row's own, and computed before the first row."""
+    """A text that takes the place of a row's own and is computed before the first row."""
 
     text: str
     option: str
@@ -107,34 +107,34 @@ class Probe:
 
 
 class BoundMode:
-    """A mode that knows the tokenizer. What it inherits changes nothing."""
+    """A mode that knows the tokenizer. The methods of this class change nothing."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know before the result is there."""
+    """What the user should know before waiting for the result."""
     probes: tuple[Probe, ...] = ()
-    """What it wants to know before the first row; see ``calibrated``."""
+    """What it needs computed before the first row; see ``calibrated``."""
 
     def refine(self, task: Task) -> Task:
-        """Return what the engine is asked for a row, given what the modes before this one ask."""
+        """Return the engine's task for a row, given the task from the modes before this one."""
         return task
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
-        """Return the answer to a row, given what the modes before this one made of its generation."""
+        """Return the answer to a row, given the answer from the modes before this one."""
         return answer
 
     def length(self, length: AnswerLength) -> AnswerLength:
-        """Return how long an answer may be, given what the modes before this one say."""
+        """Return how long an answer may be, given the length from the modes before this one."""
         return length
 
     def calibrated(self, probes: Sequence[Generation]) -> "BoundMode":
-        """Return this mode with what the ``probes`` came to taken into account."""
+        """Return this mode, calibrated with the results of its ``probes``."""
         return self
 
     def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
-        """Return what the user should know, given the first row's prompt: the others end like it, as a rule.
+        """Return notes for the user. They may depend on the first row's prompt: the others usually end like it.
 
         Args:
-            first_prompt: reads it from the dataset, which takes time. None: that row has none.
+            first_prompt: reads that prompt from the dataset, which takes time; None if the row has none.
         """
         return self.notes
 
@@ -145,15 +145,15 @@ class BoundMode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """One kind of answer, with the values of its options. What it inherits adds nothing."""
+    """One kind of answer, with the values of its options. The methods of this class add nothing."""
 
     name: ClassVar[str]
     answers: ClassVar[bool] = False
-    """Whether it says what the engine computes. One mode of a run does; the others refine or add to it."""
+    """Whether it decides what the engine computes. One mode of a run does; the others refine or add to it."""
     decides_end: ClassVar[bool] = False
-    """Whether it says where a completion ends. At most one mode of a run does, and no stop strings are beside it."""
+    """Whether it decides where a completion ends. At most one mode of a run does, and then without stop strings."""
     task_category: ClassVar[str | None] = None
-    """HuggingFace's word for it in a dataset card."""
+    """Hugging Face's name for it in a dataset card."""
     empty_preview: ClassVar[Mapping[str, Any]] = {}
     """The JSON values of a preview if the mode is not asked for."""
 
@@ -173,7 +173,7 @@ class Mode:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make it from a manifest's JSON values. Those that this version does not know are ignored."""
+        """Make it from a manifest's JSON values. Those unknown to this version are ignored."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
@@ -188,7 +188,7 @@ class Mode:
         """Prepare the mode for a tokenizer.
 
         Raises:
-            UsageError: it cannot work with it.
+            UsageError: the mode cannot work with this tokenizer.
         """
         return BoundMode()
 
@@ -197,19 +197,19 @@ class Mode:
         return []
 
     def derived(self) -> "list[pa.Field]":
-        """Return the columns that follow from other columns of the same row when a part is written."""
+        """Return the columns that are computed from a row's other columns when a part is written."""
         return []
 
     def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
-        """Return the derived columns of completions, all samples of a row among them."""
+        """Return the derived columns of completions, which include all samples of each row."""
         return {}
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
-        """Yield what would be wrong with a row, and for each row whether it is right. Null counts as wrong.
+        """Yield each possible problem, and for each row whether it is free of that problem. Null counts as wrong.
 
         Args:
             batch: rows of a part.
-            is_error: [rows] bool: those without a completion.
+            is_error: [rows] bool, true for rows without a completion.
         """
         yield from ()
 
@@ -218,9 +218,9 @@ class Mode:
         return self.given()
 
     def part_metadata(self) -> dict[bytes, bytes]:
-        """Return what every part's metadata says of this mode."""
+        """Return this mode's entries in the metadata of every part."""
         return {}
 
     def serves(self, response_format: Mapping[str, Any]) -> bool:
-        """Whether every completion has this ``response_format`` of OpenAI's API."""
+        """Whether every completion follows this ``response_format`` of OpenAI's API."""
         return False

@@ -1,7 +1,7 @@
-"""Structured text: every completion is JSON that a schema describes, matches a regex, or is a sentence of a grammar.
+"""Structured text: every completion is JSON that follows a schema, matches a regex, or follows a grammar.
 
-llguidance compiles the constraint for the model's tokenizer before weights are loaded, so that a mistake in it is found
-there.
+llguidance compiles the constraint for the model's tokenizer before weights are loaded, so that mistakes in it are found
+early.
 """
 
 import functools
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from job.config import RunConfig
 
 JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As Python's ``json.dumps`` writes it. Where white space is free, a small model may write it for ever."""
+"""The layout of Python's ``json.dumps``. If white space were free, a small model might write it forever."""
 
 MAX_REASON_CHARACTERS = 400
 
@@ -42,18 +42,18 @@ def _read_grammar(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredMode(Mode):
-    """Text under a constraint, and the values in it."""
+    """Text under a constraint, and the values parsed from it."""
 
     name: ClassVar[str] = "structured"
     decides_end: ClassVar[bool] = True
 
     json_schema: str | None = option(
-        None, "Completions are JSON that this schema describes.", metavar="TEXT_OR_FILE", read=_read_schema
+        None, "Completions are JSON that follows this schema.", metavar="TEXT_OR_FILE", read=_read_schema
     )
-    regex: str | None = option(None, "Completions match this regular expression, from their start to their end.")
+    regex: str | None = option(None, "Whole completions match this regular expression.")
     """Rust's syntax: no look-around, no back references."""
     grammar: str | None = option(
-        None, "Completions are sentences of this Lark grammar.", metavar="TEXT_OR_FILE", read=_read_grammar
+        None, "Completions follow this Lark grammar.", metavar="TEXT_OR_FILE", read=_read_grammar
     )
 
     def check(self, config: "RunConfig") -> None:
@@ -61,9 +61,9 @@ class StructuredMode(Mode):
         given = self.given()
         if len(given) > 1:
             names = " and ".join("--" + name.replace("_", "-") for name in given)
-            raise UsageError(f"{names} were given together. Give one: it says what a completion may be.")
+            raise UsageError(f"{names} were given together. Give only one: it defines what a completion may be.")
         if "" in given.values():
-            raise UsageError(f"{self.flag} is ''; it must be a text that is not empty.")
+            raise UsageError(f"{self.flag} is ''; it must be a non-empty text.")
         if self.json_schema is not None:
             from job.arrow.json_schema import read_schema
 
@@ -101,7 +101,7 @@ class StructuredMode(Mode):
         yield "neither parse_ok nor error, or both", pc.equal(pc.is_null(batch["parse_ok"]), is_error)
         is_ok = pc.fill_null(batch["parse_ok"], False)
         has_stopped = pc.equal(pc.fill_null(batch["finish_reason"], ""), "stop")
-        if self.json_schema is not None:  # what has stopped may still be a number that its column cannot hold
+        if self.json_schema is not None:  # a completion that stopped may still have a number too large for its column
             yield "parse_ok, but a finish_reason other than stop", pc.or_(pc.invert(is_ok), has_stopped)
             yield "parsed, but not parse_ok", pc.or_(is_ok, pc.is_null(batch["parsed"]))
         else:
@@ -115,7 +115,7 @@ class StructuredMode(Mode):
         return bool(asked.get("schema") == json.loads(self.json_schema))
 
     def _shape(self) -> "Shape | None":
-        """Return how the values of the schema lie in Arrow; None without a schema."""
+        """Return how the schema's values are laid out in Arrow; None without a schema."""
         from job.arrow.json_schema import shape_of
 
         return None if self.json_schema is None else shape_of(self.json_schema)
@@ -124,7 +124,7 @@ class StructuredMode(Mode):
         """Compile the constraint for a tokenizer.
 
         Raises:
-            UsageError: llguidance cannot, or nothing matches; or it cannot read the tokenizer.
+            UsageError: llguidance cannot compile it or read the tokenizer, or no text but the empty one matches.
         """
         from llguidance import LLMatcher
 
@@ -143,7 +143,7 @@ class StructuredMode(Mode):
         return Grammar(compile=compile_anew, vocab_size=readable.vocab_size, eos_token_id=eos)
 
     def _source(self) -> str:
-        """Return the constraint as llguidance takes it."""
+        """Return the constraint in llguidance's form."""
         from llguidance import LLMatcher
 
         if self.json_schema is not None:
@@ -157,23 +157,23 @@ class StructuredMode(Mode):
 
 
 class BoundStructured(BoundMode):
-    """Knows the compiled constraint."""
+    """Adds the compiled constraint to the task."""
 
     def __init__(self, grammar: Grammar) -> None:
-        """Ask for completions of a grammar."""
+        """Constrain completions to ``grammar``."""
         self._grammar = grammar
 
     def refine(self, task: Task) -> Task:
         """See ``BoundMode``."""
-        assert isinstance(task, Generate), "choices and constraints are refused together"
+        assert isinstance(task, Generate), "RunConfig refuses a constraint together with choices"
         return replace(task, grammar=self._grammar)
 
 
 def parse_completion(completion: Completion, shape: "Shape | None") -> tuple[bool | None, Any]:
-    """Return whether a completion is all that its constraint asks for, None for an error, and its value.
+    """Return whether a completion meets its whole constraint (None for an error), and its parsed value.
 
     Args:
-        shape: of the values, if there is a schema.
+        shape: of the schema's values, if there is a schema.
     """
     from job.arrow.json_schema import DoesNotFit, parse
 
@@ -195,22 +195,22 @@ def _readable_tokenizer(tokenizer: Any, option: str, *, is_json: bool) -> Any:
     from llguidance.hf import from_tokenizer
 
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        lacking = "fast tokenizer" if not tokenizer.is_fast else "end-of-sequence token"
-        raise UsageError(f"{option} needs a {lacking}; this model has none.")
+        lacking = "a fast tokenizer" if not tokenizer.is_fast else "an end-of-sequence token"
+        raise UsageError(f"{option} needs {lacking}; this model has none.")
     slices = LLTokenizer.json_slices() if is_json else LLTokenizer.general_slices()
     try:
         return from_tokenizer(tokenizer, slices=slices)
-    except Exception as error:  # llguidance raises what its parts raise
+    except Exception as error:  # llguidance lets its parts' exceptions of any type through
         raise UsageError(f"{option}: llguidance cannot read this model's tokenizer: {_one_line(str(error))}") from None
 
 
 def _one_line(text: str) -> str:
-    """Return llguidance's reason without the excerpts of the source that it shows in lines of their own.
+    """Return llguidance's reason, without the source excerpts that it prints on separate lines.
 
     >>> _one_line('at 1(8): invalid regex "(" (in regex): regex parse error:\\n    (\\n    ^\\nerror: unclosed group')
     'regex parse error: error: unclosed group'
     """
-    text = text.partition("<state>")[0]  # behind it are llguidance's insides
+    text = text.partition("<state>")[0]  # llguidance's internal state follows
     line = " ".join(line.strip() for line in text.splitlines() if line[:1].strip())
     line = line.partition("(in regex): ")[2] or line
     return line if len(line) <= MAX_REASON_CHARACTERS else line[:MAX_REASON_CHARACTERS] + " ..."

@@ -1,4 +1,4 @@
-"""The kinds of answers that there are. A new one is a file and a line in ``MODES``."""
+"""The list of all kinds of answers. A new one needs a file and a line in ``MODES``."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,11 +15,11 @@ MODES: tuple[type[Mode], ...] = (
     AggregateMode,
     StructuredMode,
 )
-"""In the order in which they refine a task and make an answer, and of their columns."""
+"""In the order in which they refine the task, build the answer, and add columns."""
 
 
 def active(modes: Iterable[Mode]) -> tuple[Mode, ...]:
-    """Return the modes that are asked for, and plain completion if none of them says what the engine computes."""
+    """Return the modes that are asked for, plus plain completion if none of them decides what the engine computes."""
     asked = [mode for mode in modes if mode.is_asked]
     if not any(mode.answers for mode in asked):
         asked.append(CompletionMode())
@@ -30,6 +30,6 @@ def modes_of(values: Mapping[str, Mapping[str, Any]]) -> tuple[Mode, ...]:
     """Return the active modes of a run.
 
     Args:
-        values: from its manifest: mode to options. What this version does not know is ignored.
+        values: from its manifest: the options of each mode. Those unknown to this version are ignored.
     """
     return active(mode.of(values[mode.name]) for mode in MODES if mode.name in values)

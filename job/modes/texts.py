@@ -1,4 +1,4 @@
-"""Texts that an option gives itself, or in a file that it names. Reads UTF-8, with or without a byte order mark."""
+"""Texts that an option gives directly or as the name of a file. Files are UTF-8, with or without a byte order mark."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from job.errors import UsageError
 def read_text_or_file(
     option: str, value: str, *, is_text: Callable[[str], bool], example: str, drops_last_newline: bool = False
 ) -> str:
-    """Return a text, or that of the file which it names.
+    """Return ``value``, or the text of the file that it names.
 
     Args:
         option: its name, for messages.
-        is_text: whether a value that is not the name of a file can be a text of the kind that is meant. Without this
-            test, the misspelt name of a file would be the text.
-        example: what such a text is, to end the sentence "... is neither a file nor".
-        drops_last_newline: whether the end of a file's last line, which editors write, is not part of the text.
+        is_text: whether a value that does not name a file can be such a text. Without this test, a misspelt file name
+            would be taken as the text.
+        example: an example of such a text, to end the sentence "... is neither a file nor".
+        drops_last_newline: whether to drop the newline that editors write at the end of a file.
 
     Raises:
         UsageError: it is neither, or the file cannot be read.
     """
-    with contextlib.suppress(OSError, ValueError):  # too long for a name, so not a file
+    with contextlib.suppress(OSError, ValueError):  # too long for a file name, so it is not one
         if Path(value).is_file():
             text = read_text(option, value)
             return text.removesuffix("\n") if drops_last_newline else text

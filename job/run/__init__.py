@@ -1,1 +1,1 @@
-"""Who puts the stages together: a command from its configuration to its end."""
+"""Puts the stages together: a command from its configuration to its exit code."""

@@ -1,4 +1,4 @@
-"""What the modes want to know before the first row, such as how likely answers are to a row that says nothing."""
+"""Computes what the modes need before the first row, such as how likely each choice is for a row without content."""
 
 from job.engine.protocol import Engine
 from job.errors import JobError
@@ -10,10 +10,10 @@ from job.run.preparation import Prepared
 
 
 def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag, watchdog: Watchdog) -> BoundModes:
-    """Compute the probes, if there are any, and return the modes that know them. Leaves early on a stop.
+    """Compute the probes, if there are any, and return the calibrated modes. Returns early on a stop request.
 
     Raises:
-        JobError: one of them could not be scored.
+        JobError: a probe could not be scored.
     """
     generations: list[Generation] = []
     for request in prepared.probes:

@@ -1,4 +1,4 @@
-"""The end of a run: every shard is final."""
+"""The end of a run, when every shard is final."""
 
 from collections.abc import Callable
 
@@ -12,18 +12,18 @@ from job.run.preparation import Prepared
 
 
 def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[], bool] = lambda: True) -> Counts:
-    """Sweep a finished run's directory, write its card, and return what its parts hold.
+    """Clean up a finished run's directory, write its card, and return the totals of its parts.
 
-    Of all workers that come here at the same time, from however many launches, one reads the footers of all parts: with
-    64 workers and 100,000 parts, the file system would be asked for all of them 64 times in the same minute. The others
-    read the sums that it leaves. If it dies, one of them does it in its place.
+    Many workers, from any number of launches, may get here at the same time. Only one of them reads the footers of all
+    parts: with 64 workers and 100,000 parts, the file system would otherwise have to serve all of them 64 times within
+    a minute. The others read the totals that it leaves. If it dies, another one takes its place.
 
     Args:
-        leases: this worker's; None: read the footers whatever others have left, which finds damaged ones.
-        wait: sleeps a little; True if there is no time to wait for another worker.
+        leases: this worker's. None: read the footers even if another worker left totals, which finds damaged parts.
+        wait: sleeps briefly; returns True if there is no time to wait for another worker.
 
     Raises:
-        JobError: a part cannot be read, or the card not be written.
+        JobError: a part cannot be read or the card cannot be written.
     """
     directory = prepared.directory
     try:
@@ -32,7 +32,7 @@ def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[]
     except OSError as error:
         path = error.filename or directory.store.describe()
         raise JobError(
-            f"{path}: {error.strerror or error}. All rows are there; run the same command once this is fixed."
+            f"{path}: {error.strerror or error}. All rows are finished; fix this and run the same command."
         ) from None
     write_card(directory.store, prepared.manifest, totals)
     return totals
@@ -42,12 +42,12 @@ def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], b
     directory = prepared.directory
     if leases is None:
         found = add_up(directory)
-        directory.store.delete(CONCLUSION)  # left by a worker that died over it; a worker that waits finds the totals
+        directory.store.delete(CONCLUSION)  # left by a worker that died here; one that still waits finds the totals
         return found
     while (totals := read_totals(directory)) is None:
         if leases.acquire_name(CONCLUSION):
             try:
-                # Another may have left its sums between our look and the release of its lease.
+                # Another worker may have left its totals between our check and the release of its lease.
                 return read_totals(directory) or add_up(directory)
             finally:
                 leases.release_name(CONCLUSION)

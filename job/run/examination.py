@@ -1,6 +1,6 @@
-"""What a run would do, found out before weights are loaded: everything is opened, and everything is checked.
+"""Finds out what a run would do before weights are loaded: opens everything and checks everything.
 
-Each check is next to what it checks; this module knows the order alone. Writes nothing.
+Each check is next to the code that it protects; this module knows only the order. Writes nothing.
 """
 
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ class Examined:
     plan: Plan
     columns: Columns
     kept: tuple[pa.Field, ...]
-    """Columns that go from the dataset to the output."""
+    """Columns that are copied from the dataset to the output."""
     features: bytes
-    """HuggingFace's description of the output's columns."""
+    """Hugging Face's description of the output's columns."""
     manifest: Manifest
     notes: tuple[str, ...]
-    """What the user should know before they wait for the result."""
+    """What the user should know before waiting for the result."""
 
     @property
     def config(self) -> RunConfig:
@@ -69,11 +69,11 @@ def examine(
     """Open the dataset, the tokenizer and the model's configuration.
 
     Args:
-        found: the manifest that is in the run directory already, if there is one.
-        needs_weights: whether it is a mistake if the model has none.
+        found: the manifest in the run directory, if there is one already.
+        needs_weights: whether it is an error if the model has no weights.
 
     Raises:
-        UsageError: anything that cannot work as asked.
+        UsageError: something cannot work as asked.
     """
     samples_notes = _check_samples(config.sampling, found)
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
@@ -123,10 +123,10 @@ def examine(
 
 
 def _check_samples(sampling: SamplingConfig, found: Manifest | None) -> tuple[str, ...]:
-    """Return what to tell the user of samples that are all equal: older versions began such runs, and they go on.
+    """Return a note if all samples of a row will be equal. Older versions started such runs, which may continue.
 
     Raises:
-        UsageError: a new run would have them.
+        UsageError: they will be equal, and this is a new run.
     """
     if sampling.num_samples == 1 or sampling.temperature > 0:
         return ()
@@ -137,7 +137,7 @@ def _check_samples(sampling: SamplingConfig, found: Manifest | None) -> tuple[st
 
 
 def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
-    """Open the dataset, and see whether it is a batch of requests."""
+    """Open the dataset, and find out whether it is a batch of requests."""
     run, dataset = ResolvedRun(config=config, chat=chat), open_dataset(config.data)
     columns = dataset.source.schema.names
     if recognises_requests(config.prompt, columns):
@@ -148,10 +148,10 @@ def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
 
 
 def max_prompt_tokens(wanted: int | None, info: ModelInfo, length: AnswerLength) -> int:
-    """Return the room that an answer leaves for the prompt, or less if the user wants less.
+    """Return how many tokens an answer leaves for the prompt, or the number that the user wants if that is smaller.
 
     Raises:
-        UsageError: there is none, or less than is wanted.
+        UsageError: it leaves none, or fewer than the user wants.
     """
     room = info.max_model_len - length.num_tokens
     if room < 1:
@@ -161,8 +161,8 @@ def max_prompt_tokens(wanted: int | None, info: ModelInfo, length: AnswerLength)
         )
     if wanted is not None and wanted > room:
         raise UsageError(
-            f"--max-prompt-tokens {wanted} is too large: the model has room for {info.max_model_len} tokens, and "
-            f"{length.what} is {length.num_tokens}. Use at most {room}."
+            f"--max-prompt-tokens {wanted} is too large. {length.what} is {length.num_tokens}, and the model has room "
+            f"for {info.max_model_len} tokens. Use at most {room}."
         )
     return wanted or room
 
@@ -174,7 +174,7 @@ def _plan(config: RunConfig, source: Source) -> Plan:
 
 
 def _probes(probes: Sequence[Probe], renderer: PromptRenderer, tokenization: Tokenization) -> tuple[Request, ...]:
-    """Return the requests of probes, with rows of their own below 0."""
+    """Return the requests for probes. Their row indices are negative."""
     requests = []
     for idx, probe in enumerate(probes):
         [encoded] = tokenization.encode([replace(renderer.render_probe(probe.text), row_idx=-1 - idx)])
@@ -187,7 +187,7 @@ def _probes(probes: Sequence[Probe], renderer: PromptRenderer, tokenization: Tok
 def _first_prompt(
     config: RunConfig, source: Source, renderer: PromptRenderer, tokenization: Tokenization
 ) -> str | None:
-    """Return the first row's prompt. None if it has none."""
+    """Return the first row's prompt. None if there is none."""
     if not source.num_rows:
         return None
     block = next(read_rows(source, config.data.dataset, range(1), renderer.columns, ()))

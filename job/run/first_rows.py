@@ -1,4 +1,4 @@
-"""Ends a run whose first rows all fail in the same way: the rest would take the night, and fail as well."""
+"""Ends a run whose first rows all fail in the same way: the rest could take all night, and would fail, too."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,28 +7,28 @@ from job.errors import JobError
 from job.records import Generation
 
 NUM_ROWS = 1000
-"""How many rows must have failed, and none ended well."""
+"""How many rows must have failed, before any has succeeded."""
 
 KINDS = frozenset({"non_finite_logits", "engine_error", "constraint_failed"})
-"""What says something about the model and the run. Rows that are too long for the memory say nothing about others, and
-the engine gives them back first."""
+"""Errors that say something about the model or the run. Rows that are too long for memory say nothing about the others,
+and the engine returns them first."""
 
 
 class FirstRows:
-    """What became of the first rows that a worker's engine has returned."""
+    """Watches the first rows that a worker's engine returns."""
 
     def __init__(self, output: Path) -> None:
-        """Wait for the first rows of a run in this directory."""
+        """Watch a run; ``output``, its directory, is for the message."""
         self._output = output
         self._num_failed = 0
         self._kinds: set[str] = set()
         self._is_hopeful = False
 
     def check(self, generations: Sequence[Generation]) -> None:
-        """Look at what the engine has returned.
+        """Check rows that the engine has returned.
 
         Raises:
-            JobError: all rows so far have failed in the same way, and they are enough to tell.
+            JobError: ``NUM_ROWS`` rows have failed in the same way, and none has succeeded.
         """
         for error in (generation.error for generation in generations):
             if self._is_hopeful or error is None:
@@ -40,7 +40,7 @@ class FirstRows:
                 self._is_hopeful = len(self._kinds) > 1
             if self._num_failed == NUM_ROWS and not self._is_hopeful:
                 raise JobError(
-                    f"The first {NUM_ROWS:,} rows are all errors, such as: {error}. They are kept; no more are "
-                    "computed. Fix the cause and run the same command, or use a new --output. Once the run is done, "
-                    f"`job retry {self._output}` lets it compute these again."
+                    f"The first {NUM_ROWS:,} rows are all errors, such as: {error}. They are kept, and the run stops "
+                    "here. Fix the cause and run the same command, or use a new --output. Once the run is done, use "
+                    f"`job retry {self._output}` to have these rows recomputed."
                 )

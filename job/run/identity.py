@@ -1,4 +1,4 @@
-"""What a run is, as its manifest says it (law 4), and what every part says of its run."""
+"""A run's identity: what its manifest records (law 4), and what every part records about its run."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ from job.run.resolved import ResolvedRun
 def manifest_of(
     run: ResolvedRun, info: ModelInfo, tokenizer_digest: str, dataset: OpenDataset, plan: Plan, kept: Sequence[pa.Field]
 ) -> Manifest:
-    """Return what a run is: every value that can change its output, and its circumstances."""
+    """Return a run's manifest: every value that can change its output, and the circumstances."""
     config = run.config
     identity = {
         "dataset": {"fingerprint": dataset.fingerprint, "split": dataset.split, "limit": config.data.limit},
@@ -74,12 +74,12 @@ def in_dtype(manifest: Manifest, dtype: str) -> Manifest:
 
 
 def dtype_of(manifest: Manifest) -> str:
-    """Return the dtype that a run is in."""
+    """Return the dtype of a run."""
     return str(manifest.identity["model"]["dtype"])
 
 
 def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[bytes, bytes]:
-    """Return what every part carries: which run made it, and HuggingFace's types."""
+    """Return the metadata of every part: which run wrote it, and Hugging Face's types."""
     return {
         b"job.manifest": manifest.digest.encode(),
         b"job.model": config.model.model.encode(),
@@ -91,6 +91,6 @@ def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
+    """Return the versions of everything that takes part in computing a run."""
     names = ("torch", "transformers", "deepspeed", "datasets", "pyarrow", "llguidance")
     return {"job": job.__version__, "python": platform.python_version()} | {name: version(name) for name in names}

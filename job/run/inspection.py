@@ -1,4 +1,4 @@
-"""A run looked at from outside, while it goes or after: what lies on disk and what workers say, put together.
+"""A look at a run from outside, during or after it: combines the files on disk with what workers report.
 
 Needs no model, no dataset and no GPU, and imports none of their libraries.
 """
@@ -18,17 +18,17 @@ from job.output.sharing.metrics import LatestStats, MetricsReader, OpenCounts, W
 from job.output.sharing.worker import WorkerId
 
 FOOTERS_SECS = 5.0
-"""Time for reading what parts contain. A further look continues where this one ended."""
+"""Time limit for reading the footers of parts. The next look continues where this one stopped."""
 
 UNKNOWN = "unknown"
 """The holder of a lease that cannot be read."""
 
 
 class Inspection:
-    """Looks at one run, once or again and again."""
+    """Looks at one run, once or repeatedly."""
 
     def __init__(self, output: Path) -> None:
-        """Find the run.
+        """Find the run in the directory ``output``.
 
         Raises:
             UsageError: there is none.
@@ -39,13 +39,13 @@ class Inspection:
         self._footers = FooterCounts()
 
     def look(self) -> Status:
-        """Return where the run stands.
+        """Return the current status of the run.
 
         Raises:
             JobError: the directory cannot be read.
         """
         try:
-            latest = self._metrics.read()  # first: what they call open may be a part by now
+            latest = self._metrics.read()  # first: a shard that is open according to them may be a part by now
             seen = survey(self._run)
             self._footers.look(self._run.directory, seen.parts, budget_secs=FOOTERS_SECS)
         except OSError as error:
@@ -98,7 +98,7 @@ def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestSta
 
 
 def _workers(seen: Survey, latest: Sequence[LatestStats]) -> list[Worker]:
-    """Return the workers that live: those with a lease that beats, and those who wait for one."""
+    """Return the live workers: those with a fresh lease, and those waiting for one."""
     latest_of = {found.stats.worker_id: found for found in latest}
     leases_of: defaultdict[WorkerId | None, list[SeenLease]] = defaultdict(list)
     for lease in seen.leases:
@@ -175,14 +175,14 @@ def _stale(lease: SeenLease) -> StaleLease:
 
 
 def _open_counts(run: FoundRun, seen: Survey, latest: Sequence[WorkerStats], living: set[str]) -> OpenCounts:
-    """Return what is finished outside of parts, as workers have reported it last.
+    """Return what is finished but not in a part yet, as last reported by the workers.
 
-    A shard that has gone through several hands counts once, with the worker that has it now or had it last. What a dead
-    worker has reported of a shard counts only if a journal of that shard is there, or else the rows are lost.
+    A shard that several workers have held counts once, for the worker that holds it now or held it last. What a dead
+    worker reported about a shard counts only if that shard has a journal; otherwise the rows are lost.
     """
     num_rows, errors = 0, Counter[str]()
     counted: set[int] = set()
-    # The living first: clocks differ, but a lease says who has a shard now.
+    # Live workers first: clocks differ, but a lease shows which worker holds a shard now.
     for stats in sorted(latest, key=lambda stats: (stats.worker_id in living, stats.time), reverse=True):
         is_alive = stats.worker_id in living
         open_shards = {idx for idx in stats.open_shards if idx not in seen.parts and (is_alive or idx in seen.journals)}
@@ -197,7 +197,7 @@ def _open_counts(run: FoundRun, seen: Survey, latest: Sequence[WorkerStats], liv
 
 
 def _undivided(run: FoundRun, seen: Survey, stats: WorkerStats) -> int:
-    """Return the rows outside of parts, reported by a version that did not say which shard has how many."""
+    """Return the finished rows not in a part yet, from a version that did not report them per shard."""
     return max(0, stats.num_open_rows - run.plan.count(idx for idx in stats.open_shards if idx in seen.parts))
 
 

@@ -1,4 +1,4 @@
-"""The columns of the dataset that the output keeps, with their types."""
+"""The dataset's columns that the output keeps, with their types."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from job.run.resolved import ResolvedRun
 def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns) -> list[pa.Field]:
     """Return the kept columns, the id first.
 
-    ``*`` leaves out the column whose text is the prompt if the output has a column of its name, the prompt.
+    ``*`` leaves out the column whose text is the prompt if the output has its own column with that name.
 
     Raises:
-        UsageError: one does not exist, or has the name of a column of ours.
+        UsageError: one does not exist, or has the name of one of the output's own columns.
     """
     names = list(run.named_columns)
     is_all = "*" in names
@@ -30,12 +30,12 @@ def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns) -> list[p
         if name in columns.names:
             advice = "Name the columns to keep, instead of '*'" if is_all else "Keep another column"
             choice = ", or give --no-include-prompt" if name == "prompt" else ""
-            raise UsageError(f"{option} {name!r}: the output has a column of that name. {advice}{choice}.")
+            raise UsageError(f"{option} {name!r}: the output has its own column with that name. {advice}{choice}.")
     return [schema.field(name) for name in names]
 
 
 def features_of(columns: Columns, schema: pa.Schema, kept: Sequence[pa.Field]) -> bytes:
-    """Return HuggingFace's description of the output's columns, so that class labels and the like survive.
+    """Return Hugging Face's description of the output's columns, so that class labels and the like survive.
 
     Raises:
         UsageError: a kept column has a type that ``datasets`` cannot describe.

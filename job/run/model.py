@@ -1,7 +1,7 @@
-"""The model of a run, in a dtype that it can stand.
+"""Loads the model of a run in a dtype that it does not overflow.
 
-On CUDA ``auto`` is float16, which some models leave: then a new run takes the dtype of the checkpoint, before its
-manifest is written. Restarts find that dtype in the manifest.
+On CUDA, ``auto`` is float16, which some models overflow. A new run then changes to the dtype of the checkpoint before
+its manifest is written. Restarts find that dtype in the manifest.
 """
 
 import gc
@@ -26,14 +26,14 @@ def load_in_range(
     *,
     note: Callable[[str], None],
 ) -> LoadedModel:
-    """Load a model, and try it. Every process of the launch must call this at the same time, with the same arguments.
+    """Load a model and test it. Every process of the launch must call this at the same time, with the same arguments.
 
     Args:
-        info: its ``fallback_dtype`` is None if the run has begun in its dtype.
-        note: tells the user.
+        info: its ``fallback_dtype`` is None if the run has already started in its dtype.
+        note: prints a note for the user.
 
     Raises:
-        UsageError: it leaves the range of its dtype, and may take no other. One process tells, the others only leave.
+        UsageError: it overflows its dtype and may not use another. Raised on one process; the others only exit.
         JobError: it cannot be loaded.
     """
     model = load_model(config.model, info, replica, stop_token_ids, verbose=config.verbose)
@@ -48,7 +48,7 @@ def load_in_range(
     gc.collect()
     if replica.device.type == "cuda":
         torch.cuda.empty_cache()
-    note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, as its checkpoint is")
+    note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, the dtype of its checkpoint")
     info = replace(info, dtype=fallback_dtype, fallback_dtype=None)
     return load_in_range(config, info, replica, stop_token_ids, note=note)
 
@@ -56,5 +56,5 @@ def load_in_range(
 def _refusal(config: RunConfig, info: ModelInfo, overflow: str) -> str:
     problem = f"--model {config.model.model} overflows in {info.dtype}: {overflow} not finite"
     if info.dtype == "float16":
-        return f"{problem}. Use --dtype bfloat16 or float32; a run that has begun in float16 needs a new --output."
+        return f"{problem}. Use --dtype bfloat16 or float32; a run that was started in float16 needs a new --output."
     return f"{problem}. Are its weights damaged? Copy them again, or try --dtype float32 and a new --output."

@@ -18,60 +18,60 @@ from job.records import Completion, Request, RowBlock, SampleKey
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
-"""How often a worker that has nothing to do looks for a shard that a dead one has left."""
+"""How often an idle worker looks for a shard that a dead worker has left."""
 
 EXCHANGE_SECS = 5.0
-"""How often a worker looks into the journals of those who help it."""
+"""How often a worker reads the journals of the workers that help it."""
 
 
 class OpenShards:
-    """What this worker has claimed, whether its own shards or slices of others'."""
+    """The shards that this worker has claimed rows of: its own shards, and slices of other workers' shards."""
 
     def __init__(self, prepared: Prepared, leases: Leases, note: Callable[[str], None]) -> None:
-        """Claim through ``leases``, and print what the user should know through ``note``."""
+        """Claim through ``leases``, and print notes for the user through ``note``."""
         self._prepared, self._note = prepared, note
         self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id = str(prepared.worker)
         is_stream = isinstance(prepared.source, StreamSource)
-        # To help from the end, a stream would have to be decoded up to there, for each slice anew.
+        # Helpers start at the end of a shard. A stream would have to be decoded up to there, again for each slice.
         self._claims = Claims(self._directory, self._plan, leases, can_help=not is_stream)
         self._skips = not (is_stream and prepared.kept_columns)
-        """Whether finished rows are left out: to come back for their kept columns, a stream would begin again."""
+        """Whether finished rows are skipped: to come back for their kept columns, a stream would have to restart."""
         self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
         self._last_look = self._last_exchange = -IDLE_SECS
         self.counts = Counts()
-        """What this worker has finished."""
+        """The rows that this worker has finished."""
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any shard is open."""
         return bool(self._open)
 
     @property
     def held(self) -> dict[int, Counts]:
-        """The shards whose parts this worker is to write, and what is finished of each."""
+        """The shards whose parts this worker will write, and what is finished of each."""
         return {idx: shard.counts for idx, shard in self._open.items() if self._claims.holds(idx)}
 
     @property
     def held_idx(self) -> tuple[int, ...]:
-        """The same, with those of which nothing is open yet."""
+        """The same shards, plus those that are claimed but not open yet."""
         return self._claims.held
 
     def look_again(self) -> bool:
-        """List what is left to do in the run. False: every shard is final."""
+        """List again what is left to do in the run. False: every shard is final."""
         return self._claims.look_again()
 
     def next_request(self) -> Request | None:
-        """Return the next request of what was claimed last."""
+        """Return the next request of the latest claim."""
         return next(self._feed, None)
 
     def claim(self, *, at_once: bool = False) -> bool:
-        """Claim rows and begin to feed from them. False if there are none to be had at the moment.
+        """Claim rows and start making requests from them. False if none are available at the moment.
 
         Args:
-            at_once: look for what others have left, even if the last look was just now.
+            at_once: look for rows that dead workers have left, even if the last look was just now.
         """
         claim = self._claims.claim()
         if claim is None and (at_once or time.monotonic() - self._last_look >= IDLE_SECS):
@@ -82,23 +82,23 @@ class OpenShards:
         if claim is None:
             return False
         shard = self._shard(claim.shard_idx)
-        shard.absorb()  # a worker that had these rows before may have finished some
+        shard.absorb()  # a previous worker may have finished some of these rows
         self._feed = self._requests(shard, claim)
         return True
 
     def prompts_of(self, keys: Sequence[SampleKey]) -> list[str | None]:
-        """Return the texts of the prompts of requests that are finished, and forget them."""
+        """Return the prompt texts of finished requests, and forget them."""
         return [self._prompts.pop(key, None) for key in keys]
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Add finished rows to their shards."""
         for completion in completions:
             shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
-            if shard is not None:  # else the shard was finished by others, whom this worker helped
+            if shard is not None:  # otherwise the worker that this one helped has finished the shard
                 self._add(shard, completion)
 
     def commit(self, before_part: Callable[[], None]) -> None:
-        """Make finished rows durable, and shards whose last row is there final.
+        """Make finished rows durable, and turn complete shards into parts.
 
         Args:
             before_part: called before each part gets its name.
@@ -111,12 +111,12 @@ class OpenShards:
                 self._finish(shard, before_part)
 
     def sync(self) -> None:
-        """Make all finished rows durable now: a worker that this one helps waits for them."""
+        """Make all finished rows durable now: a worker that this one helps may be waiting for them."""
         for shard in self._open.values():
             shard.sync()
 
     def exchange(self) -> None:
-        """Take over what helpers have finished of this worker's shards, and leave others' shards that are final."""
+        """Read what helpers have finished of this worker's shards, and leave other workers' shards that are final."""
         self._last_exchange = time.monotonic()
         for shard_idx, shard in list(self._open.items()):
             if self._claims.holds(shard_idx):
@@ -138,7 +138,7 @@ class OpenShards:
         return self._open[shard_idx]
 
     def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
-        """Yield what is left to compute of a claim; rows that never reach the engine are finished on the way."""
+        """Yield the requests that a claim still needs. Rows that need no engine, such as errors, are finished here."""
         prepared = self._prepared
         if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return

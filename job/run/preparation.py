@@ -1,4 +1,4 @@
-"""From what the user asked to what the runner needs: everything is checked, and the run directory is this run's."""
+"""Turns what the user asked for into what the runner needs: checks everything, and claims the run directory."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -22,14 +22,14 @@ from job.run.identity import dtype_of, in_dtype, metadata_of
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Examined):
-    """All that a leader needs but the model. The run directory is this run's; ``manifest`` is the one in it."""
+    """Everything that a leader needs except the model. ``manifest`` is the run directory's, once that is claimed."""
 
     directory: RunDirectory
     settings: RunSettings
     part_format: PartFormat
     worker: WorkerId
     is_claimed: bool
-    """False until ``settle``, where the dtype of a new run is still open: there is no manifest yet."""
+    """False until ``settle`` if the dtype of a new run is still undecided: there is no manifest yet."""
 
     @property
     def is_done(self) -> bool:
@@ -38,31 +38,32 @@ class Prepared(Examined):
 
 
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
-    """Examine what was asked, and claim the run directory.
+    """Examine what was asked for, and claim the run directory.
 
-    A new run in float16 claims it in ``settle``: its manifest says the dtype, and many models cannot stand that one.
+    A new run in float16 claims it later, in ``settle``: the manifest records the dtype, and many models overflow
+    float16.
 
     Raises:
-        UsageError: anything that cannot work as asked.
+        UsageError: something cannot work as asked.
     """
     store = open_store(config.output.output)
     found = found_in(store)
     examined = examine(config, device, found)
-    if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: as the run began
+    if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
     directory = RunDirectory(store, RunNames(examined.plan.num_shards))
     is_open = found is None and examined.model_info.dtype == "float16"
     prepared = _prepared(examined, directory, WorkerId.of_this_process(), claims=not is_open)
-    if Columns.of(prepared.manifest) != examined.columns:  # another version has begun this run at the same moment
+    if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device)
     return prepared
 
 
 def settle(prepared: Prepared, dtype: str) -> Prepared:
-    """Claim the run directory, if that is still to do, now that the model runs in a dtype.
+    """Claim the run directory, unless it is claimed already, now that the model's dtype is known.
 
     Raises:
-        UsageError: it was claimed for another run meanwhile, perhaps of another dtype.
+        UsageError: another run has claimed it in the meantime, perhaps one in another dtype.
     """
     if prepared.is_claimed and prepared.model_info.dtype == dtype:
         return prepared
@@ -90,26 +91,26 @@ def _prepared(examined: Examined, directory: RunDirectory, worker: WorkerId, *, 
             compression=config.output.compression,
             metadata=metadata_of(config, manifest, examined.features),
         ),
-        worker=WorkerId.of_this_process(),
+        worker=worker,
     )
 
 
 def found_in(store: Store) -> Manifest | None:
-    """Return the manifest that is in a directory already; None if there is none, or it cannot be read.
+    """Return the manifest of an existing run. None if there is none or it cannot be read.
 
     Raises:
-        UsageError: it is not one that this version can read.
+        UsageError: this version does not understand it.
     """
     try:
         return read_manifest(store)
-    except OSError:  # said when the directory is claimed
+    except OSError:  # reported when the directory is claimed
         return None
 
 
 def _claim(
     directory: RunDirectory, manifest: Manifest, lease_timeout_secs: float | None, *, claims: bool
 ) -> tuple[Manifest, RunSettings]:
-    """Make the directory this run's; without ``claims`` only see that it could be."""
+    """Claim the directory for this run; without ``claims``, only check that this would be possible."""
     try:
         directory.store.prepare([""])
         found = manifest

@@ -1,4 +1,4 @@
-"""One process of a launch, from its first step to its last: join the others, prepare, load, then lead or follow."""
+"""One process of a launch, from start to end: join the others, prepare, load, then lead or follow."""
 
 import os
 from collections.abc import Callable
@@ -31,13 +31,13 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     """Run this process's part of ``job run``.
 
     Args:
-        stop: ends the process until the work begins.
+        stop: until the work begins, it ends the process immediately.
 
     Returns:
         The exit code.
 
     Raises:
-        JobError: the run cannot start or go on; it knows its exit code.
+        JobError: the run cannot start or continue; the error has the exit code.
     """
     watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
     silence_progress_bars(verbose=config.verbose)
@@ -57,14 +57,14 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
 
 
 def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
-    """If every shard is final, say so without loading a model, and return the exit code.
+    """If every shard is final, report that without loading a model, and return the exit code.
 
-    One process of a launch does this for all: it reads the footers of all parts.
+    One process does this for the whole launch, because it reads the footers of all parts.
     """
     if prepared is None or not prepared.is_done:
         return None
     totals = conclude(prepared)
-    progress.note(f"all {totals.num_rows:,} rows are done already, {totals.num_errors:,} with an error")
+    progress.note(f"all {totals.num_rows:,} rows are already done, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared)
 
 
@@ -83,8 +83,8 @@ def _work(
             _announce(prepared, replica, progress)
         model = _load(config, replica, prepared, progress) if config.engine.needs_model else None
         prepared = _settle_in_turn(replica, prepared, model)
-        engine = _build_engine(config, replica, prepared, model, heartbeat.beat, progress)
-    replica.check_world(None)  # none of a replica may end at once while the others work
+        engine = _build_engine(config, replica, model, heartbeat.beat, progress)
+    replica.check_world(None)  # no process of a replica may end immediately while the others work
     stop.begin_work()
     if prepared is None:
         return engine.follow()
@@ -94,7 +94,7 @@ def _work(
 
 
 def _in_turn(replica: Replica, work: Callable[[], Prepared]) -> Prepared | None:
-    """Let rank 0 check everything first, so that a mistake is told once; then the other leaders. None on followers."""
+    """Run ``work`` on rank 0 first, so that an error is reported once; then on the other leaders. None on followers."""
     is_first, is_leader = replica.info.speaks, replica.info.is_leader
     first = _attempt(replica, work, is_first)
     return _attempt(replica, work, is_leader and not is_first) or first
@@ -111,10 +111,10 @@ def _settle_in_turn(replica: Replica, prepared: Prepared | None, model: LoadedMo
 
 
 def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> Result | None:
-    """Do what may fail, if it is this process's turn, while all others of the launch wait to hear whether it did.
+    """Run ``work`` if it is this process's turn, while the others of the launch wait to hear whether it failed.
 
     Raises:
-        JobError: it has failed here, or elsewhere.
+        JobError: it failed, here or on another process.
     """
     result, failure = None, None
     if is_my_turn:
@@ -129,7 +129,6 @@ def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> 
 def _build_engine(
     config: RunConfig,
     replica: Replica,
-    prepared: Prepared | None,
     model: LoadedModel | None,
     should_stop: Callable[[], bool],
     progress: Progress,
@@ -140,7 +139,7 @@ def _build_engine(
 
 
 def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progress: Progress) -> LoadedModel:
-    """Load the model on every process of the launch at the same time, in the dtype that rank 0 names."""
+    """Load the model on every process of the launch at the same time, in rank 0's dtype."""
     size = replica.info.tensor_parallel_size
     own = prepared.model_info if prepared else inspect_model(config.model, replica.device, size)
     stop_token_ids = replica.command(prepared.tokenizer.stop_token_ids if prepared else None)
@@ -171,9 +170,7 @@ def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) ->
     exit_code = runner.run()
     engine.close(exit_code)
     if exit_code == EXIT_STOPPED:
-        progress.note(
-            f"stopped on {stop.signal_name}; what is finished is safe, run the same command again to continue"
-        )
+        progress.note(f"stopped on {stop.signal_name}; finished rows are safe, run the same command again to continue")
     if exit_code in (EXIT_DONE, EXIT_TOO_MANY_ERRORS):
         progress.finish(runner.summary())
     return exit_code

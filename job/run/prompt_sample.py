@@ -1,6 +1,6 @@
-"""What a run would do, from a sample of its rows: needs the tokenizer and the data, but no model and no GPU.
+"""Shows what a run would do, from a sample of its rows. Needs the tokenizer and the data, but no model and no GPU.
 
-Reads only. Rows take the way that they would take in the run, as far as the engine.
+Only reads. The rows go through the same steps as in the run, up to the engine.
 """
 
 import os
@@ -22,8 +22,8 @@ from job.records import Prompt, Request, RowBlock
 from job.run.examination import Examined
 
 MAX_RUNS = 40
-"""A sample consists of so many runs of consecutive rows at most: to reach a row of a Parquet file, all rows of its
-group before it must be decoded."""
+"""A sample has at most this many runs of consecutive rows: to reach a row of a Parquet file, all rows before it in its
+row group must be decoded."""
 
 TOO_LONG = "prompt_too_long"
 
@@ -37,12 +37,12 @@ def likely_device() -> torch.device:
 def look_ahead(
     examined: Examined, *, num_prompts: int, num_rows: int | None, tell: Callable[[int], object] = lambda count: None
 ) -> Preview:
-    """Render and tokenize some rows, and say what the run would do with them.
+    """Render and tokenize some rows, and return what the run would do with them.
 
     Args:
         num_prompts: how many prompts to show.
         num_rows: how many rows to read, spread over the dataset. None: all.
-        tell: is told how many rows more have been read.
+        tell: called with the number of rows that were just read.
 
     Raises:
         JobError: the dataset cannot be read.
@@ -60,10 +60,10 @@ def look_ahead(
 
 
 def sample_rows(num_rows: int, wanted: int | None, num_first: int, *, max_runs: int) -> list[range]:
-    """Choose rows that are spread evenly over a dataset, in runs of consecutive ones, each far from the others.
+    """Choose rows that are spread evenly over a dataset, in runs of consecutive rows, far from one another.
 
     Args:
-        num_first: so many rows at the start must be among them.
+        num_first: this many rows at the start must be among them.
 
     >>> sample_rows(1000, 6, 1, max_runs=3)
     [range(0, 2), range(333, 335), range(666, 668)]
@@ -82,22 +82,22 @@ def sample_rows(num_rows: int, wanted: int | None, num_first: int, *, max_runs: 
 
 
 class SeenRows:
-    """What is known of the rows that were read. Keeps counts and lengths, not rows."""
+    """Figures about the rows that were read. Keeps counts and lengths, not rows."""
 
     def __init__(self, examined: Examined, num_prompts: int) -> None:
-        """Know nothing yet."""
+        """Render and tokenize like the run ``examined``, and keep the first ``num_prompts`` prompts."""
         self._renderer, self._tokenizer = examined.renderer, examined.tokenizer
         self._tokenization = examined.tokenization
         self._num_prompts = num_prompts
         self.num_rows = self.num_cut = self.num_too_long = 0
         self.prompts: list[SeenPrompt] = []
         self.lengths, self.admitted = array("q"), array("q")
-        """Tokens of each prompt before it is cut, and of those that the model would read."""
+        """The number of tokens of each prompt before cutting, and of each prompt that the model would read."""
         self.errors: dict[str, SeenError] = {}
         self._shared: Sequence[int] = ()
 
     def add(self, block: RowBlock) -> None:
-        """Take some rows."""
+        """Add the rows of a block."""
         prompts = [self._renderer.render(row) for row in block.rows]
         for prompt, encoded in zip(prompts, self._tokenization.encode(prompts), strict=True):
             self.num_rows += 1
@@ -108,7 +108,7 @@ class SeenRows:
 
     @property
     def num_shared_tokens(self) -> int:
-        """With how many tokens all prompts begin, if there are several."""
+        """The length of the prefix that all prompts share. 0 if there is only one prompt."""
         return len(self._shared) if len(self.admitted) > 1 else 0
 
     def _add_request(self, prompt: Prompt, encoded: EncodedPrompt, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""A run as it is read: what the user typed, and what was looked up in the dataset, the tokenizer and the model."""
+"""A resolved run: what the user typed, plus what was looked up in the dataset, the tokenizer and the model."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from job.data.openai_batch import BODY_COLUMN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRun:
-    """A configuration with what it comes to for its dataset and its model."""
+    """A configuration, resolved for its dataset and its model."""
 
     config: RunConfig
     chat: bool
     """Whether a chat template is applied."""
     batch_id_column: str | None = None
-    """The column of the requests' ids if the dataset is a batch of requests to OpenAI's API."""
+    """The column with the requests' ids if the dataset is a batch of requests to OpenAI's API."""
     max_prompt_tokens: int = 0
-    """Tokens of a prompt at most."""
+    """Maximum number of prompt tokens."""
 
     @property
     def is_batch(self) -> bool:
@@ -25,12 +25,12 @@ class ResolvedRun:
 
     @property
     def request_column(self) -> str | None:
-        """The column of the requests, if they are."""
+        """The column with the requests if the dataset is such a batch."""
         return BODY_COLUMN if self.is_batch else None
 
     @property
     def text_column(self) -> str | None:
-        """The column whose text is the prompt; None if messages, requests or a template make it."""
+        """The column whose text is the prompt; None if the prompt comes from messages, requests or a template."""
         return None if self.is_batch else self.config.prompt.text_column
 
     @property

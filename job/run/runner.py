@@ -2,8 +2,8 @@
 
     source -> prompts -> tokenizer -> engine -> tokenizer -> journal -> part
 
-The only module that knows this order. Everything in it runs on a replica's leader; followers sit in
-``Engine.follow`` and do what the leader's engine sends them.
+This is the only module that knows this order. It runs on a replica's leader; followers loop in ``Engine.follow`` and do
+what the leader's engine sends them.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Runner:
         launch_id: str,
         num_replicas: int = 1,
     ) -> None:
-        """Hold nothing yet."""
+        """Work on a prepared run with a loaded engine, until it is done or ``stop`` is set."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
         self._plan, self._directory = prepared.plan, prepared.directory
@@ -67,11 +67,11 @@ class Runner:
             The exit code.
 
         Raises:
-            JobError: the disk, the dataset or the engine gave up. What was finished is in the journals.
+            JobError: the disk, the dataset or the engine failed. Finished rows are in the journals.
         """
         try:
             self._modes = calibrate(self._prepared, self._engine, self._stop, self._watchdog)
-            self._metrics.write(self._stats())  # its time is what the others' is compared with
+            self._metrics.write(self._stats())  # the age of the others' figures is measured against this file's time
             while not self._stop():
                 self._submit()
                 self._collect()
@@ -80,18 +80,18 @@ class Runner:
                 if self._engine.num_pending == 0 and not self._find_work():
                     self._progress.show(self._workers.progress(self._stats(), refresh=True))
                     return self._exit_code()
-            # The launcher may stop the other replicas as soon as one has left, done: then we are done, too.
+            # The launcher may stop the other replicas as soon as one exits because all is done: then we are done, too.
             return EXIT_STOPPED if self._shards.look_again() else self._exit_code()
         except OSError as error:
             raise JobError(
-                f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Everything finished "
-                "so far is safe; the same command continues once this is fixed."
+                f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Finished rows are "
+                "safe; fix this and run the same command to continue."
             ) from error
         finally:
             self._leave()
 
     def _submit(self) -> None:
-        """Keep the engine supplied from what is claimed, and claim more when this worker's share is smaller."""
+        """Keep the engine supplied with claimed rows, and claim more while this worker has less than its share."""
         with self._stopwatch.measure("data"):
             while self._engine.num_pending < self._engine.max_pending and not self._stop():
                 request = self._shards.next_request()
@@ -101,10 +101,10 @@ class Runner:
                     return
 
     def _share(self) -> int:
-        """Return with how many pending requests this worker claims no more.
+        """Return the number of pending requests at which this worker stops claiming.
 
-        Guided self-scheduling (Polychronopoulos and Kuck 1987): much at once while there is much, no more than the
-        others have when the end comes near.
+        Guided self-scheduling (Polychronopoulos and Kuck 1987): claim many rows at once while many are left, and near
+        the end no more than the other workers have.
         """
         progress = self._workers.progress(self._stats())
         if self._workers.num_workers == 1:
@@ -113,7 +113,7 @@ class Runner:
         return max(1, min(self._engine.min_pending, fair), min(self._engine.max_pending, fair // 2))
 
     def _collect(self) -> None:
-        """Let the engine work, and take what it finished."""
+        """Run one engine step, and deliver what it finished."""
         with self._stopwatch.measure("generate"), self._watchdog.watching():
             generations = self._engine.step()
         if generations:
@@ -127,14 +127,14 @@ class Runner:
         self._shards.add(self._modes.complete(generations, texts, prompts))
 
     def _commit(self) -> None:
-        """Make finished rows durable, and shards whose last row is there final."""
+        """Make finished rows durable, and turn complete shards into parts."""
         with self._stopwatch.measure("write"):
-            # Figures first: the worker that sees the last part sums up all workers.
+            # Metrics first: the worker that sees the last part adds up the figures of all workers.
             self._shards.commit(before_part=lambda: self._metrics.write(self._stats()))
 
     def _find_work(self) -> bool:
-        """Claim rows, or wait a little if other workers hold all that is left. False once everything is done."""
-        # One step can empty a full engine, when its prompts are equal.
+        """Claim rows, or wait briefly if other workers hold all that is left. False once everything is done."""
+        # One step can empty a full engine if its prompts are identical.
         if (request := self._shards.next_request()) is not None:
             self._engine.submit(request)
             return True
@@ -149,13 +149,13 @@ class Runner:
         return True
 
     def _wait(self) -> bool:
-        """Wait a little for other workers. True if a stop was requested."""
+        """Wait briefly for other workers. True if a stop was requested."""
         self._engine.keep_alive()
         with self._stopwatch.measure("waiting for other workers"):
             return self._stop.wait(IDLE_SECS)
 
     def _leave(self) -> None:
-        """Give back what is held. Journals keep the finished rows of unfinished shards."""
+        """Release everything that is held. Journals keep the finished rows of unfinished shards."""
         self._watchdog.close()
         try:
             self._shards.close()
@@ -168,13 +168,13 @@ class Runner:
 
     def _exit_code(self) -> int:
         if not self._prepared.is_done:
-            self._stop.request("job retry, which has marked rows meanwhile")
+            self._stop.request("job retry, which has marked rows in the meantime")
             return EXIT_STOPPED
         self._totals = conclude(self._prepared, self._leases, self._wait)
         return exit_code_of(self._totals, self._prepared)
 
     def summary(self) -> Summary:
-        """Return what to tell the user at the end of a run that is done."""
+        """Return the summary to print at the end of a finished run."""
         totals = self._totals
         others = [stats for stats in self._workers.others(refresh=True) if stats.launch_id == self._launch_id]
         return Summary(

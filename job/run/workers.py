@@ -1,4 +1,4 @@
-"""What all workers of a run have done together, from what each writes about itself."""
+"""The combined progress of all workers of a run, from the figures that each one writes."""
 
 import time
 
@@ -12,10 +12,10 @@ OTHERS_SECS = 10.0
 
 
 class Workers:
-    """One worker's view of all."""
+    """One worker's view of all workers."""
 
     def __init__(self, directory: RunDirectory, plan: Plan, worker_id: str, num_replicas: int) -> None:
-        """Begin with the replicas of this launch."""
+        """Read the other workers' figures in ``directory``. ``num_replicas`` is that of this launch."""
         self._directory, self._plan, self._num_replicas = directory, plan, num_replicas
         self._metrics, self._own = MetricsReader(directory.store), directory.names.metrics(worker_id)
         self._read_at = -OTHERS_SECS
@@ -24,11 +24,11 @@ class Workers:
 
     @property
     def num_workers(self) -> int:
-        """Workers that share what is left: this launch's, or more if others are at work."""
+        """Number of workers that share what is left: those of this launch, or more if other launches are active."""
         return max(self._num_replicas, 1 + len(self._others))
 
     def others(self, *, refresh: bool = False) -> list[WorkerStats]:
-        """Return the other workers' latest figures, which are remembered for some seconds."""
+        """Return the other workers' latest figures, cached for ``OTHERS_SECS``."""
         if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
             self._num_done_rows = self._plan.count(self._directory.done_shards())
             self._others = self._metrics.read_others(self._own)
@@ -36,11 +36,11 @@ class Workers:
         return self._others
 
     def progress(self, own: WorkerStats, *, refresh: bool = False) -> RunProgress:
-        """Add up this worker's figures of now and the others' latest."""
-        # A worker that has just died may have held shards that are ours by now: count no row twice.
+        """Add up this worker's current figures and the others' latest."""
+        # A worker that has just died may have held shards that are ours by now; count no row twice.
         others = [stats for stats in self.others(refresh=refresh) if not set(own.open_shards) & set(stats.open_shards)]
         workers = [*others, own]
-        # One of another launch that holds nothing has left, and job retry may have marked its errors to be retried.
+        # A worker of another launch that holds nothing has left, and job retry may have marked its errors.
         counted = [s for s in workers if s.launch_id == own.launch_id or s.num_at_work or s.open_shards]
         num_rows = self._num_done_rows + sum(stats.num_open_rows for stats in workers)
         return RunProgress(

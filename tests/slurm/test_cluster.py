@@ -128,7 +128,7 @@ def power_cut(lab: Lab) -> Submitted:
     assert len(list(run.output.glob("part-*"))) == 12
     restarted = dead.wait_done()
     assert (restarted["Restarts"], restarted["NodeList"]) == ("1", "node4")
-    assert "all 3,840 rows are done already" in run.log
+    assert "all 3,840 rows are already done" in run.log
     return run
 
 
