@@ -21,6 +21,7 @@ from job.config import (
     PromptConfig,
     SamplingConfig,
 )
+from job.data.formats import ENDINGS
 from job.modes.mode import Mode, OptionSpec
 from job.modes.table import MODES
 
@@ -90,7 +91,8 @@ MODEL_OPTIONS = options(
         ModelConfig,
         "dtype",
         type=click.Choice(DTYPES),
-        help="Precision. auto is float16 on CUDA; on a CPU, bfloat16 if the processor supports it, else float32.",
+        help="Precision. auto is float16 on CUDA, or bfloat16 if a bfloat16 checkpoint overflows in it; on a CPU, "
+        "bfloat16 if the processor supports it, else float32.",
     ),
     option(EngineConfig, "tensor_parallel_size", type=int, help="Processes (GPUs) that share one copy of the model."),
     option(ModelConfig, "trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
@@ -107,8 +109,8 @@ DATA_OPTIONS = options(
         "--dataset",
         required=True,
         metavar="ID_OR_PATH",
-        help="Dataset: a local .jsonl, .json, .csv, .txt or .parquet file, a glob, or a directory of such files or "
-        "from save_to_disk; anything else is a Hub id.",
+        help=f"Dataset: a local file ({', '.join(ENDINGS)}), a glob, or a directory of such files or from "
+        "save_to_disk; anything else is a Hub id.",
     ),
     option(DataConfig, "dataset_config", help="Configuration (subset) of a Hub dataset."),
     option(DataConfig, "dataset_revision", help="Branch, tag or commit of a Hub dataset."),

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from job.config import PromptConfig, RunConfig
+from job.config import PromptConfig, RunConfig, SamplingConfig
 from job.data.messages import Content, RowRejected, parse_messages
 from job.data.source import Source, read_rows
 from job.errors import UsageError, shorten
@@ -20,18 +20,11 @@ ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
 
 CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
 
+RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_samples"}
+
 PARAMETERS = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "seed": "seed",
-    "stop": "stop",
-    "n": "num_samples",
-    "ignore_eos": "ignore_eos",
+    **RENAMED,
+    **{name: name for name in SamplingConfig().options() if name not in RENAMED.values()},
 }
 """Parameters of a body, and the field of ``SamplingConfig`` that must agree. Some are additions by vLLM."""
 
