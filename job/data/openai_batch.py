@@ -20,12 +20,13 @@ ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
 
 CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
 
-RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_samples"}
+LENGTHS = dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_new_tokens")
 
-PARAMETERS = {
-    **RENAMED,
-    **{name: name for name in SamplingConfig().options() if name not in RENAMED.values()},
-}
+NUMBERS = {"n": "num_samples"}
+
+SAME_NAMES = {name: name for name in SamplingConfig().options() if name not in {*LENGTHS.values(), *NUMBERS.values()}}
+
+PARAMETERS = {**LENGTHS, **SAME_NAMES, **NUMBERS}
 """Parameters of a body, and the field of ``SamplingConfig`` that must agree. Some are additions by vLLM."""
 
 DRAWING = ("top_p", "top_k", "min_p", "seed")
