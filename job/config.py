@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from job.engine import kinds
+from job.engine import registry
 from job.errors import UsageError, require
 from job.modes.mode import Mode
-from job.modes.table import active
+from job.modes.registry import active
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
-ENGINES = tuple(kinds.ENGINES)
+ENGINES = tuple(registry.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 
 
@@ -193,7 +193,7 @@ class EngineConfig:
     @property
     def needs_model(self) -> bool:
         """Whether the engine uses the model's weights."""
-        return kinds.ENGINES[self.engine].needs_model
+        return registry.ENGINES[self.engine].needs_model
 
     def __post_init__(self) -> None:
         require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")

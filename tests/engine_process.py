@@ -19,13 +19,13 @@ import torch
 
 from job.config import EngineConfig, ModelConfig
 from job.data.tokenizer import Tokenizer
-from job.engine.kinds import ENGINES
 from job.engine.logits import pipeline
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
+from job.engine.registry import ENGINES
 from job.engine.static.engine import StaticEngine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from job.config import EngineConfig, ModelConfig
-from job.engine.kinds import ENGINES
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.attention.cache import LayerShape
@@ -19,6 +18,7 @@ from job.engine.paged.engine import PagedEngine
 from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
+from job.engine.registry import ENGINES
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.records import Generation, Request

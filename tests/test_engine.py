@@ -13,8 +13,8 @@ import torch
 from job.config import EngineConfig
 from job.engine.logits import pipeline
 from job.engine.model import loading
-from job.engine.model.architectures import check_tensor_parallel
 from job.engine.model.info import resolve_dtype
+from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.static.engine import StaticEngine
 from job.errors import JobError, UsageError
 from job.tasks import Generate

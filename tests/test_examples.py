@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from job.cli.configuration import _prompt_texts
+from job.cli.parsing import _prompt_texts
 from job.config import PromptConfig
 from job.data.prompts import ChatTemplate, PromptRenderer
 from job.data.tokenization import EncodedPrompt, Tokenization

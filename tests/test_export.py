@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import EXPORT_FORMATS
-from job.output.looking.exporting import formats, table
-from job.output.looking.exporting.formats import WRITERS
+from job.output.looking.exporting import run_table, writers
+from job.output.looking.exporting.writers import WRITERS
 from job.output.looking.found import find_run
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
@@ -91,12 +91,12 @@ def test_parquet_has_the_same_table(run_job: RunJob, output: Path, tmp_path: Pat
 def test_row_groups_end_before_they_are_large(
     run_job: RunJob, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "ROWS_PER_BATCH", 7)
-    monkeypatch.setattr(formats, "ROWS_PER_GROUP", 20)
+    monkeypatch.setattr(run_table, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(writers, "ROWS_PER_GROUP", 20)
     export(run_job, output, "--to", tmp_path / "rows.parquet")
     footer = pq.read_metadata(tmp_path / "rows.parquet")
     assert [footer.row_group(idx).num_rows for idx in range(footer.num_row_groups)] == [20, 20, 14]
-    monkeypatch.setattr(formats, "BYTES_PER_GROUP", 1)
+    monkeypatch.setattr(writers, "BYTES_PER_GROUP", 1)
     export(run_job, output, "--to", tmp_path / "small.parquet")
     assert pq.read_metadata(tmp_path / "small.parquet").num_row_groups == 8, "7 + 7 + 6, twice, and 7 + 7"
     assert pq.read_table(tmp_path / "rows.parquet").equals(read_output(output))
@@ -407,7 +407,7 @@ def test_a_device_is_written_as_it_is(run_job: RunJob, output: Path, form: str) 
 def test_part_by_part_is_read(run_job: RunJob, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written of a part is written before the next one is opened: memory does not grow with the run."""
     events: list[str] = []
-    open_part, to_json = pq.ParquetFile, formats.to_json
+    open_part, to_json = pq.ParquetFile, writers.to_json
 
     def record_open(file: BinaryIO, **options: Any) -> Any:
         events.append(Path(file.name).name)
@@ -418,7 +418,7 @@ def test_part_by_part_is_read(run_job: RunJob, output: Path, tmp_path: Path, mon
         return to_json(row)
 
     monkeypatch.setattr(pq, "ParquetFile", record_open)
-    monkeypatch.setattr(formats, "to_json", record_row)
+    monkeypatch.setattr(writers, "to_json", record_row)
     export(run_job, output, "--to", tmp_path / "rows.jsonl")
     assert events == [
         *["part-00000.parquet", *["row"] * 20, "part-00001.parquet", *["row"] * 20],
@@ -486,7 +486,7 @@ def test_samples_of_a_row_stay_together_over_batches(
     run_job: RunJob, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = answers(run_job, output)
-    monkeypatch.setattr(table, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(run_table, "ROWS_PER_BATCH", 3)
     assert answers(run_job, output) == expected
 
 

@@ -77,7 +77,7 @@ def test_a_stage_does_not_know_who_puts_the_stages_together(module: str) -> None
 
 
 LAYERS = (
-    ("job.errors", "job.records", "job.tasks", "job.draws", "job.fingerprint", "job.arrow", "job.engine.kinds"),
+    ("job.errors", "job.records", "job.tasks", "job.draws", "job.fingerprint", "job.arrow", "job.engine.registry"),
     ("job.modes", "job.config"),
     ("job.launch",),
     ("job.data", "job.engine", "job.output", "job.observe"),

@@ -12,8 +12,8 @@ import torch
 
 from job.modes.completion import CompletionMode
 from job.output.parts import journal as journal_module
-from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch, to_batch
 from job.output.store.local import LocalStore
 from job.records import Completion, RowError

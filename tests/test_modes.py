@@ -23,9 +23,9 @@ from job.modes.bound import BoundModes
 from job.modes.choices import ChoicesMode
 from job.modes.completion import CompletionMode
 from job.modes.mode import Answer, BoundMode, Mode, Setting, option
+from job.modes.registry import MODES, active, modes_of
 from job.modes.structured import StructuredMode
-from job.modes.table import MODES, active, modes_of
-from job.output.parts.columns import BASE
+from job.output.parts.part_schema import BASE
 from job.records import Generation, Request, RowError
 from job.tasks import Generate, SamplingParams, Score
 from tests.test_run import read_output, write_jsonl
@@ -99,7 +99,7 @@ def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy")
     shutil.copytree(PACKAGE, root / "job", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "job/modes/toy.py").write_text(TOY)
-    table = root / "job/modes/table.py"
+    table = root / "job/modes/registry.py"
     text = table.read_text()
     text = text.replace("import StructuredMode\n", "import StructuredMode\nfrom job.modes.toy import ToyMode\n")
     table.write_text(text.replace("    StructuredMode,\n", "    StructuredMode,\n    ToyMode,\n"))
@@ -126,8 +126,8 @@ def run_in(root: Path, *commands: Sequence[Any]) -> list[tuple[int, str, str]]:
 
 def test_the_toy_is_one_file_and_one_entry(with_toy: Path) -> None:
     seen = filecmp.dircmp(PACKAGE / "modes", with_toy / "job/modes", ignore=["__pycache__"])
-    assert (seen.left_only, seen.right_only, seen.diff_files) == ([], ["toy.py"], ["table.py"])
-    before, after = ((root / "modes/table.py").read_text() for root in (PACKAGE, with_toy / "job"))
+    assert (seen.left_only, seen.right_only, seen.diff_files) == ([], ["toy.py"], ["registry.py"])
+    before, after = ((root / "modes/registry.py").read_text() for root in (PACKAGE, with_toy / "job"))
     changes = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
     assert changes == ["+ from job.modes.toy import ToyMode", "+     ToyMode,"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from job.cli.configuration import _prompt_texts
+from job.cli.parsing import _prompt_texts
 from job.config import PromptConfig
 from job.data.prompts import ChatTemplate, PromptRenderer, find_content, needed_columns
 from job.data.templates import Template

@@ -25,8 +25,8 @@ import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.launch.stop import StopFlag
 from job.output.parts import plan, shard
-from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
+from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.output.parts.retry_marks import _read
 from job.records import SampleKey

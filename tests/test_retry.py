@@ -10,8 +10,8 @@ import pytest
 
 import job.engine.fake
 from job.engine.fake import FakeEngine
-from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal
+from job.output.parts.part_schema import Columns
 from job.records import SampleKey
 from tests.conftest import Result
 from tests.run_files import RunFiles

@@ -19,8 +19,8 @@ from job.cli.options import Size
 from job.engine import build
 from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
-from job.output.parts.columns import Columns
 from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch
 from job.output.parts.shard import OpenShard
 from job.output.store.local import LocalStore

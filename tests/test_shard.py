@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.modes.completion import CompletionMode
-from job.output.parts.columns import Columns
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
+from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
 from job.records import Completion, Row, RowBlock, RowError

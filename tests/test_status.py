@@ -13,7 +13,7 @@ import pytest
 
 import job.cli.status
 import job.engine.fake
-import job.run.inspection
+import job.run.status
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
 from job.errors import JobError
@@ -27,7 +27,7 @@ from job.output.sharing.metrics import MetricsFile, MetricsReader, OpenCounts, W
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.local import LocalStore
-from job.run.inspection import Inspection
+from job.run.status import Inspection
 from tests.conftest import Result
 from tests.run_files import RunFiles, files_of
 from tests.test_imports import output_and_modules_of
@@ -548,13 +548,13 @@ def test_a_look_that_runs_out_of_time_says_so_and_the_next_goes_on(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspection = Inspection(output)
-    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 0.0)
     status = inspection.look()
     assert status.is_partial and status.is_done
     assert "0, in 0 of 5 parts; --watch reads on" in describe_status(status)
-    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 5.0)
+    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 5.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}
-    monkeypatch.setattr(job.run.inspection, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 0.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}, "what was read is kept"
     files_of(output).part(0).unlink()
     assert dict(inspection.look().errors) == {"null_prompt": 4}, "but not what is there no more"

@@ -16,11 +16,11 @@ import pytest
 
 from job.config import SamplingConfig
 from job.errors import UsageError
-from job.modes.table import MODES
-from job.output.parts import identity
-from job.output.parts.identity import defaults_of, without_defaults
+from job.modes.registry import MODES
+from job.output.parts import defaults
+from job.output.parts.defaults import defaults_of, without_defaults
 from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
-from job.output.store.opening import open_store
+from job.output.store.addresses import open_store
 from tests.conftest import Result
 from tests.test_run import read_output
 
@@ -196,8 +196,8 @@ def test_a_new_option_with_a_default_refuses_no_run(
     value = 1.0
 
     own = SamplingConfig.options
-    sampling = {**identity.DEFAULTS["sampling"], "typical_p": 1.0}
-    monkeypatch.setitem(identity.DEFAULTS, "sampling", sampling)  # type: ignore[arg-type]
+    sampling = {**defaults.DEFAULTS["sampling"], "typical_p": 1.0}
+    monkeypatch.setitem(defaults.DEFAULTS, "sampling", sampling)  # type: ignore[arg-type]
     monkeypatch.setattr(SamplingConfig, "options", lambda config: own(config) | {"typical_p": value})
     for name, options in (("new", SAMPLES), ("unfinished", SAMPLES)):
         complete(run_job, name, options)
@@ -256,7 +256,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
 
 def test_the_defaults_that_manifests_leave_out_stay_as_they_are() -> None:
     """Runs are on disk that mean these values by naming none: another default would make them other runs."""
-    now = {**identity.DEFAULTS, **{f"modes.{mode.name}": defaults_of(mode) for mode in MODES}}
+    now = {**defaults.DEFAULTS, **{f"modes.{mode.name}": defaults_of(mode) for mode in MODES}}
     for section, frozen in FROZEN.items():
         for name, value in frozen.items():
             assert json.dumps(now[section].get(name, "nothing")) == json.dumps(value), (

@@ -12,7 +12,7 @@ from job.config import EXPORT_FORMATS
 from job.errors import UsageError
 
 if TYPE_CHECKING:
-    from job.output.looking.exporting.table import RunTable
+    from job.output.looking.exporting.run_table import RunTable
 
 STDOUT = "-"
 
@@ -47,9 +47,9 @@ def export(
     Exit codes: 0 written; 1 a part cannot be read or the file cannot be written; 2 wrong usage, or the run is not
     finished.
     """
-    from job.output.looking.exporting.formats import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.exporting.openai_answers import answer_columns
-    from job.output.looking.exporting.table import RunTable, Selection
+    from job.output.looking.exporting.run_table import RunTable, Selection
+    from job.output.looking.exporting.writers import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.found import find_run
 
     form = _format(form, to)

@@ -23,7 +23,7 @@ from job.config import (
 )
 from job.data.formats import ENDINGS
 from job.modes.mode import Mode, OptionSpec
-from job.modes.table import MODES
+from job.modes.registry import MODES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = type[ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode]

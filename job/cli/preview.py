@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from job.cli.configuration import to_config
 from job.cli.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -18,6 +17,7 @@ from job.cli.options import (
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
 )
+from job.cli.parsing import to_config
 from job.observe.noise import silence_libraries, silence_progress_bars
 
 ALL_ROWS = "all"

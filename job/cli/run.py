@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from job.cli.configuration import to_config
 from job.cli.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -16,6 +15,7 @@ from job.cli.options import (
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
 )
+from job.cli.parsing import to_config
 from job.launch.environment import is_first_process, told_once
 from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries

@@ -57,7 +57,7 @@ def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
     Exit codes: 0 shown; 2 OUTPUT is not a run directory.
     """
     from job.observe.status_report import describe_status
-    from job.run.inspection import Inspection  # imports pyarrow: only now, so that --help is quick
+    from job.run.status import Inspection  # imports pyarrow: only now, so that --help is quick
 
     inspection = Inspection(output)
     try:

@@ -20,8 +20,8 @@ from job.engine.model.info import ModelInfo, inspect_model
 from job.errors import UsageError, shorten
 from job.modes.bound import BoundModes
 from job.modes.mode import AnswerLength, Probe, Setting
-from job.output.parts.columns import Columns
 from job.output.parts.manifest import Manifest
+from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.records import Request
 from job.run.identity import manifest_of

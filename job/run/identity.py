@@ -14,7 +14,7 @@ import job
 from job.config import RunConfig
 from job.data.opening import OpenDataset
 from job.engine.model.info import ModelInfo
-from job.output.parts.identity import without_defaults
+from job.output.parts.defaults import without_defaults
 from job.output.parts.manifest import Manifest
 from job.output.parts.plan import Plan
 from job.run.resolved import ResolvedRun

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from job.errors import UsageError, first_line
-from job.output.parts.columns import Columns
+from job.output.parts.part_schema import Columns
 from job.run.resolved import ResolvedRun
 
 

@@ -7,14 +7,14 @@ import torch
 
 from job.config import RunConfig
 from job.errors import UsageError
-from job.output.parts.columns import Columns
 from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
+from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
 from job.output.sharing.settings import RunSettings, set_settings
 from job.output.sharing.worker import WorkerId
+from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RunNames
-from job.output.store.opening import open_store
 from job.output.store.store import Store
 from job.run.examination import Examined, examine
 from job.run.identity import dtype_of, in_dtype, metadata_of

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from job.config import RunConfig
-from job.engine.kinds import ENGINES
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel
 from job.engine.protocol import Engine
+from job.engine.registry import ENGINES
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
 from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch

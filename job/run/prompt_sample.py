@@ -14,7 +14,7 @@ from job.data.source import StreamSource, read_rows
 from job.data.tokenization import EncodedPrompt
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.paged.schedule.pages import num_common
-from job.modes.table import MODES
+from job.modes.registry import MODES
 from job.observe.histogram import Histogram
 from job.observe.preview_report import KvMemory, Preview, SeenError, SeenPrompt
 from job.output.parts.plan import Plan

@@ -88,10 +88,10 @@ def prompts_of(data: Path, num_rows: int, instruction: str) -> list[list[int]]:
 
 def run(loaded: Loaded, prompts: list[list[int]], answer: Any, params: dict[str, Any]) -> dict[str, Any]:
     """Complete prompts; return the generations, and the seconds of each step in which all rows decode."""
+    from job.data.grammar import compile_grammar
     from transformers import AutoTokenizer
 
     from job.config import EngineConfig
-    from job.data.grammar import compile_grammar
     from job.engine.paged.engine import PagedEngine
     from job.records import Request
     from job.tasks import Generate, SamplingParams

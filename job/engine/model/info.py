@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.architectures import check_tensor_parallel
+from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.errors import UsageError, first_line
 from job.fingerprint import fingerprint
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from job.engine.model.architectures import num_kv_heads
+from job.engine.model.tensor_parallel import num_kv_heads
 from job.errors import UsageError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from job.errors import UsageError
 from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.plan import Plan
+from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
 from job.output.store.names import MANIFEST, RunNames
-from job.output.store.opening import open_store
 from job.output.store.store import Store
 
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from job.errors import first_line
 from job.output.looking.found import FoundRun
-from job.output.parts.columns import Columns
 from job.output.parts.counts import METADATA_KEY, Counts
+from job.output.parts.part_schema import Columns
 from job.records import SampleKey
 
 ROWS_PER_BATCH = 1000

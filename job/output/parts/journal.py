@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from job.errors import first_line
-from job.output.parts.columns import BASE
+from job.output.parts.part_schema import BASE
 from job.output.parts.rows import from_batch, to_batch
 from job.output.store.store import Appender, Store
 from job.records import Completion

@@ -16,8 +16,8 @@ from typing import Any
 
 from job.errors import UsageError
 from job.modes.mode import Mode
-from job.modes.table import modes_of
-from job.output.parts.identity import DEFAULTS, describe_differences, without_defaults
+from job.modes.registry import modes_of
+from job.output.parts.defaults import DEFAULTS, describe_differences, without_defaults
 from job.output.parts.older_formats import from_format_2
 from job.output.store.names import MANIFEST, PART_PATTERN
 from job.output.store.store import Store

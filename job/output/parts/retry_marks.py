@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, first_line
-from job.output.parts.columns import Columns
+from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Store

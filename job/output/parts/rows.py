@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from job.output.parts.columns import BASE
+from job.output.parts.part_schema import BASE
 from job.records import Completion, RowError
 
 _BASE_NAMES = frozenset(BASE.names)

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.output.parts.columns import Columns
 from job.output.parts.counts import Counts
 from job.output.parts.journal import Journal, JournalReader
+from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.output.parts.retry_marks import completions_to_stay
 from job.output.parts.rows import to_batch

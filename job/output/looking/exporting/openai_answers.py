@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from job.output.looking.exporting.table import RunTable
-from job.output.looking.exporting.values import rows_of, to_json
+from job.output.looking.exporting.cells import rows_of, to_json
+from job.output.looking.exporting.run_table import RunTable
 from job.output.parts.manifest import Manifest
 from job.records import RowError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from job.config import DataConfig, OutputConfig, PromptConfig, SamplingConfig
 from job.errors import shorten
-from job.modes.table import MODES
+from job.modes.registry import MODES
 
 
 def _plain(value: Any) -> Any:

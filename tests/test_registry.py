@@ -10,7 +10,7 @@ import pytest
 from job.config import ENGINES as CONFIGURED
 from job.config import EngineConfig
 from job.engine.fake import FakeEngine
-from job.engine.kinds import ENGINES, EngineKind
+from job.engine.registry import ENGINES, EngineKind
 from job.errors import UsageError
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from job.output.looking.exporting.cells import rows_of, to_cell, to_json
 from job.output.looking.exporting.openai_answers import write_answers
-from job.output.looking.exporting.table import RunTable
-from job.output.looking.exporting.values import rows_of, to_cell, to_json
+from job.output.looking.exporting.run_table import RunTable
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
 """A row group ends at whichever limit comes first: large enough to compress and skip well, small in memory."""

@@ -16,7 +16,7 @@ from job.config import (
 )
 from job.errors import UsageError
 from job.modes.mode import Mode
-from job.modes.table import MODES
+from job.modes.registry import MODES
 from job.modes.texts import read_text, read_text_or_file
 
 
