@@ -11,7 +11,9 @@ from typing import Any
 from job.engine import registry
 from job.errors import UsageError, require
 from job.modes.mode import Mode
+from job.modes.options import option
 from job.modes.registry import active
+from job.modes.texts import read_text, read_text_or_file
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -21,20 +23,37 @@ ENGINES = tuple(registry.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 
 
+def read_template(value: str) -> str:
+    """Return the template that ``--prompt-template`` gives or names."""
+    return read_text_or_file(
+        "--prompt-template",
+        value,
+        is_text=lambda text: "\n" in text or "{" in text,
+        example="a template, such as '{{ text }}'",
+        drops_last_newline=True,  # a prompt that ends in it reads otherwise
+    )
+
+
+def read_examples(path: str) -> str:
+    """Return the text of the file that ``--examples`` names."""
+    return read_text("--examples", path)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which weights to load, and in which precision."""
 
     model: str
     """Hub id or local directory."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub model. None: its default branch."""
-    dtype: str = "auto"
-    """``auto``: float16 on CUDA; on a CPU, bfloat16 if the processor supports it, else float32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-    max_model_len: int | None = None
-    """Maximum number of prompt plus completion tokens. None: the limit in the model's configuration."""
+    revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
+    dtype: str = option(
+        "auto",
+        "Precision. auto is float16 on CUDA, or bfloat16 if a bfloat16 checkpoint overflows in it; on a CPU, bfloat16 "
+        "if the processor supports it, else float32.",
+        choices=DTYPES,
+    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    max_model_len: int | None = option(None, "Maximum number of prompt plus completion tokens [default: the model's].")
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a Hub id or a directory")
@@ -49,22 +68,23 @@ class DataConfig:
 
     dataset: str
     """Hub id, local file, glob or directory."""
-    dataset_config: str | None = None
-    """Name of a Hub dataset's configuration ("subset")."""
-    dataset_revision: str | None = None
-    """Branch, tag or commit of a Hub dataset. None: its default branch."""
-    split: str | None = None
-    """None: ``train``, or the only split."""
-    data_files: tuple[str, ...] = ()
+    dataset_config: str | None = option(None, "Configuration (subset) of a Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
+    split: str | None = option(None, "Split [default: train, or the only one].")
+    data_files: tuple[str, ...] = option(
+        (), "Files or globs inside the dataset. Repeat or use commas.", splits_commas=True
+    )
     """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
-    streaming: bool = False
-    """Read without a local Arrow copy. Not needed for Parquet, Arrow, JSON lines and text, which are never copied."""
-    limit: int | None = None
-    """Process only the first N rows. None: all."""
-    id_column: str | None = None
-    """A column to write right after the indices."""
-    keep_columns: tuple[str, ...] = ()
-    """Columns to copy to the output with their types; ``*`` means all."""
+    streaming: bool = option(
+        False,
+        "Read without a local Arrow copy. Parquet, Arrow, JSON lines and text files are never copied anyway.",
+        is_switch=True,
+    )
+    limit: int | None = option(None, "Process only the first N rows.")
+    id_column: str | None = option(None, "Column to write right after the indices.")
+    keep_columns: tuple[str, ...] = option(
+        (), "Columns to copy to the output; '*' for all. Repeat or use commas.", splits_commas=True
+    )
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
@@ -76,22 +96,30 @@ class DataConfig:
 class PromptConfig:
     """How a row becomes a prompt."""
 
-    prompt_column: str | None = None
-    """Text column. None, and no messages or template either: ``prompt``."""
-    messages_column: str | None = None
-    """Column with a list of {role, content}, as in OpenAI's API, or the same as JSON text."""
-    prompt_template: str | None = None
-    """Jinja2 template; the row's columns are its variables."""
-    system_prompt: str | None = None
-    """System message to put before every prompt."""
-    examples: str | None = None
-    """Few-shot examples as JSON lines, to put before every row's own prompt."""
-    chat: bool | None = None
-    """Whether to apply the tokenizer's chat template. None: if it has one."""
-    max_prompt_tokens: int | None = None
-    """Maximum number of prompt tokens. None: what the answer leaves of the model's context."""
-    on_long_prompt: str = "error"
-    """What to do with a longer prompt: make an error row, or cut its left or right end."""
+    prompt_column: str | None = option(None, "Column with the prompt [default: prompt].")
+    messages_column: str | None = option(None, "Column with a list of {role, content}, or that as JSON text.")
+    prompt_template: str | None = option(
+        None,
+        "Jinja2 template over the columns, e.g. 'Summarize: {{ text }}', or a file with one.",
+        metavar="TEXT_OR_FILE",
+        read=read_template,
+    )
+    system_prompt: str | None = option(None, "System message before every prompt.")
+    examples: str | None = option(
+        None,
+        "Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
+        metavar="FILE",
+        read=read_examples,
+    )
+    chat: bool | None = option(None, "Apply the tokenizer's chat template [default: if it has one].")
+    max_prompt_tokens: int | None = option(
+        None, "Maximum number of prompt tokens [default: what the answer leaves of the model's context]."
+    )
+    on_long_prompt: str = option(
+        "error",
+        "For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or right.",
+        choices=LONG_PROMPT_POLICIES,
+    )
 
     @property
     def text_column(self) -> str | None:
@@ -106,8 +134,8 @@ class PromptConfig:
             names = " and ".join("--" + n.replace("_", "-") for n in ways)
             raise UsageError(f"{names} were given together. Give only one: it defines the prompt.")
         if self.chat is False and (self.messages_column or self.system_prompt):
-            option = "--messages-column" if self.messages_column else "--system-prompt"
-            raise UsageError(f"{option} needs the chat template, but --no-chat was given. Leave one of them out.")
+            flag = "--messages-column" if self.messages_column else "--system-prompt"
+            raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
         if self.max_prompt_tokens is not None:
             require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
         require(
@@ -122,10 +150,10 @@ class PromptConfig:
 class SamplingConfig(SamplingParams):
     """How completions are generated: the parameters of each request, and the settings that concern text and rows."""
 
-    stop: tuple[str, ...] = ()
-    """Texts that end a completion, which is cut just before them."""
-    num_samples: int = 1
-    """Completions per row."""
+    stop: tuple[str, ...] = option(
+        (), "Text that ends a completion and is cut off; repeat for several. A line break in bash: $'\\n'."
+    )
+    num_samples: int = option(1, "Completions per row; they differ if temperature is above 0.")
 
     def __post_init__(self) -> None:
         SamplingParams.__post_init__(self)
@@ -150,14 +178,10 @@ class OutputConfig:
 
     output: Path
     """The run directory."""
-    rows_per_shard: int = 10_000
-    """Number of dataset rows per part file."""
-    compression: str = "zstd"
-    """Parquet compression codec."""
-    include_prompt: bool = True
-    """Write the rendered prompt next to its completion."""
-    max_error_rate: float = 0.05
-    """A run with a larger share of error rows ends with exit code 3. 1: never."""
+    rows_per_shard: int = option(10_000, "Number of dataset rows per Parquet part.")
+    compression: str = option("zstd", "Parquet compression codec.", choices=COMPRESSIONS)
+    include_prompt: bool = option(True, "Write the rendered prompt next to its completion.")
+    max_error_rate: float = option(0.05, "Exit with code 3 if a larger share of rows are errors.")
 
     def __post_init__(self) -> None:
         require(self.rows_per_shard > 0, "rows-per-shard", self.rows_per_shard, "at least 1")
@@ -169,24 +193,36 @@ class OutputConfig:
 class EngineConfig:
     """How this launch computes. No field here may affect what is in a row, so a restart may change any of them."""
 
-    tensor_parallel_size: int = 1
-    """Processes (GPUs) that share one copy of the model."""
-    engine: str = "paged"
+    tensor_parallel_size: int = option(1, "Processes (GPUs) that share one copy of the model.")
+    engine: str = option(
+        "paged",
+        "paged: continuous batching, for models that support it. static: transformers' generate. fake: no model.",
+        choices=ENGINES,
+    )
     """``paged``: continuous batching, or ``static`` if the model does not support that. ``static``: transformers'
     generate. ``fake``: no model, for testing everything else."""
-    max_batch_rows: int | None = None
-    """Maximum number of rows computed at once. None: 256 on a CPU, 512 on a GPU (static: 64 and 512)."""
-    max_batch_tokens: int | None = None
+    max_batch_rows: int | None = option(None, "Maximum number of rows computed at once [default: 512; 256 on a CPU].")
+    max_batch_tokens: int | None = option(
+        None,
+        "Maximum number of tokens computed in one step, including chunks of prompts [default: 4096; 2048 on a CPU].",
+    )
     """Maximum number of tokens computed in one step, including chunks of prompts. None: 2048 on a CPU, 4096 on a GPU.
     Static: rows of a batch times (longest prompt + max_new_tokens). None: as many as free memory allows."""
-    kv_cache_memory: int | None = None
-    """Bytes per process for the paged engine's KV cache. None: a share of the memory that is free after loading."""
-    cuda_graphs: bool = True
-    """On a GPU, record decode steps as CUDA graphs and replay them, so the host need not launch each kernel."""
-    stall_timeout: float = 1800.0
-    """Seconds without a token after which the process reports the rows in flight and exits. 0: never."""
-    lease_timeout: float | None = None
-    """Seconds of silence after which other workers take over a worker's shards. None: the run's own value, or 60."""
+    kv_cache_memory: int | None = option(
+        None,
+        "Memory for the KV cache of each process, e.g. 20GiB [default: 85 % of the free memory on a GPU; 40 % on a "
+        "CPU].",
+        metavar="SIZE",
+        is_size=True,
+    )
+    cuda_graphs: bool = option(True, "On a GPU, record decode steps as CUDA graphs and replay them.")
+    stall_timeout: float = option(1800.0, "Give up after this many seconds without a token (0: never).")
+    lease_timeout: float | None = option(
+        None,
+        "Seconds of silence after which a worker counts as dead and others take over its shards. The value is "
+        "stored with the run; a restart may change it [default: 60].",
+        metavar="SECONDS",
+    )
     share_prefixes: bool = True
     """Compute shared prompt prefixes once. Turn off only for benchmarking or debugging."""
 

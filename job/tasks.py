@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import require
+from job.modes.options import option
 
 EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 """Takes several completions as token ids and returns, for each, whether its last token completed a stop string."""
@@ -21,24 +22,16 @@ EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 class SamplingParams:
     """How the tokens of one completion are chosen. The default is greedy decoding."""
 
-    max_new_tokens: int = 256
-    """Generate at most this many tokens."""
-    temperature: float = 0.0
-    """0 is greedy: always the most likely token."""
-    top_p: float = 1.0
-    """Sample from the most likely tokens whose probabilities sum to this. 1: off."""
-    top_k: int = 0
-    """Sample from the K most likely tokens. 0: off."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this times the most likely one. 0: off."""
-    repetition_penalty: float = 1.0
-    """Divide positive and multiply negative logits of tokens already seen (Keskar et al. 2019). 1: off."""
+    max_new_tokens: int = option(256, "Maximum number of tokens to generate per completion.")
+    temperature: float = option(0.0, "Sampling temperature (0: greedy).")
+    top_p: float = option(1.0, "Sample from the most likely tokens whose probabilities sum to this (1: off).")
+    top_k: int = option(0, "Sample from the K most likely tokens (0: off).")
+    min_p: float = option(0.0, "Drop tokens less likely than this times the most likely one (0: off).")
+    repetition_penalty: float = option(1.0, "Above 1, make tokens that were already seen less likely (1: off).")
     logprobs: bool = False
     """Return the log probabilities of the generated tokens, in the model's own distribution."""
-    seed: int = 0
-    """Every draw depends only on this and (row_idx, sample_idx, position)."""
-    ignore_eos: bool = False
-    """Always generate max_new_tokens tokens, past any end-of-sequence token. For benchmarks."""
+    seed: int = option(0, "Random seed. Every draw depends only on it, row_idx, sample_idx and position.")
+    ignore_eos: bool = option(False, "Always generate max-new-tokens tokens; for benchmarks.")
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens > 0, "max-new-tokens", self.max_new_tokens, "at least 1")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from job.cli.parsing import _prompt_texts
-from job.config import PromptConfig
+from job.config import PromptConfig, read_examples
 from job.data.prompts import ChatTemplate, PromptRenderer
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.data.tokenizer import Tokenizer
@@ -180,10 +179,6 @@ def test_a_template_that_fails_on_an_example_is_told() -> None:
 def test_separators_within_a_string_do_not_end_a_line() -> None:
     subject = renderer(['{"prompt": "a\u2028b\u0085c", "completion": "d"}'])
     assert render({"prompt": "x"}, subject) == "a\u2028b\u0085cd\n\nx"
-
-
-def read_examples(path: str) -> str:
-    return _prompt_texts({"prompt_template": None, "examples": path})["examples"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"], ids=["missing", "no-text"])

@@ -77,7 +77,16 @@ def test_a_stage_does_not_know_who_puts_the_stages_together(module: str) -> None
 
 
 LAYERS = (
-    ("job.errors", "job.records", "job.tasks", "job.draws", "job.fingerprint", "job.arrow", "job.engine.registry"),
+    (
+        "job.errors",
+        "job.records",
+        "job.tasks",
+        "job.modes.options",
+        "job.draws",
+        "job.fingerprint",
+        "job.arrow",
+        "job.engine.registry",
+    ),
     ("job.modes", "job.config"),
     ("job.launch",),
     ("job.data", "job.engine", "job.output", "job.observe"),

@@ -22,7 +22,8 @@ from job.modes.aggregate import AggregateMode
 from job.modes.bound import BoundModes
 from job.modes.choices import ChoicesMode
 from job.modes.completion import CompletionMode
-from job.modes.mode import Answer, BoundMode, Mode, Setting, option
+from job.modes.mode import Answer, BoundMode, Mode, Setting
+from job.modes.options import option
 from job.modes.registry import MODES, active, modes_of
 from job.modes.structured import StructuredMode
 from job.output.parts.part_schema import BASE
@@ -38,7 +39,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from job.modes.mode import Answer, BoundMode, Mode, Section, Setting, option
+from job.modes.mode import Answer, BoundMode, Mode, Section, Setting
+from job.modes.options import option
 from job.records import Generation
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from job.cli.parsing import _prompt_texts
-from job.config import PromptConfig
+from job.config import PromptConfig, read_template
 from job.data.prompts import ChatTemplate, PromptRenderer, find_content, needed_columns
 from job.data.templates import Template
 from job.data.tokenizer import Tokenizer
@@ -52,10 +51,6 @@ def test_a_template_sees_the_columns() -> None:
 def test_a_template_needs_only_its_columns() -> None:
     config = PromptConfig(prompt_template="{% set a = x %}{{ a }}{{ y }}")
     assert PromptRenderer(config, None, ["x", "y", "z"]).columns == ["x", "y"]
-
-
-def read_template(text_or_file: str) -> str:
-    return _prompt_texts({"prompt_template": text_or_file, "examples": None})["prompt_template"]
 
 
 def test_a_template_may_come_from_a_file(tmp_path: Path) -> None:

@@ -1,19 +1,15 @@
 """The options that define a run, each made from a field of the configuration or of a mode."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
 from job.cli.config_file import read_config_file
 from job.config import (
-    COMPRESSIONS,
-    DTYPES,
-    ENGINES,
-    LONG_PROMPT_POLICIES,
     DataConfig,
     EngineConfig,
     ModelConfig,
@@ -22,11 +18,12 @@ from job.config import (
     SamplingConfig,
 )
 from job.data.formats import ENDINGS
-from job.modes.mode import Mode, OptionSpec
+from job.modes.mode import Mode
+from job.modes.options import OptionSpec
 from job.modes.registry import MODES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Section = type[ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode]
+Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
 
 
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -54,23 +51,38 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
-def _default(section: Section, name: str) -> Any:
-    value = section.__dataclass_fields__[name].default
-    return None if value == () else value
+def section(
+    cls: type[Section], *, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> list[Callable[[Command], Command]]:
+    """Make options of the fields of a dataclass that are declared as options, in their order."""
+    wanted = [field for field in fields(cls) if "option" in field.metadata and field.name not in without]
+    return [_option(cls, field) for field in wanted if not only or field.name in only]
 
 
-def option(section: Section, name: str, **attributes: Any) -> Callable[[Command], Command]:
-    """Make an option from a configuration field. Its default is defined there and nowhere else."""
-    flag = "--" + name.replace("_", "-")
-    default = _default(section, name)
-    if attributes.pop("switch", False):
-        flag = f"{flag}/--no-{name.replace('_', '-')}"
-    if attributes.get("multiple"):
-        attributes.setdefault("callback", split_commas)
+def _option(cls: type[Section], field: Field[Any]) -> Callable[[Command], Command]:
+    """Make an option of a field. Its default and its help are defined there and nowhere else."""
+    spec: OptionSpec = field.metadata["option"]
+    flag = "--" + field.name.replace("_", "-")
+    attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
+    if field.default == ():
+        attributes |= {"multiple": True, "callback": split_commas if spec.splits_commas else None}
     else:
-        attributes["default"] = default
-    attributes.setdefault("show_default", default is not None and "hidden" not in attributes)
-    return click.option(flag, name, **attributes)
+        attributes |= {"default": field.default, "show_default": field.default is not None}
+    kind = _type_of(get_type_hints(cls)[field.name])
+    if kind is bool and (spec.is_switch or field.default is not False):
+        flag = f"{flag}/--no-{field.name.replace('_', '-')}"
+    elif kind is bool:
+        attributes |= {"is_flag": True, "show_default": False}
+    else:
+        attributes["type"] = Size() if spec.is_size else click.Choice(spec.choices) if spec.choices else kind
+    return click.option(flag, field.name, **attributes)
+
+
+def _type_of(hint: Any) -> type:
+    """Return the type of one value of a field: ``int`` of ``int | None``, ``str`` of ``tuple[str, ...]``."""
+    inner = [kind for kind in get_args(hint) if kind not in (type(None), Ellipsis)]
+    kind: type = inner[0] if inner else hint
+    return kind
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -86,22 +98,8 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 MODEL_OPTIONS = options(
     click.option("--model", required=True, metavar="ID_OR_DIR", help="Model: Hub id or local directory."),
-    option(ModelConfig, "revision", help="Branch, tag or commit of a Hub model."),
-    option(
-        ModelConfig,
-        "dtype",
-        type=click.Choice(DTYPES),
-        help="Precision. auto is float16 on CUDA, or bfloat16 if a bfloat16 checkpoint overflows in it; on a CPU, "
-        "bfloat16 if the processor supports it, else float32.",
-    ),
-    option(EngineConfig, "tensor_parallel_size", type=int, help="Processes (GPUs) that share one copy of the model."),
-    option(ModelConfig, "trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
-    option(
-        ModelConfig,
-        "max_model_len",
-        type=int,
-        help="Maximum number of prompt plus completion tokens [default: the model's].",
-    ),
+    *section(ModelConfig),
+    *section(EngineConfig, only=["tensor_parallel_size"]),
 )
 
 DATA_OPTIONS = options(
@@ -112,119 +110,16 @@ DATA_OPTIONS = options(
         help=f"Dataset: a local file ({', '.join(ENDINGS)}), a glob, or a directory of such files or from "
         "save_to_disk; anything else is a Hub id.",
     ),
-    option(DataConfig, "dataset_config", help="Configuration (subset) of a Hub dataset."),
-    option(DataConfig, "dataset_revision", help="Branch, tag or commit of a Hub dataset."),
-    option(DataConfig, "split", help="Split [default: train, or the only one]."),
-    option(DataConfig, "data_files", multiple=True, help="Files or globs inside the dataset. Repeat or use commas."),
-    option(
-        DataConfig,
-        "streaming",
-        switch=True,
-        help="Read without a local Arrow copy. Parquet, Arrow, JSON lines and text files are never copied anyway.",
-    ),
-    option(DataConfig, "limit", type=int, help="Process only the first N rows."),
-    option(DataConfig, "id_column", help="Column to write right after the indices."),
-    option(
-        DataConfig,
-        "keep_columns",
-        multiple=True,
-        help="Columns to copy to the output; '*' for all. Repeat or use commas.",
-    ),
+    *section(DataConfig),
 )
 
-PROMPT_OPTIONS = options(
-    option(PromptConfig, "prompt_column", help="Column with the prompt [default: prompt]."),
-    option(PromptConfig, "messages_column", help="Column with a list of {role, content}, or that as JSON text."),
-    option(
-        PromptConfig,
-        "prompt_template",
-        metavar="TEXT_OR_FILE",
-        help="Jinja2 template over the columns, e.g. 'Summarize: {{ text }}', or a file with one.",
-    ),
-    option(PromptConfig, "system_prompt", help="System message before every prompt."),
-    option(
-        PromptConfig,
-        "examples",
-        metavar="FILE",
-        help="Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
-    ),
-    option(PromptConfig, "chat", switch=True, help="Apply the tokenizer's chat template [default: if it has one]."),
-    option(
-        PromptConfig,
-        "max_prompt_tokens",
-        type=int,
-        help="Maximum number of prompt tokens [default: what the answer leaves of the model's context].",
-    ),
-    option(
-        PromptConfig,
-        "on_long_prompt",
-        type=click.Choice(LONG_PROMPT_POLICIES),
-        help="For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or "
-        "right.",
-    ),
-)
+PROMPT_OPTIONS = options(*section(PromptConfig))
 
-SAMPLING_OPTIONS = options(
-    option(SamplingConfig, "max_new_tokens", type=int, help="Maximum number of tokens to generate per completion."),
-    option(SamplingConfig, "temperature", type=float, help="Sampling temperature (0: greedy)."),
-    option(
-        SamplingConfig,
-        "top_p",
-        type=float,
-        help="Sample from the most likely tokens whose probabilities sum to this (1: off).",
-    ),
-    option(SamplingConfig, "top_k", type=int, help="Sample from the K most likely tokens (0: off)."),
-    option(
-        SamplingConfig,
-        "min_p",
-        type=float,
-        help="Drop tokens less likely than this times the most likely one (0: off).",
-    ),
-    option(
-        SamplingConfig,
-        "repetition_penalty",
-        type=float,
-        help="Above 1, make tokens that were already seen less likely (1: off).",
-    ),
-    option(
-        SamplingConfig,
-        "stop",
-        multiple=True,
-        callback=None,
-        help="Text that ends a completion and is cut off; repeat for several. A line break in bash: $'\\n'.",
-    ),
-    option(SamplingConfig, "num_samples", type=int, help="Completions per row; they differ if temperature is above 0."),
-    option(
-        SamplingConfig,
-        "seed",
-        type=int,
-        help="Random seed. Every draw depends only on it, row_idx, sample_idx and position.",
-    ),
-    option(SamplingConfig, "ignore_eos", is_flag=True, help="Always generate max-new-tokens tokens; for benchmarks."),
-)
+SAMPLING_OPTIONS = options(*section(SamplingConfig))
 
+MODE_OPTIONS = options(*(option for mode in MODES for option in section(mode)))
 
-def mode_option(mode: type[Mode], field: Field[Any]) -> Callable[[Command], Command]:
-    """Make an option from a mode's field, which defines everything that is shown."""
-    spec: OptionSpec = field.metadata["option"]
-    attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
-    if field.default is False:
-        attributes["is_flag"] = True
-    elif field.default == ():
-        attributes |= {"multiple": True, "callback": None}
-    else:
-        attributes["type"] = click.Choice(spec.choices) if spec.choices else spec.type
-    return option(mode, field.name, **attributes)
-
-
-MODE_OPTIONS = options(*(mode_option(mode, field) for mode in MODES for field in fields(mode)))
-
-PART_OPTIONS = options(
-    option(OutputConfig, "rows_per_shard", type=int, help="Number of dataset rows per Parquet part."),
-    option(OutputConfig, "compression", type=click.Choice(COMPRESSIONS), help="Parquet compression codec."),
-    option(OutputConfig, "include_prompt", switch=True, help="Write the rendered prompt next to its completion."),
-    option(OutputConfig, "max_error_rate", type=float, help="Exit with code 3 if a larger share of rows are errors."),
-)
+PART_OPTIONS = options(*section(OutputConfig))
 
 OUTPUT_OPTIONS = options(
     click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Run directory."),
@@ -232,47 +127,7 @@ OUTPUT_OPTIONS = options(
 )
 
 ENGINE_OPTIONS = options(
-    option(
-        EngineConfig,
-        "engine",
-        type=click.Choice(ENGINES),
-        help="paged: continuous batching, for models that support it. static: transformers' generate. fake: no model.",
-    ),
-    option(
-        EngineConfig,
-        "max_batch_rows",
-        type=int,
-        help="Maximum number of rows computed at once [default: 512; 256 on a CPU].",
-    ),
-    option(
-        EngineConfig,
-        "max_batch_tokens",
-        type=int,
-        help="Maximum number of tokens computed in one step, including chunks of prompts [default: 4096; 2048 on a "
-        "CPU].",
-    ),
-    option(
-        EngineConfig,
-        "kv_cache_memory",
-        type=Size(),
-        metavar="SIZE",
-        help="Memory for the KV cache of each process, e.g. 20GiB [default: 85 % of the free memory on a GPU; 40 % on "
-        "a CPU].",
-    ),
-    option(
-        EngineConfig, "stall_timeout", type=float, help="Give up after this many seconds without a token (0: never)."
-    ),
-    option(
-        EngineConfig,
-        "lease_timeout",
-        type=float,
-        metavar="SECONDS",
-        help="Seconds of silence after which a worker counts as dead and others take over its shards. The value is "
-        "stored with the run; a restart may change it [default: 60].",
-    ),
-    option(
-        EngineConfig, "cuda_graphs", switch=True, help="On a GPU, record decode steps as CUDA graphs and replay them."
-    ),
+    *section(EngineConfig, without=["tensor_parallel_size"]),
     click.option("--load-in-8bit", is_flag=True, hidden=True),
     click.option("--load-in-4bit", is_flag=True, hidden=True),
     click.option("--device-map", hidden=True),

@@ -1,10 +1,9 @@
 """Turns option values into a configuration, with the contents of the files that they name."""
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any
+import re
+from dataclasses import fields
+from typing import Any, TypeVar
 
-from job.cli.options import Section
 from job.config import (
     DataConfig,
     EngineConfig,
@@ -15,9 +14,9 @@ from job.config import (
     SamplingConfig,
 )
 from job.errors import UsageError
-from job.modes.mode import Mode
 from job.modes.registry import MODES
-from job.modes.texts import read_text, read_text_or_file
+
+Section = TypeVar("Section")
 
 
 def to_config(values: dict[str, Any]) -> RunConfig:
@@ -27,47 +26,34 @@ def to_config(values: dict[str, Any]) -> RunConfig:
         UsageError: a value is out of range, or an option of another tool was given that cannot work here.
     """
     _refuse_foreign_options(values)
-    if not values["output"].name:
-        raise UsageError("--output is empty or the root directory. Name a directory for this run.")
-
-    def section(cls: Section) -> Any:
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
-
+    _check_output(str(values["output"]), values["output"].name)
     return RunConfig(
-        model=section(ModelConfig),
-        data=section(DataConfig),
-        prompt=replace(section(PromptConfig), **_prompt_texts(values)),
-        sampling=section(SamplingConfig),
-        modes=tuple(_read(mode, values) for mode in MODES),
-        output=section(OutputConfig),
-        engine=section(EngineConfig),
+        model=_section(ModelConfig, values),
+        data=_section(DataConfig, values),
+        prompt=_section(PromptConfig, values),
+        sampling=_section(SamplingConfig, values),
+        modes=tuple(_section(mode, values) for mode in MODES),
+        output=_section(OutputConfig, values),
+        engine=_section(EngineConfig, values),
         verbose=values["verbose"],
     )
 
 
-def _read(mode: type[Mode], values: Mapping[str, Any]) -> Mode:
-    """Build a mode from the values of its options and the contents of the files that they name."""
+def _section(cls: type[Section], values: dict[str, Any]) -> Section:
+    """Build a section from the values of its options and the contents of the files that they name."""
     found = {}
-    for field in fields(mode):
-        value, spec = values[field.name], field.metadata["option"]
-        found[field.name] = spec.read(value) if spec.read is not None and value not in (None, ()) else value
-    return mode(**found)
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name in values:
+            value, read = values[field.name], getattr(field.metadata.get("option"), "read", None)
+            found[field.name] = value if read is None or value in (None, ()) else read(value)
+    return cls(**found)
 
 
-def _prompt_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the contents of the files that prompt options name."""
-    texts = {}
-    if values["prompt_template"] is not None:
-        texts["prompt_template"] = read_text_or_file(
-            "--prompt-template",
-            values["prompt_template"],
-            is_text=lambda text: "\n" in text or "{" in text,
-            example="a template, such as '{{ text }}'",
-            drops_last_newline=True,  # models read a prompt that ends in a newline differently
-        )
-    if values["examples"] is not None:
-        texts["examples"] = read_text("--examples", values["examples"])
-    return texts
+def _check_output(output: str, name: str) -> None:
+    if not name:
+        raise UsageError("--output is empty or the root directory. Name a directory for this run.")
+    if re.match(r"[a-z][a-z0-9+.-]+:/", output):  # the path of an address has one slash less
+        raise UsageError(f"--output {output} is an address, but runs are written to directories. Name a directory.")
 
 
 def _refuse_foreign_options(values: dict[str, Any]) -> None:

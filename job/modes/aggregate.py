@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from job.errors import UsageError
-from job.modes.mode import Mode, option
+from job.modes.mode import Mode
+from job.modes.options import option
 from job.records import Completion
 
 if TYPE_CHECKING:

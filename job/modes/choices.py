@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError, require
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting, Tokens, option
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting, Tokens
+from job.modes.options import option
 from job.modes.texts import read_lines
 from job.records import Generation, SampleKey
 from job.tasks import SamplingParams, Score, Task

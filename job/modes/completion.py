@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from job.modes.mode import Answer, BoundMode, Mode, Setting, Tokens, option
+from job.modes.mode import Answer, BoundMode, Mode, Setting, Tokens
+from job.modes.options import option
 from job.records import Generation
 from job.tasks import Generate, Task
 

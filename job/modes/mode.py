@@ -21,25 +21,6 @@ if TYPE_CHECKING:
     from job.config import RunConfig, SamplingConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptionSpec:
-    """How the command line shows an option of a mode. Its name and default are those of the field."""
-
-    help: str
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    """The allowed values. Empty: any."""
-    type: type = str
-    """The type of one value. A field that defaults to False is a switch; one that defaults to () may be repeated."""
-    read: Callable[[Any], Any] | None = None
-    """Turns what the user typed into the value, such as a file name into the file's text. Raises ``UsageError``."""
-
-
-def option(default: Any, help: str, **attributes: Any) -> Any:
-    """Declare a field of a mode as an option; see ``OptionSpec``."""
-    return field(default=default, metadata={"option": OptionSpec(help=help, **attributes)})
-
-
 class Tokens(Protocol):
     """The model's tokenizer, as far as modes use it."""
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from job.errors import UsageError
-from job.modes.mode import BoundMode, Mode, Setting, Tokens, option
+from job.modes.mode import BoundMode, Mode, Setting, Tokens
+from job.modes.options import option
 from job.modes.texts import read_text_or_file
 from job.records import Completion
 from job.tasks import Generate, Grammar, Task
