@@ -82,6 +82,7 @@ LAYERS = (
         "job.records",
         "job.tasks",
         "job.modes.options",
+        "job.modes.texts",
         "job.draws",
         "job.fingerprint",
         "job.arrow",

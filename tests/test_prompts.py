@@ -248,7 +248,7 @@ def test_a_method_is_never_written_into_a_prompt(template: str, name: str) -> No
 def test_what_has_not_been_read_yet_is_never_written_into_a_prompt() -> None:
     """Prompts read <generator object sync_do_map at 0x7f...>."""
     assert error_of({"x": ["a"]}, prompt_template="{{ x | map('upper') }}").startswith(
-        "template_error: ValueError: a generator cannot be written as text; write {{ ... | list }} or {{ ... | join }}"
+        "template_error: ValueError: a generator is not text; write {{ ... | list }} or {{ ... | join }}"
     )
     assert render({"x": ["a"]}, prompt_template="{{ x | map('upper') | list }}").text == "['A']"
 

@@ -129,7 +129,7 @@ def _printable(value: Any) -> Any:
         raise ValueError(f"{name!r} is a function here, not a value; there is no key with that name")
     if isinstance(value, Iterator):
         name = type(value).__name__
-        raise ValueError(f"a {name} cannot be written as text; write {{{{ ... | list }}}} or {{{{ ... | join }}}}")
+        raise ValueError(f"a {name} is not text; write {{{{ ... | list }}}} or {{{{ ... | join }}}}")
     return value
 
 
