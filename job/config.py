@@ -264,6 +264,11 @@ class RunConfig:
         """The modes that are asked for, in the order of the table."""
         return active(self.modes)
 
+    @property
+    def mode_columns(self) -> tuple[str, ...]:
+        """The columns of the dataset that the active modes read."""
+        return tuple(dict.fromkeys(name for mode in self.active_modes for name in mode.columns()))
+
     def __post_init__(self) -> None:
         for mode in self.active_modes:
             mode.check(self)

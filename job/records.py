@@ -40,6 +40,15 @@ class RowError:
         return cls(kind, detail)
 
 
+class RowRejected(Exception):
+    """The row cannot become a prompt."""
+
+    def __init__(self, kind: str, detail: str, text: str | None = None) -> None:
+        """Hold the error and, if there is one, the text of the prompt, which the error row will show."""
+        super().__init__(detail)
+        self.row_error, self.text = RowError(kind, detail), text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One row of the dataset. It has ``values`` or an ``error``: a line that cannot be parsed is still a row."""
@@ -67,6 +76,8 @@ class Prompt:
     content_span: tuple[int, int] | None = None
     """Where the row's own content is in ``text``: the part that may be cut when the prompt is too long."""
     error: RowError | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The row's values in the columns that the run's modes read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ def test_content_free_prompts_have_them_too(chat: ChatTemplate) -> None:
 def encode(prompt: Prompt, max_prompt_tokens: int, side: str, *, is_chat: bool) -> EncodedPrompt:
     subject = Tokenization(
         Tokenizer(make_tokenizer(chat=is_chat)),
-        Generate(params=SamplingParams()),
+        lambda values: Generate(params=SamplingParams()),
         chat=is_chat,
         max_prompt_tokens=max_prompt_tokens,
         on_long_prompt=side,

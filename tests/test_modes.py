@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
+from job.data.prompts import PromptRenderer
+from job.data.tokenization import Tokenization
+from job.data.tokenizer import Tokenizer
+from job.engine.fake import FakeEngine
 from job.errors import UsageError
+from job.modes import registry
 from job.modes.aggregate import AggregateMode
 from job.modes.bound import BoundModes
 from job.modes.choices import ChoicesMode
@@ -27,9 +32,10 @@ from job.modes.options import option
 from job.modes.registry import MODES, active, modes_of
 from job.modes.structured import StructuredMode
 from job.output.parts.part_schema import BASE
-from job.records import Generation, Request, RowError
-from job.tasks import Generate, SamplingParams, Score
+from job.records import Generation, Request, Row, RowError, RowRejected
+from job.tasks import Generate, SamplingParams, Score, Task
 from tests.test_run import read_output, write_jsonl
+from tests.tiny import make_tokenizer
 
 PACKAGE = Path(__file__).parents[1] / "job"
 
@@ -195,7 +201,7 @@ def config(*modes: Mode, **sampling: Any) -> RunConfig:
         prompt=PromptConfig(),
         sampling=SamplingConfig(**sampling),
         output=OutputConfig(output=Path("out")),
-        modes=tuple(given.get(mode, mode()) for mode in MODES),
+        modes=tuple(given.get(mode, mode()) for mode in registry.MODES),
     )
 
 
@@ -354,3 +360,51 @@ def test_a_mode_keeps_the_values_of_those_before_it(mode: Mode) -> None:
     made = generation(modes.task, token_ids=[97], logprobs=[-0.5], choice_logprobs=[-1.0, -2.0])
     (row,) = modes.complete([made], ["a"], [None])
     assert row.values["early"] == 1 and len(row.values) == 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthMode(Mode):
+    """A column says how long each row's completion may be."""
+
+    name: ClassVar[str] = "length"
+
+    length_column: str | None = option(None, "Column with the maximum number of tokens.")
+
+    def columns(self) -> tuple[str, ...]:
+        return (str(self.length_column),)
+
+    def bind(self, setting: Setting) -> BoundMode:
+        return BoundLength(str(self.length_column))
+
+
+class BoundLength(BoundMode):
+    def __init__(self, column: str) -> None:
+        self._column = column
+
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
+        assert isinstance(task, Generate)
+        length = values[self._column]
+        if not isinstance(length, int):
+            raise RowRejected("invalid_parameter", f"column {self._column!r} is {length!r}")
+        return replace(task, params=replace(task.params, max_new_tokens=length))
+
+
+def test_a_mode_may_ask_something_else_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters per row are one file: a mode that names its columns and refines the task with a row's values."""
+    monkeypatch.setattr(registry, "MODES", (*registry.MODES, LengthMode))
+    wanted = config(LengthMode(length_column="n"))
+    renderer = PromptRenderer(wanted.prompt, None, ["prompt", "n"], mode_columns=wanted.mode_columns)
+    assert renderer.read_columns == ["prompt", "n"] and renderer.columns == ["prompt"]
+    tokenization = Tokenization(
+        Tokenizer(make_tokenizer()), bound(wanted).task_of, chat=False, max_prompt_tokens=9, on_long_prompt="error"
+    )
+    rows = [Row(row_idx=idx, values={"prompt": "abc", "n": n}) for idx, n in enumerate([2, 1, None])]
+    encoded = tokenization.encode([renderer.render(row) for row in rows])
+    engine = FakeEngine()
+    for item in encoded:
+        if item.request is not None:
+            engine.submit(item.request)
+    assert [len(generation.token_ids) for generation in engine.step()] == [2, 1]
+    assert encoded[2].completion(0).error == RowError("invalid_parameter", "column 'n' is None")
+    with pytest.raises(UsageError, match=r"no column 'n'\. Columns: prompt\."):
+        PromptRenderer(wanted.prompt, None, ["prompt"], mode_columns=wanted.mode_columns)

@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
-from job.data.messages import RowRejected
 from job.data.openai_batch import Requests, recognises_requests
 from job.modes.structured import StructuredMode
+from job.records import RowRejected
 from job.run.resolved import ResolvedRun
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl

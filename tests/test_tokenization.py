@@ -33,7 +33,7 @@ def tokenization(
 ) -> Tokenization:
     return Tokenization(
         Tokenizer(tokenizer or make_tokenizer(chat=chat)),
-        TASK,
+        lambda values: TASK,
         chat=chat,
         max_prompt_tokens=max_prompt_tokens,
         on_long_prompt=on_long_prompt,

@@ -4,22 +4,13 @@ import json
 from typing import Any
 
 from job.errors import shorten
-from job.records import RowError
+from job.records import RowRejected
 
 TYPE_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
 """Python types to their names in JSON, which users know."""
 
 Messages = list[dict[str, Any]]
 Content = str | Messages
-
-
-class RowRejected(Exception):
-    """The row cannot become a prompt."""
-
-    def __init__(self, kind: str, detail: str, text: str | None = None) -> None:
-        """Hold the error and, if there is one, the text of the prompt, which the error row will show."""
-        super().__init__(detail)
-        self.row_error, self.text = RowError(kind, detail), text
 
 
 def parse_messages(value: Any, where: str) -> Messages:

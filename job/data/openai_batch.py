@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from job.config import PromptConfig, RunConfig, SamplingConfig
-from job.data.messages import Content, RowRejected, parse_messages
+from job.data.messages import Content, parse_messages
 from job.data.source import Source, read_rows
 from job.errors import UsageError, shorten
+from job.records import RowRejected
 
 ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
 

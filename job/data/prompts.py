@@ -4,17 +4,17 @@ Templates run in Jinja2's sandbox: they come with datasets and models, and must 
 becomes an error of that row.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from job.config import PromptConfig
 from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
-from job.data.messages import TYPE_NAMES, Content, Messages, RowRejected, parse_messages
+from job.data.messages import TYPE_NAMES, Content, Messages, parse_messages
 from job.data.templates import Template
 from job.errors import UsageError, shorten
-from job.records import Prompt, Row
+from job.records import Prompt, Row, RowRejected
 
 MARK = "8d1f0c6b-content"
 """A placeholder for a row's content in a chat template. It occurs nowhere else."""
@@ -54,6 +54,7 @@ class PromptRenderer:
         chat_template: ChatTemplate | None,
         columns: Collection[str],
         requests: RequestReader | None = None,
+        mode_columns: Sequence[str] = (),
     ) -> None:
         """Check the configuration against the dataset's columns.
 
@@ -61,6 +62,7 @@ class PromptRenderer:
             chat_template: turns messages into text; None means that prompts are used unchanged.
             columns: columns of the dataset.
             requests: extracts the prompts, if rows are requests to OpenAI's API.
+            mode_columns: whose values go along with each prompt.
 
         Raises:
             UsageError: a column is missing, the template is invalid, or messages have no chat template.
@@ -84,8 +86,17 @@ class PromptRenderer:
             self._template_values["examples"] = [example.values for example in examples]
             examples = ()  # the template includes them
         self._check(config, columns)
+        for name in mode_columns:
+            if name not in columns:
+                raise UsageError(f"The dataset has no column {name!r}. Columns: {', '.join(columns) or 'none'}.")
+        self._mode_columns = tuple(mode_columns)
         self._shots = [self._shot(example) for example in examples]
         self._head, self._suffix = self._find_surroundings()
+
+    @property
+    def read_columns(self) -> list[str]:
+        """The columns that rows must have, for their prompts and for the modes."""
+        return list(dict.fromkeys([*self.columns, *self._mode_columns]))
 
     def render(self, row: Row) -> Prompt:
         """Return the prompt of a row, or the reason why there is none."""
@@ -96,7 +107,8 @@ class PromptRenderer:
             text = self._apply_chat_template(content)
             start = len(self._head) if text.startswith(self._head) else 0
             span = find_content(text.removesuffix(self._suffix), content, start)
-            return Prompt(row_idx=row.row_idx, text=text, content_span=span)
+            values = {name: row.values.get(name) for name in self._mode_columns}
+            return Prompt(row_idx=row.row_idx, text=text, content_span=span, values=values)
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
 

@@ -1,11 +1,15 @@
 """From prompts to requests: prompts that are too long are truncated or become errors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from job.data.tokenizer import Tokenizer
-from job.records import Completion, Prompt, Request, RowError
+from job.records import Completion, Prompt, Request, RowError, RowRejected
 from job.tasks import Task
+
+TaskOf = Callable[[Mapping[str, Any]], Task]
+"""Returns what to ask the engine for a row, from its values in the columns that modes read. Raises ``RowRejected``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +44,17 @@ class Tokenization:
     """Encodes prompts into requests."""
 
     def __init__(
-        self, tokenizer: Tokenizer, task: Task, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str
+        self, tokenizer: Tokenizer, task_of: TaskOf, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str
     ) -> None:
         """Set how prompts are encoded.
 
         Args:
-            task: the task of every request.
+            task_of: what to ask the engine for each of them.
             chat: whether prompts come from a chat template, which adds the special tokens itself.
             max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
         """
-        self._tokenizer, self._task, self._add_special_tokens = tokenizer, task, not chat
+        self._tokenizer, self._task_of, self._add_special_tokens = tokenizer, task_of, not chat
         self._max_prompt_tokens, self._on_long_prompt = max_prompt_tokens, on_long_prompt
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
@@ -85,7 +89,11 @@ class Tokenization:
                 error = RowError("prompt_too_long", detail)
                 return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
             prompt, ids = cut
-        request = Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=self._task)
+        try:
+            task = self._task_of(prompt.values)
+        except RowRejected as rejected:
+            return EncodedPrompt(prompt=prompt, request=None, error=rejected.row_error, num_tokens=num_tokens)
+        request = Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task)
         return EncodedPrompt(prompt=prompt, request=request, num_tokens=num_tokens)
 
     def _truncate(self, prompt: Prompt) -> tuple[Prompt, list[int]] | None:

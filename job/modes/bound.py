@@ -1,7 +1,9 @@
 """All modes of a run together: they define the engine's task for a row, and turn a generation into an output row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from job.config import RunConfig
 from job.modes.mode import Answer, AnswerLength, BoundMode, Probe, Section, Setting
@@ -9,7 +11,7 @@ from job.records import Completion, Generation
 from job.tasks import Generate, Task
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundModes:
     """All active modes of a run, in the order of the table."""
 
@@ -25,12 +27,26 @@ class BoundModes:
         """
         return cls(config=config, modes=tuple(mode.bind(setting) for mode in config.active_modes))
 
-    @property
+    def task_of(self, values: Mapping[str, Any]) -> Task:
+        """Return what to ask the engine for a row.
+
+        Args:
+            values: the row's values in the columns that modes read.
+
+        Raises:
+            RowRejected: a mode cannot use one of them.
+        """
+        return self._refined(values) if values else self.task
+
+    @cached_property
     def task(self) -> Task:
-        """What the engine is asked to do for each row."""
+        """What to ask the engine for each row, if no mode reads columns. One object for all: engines compare tasks."""
+        return self._refined({})
+
+    def _refined(self, values: Mapping[str, Any]) -> Task:
         task: Task = Generate(params=self.config.sampling.params)
         for mode in self.modes:
-            task = mode.refine(task)
+            task = mode.refine(task, values)
         return task
 
     @property

@@ -154,7 +154,7 @@ class BoundChoices(BoundMode):
     """0: the most likely choice. Otherwise each sample is drawn from the probabilities to the power 1 / temperature."""
     seed: int = 0
 
-    def refine(self, task: Task) -> Task:
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         return Score(choice_ids=self.token_ids)
 

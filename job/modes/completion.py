@@ -1,8 +1,8 @@
 """Generated text, up to a stop string: the answer of a run that asks for nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.modes.mode import Answer, BoundMode, Mode, Setting, Tokens
 from job.modes.options import option
@@ -66,7 +66,7 @@ class BoundCompletion(BoundMode):
         # The last token completes the stop string, and every token but a special one is at least one byte of text.
         self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
 
-    def refine(self, task: Task) -> Task:
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         assert isinstance(task, Generate), "the first task of a run is to generate"
         params = replace(task.params, logprobs=self._logprobs)

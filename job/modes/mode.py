@@ -95,8 +95,15 @@ class BoundMode:
     probes: tuple[Probe, ...] = ()
     """What it needs computed before the first row; see ``calibrated``."""
 
-    def refine(self, task: Task) -> Task:
-        """Return the engine's task for a row, given the task from the modes before this one."""
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
+        """Return what to ask the engine for a row, based on the task from the modes before this one.
+
+        Args:
+            values: the row's values in ``Mode.columns``.
+
+        Raises:
+            RowRejected: a value cannot be used; the row becomes an error row.
+        """
         return task
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
@@ -157,6 +164,10 @@ class Mode:
         """Make it from a manifest's JSON values. Those unknown to this version are ignored."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the dataset whose values ``BoundMode.refine`` needs."""
+        return ()
 
     def check(self, config: "RunConfig") -> None:
         """Check the mode against the other options of a run, if it is asked for.

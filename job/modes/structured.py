@@ -164,7 +164,7 @@ class BoundStructured(BoundMode):
         """Constrain completions to ``grammar``."""
         self._grammar = grammar
 
-    def refine(self, task: Task) -> Task:
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         assert isinstance(task, Generate), "RunConfig refuses a constraint together with choices"
         return replace(task, grammar=self._grammar)

@@ -83,14 +83,14 @@ def examine(
     run, dataset = _open(config, chat=chat_template is not None)
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
-    renderer = PromptRenderer(config.prompt, chat_template, schema.names, requests)
-    check_columns(dataset.source, renderer.columns)
+    renderer = PromptRenderer(config.prompt, chat_template, schema.names, requests, config.mode_columns)
+    check_columns(dataset.source, renderer.read_columns)
     check_prompt_type(run.text_column, schema)
     modes = BoundModes.of(config, Setting(tokens=tokenizer, sampling=config.sampling, prompt_suffix=renderer.suffix))
     run = replace(run, max_prompt_tokens=max_prompt_tokens(config.prompt.max_prompt_tokens, info, modes.length))
     tokenization = Tokenization(
         tokenizer,
-        modes.task,
+        modes.task_of,
         chat=run.chat,
         max_prompt_tokens=run.max_prompt_tokens,
         on_long_prompt=config.prompt.on_long_prompt,
@@ -143,7 +143,7 @@ def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
     if recognises_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(config.prompt, columns)
-    dataset.source.fix_columns(run.named_columns, needed)
+    dataset.source.fix_columns(run.named_columns, [*needed, *config.mode_columns])
     return run, dataset
 
 
@@ -190,6 +190,6 @@ def _first_prompt(
     """Return the first row's prompt. None if there is none."""
     if not source.num_rows:
         return None
-    block = next(read_rows(source, config.data.dataset, range(1), renderer.columns, ()))
+    block = next(read_rows(source, config.data.dataset, range(1), renderer.read_columns, ()))
     [encoded] = tokenization.encode([renderer.render(block.rows[0])])
     return None if encoded.request is None else encoded.prompt.text

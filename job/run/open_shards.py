@@ -142,7 +142,7 @@ class OpenShards:
         prepared = self._prepared
         if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
-        for block in self._read(shard, claim.rows, prepared.renderer.columns):
+        for block in self._read(shard, claim.rows, prepared.renderer.read_columns):
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
             prompts = [prepared.renderer.render(row) for row in rows]

@@ -52,7 +52,7 @@ def look_ahead(
     runs = sample_rows(examined.plan.num_rows, num_rows, num_prompts, max_runs=1 if is_stream else MAX_RUNS)
     for rows in runs:
         for block in read_rows(
-            examined.source, examined.config.data.dataset, rows, examined.renderer.columns, examined.kept_columns
+            examined.source, examined.config.data.dataset, rows, examined.renderer.read_columns, examined.kept_columns
         ):
             seen.add(block)
             tell(len(block.rows))
