@@ -234,7 +234,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
         if self.lease_timeout is not None:
-            require(1 <= self.lease_timeout <= 86_400, "lease-timeout", self.lease_timeout, "1 to 86400 seconds")
+            require(15 <= self.lease_timeout <= 86_400, "lease-timeout", self.lease_timeout, "15 to 86400 seconds")
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.tensor_parallel_size > 1 and not self.needs_model:
             raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")

@@ -167,9 +167,9 @@ def test_foreign_parts_are_refused_before_the_model_is_loaded(
 def test_an_overflow_is_found_where_bounded_logits_hide_it(tmp_path: Path) -> None:
     """Gemma 2's soft cap makes a number of an infinity."""
     model, replica = load(make_overflowing(tmp_path / "gemma", "gemma2", final_logit_softcapping=30.0), "float32")
-    assert find_overflow(model, replica.device) is None
+    assert find_overflow(model, replica) is None
     model.module.model.layers[1].post_feedforward_layernorm.weight.data.fill_(3e38)
-    assert find_overflow(model, replica.device) == "the output of layer 1 is"
+    assert find_overflow(model, replica) == "the output of layer 1 is"
 
 
 def test_weights_without_numbers_are_refused_in_every_dtype(run_job: RunJob, args: list[Any], tmp_path: Path) -> None:

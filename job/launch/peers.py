@@ -16,7 +16,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from job.launch.environment import ProcessInfo
 from job.launch.stop import StopFlag
 
-REASON, NUM_LEFT = "job/stop", "job/num_left"
+ATTEMPT = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+"""torchrun may start the processes again with the same store, which still holds the notice that ended the last ones."""
+
+REASON, NUM_LEFT = f"job/stop/{ATTEMPT}", f"job/num_left/{ATTEMPT}"
 
 FOREVER = timedelta(days=3650)
 

@@ -26,6 +26,7 @@ from job.output.parts.plan import Plan
 from job.records import Request
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
+from job.run.older_runs import as_started
 from job.run.resolved import ResolvedRun
 
 
@@ -75,6 +76,7 @@ def examine(
     Raises:
         UsageError: something cannot work as asked.
     """
+    config = as_started(config, found)
     samples_notes = _check_samples(config.sampling, found)
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
     tokenizer = Tokenizer(load_tokenizer(config.model))
@@ -101,7 +103,7 @@ def examine(
         include_prompt=config.output.include_prompt,
         has_error_kind=found is None or found.format_version > 2,
     )
-    kept = tuple(kept_fields(run, schema, columns))
+    kept = tuple(kept_fields(run, schema, columns, found))
     check_columns(dataset.source, [field.name for field in kept])
     notes = modes.notes_on(lambda: _first_prompt(config, dataset.source, renderer, tokenization))
     return Examined(

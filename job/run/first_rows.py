@@ -22,6 +22,7 @@ class FirstRows:
         self._output = output
         self._num_failed = 0
         self._kinds: set[str] = set()
+        self._prompts: set[tuple[int, ...]] = set()
         self._is_hopeful = False
 
     def check(self, generations: Sequence[Generation]) -> None:
@@ -30,11 +31,14 @@ class FirstRows:
         Raises:
             JobError: ``NUM_ROWS`` rows have failed in the same way, and none has succeeded.
         """
-        for error in (generation.error for generation in generations):
+        if any(generation.error is None for generation in generations):
+            self._is_hopeful = True
+        for generation in generations:
+            error, prompt = generation.error, tuple(generation.request.prompt_ids)
             if self._is_hopeful or error is None:
-                self._is_hopeful = True
                 return
-            if error.kind in KINDS:
+            if error.kind in KINDS and prompt not in self._prompts:  # copies of a prompt show nothing new
+                self._prompts.add(prompt)
                 self._num_failed += 1
                 self._kinds.add(error.kind)
                 self._is_hopeful = len(self._kinds) > 1

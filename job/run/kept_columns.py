@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from job.errors import UsageError, first_line
+from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
+from job.run.older_runs import all_columns
 from job.run.resolved import ResolvedRun
 
 
-def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns) -> list[pa.Field]:
+def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Manifest | None = None) -> list[pa.Field]:
     """Return the kept columns, the id first.
 
     ``*`` leaves out the column whose text is the prompt if the output has its own column with that name.
+
+    Args:
+        found: the manifest of the run, if it exists.
 
     Raises:
         UsageError: one does not exist, or has the name of one of the output's own columns.
@@ -21,7 +26,7 @@ def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns) -> list[p
     is_all = "*" in names
     if is_all:
         there = {run.text_column} & columns.names
-        others = [name for name in schema.names if name not in there]
+        others = [name for name in all_columns(schema, found) if name not in there]
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))
     for name in names:
         option = "--id-column" if name == run.id_column else "--keep-columns"

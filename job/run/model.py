@@ -24,12 +24,14 @@ def load_in_range(
     replica: Replica,
     stop_token_ids: Sequence[int],
     *,
+    is_restart: bool,
     note: Callable[[str], None],
 ) -> LoadedModel:
     """Load a model and test it. Every process of the launch must call this at the same time, with the same arguments.
 
     Args:
         info: its ``fallback_dtype`` is None if the run has already started in its dtype.
+        is_restart: whether the run existed before: rows that were finished show that its dtype can work.
         note: prints a note for the user.
 
     Raises:
@@ -37,9 +39,12 @@ def load_in_range(
         JobError: it cannot be loaded.
     """
     model = load_model(config.model, info, replica, stop_token_ids, verbose=config.verbose)
-    found = replica.gather_in_world(find_overflow(model, replica.device))
+    found = replica.gather_in_world(find_overflow(model, replica))
     overflow = next((text for text in found if text is not None), None)
     if overflow is None:
+        return model
+    if is_restart:
+        note(f"in {info.dtype}, {overflow} not finite for a short text: rows may end with the error non_finite_logits")
         return model
     fallback_dtype = info.fallback_dtype
     if fallback_dtype is None:
@@ -50,7 +55,7 @@ def load_in_range(
         torch.cuda.empty_cache()
     note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, the dtype of its checkpoint")
     info = replace(info, dtype=fallback_dtype, fallback_dtype=None)
-    return load_in_range(config, info, replica, stop_token_ids, note=note)
+    return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=note)
 
 
 def _refusal(config: RunConfig, info: ModelInfo, overflow: str) -> str:

@@ -7,10 +7,10 @@ import torch
 
 from job.config import RunConfig
 from job.errors import UsageError
-from job.output.parts.manifest import Manifest, claim_run_directory, read_manifest
+from job.output.parts.manifest import Manifest, check_run_directory, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
-from job.output.sharing.settings import RunSettings, set_settings
+from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
@@ -28,6 +28,8 @@ class Prepared(Examined):
     settings: RunSettings
     part_format: PartFormat
     worker: WorkerId
+    is_restart: bool
+    """Whether the run existed before this launch."""
     is_claimed: bool
     """False until ``settle`` if the dtype of a new run is still undecided: there is no manifest yet."""
 
@@ -53,13 +55,13 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         examined = _in_dtype(examined, dtype_of(found))
     directory = RunDirectory(store, RunNames(examined.plan.num_shards))
     is_open = found is None and examined.model_info.dtype == "float16"
-    prepared = _prepared(examined, directory, WorkerId.of_this_process(), claims=not is_open)
+    prepared = _prepared(examined, directory, WorkerId.of_this_process(), found, claims=not is_open)
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device)
     return prepared
 
 
-def settle(prepared: Prepared, dtype: str) -> Prepared:
+def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:
     """Claim the run directory, unless it is claimed already, now that the model's dtype is known.
 
     Raises:
@@ -67,7 +69,10 @@ def settle(prepared: Prepared, dtype: str) -> Prepared:
     """
     if prepared.is_claimed and prepared.model_info.dtype == dtype:
         return prepared
-    return _prepared(_in_dtype(prepared, dtype), prepared.directory, prepared.worker, claims=True)
+    settled = _prepared(_in_dtype(prepared, dtype), prepared.directory, prepared.worker, claims=True)
+    if Columns.of(settled.manifest) != settled.columns:  # another version started this run in the meantime
+        return settle(prepare(settled.config, device), dtype, device)
+    return settled
 
 
 def _in_dtype(examined: Examined, dtype: str) -> Examined:
@@ -75,13 +80,16 @@ def _in_dtype(examined: Examined, dtype: str) -> Examined:
     return replace(examined, model_info=info, manifest=in_dtype(examined.manifest, dtype))
 
 
-def _prepared(examined: Examined, directory: RunDirectory, worker: WorkerId, *, claims: bool) -> Prepared:
+def _prepared(
+    examined: Examined, directory: RunDirectory, worker: WorkerId, found: Manifest | None = None, *, claims: bool
+) -> Prepared:
     config = examined.config
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
     manifest, settings = _claim(directory, examined.manifest, config.engine.lease_timeout, claims=claims)
     values["manifest"] = manifest
     return Prepared(
         **values,
+        is_restart=found is not None,
         is_claimed=claims,
         directory=directory,
         settings=settings,
@@ -113,9 +121,11 @@ def _claim(
     """Claim the directory for this run; without ``claims``, only check that this would be possible."""
     try:
         directory.store.prepare([""])
-        found = manifest
-        if claims or directory.written_shards():
-            found = claim_run_directory(directory.store, manifest)
+        if not claims:
+            check_run_directory(directory.store, manifest)
+            directory.prepare()
+            return manifest, read_settings(directory.store)
+        found = claim_run_directory(directory.store, manifest)
         directory.prepare()
         return found, set_settings(directory.store, lease_timeout_secs=lease_timeout_secs)
     except OSError as error:

@@ -105,7 +105,8 @@ def _settle_in_turn(replica: Replica, prepared: Prepared | None, model: LoadedMo
 
     def work() -> Prepared:
         assert prepared is not None
-        return settle(prepared, str(model.dtype).removeprefix("torch.") if model else prepared.model_info.dtype)
+        dtype = str(model.dtype).removeprefix("torch.") if model else prepared.model_info.dtype
+        return settle(prepared, dtype, replica.device)
 
     return _in_turn(replica, work)
 
@@ -144,9 +145,10 @@ def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progre
     own = prepared.model_info if prepared else inspect_model(config.model, replica.device, size)
     stop_token_ids = replica.command(prepared.tokenizer.stop_token_ids if prepared else None)
     fallback_dtype = None if prepared is None or prepared.is_claimed else own.fallback_dtype
-    dtype, fallback_dtype = replica.agree_in_world((own.dtype, fallback_dtype))
+    is_restart = prepared is not None and prepared.is_restart
+    dtype, fallback_dtype, is_restart = replica.agree_in_world((own.dtype, fallback_dtype, is_restart))
     info = replace(own, dtype=dtype, fallback_dtype=fallback_dtype)
-    return load_in_range(config, info, replica, stop_token_ids, note=progress.note)
+    return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=progress.note)
 
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:

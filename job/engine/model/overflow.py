@@ -10,24 +10,33 @@ from typing import Any
 
 import torch
 
+from job.engine.failures import describe_failure
 from job.engine.model.loading import LoadedModel
+from job.launch.replica import Replica
 
 NUM_TOKENS = 64
 """Length of the text: the first token, and some after it, have the largest activations (Sun et al. 2024)."""
 
 
-def find_overflow(model: LoadedModel, device: torch.device) -> str | None:
+def find_overflow(model: LoadedModel, replica: Replica) -> str | None:
     """Return where the model first computes a non-finite number, or None. All ranks must call this together.
 
     Looks at every layer, not only at the logits: a model that bounds its logits, such as Gemma 2, hides it there.
+
+    Raises:
+        JobError: a device or a connection broke.
     """
+    failure = None
     try:
         with torch.inference_mode(), _outputs(model.module) as outputs:
-            ids = _token_ids(model.module).to(device)
+            ids = _token_ids(model.module).to(replica.device)
             logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception:  # whatever a model raises when it is called without its cache; the engines will report it
+    except Exception as error:  # whatever a model raises when it is called without its cache; the engines report it
+        failure = describe_failure(error)
+    if any(replica.gather_status(failure)):  # a rank that failed alone must not go on while others wait for it
         return None
-    outputs.append(("its logits are", logits))
+    # The largest of each token: models rule tokens out with minus infinity.
+    outputs.append(("its logits are", logits.amax(dim=-1)))
     return next((name for name, tensor in outputs if not tensor.isfinite().all()), None)
 
 

@@ -64,7 +64,17 @@ def _describe(name: str, before: dict[str, Any], after: dict[str, Any], defaults
     was, now = (_show(values[name]) if name in values else None for values in (defaults | before, defaults | after))
     if now is None:
         return f"{name} was {was}, which this version does not know"
+    if was == now:
+        return f"{name} was {was}, now {now} ({_where(str((defaults | before)[name]), str((defaults | after)[name]))})"
     return f"{name} was {'unknown to the version that wrote it' if was is None else was}, now {now}"
+
+
+def _where(one: str, other: str) -> str:
+    """Return where two long texts differ that begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    place = next((idx for idx, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
+    excerpts = [repr(text[max(0, place - 10) : place + 30]) for text in (one, other)]
+    return f"they differ at character {place}: {' and '.join(excerpts)}"
 
 
 def _show(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from job.errors import first_line
+from job.output.parts.older_formats import FORMAT_2_JOURNAL
 from job.output.parts.part_schema import BASE
 from job.output.parts.rows import from_batch, to_batch
 from job.output.store.store import Appender, Store
@@ -61,7 +62,7 @@ class Journal:
             self._end = self._open.enter_context(self._store.append(self.name))
             self._writer = pa.ipc.new_stream(self._stream, self._schema)
         batch = to_batch(self._buffer, self._schema)
-        self._writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(_as_read(batch))})
+        self._writer.write_batch(batch, custom_metadata=_checksum_entry(_as_read(batch)))
         self._append(self._end)
         self._buffer.clear()
 
@@ -162,6 +163,12 @@ def _next_batch(reader: Any) -> pa.RecordBatch:
 def _as_read(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return a batch as a reader gets it: writing may change the padding of buffers, which is part of their bytes."""
     return pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+
+
+def _checksum_entry(batch: pa.RecordBatch) -> dict[bytes, bytes]:
+    """Return a batch's checksum in the form that the readers of its run understand."""
+    is_old = batch.schema.equals(pa.schema(FORMAT_2_JOURNAL))
+    return {OLD_CHECKSUM: _old_checksum(batch)} if is_old else {CHECKSUM: _checksum(batch)}
 
 
 def _checksum(batch: pa.RecordBatch) -> bytes:

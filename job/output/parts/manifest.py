@@ -93,6 +93,21 @@ def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
     Raises:
         UsageError: the directory belongs to another run; the message names each field with both values.
     """
+    found = check_run_directory(store, wanted)
+    if found is None:
+        store.create_exclusively(MANIFEST, wanted.to_json().encode())
+        found = read_manifest(store)
+        assert found is not None, "the manifest was just created, here or by another process"
+        _refuse_if_different(store.describe(MANIFEST), found, wanted)
+    return found
+
+
+def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
+    """Return the manifest of the same run, if it is there; None if the directory can become this run's.
+
+    Raises:
+        UsageError: as ``claim_run_directory`` does.
+    """
     # Parts are looked up first: a manifest is always older than its parts.
     has_parts = any(fnmatch(entry.name, PART_PATTERN) for entry in store.list())
     found = read_manifest(store)
@@ -100,11 +115,8 @@ def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
         raise UsageError(
             f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
         )
-    if found is None:
-        store.create_exclusively(MANIFEST, wanted.to_json().encode())
-        found = read_manifest(store)
-        assert found is not None, "the manifest was just created, here or by another process"
-    _refuse_if_different(store.describe(MANIFEST), found, wanted)
+    if found is not None:
+        _refuse_if_different(store.describe(MANIFEST), found, wanted)
     return found
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 OPTIONS_OF_MODES = {
     "choices": ("choices", "choice_normalization", "choice_calibration"),
     "structured": ("json_schema", "regex", "grammar"),
@@ -12,6 +14,24 @@ OPTIONS_OF_MODES = {
 
 UNSET: tuple[Any, ...] = (None, [], "none")
 """The defaults in that section."""
+
+FORMAT_2_JOURNAL = (
+    pa.field("row_idx", pa.int64(), nullable=False),
+    pa.field("sample_idx", pa.int32(), nullable=False),
+    pa.field("prompt", pa.string()),
+    pa.field("completion", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("num_prompt_tokens", pa.int32(), nullable=False),
+    pa.field("num_completion_tokens", pa.int32(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("token_ids", pa.list_(pa.int32())),
+    pa.field("token_logprobs", pa.list_(pa.float32())),
+    pa.field("cumulative_logprob", pa.float64()),
+    pa.field("choice_logprobs", pa.list_(pa.float64())),
+    pa.field("choice_probs", pa.list_(pa.float64())),
+    pa.field("choice_margin", pa.float64()),
+)
+"""The columns of every journal of version 0.1, whatever the run's mode is."""
 
 
 def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from job.modes.mode import Mode
 from job.output.parts.manifest import Manifest
+from job.output.parts.older_formats import FORMAT_2_JOURNAL
 from job.records import Completion
 
 BASE = pa.schema(
@@ -57,12 +58,19 @@ class Columns:
     def of_completions(self) -> list[pa.Field]:
         """The values of a completion that a part contains; the completion can be restored from them."""
         left_out = {*(() if self.include_prompt else ("prompt",)), *(() if self.has_error_kind else ("error_kind",))}
-        return [column for column in self.journaled if column.name not in left_out]
+        return [column for column in self._of_values if column.name not in left_out]
 
     @cached_property
     def journaled(self) -> pa.Schema:
-        """The columns of a journal: every value of a completion."""
-        return pa.schema([*BASE, *(column for mode in self.modes for column in mode.measured())])
+        """The columns of a journal: every value of a completion.
+
+        Workers of version 0.1 may help with a run of format 2, and read only journals that have exactly their columns.
+        """
+        return pa.schema(self._of_values) if self.has_error_kind else pa.schema(FORMAT_2_JOURNAL)
+
+    @property
+    def _of_values(self) -> list[pa.Field]:
+        return [*BASE, *(column for mode in self.modes for column in mode.measured())]
 
     @property
     def names(self) -> frozenset[str]:
