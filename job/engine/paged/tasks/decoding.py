@@ -1,7 +1,6 @@
 """Decoding: a step's logits become the next token of each row, until it ends."""
 
 from collections import abc
-from collections.abc import Collection
 
 import torch
 
@@ -11,6 +10,7 @@ from job.engine.logits.endings import LENGTH, End, end_of, find_stops
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch
+from job.engine.model.loading import LoadedModel
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
@@ -24,14 +24,14 @@ Read = tuple[list[Sequence], TokenChoice]
 class Decoding:
     """Implements ``LogitsTask`` for ``Generate``."""
 
-    def __init__(self, eos_token_ids: Collection[int], *, num_slots: int) -> None:
+    def __init__(self, model: LoadedModel, *, num_slots: int) -> None:
         """Start without rows.
 
         Args:
-            eos_token_ids: tokens that end a completion, unless its task ignores them.
+            model: its end-of-sequence tokens end a completion, unless its task ignores them.
             num_slots: the engine's number of slots.
         """
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(model.eos_token_ids)
         self._constraints = Constraints()
         self._matchers: dict[Sequence, Matcher] = {}
         self._history = TokenHistory(num_slots)
