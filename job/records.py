@@ -107,8 +107,9 @@ class Generation:
     error: RowError | None = None
     logprobs: Sequence[float] | None = None
     """Natural log probabilities of ``token_ids`` in the model's own distribution, if the request asked for them."""
-    choice_logprobs: Sequence[float] | None = None
-    """The log-likelihood of each choice after the prompt, if there are choices; then ``token_ids`` is empty."""
+    numbers: Sequence[float] | None = None
+    """The result of a task that asks for numbers; then ``token_ids`` is empty. For ``Score``: the log-likelihood of
+    each choice after the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

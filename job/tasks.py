@@ -3,13 +3,13 @@
 An engine has no sampling settings of its own: two requests in one batch may differ in all of this. The engine knows no
 text (law 6), so anything that depends on text comes as a function over token ids.
 
-A new kind of task (pooled hidden states, class scores) needs one more class here, one more member of ``Task``, and
-support in each engine.
+A new kind of task (pooled hidden states, class scores) is one more class here, with ``served_by`` and
+``is_deterministic``, one more member of ``Task``, and the engine's module that ``served_by`` names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from job.errors import require
 from job.modes.options import option
@@ -59,6 +59,14 @@ class Grammar:
 class Generate:
     """Generate a completion."""
 
+    served_by: ClassVar[Mapping[str, str]] = {
+        "paged": "job.engine.paged.tasks.decoding:Decoding",
+        "static": "job.engine.static.generating:Generating",
+        "fake": "job.engine.fake:reverse_prompt",
+    }
+    """For each engine that serves this kind of task: ``module:name`` of the ``LogitsTask`` of the paged engine, the
+    ``BatchTask`` of the static engine, or the function of the fake engine."""
+
     params: SamplingParams
     grammar: Grammar | None = None
     """The constraint on the completion. None: any text."""
@@ -74,6 +82,13 @@ class Generate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Return the log-likelihood of each choice after the prompt. Nothing is generated."""
+
+    served_by: ClassVar[Mapping[str, str]] = {
+        "paged": "job.engine.paged.tasks.scoring:Scoring",
+        "static": "job.engine.static.scoring:Scoring",
+        "fake": "job.engine.fake:score_choices",
+    }
+    """See ``Generate``."""
 
     choice_ids: tuple[tuple[int, ...], ...]
     """Token ids of each choice, none of them empty."""

@@ -108,7 +108,7 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
         generations = complete(engine, job["prompts"], task_of(job))
     engine.close(EXIT_CODE)
     rows = [[list(g.request.key), list(g.token_ids), g.finish_reason, g.error and str(g.error)] for g in generations]
-    scores = [g.choice_logprobs for g in generations]
+    scores = [g.numbers for g in generations]
     return {"generations": rows, "scores": scores, "notes": notes, "num_preempted": len(observed.put_back)}
 
 

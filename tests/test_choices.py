@@ -36,7 +36,7 @@ def choices(*texts: str, **options: Any) -> BoundChoices:
 def scored(logprobs: Sequence[float], key: tuple[int, int] = (0, 0)) -> Generation:
     """Return what an engine makes of a request to score."""
     request = Request(row_idx=key[0], sample_idx=key[1], prompt_ids=[5], task=Score(choice_ids=()))
-    return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=list(logprobs))
+    return Generation(request=request, token_ids=[], finish_reason="stop", numbers=list(logprobs))
 
 
 def answer(subject: BoundChoices, logprobs: Sequence[float], key: tuple[int, int] = (0, 0)) -> Answer:

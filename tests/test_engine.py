@@ -359,7 +359,7 @@ print(grown, sum(p.numel() * p.element_size() for p in model.module.parameters()
 def test_a_model_that_is_too_large_is_told_in_a_line(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lack(*_: Any) -> Any:
+    def lack(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(loading, "_shard", lack)

@@ -26,16 +26,21 @@ class Batch:
         ends_text: EndsText | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         tasks: Sequence[Generate] | None = None,
+        prompts: Sequence[Sequence[int]] = ((2, 3), (4, 5), (6, 7)),
         **params: Any,
     ) -> None:
-        """Begin after prompts of two tokens."""
+        """Begin after these prompts."""
         self.ids = torch.tensor([[2, 3], [4, 5], [6, 7]])
         tasks = tasks or [generate(ends_text=ends_text, **params)] * 3
-        requests = [ask(ids, tasks[row], row_idx=row) for row, ids in enumerate(self.ids.tolist())]
+        requests = [ask(ids, tasks[row], row_idx=row) for row, ids in enumerate(prompts)]
         model = LoadedModel(module=None, dtype=torch.float32, eos_token_ids=(EOS,), pad_token_id=PAD)
         replica = Replica(read_process_info({}, 1))
         self.chooser = LeadingChooser(replica, model, requests, Constraints(), should_stop)
-        self.chooser.mask = torch.ones_like(self.ids)
+
+    @property
+    def completions(self) -> list[list[int]]:
+        """What the rows have generated."""
+        return [row.completion_ids for row in self.chooser.rows]
 
     def step(self, *tokens: int) -> torch.Tensor:
         """Choose once, with these tokens as the most likely ones; return the logits."""
@@ -72,7 +77,7 @@ def test_rows_end_at_their_stop_strings() -> None:
     batch.step(9, 8, 8)
     assert asked == [[[8], [9]], [[8, 8]], [[8, 8, 9]]]
     assert {row: end.finish_reason for row, end in batch.chooser.ends.items()} == {0: "stop", 1: "stop", 2: "stop"}
-    assert batch.chooser.token_ids == [[8, 8, 9], [9], [EOS]]
+    assert batch.completions == [[8, 8, 9], [9], [EOS]]
 
 
 @pytest.mark.parametrize("last", [9, EOS])
@@ -84,7 +89,7 @@ def test_a_batch_whose_rows_have_all_ended_is_left(last: int) -> None:
     batch.step(9, EOS, 8)
     assert not batch.has_left
     batch.step(8, 8, last)
-    assert batch.has_left and batch.chooser.token_ids == [[9], [EOS], [8, last]]
+    assert batch.has_left and batch.completions == [[9], [EOS], [8, last]]
 
 
 def test_a_request_to_stop_leaves_the_batch() -> None:
@@ -94,7 +99,7 @@ def test_a_request_to_stop_leaves_the_batch() -> None:
     assert not batch.has_left
     stopped = True
     batch.step(8, 8, 8)
-    assert batch.has_left and batch.chooser.token_ids == [[8]] * 3 and batch.chooser.failure is None
+    assert batch.has_left and batch.completions == [[8]] * 3 and batch.chooser.failure is None
     assert not batch.chooser.ends
 
 
@@ -110,19 +115,21 @@ def test_log_probabilities_are_kept_for_every_step() -> None:
     batch = Batch(logprobs=True, temperature=0.5, repetition_penalty=3.0)
     for tokens in ((8, 8, 8), (8, 9, 2)):
         logits = batch.step(*tokens)
-        chosen = torch.tensor([ids[-1] for ids in batch.chooser.token_ids])
+        chosen = torch.tensor([ids[-1] for ids in batch.completions])
         found = torch.tensor([logprobs[-1] for logprobs in batch.chooser.logprobs])
         torch.testing.assert_close(found, token_logprobs(logits, chosen), rtol=0, atol=1e-6)
     assert [len(logprobs) for logprobs in batch.chooser.logprobs] == [2, 2, 2]
 
 
-def test_padding_is_no_token_that_was_seen() -> None:
-    """Token 0 pads the first row; the second row has it in its prompt."""
-    batch = Batch(repetition_penalty=10.0)
-    batch.ids = torch.tensor([[0, 3], [0, 5], [6, 7]])
-    batch.chooser.mask = torch.tensor([[0, 1], [1, 1], [1, 1]])
-    batch.step(0, 0, 0)
-    assert batch.chooser.token_ids == [[0], [VOCAB - 1], [0]]
+def test_only_the_prompt_and_the_completion_of_a_row_count_as_seen() -> None:
+    """Padding does not, nor whatever else ``generate`` keeps: its ids need not begin with the prompt."""
+    for ids in (torch.tensor([[0, 3], [0, 5], [0, 7]]), torch.empty(3, 0, dtype=torch.int64)):
+        batch = Batch(prompts=[[3], [0, 5], [6, 7]], repetition_penalty=10.0)
+        batch.ids = ids
+        batch.step(0, 0, 0)
+        assert batch.completions == [[0], [VOCAB - 1], [0]]
+        batch.step(0, 0, 0)
+        assert batch.completions == [[0, VOCAB - 1], [VOCAB - 1, VOCAB - 2], [0, VOCAB - 1]]
 
 
 def test_a_row_that_is_not_finite_is_noted_and_harms_no_other() -> None:
@@ -131,7 +138,7 @@ def test_a_row_that_is_not_finite_is_noted_and_harms_no_other() -> None:
     logits[1, 3] = torch.nan
     batch.chooser(batch.ids, logits)
     assert batch.chooser.non_finite == {1}
-    assert batch.chooser.token_ids[::2] == [[5], [7]]
+    assert batch.completions[::2] == [[5], [7]]
 
 
 def test_each_row_ends_at_its_own_number_of_tokens_and_the_batch_with_the_last() -> None:
@@ -140,7 +147,7 @@ def test_each_row_ends_at_its_own_number_of_tokens_and_the_batch_with_the_last()
         batch.step(8, 8, 8)
         assert not batch.has_left
     batch.step(8, 8, 8)
-    assert batch.has_left and batch.chooser.token_ids == [[8], [8] * 3, [8] * 2]
+    assert batch.has_left and batch.completions == [[8], [8] * 3, [8] * 2]
     assert {end.finish_reason for end in batch.chooser.ends.values()} == {"length"}
     assert batch.ids[:, 2:].tolist() == [[8, PAD, PAD], [8, 8, 8], [8, 8, PAD]]
 
@@ -150,7 +157,7 @@ def test_one_row_may_ignore_what_ends_another() -> None:
     batch.step(EOS, EOS, EOS)
     assert {row: end.finish_reason for row, end in batch.chooser.ends.items()} == {1: "stop", 2: "stop"}
     batch.step(EOS, 8, 8)
-    assert batch.has_left and batch.chooser.token_ids == [[EOS, EOS], [EOS], [EOS]]
+    assert batch.has_left and batch.completions == [[EOS, EOS], [EOS], [EOS]]
 
 
 def test_a_tokenizer_that_raises_ends_the_row_that_it_raises_on() -> None:

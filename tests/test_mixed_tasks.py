@@ -86,7 +86,7 @@ def engine_of(name: str, model_dir: Path, mode: str, eos_token_ids: tuple[int, .
 
 
 def answer(generation: Generation) -> tuple[Any, ...]:
-    scores = [generation.logprobs, generation.choice_logprobs]
+    scores = [generation.logprobs, generation.numbers]
     rounded = [None if values is None else [pytest.approx(value, abs=1e-4) for value in values] for values in scores]
     return generation.request.key, list(generation.token_ids), generation.finish_reason, generation.error, *rounded
 

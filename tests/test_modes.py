@@ -357,7 +357,7 @@ def test_a_mode_keeps_the_values_of_those_before_it(mode: Mode) -> None:
     wanted = config(mode)
     setting = Setting(tokens=Bytes(), sampling=wanted.sampling, prompt_suffix="")
     modes = BoundModes(config=wanted, modes=(BoundEarly(), mode.bind(setting)))
-    made = generation(modes.task, token_ids=[97], logprobs=[-0.5], choice_logprobs=[-1.0, -2.0])
+    made = generation(modes.task, token_ids=[97], logprobs=[-0.5], numbers=[-1.0, -2.0])
     (row,) = modes.complete([made], ["a"], [None])
     assert row.values["early"] == 1 and len(row.values) == 4
 

@@ -433,7 +433,7 @@ def test_rows_that_are_put_back_come_first_and_keep_their_tokens() -> None:
     assert [sequence.slot for sequence in (first, second)] == [-1, -1]
     work = subject.next_work()
     assert [(item.sequence, item.num_tokens) for item in work] == [(third, 1), (first, 7), (second, 7)]
-    assert first.is_new_in_slot and first.token_ids == [0] * 5 + simulation.generated[0]
+    assert first.token_ids == [0] * 5 + simulation.generated[0]
 
 
 def test_the_row_admitted_last_makes_room_for_the_others() -> None:

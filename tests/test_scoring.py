@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 def scores_of(generations: list[Any]) -> list[list[float]]:
     assert [generation.error for generation in generations] == [None] * len(generations)
     assert {(generation.finish_reason, len(generation.token_ids)) for generation in generations} == {("stop", 0)}
-    return [generation.choice_logprobs for generation in generations]
+    return [generation.numbers for generation in generations]
 
 
 def score(choices: list[list[int]]) -> Score:
@@ -96,7 +96,7 @@ def test_a_row_that_is_not_finite_becomes_an_error_row_and_no_other(tiny_model: 
         patch.setattr(served.model.module, "forward", broken)
         engine = make_engine(served, config={"max_batch_rows": 16})
         *good, bad = complete(engine, prompts, score(choices))
-    assert bad.error is not None and bad.error.kind == "non_finite_logits" and bad.choice_logprobs is None
+    assert bad.error is not None and bad.error.kind == "non_finite_logits" and bad.numbers is None
     assert_equal(scores_of(good), choice_logprobs(tiny_model("llama"), prompts[:-1], choices))
     assert engine.num_pending == 0
 

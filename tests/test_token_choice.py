@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from job.engine.logits.history import Occurrences, TokenHistory
 from job.engine.logits.masks import Masks, empty_words
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch, choose_tokens, penalize_repetition, token_logprobs
 from job.engine.paged.schedule.sequences import Sequence
-from job.engine.paged.tasks.seen_tokens import SeenTokens
 from job.tasks import SamplingParams
 from tests.serving import ask
 
@@ -22,6 +22,12 @@ def running(row_idx: int, prompt_ids: list[int], slot: int) -> Sequence:
     sequence = Sequence.of(ask(prompt_ids, row_idx=row_idx))
     sequence.slot = slot
     return sequence
+
+
+def occurred(seen: torch.Tensor) -> Occurrences:
+    """Return the history of rows in which these tokens [B, V] have occurred."""
+    rows = [running(row, tokens.nonzero()[:, 0].tolist(), row) for row, tokens in enumerate(seen)]
+    return TokenHistory(len(rows)).of(rows)
 
 
 def random_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +42,7 @@ def batch_of(params: SamplingParams | Many[SamplingParams], num_rows: int) -> Sa
 def choose_alike(logits: torch.Tensor, params: SamplingParams) -> TokenChoice:
     """Choose for rows with the same parameters, which have seen token 1."""
     seen = torch.arange(logits.shape[1]).expand(len(logits), -1) == 1
-    return choose(logits, batch_of(params, len(logits)), lambda rows: seen[rows])
+    return choose(logits, batch_of(params, len(logits)), occurred(seen))
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"logprobs": True}, {"repetition_penalty": 1.5}])
@@ -114,9 +120,9 @@ def test_each_row_of_a_mixed_batch_gets_the_token_that_it_gets_alone(with_masks:
     def alone(row: int) -> TokenChoice:
         own = Masks(words[[row]], np.arange(1)) if with_masks and row in rows else None
         batch = SamplingBatch([params[row]], [keys[row]], [positions[row]])
-        return choose(logits[[row]], batch, lambda some: seen[[row]][some], own)
+        return choose(logits[[row]], batch, occurred(seen[[row]]), own)
 
-    together = choose(logits, SamplingBatch(params, keys, positions), lambda some: seen[some], masks)
+    together = choose(logits, SamplingBatch(params, keys, positions), occurred(seen), masks)
     singles = [alone(row) for row in range(num_rows)]
     assert together.is_finite == [row != 7 for row in range(num_rows)] == [single.is_finite[0] for single in singles]
     finite = [row for row in range(num_rows) if row != 7]
@@ -141,7 +147,7 @@ class Penalized:
 
     def __init__(self, num_slots: int) -> None:
         """Begin with empty slots."""
-        self.params, self.seen = SamplingParams(repetition_penalty=1.7), SeenTokens(num_slots)
+        self.params, self.history = SamplingParams(repetition_penalty=1.7), TokenHistory(num_slots)
 
     def step(self, *rows: Sequence) -> None:
         """Choose a token for rows and append it."""
@@ -150,7 +156,7 @@ class Penalized:
         for idx, row in enumerate(rows):
             seen[idx, row.token_ids] = True
         batch = batch_of(self.params, len(rows))
-        tokens = choose(logits, batch, lambda some: self.seen.of([rows[idx] for idx in some], logits)).tokens
+        tokens = choose(logits, batch, self.history.of(rows)).tokens
         assert tokens == penalize_repetition(logits, seen, torch.tensor(1.7)).argmax(dim=-1).tolist()
         for row, token in zip(rows, tokens, strict=True):
             assert row.token_ids.count(token) < 2, "the penalty does not tell in this test"
@@ -183,8 +189,6 @@ def test_a_row_that_comes_back_in_another_slot_has_seen_the_same() -> None:
     for _ in range(4):
         bench.step(*rows)
     rows[0].slot, rows[1].slot = 1, 0
-    for row in rows:
-        row.is_new_in_slot = True
     for _ in range(4):
         bench.step(*rows)
 
@@ -196,3 +200,22 @@ def test_tokens_that_came_without_being_chosen_are_seen() -> None:
     for forced in ([], [7, 8], [12], []):
         bench.step(row)
         row.token_ids += forced
+
+
+def test_a_slot_whose_update_failed_is_collected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may run out between clearing a slot and entering the tokens of its new row."""
+    bench = Penalized(1)
+    first, second = running(0, list(range(15)), 0), running(1, [17, 18], 0)
+    bench.step(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.history.seen([second], random_logits(1))
+    for _ in range(3):
+        bench.step(second)
+
+
+def test_nothing_is_kept_of_rows_without_a_penalty() -> None:
+    history, row = TokenHistory(1), running(0, [1, 2], 0)
+    choose(random_logits(1), batch_of(SamplingParams(temperature=1.0), 1), history.of([row]))
+    assert history._seen is None

@@ -68,13 +68,13 @@ def test_the_score_of_a_choice_is_the_sum_along_its_path(seed: int) -> None:
         for choice in choices
     ]
     generation = trie.generation(REQUEST, edges)
-    assert all(is_finite) and generation.choice_logprobs == pytest.approx(expected, abs=1e-5)
+    assert all(is_finite) and generation.numbers == pytest.approx(expected, abs=1e-5)
     assert (generation.request, generation.finish_reason, generation.error) == (REQUEST, "stop", None)
 
 
 def test_a_row_whose_choices_are_all_impossible_is_an_error_row() -> None:
     generation = ChoiceTrie([(0,), (1,)]).generation(REQUEST, np.array([-np.inf, -np.inf]))
-    assert generation.error is not None and generation.choice_logprobs is None
+    assert generation.error is not None and generation.numbers is None
 
 
 def test_logits_that_are_not_finite_are_told() -> None:

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from job.engine.task_kinds import servers
 from job.records import Generation, Request, RowError
-from job.tasks import Score
+from job.tasks import Generate, Score
 
 if TYPE_CHECKING:
     from job.config import EngineConfig
@@ -30,10 +31,7 @@ def build_fake(
 
 
 class FakeEngine:
-    """Returns each prompt's own ids, reversed and cut to ``max_new_tokens``. Prompts with ``poison_id`` fail.
-
-    The scores of choices are a function of the sums of the ids.
-    """
+    """Answers by the functions below, which the tasks name. Prompts with ``poison_id`` fail."""
 
     def __init__(
         self,
@@ -46,6 +44,7 @@ class FakeEngine:
         """Set how fast the engine is, and which token it fails on."""
         self._should_stop = should_stop
         self._rows_per_step, self._step_secs, self._poison_id = rows_per_step, step_secs, poison_id
+        self._answers: dict[type, Callable[[Request], Generation]] = servers("fake")
         self._pending: deque[Request] = deque()
         self.num_computed_tokens = 0
         self.min_pending, self.max_pending = rows_per_step, 4 * rows_per_step
@@ -83,14 +82,29 @@ class FakeEngine:
 
     def _complete(self, request: Request) -> Generation:
         if self._poison_id in request.prompt_ids:
-            error = RowError("engine_error", f"token {self._poison_id} is poison")
-            return Generation(request=request, token_ids=[], finish_reason=None, error=error)
-        if isinstance(request.task, Score):
-            self.num_computed_tokens += len(request.prompt_ids)
-            logprobs = [-float((sum(request.prompt_ids) + 7 * sum(ids)) % 11) for ids in request.task.choice_ids]
-            return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=logprobs)
-        max_new_tokens = request.task.params.max_new_tokens
-        ids = list(request.prompt_ids)[::-1][:max_new_tokens]
-        self.num_computed_tokens += len(request.prompt_ids) + len(ids)
-        reason = "length" if len(ids) == max_new_tokens else "stop"
-        return Generation(request=request, token_ids=ids, finish_reason=reason)
+            return _fail(request, f"token {self._poison_id} is poison")
+        answer = self._answers.get(type(request.task))
+        if answer is None:
+            return _fail(request, f"the fake engine does not serve {type(request.task).__name__}")
+        generation = answer(request)
+        self.num_computed_tokens += len(request.prompt_ids) + len(generation.token_ids)
+        return generation
+
+
+def reverse_prompt(request: Request) -> Generation:
+    """Answer ``Generate`` with the prompt's own ids, reversed and cut to ``max_new_tokens``."""
+    assert isinstance(request.task, Generate)
+    max_new_tokens = request.task.params.max_new_tokens
+    ids = list(request.prompt_ids)[::-1][:max_new_tokens]
+    return Generation(request=request, token_ids=ids, finish_reason="length" if len(ids) == max_new_tokens else "stop")
+
+
+def score_choices(request: Request) -> Generation:
+    """Answer ``Score`` with a function of the sums of the ids."""
+    assert isinstance(request.task, Score)
+    logprobs = [-float((sum(request.prompt_ids) + 7 * sum(ids)) % 11) for ids in request.task.choice_ids]
+    return Generation(request=request, token_ids=[], finish_reason="stop", numbers=logprobs)
+
+
+def _fail(request: Request, detail: str) -> Generation:
+    return Generation(request=request, token_ids=[], finish_reason=None, error=RowError("engine_error", detail))

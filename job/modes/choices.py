@@ -162,13 +162,13 @@ class BoundChoices(BoundMode):
         """Choose, given the log-likelihood of each choice."""
         import numpy as np
 
-        assert generation.choice_logprobs is not None, "the engine did not score the choices"
-        scores = self._normalized(generation.choice_logprobs) - np.array(self.offsets or 0.0)
+        assert generation.numbers is not None, "the engine did not score the choices"
+        scores = self._normalized(generation.numbers) - np.array(self.offsets or 0.0)
         probs = np.exp(_log_softmax(scores))
         best = int(scores.argmax()) if self.temperature == 0 else self._draw(scores, generation.request.key)
         second, first = np.sort(probs)[-2:]
         values = {
-            "choice_logprobs": list(generation.choice_logprobs),
+            "choice_logprobs": list(generation.numbers),
             "choice_probs": probs.tolist(),
             "choice_margin": float(first - second),
         }
@@ -185,7 +185,7 @@ class BoundChoices(BoundMode):
         """Return choices that correct for what content-free prompts prefer on average."""
         import numpy as np
 
-        each = [_log_softmax(self._normalized(probe.choice_logprobs or ())) for probe in probes]
+        each = [_log_softmax(self._normalized(probe.numbers or ())) for probe in probes]
         # In log space: the probability of a long choice may underflow.
         offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
         return replace(self, offsets=tuple(offsets.tolist()))

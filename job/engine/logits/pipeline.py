@@ -7,17 +7,14 @@ The rows of a batch may differ in everything; what a row gets does not depend on
 Letters: B rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from job.engine.logits.history import Occurrences
 from job.engine.logits.masks import Masks
 from job.engine.logits.sampling import SamplingBatch, choose_tokens, largest, penalize_repetition, token_logprobs
 from job.tasks import SamplingParams
-
-Seen = Callable[[Sequence[int]], torch.Tensor]
-"""Returns [., V] bool for some rows of a batch: the tokens in their prompts and completions so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +29,14 @@ class TokenChoice:
     """Whether the logits of each row are finite. Minus infinity counts as finite: models rule out tokens with it."""
 
 
-def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks | None = None) -> TokenChoice:
+def choose(
+    logits: torch.Tensor, batch: SamplingBatch, occurred: Occurrences, masks: Masks | None = None
+) -> TokenChoice:
     """Choose the next token of each row.
 
     Args:
         logits: [B, V] in the model's dtype; not modified.
-        seen: called if a row has a repetition penalty.
+        occurred: what has occurred in the rows; asked only if one of them has a penalty.
         masks: the tokens that some rows may take; the others may take any.
     """
     top, best = largest(logits)
@@ -48,7 +47,7 @@ def choose(logits: torch.Tensor, batch: SamplingBatch, seen: Seen, masks: Masks 
         return _to_host(tokens, is_finite, [None] * len(batch))
     raw = torch.where(is_finite[:, None], logits, 0.0)
     scores = (raw if masks is None else masks.apply(raw)).float()
-    tokens = choose_tokens(_penalize(scores, batch, seen), batch)
+    tokens = choose_tokens(_penalize(scores, batch, occurred), batch)
     return _to_host(tokens, is_finite, _logprobs(raw, tokens, batch))
 
 
@@ -62,15 +61,16 @@ def _is_plain(params: SamplingParams) -> bool:
     return params.temperature == 0 and params.repetition_penalty == 1 and not params.logprobs
 
 
-def _penalize(scores: torch.Tensor, batch: SamplingBatch, seen: Seen) -> torch.Tensor:
+def _penalize(scores: torch.Tensor, batch: SamplingBatch, occurred: Occurrences) -> torch.Tensor:
     rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
     if not rows:
         return scores
     penalty = batch.select(rows).numbers("repetition_penalty", scores.device)
+    seen = occurred.seen(rows, scores)
     if len(rows) == len(batch):
-        return penalize_repetition(scores, seen(rows), penalty)
+        return penalize_repetition(scores, seen, penalty)
     index = torch.tensor(rows, device=scores.device)
-    return scores.index_copy(0, index, penalize_repetition(scores[index], seen(rows), penalty))
+    return scores.index_copy(0, index, penalize_repetition(scores[index], seen, penalty))
 
 
 def _logprobs(raw: torch.Tensor, tokens: torch.Tensor, batch: SamplingBatch) -> list[float | None]:

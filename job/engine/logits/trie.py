@@ -83,7 +83,7 @@ class ChoiceTrie:
         sums = [float(logprobs[path].sum()) for path in self._paths]
         if max(sums) == -np.inf:
             return failed(request, "non_finite_logits", "no choice has a probability above 0")
-        return Generation(request=request, token_ids=[], finish_reason="stop", choice_logprobs=sums)
+        return Generation(request=request, token_ids=[], finish_reason="stop", numbers=sums)
 
     def _insert(self, choice: Sequence[int]) -> None:
         node = 0

@@ -53,10 +53,11 @@ def decide_budget(
         vocab_size = model.module.config.get_text_config().vocab_size
         num_bytes = _free_share(replica, max_rows * vocab_size * 4 * LOGITS_COPIES)
     page_bytes = page_tokens * sum(shape.num_bytes for shape in shapes.values())
-    num_pages = min(replica.gather(num_bytes // page_bytes))
+    # Ranks may have different amounts of free memory, and with uneven heads, pages of different sizes.
+    num_pages, fewest_bytes, page_bytes = min(replica.gather((num_bytes // page_bytes, num_bytes, page_bytes)))
     if num_pages < 1:
         raise JobError(
-            f"Only {num_bytes / 2**20:,.1f} MiB are left for the KV cache, but a page of {page_tokens} tokens takes "
+            f"Only {fewest_bytes / 2**20:,.1f} MiB are left for the KV cache, but a page of {page_tokens} tokens takes "
             f"{page_bytes / 2**20:,.1f} MiB. Use a larger --kv-cache-memory or --tensor-parallel-size."
         )
     return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=num_pages)

@@ -22,13 +22,11 @@ from job.engine.paged.schedule.pages import Pages
 from job.engine.paged.schedule.scheduler import Scheduler, Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
-from job.engine.paged.tasks.decoding import Decoding
 from job.engine.paged.tasks.logits_task import LogitsTasks
-from job.engine.paged.tasks.scoring import Scoring
+from job.engine.task_kinds import require_served, servers
 from job.errors import JobError
 from job.launch.replica import Replica
 from job.records import Generation, Request
-from job.tasks import Generate, Score
 
 PENDING_FACTOR = 8
 """At most this many requests per slot are pending: enough to put long rows first and keep common prefixes together."""
@@ -70,7 +68,7 @@ class PagedEngine:
         if config.cuda_graphs and not replica.has_followers:
             self.no_graphs = self._executor.record_steps()
         self._tasks = LogitsTasks(
-            {Generate: Decoding(model.eos_token_ids, num_slots=budget.max_rows), Score: Scoring()}
+            {kind: task(model, num_slots=budget.max_rows) for kind, task in servers("paged").items()}
         )
         self.scheduler = Scheduler(
             Pages(budget.num_pages, backend.page_tokens),
@@ -107,6 +105,7 @@ class PagedEngine:
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
+        require_served(request.task, self._tasks.kinds, "paged")
         for sequence in self._tasks.begin(request):
             self.scheduler.submit(sequence)
 
@@ -182,10 +181,9 @@ class PagedEngine:
             read = self._tasks.read(work, logits)
         except Exception as error:
             raise StepFailed(describe_failure(error)) from None
-        ends = [item.end for item in work]
         outcome = self._tasks.take(work, read)
-        for item, end in zip(work, ends, strict=True):
-            item.sequence.num_cached = end
+        for item in work:
+            item.sequence.num_cached = item.end
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
             self._num_finished_tokens += len(sequence.token_ids)

@@ -26,7 +26,7 @@ class Room:
         """Tokens of all rows, padded to one length."""
         return self.num_rows * (self.num_prompt_tokens + self.num_other_tokens)
 
-    def beside(self, other: "Room") -> "Room":
+    def merged_with(self, other: "Room") -> "Room":
         """Return the space of both in one batch: the longest prompt and completion may belong to different rows."""
         return Room(
             self.num_rows + other.num_rows,
@@ -36,7 +36,10 @@ class Room:
 
 
 class BatchTask(Protocol):
-    """One kind of task. A batch holds requests of one kind."""
+    """One kind of task. A batch holds requests of one kind.
+
+    The constructor takes a ``LoadedModel``, a ``Replica``, ``should_stop``, ``max_rows`` and ``max_tokens``.
+    """
 
     command_type: ClassVar[type]
     """The class of what the leader sends to its followers for a batch."""

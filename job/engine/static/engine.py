@@ -16,12 +16,10 @@ from job.config import EngineConfig
 from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, failed
 from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import BatchTask, Room
-from job.engine.static.generating import Generating
 from job.engine.static.limits import batch_limits
-from job.engine.static.scoring import Scoring
+from job.engine.task_kinds import require_served, servers
 from job.launch.replica import Replica
 from job.records import Generation, Request
-from job.tasks import Generate, Score
 
 PENDING_BATCHES = 16
 """This many batches' worth of requests are sorted together: enough to find rows of similar length."""
@@ -56,8 +54,7 @@ class StaticEngine:
         self._max_rows, max_tokens = batch_limits(model, config, replica.device)
         limits = {"max_rows": self._max_rows, "max_tokens": max_tokens}
         self._tasks: dict[type, BatchTask] = {
-            Generate: Generating(model, replica, should_stop, **limits),
-            Score: Scoring(model, replica, **limits),
+            kind: task(model, replica, should_stop, **limits) for kind, task in servers("static").items()
         }
         self._pending: deque[Request] = deque()
         self._is_sorted = True
@@ -90,6 +87,7 @@ class StaticEngine:
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
+        require_served(request.task, self._tasks, "static")
         self._put_back([request])
 
     def step(self) -> list[Generation]:
@@ -129,7 +127,7 @@ class StaticEngine:
         task = self._task_of(batch)
         room = task.room(batch[0])
         while self._pending and type(self._pending[0].task) is type(batch[0].task):
-            room = room.beside(task.room(self._pending[0]))
+            room = room.merged_with(task.room(self._pending[0]))
             if room.num_rows > task.max_rows or room.num_tokens > task.max_tokens:
                 break
             batch.append(self._pending.popleft())
@@ -166,7 +164,7 @@ class StaticEngine:
             return [failed(batch[0], "out_of_memory", OUT_OF_MEMORY)]
         task = self._task_of(batch)
         rooms = [task.room(request) for request in batch[: len(batch) // 2]]
-        task.max_tokens = functools.reduce(Room.beside, rooms).num_tokens
+        task.max_tokens = functools.reduce(Room.merged_with, rooms).num_tokens
         self._put_back(batch)
         return []
 

@@ -76,8 +76,14 @@ class Generating:
         if end.error is not None:
             return [failed(request, end.error.kind, end.error.detail)]
         logprobs = chooser.logprobs[row] if _task_of(request).params.logprobs else None
-        token_ids = chooser.token_ids[row]
-        return [Generation(request=request, token_ids=token_ids, finish_reason=end.finish_reason, logprobs=logprobs)]
+        return [
+            Generation(
+                request=request,
+                token_ids=chooser.rows[row].completion_ids,
+                finish_reason=end.finish_reason,
+                logprobs=logprobs,
+            )
+        ]
 
     def _run(self, batch: Batch, chooser: Chooser) -> None:
         def compute() -> str | None:
@@ -87,7 +93,7 @@ class Generating:
         together(self._replica, compute)
 
     def _call_generate(self, batch: Batch, chooser: Chooser) -> None:
-        ids, chooser.mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
+        ids, mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
         config = GenerationConfig(
             max_new_tokens=batch.max_new_tokens,
             do_sample=False,
@@ -98,7 +104,7 @@ class Generating:
         with torch.inference_mode():
             self._model.module.generate(
                 input_ids=ids,
-                attention_mask=chooser.mask,
+                attention_mask=mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([chooser]),
                 stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),

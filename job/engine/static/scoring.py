@@ -3,7 +3,7 @@
 Texts are padded at the end, which no earlier token sees, so the scores are correct for every causal model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +36,9 @@ class Scoring:
 
     command_type: ClassVar[type] = Texts
 
-    def __init__(self, model: LoadedModel, replica: Replica, *, max_rows: int, max_tokens: int) -> None:
+    def __init__(
+        self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int
+    ) -> None:
         """Prepare to score with a loaded model; each request brings its choices."""
         self._model, self._replica = model, replica
         vocab_size = model.module.config.get_text_config().vocab_size

@@ -4,10 +4,11 @@ On every rank, ``generate`` runs greedily on logits in which a chooser has left 
 the leader broadcast. So ranks cannot drift apart, even if the last bits of their logits differ. With the tokens, the
 leader sends whether it leaves the batch after them, so all ranks stop after the same step.
 
-Letters: B rows of the batch, T padded prompt length, V vocabulary.
+Letters: B rows of the batch, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,33 @@ from transformers import LogitsProcessor, StoppingCriteria
 from job.engine.failures import describe_failure
 from job.engine.logits.constraint import Constraints, Matcher
 from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch
 from job.engine.model.loading import LoadedModel
 from job.launch.replica import Replica
 from job.records import Request
 from job.tasks import Generate
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the batch. Its list of tokens grows."""
+
+    slot: int
+    token_ids: list[int]
+    """Prompt and completion so far."""
+    num_prompt: int
+
+    @property
+    def num_generated(self) -> int:
+        """The number of tokens in the completion so far."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """The completion so far."""
+        return self.token_ids[self.num_prompt :]
 
 
 class Chooser(LogitsProcessor):  # type: ignore[misc]
@@ -33,24 +55,23 @@ class Chooser(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, replica: Replica) -> None:
         """Receive tokens through the replica's broadcasts."""
         self._replica = replica
-        self.mask: torch.Tensor  # [B, T] int64, of the prompts
         self.has_left = False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Leave only the leader's tokens possible.
 
         Args:
-            input_ids: [B, T + position] int64.
+            input_ids: what ``generate`` has computed so far. Not used: the leader keeps the tokens of its rows itself.
             scores: [B, V] float32.
 
         Returns:
             [B, V] float32: 0 at the chosen token, -inf elsewhere.
         """
-        message = self._replica.broadcast_tensor(self.message(input_ids, scores))
+        message = self._replica.broadcast_tensor(self.message(scores))
         self.has_left = bool(message[-1])
         return torch.full_like(scores, -torch.inf).scatter_(-1, message[:-1, None], 0.0)
 
-    def message(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def message(self, scores: torch.Tensor) -> torch.Tensor:
         """Return [B + 1] int64: space for the leader's tokens, and for whether it leaves."""
         return torch.empty(len(scores) + 1, dtype=torch.int64, device=scores.device)
 
@@ -75,29 +96,29 @@ class LeadingChooser(Chooser):
         super().__init__(replica)
         self.requests, self._should_stop, self._constraints = requests, should_stop, constraints
         self._pad_token_id, self._eos_token_ids = model.pad_token_id, frozenset(model.eos_token_ids)
-        self._tasks = [request.task for request in requests if isinstance(request.task, Generate)]
+        self._tasks = [_task_of(request) for request in requests]
         self._going = list(range(len(requests)))
         """Rows that have not ended."""
         self._matchers: dict[int, Matcher] = {}
         for row, task in enumerate(self._tasks):
             if task.grammar is not None:
                 self._matchers[row] = constraints.begin(task.grammar, self._eos_of(task))
-        self.token_ids: list[list[int]] = [[] for _ in requests]
-        """What each row has generated."""
+        self.rows = [Row(row, list(r.prompt_ids), len(r.prompt_ids)) for row, r in enumerate(requests)]
+        self._history = TokenHistory(len(requests))
         self.logprobs: list[list[float]] = [[] for _ in requests]
         """Log probabilities of the tokens, for each row that asks for them."""
         self.ends: dict[int, End] = {}
         self.non_finite: set[int] = set()
         self._expect_masks()
 
-    def message(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def message(self, scores: torch.Tensor) -> torch.Tensor:
         """Return [B + 1] int64: the chosen tokens, and whether the leader leaves after them."""
         tokens = [self._pad_token_id] * len(scores)
         leaves = self._should_stop()
         if not leaves:
             # Whatever goes wrong here, the followers are waiting in the broadcast and must receive something.
             try:
-                for row, token in self._step(input_ids, scores).items():
+                for row, token in self._step(scores).items():
                     tokens[row] = token
             except Exception as error:
                 self.failure = describe_failure(error)
@@ -105,15 +126,15 @@ class LeadingChooser(Chooser):
             leaves = self.failure is not None or not self._going
         return torch.tensor([*tokens, leaves], dtype=torch.int64, device=scores.device)
 
-    def _step(self, input_ids: torch.Tensor, scores: torch.Tensor) -> dict[int, int]:
+    def _step(self, scores: torch.Tensor) -> dict[int, int]:
         """Choose tokens for the rows that go on, and record which of them end."""
         rows = self._going
-        choice = self._choose(input_ids, scores)
+        choice = self._choose(scores)
         chosen = dict(zip(rows, choice.tokens, strict=True))
         self.non_finite |= {row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite}
         finite = [row for row in rows if row not in self.non_finite]
         for row, logprob in zip(rows, choice.logprobs, strict=True):
-            self.token_ids[row].append(chosen[row])
+            self.rows[row].token_ids.append(chosen[row])
             if logprob is not None:
                 self.logprobs[row].append(logprob)
         self._find_ends(finite)
@@ -121,37 +142,31 @@ class LeadingChooser(Chooser):
         self._expect_masks()
         return chosen
 
-    def _choose(self, input_ids: torch.Tensor, scores: torch.Tensor) -> TokenChoice:
+    def _choose(self, scores: torch.Tensor) -> TokenChoice:
         rows = self._going
-        index = torch.tensor(rows, device=scores.device)
         batch = SamplingBatch(
             params=[self._tasks[row].params for row in rows],
             keys=[self.requests[row].key for row in rows],
-            positions=[len(self.token_ids[row]) for row in rows],
+            positions=[self.rows[row].num_generated for row in rows],
         )
-
-        def seen(some: Sequence[int]) -> torch.Tensor:
-            """Ignore padding: it is not a token that occurred."""
-            ids, mask = input_ids[index[some]], self.mask[index[some]]
-            is_real = torch.cat([mask, mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])], dim=1)
-            counts = torch.zeros(len(ids), scores.shape[1], device=scores.device)
-            return counts.scatter_add_(1, ids, is_real.to(counts.dtype)) > 0
-
-        going_scores = scores if len(rows) == len(scores) else scores.index_select(0, index)
-        return choose(going_scores, batch, seen, self._constraints.masks())
+        if len(rows) < len(scores):
+            scores = scores.index_select(0, torch.tensor(rows, device=scores.device))
+        occurred = self._history.of([self.rows[row] for row in rows])
+        return choose(scores, batch, occurred, self._constraints.masks())
 
     def _find_ends(self, rows: Sequence[int]) -> None:
         """Record the rows that end with their latest token."""
         texts = {}
         for row in rows:
-            task, ids, matcher = self._tasks[row], self.token_ids[row], self._matchers.get(row)
+            task, tokens, matcher = self._tasks[row], self.rows[row], self._matchers.get(row)
+            last = tokens.token_ids[-1]
             if matcher is not None:
-                matcher.accept(ids[-1])
-            end = end_of(task, self._eos_of(task), ids[-1], len(ids), matcher)
+                matcher.accept(last)
+            end = end_of(task, self._eos_of(task), last, tokens.num_generated, matcher)
             if end is not None:
                 self.ends[row] = end
             if (end is None or end is LENGTH) and task.ends_text is not None:
-                texts[row] = (task.ends_text, ids)
+                texts[row] = (task.ends_text, tokens.completion_ids)
         self.ends |= find_stops(texts)
 
     def _expect_masks(self) -> None:
@@ -160,6 +175,11 @@ class LeadingChooser(Chooser):
 
     def _eos_of(self, task: Generate) -> frozenset[int]:
         return frozenset() if task.params.ignore_eos else self._eos_token_ids
+
+
+def _task_of(request: Request) -> Generate:
+    assert isinstance(request.task, Generate), "a batch has one kind of task"
+    return request.task
 
 
 class HasLeft(StoppingCriteria):  # type: ignore[misc]

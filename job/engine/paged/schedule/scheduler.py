@@ -234,7 +234,7 @@ class Scheduler:
                 self.unfit.append(queue.popleft())
                 return None
         sequence = queue.popleft()
-        sequence.slot, sequence.is_new_in_slot = self._free_slots.pop(), True
+        sequence.slot = self._free_slots.pop()
         sequence.num_cached = len(match.pages) * self.pages.page_tokens + match.num_donated
         self.running.append(sequence)
         # Hold these before taking any page: if too few are free, ``_grow`` releases the retained pages, perhaps these.

@@ -20,8 +20,6 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     slot: int = -1
     """Row of the block tables; -1 while it waits."""
-    is_new_in_slot: bool = True
-    """Whether ``SeenTokens`` has yet to collect its tokens since it was admitted."""
     logprobs: list[float] = field(default_factory=list)
     may_share: bool = True
     """Whether it may share pages with others, in both directions."""

@@ -1,19 +1,19 @@
 """Decoding: a step's logits become the next token of each row, until it ends."""
 
 from collections import abc
-from collections.abc import Collection
 
 import torch
 
 from job.engine.failures import failed
 from job.engine.logits.constraint import Constraints, Matcher
 from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch
+from job.engine.model.loading import LoadedModel
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
-from job.engine.paged.tasks.seen_tokens import SeenTokens
 from job.records import Generation, Request
 from job.tasks import EndsText, Generate
 
@@ -24,17 +24,17 @@ Read = tuple[list[Sequence], TokenChoice]
 class Decoding:
     """Implements ``LogitsTask`` for ``Generate``."""
 
-    def __init__(self, eos_token_ids: Collection[int], *, num_slots: int) -> None:
+    def __init__(self, model: LoadedModel, *, num_slots: int) -> None:
         """Start without rows.
 
         Args:
-            eos_token_ids: tokens that end a completion, unless its task ignores them.
+            model: its end-of-sequence tokens end a completion, unless its task ignores them.
             num_slots: the engine's number of slots.
         """
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(model.eos_token_ids)
         self._constraints = Constraints()
         self._matchers: dict[Sequence, Matcher] = {}
-        self._seen = SeenTokens(num_slots)
+        self._history = TokenHistory(num_slots)
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
@@ -61,13 +61,7 @@ class Decoding:
             keys=[row.request.key for row in rows],
             positions=[row.num_generated for row in rows],
         )
-
-        def seen(some: abc.Sequence[int]) -> torch.Tensor:
-            # Changes the tokens that are remembered for slots. If the step fails after this, all its rows leave their
-            # slots, and a slot's tokens are collected again when a row is admitted to it.
-            return self._seen.of([rows[idx] for idx in some], logits)
-
-        return rows, choose(logits, batch, seen, self._constraints.masks())
+        return rows, choose(logits, batch, self._history.of(rows), self._constraints.masks())
 
     def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
         """See ``LogitsTask``."""

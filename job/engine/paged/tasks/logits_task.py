@@ -27,7 +27,7 @@ class Outcome:
 
 
 class LogitsTask(Protocol):
-    """One kind of task. Exists on the leader only.
+    """One kind of task. Exists on the leader only. The constructor takes a ``LoadedModel`` and ``num_slots``.
 
     Logits are used in two phases, so that a step that fails has changed nothing: ``read`` computes and may raise, for
     example if memory runs out; ``take`` changes sequences, and a failure there is an error of a single row.
@@ -62,6 +62,11 @@ class LogitsTasks:
     def __init__(self, kinds: abc.Mapping[type, LogitsTask]) -> None:
         """Serve requests whose ``task`` is of one of these classes."""
         self._kinds = kinds
+
+    @property
+    def kinds(self) -> abc.Collection[type]:
+        """The kinds that are served."""
+        return self._kinds.keys()
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs, trie_of
+from job.engine.model.loading import LoadedModel
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.tasks.logits_task import Outcome
@@ -35,7 +36,7 @@ logits are not finite."""
 class Scoring:
     """Implements ``LogitsTask`` for ``Score``."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: LoadedModel, *, num_slots: int) -> None:
         """Start without requests; each brings its choices."""
         self._scored: dict[SampleKey, Scored] = {}
         self._branches: dict[Sequence, Branch] = {}
