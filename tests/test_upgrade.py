@@ -17,10 +17,14 @@ import pytest
 from job.config import SamplingConfig
 from job.errors import UsageError
 from job.modes.registry import MODES
+from job.output.looking.found import find_run
 from job.output.parts import defaults
-from job.output.parts.defaults import defaults_of, without_defaults
+from job.output.parts.defaults import defaults_of, describe_differences, without_defaults
+from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
+from job.output.parts.part_schema import Columns
 from job.output.store.addresses import open_store
+from job.run.older_runs import all_columns
 from tests.conftest import Result
 from tests.test_run import read_output
 
@@ -284,3 +288,59 @@ def test_the_frozen_runs_have_the_columns_that_they_began_with(runs: Path) -> No
     assert all("error_kind" not in of_run for of_run in names.values())
     assert names["schema"][-2:] == ["parse_ok", "parsed"] and names["finished"][-2:] == ["majority", "majority_share"]
     assert isinstance(pq.read_schema(runs / "schema/part-00000.parquet").field("parsed").type, pa.StructType)
+
+
+def test_journals_of_an_older_run_are_ones_that_older_workers_read(runs: Path) -> None:
+    """A worker of 0.1 that held a shard waited for ever for the rows that a helper of 0.2 wrote in other columns."""
+    run = find_run(runs / "unfinished-choices")
+    columns = Columns.of(run.manifest)
+    (frozen,) = (runs / "unfinished-choices/journal").iterdir()
+    with pa.ipc.open_stream(frozen.read_bytes()) as reader:
+        assert reader.schema.equals(columns.journaled)
+        _, metadata = reader.read_next_batch_with_custom_metadata()
+    names = list(metadata)
+    journal = Journal(run.directory.store, "journal/00001.new.arrows", columns.journaled)
+    rows = list(JournalReader(run.directory.store, f"journal/{frozen.name}").read())
+    for row in rows:
+        journal.append(row)
+    journal.close()
+    with pa.ipc.open_stream((runs / "unfinished-choices/journal/00001.new.arrows").read_bytes()) as reader:
+        batch, metadata = reader.read_next_batch_with_custom_metadata()
+    assert list(metadata) == names == [b"crc32"] and batch.num_rows == len(rows) == 56
+    assert list(JournalReader(run.directory.store, "journal/00001.new.arrows").read()) == rows
+
+
+def test_a_template_of_an_older_run_is_rendered_as_it_was(run_job: RunJob, runs: Path) -> None:
+    """Version 0.1 dropped a template's last newline: with it, the same run would get other prompts, or be refused."""
+
+    def with_template(identity: dict[str, Any]) -> None:
+        identity["prompt"] |= {"prompt_column": None, "prompt_template": "Q: {{ question }}\n"}
+
+    change_manifest(runs / "unfinished", with_template)
+    for path in (runs / "unfinished").glob("part-*"):
+        path.unlink()
+    shutil.rmtree(runs / "unfinished/journal")
+    shutil.rmtree(runs / "unfinished/leases")
+    args = [arg for arg in COMMON if arg not in ("--prompt-column", "question")]
+    result = run_job("run", *args, *SAMPLES, "--output", "unfinished", "--prompt-template", "Q: {{ question }}\n")
+    assert result.exit_code == 0, result.stderr
+    assert (
+        read_output(runs / "unfinished")["prompt"][0].as_py().startswith("<user>Q: Question 0: what is 0 plus 1?<eos>")
+    )
+    refused = run_job("run", *args, *SAMPLES, "--output", "unfinished", "--prompt-template", "Q: {{ question }}!\n")
+    assert refused.exit_code == 2 and "prompt.prompt_template" in refused.stderr
+
+
+def test_all_columns_of_an_older_run_are_those_that_it_began_with(runs: Path) -> None:
+    """Version 0.1 overlooked columns that first occur after row 1,000; the run goes on without them."""
+    manifest = find_run(runs / "unfinished").manifest
+    schema = pa.schema([("score", pa.float64()), ("late", pa.string()), ("id", pa.string())])
+    assert all_columns(schema, manifest) == ["score", "id"]
+    assert all_columns(schema, None) == ["score", "late", "id"]
+
+
+def test_long_values_that_begin_alike_are_shown_where_they_differ() -> None:
+    """Both were cut at the same place, and read the same."""
+    was, now = ({"prompt": {"system_prompt": f"{'x' * 200}{end}"}} for end in ("a\n", "b"))
+    (shown,) = describe_differences(was, now)
+    assert shown.endswith("(they differ at character 200: 'xxxxxxxxxxa\\n' and 'xxxxxxxxxxb')"), shown
