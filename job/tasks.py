@@ -1,4 +1,6 @@
-"""What an engine is asked to do for a request: frozen values that travel with each ``Request``.
+"""What an engine is asked to do for a request: sampling parameters, grammar, choices.
+
+Frozen values that travel with each ``Request``.
 
 An engine has no sampling settings of its own: two requests in one batch may differ in all of this. The engine knows no
 text (law 6), so anything that depends on text comes as a function over token ids.

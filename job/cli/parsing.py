@@ -1,6 +1,5 @@
 """Turns option values into a configuration, with the contents of the files that they name."""
 
-import re
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from job.config import (
 )
 from job.errors import UsageError
 from job.modes.registry import MODES
+from job.output.store.addresses import check_address
 
 Section = TypeVar("Section")
 
@@ -26,7 +26,7 @@ def to_config(values: dict[str, Any]) -> RunConfig:
         UsageError: a value is out of range, or an option of another tool was given that cannot work here.
     """
     _refuse_foreign_options(values)
-    _check_output(str(values["output"]), values["output"].name)
+    check_address(values["output"])
     return RunConfig(
         model=_section(ModelConfig, values),
         data=_section(DataConfig, values),
@@ -47,13 +47,6 @@ def _section(cls: type[Section], values: dict[str, Any]) -> Section:
             value, read = values[field.name], getattr(field.metadata.get("option"), "read", None)
             found[field.name] = value if read is None or value in (None, ()) else read(value)
     return cls(**found)
-
-
-def _check_output(output: str, name: str) -> None:
-    if not name:
-        raise UsageError("--output is empty or the root directory. Name a directory for this run.")
-    if re.match(r"[a-z][a-z0-9+.-]+:/", output):  # the path of an address has one slash less
-        raise UsageError(f"--output {output} is an address, but runs are written to directories. Name a directory.")
 
 
 def _refuse_foreign_options(values: dict[str, Any]) -> None:

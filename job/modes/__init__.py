@@ -1,1 +1,1 @@
-"""Kinds of answers, one file each; ``table`` lists them."""
+"""Kinds of answers and the columns that they add, a file each; ``registry`` lists them."""

@@ -7,7 +7,7 @@ choice's probability by the one it has for a row without content ("N/A").
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 NORMALIZATIONS = ("none", "tokens", "bytes")
+
+USED = ("temperature", "seed", "max_new_tokens", "ignore_eos", "logprobs")
+"""The sampling parameters that have an effect on choices, or whose combination with them is checked elsewhere."""
 
 MAX_BORDERS, BORDER_CHARS = 100, 1000
 """How many choices, and how many characters at the end of a prompt, are checked for tokens that would merge."""
@@ -98,8 +101,8 @@ class ChoicesMode(Mode):
         if not self.choices:
             flag = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
             raise UsageError(f"{flag} was given without --choices. Give both, or leave it out.")
-        for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
-            if getattr(config.sampling, name) != getattr(SamplingParams(), name):
+        for name, default in asdict(SamplingParams()).items():
+            if name not in USED and getattr(config.sampling, name) != default:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect with --choices. Leave it out.")
 
     def bind(self, setting: Setting) -> BoundMode:
@@ -198,14 +201,9 @@ class BoundChoices(BoundMode):
 
     def sections(self) -> Sequence[Section]:
         """Show how each choice is tokenized."""
-        shown = [
-            {"text": text, "token_ids": list(ids), "tokens": self.tokens.names(ids)}
-            for text, ids in zip(self.texts, self.token_ids, strict=True)
-        ]
-        lines = [
-            f"{text!r} is {_count(self.tokens.names(ids))}"
-            for text, ids in zip(self.texts, self.token_ids, strict=True)
-        ]
+        pairs = [(text, ids, self.tokens.names(ids)) for text, ids in zip(self.texts, self.token_ids, strict=True)]
+        shown = [{"text": text, "token_ids": list(ids), "tokens": names} for text, ids, names in pairs]
+        lines = [f"{text!r} is {_count(names)}" for text, _, names in pairs]
         return [Section(title="choices", lines=lines, values={"choices": shown})]
 
     def prefix_note(self) -> str | None:

@@ -1,4 +1,7 @@
-"""The list of all kinds of answers. A new one needs a file and a line in ``MODES``."""
+"""All modes: kinds of answers, and what adds columns or changes a row's task (such as sampling settings per row).
+
+A new one needs a file and a line in ``MODES``.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is known about a model before its weights are loaded: its configuration, and that its files are usable."""
+"""What is known before weights are loaded: configuration, dtype, usable files, the fingerprint of the weights."""
 
 import json
 from dataclasses import dataclass

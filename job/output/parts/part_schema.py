@@ -1,4 +1,6 @@
-"""The columns of a run's parts, as its modes define them: values of completions, and columns derived from those.
+"""The columns of a run's parts, as its modes define them (``job.modes``: a new column is a mode's).
+
+Modes measure values of completions, and derive columns from those.
 
 Derived columns are computed when a part is written, so the journal does not contain them.
 """
