@@ -72,7 +72,7 @@ def _cells(column: pa.Array, field: pa.Field) -> pa.Array:
         return column
     if isinstance(column.type, pa.BaseExtensionType):  # JSON text, which becomes the cell's text unchanged
         column = column.storage
-    rows = rows_of(pa.record_batch([column], names=[field.name]))
+    rows = rows_of(pa.record_batch([column], names=[field.name]))  # refuses dates that the cast would write as errors
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         return column.cast(field.type)
     return pa.array([to_cell(row[field.name]) for row in rows], field.type)
