@@ -9,6 +9,7 @@ from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch, largest
 from job.tasks import SamplingParams
+from tests.test_token_choice import occurred
 
 NUM_ROWS = 5
 SIZES = [(49152, 49152), (260, 258), (100, 64), (70, 200), (1000, 999)]
@@ -32,7 +33,7 @@ def choose_with(params: SamplingParams, logits: torch.Tensor, masks: Masks) -> T
     """Choose for rows with the same parameters, which have seen token 1."""
     keys = [(row_idx, 0) for row_idx in range(NUM_ROWS)]
     seen = torch.arange(logits.shape[1]).expand(NUM_ROWS, -1) == 1
-    return choose(logits, SamplingBatch([params] * NUM_ROWS, keys, [0] * NUM_ROWS), lambda rows: seen[rows], masks)
+    return choose(logits, SamplingBatch([params] * NUM_ROWS, keys, [0] * NUM_ROWS), occurred(seen), masks)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "scripts/examples/README.md", "slurm/README.md", "CHANGELOG.md")
 OF_OTHERS = frozenset(
     [
-        *("--no_python", "--num_gpus", "--master_port"),  # deepspeed
+        *("--no_python", "--num_gpus", "--master_port", "--hostfile", "--module"),  # deepspeed
         *("--no-python", "--nproc-per-node", "--master-port"),  # torchrun
         "--help",  # click
     ]

@@ -208,7 +208,7 @@ def test_a_writer_whose_half_written_object_was_discarded_learns_it(store: Local
     assert files(store) == []
 
 
-ADDRESSES = {"store/opening.py", "looking/found.py"}
+ADDRESSES = {"store/addresses.py", "looking/found.py"}
 """They say which store an address means, and so know paths; they call no file system."""
 
 TARGET = "looking/exporting/target.py"
