@@ -153,7 +153,7 @@ class SamplingConfig(SamplingParams):
     stop: tuple[str, ...] = option(
         (), "Text that ends a completion and is cut off; repeat for several. A line break in bash: $'\\n'."
     )
-    num_samples: int = option(1, "Completions per row; they differ if temperature is above 0.")
+    num_samples: int = option(1, "Completions per row. More than 1 needs a temperature above 0.")
 
     def __post_init__(self) -> None:
         SamplingParams.__post_init__(self)

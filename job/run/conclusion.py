@@ -56,7 +56,13 @@ def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], b
     return totals
 
 
-def exit_code_of(totals: Counts, prepared: Prepared) -> int:
+def exit_code_of(totals: Counts, prepared: Prepared, note: Callable[[str], None]) -> int:
     """Return the exit code of a finished run. All processes compute it from the same totals."""
     max_error_rate = prepared.config.output.max_error_rate
-    return EXIT_TOO_MANY_ERRORS if totals.error_rate > max_error_rate else EXIT_DONE
+    if totals.error_rate <= max_error_rate:
+        return EXIT_DONE
+    note(
+        f"{100 * totals.error_rate:.1f} % of the rows are errors, more than --max-error-rate {max_error_rate:g}: "
+        f"exit code {EXIT_TOO_MANY_ERRORS}"
+    )
+    return EXIT_TOO_MANY_ERRORS

@@ -65,7 +65,7 @@ def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
         return None
     totals = conclude(prepared)
     progress.note(f"all {totals.num_rows:,} rows are already done, {totals.num_errors:,} with an error")
-    return exit_code_of(totals, prepared)
+    return exit_code_of(totals, prepared, progress.note)
 
 
 def _work(

@@ -171,7 +171,7 @@ class Runner:
             self._stop.request("job retry, which has marked rows in the meantime")
             return EXIT_STOPPED
         self._totals = conclude(self._prepared, self._leases, self._wait)
-        return exit_code_of(self._totals, self._prepared)
+        return exit_code_of(self._totals, self._prepared, self._progress.note)
 
     def summary(self) -> Summary:
         """Return the summary to print at the end of a finished run."""

@@ -19,7 +19,8 @@ def check_address(output: Path) -> None:
     if not output.name:
         raise UsageError("--output is empty or the root directory. Name a directory for this run.")
     if ADDRESS.match(str(output)):
-        raise UsageError(f"--output {output} is an address, but runs are written to directories. Name a directory.")
+        address = str(output).replace(":/", "://", 1)  # which a path has made one slash of
+        raise UsageError(f"--output {address} is an address, but runs are written to directories. Name a directory.")
 
 
 def open_store(address: Path) -> Store:
