@@ -60,6 +60,7 @@ def test_one_of_many_workers_reads_all_footers(
 ) -> None:
     """Every leader did: 64 of them asked a file system for 100,000 footers each, in the same minute."""
     somebody_waits, codes, barrier = threading.Event(), [], threading.Barrier(NUM_WORKERS)
+    notes: list[str] = []
     add_up = totals.count_all
 
     def count_slowly(directory: RunDirectory) -> Counts:
@@ -76,7 +77,7 @@ def test_one_of_many_workers_reads_all_footers(
         prepared = prepared_of(output)
         leases = Leases(prepared.directory, elsewhere(f"n{number}"))
         barrier.wait()
-        codes.append(exit_code_of(conclude(prepared, leases, wait), prepared))
+        codes.append(exit_code_of(conclude(prepared, leases, wait), prepared, notes.append))
         leases.close()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(NUM_WORKERS)]
@@ -85,6 +86,7 @@ def test_one_of_many_workers_reads_all_footers(
     for thread in threads:
         thread.join()
     assert codes == [EXIT_TOO_MANY_ERRORS] * NUM_WORKERS
+    assert all("more than --max-error-rate 0.05: exit code 3" in note for note in notes) and notes
     assert len(counted) == 1
     assert list((output / "leases").iterdir()) == []
 
