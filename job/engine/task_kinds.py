@@ -1,4 +1,4 @@
-"""What serves each kind of task in an engine. The tasks name it themselves (``served_by``); here it is imported."""
+"""Imports what serves each kind of task in an engine. The tasks name it themselves (``served_by`` in ``job.tasks``)."""
 
 from collections.abc import Collection
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""Settings on which all readers of a run must agree, but which a restart may change: not in its identity (law 4)."""
+"""The lease timeout and its default: a setting that all who look at a run share, and that a restart may change.
+
+It is not part of what the run is (law 4).
+"""
 
 import json
 import os
