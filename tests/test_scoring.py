@@ -76,6 +76,17 @@ def test_static_batches_score_as_transformers(tiny_model: Callable[..., Path], n
     )
 
 
+def test_choices_of_a_model_that_is_not_causal_are_error_rows(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its decoder would read the whole text at once, and score it wrongly without an error."""
+    model, replica = load(tiny_model("llama"))
+    monkeypatch.setattr(model.module.config, "is_encoder_decoder", True)
+    engine = StaticEngine(model, EngineConfig(max_batch_rows=7), replica)
+    generations = complete(engine, make_prompts()[:3], score([[5], [6]]))
+    assert [str(generation.error).partition(":")[0] for generation in generations] == ["engine_error"] * 3
+
+
 def test_a_row_that_is_not_finite_becomes_an_error_row_and_no_other(tiny_model: Callable[..., Path]) -> None:
     """All branches of the row are computed before it is given up, and none is left in the engine."""
     served, choices = serve(tiny_model("llama")), CHOICES["common beginnings"]

@@ -52,7 +52,10 @@ class Scoring:
         return Room(len(trie.branches), len(request.prompt_ids), trie.max_branch_tokens)
 
     def compute(self, batch: list[Request]) -> list[Generation]:
-        """See ``BatchTask``."""
+        """See ``BatchTask``. Only what a causal model says after a text is the score of the text's next token."""
+        if self._model.module.config.is_encoder_decoder:
+            detail = "choices need a causal model, and this is an encoder-decoder"
+            return [failed(request, "engine_error", detail) for request in batch]
         branches = [(request.prompt_ids, branch) for request in batch for branch in _trie_of(request).branches]
         texts = Texts(
             token_ids=[[*prompt_ids, *branch.token_ids] for prompt_ids, branch in branches],
