@@ -101,7 +101,7 @@ def examine(
     columns = Columns(
         modes=config.active_modes,
         include_prompt=config.output.include_prompt,
-        has_error_kind=found is None or found.format_version > 2,
+        has_error_kind=found is None or not found.is_format_2,
     )
     kept = tuple(kept_fields(run, schema, columns, found))
     check_columns(dataset.source, [field.name for field in kept])

@@ -31,12 +31,14 @@ class FirstRows:
         Raises:
             JobError: ``NUM_ROWS`` rows have failed in the same way, and none has succeeded.
         """
-        if any(generation.error is None for generation in generations):
-            self._is_hopeful = True
-        for generation in generations:
-            error, prompt = generation.error, tuple(generation.request.prompt_ids)
+        if self._is_hopeful:  # nearly always: this is asked after every step
+            return
+        errors = [(generation.error, generation.request) for generation in generations]
+        self._is_hopeful = any(error is None for error, _ in errors)
+        for error, request in errors:
             if self._is_hopeful or error is None:
                 return
+            prompt = tuple(request.prompt_ids)
             if error.kind in KINDS and prompt not in self._prompts:  # copies of a prompt show nothing new
                 self._prompts.add(prompt)
                 self._num_failed += 1

@@ -40,10 +40,15 @@ class Manifest:
         """SHA-256 of the identity as it is stored, in hexadecimal. Every part contains it."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def is_format_2(self) -> bool:
+        """Whether version 0.1 started the run, which then goes on as that version would have continued it."""
+        return self.format_version == 2
+
     @cached_property
     def meaning(self) -> dict[str, Any]:
         """The identity in the form of this version, without defaults."""
-        return without_defaults(from_format_2(self.identity) if self.format_version == 2 else self.identity)
+        return without_defaults(from_format_2(self.identity) if self.is_format_2 else self.identity)
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the values of a section, including those that have their default."""

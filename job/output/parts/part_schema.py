@@ -48,7 +48,7 @@ class Columns:
         return cls(
             modes=manifest.modes,
             include_prompt=manifest.section("columns")["include_prompt"],
-            has_error_kind=manifest.format_version > 2,
+            has_error_kind=not manifest.is_format_2,
         )
 
     @cached_property
