@@ -72,7 +72,7 @@ class DataConfig:
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     split: str | None = option(None, "Split [default: train, or the only one].")
     data_files: tuple[str, ...] = option(
-        (), "Files or globs inside the dataset. Repeat or use commas.", splits_commas=True
+        (), "Files or globs inside the dataset. Repeat or use commas.", splits_commas=True, is_path=True
     )
     """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
     streaming: bool = option(
@@ -110,6 +110,7 @@ class PromptConfig:
         "Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
         metavar="FILE",
         read=read_examples,
+        is_path=True,
     )
     chat: bool | None = option(None, "Apply the tokenizer's chat template [default: if it has one].")
     max_prompt_tokens: int | None = option(

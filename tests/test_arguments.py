@@ -1,14 +1,17 @@
 """The command line as such: what no option of any command may be."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from job.cli import foreign, main
 from tests.conftest import Result
 
 RunJob = Callable[..., Result]
@@ -55,3 +58,86 @@ def test_lists_that_name_nothing_are_refused(run_job: RunJob, args: Sequence[str
     result: Any = run_job(*args)
     assert result.exit_code == 2
     assert option in result.stderr and "contains no name. Give one, or leave the option out." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("--tp", "Use --tensor-parallel-size."),
+        ("--tensor-parallel", "Use --tensor-parallel-size."),
+        ("--max_tokens", "Use --max-new-tokens."),
+        ("--gpu-memory-utilization", "Use --kv-cache-memory."),
+        ("--batch-size", "Use --max-batch-rows."),
+        ("--max-num-seqs", "Use --max-batch-rows."),
+        ("--max-num-batched-tokens", "Use --max-batch-tokens."),
+        ("--model-id", "Use --model."),
+        ("--limit-rows", "Use --limit."),
+        ("--apply-chat-template", "Use --chat."),
+        ("--num-fewshot", "Use --examples."),
+        ("--n", "Use --num-samples."),
+        ("-n", "Use --num-samples."),
+        ("--best-of", "Use --num-samples."),
+        ("--enforce-eager", "Use --no-cuda-graphs."),
+        ("--device-map", "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size."),
+    ],
+)
+def test_options_of_other_tools_are_named_as_they_are_called_here(run_job: RunJob, option: str, advice: str) -> None:
+    """Spelling alone proposed ``--stop`` for ``--tp``, and nothing for ``--gpu-memory-utilization``."""
+    for command in ("run", "preview"):
+        result = run_job(command, *RUN[1:], option, "2")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"job: No such option {option!r}. {advice}\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["--quantization", "--load-in-8bit", "--tasks", "--num-beams", "--dp", "--lora-path"]
+)
+def test_what_other_tools_can_do_and_this_one_cannot_has_a_reason(run_job: RunJob, option: str) -> None:
+    result = run_job(*RUN, option, "x")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"job: No such option {option!r}. ") and "Did you mean" not in result.stderr
+
+
+def test_advice_on_foreign_options_names_options_that_exist() -> None:
+    """And none of our own options is taken for a foreign one."""
+    own = {name for command in main.commands.values() for name in names_of(command)}
+    named = {name for advice in foreign._ADVICE.values() for name in re.findall(r"--[a-z-]+", advice)}
+    assert named - own == set()
+    assert {f"--{name}" for name in foreign._ADVICE} & names_of(main.commands["run"]) == set()
+
+
+def names_of(command: click.Command) -> set[str]:
+    return {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+
+
+@pytest.mark.parametrize(("value", "ours"), [("half", "float16"), ("fp16", "float16"), ("torch.bfloat16", "bfloat16")])
+def test_other_names_of_a_precision_are_explained(run_job: RunJob, value: str, ours: str) -> None:
+    result = run_job(*RUN, "--dtype", value)
+    assert result.exit_code == 2
+    assert f"{value!r} is not one of 'auto', 'float16', 'bfloat16', 'float32'. Write {ours!r}." in result.stderr
+
+
+def test_a_home_directory_is_found_behind_an_equals_sign(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = run_job("run", "--model=~/m", "--dataset=~/d.jsonl", "--output=~/o")
+    assert result.exit_code == 2
+    assert f"{tmp_path}/m" in result.stderr
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """It was a UnicodeEncodeError, after all rows were done."""
+    data, output = tmp_path / "d.jsonl", tmp_path / "\u6771\u00e9"
+    data.write_text('{"prompt": "x"}\n')
+
+    def run(encoding: str, *args: Any) -> subprocess.CompletedProcess[bytes]:
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        command = [sys.executable, "-m", "job", *map(str, args)]
+        return subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[1], check=False, env=env)
+
+    done = run("ascii", "run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output)
+    assert (done.returncode, output.name.encode("ascii", "backslashreplace") in done.stdout) == (0, True), done.stderr
+    for command in ("status", "verify"):
+        seen = run("latin-1", command, output)
+        assert seen.returncode == 0 and b"\\u6771\xe9" in seen.stdout, seen

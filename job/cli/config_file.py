@@ -1,46 +1,117 @@
-"""``--config``: a TOML file with option values."""
+"""``--config``: TOML files with option values."""
 
+import difflib
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from job.errors import UsageError
+from job.cli.foreign import advice_on
+from job.errors import UsageError, shorten
+
+OTHER_LANGUAGES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON", ".ini": "INI", ".py": "Python"}
+
+EXAMPLE = 'model = "..." or max-new-tokens = 64'
 
 
-def read_config_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    """Make the file's values the defaults of the options, so that the command line wins.
+def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    """Make the files' values the defaults of the options, so that the command line wins, then the later file.
 
     Keys are option names, with ``-`` or ``_``. Tables only group them for the reader.
 
     Raises:
-        UsageError: the file is not TOML, or names an unknown option.
+        UsageError: a file is not TOML, or names an unknown option.
     """
-    if path is None:
-        return
-    try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: {error}.") from None
-    values: dict[str, Any] = {}
-    for key, value in content.items():
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
+    del options[param.name]
+    for path in paths:
+        values = dict(_values(path))
+        for name, value in values.items():
+            if name not in options:
+                raise UsageError(f"--config {path}: there is no option {name!r}. {_advice(name, options)}")
+            _check_toml_type(path, options[name], value)
+            if options[name].multiple and isinstance(value, str):
+                values[name] = [value]
+        ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values in a file.
+
+    Raises:
+        UsageError: it is not TOML, or names an option twice.
+    """
+    seen = set()
+    for key, value in _parse(path).items():
         for inner_key, inner in (value if isinstance(value, dict) else {key: value}).items():
             name = inner_key.replace("-", "_")
-            if name in values:
+            if name in seen:
                 raise UsageError(f"--config {path}: {name} is given twice. Leave one out.")
-            values[name] = inner
-    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
-    for name, value in values.items():
-        if name not in options or options[name] is param:
-            positive = name.removeprefix("no_")
-            hint = f"Write {positive} = false." if positive in options else "See job run --help."
-            raise UsageError(f"--config {path}: there is no option {name!r}. {hint}")
-        _check_toml_type(path, options[name], value)
-        if options[name].multiple and isinstance(value, str):
-            values[name] = [value]
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+            seen.add(name)
+            yield name, inner
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path} is not UTF-8: {error}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path}{_explain(path, text, str(error))}") from None
+
+
+def _explain(path: Path, text: str, reason: str) -> str:
+    """Return what is wrong with a file that is not TOML, with the line and how to write it."""
+    language = OTHER_LANGUAGES.get(path.suffix.lower()) or ("JSON" if text.lstrip().startswith("{") else None)
+    if language is not None:
+        return f" is {language}; it must be TOML, with lines such as {EXAMPLE}."
+    found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", reason)
+    lines = text.splitlines()
+    if found is None or not 0 < int(found[2]) <= len(lines):
+        return f": {reason}."
+    line = lines[int(found[2]) - 1].strip()
+    return f", line {found[2]}: {found[1]}. The line is: {shorten(line)}. {_rewritten(line)}"
+
+
+def _rewritten(line: str) -> str:
+    """Return how a line would be right.
+
+    >>> _rewritten("model = meta-llama/Llama"), _rewritten("max-new-tokens: 64"), _rewritten("chat = False")
+    ('Write model = "meta-llama/Llama".', 'Write max-new-tokens = 64.', 'Write chat = false.')
+    """
+    found = re.fullmatch(r"([\w-]+)\s*[=:]\s*(\S.*)", line)
+    if found is None:
+        return f"Write lines such as {EXAMPLE}."
+    key, value = found[1], found[2]
+    if value.lower() in ("true", "false"):
+        value = value.lower()
+    try:
+        tomllib.loads(f"x = {value}")
+    except tomllib.TOMLDecodeError:
+        text = value.strip("\"'")
+        value = f"'{text}'" if '"' in text or "\\" in text else f'"{text}"'
+    return f"Write {key} = {value}."
+
+
+def _advice(name: str, options: Mapping[str, click.Option]) -> str:
+    """Return what to write in place of a key that is not an option."""
+    positive = name.removeprefix("no_")
+    if positive != name and positive in options:
+        return f"Write {positive} = false."
+    if name == "config":
+        return "Give --config several times to read several files."
+    foreign = advice_on(name)
+    if foreign is not None:
+        return foreign
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"Did you mean {close[0].replace('_', '-')}?" if close else "See job run --help."
 
 
 def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import click
 
 import job
 from job.cli.export import export
+from job.cli.foreign import advice_on
 from job.cli.preview import preview
 from job.cli.retry import retry
 from job.cli.run import run
@@ -34,8 +36,7 @@ class JobGroup(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             if is_first_process(os.environ):  # every process of a launch got the same wrong option: one reports it
-                command = error.ctx.command_path if error.ctx else "job"
-                click.echo(f"job: {error.format_message()} See {command} --help.", err=True)
+                click.echo(f"job: {_explain(error)}", err=True)
             ctx.exit(EXIT_USAGE)
         except PeerFailed as error:
             ctx.exit(error.exit_code)
@@ -47,6 +48,14 @@ class JobGroup(click.Group):
                 raise
             click.echo(f"job: the output cannot be written: {error.strerror}.", err=True)
             ctx.exit(EXIT_FAILED)
+
+
+def _explain(error: click.UsageError) -> str:
+    """Return what is wrong with the command line, and what to do."""
+    if isinstance(error, click.NoSuchOption) and (advice := advice_on(error.option_name)) is not None:
+        return f"No such option {error.option_name!r}. {advice}"
+    command = error.ctx.command_path if error.ctx else "job"
+    return f"{error.format_message()} See {command} --help."
 
 
 def check_text(args: Sequence[str]) -> None:
@@ -86,6 +95,9 @@ def program() -> NoReturn:
     exception"). Processes that had finished their work died of signal 6, which spoilt the exit code: one process in 2
     of about 12 launches, and a single process in 1 of about 40 runs, with torch 2.11.
     """
+    for stream in (sys.stderr, sys.stdout):  # a name that the terminal's encoding lacks must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     exit_code = EXIT_DONE
     try:
         main(prog_name="job")

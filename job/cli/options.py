@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from job.cli.config_file import read_config_file
+from job.cli.config_file import read_config_files
+from job.cli.foreign import advice_on_value
 from job.config import (
     DataConfig,
     EngineConfig,
@@ -21,6 +22,7 @@ from job.data.formats import ENDINGS
 from job.modes.mode import Mode
 from job.modes.options import OptionSpec
 from job.modes.registry import MODES
+from job.modes.texts import expand_home
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
@@ -51,6 +53,37 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
+class Address(click.ParamType[Path]):
+    """A path, which may begin with ``~``: a shell does not expand it in ``--x=~/y``, and never in a TOML file."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        return Path(expand_home(str(value)))
+
+
+class Text(click.types.StringParamType):
+    """A Hub id or a path, which may begin with ``~``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text."""
+        return expand_home(super().convert(value, param, ctx))
+
+
+class Word(click.Choice[str]):
+    """One of some words, or another tool's name for one of them, which is refused with ours."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word."""
+        if value not in self.choices and param is not None:
+            advice = advice_on_value(str(param.name), str(value))
+            if advice is not None:
+                listed = ", ".join(repr(choice) for choice in self.choices)
+                self.fail(f"{value!r} is not one of {listed}. {advice}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def section(
     cls: type[Section], *, only: Sequence[str] = (), without: Sequence[str] = ()
 ) -> list[Callable[[Command], Command]]:
@@ -74,8 +107,17 @@ def _option(cls: type[Section], field: Field[Any]) -> Callable[[Command], Comman
     elif kind is bool:
         attributes |= {"is_flag": True, "show_default": False}
     else:
-        attributes["type"] = Size() if spec.is_size else click.Choice(spec.choices) if spec.choices else kind
+        attributes["type"] = _param_type(kind, spec)
     return click.option(flag, field.name, **attributes)
+
+
+def _param_type(kind: type, spec: OptionSpec) -> Any:
+    """Return click's type for a field's type."""
+    if spec.is_size:
+        return Size()
+    if spec.choices:
+        return Word(spec.choices)
+    return Text() if spec.is_path else kind
 
 
 def _type_of(hint: Any) -> type:
@@ -97,7 +139,7 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 MODEL_OPTIONS = options(
-    click.option("--model", required=True, metavar="ID_OR_DIR", help="Model: Hub id or local directory."),
+    click.option("--model", required=True, type=Text(), metavar="ID_OR_DIR", help="Model: Hub id or local directory."),
     *section(ModelConfig),
     *section(EngineConfig, only=["tensor_parallel_size"]),
 )
@@ -106,6 +148,7 @@ DATA_OPTIONS = options(
     click.option(
         "--dataset",
         required=True,
+        type=Text(),
         metavar="ID_OR_PATH",
         help=f"Dataset: a local file ({', '.join(ENDINGS)}), a glob, or a directory of such files or from "
         "save_to_disk; anything else is a Hub id.",
@@ -122,23 +165,21 @@ MODE_OPTIONS = options(*(option for mode in MODES for option in section(mode)))
 PART_OPTIONS = options(*section(OutputConfig))
 
 OUTPUT_OPTIONS = options(
-    click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Run directory."),
+    click.option("--output", required=True, type=Address(), metavar="DIR", help="Run directory."),
     PART_OPTIONS,
 )
 
 ENGINE_OPTIONS = options(
     *section(EngineConfig, without=["tensor_parallel_size"]),
-    click.option("--load-in-8bit", is_flag=True, hidden=True),
-    click.option("--load-in-4bit", is_flag=True, hidden=True),
-    click.option("--device-map", hidden=True),
-    click.option("--kernel-inject", is_flag=True, hidden=True),
 )
 
 CONFIG_OPTION = click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    callback=read_config_file,
+    type=Address(),
+    multiple=True,
+    callback=read_config_files,
     is_eager=True,
     expose_value=False,
-    help="TOML file with any of these options; the command line wins.",
+    metavar="FILE",
+    help="TOML file with any of these options; the command line wins. Repeat for several: the last one wins.",
 )

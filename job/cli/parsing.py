@@ -12,7 +12,6 @@ from job.config import (
     RunConfig,
     SamplingConfig,
 )
-from job.errors import UsageError
 from job.modes.registry import MODES
 from job.output.store.addresses import check_address
 
@@ -23,9 +22,8 @@ def to_config(values: dict[str, Any]) -> RunConfig:
     """Build the configuration from option values.
 
     Raises:
-        UsageError: a value is out of range, or an option of another tool was given that cannot work here.
+        UsageError: a value is out of range, or a file that it names cannot be read.
     """
-    _refuse_foreign_options(values)
     check_address(values["output"])
     return RunConfig(
         model=_section(ModelConfig, values),
@@ -47,21 +45,3 @@ def _section(cls: type[Section], values: dict[str, Any]) -> Section:
             value, read = values[field.name], getattr(field.metadata.get("option"), "read", None)
             found[field.name] = value if read is None or value in (None, ()) else read(value)
     return cls(**found)
-
-
-def _refuse_foreign_options(values: dict[str, Any]) -> None:
-    if values["load_in_8bit"] or values["load_in_4bit"]:
-        raise UsageError(
-            "--load-in-8bit and --load-in-4bit cannot work here: DeepSpeed cannot shard quantized layers. "
-            "Use --dtype float16 and a larger --tensor-parallel-size."
-        )
-    if values["device_map"]:
-        raise UsageError(
-            "--device-map cannot work here: DeepSpeed places the model, one process per GPU. "
-            "Use --tensor-parallel-size."
-        )
-    if values["kernel_inject"]:
-        raise UsageError(
-            "--kernel-inject is not supported: DeepSpeed's injected kernels crash or give wrong tokens with current "
-            "transformers. Leave it out; layers are sharded by AutoTP."
-        )

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from job.cli.options import (
     PART_OPTIONS,
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
+    Address,
 )
 from job.cli.parsing import to_config
 from job.observe.noise import silence_libraries, silence_progress_bars
@@ -47,7 +47,7 @@ class NumRows(click.ParamType[int | None]):
 @PROMPT_OPTIONS
 @SAMPLING_OPTIONS
 @MODE_OPTIONS
-@click.option("--output", type=click.Path(path_type=Path), default="preview", metavar="DIR", help="Ignored by preview.")
+@click.option("--output", type=Address(), default="preview", metavar="DIR", help="Ignored by preview.")
 @PART_OPTIONS
 @ENGINE_OPTIONS
 @CONFIG_OPTION

@@ -23,6 +23,8 @@ class OptionSpec:
     """Whether ``--x a,b`` stands for ``--x a --x b``."""
     is_size: bool = False
     """Whether the value is a number of bytes, which may be given with a unit."""
+    is_path: bool = False
+    """Whether the value may be a path that begins with ``~``."""
     is_switch: bool = False
     """Whether there is ``--no-`` although the default is False."""
 

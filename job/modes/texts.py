@@ -7,6 +7,15 @@ from pathlib import Path
 from job.errors import UsageError
 
 
+def expand_home(value: str) -> str:
+    """Return a path with the home directory in place of a leading ``~``: not every shell expands it everywhere."""
+    if not value.startswith("~"):
+        return value
+    with contextlib.suppress(RuntimeError):  # the user has no home
+        return str(Path(value).expanduser())
+    return value
+
+
 def read_text_or_file(
     option: str, value: str, *, is_text: Callable[[str], bool], example: str, drops_last_newline: bool = False
 ) -> str:
@@ -23,8 +32,9 @@ def read_text_or_file(
         UsageError: it is neither, or the file cannot be read.
     """
     with contextlib.suppress(OSError, ValueError):  # too long for a file name, so it is not one
-        if Path(value).is_file():
-            text = read_text(option, value)
+        path = expand_home(value)
+        if Path(path).is_file():
+            text = read_text(option, path)
             return text.removesuffix("\n") if drops_last_newline else text
     if not is_text(value):
         raise UsageError(f"{option} {value!r} is neither a file nor {example}.")

@@ -1,0 +1,123 @@
+"""Options of other tools (vLLM, SGLang, lm-eval, transformers, datatrove): what each is called here, or why not."""
+
+_NAMES = {
+    "--tensor-parallel-size": "tp tp-size tensor-parallel tensor-model-parallel-size mp-size model-parallel-size",
+    "--max-new-tokens": "max-tokens max-gen-toks max-gen-len max-completion-tokens max-output-tokens n-predict",
+    "--max-model-len": "max-seq-len max-seq-length max-length max-sequence-length context-length ctx-size n-ctx",
+    "--max-prompt-tokens": "max-input-length max-input-tokens max-prompt-length truncate-prompt-tokens",
+    "--model": "model-id model-name model-name-or-path model-path pretrained repo-id checkpoint",
+    "--dataset": "input input-file input-path data data-path data-dir dataset-name dataset-path dataset-id "
+    "dataset-repo input-dataset src-dataset prompts prompts-file dataset-file",
+    "--dataset-config": "subset dataset-config-name dataset-subset config-name dataset-name-config",
+    "--split": "dataset-split",
+    "--limit": "limit-rows limit-samples max-samples max-examples max-rows num-rows num-examples num-prompts "
+    "max-eval-samples",
+    "--output": "output-dir output-path output-file output-folder out out-dir save-dir results-dir output-dataset o",
+    "--keep-columns": "columns keep-column",
+    "--prompt-column": "text-column input-column question-column",
+    "--messages-column": "messages-field conversations-column",
+    "--prompt-template": "prompt template prompt-format doc-to-text",
+    "--system-prompt": "system-instruction system-message system",
+    "--chat": "apply-chat-template use-chat-template",
+    "--examples": "num-fewshot fewshot few-shot fewshot-as-multiturn shots",
+    "--num-samples": "n best-of num-return-sequences num-completions num-generations rollouts-per-document",
+    "--temperature": "do-sample temp",
+    "--repetition-penalty": "presence-penalty frequency-penalty repeat-penalty",
+    "--stop": "stop-sequences stop-strings stop-words until stop-sequence",
+    "--seed": "random-seed rng-seed",
+    "--logprobs": "top-logprobs prompt-logprobs return-logprobs output-scores output-logprobs",
+    "--json-schema": "guided-json response-format structured-outputs",
+    "--regex": "guided-regex",
+    "--choices": "guided-choice labels",
+    "--grammar": "guided-grammar",
+    "--dtype": "torch-dtype precision fp16 bf16 half",
+    "--kv-cache-memory": "gpu-memory-utilization kv-cache-memory-bytes mem-fraction-static gpu-memory-fraction",
+    "--max-batch-rows": "batch-size max-num-seqs max-running-requests per-device-eval-batch-size max-batch-size "
+    "max-concurrent-requests max-concurrent-generations max-concurrency",
+    "--max-batch-tokens": "max-num-batched-tokens chunked-prefill-size max-prefill-tokens",
+    "--no-cuda-graphs": "enforce-eager disable-cuda-graph",
+    "--rows-per-shard": "examples-per-chunk shard-size rows-per-file",
+}
+"""Our name to the others' that mean the same, or nearly."""
+
+_REASONS = {
+    "Quantized layers cannot be sharded by DeepSpeed. Use --dtype float16 and a larger --tensor-parallel-size.": (
+        "load-in-8bit load-in-4bit quantization quantization-config bnb-4bit kv-cache-dtype"
+    ),
+    "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size.": (
+        "device-map parallelize max-memory offload-folder cpu-offload-gb cpu-offload"
+    ),
+    "DeepSpeed's injected kernels crash or give wrong tokens with current transformers. Leave it out: layers are "
+    "sharded by AutoTP.": "kernel-inject replace-with-kernel-inject",
+    "DeepSpeed is used for inference only, and needs no configuration. Leave it out.": (
+        "deepspeed deepspeed-config ds-config zero-stage"
+    ),
+    "A model is shared by tensor parallelism only. Use --tensor-parallel-size.": (
+        "pp pp-size pipeline-parallel-size enable-expert-parallel ep-size"
+    ),
+    "Replicas are processes: start more with your launcher; each --tensor-parallel-size processes are one replica.": (
+        "dp dp-size data-parallel-size num-replicas workers num-workers num-processes num-gpus num-nodes nnodes "
+        "nproc-per-node"
+    ),
+    "There are no tasks to choose or to number: rows come from --dataset, prompts from --prompt-template or "
+    "--messages-column, and every process takes its share.": "tasks task include-path",
+    "Each setting has an option of its own, such as --dtype, --revision, --temperature, --max-new-tokens.": (
+        "model-args gen-kwargs generation-config engine-args sampling-params override-generation-config"
+    ),
+    "It is always on. Leave it out.": "enable-prefix-caching enable-chunked-prefill use-tqdm log-samples write-out",
+    "Finished rows are always kept: run the same command again to continue, or use a new --output.": (
+        "resume resume-from-checkpoint use-cache overwrite overwrite-output-dir skip-completed force"
+    ),
+    "There is no beam search. Use --num-samples with a --temperature.": (
+        "num-beams beam-size beam-width use-beam-search length-penalty early-stopping"
+    ),
+    "The model's own chat template is used. To change it, edit a copy of the model's directory, or write the markup "
+    "into --prompt-template with --no-chat.": "chat-template chat-template-kwargs",
+    "The tokenizer is the one in the model's directory.": "tokenizer tokenizer-mode tokenizer-name tokenizer-path",
+    "Set the environment variable HF_HOME to choose where the Hub's files are kept.": "download-dir cache-dir",
+    "Set the environment variable HF_TOKEN to open gated models.": "token hf-token use-auth-token auth-token",
+    "Adapters are not applied. Merge it into the model first (peft: merge_and_unload, then save_pretrained), and give "
+    "the result as --model.": "lora lora-path lora-modules enable-lora adapter adapter-path peft peft-path",
+    "There is no speculative decoding. Leave it out.": (
+        "speculative-config speculative-model num-speculative-tokens draft-model assistant-model"
+    ),
+    "There is no server: rows are read from --dataset.": "host port served-model-name api-key base-url url",
+    "A run writes Parquet to --output; job export writes csv, JSON lines and OpenAI batch output.": (
+        "output-format format save-format"
+    ),
+    "The Hub is not written to. Upload the run directory when it is done.": (
+        "push-to-hub hub-model-id hub-dataset-id hf-hub-log-args output-dataset-name"
+    ),
+    "Progress goes to stderr; --verbose shows more.": (
+        "quiet log-level verbosity disable-log-stats disable-log-requests"
+    ),
+}
+"""Why other options do not exist here, or what replaces them."""
+
+_ADVICE = {name: f"Use {ours}." for ours, names in _NAMES.items() for name in names.split()} | {
+    name: reason for reason, names in _REASONS.items() for name in names.split()
+}
+
+_DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
+
+
+def advice_on(option: str) -> str | None:
+    """Return what to do in place of an option that does not exist here; None if it is of no tool that is known.
+
+    >>> advice_on("--tp"), advice_on("max_tokens"), advice_on("--colour")
+    ('Use --tensor-parallel-size.', 'Use --max-new-tokens.', None)
+    """
+    return _ADVICE.get(option.lstrip("-").lower().replace("_", "-"))
+
+
+def advice_on_value(option: str, value: str) -> str | None:
+    """Return what to write in place of a value that is another tool's name for one of ours.
+
+    >>> advice_on_value("dtype", "torch.half"), advice_on_value("dtype", "int8")
+    ("Write 'float16'.", None)
+    """
+    if option != "dtype":
+        return None
+    name = value.lower().removeprefix("torch.")
+    ours = _DTYPES.get(name) or (name if name != value and name in _DTYPES.values() else None)
+    return ours and f"Write {ours!r}."
