@@ -7,6 +7,9 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
      +- PeerFailed         any  another process of the launch has failed and reported why
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -53,6 +56,45 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Name the file in any exception from inside: libraries often say what is wrong, but not where."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(file)
+        raise
+
+
+def is_foreign(error: Exception) -> bool:
+    """Whether the data or the system caused an exception, rather than a bug in ``job``.
+
+    A list of exceptions by name is never complete: libraries raise any. What counts is where it was raised: outside of
+    this package. System calls are made everywhere, and an ``OSError`` is never a bug.
+    """
+    traceback, module = error.__traceback__, ""
+    while traceback is not None:
+        module, traceback = traceback.tb_frame.f_globals.get("__name__", ""), traceback.tb_next
+    return isinstance(error, OSError) or module.partition(".")[0] != "job"
+
+
+def explain(error: BaseException, where: str) -> str:
+    """Return a library's error in one line: the place, and the root cause.
+
+    Args:
+        where: the place, unless ``reading`` has named the file.
+    """
+    files = getattr(error, "__notes__", ())
+    while error.__cause__ is not None:  # datasets wraps errors: the root cause names the file and the line
+        error = error.__cause__
+        files = (*files, *getattr(error, "__notes__", ()))
+    reason = first_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    where = next(iter(files), where)
+    return reason if reason.startswith(where) else f"{where}: {reason}"
 
 
 def shorten(value: object) -> str:

@@ -154,19 +154,23 @@ class Failing:
     [
         (
             EOFError("ended early"),
-            "can no longer be read: ended early. Finished rows are safe; run the same command again",
+            "ended early. The data can no longer be read. Finished rows are safe; run the same command again",
         ),
-        (OSError("gone"), "can no longer be read: gone. Finished rows are safe; run the same command again once the"),
+        (OSError("gone"), "gone. The data can no longer be read. Finished rows are safe; run the same command again"),
         (
             pa.ArrowInvalid("'foo'"),
-            "cannot be read: 'foo'. Finished rows are safe, but the same command will stop here",
+            "'foo'. The data cannot be read. Finished rows are safe, but the same command will stop here",
+        ),
+        (
+            OverflowError("too large"),
+            "too large. The data cannot be read. Finished rows are safe, but the same command will stop here",
         ),
     ],
-    ids=["torn", "gone", "wrong"],
+    ids=["torn", "gone", "wrong", "any other"],
 )
 def test_only_data_that_can_come_back_is_promised_to_continue(error: Exception, message: str) -> None:
     """An EOFError ended a run with "Aborted!"; and of a wrong type it was said that it goes on "once it is back"."""
-    with pytest.raises(JobError, match=f"^--dataset d {re.escape(message)}"):
+    with pytest.raises(JobError, match=f"^--dataset d: {re.escape(message)}"):
         list(read_rows(Failing(error), "d", range(2), ["text"], []))
 
 
@@ -226,6 +230,58 @@ def test_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
         UsageError, match=f"{name} is a pipe, a socket or a device, which can be read only once. Copy it"
     ):
         opened(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{not json",
+        b"\xff",
+        b"[]",
+        b'{"info": null}',
+        json.dumps({"info": {"features": {"x": {"_type": "Hologram"}, "n": {"_type": "ClassLabel", "names": "ab"}}}}),
+        json.dumps({"info": {"features": {"x": {"dtype": "int1024", "_type": "Value"}}}}),
+        json.dumps({"info": {"features": {"x": {"_type": "ClassLabel", "color": 1}}}}),
+    ],
+)
+def test_features_that_datasets_cannot_read_do_not_matter(tmp_path: Path, content: Any) -> None:
+    """A file written by a newer ``datasets`` was a traceback, even if the column was not used."""
+    schema = pa.table({"x": ["a"], "n": [1]}).schema.with_metadata({"huggingface": content, "other": "kept"})
+    pq.write_table(pa.table({"x": ["a"], "n": [1]}, schema=schema), tmp_path / "a.parquet")
+    source = opened(tmp_path / "a.parquet").source
+    assert [row.values for row in rows_of(source)] == [{"x": "a", "n": 1}]
+    assert source.schema.metadata[b"other"] == b"kept"
+    features = datasets.Features.from_arrow_schema(source.schema)
+    assert features["x"] == datasets.Value("string")
+    assert isinstance(features["n"], datasets.ClassLabel) == (
+        "ClassLabel" in str(content) and "Hologram" in str(content)
+    )
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 2000])
+def test_a_damaged_file_is_named(tmp_path: Path, num_bytes: int) -> None:
+    """Of ten thousand files it was not said which one is not Parquet."""
+    pq.write_table(pa.table({"x": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" * (num_bytes // 4))
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/b.parquet: Parquet "):
+        opened(tmp_path)
+
+
+def test_a_file_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    for name in "ab":
+        pq.write_table(pa.table({"x": [name * 1000]}), tmp_path / f"{name}.parquet", compression="none")
+    damaged = bytearray((tmp_path / "b.parquet").read_bytes())
+    damaged[4:40] = b"\xff" * 36
+    (tmp_path / "b.parquet").write_bytes(damaged)
+    source = opened(tmp_path).source
+    with pytest.raises(JobError, match=f"^{re.escape(str(tmp_path))}/b.parquet: .*The data can"):
+        list(read_rows(source, "d", range(2), ["x"], []))
+
+
+def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "fingerprint", lambda: None)
+    with pytest.raises(TypeError, match="argument"):
+        opened(write(tmp_path / "a.jsonl", '{"x": 1}\n'))
 
 
 def test_a_glob_of_directories_alone_is_no_file(tmp_path: Path) -> None:

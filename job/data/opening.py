@@ -11,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from job.config import DataConfig
 from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of, format_of_reader, saved
 from job.data.formats.files import Files
 from job.data.source import Source, TableSource
-from job.errors import UsageError, first_line
+from job.errors import JobError, UsageError, explain, is_foreign
 from job.fingerprint import fingerprint
 
 
@@ -52,8 +50,6 @@ def open_dataset(config: DataConfig) -> OpenDataset:
     Raises:
         UsageError: the dataset, split or file does not exist, or cannot be read.
     """
-    import datasets
-
     path = Path(config.dataset)
     if path.is_file() and (config.data_files or config.dataset_config):
         option = "--data-files" if config.data_files else "--dataset-config"
@@ -66,10 +62,14 @@ def open_dataset(config: DataConfig) -> OpenDataset:
         return _open_saved(path, config) if saved.is_saved(path) else _open_found(_find(config), config)
     except StopIteration:  # datasets raises this on an empty JSON file
         raise UsageError(f"--dataset {config.dataset} has no rows.") from None
-    except (OSError, ValueError, KeyError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except JobError:
+        raise
+    except Exception as error:
+        if not is_foreign(error):
+            raise
         is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in READERS
         hint = "" if is_local else " (and there is no such file or directory)"
-        raise UsageError(f"--dataset {config.dataset}: {_reason(error)}{hint}") from None
+        raise UsageError(f"{explain(error, f'--dataset {config.dataset}')}{hint}") from None
 
 
 def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
@@ -225,10 +225,3 @@ def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
             f"--dataset {config.dataset} has no split {wanted!r}. Splits: {', '.join(splits) or 'none'}. Set --split."
         )
     return wanted
-
-
-def _reason(error: BaseException) -> str:
-    """Return the root cause of a library's error in one line."""
-    while error.__cause__ is not None:  # datasets wraps errors: the root cause names the file and the line
-        error = error.__cause__
-    return first_line(error)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from job.arrow.types import readable
 from job.arrow.values import null_broken, to_python
-from job.errors import JobError, UsageError, first_line
+from job.errors import JobError, UsageError, explain, is_foreign
 from job.records import Row, RowBlock, RowError
 
 BLOCK_ROWS = 256
@@ -98,13 +98,17 @@ def read_rows(
             yield block
     except (*TORN, OSError) as error:
         raise JobError(
-            f"--dataset {name} can no longer be read: {first_line(error)}. Finished rows are safe; "
+            f"{explain(error, f'--dataset {name}')}. The data can no longer be read. Finished rows are safe; "
             "run the same command again once the data is back."
         ) from error
-    except pa.ArrowException as error:
+    except JobError:
+        raise
+    except Exception as error:
+        if not is_foreign(error):
+            raise
         raise JobError(
-            f"--dataset {name} cannot be read: {first_line(error)}. Finished rows are safe, but the same command "
-            "will stop here again until the data is repaired."
+            f"{explain(error, f'--dataset {name}')}. The data cannot be read. Finished rows are safe, but the same "
+            "command will stop here again until the data is repaired."
         ) from error
     if num_rows != len(rows):
         raise JobError(

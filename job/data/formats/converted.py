@@ -43,6 +43,8 @@ def open_files(
             name = _first_torn(files.local_names) or f"--dataset {files.config.dataset}"
             raise UsageError(f"{name}: the file is truncated or damaged: {first_line(reason)}.") from None
         schema = common_schema and common_schema(builder, files)
+        if not schema and str(error) == NO_COLUMNS:
+            raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}") from None
         if not schema:
             raise
     features = datasets.Features.from_arrow_schema(schema)

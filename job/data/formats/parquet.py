@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.arrow.features import known_features
 from job.arrow.types import common_type, readable
 from job.data.formats import converted
 from job.data.formats.files import Files
 from job.data.source import BLOCK_ROWS, Source, table_to_block, union
-from job.errors import JobError, first_line
+from job.errors import JobError, first_line, reading
 from job.records import RowBlock
 
 
@@ -34,7 +35,8 @@ class ParquetSource:
         self.num_rows = 0
         columns = _CommonColumns()
         for file_idx, file in enumerate(self._files):
-            opened = self._open(file)
+            with reading(file):
+                opened = self._open(file)
             columns.add(file, opened.schema_arrow)
             for group_idx in range(opened.num_row_groups):
                 self._groups.append((self.num_rows, file_idx, group_idx))
@@ -51,7 +53,8 @@ class ParquetSource:
         for group_start, file_idx, group_idx in self._groups[first_group:]:
             if group_start >= stop:
                 break
-            yield from self._read_group(group_start, file_idx, group_idx, range(start, stop), schema, columns, kept)
+            with reading(self._files[file_idx]):
+                yield from self._read_group(group_start, file_idx, group_idx, range(start, stop), schema, columns, kept)
 
     def _read_group(
         self,
@@ -110,7 +113,7 @@ class _CommonColumns:
     @property
     def schema(self) -> pa.Schema:
         """The columns, in the order of the first file."""
-        metadata = None if self._first is None else self._first[1].metadata
+        metadata = None if self._first is None else known_features(self._first[1].metadata)
         return pa.schema(list(self._fields.values()), metadata=metadata)
 
     def add(self, file: str, schema: pa.Schema) -> None:
