@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 def main(run_dir: Path, num_rows: int) -> None:
     """Print the first rows of the first part."""
-    parts = sorted(run_dir.glob("part-*.parquet"))
+    parts = sorted((run_dir / "data").glob("part-*.parquet"))
     rows = [row for part in parts[:1] for row in pq.read_table(part).slice(0, num_rows).to_pylist()]
     for row in rows:
         print(

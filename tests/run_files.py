@@ -6,7 +6,7 @@ from pathlib import Path
 from job.output.looking.found import find_run
 from job.output.store.directory import RunDirectory
 from job.output.store.local import LocalStore
-from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, RunNames
+from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, PARTS, RETRIES, RunNames
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,11 @@ class RunFiles:
 
     root: Path
     num_shards: int
+    part_dir: str = PARTS
 
     @property
     def names(self) -> RunNames:
-        return RunNames(self.num_shards)
+        return RunNames(self.num_shards, self.part_dir)
 
     @property
     def store(self) -> LocalStore:
@@ -70,4 +71,5 @@ class RunFiles:
 
 def files_of(output: Path) -> RunFiles:
     """Return the files of a run that exists."""
-    return RunFiles(output, find_run(output).plan.num_shards)
+    names = find_run(output).directory.names
+    return RunFiles(output, names.num_shards, names.part_dir)

@@ -121,7 +121,7 @@ def test_the_card_says_what_the_run_is(run_job: RunJob, tiny_model: Any, tmp_pat
     assert text.startswith("---\nconfigs:\n") and f"\n---\n\n{MARK}\n\n# Completions of out.jsonl by " in text
     config = front_matter(text)["configs"][0]
     assert config.pop("description").startswith(f"Run {find_run(output).manifest.digest[:16]} of ")
-    assert config == {"config_name": "default", "data_files": [{"split": "train", "path": "part-*.parquet"}]}
+    assert config == {"config_name": "default", "data_files": [{"split": "train", "path": "data/part-*.parquet"}]}
     assert {name: value for name, value in front_matter(text).items() if name != "configs"} == {
         "size_categories": ["n<1K"],
         "task_categories": ["text-generation"],

@@ -204,7 +204,7 @@ def test_every_row_gets_one_of_the_choices_with_its_scores(
         assert row["num_completion_tokens"] == len(row["completion"])
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["identity"]["modes"] == {"choices": {"choices": texts}}
-    features = datasets.load_dataset("parquet", data_files=f"{output}/part-*.parquet", split="train").features
+    features = datasets.load_dataset("parquet", data_files=f"{output}/data/part-*.parquet", split="train").features
     assert features["choice_margin"] == datasets.Value("float64")
     assert json.loads(read_output(output).schema.metadata[b"job.choices"]) == texts
     assert run_job("verify", output).exit_code == 0

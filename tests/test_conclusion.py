@@ -114,7 +114,7 @@ def test_totals_of_other_parts_are_not_taken_for_true(output: Path, counted: lis
     """A part was replaced, or the directory copied: identities of files differ."""
     prepared = prepared_of(output)
     leases = Leases(prepared.directory, elsewhere("a"))
-    for part in (None, output / "part-00001.parquet"):
+    for part in (None, output / "data/part-00001.parquet"):
         if part is not None:
             (output / "copy").write_bytes(part.read_bytes())
             (output / "copy").replace(part)
@@ -128,7 +128,7 @@ def test_totals_of_other_parts_are_not_taken_for_true(output: Path, counted: lis
 
 def test_a_damaged_part_is_named_and_its_lease_given_back(output: Path) -> None:
     prepared = prepared_of(output)
-    (output / "part-00001.parquet").write_bytes(b"damaged")
+    (output / "data/part-00001.parquet").write_bytes(b"damaged")
     leases = Leases(prepared.directory, elsewhere("a"))
     with pytest.raises(JobError, match=r"part-00001\.parquet is not a part of this run"):
         conclude(prepared, leases)

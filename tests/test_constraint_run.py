@@ -87,7 +87,7 @@ def test_completions_are_parsed_into_typed_columns(
         assert row["parsed"] == (json.loads(row["completion"]) if row["parse_ok"] else None)
     assert sum(row["parse_ok"] for row in rows) > len(rows) / 2
     assert len({row["completion"] for row in rows}) > 3
-    loaded = datasets.load_dataset("parquet", data_files=f"{output}/part-*.parquet", split="train")
+    loaded = datasets.load_dataset("parquet", data_files=f"{output}/data/part-*.parquet", split="train")
     assert loaded.features["parsed"] == {"n": datasets.Value("int64"), "s": datasets.Value("string")}
     assert run_job("verify", output).exit_code == 0
     again = run_job(*base, "--regex", "a")
@@ -159,7 +159,7 @@ def test_verify_finds_rows_that_contradict_themselves(
         "run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", output, *options
     )
     assert result.exit_code == 0, result.stderr
-    change_cell(output / "part-00000.parquet", row, column, value)
+    change_cell(output / "data/part-00000.parquet", row, column, value)
     result = run_job("verify", output)
     assert result.exit_code == 1 and problem in result.stdout
 
@@ -179,4 +179,4 @@ def test_the_schema_is_part_of_what_a_run_is(run_job: RunJob, tiny_model: Any, q
     (tmp_path / "other.json").write_text(json.dumps({**SCHEMA, "required": ["n"]}))
     result = run_job(*command)
     assert result.exit_code == 2 and "modes.structured.json_schema was" in result.stderr
-    assert "job.manifest" in {key.decode() for key in pq.read_schema(tmp_path / "out/part-00000.parquet").metadata}
+    assert "job.manifest" in {key.decode() for key in pq.read_schema(tmp_path / "out/data/part-00000.parquet").metadata}

@@ -94,7 +94,7 @@ def test_a_restart_continues_in_the_dtype_of_the_manifest(
     output = tmp_path / "out"
     assert run_job(*args, "--output", output).exit_code == 0
     before = read_output(output)
-    (output / "part-00001.parquet").unlink()
+    (output / "data/part-00001.parquet").unlink()
     loaded.clear()
     again = run_job(*args, "--output", output)
     assert (again.exit_code, loaded) == (0, ["bfloat16"]), again.stderr
@@ -133,7 +133,7 @@ def test_a_model_that_fits_float16_stays_in_it(
     result = run_job(*args, "--model", model, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert (dtype_in(tmp_path / "out"), loaded) == ("float16", ["float16"])
-    (tmp_path / "out/part-00001.parquet").unlink()
+    (tmp_path / "out/data/part-00001.parquet").unlink()
     assert run_job(*args, "--model", model, "--output", tmp_path / "out").exit_code == 0
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_began_in_float16_is_not_continued_in_another_dtype(
     manifest = json.loads((output / "manifest.json").read_text())
     manifest["identity"]["model"]["dtype"] = "float16"
     (output / "manifest.json").write_text(json.dumps(manifest))
-    (output / "part-00001.parquet").unlink()
+    (output / "data/part-00001.parquet").unlink()
     result = run_job(*args, "--output", output)
     assert result.exit_code == 3, "its rows overflow"
     assert "in float16, the output of layer" in result.stderr and "non_finite_logits" in result.stderr
@@ -158,8 +158,8 @@ def test_foreign_parts_are_refused_before_the_model_is_loaded(
     run_job: RunJob, args: list[Any], tmp_path: Path, loaded: list[str]
 ) -> None:
     """Though the directory is claimed after."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/part-00001.parquet").write_text("foreign")
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / "out/data/part-00001.parquet").write_text("foreign")
     result = run_job(*args, "--output", tmp_path / "out")
     assert (result.exit_code, loaded) == (2, [])
     assert "has part files, but no manifest.json" in result.stderr

@@ -275,7 +275,7 @@ def test_an_unfinished_run_is_refused_unless_partial(run_job: RunJob, output: Pa
     result = export(run_job, output, "--to", to, "--partial")
     assert lines_of(to) == read_output(output).to_pylist()
     assert result.stderr == f"{to}: 34 rows, 4 of them with an error, 20 not finished yet\n"
-    for part in output.glob("part-*"):
+    for part in output.glob("data/part-*"):
         part.unlink()
     assert run_job("export", output, "--to", to, "--partial", "--force").exit_code == 2
     assert len(lines_of(to)) == 34
@@ -309,7 +309,7 @@ def test_an_existing_file_is_kept_unless_forced(run_job: RunJob, output: Path, t
         (["--to", "{tmp}"], "--to {tmp} has no known extension. Set --format to one of jsonl, csv, parquet, openai-"),
         (["--to", "{tmp}", "--format", "csv"], "--to {tmp} is a directory. Name a file."),
         (["--to", "{tmp}/no/rows.csv"], "--to {tmp}/no/rows.csv: the directory {tmp}/no does not exist."),
-        (["--to", "{out}/part-00009.parquet"], "--to {out}/part-00009.parquet is in the run directory, which holds "),
+        (["--to", "{out}/data/x.parquet"], "--to {out}/data/x.parquet is in the run directory, which holds "),
         (["--to", "{out}/journal/x.csv", "--force"], "--to {out}/journal/x.csv is in the run directory, which holds "),
         (["--format", "parquet"], "--format parquet cannot be written to standard output. Name a file with --to."),
         (["--format", "openai-batch", "--columns", "id"], "--columns cannot be used with --format openai-batch, "),
@@ -355,7 +355,7 @@ def with_another_type(part: Path) -> None:
         (lambda out: flip_data(out / PART), "cannot be read: "),
         (lambda out: change_letter(out / PART, b"p", checksums=True), "cannot be read: "),
         (lambda out: rewrite(out / PART, lambda rows: rows.slice(1)), "has 19 rows; the plan has 20."),
-        (lambda out: with_another_type(out / PART), "does not have the columns of part-00000.parquet."),
+        (lambda out: with_another_type(out / PART), "does not have the columns of data/part-00000.parquet."),
         (
             lambda out: pq.write_table(pq.read_table(out / PART).replace_schema_metadata(), out / PART),
             "is not a part of ",

@@ -210,7 +210,7 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
     assert [result.exit_code for result in results] == [0] * 3, results
     assert [result.stderr.count("footers") for result in results] == [1, 0, 0]
     assert "all 6 rows are already done" in results[0].stderr
-    (tmp_path / "out/part-00001.parquet").write_bytes(b"damaged")
+    (tmp_path / "out/data/part-00001.parquet").write_bytes(b"damaged")
     results = finish(start_processes(["-c", code, *args], 3))
     assert [result.exit_code for result in results] == [1] * 3, results
     errors = "".join(result.stderr for result in results)

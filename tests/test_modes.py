@@ -176,7 +176,7 @@ def test_a_new_mode_is_a_file_and_an_entry(with_toy: Path, tiny_model: Any, tmp_
     assert verified[0] == 0 and "Correct and complete." in verified[1]
     assert refused[0] == 2 and "modes.toy.count_prompt_tokens was True, now False" in refused[2]
 
-    falsify(out / "part-00001.parquet", "prompt_tokens_again", row=2, value=99)
+    falsify(out / "data/part-00001.parquet", "prompt_tokens_again", row=2, value=99)
     (wrong,) = run_in(with_toy, ["verify", out])
     assert wrong[0] == 1
     assert "part-00001.parquet has a wrong row: row_idx 7: not the prompt's tokens again" in wrong[1]

@@ -447,11 +447,11 @@ def test_a_run_keeps_and_reads_columns_that_occur_late(tmp_path: Path, run_job: 
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
     result = run_job(*args, "--keep-columns", "*", "--output", tmp_path / "kept")
     assert result.exit_code == 0, result.stderr
-    assert pq.read_table(tmp_path / "kept" / "part-00000.parquet")["label"].to_pylist() == [None] * 1000 + ["late"]
+    assert pq.read_table(tmp_path / "kept/data/part-00000.parquet")["label"].to_pylist() == [None] * 1000 + ["late"]
     template = ["--prompt-template", "{{ label or 'none' }}"]
     result = run_job(*args, *template, "--output", tmp_path / "read")
     assert result.exit_code == 0, result.stderr
-    assert pq.read_table(tmp_path / "read" / "part-00000.parquet")["prompt"].to_pylist() == ["none"] * 1000 + ["late"]
+    assert pq.read_table(tmp_path / "read/data/part-00000.parquet")["prompt"].to_pylist() == ["none"] * 1000 + ["late"]
 
 
 def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_model: Any, monkeypatch: Any) -> None:
@@ -465,7 +465,7 @@ def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_
     result = run_job(*args, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert indexed == [str(data)]
-    assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["custom_id"].to_pylist() == ["a"]
+    assert pq.read_table(tmp_path / "out" / "data/part-00000.parquet")["custom_id"].to_pylist() == ["a"]
 
 
 @READ

@@ -175,7 +175,7 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(
         assert exit_codes(start_workers(1, args, log)) == [0], log.read_text()
         assert read_output(tmp_path / f"out{step}").equals(expected), f"killed before write {step}"
         names = {str(path.relative_to(tmp_path / f"out{step}")) for path in (tmp_path / f"out{step}").rglob("*")}
-        parts = {"part-00000.parquet", "part-00001.parquet"}
+        parts = {"data/part-00000.parquet", "data/part-00001.parquet"}
         left = {name for name in names - parts - set(NAMES) if not name.startswith("metrics/")}
         assert all(Path(name).name.startswith(".") for name in left), f"killed before write {step}: {left}"
     assert step > 40
@@ -277,11 +277,11 @@ def test_a_finished_run_is_left_alone(
     """The same command again says so and writes nothing."""
     args = run_args(tmp_path / "out")
     run_job(*args)
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("data/part-*")}
     again = run_job(*args)
     assert again.exit_code == 0
     assert f"all {NUM_ROWS * NUM_SAMPLES} rows are already done" in again.stderr
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")} == before
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("data/part-*")} == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -348,11 +348,11 @@ def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
         failed = run_job(*args)
     assert failed.exit_code == 1
     assert failed.stderr.splitlines()[-1] == (
-        f"job: {tmp_path / 'out/part-00002.parquet'}: No space left on device. Finished rows are safe; "
+        f"job: {tmp_path / 'out/data/part-00002.parquet'}: No space left on device. Finished rows are safe; "
         "fix this and run the same command to continue."
     )
-    assert not (tmp_path / "out/part-00002.parquet").exists()
-    assert (tmp_path / "out/part-00000.parquet").exists()
+    assert not (tmp_path / "out/data/part-00002.parquet").exists()
+    assert (tmp_path / "out/data/part-00000.parquet").exists()
     assert run_job(*args).exit_code == 0
     assert read_output(tmp_path / "out").equals(expected)
 

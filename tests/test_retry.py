@@ -71,7 +71,7 @@ def test_only_the_rows_of_a_kind_are_done_again(
     out = tmp_path / "out"
     before = read_output(out)
     assert [idx for idx, kind in enumerate(kinds(out)) if kind == "engine_error"] == sorted(POISONED)
-    untouched = (out / "part-00002.parquet").stat()
+    untouched = (out / "data/part-00002.parquet").stat()
     result = run_job("retry", out, "--kind", "engine_error")
     assert result.exit_code == 0
     assert result.stdout == "3 rows will be recomputed (engine_error 3). Run the same command as before.\n"
@@ -84,7 +84,7 @@ def test_only_the_rows_of_a_kind_are_done_again(
     assert after["completion"].to_pylist()[3] == "row 3~"[::-1]
     good = [row_idx for row_idx in range(NUM_ROWS) if row_idx not in POISONED]
     assert after.take(good).equals(before.take(good))
-    assert (out / "part-00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
+    assert (out / "data/part-00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
     assert not list((out / "retry").iterdir())
     assert "are already done" in run_job(*args).stderr
 
@@ -133,7 +133,7 @@ def test_columns_of_the_dataset_may_have_names_that_only_other_runs_use(
 
 
 def test_a_damaged_part_is_named(run_job: RunJob, args: list[Any], failed: None, tmp_path: Path) -> None:
-    part = tmp_path / "out/part-00001.parquet"
+    part = tmp_path / "out/data/part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     result = run_job("retry", tmp_path / "out")
     assert result.exit_code == 1

@@ -34,7 +34,8 @@ RunJob = Callable[..., Result]
 
 def read_output(output: Path) -> pa.Table:
     """Return all parts as one table, in the order of their names."""
-    return pa.concat_tables([pq.read_table(part) for part in sorted(output.glob("part-*.parquet"))])
+    parts = sorted([*output.glob("data/part-*.parquet"), *output.glob("part-*.parquet")])  # of older runs
+    return pa.concat_tables([pq.read_table(part) for part in parts])
 
 
 def completions_of(table: pa.Table) -> list[Completion]:
@@ -75,9 +76,10 @@ def test_every_row_comes_out_once_and_in_order(
     assert set(table["error"].to_pylist()) == {None}
     assert "57 rows in 6 parts" in result.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *["README.md", "journal", "leases", "manifest.json", "metrics"],
-        *[f"part-0000{i}.parquet" for i in range(6)],
-        "totals.json",
+        *["README.md", "data", "journal", "leases", "manifest.json", "metrics", "totals.json"],
+    ]
+    assert sorted(path.name for path in (tmp_path / "out/data").iterdir()) == [
+        f"part-0000{i}.parquet" for i in range(6)
     ]
     assert list((tmp_path / "out/journal").iterdir()) == list((tmp_path / "out/leases").iterdir()) == []
 
@@ -96,12 +98,14 @@ def test_the_real_engine_gives_the_tokens_of_transformers(
     assert table["completion"].to_pylist() == expected
 
 
-def test_the_output_is_read_by_datasets_polars_and_duckdb(
+def test_the_output_is_read_by_datasets_pandas_polars_pyarrow_and_duckdb(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:
     """As the README shows it; HuggingFace's features survive."""
     import duckdb
+    import pandas
     import polars
+    import pyarrow.dataset
 
     output = tmp_path / "out"
     data = datasets.Dataset.from_dict(
@@ -116,13 +120,21 @@ def test_the_output_is_read_by_datasets_polars_and_duckdb(
         *["--keep-columns", "label", "--rows-per-shard", 1],
     )
     assert result.exit_code == 0, result.stderr
-    parts = f"{output}/part-*.parquet"
-    loaded = datasets.load_dataset("parquet", data_files=parts, split="train")
-    assert loaded.features["label"] == datasets.ClassLabel(names=["bad", "good"])
-    assert loaded["completion"][:] == ["b a", "c"]
+    assert f"2 rows in 2 parts: {output}/data/part-*.parquet\n" in result.stdout
+    parts = f"{output}/data/*.parquet"
+    for loaded in (
+        datasets.load_dataset(str(output), split="train"),
+        datasets.load_dataset(f"{output}/data", split="train"),
+        datasets.load_dataset("parquet", data_files=parts, split="train"),
+    ):
+        assert loaded.features["label"] == datasets.ClassLabel(names=["bad", "good"])
+        assert loaded["completion"][:] == ["b a", "c"]
+    assert pandas.read_parquet(f"{output}/data")["completion"].to_list() == ["b a", "c"]
+    assert polars.read_parquet(f"{output}/data")["label"].to_list() == [1, 0]
     assert polars.read_parquet(parts)["label"].to_list() == [1, 0]
+    assert pyarrow.dataset.dataset(f"{output}/data").to_table()["label"].to_pylist() == [1, 0]
     assert duckdb.sql(f"select count(*) from '{parts}'").fetchall() == [(2,)]
-    metadata = pq.read_schema(output / "part-00000.parquet").metadata
+    metadata = pq.read_schema(output / "data/part-00000.parquet").metadata
     assert metadata[b"job.model"].decode() == str(tiny_model())
     assert b"torch=" in metadata[b"job.versions"]
 
@@ -264,7 +276,7 @@ def test_rows_have_their_samples_in_order_with_what_is_kept(run_job: RunJob, tin
     ]
     assert table["num_prompt_tokens"].to_pylist()[16:20] == [1000] * 4
     assert "28 rows in 3 parts" in result.stdout and "errors      8  (" in result.stdout
-    assert [pq.read_metadata(path).num_rows for path in sorted(output.glob("part-*"))] == [12, 12, 4]
+    assert [pq.read_metadata(path).num_rows for path in sorted(output.glob("data/part-*"))] == [12, 12, 4]
 
 
 def test_a_restart_computes_the_samples_that_no_journal_holds(
@@ -334,7 +346,7 @@ def test_a_run_of_equal_samples_that_is_there_goes_on(
         patch.setattr("job.run.examination._check_samples", lambda *args: ())
         assert run_job(*args).exit_code == 0
     whole = read_output(tmp_path / "out")
-    (tmp_path / "out/part-00001.parquet").unlink()
+    (tmp_path / "out/data/part-00001.parquet").unlink()
     result = run_job(*args)
     assert result.exit_code == 0
     assert result.stderr.count("--num-samples 2 with --temperature 0 gives the same completion each time\n") == 1
@@ -365,7 +377,7 @@ def test_log_probabilities_are_those_of_the_model(
         expected = logprobs_of(tiny_model(), tokenizer(row["prompt"])["input_ids"], row["token_ids"])
         assert row["token_logprobs"] == pytest.approx(expected, abs=1e-4)
         assert row["cumulative_logprob"] == pytest.approx(sum(row["token_logprobs"]), abs=1e-9)
-    loaded = datasets.load_dataset("parquet", data_files=f"{tmp_path}/out/part-*.parquet", split="train")
+    loaded = datasets.load_dataset("parquet", data_files=f"{tmp_path}/out/data/part-*.parquet", split="train")
     assert loaded.features["token_ids"] == datasets.List(datasets.Value("int32"))
     assert loaded.features["token_logprobs"] == datasets.List(datasets.Value("float32"))
     assert loaded.features["cumulative_logprob"] == datasets.Value("float64")
@@ -559,7 +571,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("job: ") and result.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("out/part-*"))
+    assert not list(tmp_path.glob("out/data/part-*"))
 
 
 def test_a_model_directory_that_cannot_work_is_refused(
@@ -655,9 +667,9 @@ def test_a_stray_part_does_not_make_a_run_done(
     ]
     assert run_job(*args).exit_code == 0
     expected = read_output(tmp_path / "out")
-    (tmp_path / "out/part-00001.parquet").rename(tmp_path / "out/part-00007.parquet")
+    (tmp_path / "out/data/part-00001.parquet").rename(tmp_path / "out/data/part-00007.parquet")
     assert run_job(*args).exit_code == 0
-    (tmp_path / "out/part-00007.parquet").unlink()
+    (tmp_path / "out/data/part-00007.parquet").unlink()
     assert read_output(tmp_path / "out").equals(expected)
 
 
@@ -732,7 +744,7 @@ def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
         result = run_job(*args, "--output", tmp_path / "out")
         assert result.exit_code == 1
         assert "job: The first 1,000 rows are all errors, such as: engine_error: " in result.stderr
-        assert 2 <= len(list((tmp_path / "out").glob("part-*"))) <= 3
+        assert 2 <= len(list((tmp_path / "out").glob("data/part-*"))) <= 3
         write_jsonl(data, [rows[0], {"prompt": "good"}, *rows[2:]])
         assert run_job(*args, "--output", tmp_path / "hope").exit_code == 3
     write_jsonl(data, rows)
@@ -832,8 +844,8 @@ def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tin
     )
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"job: --dataset {data} can no longer be read:")
-    assert (tmp_path / "out/part-00001.parquet").exists()
-    assert not (tmp_path / "out/part-00003.parquet").exists()
+    assert (tmp_path / "out/data/part-00001.parquet").exists()
+    assert not (tmp_path / "out/data/part-00003.parquet").exists()
 
 
 def test_a_null_that_a_template_prints_is_an_error_of_the_row(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
@@ -850,12 +862,28 @@ def test_a_directory_with_foreign_parts_is_refused(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:
     """They would pass for finished shards."""
-    (tmp_path / "out").mkdir()
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "out/part-00000.parquet")
+    (tmp_path / "out/data").mkdir(parents=True)
     base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path / "out"]
+    for place in ("part-00000.parquet", "data/part-00000.parquet"):
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "out" / place)
+        result = run_job(*base)
+        assert result.exit_code == 2
+        assert "has part files, but no manifest.json" in result.stderr
+        (tmp_path / "out" / place).unlink()
+
+
+def test_an_output_whose_data_directory_is_in_use_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """Whoever reads the directory of the parts would read the other files, too."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.csv").write_text("a,b")
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path]
     result = run_job(*base)
     assert result.exit_code == 2
-    assert "has part files, but no manifest.json" in result.stderr
+    assert f"{tmp_path}/data holds mine.csv. The run's parts go there" in result.stderr
+    (tmp_path / "data/mine.csv").rename(tmp_path / "data/.mine.csv")  # which readers skip
+    assert run_job(*base).exit_code == 2
 
 
 def test_the_output_of_a_run_is_a_dataset_for_the_next(

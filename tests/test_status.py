@@ -129,8 +129,8 @@ def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
     assert result.exit_code == 0 and result.stdout.count("\n") == 1
     values = json.loads(result.stdout)
     totals = Counts()
-    for part in output.glob("part-*"):
-        totals.include(Counts.of_part(LocalStore(output), part.name))
+    for part in output.glob("data/part-*"):
+        totals.include(Counts.of_part(LocalStore(output), f"data/{part.name}"))
     assert values == {
         "output": str(output),
         "done": True,
@@ -521,8 +521,8 @@ def test_odd_files_in_the_directories_are_ignored(unfinished: RunFiles) -> None:
     unfinished.lease(3).write_bytes(b"\xff")
     unfinished.lease(4).write_text('{"host": [], "pid": 1, "start_time": "", "namespace": "", "nonce": ""}')
     (unfinished.journal_dir / "x.arrows").touch()
-    (unfinished.root / "part-x.parquet").touch()
-    (unfinished.root / "part-7.parquet").touch()
+    (unfinished.root / "data/part-x.parquet").touch()
+    (unfinished.root / "data/part-7.parquet").touch()
     status = look(unfinished)
     assert shards_of(status) == (3, 2, 0, 0)
     assert [worker.worker_id for worker in status.workers] == ["unknown"]

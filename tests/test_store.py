@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from job.output.store import local
 from job.output.store.local import LocalStore
 from job.output.store.store import Store
 
@@ -186,6 +187,35 @@ def test_a_link_that_leads_nowhere_is_there(store: LocalStore) -> None:
     assert store.exists("x") and names(store) == ["sub", "x"]
 
 
+def test_a_reader_that_takes_every_file_of_a_directory_finds_no_half_written_one(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """polars refuses a directory that has a file of another ending, and does not skip hidden ones."""
+    root, probes, remove = Path(store.describe()), [], local.remove
+
+    def record_and_remove(path: Path) -> None:
+        probes.append((path.parent.name, path.is_file()))
+        remove(path)
+
+    monkeypatch.setattr(local, "remove", record_and_remove)
+    store.prepare(["", "sub"])
+    assert probes == [("run", True), ("sub", False)]
+    with store.writing("sub/x") as file:
+        file.write(b"half")
+        assert [*(root / "sub").iterdir()] == []
+        assert len(files(store)) == 1
+    assert [path.name for path in (root / "sub").iterdir()] == ["x"] and files(store) == ["sub/x"]
+
+
+def test_a_probe_that_a_killed_process_left_is_removed(store: LocalStore) -> None:
+    probe = Path(store.describe("sub/.probe-w"))
+    probe.mkdir()
+    assert store.list("sub") == []
+    os.utime(probe, (1, 1))
+    store.discard("sub", "*", min_age_secs=3600)
+    assert not probe.exists()
+
+
 def test_half_written_objects_are_discarded_by_the_name_they_were_to_get(store: LocalStore) -> None:
     root = Path(store.describe())
     for name in (".part-1.parquet.w-1-a.tmp", ".part-2.parquet.w-1-a.tmp", ".README.md.w-1-a.tmp", ".gitattributes"):
@@ -244,7 +274,7 @@ def test_only_the_local_store_calls_a_file_system(path: Path) -> None:
     """An object store under a run directory is then one new file, and not twenty changes."""
     name = str(path.relative_to(OUTPUT))
     found = list(calls_of_file_systems(path))
-    if name in ("store/local.py", TARGET):
+    if name in ("store/local.py", "store/files.py", TARGET):
         assert found, "or else this test sees nothing"
     else:
         assert found == (["Path"] if name in ADDRESSES else [])

@@ -24,6 +24,7 @@ from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
 from job.output.store.addresses import open_store
+from job.output.store.local import LocalStore
 from job.run.older_runs import all_columns
 from tests.conftest import Result
 from tests.test_run import read_output
@@ -39,10 +40,10 @@ CHOICES = [
     *("--engine", "fake", "--keep-columns", "id", "--rows-per-shard", 20, "--choices", "yes", "--choices", "no"),
     *("--num-samples", 4, "--temperature", 0.5, "--limit", 39, "--max-error-rate", 1),
 ]
-UNFINISHED = {"unfinished": (SAMPLES, 24), "unfinished-choices": (CHOICES, 20)}
+UNFINISHED = {"unfinished": (SAMPLES, 24), "unfinished-choices": (CHOICES, 20), "unfinished-0.2": (SAMPLES, 24)}
 """Run to its options and the rows that its part and its journal lack."""
 
-FINISHED = ("finished", "choices", "schema")
+FINISHED = ("finished", "choices", "schema", "finished-0.2")
 
 
 @pytest.fixture
@@ -54,6 +55,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         os.utime(path, (0, 0))
     monkeypatch.chdir(root)
     return root
+
+
+def is_of_0_2(name: str) -> bool:
+    return name.endswith("-0.2")
 
 
 def complete(run_job: RunJob, output: str, options: list[Any]) -> Result:
@@ -70,8 +75,8 @@ def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, run
     assert f"this launch {num_missing} rows," in complete(run_job, name, options).stdout
     assert (runs / name / "part-00000.parquet").read_bytes() == first
     complete(run_job, "new", options)
-    expected = read_output(runs / "new").drop_columns(["error_kind"])
-    assert read_output(runs / name).equals(expected)
+    expected = read_output(runs / "new")
+    assert read_output(runs / name).equals(expected if is_of_0_2(name) else expected.drop_columns(["error_kind"]))
     schemas = [pq.read_schema(path) for path in sorted((runs / name).glob("part-*"))]
     assert len(schemas) == 2 and schemas[0].equals(schemas[1], check_metadata=False)
     features = {schema.metadata[b"huggingface"] for schema in schemas}
@@ -102,7 +107,7 @@ def test_a_finished_run_of_an_older_version_verifies_and_exports(run_job: RunJob
     assert pq.read_table(runs / "all.parquet").equals(table)
     lines = [json.loads(line) for line in (runs / "all.jsonl").read_text().splitlines()]
     assert [line["completion"] for line in lines] == table["completion"].to_pylist()
-    assert "error_kind" not in table.column_names and "error_kind" not in lines[0]
+    assert is_of_0_2(name) == ("error_kind" in table.column_names) == ("error_kind" in lines[0])
     header = (runs / "all.csv").read_text().splitlines()[0]
     assert header == ",".join(f'"{column}"' for column in table.column_names)
 
@@ -128,15 +133,57 @@ def test_the_card_of_an_older_run_is_written_as_it_was_but_for_its_words(run_job
         assert lines - set(after.splitlines()) == set(), f"{name} lacks what it said"
 
 
-def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path) -> None:
-    """The column error_kind is not there: the kinds come from the texts."""
-    complete(run_job, "unfinished", SAMPLES)
-    before = read_output(runs / "unfinished")
-    marked = run_job("retry", "unfinished", "--kind", "prompt_too_long")
+@pytest.mark.parametrize("name", ["unfinished", "unfinished-0.2"])
+def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, name: str) -> None:
+    """Version 0.1 has no column error_kind: the kinds come from the texts."""
+    complete(run_job, name, SAMPLES)
+    before = read_output(runs / name)
+    marked = run_job("retry", name, "--kind", "prompt_too_long")
     assert marked.exit_code == 0 and "4 rows will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
-    assert "this launch 4 rows," in complete(run_job, "unfinished", SAMPLES).stdout
-    assert read_output(runs / "unfinished").equals(before)
-    assert run_job("verify", "unfinished").exit_code == 0
+    assert "this launch 4 rows," in complete(run_job, name, SAMPLES).stdout
+    assert read_output(runs / name).equals(before)
+    assert run_job("verify", name).exit_code == 0
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_the_parts_of_an_older_run_stay_in_its_directory(run_job: RunJob, runs: Path, name: str) -> None:
+    """Its workers, which may still be running, look for them there; and so does its card."""
+    assert f"in 2 parts: {name}/part-*.parquet\n" in complete(run_job, name, UNFINISHED[name][0]).stdout
+    assert len([*(runs / name).glob("part-*.parquet")]) == 2 and not (runs / name / "data").exists()
+    assert 'path: "part-*.parquet"' in (runs / name / "README.md").read_text()
+    (runs / name / "part-7.parquet").touch()
+    verified = run_job("verify", name)
+    assert verified.exit_code == 1 and "part-7.parquet is not a part of this run" in verified.stdout
+    (runs / name / "part-7.parquet").unlink()
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_an_older_run_is_a_dataset_for_the_next(run_job: RunJob, runs: Path, name: str) -> None:
+    base = ["run", "--engine", "fake", "--model", "model", "--dtype", "float32", "--no-include-prompt"]
+    result = run_job(*base, "--dataset", name, "--prompt-column", "prompt", "--output", "next", "--max-error-rate", 1)
+    assert result.exit_code == 0, result.stderr
+    assert len(read_output(runs / "next")) == len(read_output(runs / name))
+
+
+def test_a_run_that_an_older_version_starts_at_the_same_moment_keeps_the_layout_of_that_version(
+    run_job: RunJob, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was not there when the options were examined; the older version has claimed the run since."""
+    manifest = (runs / "unfinished-0.2/manifest.json").read_text()
+    own = LocalStore.create_exclusively
+
+    def overtaken(store: LocalStore, name: str, data: bytes, **options: Any) -> bool:
+        if name == "manifest.json":
+            own(store, name, manifest.encode())
+        return own(store, name, data, **options)
+
+    monkeypatch.setattr(LocalStore, "create_exclusively", overtaken)
+    complete(run_job, "new", SAMPLES)
+    assert [path.name for path in sorted((runs / "new").glob("**/part-*"))] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+    assert not (runs / "new/data").exists() and run_job("verify", "new").exit_code == 0
 
 
 def test_an_older_run_with_other_options_is_refused_with_both_values(run_job: RunJob, runs: Path) -> None:
@@ -150,15 +197,15 @@ def test_an_older_run_with_other_options_is_refused_with_both_values(run_job: Ru
 
 
 def test_a_run_of_this_version_is_continued_and_names_no_default(run_job: RunJob, runs: Path) -> None:
-    """Format 3 is what later versions will find."""
+    """Format 4 is what later versions will find."""
     complete(run_job, "new", SAMPLES)
     content = json.loads((runs / "new/manifest.json").read_text())
-    assert content["format_version"] == FORMAT_VERSION == 3
+    assert content["format_version"] == FORMAT_VERSION == 4
     assert content["identity"]["sampling"] == {"max_new_tokens": 50, "temperature": 1.0, "num_samples": 4}
     assert content["identity"]["modes"] == {"aggregate": {"aggregate": "majority"}}
     assert content["identity"]["columns"] == {"kept": ["id: string", "score: double", "tags: list<item: string>"]}
     whole = read_output(runs / "new")
-    (runs / "new/part-00001.parquet").unlink()
+    (runs / "new/data/part-00001.parquet").unlink()
     assert "this launch 80 rows," in complete(run_job, "new", SAMPLES).stdout
     assert read_output(runs / "new").equals(whole)
     assert run_job("verify", "new").exit_code == 0
@@ -255,7 +302,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.aggregate": {"aggregate": None},
     "modes.structured": {"json_schema": None, "regex": None, "grammar": None},
 }
-"""The defaults that manifests of format 3 leave out."""
+"""The defaults that manifests of formats 3 and 4 leave out."""
 
 
 def test_the_defaults_that_manifests_leave_out_stay_as_they_are() -> None:
@@ -283,9 +330,9 @@ def test_of_an_identity_without_defaults_nothing_is_lost() -> None:
 
 
 def test_the_frozen_runs_have_the_columns_that_they_began_with(runs: Path) -> None:
-    """Made by version 0.1: no error_kind, and derived columns at the end."""
+    """Those of version 0.1: no error_kind, and derived columns at the end."""
     names = {name: pq.read_schema(runs / name / "part-00000.parquet").names for name in (*FINISHED, *UNFINISHED)}
-    assert all("error_kind" not in of_run for of_run in names.values())
+    assert all(is_of_0_2(name) == ("error_kind" in of_run) for name, of_run in names.items())
     assert names["schema"][-2:] == ["parse_ok", "parsed"] and names["finished"][-2:] == ["majority", "majority_share"]
     assert isinstance(pq.read_schema(runs / "schema/part-00000.parquet").field("parsed").type, pa.StructType)
 

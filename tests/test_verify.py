@@ -95,7 +95,7 @@ def change_letter(part: Path, letter: bytes, *, checksums: bool) -> None:
 
 
 def add_row_of_next_shard(out: Path) -> None:
-    following = pq.read_table(out / "part-00002.parquet").slice(0, 1)
+    following = pq.read_table(out / "data/part-00002.parquet").slice(0, 1)
     rewrite(out / PART, lambda table: pa.concat_tables([table, following]))
 
 
@@ -113,7 +113,7 @@ def with_other_type(table: pa.Table) -> pa.Table:
     return table.set_column(at, "id", table["id"].cast(pa.int32()))
 
 
-PART = "part-00001.parquet"
+PART = "data/part-00001.parquet"
 
 DAMAGE: dict[str, tuple[Damage, str]] = {
     "empty file": (lambda out, _: (out / PART).write_bytes(b""), "cannot be read: Parquet file size is 0 bytes"),
@@ -141,7 +141,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         "is a part of another run: it names another manifest",
     ),
     "another shard": (
-        lambda out, _: shutil.copy(out / "part-00000.parquet", out / PART),
+        lambda out, _: shutil.copy(out / "data/part-00000.parquet", out / PART),
         "has row_idx 0, sample_idx 0, which does not belong to this part",
     ),
     "no run": (
@@ -328,7 +328,7 @@ def test_a_run_of_the_real_engine_with_log_probabilities(run_job: RunJob, tiny_m
     )
     assert result.exit_code == 0, result.stderr
     assert run_job("verify", output).exit_code == 0
-    change_cell(output / "part-00000.parquet", 2, "token_logprobs", [-1.0])
+    change_cell(output / "data/part-00000.parquet", 2, "token_logprobs", [-1.0])
     assert "row_idx 2: not one of token_logprobs for each" in run_job("verify", output).stdout
 
 
@@ -339,7 +339,7 @@ def test_an_empty_dataset_is_right(run_job: RunJob, tiny_model: Any, tmp_path: P
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "empty.parquet"]
     assert run_job(*args, "--output", output).exit_code == 0
     assert run_job("verify", output).exit_code == 0
-    (output / "part-00000.parquet").unlink()
+    (output / "data/part-00000.parquet").unlink()
     assert run_job("verify", output).exit_code == 75
 
 
@@ -347,19 +347,21 @@ def test_files_that_readers_would_take_for_parts_are_named(run_job: RunJob, outp
     """Their rows would come twice."""
     names = ["part-00003.parquet", "part-1.parquet", "part-00001 (copy).parquet", "part-\u0661.parquet"]
     for name in [*names, "part-\udcff\n.parquet"]:
-        shutil.copy(output / PART, output / name)
-    (output / ".part-00001.w.tmp").write_bytes(b"unfinished")
+        shutil.copy(output / PART, output / "data" / name)
+    (output / "data/notes.txt").write_text("mine")
+    (output / "data/.part-00001.w.tmp").write_bytes(b"unfinished")
     result = run_job("verify", output)
     assert result.exit_code == 1
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines[2] == "rows     54 = 48 done + 6 error + 0 pending"
-    for name in [*names, r"'part-\udcff\n.parquet'"]:
-        assert f"{name} is not a part of this run: the plan has part-00000.parquet to part-00002.parquet" in lines
+    plan = "the plan has data/part-00000.parquet to data/part-00002.parquet"
+    for name in [*(f"data/{name}" for name in [*names, "notes.txt"]), r"'data/part-\udcff\n.parquet'"]:
+        assert f"{name} is not a part of this run: {plan}" in lines
 
 
 def test_twenty_problems_are_shown_and_the_others_counted(run_job: RunJob, output: Path) -> None:
     for number in range(50, 75):
-        (output / f"part-{number:05d}.parquet").touch()
+        (output / f"data/part-{number:05d}.parquet").touch()
     result = run_job("verify", output)
     assert result.stdout.count("is not a part of this run") == 20
     assert "and 5 more; --json lists all" in result.stdout
@@ -398,7 +400,7 @@ def test_a_part_of_many_row_groups_is_read_to_its_end(run_job: RunJob, tiny_mode
         *[run_job, tiny_model(), tmp_path / "out", "--num-samples", 1, "--rows-per-shard", num_rows],
         num_rows=num_rows,
     )
-    part = output / "part-00000.parquet"
+    part = output / "data/part-00000.parquet"
     assert pq.read_metadata(part).num_row_groups == 3
     assert run_job("verify", output).exit_code == 0
     original = part.read_bytes()
@@ -427,7 +429,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(
     monkeypatch.setattr(Path, "open", refuse)
     result = run_job("verify", output)
     assert result.exit_code == 1
-    assert result.stderr == f"job: {output}/part-00000.parquet cannot be read: Permission denied.\n"
+    assert result.stderr == f"job: {output}/data/part-00000.parquet cannot be read: Permission denied.\n"
 
 
 def test_random_damage_never_ends_in_a_traceback(run_job: RunJob, output: Path) -> None:

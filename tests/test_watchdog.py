@@ -81,7 +81,7 @@ def test_no_worker_outlives_its_launcher(
     )
     below: list[int] = []
     try:
-        wait_for(lambda: len(list((tmp_path / "out").glob("part-*"))) >= 2)
+        wait_for(lambda: len(list((tmp_path / "out").glob("data/part-*"))) >= 2)
         below = descendants_of(process.pid)
         assert len(below) >= 2
         process.send_signal(number)

@@ -18,6 +18,9 @@ from job.data.source import Source, TableSource
 from job.errors import JobError, UsageError, explain, is_foreign
 from job.fingerprint import fingerprint
 
+PARTS_OF_A_RUN = ("data/part-*.parquet", "part-*.parquet")
+"""Where the parts of a run directory lie: today, and in older versions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDataset:
@@ -107,9 +110,10 @@ def _find(config: DataConfig) -> _Found:
         inside = f"{glob.escape(str(path))}/"
         if patterns:
             return _files_of_one_kind([inside + pattern for pattern in patterns])
-        is_run = (path / "journal").is_dir() or any(path.glob("part-*.parquet"))
+        found = [pattern for pattern in PARTS_OF_A_RUN if any(path.glob(pattern))]
+        is_run = (path / "journal").is_dir() or found
         if is_run and (path / "manifest.json").is_file():  # the output of another run
-            return _files_of_one_kind([f"{inside}part-*.parquet"])
+            return _files_of_one_kind([inside + (found or PARTS_OF_A_RUN)[0]])
         return _find_in_directory(path, config)
     if ending_of(config.dataset) in ENDINGS or path.exists() or any(c in config.dataset for c in "*?["):
         return _files_of_one_kind([config.dataset])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from job.observe.text import format_secs
 
@@ -11,7 +10,8 @@ from job.observe.text import format_secs
 class Summary:
     """The whole run in numbers, and this launch's share of the time."""
 
-    output: Path
+    parts: str
+    """Where the parts lie, as a pattern."""
     num_parts: int
     num_rows: int
     errors: Mapping[str, int]
@@ -36,7 +36,7 @@ class Summary:
         spent = {**self.secs, "other": max(0.0, self.total_secs - sum(self.secs.values()))}
         parts = "1 part" if self.num_parts == 1 else f"{self.num_parts:,} parts"
         lines = [
-            f"{self.num_rows:,} rows in {parts}: {self.output}/part-*.parquet",
+            f"{self.num_rows:,} rows in {parts}: {self.parts}",
             f"  errors      {num_errors:,}{f'  ({kinds})' if kinds else ''}",
             f"  tokens      {self.num_prompt_tokens:,} prompt, {self.num_completion_tokens:,} completion",
             f"  this launch {self.num_launch_rows:,} rows, {rate:,.0f} tokens/s (prompt and completion)",

@@ -53,9 +53,8 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     examined = examine(config, device, found)
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
-    directory = RunDirectory(store, RunNames(examined.plan.num_shards))
     is_open = found is None and examined.model_info.dtype == "float16"
-    prepared = _prepared(examined, directory, WorkerId.of_this_process(), found, claims=not is_open)
+    prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device)
     return prepared
@@ -69,7 +68,7 @@ def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:
     """
     if prepared.is_claimed and prepared.model_info.dtype == dtype:
         return prepared
-    settled = _prepared(_in_dtype(prepared, dtype), prepared.directory, prepared.worker, claims=True)
+    settled = _prepared(_in_dtype(prepared, dtype), prepared.directory.store, prepared.worker, claims=True)
     if Columns.of(settled.manifest) != settled.columns:  # another version started this run in the meantime
         return settle(prepare(settled.config, device), dtype, device)
     return settled
@@ -81,11 +80,11 @@ def _in_dtype(examined: Examined, dtype: str) -> Examined:
 
 
 def _prepared(
-    examined: Examined, directory: RunDirectory, worker: WorkerId, found: Manifest | None = None, *, claims: bool
+    examined: Examined, store: Store, worker: WorkerId, found: Manifest | None = None, *, claims: bool
 ) -> Prepared:
     config = examined.config
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
-    manifest, settings = _claim(directory, examined.manifest, config.engine.lease_timeout, claims=claims)
+    directory, manifest, settings = _claim(store, examined, claims=claims)
     values["manifest"] = manifest
     return Prepared(
         **values,
@@ -115,20 +114,21 @@ def found_in(store: Store) -> Manifest | None:
         return None
 
 
-def _claim(
-    directory: RunDirectory, manifest: Manifest, lease_timeout_secs: float | None, *, claims: bool
-) -> tuple[Manifest, RunSettings]:
+def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirectory, Manifest, RunSettings]:
     """Claim the directory for this run; without ``claims``, only check that this would be possible."""
+    manifest, timeout_secs = examined.manifest, examined.config.engine.lease_timeout
     try:
-        directory.store.prepare([""])
-        if not claims:
-            check_run_directory(directory.store, manifest)
-            directory.prepare()
-            return manifest, read_settings(directory.store)
-        found = claim_run_directory(directory.store, manifest)
+        store.prepare([""])
+        if claims:
+            manifest = claim_run_directory(store, manifest)
+        else:
+            check_run_directory(store, manifest)
+        # Only now is it known who started the run, perhaps an older version a moment ago, and where its parts lie.
+        directory = RunDirectory(store, RunNames(examined.plan.num_shards, manifest.part_dir))
         directory.prepare()
-        return found, set_settings(directory.store, lease_timeout_secs=lease_timeout_secs)
+        settings = set_settings(store, lease_timeout_secs=timeout_secs) if claims else read_settings(store)
+        return directory, manifest, settings
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
-        where = directory.store.describe()
+        where = store.describe()
         raise UsageError(f"--output {where} cannot be written: {reason}. Use another directory.") from None

@@ -20,6 +20,7 @@ from job.observe.watchdog import Heartbeat, Watchdog
 from job.output.parts.counts import Counts
 from job.output.sharing.leases import Leases
 from job.output.sharing.metrics import MetricsFile, OpenCounts, WorkerStats
+from job.output.store.names import PART_PATTERN, within
 from job.records import Generation
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
@@ -178,7 +179,7 @@ class Runner:
         totals = self._totals
         others = [stats for stats in self._workers.others(refresh=True) if stats.launch_id == self._launch_id]
         return Summary(
-            output=self._prepared.config.output.output,
+            parts=f"{self._prepared.config.output.output}/{within(self._directory.names.part_dir, PART_PATTERN)}",
             num_parts=self._plan.num_shards,
             num_rows=totals.num_rows,
             errors=totals.errors,

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,7 @@ def main(config: str = "scripts/examples/choices.toml", *args: str) -> None:
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "job", "run", "--config", str(Path(config).absolute()), "--output", output]
         subprocess.run([*command, *data, *args[1:]], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        table = pa.concat_tables([pq.read_table(part) for part in sorted(Path(output).glob("part-*.parquet"))])
+        table = pq.read_table(Path(output) / "data")
     choices = json.loads(table.schema.metadata[b"job.choices"])
     positive, negative = choices.index("positive"), choices.index("negative")
     rows = [row for row in table.to_pylist() if row["error"] is None and abs(row["score"]) > 1]

@@ -98,7 +98,7 @@ def cut_cable(lab: Lab) -> Submitted:
     # Let its shard be taken over while it is away, and go on with it: two workers write one shard.
     shard, pid = next((shard, pid) for shard, (host, pid) in run.leases().items() if host == "node5")
     lab.cluster.node("exec", "node5", "kill", "-STOP", pid)
-    part = run.output / f"part-{shard}.parquet"
+    part = run.output / f"data/part-{shard}.parquet"
     until(lambda: run.leases().get(shard, ("node5", 0))[0] != "node5" or part.exists(), lambda: run.log)
     lab.cluster.node("exec", "node5", "kill", "-CONT", pid)
     old.wait_for(lambda job: job["Restarts"] == "1" and job["NodeList"] == "node7")
@@ -125,7 +125,7 @@ def power_cut(lab: Lab) -> Submitted:
     other = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node4")
     lab.cluster.node("kill-node", "node3")
     other.wait_done()
-    assert len(list(run.output.glob("part-*"))) == 12
+    assert len(list(run.output.glob("data/part-*"))) == 12
     restarted = dead.wait_done()
     assert (restarted["Restarts"], restarted["NodeList"]) == ("1", "node4")
     assert "all 3,840 rows are already done" in run.log

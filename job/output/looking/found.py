@@ -43,7 +43,8 @@ def find_run(output: Path) -> FoundRun:
     if manifest is None:
         raise UsageError(f"{output} is not a run directory: it has no manifest.json. Name the --output of a run.")
     plan = _plan_of(manifest, store)
-    return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, RunNames(plan.num_shards)))
+    names = RunNames(plan.num_shards, manifest.part_dir)
+    return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, names))
 
 
 def _plan_of(manifest: Manifest, store: Store) -> Plan:

@@ -4,17 +4,17 @@ A run that nothing else has touched cannot fail this. It finds faulty disks, int
 have moved.
 """
 
+import fnmatch
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 
 import pyarrow as pa
 
 from job.errors import JobError
 from job.output.looking.found import FoundRun
 from job.output.looking.part_check import PartProblem, check_part
-from job.output.store.names import PART_PATTERN
+from job.output.store.names import PART_PATTERN, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,13 @@ def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result:
 
 
 def _foreign_parts(run: FoundRun) -> list[Problem]:
-    """Find files that readers would mistake for parts of this run."""
+    """Find files that readers would mistake for parts of this run. They skip names that begin with a dot or ``_``."""
     names = run.directory.names
     first, last = names.part(0), names.part(run.plan.num_shards - 1)
-    found = [entry.name for entry in run.directory.store.list() if fnmatch(entry.name, PART_PATTERN)]
-    foreign = sorted(name for name in found if names.shard_of(name) is None)
+    found = [entry.name for entry in run.directory.store.list(names.part_dir) if entry.name[0] not in "._"]
+    if not names.part_dir:
+        found = fnmatch.filter(found, PART_PATTERN)
+    foreign = sorted(within(names.part_dir, name) for name in found if names.shard_of(name) is None)
     # A name that cannot be printed, or not on one line, is shown as Python would write it.
     shown = [name if name.isprintable() else ascii(name) for name in foreign]
     return [Problem(name, f"is not a part of this run: the plan has {first} to {last}") for name in shown]

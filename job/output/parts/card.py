@@ -13,7 +13,7 @@ from typing import Any
 from job.errors import JobError
 from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
-from job.output.store.names import CARD, PART_PATTERN
+from job.output.store.names import CARD, PART_PATTERN, within
 from job.output.store.store import Store
 
 MARK_START = "<!-- Written by job, and "
@@ -99,7 +99,7 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
             "- config_name: default",
             "  data_files:",
             "  - split: train",
-            f"    path: {json.dumps(PART_PATTERN)}",
+            f"    path: {json.dumps(within(manifest.part_dir, PART_PATTERN))}",
             f"  description: {json.dumps(_description(manifest, counts))}",
             "size_categories:",
             f"- {size_category(counts.num_rows)}",

@@ -19,12 +19,13 @@ from job.modes.mode import Mode
 from job.modes.registry import modes_of
 from job.output.parts.defaults import DEFAULTS, describe_differences, without_defaults
 from job.output.parts.older_formats import from_format_2
-from job.output.store.names import MANIFEST, PART_PATTERN
+from job.output.store.names import MANIFEST, PART_PATTERN, PARTS
 from job.output.store.store import Store
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+"""2: version 0.1. 3: version 0.2, without defaults. 4: parts in a directory of their own."""
 
-READABLE_FORMATS = (2, 3)
+READABLE_FORMATS = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Manifest:
     def is_format_2(self) -> bool:
         """Whether version 0.1 started the run, which then goes on as that version would have continued it."""
         return self.format_version == 2
+
+    @property
+    def part_dir(self) -> str:
+        """The directory of the parts, relative to the run directory. A run keeps the layout that it began with."""
+        return PARTS if self.format_version >= 4 else ""
 
     @cached_property
     def meaning(self) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def read_manifest(store: Store) -> Manifest | None:
         version = content["format_version"]
         if version not in READABLE_FORMATS:
             raise UsageError(
-                f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE_FORMATS))}. "
+                f"{path} has format {version}; this version reads {READABLE_FORMATS[0]} to {FORMAT_VERSION}. "
                 "Use the version that wrote it. To start a run, use a new --output."
             )
         manifest = Manifest(content["identity"], content["about"], version)
@@ -114,11 +120,17 @@ def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
         UsageError: as ``claim_run_directory`` does.
     """
     # Parts are looked up first: a manifest is always older than its parts.
-    has_parts = any(fnmatch(entry.name, PART_PATTERN) for entry in store.list())
+    has_parts = any(fnmatch(entry.name, PART_PATTERN) for place in ("", PARTS) for entry in store.list(place))
+    others = [entry.name for entry in store.list(PARTS)]
     found = read_manifest(store)
     if found is None and has_parts:
         raise UsageError(
             f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
+        )
+    if found is None and others:
+        raise UsageError(
+            f"{store.describe(PARTS)} holds {min(others)}. The run's parts go there, and whoever reads them reads the "
+            "whole directory. Use a new --output."
         )
     if found is not None:
         _refuse_if_different(store.describe(MANIFEST), found, wanted)

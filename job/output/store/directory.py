@@ -24,11 +24,11 @@ class RunDirectory:
         Raises:
             OSError: it cannot, or the disk is full.
         """
-        self.store.prepare(["", JOURNALS, LEASES, METRICS])
+        self.store.prepare(["", self.names.part_dir, JOURNALS, LEASES, METRICS])
 
     def parts(self) -> Iterator[tuple[int, Entry]]:
         """Yield the shards that have a part, marked for a retry or not, from one listing."""
-        for entry in self.store.list():
+        for entry in self.store.list(self.names.part_dir):
             if (shard_idx := self.names.shard_of(entry.name)) is not None:
                 yield shard_idx, entry
 
@@ -65,7 +65,7 @@ class RunDirectory:
                 self._delete(f"{LEASES}/{entry.name}")
         for pattern in ("part-*", CARD):
             self.store.discard("", pattern)
-        for directory in ("", LEASES, METRICS, RETRIES):
+        for directory in ("", self.names.part_dir, LEASES, METRICS, RETRIES):
             self.store.discard(directory, "*", min_age_secs=OLD_SECS)
 
     def _delete(self, name: str) -> None:

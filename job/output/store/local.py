@@ -12,14 +12,11 @@ import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from job.output.store.files import FileAppender, fsync_dir, link, named, remove, write
 from job.output.store.store import Appender, Entry, Stamp
-
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""The errors with which some FUSE and SMB mounts refuse ``link``."""
 
 DRAFT = re.compile(r"\.(?:(?P<name>.+)\.[^.]+\.tmp|probe-.+|now-.+|.+\.taken-by-.+)", re.DOTALL)
 """Names of short-lived files: ``.<name>.<writer>.tmp`` is a draft of the object ``<name>``."""
@@ -40,13 +37,20 @@ class LocalStore:
         return str(self._path(name))
 
     def prepare(self, directories: Sequence[str]) -> None:
-        """Create the directories, and a probe file in each: permissions do not show whether the disk is full."""
+        """Create the directories, and a probe in each: permissions do not show whether the disk is full.
+
+        Below the run directory, the probe is a directory: a reader that takes every file must not find it.
+        """
         for directory in directories:
             path = self._path(directory)
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".probe-{self._writer}"
-            probe.write_bytes(b"probe")
-            probe.unlink(missing_ok=True)  # a worker that concludes the run may have swept it
+            if path == self._root:
+                probe.write_bytes(b"probe")
+            else:
+                probe.mkdir()
+            remove(probe)
+        fsync_dir(self._root)
 
     def list(self, directory: str = "") -> Sequence[Entry]:
         """Return the files, each with its inode, from one scan."""
@@ -65,7 +69,7 @@ class LocalStore:
     def stamp(self, name: str) -> Stamp:
         """Return a file's status. Opening the file first makes an NFS client ask the server again."""
         path = self._path(name)
-        with _named(path):
+        with named(path):
             try:
                 with path.open("rb") as file:
                     return _stamp(os.fstat(file.fileno()))
@@ -79,7 +83,7 @@ class LocalStore:
     def look(self, name: str, start: int = 0) -> tuple[bytes, Stamp]:
         """Return the contents and the status of a file."""
         path = self._path(name)
-        with _named(path), path.open("rb") as file:
+        with named(path), path.open("rb") as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size + start) if start < 0 else start)
             return file.read(), _stamp(status)
@@ -87,17 +91,17 @@ class LocalStore:
     def open(self, name: str) -> BinaryIO:
         """Open a file."""
         path = self._path(name)
-        with _named(path):
+        with named(path):
             return path.open("rb")
 
     def create_exclusively(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """Write a draft and link it. With ``O_EXCL`` alone, others would see an empty file for a moment."""
         path = self._path(name)
         draft = self._draft(path)
-        with _named(path):
+        with named(path):
             try:
-                _write(draft, data, durable=durable)
-                _link(draft, path)
+                write(draft, data, durable=durable)
+                link(draft, path)
             except FileExistsError:
                 return False
             finally:
@@ -115,8 +119,8 @@ class LocalStore:
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """Write a draft and rename it."""
         path = self._path(name)
-        draft = self._draft(path)
-        with _named(path):
+        draft = self._draft(self._root / path.name)
+        with named(path):
             try:
                 with draft.open("w+b") as file:
                     yield file
@@ -140,7 +144,7 @@ class LocalStore:
     def touch(self, name: str, *, create: bool = False) -> float:
         """Touch a file without passing a time, so that a file server stamps it by its own clock."""
         path = self._path(name)
-        with _named(path):
+        with named(path):
             if create:
                 path.touch()
             else:
@@ -163,7 +167,7 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """Remove a file."""
         path = self._path(name)
-        with contextlib.suppress(FileNotFoundError), _named(path):
+        with contextlib.suppress(FileNotFoundError), named(path):
             path.unlink()
 
     def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
@@ -175,12 +179,12 @@ class LocalStore:
         """
         path = self._path(name)
         aside = self._draft(path)
-        with contextlib.suppress(FileNotFoundError), _named(path):
+        with contextlib.suppress(FileNotFoundError), named(path):
             path.rename(aside)
             is_same = aside.read_bytes() == seen[0]
             if not is_same:
                 with contextlib.suppress(FileExistsError):
-                    _link(aside, path)
+                    link(aside, path)
             aside.unlink(missing_ok=True)
             return is_same
         return True
@@ -195,7 +199,7 @@ class LocalStore:
                     continue
                 with contextlib.suppress(OSError):
                     if not min_age_secs or (now is not None and now - file.stat().st_mtime >= min_age_secs):
-                        Path(file.path).unlink()
+                        remove(Path(file.path))
 
     def _path(self, name: str) -> Path:
         return self._root / name
@@ -204,95 +208,5 @@ class LocalStore:
         return path.with_name(f".{path.name}.{self._writer}.tmp")
 
 
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Make every failure name this file, and turn ESTALE into ``FileNotFoundError``.
-
-    NFS answers ESTALE for an open file that another client has removed (RFC 1813, NFS3ERR_STALE).
-    """
-    try:
-        yield
-    except OSError as error:
-        number = errno.ENOENT if error.errno == errno.ESTALE else error.errno
-        if number is None:  # not from the operating system
-            raise
-        raise OSError(number, os.strerror(number), str(path)) from None
-
-
-class FileAppender:
-    """Appends to one file."""
-
-    def __init__(self, path: Path) -> None:
-        """Use this file, which need not exist yet."""
-        self._path = path
-        self._file: FileIO | None = None
-        self._is_new = False
-
-    def append(self, data: bytes, *, durable: bool = True) -> None:
-        """Write at the end. A write that a full disk cut short is removed: nothing after it could be read."""
-        with _named(self._path):
-            if self._file is None:
-                self._is_new = not self._path.exists()
-                self._file = self._path.open("ab", buffering=0)
-            size = os.fstat(self._file.fileno()).st_size
-            try:
-                _write_all(self._file, data)
-                if durable:
-                    os.fsync(self._file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(size)
-                raise
-            if durable and self._is_new:
-                fsync_dir(self._path.parent)
-                self._is_new = False
-
-    def close(self) -> None:
-        """Close the file."""
-        file, self._file = self._file, None
-        if file is not None:
-            with _named(self._path):
-                file.close()
-
-
-def _write_all(file: FileIO, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def fsync_dir(directory: Path) -> None:
-    """Make a rename or a creation inside a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _stamp(status: os.stat_result) -> Stamp:
     return Stamp(str(status.st_ino), status.st_size, status.st_mtime)
-
-
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links.
-
-    Raises:
-        FileExistsError: the second name is in use.
-    """
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        with target.open("xb") as file:
-            file.write(source.read_bytes())
-            os.fsync(file.fileno())

@@ -2,8 +2,14 @@
 
 from dataclasses import dataclass
 
+PARTS = "data"
+"""Directory of parts, and of nothing else: pandas, polars and others read every file of a directory.
+
+Runs of earlier formats have their parts in the run directory itself.
+"""
+
 PART_PATTERN = "part-*.parquet"
-"""The files that make up a run's table."""
+"""The files that make up a run's table, in their directory."""
 
 MANIFEST = "manifest.json"
 """What the run is. It is read before the number of shards is known."""
@@ -33,17 +39,28 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
+def within(directory: str, name: str) -> str:
+    """Return the name of an object in a directory, which may be the run directory.
+
+    >>> within("data", "x"), within("", "x")
+    ('data/x', 'x')
+    """
+    return f"{directory}/{name}" if directory else name
+
+
 @dataclass(frozen=True, slots=True)
 class RunNames:
     """The names that depend on shards and workers.
 
     >>> names = RunNames(num_shards=100)
     >>> names.part(42), names.journal(42, "n1-77"), names.lease(42, 7)
-    ('part-00042.parquet', 'journal/00042.n1-77.arrows', 'leases/00042.0007')
+    ('data/part-00042.parquet', 'journal/00042.n1-77.arrows', 'leases/00042.0007')
     """
 
     num_shards: int
     """Sets the width of the numbers, so that names always sort in the order of the shards."""
+    part_dir: str = PARTS
+    """The directory of the parts; empty: the run directory itself."""
 
     def number(self, shard_idx: int) -> str:
         """Return the shard's number in the form that names contain."""
@@ -51,10 +68,10 @@ class RunNames:
 
     def part(self, shard_idx: int) -> str:
         """Return the final name of a shard. Its existence is the only mark that the shard is done."""
-        return f"part-{self.number(shard_idx)}.parquet"
+        return within(self.part_dir, f"part-{self.number(shard_idx)}.parquet")
 
     def shard_of(self, name: str) -> int | None:
-        """Return the shard whose part has this name; None if this run has no such part.
+        """Return the shard whose part has this name in the directory of parts; None if this run has no such part.
 
         >>> names = RunNames(num_shards=100)
         >>> names.shard_of("part-00042.parquet"), names.shard_of("part-42.parquet")
@@ -63,7 +80,7 @@ class RunNames:
         number = name.removeprefix("part-").removesuffix(".parquet")
         if not number.isdecimal() or int(number) >= self.num_shards:
             return None
-        return int(number) if name == self.part(int(number)) else None
+        return int(number) if within(self.part_dir, name) == self.part(int(number)) else None
 
     def drafts_of_part(self, shard_idx: int) -> str:
         """Return a pattern for the drafts of a shard's part. (Earlier versions wrote them without the ending.)"""

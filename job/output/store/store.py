@@ -96,8 +96,9 @@ class Store(Protocol):
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Write an object that is too large for ``replace``.
 
-        The file can be written and read back. When the block ends, the object has these contents, durably; if the
-        block raises an exception, nothing has changed.
+        The draft lies in the run directory itself, whatever the object's directory is: a reader that takes every file
+        of a directory must not find it. The file can be written and read back. When the block ends, the object has
+        these contents, durably; if the block raises an exception, nothing has changed.
 
         Raises:
             FileNotFoundError: another process has discarded the draft in the meantime.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from job.errors import JobError, UsageError
-from job.output.store.local import fsync_dir
+from job.output.store.files import fsync_dir
 
 
 @contextlib.contextmanager
