@@ -7,7 +7,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
      +- PeerFailed         any  another process of the launch has failed and reported why
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_DONE = 0
@@ -46,6 +46,25 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
     """
     if not condition:
         raise UsageError(f"--{option} is {value!r}; it must be {need}.")
+
+
+def flag(field: str) -> str:
+    """Return the option of a field.
+
+    >>> flag("max_new_tokens")
+    '--max-new-tokens'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a sentence lists them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def first_line(error: BaseException) -> str:

@@ -20,6 +20,14 @@ EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 """Takes several completions as token ids and returns, for each, whether its last token completed a stop string."""
 
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-20, 1e20
+"""Logits divided by a temperature beyond these are infinite or not a number. Within them, nothing changes any more: the
+smallest difference between two logits decides, or none does."""
+
+MIN_PENALTY, MAX_PENALTY = 1e-4, 1e4
+"""The same for the repetition penalty."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of one completion are chosen. The default is greedy decoding."""

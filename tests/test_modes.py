@@ -272,8 +272,6 @@ def test_what_a_version_does_not_know_of_a_mode_is_ignored() -> None:
         ([TWO, REGEX], {}, "--choices and --regex were given together"),
         ([TWO], {"stop": ("x",)}, "--stop and --choices were given together"),
         ([TWO], {"ignore_eos": True}, "--ignore-eos and --choices were given together"),
-        ([TWO], {"top_k": 5}, "--top-k has no effect with --choices"),
-        ([TWO], {"repetition_penalty": 1.5}, "--repetition-penalty has no effect with --choices"),
         ([REGEX], {"stop": ("x",)}, "--stop and --regex were given together"),
         ([REGEX], {"ignore_eos": True}, "--ignore-eos and --regex were given together"),
         ([StructuredMode(regex="a", grammar="start: /a/")], {}, "--regex and --grammar were given together"),

@@ -329,8 +329,7 @@ def test_samples_differ_and_do_not_depend_on_the_batch(run_job: RunJob, tiny_mod
     greedy = run_job(*base, "--output", tmp_path / "greedy")
     assert greedy.exit_code == 2 and not (tmp_path / "greedy").exists()
     assert greedy.stderr == (
-        "job: --num-samples 4 with --temperature 0 would give the same completion each time. "
-        "Set --temperature above 0.\n"
+        "job: --num-samples 4 with --temperature 0 gives the same completion each time. Set --temperature above 0.\n"
     )
 
 
@@ -343,7 +342,7 @@ def test_a_run_of_equal_samples_that_is_there_goes_on(
         *["--num-samples", 2, "--rows-per-shard", 30],
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("job.run.examination._check_samples", lambda *args: ())
+        patch.setattr("job.run.examination.check_effects", lambda *args, **options: ())
         assert run_job(*args).exit_code == 0
     whole = read_output(tmp_path / "out")
     (tmp_path / "out/data/part-00001.parquet").unlink()

@@ -16,6 +16,8 @@ from transformers import (
 
 from job.draws import philox4x32, row_bits
 from job.engine.logits import sampling
+from job.engine.logits.history import TokenHistory
+from job.engine.logits.pipeline import choose
 from job.engine.logits.sampling import (
     SamplingBatch,
     gumbel_noise,
@@ -23,6 +25,7 @@ from job.engine.logits.sampling import (
     penalize_repetition,
     token_logprobs,
 )
+from job.engine.static.token_choice import Row
 from job.records import SampleKey
 from job.tasks import SamplingParams
 
@@ -364,3 +367,34 @@ def test_the_repetition_penalty_leaves_unseen_tokens_alone() -> None:
     logits = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert penalize_repetition(logits, seen, torch.tensor([[2.0]])).tolist() == [[0.5, -2.0, 1.0, -1.0]]
+
+
+EXTREMES: dict[str, dict[str, Any]] = {
+    "denormal temperature": {"temperature": 1e-45},
+    "temperature below float32": {"temperature": 1e-320},
+    "temperature above float32": {"temperature": 1e300},
+    "top-p below float32": {"temperature": 1.0, "top_p": 1e-320},
+    "min-p 1": {"temperature": 1.0, "min_p": 1.0},
+    "min-p below float32": {"temperature": 1.0, "min_p": 1e-320},
+    "penalty below float32": {"repetition_penalty": 1e-320},
+    "penalty above float32": {"repetition_penalty": 1e300},
+    "both small": {"temperature": 1e-320, "repetition_penalty": 1e-320},
+    "both large": {"temperature": 1e300, "repetition_penalty": 1e300, "top_p": 0.9, "min_p": 1e-9},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extreme_parameters_choose_tokens_that_are_allowed(name: str, dtype: torch.dtype) -> None:
+    """Logits divided by 1e-45 were infinite, and every completion empty: token 0 ended it."""
+    params = SamplingParams(**EXTREMES[name])
+    logits = (torch.randn(40, 130, generator=torch.Generator().manual_seed(1)) * 20).to(dtype)
+    logits[:, :3] = -torch.inf  # as models rule out tokens
+    rows = [Row(slot, [5, 6, 7], 2) for slot in range(40)]
+    batch = SamplingBatch([params] * 40, [(slot, 0) for slot in range(40)], [1] * 40)
+    choice = choose(logits, batch, TokenHistory(40).of(rows))
+    assert all(choice.is_finite) and min(choice.tokens) >= 3
+    if name in ("denormal temperature", "temperature below float32", "top-p below float32"):
+        assert logits[range(40), choice.tokens].equal(logits.amax(dim=-1)), "the most likely token, or one equal to it"
+    if name == "temperature above float32":
+        assert len(set(choice.tokens)) > 20, "all tokens are about equally likely"

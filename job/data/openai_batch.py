@@ -149,7 +149,7 @@ class Requests:
         """Yield each parameter that differs from the run's: its name, its name in the run, and the requested value."""
         is_greedy = self._sampling.temperature == 0 and not body.get("temperature")
         for name, value in _asked(body):
-            is_idle = is_greedy and name in DRAWING
+            is_idle = (is_greedy and name in DRAWING) or any(PARAMETERS[name] in mode.ignores for mode in self._modes)
             if not is_idle and value != getattr(self._sampling, PARAMETERS[name]):
                 yield name, PARAMETERS[name], value
 

@@ -7,7 +7,7 @@ choice's probability by the one it has for a row without content ("N/A").
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section
 from job.modes.options import option
 from job.modes.texts import read_lines
 from job.records import Generation, SampleKey
-from job.tasks import SamplingParams, Score, Task
+from job.tasks import MIN_TEMPERATURE, Score, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 NORMALIZATIONS = ("none", "tokens", "bytes")
-
-USED = ("temperature", "seed", "max_new_tokens", "ignore_eos", "logprobs")
-"""The sampling parameters that have an effect on choices, or whose combination with them is checked elsewhere."""
 
 MAX_BORDERS, BORDER_CHARS = 100, 1000
 """How many choices, and how many characters at the end of a prompt, are checked for tokens that would merge."""
@@ -70,6 +67,7 @@ class ChoicesMode(Mode):
     name: ClassVar[str] = "choices"
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
+    ignores: ClassVar[frozenset[str]] = frozenset(["max_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty"])
     task_category: ClassVar[str | None] = "text-classification"
     empty_preview: ClassVar[Mapping[str, Any]] = {"choices": []}
 
@@ -101,9 +99,6 @@ class ChoicesMode(Mode):
         if not self.choices:
             flag = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
             raise UsageError(f"{flag} was given without --choices. Give both, or leave it out.")
-        for name, default in asdict(SamplingParams()).items():
-            if name not in USED and getattr(config.sampling, name) != default:
-                raise UsageError(f"--{name.replace('_', '-')} has no effect with --choices. Leave it out.")
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
@@ -255,7 +250,7 @@ class BoundChoices(BoundMode):
 
         from job.draws import row_bits, uniform
 
-        borders = np.exp(_log_softmax(scores / self.temperature)).cumsum()
+        borders = np.exp(_log_softmax(scores / max(self.temperature, MIN_TEMPERATURE))).cumsum()
         draw = uniform(row_bits(self.seed, [key], [0]))[0]
         return min(int(np.searchsorted(borders, draw, side="right")), len(scores) - 1)
 

@@ -140,6 +140,8 @@ class Mode:
     """Whether it decides what the engine computes. One mode of a run does; the others refine or add to it."""
     decides_end: ClassVar[bool] = False
     """Whether it decides where a completion ends. At most one mode of a run does, and then without stop strings."""
+    ignores: ClassVar[frozenset[str]] = frozenset()
+    """The sampling options that have no effect on its answers."""
     task_category: ClassVar[str | None] = None
     """Hugging Face's name for it in a dataset card."""
     empty_preview: ClassVar[Mapping[str, Any]] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import torch
 
-from job.config import RunConfig, SamplingConfig
+from job.config import RunConfig
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
 from job.data.opening import OpenDataset, open_dataset
 from job.data.prompts import PromptRenderer, check_prompt_type, needed_columns
@@ -24,6 +24,7 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.records import Request
+from job.run.effects import check_effects
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
 from job.run.older_runs import as_started
@@ -77,7 +78,7 @@ def examine(
         UsageError: something cannot work as asked.
     """
     config = as_started(config, found)
-    samples_notes = _check_samples(config.sampling, found)
+    effect_notes = check_effects(config, is_new=found is None)
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
     tokenizer = Tokenizer(load_tokenizer(config.model))
     tokenizer.check_policy(config.prompt.on_long_prompt)
@@ -120,22 +121,8 @@ def examine(
         kept=kept,
         features=features_of(columns, schema, kept),
         manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, kept),
-        notes=(*samples_notes, *(() if requests is None else (requests.note,)), *notes),
+        notes=(*effect_notes, *(() if requests is None else (requests.note,)), *notes),
     )
-
-
-def _check_samples(sampling: SamplingConfig, found: Manifest | None) -> tuple[str, ...]:
-    """Return a note if all samples of a row will be equal. Older versions started such runs, which may continue.
-
-    Raises:
-        UsageError: they will be equal, and this is a new run.
-    """
-    if sampling.num_samples == 1 or sampling.temperature > 0:
-        return ()
-    options = f"--num-samples {sampling.num_samples} with --temperature 0"
-    if found is None:
-        raise UsageError(f"{options} would give the same completion each time. Set --temperature above 0.")
-    return (f"{options} gives the same completion each time",)
 
 
 def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:

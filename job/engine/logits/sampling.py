@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from job.draws import row_bits
 from job.records import SampleKey
-from job.tasks import SamplingParams
+from job.tasks import MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY, MIN_TEMPERATURE, SamplingParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -36,6 +36,8 @@ _BLOCK = 64
 
 _CPU_PIECE, _CUDA_PIECE = 2**18, 2**27
 """How many logits are processed together: as many as fit into a core's cache, or are negligible in a GPU's memory."""
+
+LIMITS = {"temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE), "repetition_penalty": (MIN_PENALTY, MAX_PENALTY)}
 
 NUM_CANDIDATES = 512
 """How many of the most likely tokens top-p tries first: sorting a vocabulary of 50,000 takes twelve times as long."""
@@ -137,9 +139,10 @@ class SamplingBatch:
         return [row for row, params in enumerate(self.params) if found[id(params)]]
 
     def numbers(self, name: str, device: torch.device) -> torch.Tensor:
-        """Return a parameter of each row: [B, 1] float32, or [1, 1] if it is the same for all."""
+        """Return a parameter of each row, within its limits: [B, 1] float32, or [1, 1] if it is the same for all."""
         distinct = self.distinct_params
-        values = [getattr(params, name) for params in (distinct if len(distinct) == 1 else self.params)]
+        low, high = LIMITS.get(name, (-math.inf, math.inf))
+        values = [min(max(getattr(p, name), low), high) for p in (distinct if len(distinct) == 1 else self.params)]
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
     def groups(self) -> Sequence[Sequence[int]]:

@@ -1,0 +1,115 @@
+"""Options that could not have an effect, or whose values no run can mean: a new run with one of them is refused.
+
+A run that an older version started with such options goes on, with a note: its output does not depend on them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from job.config import DataConfig, EngineConfig, ModelConfig, RunConfig, SamplingConfig
+from job.errors import UsageError, flag, listed
+
+GREEDY_BELOW = 1e-5
+"""Below it, only ties between logits are drawn."""
+
+PENALTIES = (0.01, 100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What some options need in order to have an effect."""
+
+    options: tuple[str, ...]
+    """Names of fields. An option counts as given if its value is not the default, which changes nothing."""
+    is_met: Callable[[RunConfig], bool]
+    reason: str
+    """Why they have no effect otherwise."""
+    remedy: str = ""
+    """What makes them have one."""
+
+
+def _is_random(config: RunConfig) -> bool:
+    return config.sampling.temperature >= GREEDY_BELOW
+
+
+NEEDS = (
+    Need(
+        options=("top_p", "top_k", "min_p", "seed"),
+        is_met=_is_random,
+        reason="decoding is greedy unless --temperature is above 0",
+        remedy="Set --temperature",
+    ),
+    Need(
+        options=("revision",),
+        is_met=lambda config: not Path(config.model.model).is_dir(),
+        reason="--model is a local directory",
+    ),
+    Need(
+        options=("dataset_revision",),
+        is_met=lambda config: not Path(config.data.dataset).exists(),
+        reason="--dataset is local",
+    ),
+    Need(
+        options=("kv_cache_memory", "cuda_graphs"),
+        is_met=lambda config: config.engine.engine == "paged",
+        reason="it is a setting of --engine paged",
+    ),
+)
+"""One entry for each way in which options depend on others. What a mode ignores, it says itself: ``Mode.ignores``."""
+
+
+def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
+    """Return notes about options without an effect.
+
+    Raises:
+        UsageError: there are such options, and this is a new run.
+    """
+    problems = list(_problems(config))
+    if problems and is_new:
+        raise UsageError(" ".join(f"{problem}. {remedy}." for problem, remedy in problems))
+    return tuple(problem for problem, _ in problems)
+
+
+def _problems(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield what has no effect, and what to do."""
+    sampling, given = config.sampling, _given(config)
+    for mode in config.active_modes:
+        if ignored := [name for name in given if name in mode.ignores]:
+            yield _without_effect(ignored, f"{mode.flag} does not use {'it' if len(ignored) == 1 else 'them'}", "")
+            given = [name for name in given if name not in ignored]
+    for need in NEEDS:
+        names = [name for name in given if name in need.options]
+        if names and not need.is_met(config):
+            yield _without_effect(names, need.reason, need.remedy)
+    if 0 < sampling.temperature < GREEDY_BELOW:
+        yield f"--temperature {sampling.temperature:g} is the same as 0", "Use 0 (greedy), or 0.00001 or more"
+    if not PENALTIES[0] <= sampling.repetition_penalty <= PENALTIES[1]:
+        penalty = f"--repetition-penalty {sampling.repetition_penalty:g} leaves nothing of the model's own distribution"
+        yield penalty, f"Use {PENALTIES[0]:g} to {PENALTIES[1]:g}"
+    if sampling.num_samples > 1 and (not _is_random(config) or (sampling.top_k == 1 and "top_k" in given)):
+        cause = f"--temperature {sampling.temperature:g}" if not _is_random(config) else "--top-k 1"
+        remedy = "Set --temperature above 0" if not _is_random(config) else "Use a larger --top-k"
+        yield f"--num-samples {sampling.num_samples} with {cause} gives the same completion each time", remedy
+
+
+def _given(config: RunConfig) -> list[str]:
+    """Return the names of the options whose values differ from the defaults, as far as a need could concern them."""
+    return [
+        field.name
+        for section, kind in (
+            (config.model, ModelConfig),
+            (config.data, DataConfig),
+            (config.sampling, SamplingConfig),
+            (config.engine, EngineConfig),
+        )
+        for field in fields(kind)
+        if "option" in field.metadata and getattr(section, field.name) != field.default
+    ]
+
+
+def _without_effect(names: list[str], reason: str, remedy: str) -> tuple[str, str]:
+    """Return that some options have no effect, and what to do."""
+    verb, them = ("has", "it") if len(names) == 1 else ("have", "them")
+    leave = f"eave {them} out"
+    return f"{listed(map(flag, names))} {verb} no effect: {reason}", f"{remedy}, or l{leave}" if remedy else f"L{leave}"
