@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import job
 from tests.conftest import Result, finish, free_port, start_processes
 from tests.test_run import read_output, write_jsonl
 from tests.test_watchdog import wait_for
@@ -87,32 +88,79 @@ def test_a_signal_before_the_first_row_ends_the_process_at_once(
     assert read_output(tmp_path / "out")["prompt"].to_pylist() == [f"number {i}" for i in range(20)]
 
 
-def test_a_process_that_waits_for_the_others_hears_a_signal(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    """It waits in C, where Python's handlers do not run: half an hour long."""
-    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
-    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
-    code = """
-import sys, torch.distributed as dist
-join = dist.init_process_group
-def joining(*args, **kwargs):
-    print("it joins", file=sys.stderr, flush=True)
-    join(*args, **kwargs)
-dist.init_process_group = joining
+WAITING = """
+import job.launch.rendezvous as rendezvous
+rendezvous.TELL_SECS = rendezvous.TELL_AGAIN_SECS = 0.1
 from job.cli import program
 program()
 """
-    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    command = ["-c", code, *args]
-    (process,) = start_processes(
-        command, env={**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    )
-    assert process.stderr is not None and any("it joins" in line for line in iter(process.stderr.readline, ""))
-    time.sleep(0.2)
+
+
+@pytest.mark.parametrize("variables", ["torch", "srun"])
+def test_a_process_that_waits_for_the_others_says_so_and_hears_a_signal(
+    tiny_model: Callable[..., Path], tmp_path: Path, variables: str
+) -> None:
+    """A shell of ``srun -n4 --pty``, or RANK left over in a container: it was silent for half an hour, and deaf."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    environment = {
+        "torch": {"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": str(free_port())},
+        "srun": {
+            "SLURM_STEP_ID": "0",
+            "SLURM_PROCID": "0",
+            "SLURM_STEP_NUM_TASKS": "4",
+            "SLURM_STEP_NODELIST": "localhost",
+            "MASTER_PORT": str(free_port()),
+        },
+    }[variables]
+    (process,) = start_processes(["-c", WAITING, *args], env=environment)
+    assert process.stderr is not None
+    line = ""
+    while "waiting" not in line:
+        last, line = line, process.stderr.readline()
+        assert line, last
+    assert "waiting for 3 of 4 processes (ranks 1, 2, 3)" in line
+    remedy = {
+        "torch": "For a single process, unset RANK and WORLD_SIZE.",
+        "srun": "put srun before the command. For a single process, unset SLURM_STEP_ID",
+    }[variables]
+    assert remedy in line
     process.terminate()
     since = time.monotonic()
     results = finish([process], timeout=30)
     assert time.monotonic() - since < REACTION_SECS
     assert results[0].exit_code == 75 and len(told(results)) == 1, results
+
+
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_stop_before_all_have_joined_ends_those_that_have(
+    tiny_model: Callable[..., Path], tmp_path: Path, whom: int
+) -> None:
+    """It ended only the one that it reached; the others went on waiting for the missing, and now for it."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
+    processes = [
+        *start_processes(["-c", WAITING, *args], env={**environment, "RANK": "0"}),
+        *start_processes(["-c", WAITING, *args], env={**environment, "RANK": "1"}),
+    ]
+    stderr = processes[0].stderr
+    assert stderr is not None
+    try:
+        assert any("waiting for 1 of 3 processes (rank 2)" in line for line in iter(stderr.readline, ""))
+        processes[whom].terminate()
+    finally:
+        results = finish(processes, timeout=30)
+    assert [result.exit_code for result in results] == [75, 75], results
+
+
+def test_a_run_speaks_before_it_imports_anything_heavy(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The imports take seconds, on a cold network disk minutes."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
+    code = "import sys; sys.modules['torch'] = None\nfrom job.cli import program\nprogram()"
+    args = ["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    (result,) = finish(start_processes(["-c", code, *args]))
+    assert f"job {job.__version__}: preparing the run" in result.stderr.partition("Traceback")[0]
 
 
 @pytest.mark.slow

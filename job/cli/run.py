@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+import job
 from job.cli.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -19,6 +20,7 @@ from job.cli.parsing import to_config
 from job.launch.environment import is_first_process, told_once
 from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries
+from job.observe.progress import Progress
 
 
 @click.command(short_help="Complete every row of a dataset.")
@@ -43,8 +45,10 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     with told_once(os.environ):
         config = to_config(values)
     silence_libraries(verbose=config.verbose)
-    stop = StopFlag(speaks=is_first_process(os.environ))
+    is_first = is_first_process(os.environ)
+    stop = StopFlag(speaks=is_first)
     stop.install()  # before the imports, which take seconds
+    Progress(enabled=is_first).note(f"job {job.__version__}: preparing the run {config.output.output}")
     from job.run.process import launch  # imports torch: only now, so that --help is quick
 
     ctx.exit(launch(config, stop))

@@ -32,6 +32,10 @@ class Launcher:
     """Executables that start processes and wait for them: a process must not outlive them."""
     packages: tuple[str, ...] = ()
     """Packages of such programs that are started with ``python -m``."""
+    start_all: str = "Start all of them with one command of the launcher."
+    """What to tell a user whose processes do not all come."""
+    port_option: str = "MASTER_PORT"
+    """Where the user sets the port of the rendezvous."""
     hides_devices: bool = False
     """Whether it can show each process only its own GPU, so that one visible GPU does not mean one GPU for all."""
 
@@ -58,11 +62,14 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR",),
         master_port=("MASTER_PORT",),
         programs=("torchrun",),
+        port_option="--master-port",
         packages=("torch.distributed",),
     ),
     Launcher(
         name="deepspeed",  # and anything else that sets torch's variables
         recognised_by=("RANK", "WORLD_SIZE"),
+        start_all="Start all of them with job launch, deepspeed or torchrun.",
+        port_option="--master_port of deepspeed, or MASTER_PORT",
         rank=("RANK",),
         world_size=("WORLD_SIZE",),
         local_rank=("LOCAL_RANK",),
@@ -98,6 +105,7 @@ LAUNCHERS = (
         name="srun",
         # Inside an sbatch script, but outside srun, SLURM_PROCID is set too, so it alone proves nothing.
         recognised_by=("SLURM_STEP_ID", "SLURM_PROCID"),
+        start_all="In a shell of srun --pty, put srun before the command.",
         rank=("SLURM_PROCID",),
         world_size=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
         local_rank=("SLURM_LOCALID",),

@@ -6,7 +6,6 @@ of each process waits for it.
 """
 
 import contextlib
-import os
 import threading
 import time
 from datetime import timedelta
@@ -14,10 +13,8 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
 
 from job.launch.environment import ProcessInfo
+from job.launch.rendezvous import ATTEMPT, CONNECT_SECS, NUM_JOINED, connect, hosts_store
 from job.launch.stop import StopFlag
-
-ATTEMPT = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-"""torchrun may start the processes again with the same store, which still holds the notice that ended the last ones."""
 
 REASON, NUM_LEFT = f"job/stop/{ATTEMPT}", f"job/num_left/{ATTEMPT}"
 
@@ -31,18 +28,15 @@ class Peers:
     """The other processes of the launch, seen from one of them."""
 
     def __init__(self, info: ProcessInfo, stop: StopFlag) -> None:
-        """Wait for the others' notice in a thread, and let ``stop`` send one. All processes must have joined already.
+        """Wait for the others' notice in a thread, and let ``stop`` send one. The store must exist already.
 
         Raises:
             RuntimeError: the store of the launch cannot be reached.
         """
-        self._world_size, self._stop = info.world_size, stop
-        # The store is torchrun's agent's if the agent says so. Otherwise rank 0 hosts it, and it ends with rank 0.
-        self._hosts_store = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._stop = stop
+        self._hosts_store = hosts_store(info)  # it ends with this process
         # Two connections: on a shared one, the wait in one thread would block the other.
-        self._store, listening = (
-            TCPStore(info.master_addr, info.master_port, is_master=False, wait_for_workers=False) for _ in range(2)
-        )
+        self._store, listening = (connect(info, CONNECT_SECS) for _ in range(2))
         self._heard = threading.Event()
         stop.announce = self._announce
         threading.Thread(target=self._listen, args=(listening,), name="peers", daemon=True).start()
@@ -54,9 +48,9 @@ class Peers:
     def _announce(self, name: str) -> None:
         with contextlib.suppress(RuntimeError):  # the store is closed, so the launch has ended
             self._store.set(REASON, name)
-            num_left = self._store.add(NUM_LEFT, 1)
+            num_left, num_joined = self._store.add(NUM_LEFT, 1), self._store.add(NUM_JOINED, 0)
             end = time.monotonic() + NOTICE_SECS
-            while self._hosts_store and num_left < self._world_size and time.monotonic() < end:
+            while self._hosts_store and num_left < num_joined and time.monotonic() < end:
                 time.sleep(0.01)
                 num_left = self._store.add(NUM_LEFT, 0)
 

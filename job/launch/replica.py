@@ -9,7 +9,7 @@ processes carries what they must agree on before the work begins.
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from job.errors import EXIT_STOPPED, JobError, PeerFailed, UsageError, first_line
 from job.launch.environment import ProcessInfo, export_process_info
 from job.launch.peers import Peers
+from job.launch.rendezvous import Rendezvous
 from job.launch.stop import StopFlag
 
 COMMAND_TIMEOUT = timedelta(hours=6)
@@ -37,11 +38,14 @@ MESSAGE_INTS = 4096
 class Replica:
     """The processes that share one copy of the model, seen from one of them."""
 
-    def __init__(self, info: ProcessInfo, stop: StopFlag | None = None) -> None:
+    def __init__(
+        self, info: ProcessInfo, stop: StopFlag | None = None, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Join the launch. Every process of the launch must call this.
 
         Args:
             stop: its requests are passed on to the other processes: a signal may reach only one of them.
+            note: tells the user for whom this process is waiting.
 
         Raises:
             JobError: the processes cannot find each other.
@@ -55,16 +59,19 @@ class Replica:
         self._peers: Peers | None = None
         self.launch_id = uuid.uuid4().hex[:12]
         if info.world_size > 1:
-            self._join(stop or StopFlag())
+            self._join(stop or StopFlag(), note)
 
-    def _join(self, stop: StopFlag) -> None:
+    def _join(self, stop: StopFlag, note: Callable[[str], None]) -> None:
+        rendezvous = Rendezvous(self.info, note)
+        rendezvous.sign_in()
         try:
-            dist.init_process_group(self.backend)
-            self._peers = Peers(self.info, stop)
+            self._peers = Peers(self.info, stop)  # first: a signal may come while the others are still missing
+            store = rendezvous.wait_for_all()
+            dist.init_process_group(self.backend, store=store, rank=self.info.rank, world_size=self.info.world_size)
         except (RuntimeError, ValueError) as error:
             raise JobError(
                 f"rank {self.info.rank}: cannot join {self.info.world_size} processes at {self.info.master_addr}:"
-                f"{self.info.master_port}: {first_line(error)}. Check that all were started and that the port is free."
+                f"{self.info.master_port}: {first_line(error)}. Can all nodes reach each other?"
             ) from None
         self._world = dist.new_group(backend="gloo", timeout=COMMAND_TIMEOUT)
         self.launch_id = self.agree_in_world(self.launch_id)

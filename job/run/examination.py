@@ -18,6 +18,7 @@ from job.data.tokenization import Tokenization
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
 from job.errors import UsageError, shorten
+from job.launch.activity import doing
 from job.modes.bound import BoundModes
 from job.modes.mode import AnswerLength, Probe, Setting
 from job.output.parts.manifest import Manifest
@@ -79,11 +80,15 @@ def examine(
     """
     config = as_started(config, found)
     effect_notes = check_effects(config, is_new=found is None)
+    doing(f"reading the configuration of {config.model.model}")
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
+    doing(f"reading the tokenizer of {config.model.model}")
     tokenizer = Tokenizer(load_tokenizer(config.model))
     tokenizer.check_policy(config.prompt.on_long_prompt)
     chat_template = tokenizer.chat_template(config.prompt.chat)
+    doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
     run, dataset = _open(config, chat=chat_template is not None)
+    doing("checking the options against the data")
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
     renderer = PromptRenderer(config.prompt, chat_template, schema.names, requests, config.mode_columns)

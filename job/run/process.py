@@ -11,6 +11,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
+from job.launch.activity import doing, telling_what_takes_long
 from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch
 from job.launch.replica import Replica
@@ -44,9 +45,9 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     stopwatch = Stopwatch()
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size)
-        replica = Replica(info, stop)
+        replica = Replica(info, stop, Progress(enabled=True).note)
     progress = Progress(enabled=info.speaks)
-    with stopwatch.measure("prepare"):
+    with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
         prepared = _in_turn(replica, lambda: prepare(config, replica.device))
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
     exit_code: int | None = replica.agree_in_world(early)
@@ -78,12 +79,13 @@ def _work(
 ) -> int:
     """Load the model, then lead or follow until there is nothing left to do."""
     heartbeat = Heartbeat(stop)
-    with stopwatch.measure("load"):
+    with stopwatch.measure("load"), telling_what_takes_long(progress.note):
         if prepared is not None:
             _announce(prepared, replica, progress)
         model = _load(config, replica, prepared, progress) if config.engine.needs_model else None
         prepared = _settle_in_turn(replica, prepared, model)
         engine = _build_engine(config, replica, model, heartbeat.beat, progress)
+    doing("waiting for the other processes of this launch")
     replica.check_world(None)  # no process of a replica may end immediately while the others work
     stop.begin_work()
     if prepared is None:
@@ -136,6 +138,7 @@ def _build_engine(
 ) -> Engine:
     """Build the engine that was asked for, on every process of the launch at the same time."""
     kind = ENGINES[config.engine.engine]
+    doing("building the engine")
     return kind.build(model, config.engine, replica, should_stop=should_stop, note=progress.note)
 
 

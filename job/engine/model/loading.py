@@ -10,7 +10,7 @@ The recipe (each step proved necessary with DeepSpeed 0.19.8):
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from job.engine.failures import is_out_of_memory
 from job.engine.model.deepspeed_setup import import_deepspeed, quiet_stdout
 from job.engine.model.info import ModelInfo
 from job.errors import JobError, UsageError, first_line
+from job.launch.activity import doing
 from job.launch.replica import Replica
 
 
@@ -50,13 +51,17 @@ def load_model(
     dtype = getattr(torch, info.dtype)
     failure, model = None, None
     try:
-        model = _read_weights(config, info)
+        doing(f"reading the weights of {config.model}")
+        with _counting_tensors(config.model):
+            model = _read_weights(config, info)
     except JobError as error:
         failure = error
+    doing("waiting until every process has read the weights")
     replica.check_world(failure)  # the next steps are collective: every process must take part
     assert model is not None
     kept = _tensors_to_keep(model)
     eos_token_ids = _eos_token_ids(model, stop_token_ids)
+    doing(f"sharding the model and moving it to {replica.device}")
     with _reporting_out_of_memory(config, replica.device):
         # DeepSpeed shards only in dtypes that the device computes in; a wider one would need twice the device's memory.
         if model.dtype not in _computable_dtypes(replica.device) or model.dtype.itemsize > dtype.itemsize:
@@ -85,6 +90,33 @@ def _reporting_out_of_memory(config: ModelConfig, device: torch.device) -> Itera
             f"--model {config.model} does not fit into the memory of {device}: {first_line(error)} "
             "Use a larger --tensor-parallel-size, so that each process holds less of it."
         ) from error
+
+
+@contextlib.contextmanager
+def _counting_tensors(name: str) -> Iterator[None]:
+    """Follow how far transformers is, through the seam that it has for progress bars. (Some releases have none.)"""
+    from transformers.utils import logging
+
+    set_hook = getattr(logging, "set_tqdm_hook", None)
+    if set_hook is None:
+        yield
+        return
+
+    def count(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not (args and isinstance(args[0], Sized)):
+            return factory(*args, **kwargs)
+        return factory(counted(args[0]), *args[1:], **{"total": len(args[0]), **kwargs})
+
+    def counted(values: Any) -> Iterator[Any]:
+        for idx, value in enumerate(values):
+            doing(f"reading the weights of {name}", f"{idx:,} of {len(values):,} tensors")
+            yield value
+
+    previous = set_hook(count)
+    try:
+        yield
+    finally:
+        set_hook(previous)
 
 
 def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
