@@ -1,6 +1,7 @@
 """``job run`` in one process: rows in, the same rows out, whatever is wrong with some of them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -869,6 +870,22 @@ def test_a_directory_with_foreign_parts_is_refused(
         assert result.exit_code == 2
         assert "has part files, but no manifest.json" in result.stderr
         (tmp_path / "out" / place).unlink()
+
+
+def test_everything_in_the_run_directory_has_the_permissions_that_the_umask_allows(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """Whoever shares a group reads the output of the others."""
+    before = os.umask(0o027)
+    try:
+        base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--lease-timeout", 15]
+        assert run_job(*base, "--output", tmp_path / "out").exit_code == 0
+    finally:
+        os.umask(before)
+    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in (tmp_path / "out").rglob("*")} == {
+        (True, 0o750),
+        (False, 0o640),
+    }
 
 
 def test_an_output_whose_data_directory_is_in_use_is_refused(
