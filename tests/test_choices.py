@@ -285,4 +285,4 @@ def test_a_run_with_other_choices_is_another_run(
 ) -> None:
     assert run_choices(run_job, tiny_model(), reviews, tmp_path / "out", "--engine", "fake").exit_code == 0
     result = run_choices(run_job, tiny_model(), reviews, tmp_path / "out", "--engine", "fake", "--choices", "new")
-    assert result.exit_code == 2 and "modes.choices.choices was" in result.stderr
+    assert result.exit_code == 2 and "--choices was" in result.stderr

@@ -91,7 +91,7 @@ def test_completions_are_parsed_into_typed_columns(
     assert loaded.features["parsed"] == {"n": datasets.Value("int64"), "s": datasets.Value("string")}
     assert run_job("verify", output).exit_code == 0
     again = run_job(*base, "--regex", "a")
-    assert again.exit_code == 2 and 'modes.structured.regex was None, now "a"' in again.stderr
+    assert again.exit_code == 2 and '--regex was not set, now "a"' in again.stderr
 
 
 @pytest.mark.parametrize("engine", ["paged", "static"])
@@ -178,5 +178,5 @@ def test_the_schema_is_part_of_what_a_run_is(run_job: RunJob, tiny_model: Any, q
     assert run_job(*command).exit_code == 0
     (tmp_path / "other.json").write_text(json.dumps({**SCHEMA, "required": ["n"]}))
     result = run_job(*command)
-    assert result.exit_code == 2 and "modes.structured.json_schema was" in result.stderr
+    assert result.exit_code == 2 and "--json-schema was" in result.stderr
     assert "job.manifest" in {key.decode() for key in pq.read_schema(tmp_path / "out/data/part-00000.parquet").metadata}

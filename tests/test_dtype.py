@@ -101,7 +101,7 @@ def test_a_restart_continues_in_the_dtype_of_the_manifest(
     assert NOTE not in again.stderr and read_output(output).equals(before)
     explicit = run_job(*args, "--output", output, "--dtype", "float16")
     assert explicit.exit_code == 2
-    assert 'model.dtype was "bfloat16", now "float16"' in explicit.stderr
+    assert '--dtype was "bfloat16", now "float16"' in explicit.stderr
 
 
 def test_float16_on_request_is_refused_and_nothing_is_left_behind(

@@ -210,9 +210,9 @@ def test_examples_reach_the_model_and_belong_to_the_run(run_job: RunJob, tiny_mo
     assert run_job(*args[:-1], moved).exit_code == 0, "the same examples in another place"
     write_jsonl(moved, [SUMS[0]])
     refused = run_job(*args[:-1], moved)
-    assert refused.exit_code == 2 and "prompt.examples was " in refused.stderr
+    assert refused.exit_code == 2 and "--examples was " in refused.stderr
     without = run_job(*args[:-2])
-    assert without.exit_code == 2 and ", now None" in without.stderr
+    assert without.exit_code == 2 and ", now not set" in without.stderr
     assert without.stderr.count("\n") == refused.stderr.count("\n") == 1
 
 

@@ -81,8 +81,8 @@ def test_each_changed_field_is_told_with_both_values(tmp_path: Path) -> None:
     claim_run_directory(LocalStore(tmp_path), manifest())
     changed = manifest(sampling={"max_new_tokens": 512}, dataset={"split": "test"})
     assert refusal(tmp_path, changed) == (
-        f"{tmp_path}/manifest.json is another run: sampling.max_new_tokens was 128, now 512; "
-        'dataset.split was "train", now "test". Use a new --output, or the old value.'
+        f"{tmp_path}/manifest.json is another run: --max-new-tokens was 128, now 512; "
+        '--split was "train", now "test". Use a new --output, or the old values.'
     )
     assert read_manifest(LocalStore(tmp_path)) == manifest()
 

@@ -174,7 +174,7 @@ def test_a_new_mode_is_a_file_and_an_entry(with_toy: Path, tiny_model: Any, tmp_
     values = json.loads(shown_as_json[1])
     assert values["toy"] == "twice" and "prompt_tokens_again" in json.dumps(values["schema"])
     assert verified[0] == 0 and "Correct and complete." in verified[1]
-    assert refused[0] == 2 and "modes.toy.count_prompt_tokens was True, now False" in refused[2]
+    assert refused[0] == 2 and "--count-prompt-tokens was on, now off" in refused[2]
 
     falsify(out / "data/part-00001.parquet", "prompt_tokens_again", row=2, value=99)
     (wrong,) = run_in(with_toy, ["verify", out])

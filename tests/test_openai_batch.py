@@ -329,7 +329,7 @@ def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch:
     assert "are already done" in run_batch([request(0)]).stderr
     result = run_batch([request(0)], "--prompt-column", "custom_id", "--id-column", "custom_id")
     assert result.exit_code == 2
-    assert 'prompt.request_column was "body", now None' in result.stderr
+    assert 'the column of an OpenAI batch\'s requests was "body", now not set' in result.stderr
 
 
 def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> None:

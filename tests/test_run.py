@@ -216,16 +216,12 @@ def test_a_changed_configuration_is_refused_with_both_values(
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     result = run_job(*base, "--max-new-tokens", 9, "--temperature", "0.5", "--dtype", "bfloat16")
     assert result.exit_code == 2
-    assert "sampling.max_new_tokens was 8, now 9" in result.stderr
-    assert "sampling.temperature was 0.0, now 0.5" in result.stderr
-    assert 'model.dtype was "float32", now "bfloat16"' in result.stderr
-    assert "Use a new --output, or the old value." in result.stderr
+    assert "--max-new-tokens was 8, now 9" in result.stderr
+    assert "--temperature was 0.0, now 0.5" in result.stderr
+    assert '--dtype was "float32", now "bfloat16"' in result.stderr
+    assert "Use a new --output, or the old values." in result.stderr
     assert result.stderr.count("\n") == 1
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
-    write_jsonl(questions, [{"id": "q0", "prompt": "another question"}])
-    refused = run_job(*base, "--max-new-tokens", 8, "--dtype", "bfloat16")
-    assert refused.exit_code == 2
-    assert "dataset.fingerprint" in refused.stderr and "plan.num_rows was 57, now 1" in refused.stderr
 
 
 def test_what_cannot_change_the_output_may_change(
@@ -416,7 +412,7 @@ def test_a_stop_string_ends_the_text_before_it(run_job: RunJob, tiny_model: Any,
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["identity"]["sampling"]["stop"] == [",b", ".", ";", "y,x"]
     again = run_job(*args, "--stop", ".")
-    assert again.exit_code == 2 and "sampling.stop was [',b', '.', ';', 'y,x'], now ['.']" in again.stderr
+    assert again.exit_code == 2 and "--stop was [',b', '.', ';', 'y,x'], now ['.']" in again.stderr
 
 
 @pytest.mark.parametrize("engine", ["paged", "static"])
@@ -652,7 +648,7 @@ def test_a_restart_with_changed_weights_is_refused(
     edit_weights(tmp_path / "model", lambda weights: weights["model.norm.weight"].add_(1))
     result = run_job(*args)
     assert result.exit_code == 2
-    assert "model.fingerprint was" in result.stderr
+    assert f"--model {tmp_path}/model has other contents than when the run started" in result.stderr
 
 
 def test_a_stray_part_does_not_make_a_run_done(
@@ -843,7 +839,8 @@ def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tin
         *["--rows-per-shard", 1000],
     )
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith(f"job: --dataset {data} can no longer be read:")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"job: {data}: ") and "The data can no longer be read." in last
     assert (tmp_path / "out/data/part-00001.parquet").exists()
     assert not (tmp_path / "out/data/part-00003.parquet").exists()
 

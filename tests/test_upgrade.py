@@ -19,7 +19,8 @@ from job.errors import UsageError
 from job.modes.registry import MODES
 from job.output.looking.found import find_run
 from job.output.parts import defaults
-from job.output.parts.defaults import defaults_of, describe_differences, without_defaults
+from job.output.parts.defaults import defaults_of, without_defaults
+from job.output.parts.differences import describe_differences
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.manifest import FORMAT_VERSION, Manifest, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
@@ -189,11 +190,11 @@ def test_a_run_that_an_older_version_starts_at_the_same_moment_keeps_the_layout_
 def test_an_older_run_with_other_options_is_refused_with_both_values(run_job: RunJob, runs: Path) -> None:
     result = run_job("run", *COMMON, *SAMPLES, "--output", "unfinished", "--top-k", 5, "--logprobs")
     assert result.exit_code == 2
-    assert "sampling.top_k was 0, now 5" in result.stderr
-    assert "modes.completion.logprobs was False, now True" in result.stderr
+    assert "--top-k was 0, now 5" in result.stderr
+    assert "--logprobs was off, now on" in result.stderr
     without = [option for option in SAMPLES if option not in ("--aggregate", "majority")]
     result = run_job("run", *COMMON, *without, "--output", "unfinished")
-    assert result.exit_code == 2 and 'modes.aggregate.aggregate was "majority", now None' in result.stderr
+    assert result.exit_code == 2 and '--aggregate was "majority", now not set' in result.stderr
 
 
 def test_a_run_of_this_version_is_continued_and_names_no_default(run_job: RunJob, runs: Path) -> None:
@@ -375,7 +376,7 @@ def test_a_template_of_an_older_run_is_rendered_as_it_was(run_job: RunJob, runs:
         read_output(runs / "unfinished")["prompt"][0].as_py().startswith("<user>Q: Question 0: what is 0 plus 1?<eos>")
     )
     refused = run_job("run", *args, *SAMPLES, "--output", "unfinished", "--prompt-template", "Q: {{ question }}!\n")
-    assert refused.exit_code == 2 and "prompt.prompt_template" in refused.stderr
+    assert refused.exit_code == 2 and "--prompt-template was" in refused.stderr
 
 
 def test_all_columns_of_an_older_run_are_those_that_it_began_with(runs: Path) -> None:
@@ -389,5 +390,5 @@ def test_all_columns_of_an_older_run_are_those_that_it_began_with(runs: Path) ->
 def test_long_values_that_begin_alike_are_shown_where_they_differ() -> None:
     """Both were cut at the same place, and read the same."""
     was, now = ({"prompt": {"system_prompt": f"{'x' * 200}{end}"}} for end in ("a\n", "b"))
-    (shown,) = describe_differences(was, now)
-    assert shown.endswith("(they differ at character 200: 'xxxxxxxxxxa\\n' and 'xxxxxxxxxxb')"), shown
+    shown = describe_differences(Manifest({"modes": {}, **was}, {}), Manifest({"modes": {}, **now}, {}))
+    assert shown is not None and "(they differ at character 200: 'xxxxxxxxxxa\\n' and 'xxxxxxxxxxb')." in shown

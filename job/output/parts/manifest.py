@@ -17,7 +17,8 @@ from typing import Any
 from job.errors import UsageError
 from job.modes.mode import Mode
 from job.modes.registry import modes_of
-from job.output.parts.defaults import DEFAULTS, describe_differences, without_defaults
+from job.output.parts.defaults import DEFAULTS, without_defaults
+from job.output.parts.differences import describe_differences
 from job.output.parts.older_formats import from_format_2
 from job.output.store.names import MANIFEST, PART_PATTERN, PARTS
 from job.output.store.store import Store
@@ -138,6 +139,5 @@ def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
 
 
 def _refuse_if_different(where: str, found: Manifest, wanted: Manifest) -> None:
-    differences = describe_differences(found.meaning, wanted.meaning)
-    if differences:
-        raise UsageError(f"{where} is another run: {'; '.join(differences)}. Use a new --output, or the old value.")
+    if differences := describe_differences(found, wanted):
+        raise UsageError(f"{where} {differences}")

@@ -1,0 +1,150 @@
+"""How two runs differ, in the words of whoever typed the command: why a restart is refused, and what can be done.
+
+Fields are named as options. What only follows from other options comes last, with the options that it follows from.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from job.config import DataConfig, EngineConfig, ModelConfig, OutputConfig, PromptConfig, SamplingConfig
+from job.errors import flag, shorten
+from job.modes.registry import MODES
+from job.output.parts.defaults import DEFAULTS, defaults_of
+
+if TYPE_CHECKING:
+    from job.output.parts.manifest import Manifest
+
+SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
+
+LABELS = {
+    "model.tokenizer": "the tokenizer",
+    "columns.kept": "the columns of --id-column and --keep-columns",
+    "plan.num_rows": "the number of rows",
+    "prompt.request_column": "the column of an OpenAI batch's requests",
+}
+"""Fields that are not options."""
+
+SOURCES = {
+    "dataset.fingerprint": ("dataset", "dataset_config", "dataset_revision", "data_files"),
+    "model.fingerprint": ("model", "revision"),
+}
+"""Fields that identify contents, and the options that say where the contents come from. These may change alone."""
+
+DERIVED = {
+    "model.tokenizer": "a hash of the model's vocabulary and chat template",
+    "prompt.max_prompt_tokens": "if not given, what --max-new-tokens leaves of the model's length",
+    "plan.num_rows": "what lies in the dataset",
+}
+"""Fields that may follow from others, and how."""
+
+
+def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
+    """Say how the wanted run differs from the one that was found, each field with both values, and what to do.
+
+    Returns:
+        The sentences that follow the manifest's name; None if it is the same run.
+    """
+    before, after = _flatten(found.meaning), _flatten(wanted.meaning)
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    if not names:
+        return None
+    if "dataset.limit" in names and set(names) <= {"dataset.limit", "plan.num_rows"}:
+        return f"is a run of other rows: {_change('dataset.limit', before, after)}. {_advice_on_limit(before)}"
+    if {"dataset.limit", "dataset.fingerprint"} & set(names):
+        names = [name for name in names if name != "plan.num_rows"]  # the other two say it
+    names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
+    changes = []
+    for name in names:
+        change = _source(name, found, wanted) if name in SOURCES else _change(name, before, after)
+        changes.append(f"{change} ({DERIVED[name]})" if name in DERIVED else change)
+    causes = [name for name in names if name not in DERIVED]
+    if all(name in SOURCES and not _renamed(name, found, wanted) for name in causes):
+        advice = "Use a new --output, or restore the old contents to go on."
+    else:
+        advice = f"Use a new --output, or the old value{'s' if len(causes) > 1 else ''}."
+    return f"is another run: {'; '.join(changes)}. {advice}"
+
+
+def _advice_on_limit(before: Mapping[str, Any]) -> str:
+    """Say what can be done if nothing but ``--limit`` has changed: the plan of a run is fixed."""
+    limit = before.get("dataset.limit")
+    old = "leave out --limit" if limit is None else f"give --limit {limit}"
+    return f"The rows of a run cannot change once it has started. Use a new --output for these, or {old} to go on."
+
+
+def _renamed(name: str, found: "Manifest", wanted: "Manifest") -> list[str]:
+    """Describe the options that say where contents come from, if they differ."""
+    pairs = [(option, found.about.get(option), wanted.about.get(option)) for option in SOURCES[name]]
+    return [f"{flag(option)} was {_show(was)}, now {_show(now)}" for option, was, now in pairs if was != now]
+
+
+def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
+    """Say how contents have changed: the name of where they come from, or what is there under the same name."""
+    if renamed := _renamed(name, found, wanted):
+        return f"{' and '.join(renamed)}, and the contents differ"
+    was, now = (_num_rows(manifest) for manifest in (found, wanted))
+    rows = f" ({was:,} rows then, {now:,} now)" if name == "dataset.fingerprint" and was and now and was != now else ""
+    when = f", {found.about['created']}" if "created" in found.about else ""
+    option = SOURCES[name][0]
+    return f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{when}{rows}"
+
+
+def _num_rows(manifest: "Manifest") -> int | None:
+    """Return how many rows the dataset had; None if the run did not ask for all of them."""
+    is_limited = manifest.section("dataset")["limit"] is not None
+    return None if is_limited else manifest.section("plan").get("num_rows")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    items: dict[str, Any] = {}
+    for key, inner in value.items():
+        items |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return items
+
+
+def _label(name: str) -> str:
+    """Return a field's name for the user. One that this version does not know keeps its place in the manifest."""
+    leaf = name.rpartition(".")[2]
+    return LABELS.get(name) or (flag(leaf) if leaf in _options() else name)
+
+
+def _options() -> set[str]:
+    return {field.name for section in (*SECTIONS, *MODES) for field in fields(section) if "option" in field.metadata}
+
+
+def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Describe how one field differs. A side that does not name it has the default, if the field has one."""
+    defaults = _flatten({**DEFAULTS, "modes": {mode.name: defaults_of(mode) for mode in MODES}})
+    values = [side.get(name, defaults.get(name)) for side in (before, after)]
+    was, now = map(_show, values)
+    label, is_known = _label(name), name in defaults
+    if not is_known and name not in after:
+        return f"{label} was {was}, which this version does not know"
+    if not is_known and name not in before:
+        return f"{label} was unknown to the version that wrote it, now {now}"
+    return f"{label} was {was}, now {now}{f' ({_where(*map(str, values))})' if was == now else ''}"
+
+
+def _where(one: str, other: str) -> str:
+    """Return where two long texts differ that begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    place = next((idx for idx, pair in pairs if pair[0] != pair[1]), min(len(one), len(other)))
+    excerpts = [repr(text[max(0, place - 10) : place + 30]) for text in (one, other)]
+    return f"they differ at character {place}: {' and '.join(excerpts)}"
+
+
+def _show(value: Any) -> str:
+    """Return a value for a message.
+
+    >>> _show(None), _show([]), _show(True), _show("a"), _show(0.5)
+    ('not set', 'not set', 'on', '"a"', '0.5')
+    """
+    if value is None or value == []:
+        return "not set"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)
