@@ -9,6 +9,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -36,6 +37,20 @@ class PeerFailed(JobError):
         """Exit with the code of the process that failed."""
         super().__init__(f"another process of this launch failed with exit code {exit_code}")
         self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What the user can hardly have meant. A new run is refused for it; an older run goes on, and says it."""
+
+    problem: str
+    """Without a full stop."""
+    remedy: str | None = None
+    """None: it may be meant, so a note is enough."""
+
+    def __str__(self) -> str:
+        remedy = self.remedy or ""
+        return f"{self.problem}. {remedy}{'' if remedy.endswith(('?', '.')) else '.'}" if remedy else f"{self.problem}."
 
 
 def require(condition: bool, option: str, value: object, need: str) -> None:

@@ -27,6 +27,10 @@ _REMARKS = ("title", "description", "default", "examples", "$comment", "deprecat
 INT64 = range(-(2**63), 2**63)
 
 
+Path = tuple[str | int, ...]
+"""The keys that lead from a schema to a part of it."""
+
+
 class DoesNotFit(Exception):
     """The column cannot hold this value."""
 
@@ -93,7 +97,7 @@ def closed(schema: Any) -> Any:
     them. A schema that combines several descriptions of one object is not changed: each would forbid the properties
     that the others name.
     """
-    return schema if any(map(_combines, _subschemas(schema))) else _close(schema)
+    return schema if any(_combines(inner) for _, inner in walk(schema)) else _close(schema)
 
 
 @functools.cache
@@ -116,7 +120,7 @@ def parse(text: str, shape: Shape) -> Any:
 
 
 def _json_text(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)  # JSON has 1e999, but not the infinity it is read as
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, but UTF-8 cannot encode it
@@ -144,23 +148,23 @@ def _scalar(kind: str, value: Any) -> Any:
     raise DoesNotFit(f"{str(value)[:40]!r} is not a valid {kind}, or is too large for the column")
 
 
-def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all schemas nested in it."""
+def walk(schema: Any, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield a schema and all schemas nested in it, each with the keys that lead there."""
     if not isinstance(schema, dict):
         return
-    yield schema
+    yield path, schema
     for keyword, value in schema.items():
-        for inner in _schemas_under(keyword, value):
-            yield from _subschemas(inner)
+        for where, inner in _schemas_under(keyword, value):
+            yield from walk(inner, (*path, keyword, *where))
 
 
-def _schemas_under(keyword: str, value: Any) -> Iterator[Any]:
+def _schemas_under(keyword: str, value: Any) -> Iterator[tuple[Path, Any]]:
     if keyword in _SCHEMA_LIST and isinstance(value, list):
-        yield from value
+        yield from (((idx,), inner) for idx, inner in enumerate(value))
     elif keyword in _SCHEMA_DICT and isinstance(value, dict):
-        yield from value.values()
+        yield from (((name,), inner) for name, inner in value.items())
     elif keyword in _SCHEMA:
-        yield value
+        yield (), value
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
@@ -257,13 +261,22 @@ def _shape_of_type(schema: Mapping[str, Any], root: Any, path: tuple[str, ...]) 
 
 
 def _resolve(reference: str, root: Any) -> Any:
-    """Return the schema that a reference points to; None if it points outside this document or to nothing."""
-    if not reference.startswith("#"):
+    """Return the schema that a reference points to.
+
+    None if it points outside this document or to nothing, or is more than a plain JSON pointer: an anchor, text with
+    escapes, or relative to the ``$id`` of a part.
+    """
+    pointer = reference[1:]
+    if reference[:1] != "#" or (pointer and pointer[0] != "/") or "%" in pointer or _has_inner_ids(root):
         return None
     found = root
-    for part in reference[1:].split("/")[1:]:
+    for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(found, dict) or name not in found:
             return None
         found = found[name]
     return found
+
+
+def _has_inner_ids(root: Any) -> bool:
+    return any("$id" in inner for path, inner in walk(root) if path)

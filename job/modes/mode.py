@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from job.errors import Doubt
 from job.records import Completion, Generation
 from job.tasks import Task
 
@@ -177,6 +178,10 @@ class Mode:
         Raises:
             UsageError: they contradict each other.
         """
+
+    def doubts(self) -> Iterator[Doubt]:
+        """Yield what is odd about the options, if the mode is asked for."""
+        yield from ()
 
     def bind(self, setting: Setting) -> BoundMode:
         """Prepare the mode for a tokenizer.

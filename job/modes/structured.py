@@ -6,11 +6,12 @@ early.
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from job.errors import UsageError
+from job.errors import Doubt, UsageError, shorten
 from job.modes.mode import BoundMode, Mode, Setting, Tokens
 from job.modes.options import option
 from job.modes.texts import read_text_or_file
@@ -69,6 +70,14 @@ class StructuredMode(Mode):
             from job.arrow.json_schema import read_schema
 
             read_schema(self.json_schema)
+
+    def doubts(self) -> Iterator[Doubt]:
+        """See ``Mode``."""
+        if self.json_schema is not None:
+            from job.arrow.schema_check import doubts_about
+
+            for doubt in doubts_about(self.json_schema):
+                yield replace(doubt, problem=f"--json-schema: {doubt.problem}")
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
@@ -133,7 +142,7 @@ class StructuredMode(Mode):
         compile_anew = functools.partial(LLMatcher, readable, self._source(), log_level=0)
         matcher = compile_anew()
         if matcher.is_error():
-            raise UsageError(f"{self.flag} cannot be compiled: {_one_line(matcher.get_error())}")
+            raise UsageError(self._why_not_compiled(matcher.get_error()))
         allowed, eos = matcher.compute_bitmask(), readable.eos_token
         if matcher.get_error().startswith("NoExtensionBias"):
             raise UsageError(f"{self.flag} cannot match any text. Fix it.")
@@ -142,6 +151,23 @@ class StructuredMode(Mode):
         if allowed[eos // 8] >> eos % 8 & 1 and sum(byte.bit_count() for byte in allowed) == 1:
             raise UsageError(f"{self.flag} matches only the empty text. Fix it.")
         return Grammar(compile=compile_anew, vocab_size=readable.vocab_size, eos_token_id=eos)
+
+    def _why_not_compiled(self, reason: str) -> str:
+        """Return llguidance's reason as a message that says where to look."""
+        if self.json_schema is None:
+            what = f"{self.flag} {shorten(self.regex)!r}" if self.regex is not None else self.flag
+            return f"{what} cannot be compiled: {_one_line(reason)}."
+        from job.arrow.json_schema import read_schema
+        from job.arrow.schema_check import place_of
+
+        where = place_of(read_schema(self.json_schema), reason)
+        if "coerce_one_of" in reason:
+            line = "the alternatives of 'oneOf' may overlap. Use 'anyOf', or alternatives of which only one can match"
+        elif found := re.match(r"Unimplemented keys: \[(.*)\]", reason):
+            line = f"not supported: {found[1].replace(chr(34), chr(39))}. Leave it out, or say it in another way"
+        else:
+            line = _one_line(reason)
+        return f"{self.flag} cannot be compiled: {f'{where}: ' if where else ''}{line}."
 
     def _source(self) -> str:
         """Return the constraint in llguidance's form."""
@@ -210,8 +236,11 @@ def _one_line(text: str) -> str:
 
     >>> _one_line('at 1(8): invalid regex "(" (in regex): regex parse error:\\n    (\\n    ^\\nerror: unclosed group')
     'regex parse error: error: unclosed group'
+    >>> _one_line("regex parse error:\\n    (?=x)\\n    ^^^\\nerror: no look-around.")
+    'regex parse error: error: no look-around'
     """
     text = text.partition("<state>")[0]  # llguidance's internal state follows
     line = " ".join(line.strip() for line in text.splitlines() if line[:1].strip())
     line = line.partition("(in regex): ")[2] or line
+    line = line.rstrip(".")
     return line if len(line) <= MAX_REASON_CHARACTERS else line[:MAX_REASON_CHARACTERS] + " ..."

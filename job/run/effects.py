@@ -1,4 +1,4 @@
-"""Options that could not have an effect, or whose values no run can mean: a new run with one of them is refused.
+"""Options that could not have an effect, or whose values nobody can mean: a new run with one of them is refused.
 
 A run that an older version started with such options goes on, with a note: its output does not depend on them.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from job.config import DataConfig, EngineConfig, ModelConfig, RunConfig, SamplingConfig
-from job.errors import UsageError, flag, listed
+from job.errors import Doubt, UsageError, flag, listed
 
 GREEDY_BELOW = 1e-5
 """Below it, only ties between logits are drawn."""
@@ -65,16 +65,17 @@ def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
     Raises:
         UsageError: there are such options, and this is a new run.
     """
-    problems = list(_problems(config))
-    if problems and is_new:
-        raise UsageError(" ".join(f"{problem}. {remedy}." for problem, remedy in problems))
-    return tuple(problem for problem, _ in problems)
+    doubts = list(_doubts(config))
+    if is_new and (refused := [doubt for doubt in doubts if doubt.remedy is not None]):
+        raise UsageError(" ".join(map(str, refused)))
+    return tuple(doubt.problem for doubt in doubts)
 
 
-def _problems(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield what has no effect, and what to do."""
+def _doubts(config: RunConfig) -> Iterator[Doubt]:
+    """Yield what has no effect, and what the modes find odd."""
     sampling, given = config.sampling, _given(config)
     for mode in config.active_modes:
+        yield from mode.doubts()
         if ignored := [name for name in given if name in mode.ignores]:
             yield _without_effect(ignored, f"{mode.flag} does not use {'it' if len(ignored) == 1 else 'them'}", "")
             given = [name for name in given if name not in ignored]
@@ -83,14 +84,16 @@ def _problems(config: RunConfig) -> Iterator[tuple[str, str]]:
         if names and not need.is_met(config):
             yield _without_effect(names, need.reason, need.remedy)
     if 0 < sampling.temperature < GREEDY_BELOW:
-        yield f"--temperature {sampling.temperature:g} is the same as 0", "Use 0 (greedy), or 0.00001 or more"
+        problem = f"--temperature {sampling.temperature:g} is the same as 0"
+        yield Doubt(problem, "Use 0 (greedy), or 0.00001 or more")
     if not PENALTIES[0] <= sampling.repetition_penalty <= PENALTIES[1]:
-        penalty = f"--repetition-penalty {sampling.repetition_penalty:g} leaves nothing of the model's own distribution"
-        yield penalty, f"Use {PENALTIES[0]:g} to {PENALTIES[1]:g}"
-    if sampling.num_samples > 1 and (not _is_random(config) or (sampling.top_k == 1 and "top_k" in given)):
-        cause = f"--temperature {sampling.temperature:g}" if not _is_random(config) else "--top-k 1"
-        remedy = "Set --temperature above 0" if not _is_random(config) else "Use a larger --top-k"
-        yield f"--num-samples {sampling.num_samples} with {cause} gives the same completion each time", remedy
+        problem = f"--repetition-penalty {sampling.repetition_penalty:g} leaves nothing of the model's own distribution"
+        yield Doubt(problem, f"Use {PENALTIES[0]:g} to {PENALTIES[1]:g}")
+    if sampling.num_samples > 1 and (not _is_random(config) or sampling.top_k == 1):
+        is_cold = not _is_random(config)
+        cause = f"--temperature {sampling.temperature:g}" if is_cold else "--top-k 1"
+        problem = f"--num-samples {sampling.num_samples} with {cause} gives the same completion each time"
+        yield Doubt(problem, "Set --temperature above 0" if is_cold else "Use a larger --top-k")
 
 
 def _given(config: RunConfig) -> list[str]:
@@ -108,8 +111,7 @@ def _given(config: RunConfig) -> list[str]:
     ]
 
 
-def _without_effect(names: list[str], reason: str, remedy: str) -> tuple[str, str]:
-    """Return that some options have no effect, and what to do."""
+def _without_effect(names: list[str], reason: str, remedy: str) -> Doubt:
     verb, them = ("has", "it") if len(names) == 1 else ("have", "them")
-    leave = f"eave {them} out"
-    return f"{listed(map(flag, names))} {verb} no effect: {reason}", f"{remedy}, or l{leave}" if remedy else f"L{leave}"
+    problem = f"{listed(map(flag, names))} {verb} no effect: {reason}"
+    return Doubt(problem, f"{remedy}, or leave {them} out" if remedy else f"Leave {them} out")
