@@ -70,7 +70,9 @@ class DataConfig:
     """Hub id, local file, glob or directory."""
     dataset_config: str | None = option(None, "Configuration (subset) of a Hub dataset.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
-    split: str | None = option(None, "Split [default: train, or the only one].")
+    split: str | None = option(
+        None, "Split [default: train, or the only one]. A directory may have several: see README."
+    )
     data_files: tuple[str, ...] = option(
         (), "Files or globs inside the dataset. Repeat or use commas.", splits_commas=True, is_path=True
     )

@@ -10,6 +10,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -114,21 +115,21 @@ def is_foreign(error: Exception) -> bool:
     return isinstance(error, OSError) or module.partition(".")[0] != "job"
 
 
-def explain(error: BaseException, where: str) -> str:
-    """Return a library's error in one line: the place, and the root cause.
+def explain(error: BaseException, named: str = "") -> str:
+    """Return the root cause of a library's error in one line, with the file that ``reading`` has named.
 
     Args:
-        where: the place, unless ``reading`` has named the file.
+        named: a file that the message names anyway.
     """
-    files = getattr(error, "__notes__", ())
+    files = [*getattr(error, "__notes__", ())]
     while error.__cause__ is not None:  # datasets wraps errors: the root cause names the file and the line
         error = error.__cause__
-        files = (*files, *getattr(error, "__notes__", ()))
+        files += getattr(error, "__notes__", ())
     reason = first_line(error)
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    where = next(iter(files), where)
-    return reason if reason.startswith(where) else f"{where}: {reason}"
+    is_known = not files or reason.startswith(files[0]) or Path(files[0]).absolute() == Path(named).absolute()
+    return reason if is_known else f"{files[0]}: {reason}"
 
 
 def shorten(value: object) -> str:

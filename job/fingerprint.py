@@ -30,3 +30,14 @@ def fingerprint(files: Sequence[str | Path]) -> str:
                 stream.seek(offset)
                 digest.update(stream.read(SAMPLED_BYTES))
     return digest.hexdigest()[:16]
+
+
+def digest_of_ends(file: Path) -> str:
+    """Hash a file's size, and as much as is sampled of its start and of its end: a hint at which file has changed."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(f"{size}".encode())
+    with file.open("rb") as stream:
+        for offset in dict.fromkeys((0, max(0, size - SAMPLED_BYTES))):
+            stream.seek(offset)
+            digest.update(stream.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:8]

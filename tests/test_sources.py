@@ -18,9 +18,10 @@ import pytest
 
 from job.config import DataConfig
 from job.data import lines
+from job.data.dataset import OpenDataset
 from job.data.formats.parquet import ParquetSource
 from job.data.lines import LinesSource, index_lines
-from job.data.opening import OpenDataset, open_dataset
+from job.data.opening import open_dataset
 from job.data.reader import SliceReader
 from job.data.source import Source, StreamSource, check_columns, table_to_block
 from job.data.source import read_rows as checked_rows

@@ -1,35 +1,30 @@
 """From the user's ``--dataset`` to a source: local forms are recognised, and everything else is a Hub id.
 
-This module turns names into files, splits and a format; the format's module opens the files (``formats``). ``datasets``
-resolves directories and Hub ids into splits, configurations and data files.
+This module turns names into files, splits and a format; the format's module opens the files (``formats``). Which local
+files are read is decided here and in ``listing``; ``datasets`` decides it for Hub ids, and for directories with a
+dataset card that lists ``configs``.
 """
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from job.config import DataConfig
-from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of, format_of_reader, saved
+from job.data.dataset import DataFile, OpenDataset, Unread
+from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of_reader, saved
 from job.data.formats.files import Files
-from job.data.source import Source, TableSource
-from job.errors import JobError, UsageError, explain, is_foreign
-from job.fingerprint import fingerprint
-
-PARTS_OF_A_RUN = ("data/part-*.parquet", "part-*.parquet")
-"""Where the parts of a run directory lie: today, and in older versions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenDataset:
-    """A source, with a fingerprint of its contents."""
-
-    source: Source
-    fingerprint: str
-    """Changes when the rows change. (For large local files: when the size or one of the sampled places changes.)"""
-    split: str
+from job.data.heads import check_heads
+from job.data.listing import CARD, Listing, data_beside, list_directory
+from job.data.patterns import list_patterns
+from job.data.runs import RunInput, read_run, run_above
+from job.data.source import TableSource
+from job.data.splits import splits_of
+from job.errors import JobError, UsageError, explain, is_foreign, reading
+from job.fingerprint import digest_of_ends, fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +35,25 @@ class _Found:
     """Split to its files. Empty if only ``datasets`` knows where the rows come from."""
     builder: Callable[..., Any]
     """See ``Files``."""
+    root: Path | None = None
+    """The directory to which the names of local files are relative."""
     format: Format | None = None
     """None if the reader chosen by ``datasets`` decides."""
     reader: str = ""
     digest: str = ""
     """Identifies the contents if there are no files."""
+    must_choose: bool = False
+    """Whether the user must choose a split, because the names only look like several."""
+    unread: tuple[Unread, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def open_dataset(config: DataConfig) -> OpenDataset:
+def open_dataset(config: DataConfig, *, output: Path | None = None, is_older: bool = False) -> OpenDataset:
     """Open the dataset that the user named.
+
+    Args:
+        output: the run directory, which is never its own input.
+        is_older: whether version 0.2 or older started the run: it goes on with the files that ``datasets`` chooses.
 
     Raises:
         UsageError: the dataset, split or file does not exist, or cannot be read.
@@ -62,7 +67,9 @@ def open_dataset(config: DataConfig) -> OpenDataset:
             f"--dataset {path} is a pipe, a socket or a device, which can be read only once. Copy it to a file."
         )
     try:
-        return _open_saved(path, config) if saved.is_saved(path) else _open_found(_find(config), config)
+        if saved.is_saved(path):
+            return _open_saved(path, config)
+        return _open_found(_find(config, output, is_older), config, is_older)
     except StopIteration:  # datasets raises this on an empty JSON file
         raise UsageError(f"--dataset {config.dataset} has no rows.") from None
     except JobError:
@@ -71,8 +78,16 @@ def open_dataset(config: DataConfig) -> OpenDataset:
         if not is_foreign(error):
             raise
         is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in READERS
-        hint = "" if is_local else " (and there is no such file or directory)"
-        raise UsageError(f"{explain(error, f'--dataset {config.dataset}')}{hint}") from None
+        hint = _cache_hint(error) or ("" if is_local else " (and there is no such file or directory)")
+        raise UsageError(f"--dataset {config.dataset}: {explain(error, config.dataset)}{hint}") from None
+
+
+def _cache_hint(error: Exception) -> str:
+    """Return what to do if the cache of ``datasets`` cannot be written."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    if not isinstance(error, OSError) or error.filename is None or not Path(error.filename).is_relative_to(home):
+        return ""
+    return f". Set HF_HOME, now {home}, to a directory that can be written: the data is converted there."
 
 
 def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
@@ -84,53 +99,143 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
         dataset = saved.load_saved(path)
         split = _choose_split([str(dataset.split or config.split or "train")], config)
     files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() also leaves its caches there
-    return OpenDataset(source=TableSource(dataset), fingerprint=fingerprint(files), split=split)
+    return OpenDataset(
+        source=TableSource(dataset),
+        fingerprint=fingerprint(files),
+        split=split,
+        files=_data_files(files, path),
+        other_splits=tuple(name for name in names or () if name != split),
+    )
 
 
-def _open_found(found: _Found, config: DataConfig) -> OpenDataset:
-    split = _choose_split(list(found.splits), config)
+def _open_found(found: _Found, config: DataConfig, is_older: bool) -> OpenDataset:
+    split = _choose_split(list(found.splits), config, must_choose=found.must_choose)
     names = found.splits[split]
     files = Files(config=config, split=split, names=names, builder=found.builder)
-    contents = fingerprint(names) if names else f"{found.reader}-{found.digest}"
     known = found.format or format_of_reader(found.reader, names)
-    return OpenDataset(source=known.open(files), fingerprint=contents, split=split)
+    if not is_older:
+        check_heads(files.local_names, known)
+    return OpenDataset(
+        source=known.open(files),
+        fingerprint=fingerprint(names) if names else f"{found.reader}-{found.digest}",
+        split=split,
+        files=_data_files(names, found.root),
+        other_splits=tuple(name for name in found.splits if name != split),
+        unread=found.unread,
+        remarks=found.remarks,
+    )
 
 
-def _find(config: DataConfig) -> _Found:
-    """Return the files that the user named, or those that ``datasets`` finds.
+def _data_files(names: Sequence[str], root: Path | None) -> tuple[DataFile, ...]:
+    return tuple(
+        DataFile(name=name.partition("@")[2].partition("/")[2] or name)
+        if "://" in name
+        else DataFile(
+            name=os.path.relpath(name, root), num_bytes=Path(name).stat().st_size, digest=digest_of_ends(Path(name))
+        )
+        for name in names
+    )
+
+
+def _find(config: DataConfig, output: Path | None, is_older: bool) -> _Found:
+    """Return the files that the user named, or those that lie in the directory that the user named.
 
     Raises:
         UsageError: no file exists, or the files have several formats.
     """
     path, patterns = Path(config.dataset), list(config.data_files)
     if config.dataset in READERS and patterns and not path.exists():
-        files = _existing(patterns)
-        return _found_files(files, format_of_reader(config.dataset, files))
+        listing = list_patterns(patterns, output, one_format=False)
+        return _listed(listing, format_of_reader(config.dataset, list(map(str, listing.files))))
+    if path.is_dir() and patterns:
+        return _listed(list_patterns([f"{glob.escape(str(path))}/{pattern}" for pattern in patterns], output))
+    if path.is_dir() and (run := read_run(path)) is not None:
+        return _listed(_list_run(run))
     if path.is_dir():
-        inside = f"{glob.escape(str(path))}/"
-        if patterns:
-            return _files_of_one_kind([inside + pattern for pattern in patterns])
-        found = [pattern for pattern in PARTS_OF_A_RUN if any(path.glob(pattern))]
-        is_run = (path / "journal").is_dir() or found
-        if is_run and (path / "manifest.json").is_file():  # the output of another run
-            return _files_of_one_kind([inside + (found or PARTS_OF_A_RUN)[0]])
-        return _find_in_directory(path, config)
+        return _find_in_directory(path, config, is_older)
     if ending_of(config.dataset) in ENDINGS or path.exists() or any(c in config.dataset for c in "*?["):
-        return _files_of_one_kind([config.dataset])
+        return _listed(list_patterns([config.dataset], output))
     if config.dataset.count("/") > 1 or config.dataset.startswith((".", "/", "~")):
         raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
     return _resolved(config, data_files=patterns or None, revision=config.dataset_revision)
 
 
-def _found_files(files: Sequence[str], known: Format) -> _Found:
-    """Return files as a single split. Names are escaped because ``datasets`` treats every name as a glob."""
-    escaped = [glob.escape(file) for file in files]
-    builder = partial(_load_builder, known.reader, data_files={"train": escaped})
-    return _Found(splits={"train": tuple(files)}, builder=builder, format=known)
+def _list_run(run: RunInput) -> Listing:
+    """Return the parts of a finished run.
+
+    Raises:
+        UsageError: it is not finished.
+    """
+    if run.num_missing or not run.parts:
+        place = run.parts[0].relative_to(run.path).parent if run.parts else None
+        advice = "" if place is None else f", or read what is there with --data-files '{place / 'part-*.parquet'}'"
+        raise UsageError(f"--dataset {run.path} is an unfinished run: {run.state}. Finish it first{advice}.")
+    return Listing(root=run.path, files=tuple(run.parts))
+
+
+def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> _Found:
+    configs = _configs(directory)
+    if is_older or configs:
+        if config.dataset_config is None and len(configs) > 1 and not any(configs.values()):
+            names = ", ".join(configs)
+            raise UsageError(f"--dataset {directory} has the configurations {names}. Choose with --dataset-config.")
+        found = _resolved(config)
+        files = [file for files in found.splits.values() for file in files]
+        beside = data_beside(directory, files) if files and "://" not in files[0] else ()
+        return replace(found, root=directory, unread=beside)
+    if config.dataset_config:
+        raise UsageError(
+            f"--dataset-config {config.dataset_config}: {directory} has no README.md that lists configs. Leave it out."
+        )
+    return _listed(list_directory(directory), by_splits=True)
+
+
+def _configs(directory: Path) -> dict[str, bool]:
+    """Return the configurations in a directory's dataset card, which say what files are which split, and whether each
+    is the default.
+    """
+    from huggingface_hub import metadata_load
+
+    card = directory / CARD
+    if not card.is_file():
+        return {}
+    with reading(str(card)):
+        try:
+            configs = (metadata_load(card) or {}).get("configs") or []
+        except UnicodeDecodeError:  # a card is UTF-8
+            return {}
+    names = [(str(each.get("config_name", "default")), each) for each in configs if isinstance(each, dict)]
+    return {name: name == "default" or bool(each.get("default")) for name, each in names}
+
+
+def _listed(listing: Listing, known: Format | None = None, *, by_splits: bool = False) -> _Found:
+    """Return the files of a listing, with remarks on unfinished runs among them."""
+    paths = {os.path.relpath(file, listing.root): str(file.absolute()) for file in listing.files}
+    splits = splits_of(list(paths)) if by_splits else None
+    files = {"train": tuple(paths)} if splits is None else splits.files
+    absolute = {split: tuple(paths[name] for name in names) for split, names in files.items()}
+    known = known or listing.format
+    # Names are escaped because datasets treats every name as a glob.
+    escaped = {split: [glob.escape(name) for name in names] for split, names in absolute.items()}
+    runs = {run.path: run for file in listing.files if (run := run_above(file)) is not None}
+    return _Found(
+        splits=absolute,
+        builder=partial(_load_builder, known.reader, data_files=escaped),
+        root=listing.root,
+        format=known,
+        must_choose=splits is not None and not splits.is_plain,
+        unread=listing.unread,
+        remarks=tuple(f"{run.path} is an unfinished run: {run.state}" for run in runs.values() if run.num_missing),
+    )
 
 
 def _resolved(config: DataConfig, **options: Any) -> _Found:
     """Let ``datasets`` resolve a directory or a Hub id."""
+    if Path(config.dataset).is_dir() and set(str(Path(config.dataset).resolve())) & set("*?["):
+        raise UsageError(
+            f"--dataset {config.dataset}: the name of a directory whose README.md lists configs may not contain '*', "
+            "'?' or '['. Name its files."
+        )
     load = partial(_load_builder, config.dataset, config.dataset_config, **options)
     builder = load()
     found = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
@@ -147,82 +252,13 @@ def _load_builder(*args: Any, **options: Any) -> Any:
     return datasets.load_dataset_builder(*args, **options)
 
 
-def _find_in_directory(directory: Path, config: DataConfig) -> _Found:
-    """Let ``datasets`` resolve a directory, unless it would drop files: it reads only the most frequent kind.
-
-    Raises:
-        UsageError: there are several kinds, a name that ``datasets`` treats as a glob, or an ending that it overlooks.
-    """
-    if set(str(directory.resolve())) & set("*?["):
-        raise UsageError(f"--dataset {directory}: a directory's name may not contain '*', '?' or '['. Name its files.")
-    kinds: dict[str, list[Path]] = {}
-    for file, known in _data_files(directory):
-        kinds.setdefault(known.reader or known.module, []).append(file)
-        if file.suffix != file.suffix.lower() or ending_of(file.name) not in file.suffixes:
-            raise UsageError(
-                f"--dataset {directory}: {file.name} would be overlooked: its ending is in capitals. Rename "
-                "it, or name the files with --data-files, for example --data-files '*'."
-            )
-    if len(kinds) > 1:
-        raise UsageError(
-            f"--dataset {directory} holds files of several kinds: "
-            f"{', '.join(sorted(files[0].name for files in kinds.values()))}. "
-            "Choose with --data-files, for example --data-files '*.jsonl'."
-        )
-    for kind, files in kinds.items():
-        if kind not in READERS:  # datasets would not find these files
-            return _files_of_one_kind([glob.escape(str(file)) for file in files])
-    return _resolved(config)
-
-
-def _data_files(directory: Path) -> Iterator[tuple[Path, Format]]:
-    """Yield the files of a directory that have one of our formats, except those that ``datasets`` skips."""
-    for file in sorted(directory.rglob("*")):
-        parts = file.relative_to(directory).parts  # hidden folders above it do not matter
-        is_hidden = any(part.startswith(".") for part in parts) or any(part.startswith("__") for part in parts[:-1])
-        known = format_of(file.name)
-        if known is not None and not is_hidden:
-            yield file, known
-
-
-def _files_of_one_kind(patterns: Sequence[str]) -> _Found:
-    files = _existing(patterns)
-    endings = sorted({ending_of(file) for file in files})
-    known = format_of(files[0])
-    if known is None or len(endings) > 1:
-        raise UsageError(
-            f"--dataset {patterns[0]}: file endings {', '.join(ending or 'none' for ending in endings)}. "
-            f"Give files that all have the same ending, one of {', '.join(ENDINGS)}."
-        )
-    return _found_files(files, known)
-
-
-def _existing(patterns: Sequence[str]) -> list[str]:
-    """Expand globs, each in sorted order. A file that several globs match is listed once, at its first place.
-
-    Raises:
-        UsageError: a pattern matches no file.
-    """
-    files: dict[Path, str] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        found = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        asked = [file for file in found if file.is_file() and _num_hidden(file) <= _num_hidden(path)]
-        if not asked:
-            raise UsageError(f"--dataset {pattern}: there is no such file{'' if found else ' or directory'}.")
-        for file in asked:
-            # Do not follow a link to its target: in a Hub cache, two files with equal contents are links to one file.
-            files.setdefault(file.parent.resolve() / file.name, str(file.absolute()))
-    return list(files.values())
-
-
-def _num_hidden(path: Path) -> int:
-    """Count the hidden parts of a path or pattern: a file that has more of them than the pattern was not asked for."""
-    return sum(part.startswith(".") and part != ".." for part in path.parts)
-
-
-def _choose_split(splits: Sequence[str], config: DataConfig) -> str:
+def _choose_split(splits: Sequence[str], config: DataConfig, *, must_choose: bool = False) -> str:
     """Return the split to read: the requested one, else ``train``, else the only one."""
+    if must_choose and config.split is None:
+        raise UsageError(
+            f"--dataset {config.dataset}: the names of its files look like the splits {', '.join(splits)}. "
+            "Choose one with --split, or read all files with --data-files '**'."
+        )
     wanted = config.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
     if wanted not in splits:
         raise UsageError(

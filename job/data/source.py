@@ -98,7 +98,7 @@ def read_rows(
             yield block
     except (*TORN, OSError) as error:
         raise JobError(
-            f"{explain(error, f'--dataset {name}')}. The data can no longer be read. Finished rows are safe; "
+            f"--dataset {name} can no longer be read: {explain(error, name)}. Finished rows are safe; "
             "run the same command again once the data is back."
         ) from error
     except JobError:
@@ -107,8 +107,8 @@ def read_rows(
         if not is_foreign(error):
             raise
         raise JobError(
-            f"{explain(error, f'--dataset {name}')}. The data cannot be read. Finished rows are safe, but the same "
-            "command will stop here again until the data is repaired."
+            f"--dataset {name} cannot be read: {explain(error, name)}. Finished rows are safe, but the same command "
+            "will stop here again until the data is repaired."
         ) from error
     if num_rows != len(rows):
         raise JobError(

@@ -67,6 +67,12 @@ class Preview:
     """What a run would do. Row counts are of the rows that were read."""
 
     dataset: str
+    place: str
+    """The split and the files that the rows come from."""
+    files: Sequence[str]
+    """The names of all of them."""
+    not_read: Sequence[str]
+    """What lies beside them."""
     model: str
     dtype: str
     tensor_parallel_size: int
@@ -107,6 +113,8 @@ class Preview:
         """Return JSON values. The names are stable: programs rely on them."""
         return {
             "dataset": self.dataset,
+            "files": list(self.files),
+            "not_read": list(self.not_read),
             "model": {
                 "name": self.model,
                 "dtype": self.dtype,
@@ -156,7 +164,7 @@ def describe_preview(preview: Preview) -> str:
     return "\n".join(
         [
             *(line for prompt in preview.prompts for line in _prompt(prompt)),
-            *_titled("dataset", [_dataset(preview)]),
+            *_titled("dataset", [_dataset(preview), *([preview.place] if len(preview.files) > 1 else [])]),
             *_titled("plan", [_plan(preview)]),
             *_titled("model", [_model(preview)]),
             *(line for section in preview.sections for line in _titled(section.title, section.lines)),

@@ -5,13 +5,15 @@ Each check is next to the code that it protects; this module knows only the orde
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 import torch
 
 from job.config import RunConfig
+from job.data.dataset import OpenDataset
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
-from job.data.opening import OpenDataset, open_dataset
+from job.data.opening import open_dataset
 from job.data.prompts import PromptRenderer, check_prompt_type, needed_columns
 from job.data.source import Source, check_columns, read_rows
 from job.data.tokenization import Tokenization
@@ -39,7 +41,7 @@ class Examined:
     run: ResolvedRun
     model_info: ModelInfo
     tokenizer: Tokenizer
-    source: Source
+    dataset: OpenDataset
     renderer: PromptRenderer
     modes: BoundModes
     tokenization: Tokenization
@@ -59,6 +61,11 @@ class Examined:
     def config(self) -> RunConfig:
         """What the user typed."""
         return self.run.config
+
+    @property
+    def source(self) -> Source:
+        """The rows of ``dataset``."""
+        return self.dataset.source
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
@@ -87,7 +94,7 @@ def examine(
     tokenizer.check_policy(config.prompt.on_long_prompt)
     chat_template = tokenizer.chat_template(config.prompt.chat)
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
-    run, dataset = _open(config, chat=chat_template is not None)
+    run, dataset = _open(config, found, chat=chat_template is not None)
     doing("checking the options against the data")
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
@@ -116,7 +123,7 @@ def examine(
         run=run,
         model_info=info,
         tokenizer=tokenizer,
-        source=dataset.source,
+        dataset=dataset,
         renderer=renderer,
         modes=modes,
         tokenization=tokenization,
@@ -126,13 +133,20 @@ def examine(
         kept=kept,
         features=features_of(columns, schema, kept),
         manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, kept),
-        notes=(*effect_notes, *(() if requests is None else (requests.note,)), *notes),
+        notes=(
+            *dataset.notes,
+            *effect_notes,
+            *(() if requests is None else (requests.note,)),
+            *notes,
+        ),
     )
 
 
-def _open(config: RunConfig, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
+def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
     """Open the dataset, and find out whether it is a batch of requests."""
-    run, dataset = ResolvedRun(config=config, chat=chat), open_dataset(config.data)
+    is_older = found is not None and not found.lists_files
+    run = ResolvedRun(config=config, chat=chat)
+    dataset = open_dataset(config.data, output=Path(config.output.output), is_older=is_older)
     columns = dataset.source.schema.names
     if recognises_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)

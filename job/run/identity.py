@@ -12,7 +12,7 @@ import pyarrow as pa
 
 import job
 from job.config import RunConfig
-from job.data.opening import OpenDataset
+from job.data.dataset import OpenDataset
 from job.engine.model.info import ModelInfo
 from job.output.parts.defaults import without_defaults
 from job.output.parts.manifest import Manifest
@@ -38,7 +38,7 @@ def manifest_of(
         },
         "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
-    return Manifest(without_defaults(identity), _about(run))
+    return Manifest(without_defaults(identity), _about(run, dataset))
 
 
 def _prompt(run: ResolvedRun) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _prompt(run: ResolvedRun) -> dict[str, Any]:
     return asdict(run.config.prompt) | looked_up
 
 
-def _about(run: ResolvedRun) -> dict[str, Any]:
+def _about(run: ResolvedRun, dataset: OpenDataset) -> dict[str, Any]:
     config = run.config
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -61,6 +61,8 @@ def _about(run: ResolvedRun) -> dict[str, Any]:
         "dataset_config": config.data.dataset_config,
         "dataset_revision": config.data.dataset_revision,
         "data_files": list(config.data.data_files),
+        "files": {file.name: [file.num_bytes, file.digest] for file in dataset.files},
+        "not_read": [unread.name for unread in dataset.unread],
         "id_column": run.id_column,
         "host": platform.node(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),

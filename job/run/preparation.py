@@ -1,6 +1,7 @@
 """Turns what the user asked for into what the runner needs: checks everything, and claims the run directory."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -48,6 +49,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         UsageError: something cannot work as asked.
     """
+    _refuse_output_in_place(config)
     store = open_store(config.output.output)
     found = found_in(store)
     examined = examine(config, device, found)
@@ -58,6 +60,15 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device)
     return prepared
+
+
+def _refuse_output_in_place(config: RunConfig) -> None:
+    """Refuse to write parts among the data, where a restart would take them for rows."""
+    dataset, output = Path(config.data.dataset), Path(config.output.output)
+    if dataset.is_dir() and dataset.resolve() == output.resolve():
+        raise UsageError(
+            f"--output {output} is the directory of the dataset. Use another one, for example {output / 'completions'}."
+        )
 
 
 def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:

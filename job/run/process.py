@@ -156,6 +156,7 @@ def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progre
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     info, plan = replica.info, prepared.plan
+    progress.note(prepared.dataset.describe(prepared.config.data.limit))
     if prepared.model_info.dtype_note and prepared.config.engine.needs_model:
         progress.note(prepared.model_info.dtype_note)
     for note in prepared.notes:

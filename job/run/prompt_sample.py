@@ -147,6 +147,9 @@ def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Previ
     schema = examined.columns.schema(pa.schema(examined.kept))
     return Preview(
         dataset=config.data.dataset,
+        place=examined.dataset.place,
+        files=[file.name for file in examined.dataset.files],
+        not_read=[unread.name for unread in examined.dataset.unread],
         model=config.model.model,
         dtype=info.dtype,
         tensor_parallel_size=config.engine.tensor_parallel_size,

@@ -30,6 +30,9 @@ LONG_PROMPTS = {
     "truncate-right": "are cut at the right of the row's own text",
 }
 
+SHOWN_FILES = 3
+"""The card names this many of the dataset's files; the manifest names all."""
+
 LONG_TEXT = 80
 """Texts of more characters get a block of their own."""
 
@@ -178,6 +181,9 @@ def _dataset(manifest: Manifest) -> Iterator[str]:
     yield f"split {_code(dataset['split'])}"
     if dataset["limit"] is not None:
         yield f"the first {dataset['limit']:,} rows"
+    if names := [name for name in about.get("files", ()) if name != _shown(about["dataset"])]:
+        more = f" and {len(names) - SHOWN_FILES:,} more" if len(names) > SHOWN_FILES else ""
+        yield f"read from {', '.join(map(_code, names[:SHOWN_FILES]))}{more}"
 
 
 def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from job.config import DataConfig, EngineConfig, ModelConfig, OutputConfig, Prom
 from job.errors import flag, shorten
 from job.modes.registry import MODES
 from job.output.parts.defaults import DEFAULTS, defaults_of
+from job.output.parts.input_files import describe_changes
 
 if TYPE_CHECKING:
     from job.output.parts.manifest import Manifest
@@ -82,13 +83,17 @@ def _renamed(name: str, found: "Manifest", wanted: "Manifest") -> list[str]:
 
 def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
     """Say how contents have changed: the name of where they come from, or what is there under the same name."""
+    files = [manifest.about.get("files", {}) if name == "dataset.fingerprint" else {} for manifest in (found, wanted)]
+    changes = f": {describe_changes(*files)}" if {*files[0]} & {*files[1]} and max(map(len, files)) > 1 else ""
     if renamed := _renamed(name, found, wanted):
-        return f"{' and '.join(renamed)}, and the contents differ"
+        return f"{' and '.join(renamed)}, and the contents differ{changes}"
     was, now = (_num_rows(manifest) for manifest in (found, wanted))
     rows = f" ({was:,} rows then, {now:,} now)" if name == "dataset.fingerprint" and was and now and was != now else ""
     when = f", {found.about['created']}" if "created" in found.about else ""
     option = SOURCES[name][0]
-    return f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{when}{rows}"
+    return (
+        f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{when}{changes}{rows}"
+    )
 
 
 def _num_rows(manifest: "Manifest") -> int | None:

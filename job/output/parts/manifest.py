@@ -24,7 +24,8 @@ from job.output.store.names import MANIFEST, PART_PATTERN, PARTS
 from job.output.store.store import Store
 
 FORMAT_VERSION = 4
-"""2: version 0.1. 3: version 0.2, without defaults. 4: parts in a directory of their own."""
+"""2: version 0.1. 3: version 0.2, without defaults. 4: parts in a directory of their own; we, not
+``datasets``, list the files of a dataset's directory."""
 
 READABLE_FORMATS = (2, 3, 4)
 
@@ -51,6 +52,11 @@ class Manifest:
     def part_dir(self) -> str:
         """The directory of the parts, relative to the run directory. A run keeps the layout that it began with."""
         return PARTS if self.format_version >= 4 else ""
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether the version that started the run decided itself which files of a directory are data."""
+        return self.format_version >= 4
 
     @cached_property
     def meaning(self) -> dict[str, Any]:

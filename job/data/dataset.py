@@ -1,0 +1,76 @@
+"""An open dataset: its rows, which files they come from, and what lies beside these files and is not read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from job.data.source import Source
+from job.errors import shorten
+
+SHOWN_FILES, SHOWN_UNREAD = 3, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """A file that is read."""
+
+    name: str
+    """Relative to the dataset."""
+    num_bytes: int | None = None
+    """None for files that are not local."""
+    digest: str | None = None
+    """Changes with the size or with either end of a local file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A file or a folder that is not read although it lies in the dataset's directory."""
+
+    name: str
+    """Relative to the dataset; of a folder, with a slash at the end."""
+    why: str = ""
+    """Empty if the name says it."""
+
+    def __str__(self) -> str:
+        return f"{shorten(self.name)} ({self.why})" if self.why else shorten(self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDataset:
+    """A source, with a fingerprint of its contents."""
+
+    source: Source
+    fingerprint: str
+    """Changes when the rows change. (For large local files: when the size or one of the sampled places changes.)"""
+    split: str
+    files: tuple[DataFile, ...] = ()
+    """In the order of their rows. Empty if only ``datasets`` knows where the rows come from."""
+    other_splits: tuple[str, ...] = ()
+    unread: tuple[Unread, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What else the user should know about the data."""
+
+    def describe(self, limit: int | None) -> str:
+        """Return a line that says what is read."""
+        num_rows = self.source.num_rows
+        rows = f"{num_rows:,} row{'' if num_rows == 1 else 's'}"
+        rows = f"the first {limit:,} of {rows}" if limit is not None and limit < num_rows else rows
+        return f"reading {rows} from {self.place}" if self.files else f"reading {rows} of {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Where the rows come from."""
+        names = [file.name for file in self.files]
+        files = f"{len(names):,} files: {some(names, SHOWN_FILES)}" if len(names) > 1 else "".join(map(shorten, names))
+        splits = f"split {self.split} (not read: {', '.join(self.other_splits)})" if self.other_splits else ""
+        return ", ".join(filter(None, (splits, files))) or "the dataset"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What lies there and is not read, and what else the user should know."""
+        return (*((f"not read: {some(self.unread, SHOWN_UNREAD)}",) if self.unread else ()), *self.remarks)
+
+
+def some(values: Sequence[object], num_shown: int) -> str:
+    """Return the first values, and how many more there are."""
+    more = f" (+{len(values) - num_shown:,})" if len(values) > num_shown else ""
+    return ", ".join(map(shorten, values[:num_shown])) + more

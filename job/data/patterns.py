@@ -1,0 +1,121 @@
+"""Files that the user names by patterns, such as ``data/**/*.jsonl``."""
+
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from job.data.dataset import Unread
+from job.data.formats import ENDINGS, ending_of, format_of
+from job.data.listing import Listing, identity, in_order
+from job.data.runs import PART, is_run
+from job.errors import UsageError
+
+
+def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_format: bool = True) -> Listing:
+    """Return the files that globs match, each in sorted order. A file that several match is read once, at its first
+    place. Of a run directory that a wildcard reaches, only the parts are read.
+
+    Args:
+        output: the run directory of this run, which is never its own input.
+        one_format: whether files of several formats are an error.
+
+    Raises:
+        UsageError: a pattern matches no file, or the files have several formats.
+    """
+    files: dict[Path, Path] = {}
+    unread: list[Path] = []
+    for pattern in map(Path, patterns):
+        matched = _matches(pattern)
+        asked = [path for path in matched if _num_hidden(path) <= _num_hidden(pattern)]
+        chosen = _without_runs(asked, pattern, output)
+        if not chosen:
+            is_own = output is not None and any(_is_below(path, output) for path in asked)
+            reason = f"there is no such file{'' if matched else ' or directory'}"
+            raise UsageError(f"--dataset {pattern}: {'it is the output of this very run' if is_own else reason}.")
+        unread += [path for path in asked if path not in chosen]
+        for path in chosen:
+            # Do not follow a link to its target: in a Hub cache, two files with equal contents are links to one file.
+            files.setdefault(path.parent.resolve() / path.name, path.absolute())
+    if one_format:
+        _check_one_format(patterns[0], list(files.values()))
+    root = Path(os.path.commonpath([_literal(Path(pattern)).absolute() for pattern in patterns]))
+    names = [(os.path.relpath(path, root), path) for path in unread]
+    skipped = [Unread(f"{name}/", "a folder") if path.is_dir() else Unread(name, "of a run") for name, path in names]
+    return Listing(root=root, files=tuple(files.values()), unread=in_order(skipped))
+
+
+def _check_one_format(pattern: str, files: Sequence[Path]) -> None:
+    endings = sorted({ending_of(file.name) for file in files})
+    known = {format_of(file.name) for file in files}
+    if len(known) > 1 or None in known:
+        raise UsageError(
+            f"--dataset {pattern}: file endings {', '.join(ending or 'none' for ending in endings)}. "
+            f"Give files that all have the same ending, one of {', '.join(ENDINGS)}."
+        )
+
+
+def _matches(pattern: Path) -> list[Path]:
+    if pattern.exists():
+        return [pattern]
+    return sorted(set(_expand(Path(pattern.anchor), pattern.parts[1 if pattern.anchor else 0 :])))
+
+
+def _expand(base: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield what a pattern matches below a folder. Unlike ``Path.glob``, ``**`` follows links, but no cycles."""
+    if not parts:
+        yield base
+    elif parts[0] == "**":
+        for folder in _folders(base):
+            yield from _expand(folder, parts[1:] or ("*",))
+    elif not glob.has_magic(parts[0]):
+        if os.path.lexists(base / parts[0]):
+            yield from _expand(base / parts[0], parts[1:])
+    elif base.is_dir():
+        for path in base.iterdir():
+            if fnmatch.fnmatchcase(path.name, parts[0]):
+                yield from _expand(path, parts[1:])
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield a folder and all folders below it that are not hidden, each once."""
+    seen, waiting = set(), [root] if root.is_dir() else []
+    while waiting:
+        folder = waiting.pop(0)
+        if identity(folder) not in seen:
+            seen.add(identity(folder))
+            yield folder
+            inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            waiting += sorted(inner, key=lambda path: (path.is_symlink(), path))
+
+
+def _num_hidden(path: Path) -> int:
+    """Count the hidden parts of a path or pattern: a file that has more of them than the pattern was not asked for."""
+    return sum(part.startswith(".") and part != ".." for part in path.parts)
+
+
+def _literal(pattern: Path) -> Path:
+    """Return the folder up to which a pattern has no wildcard."""
+    folders = [pattern, *pattern.parents]
+    return next(folder for folder in folders[1:] if not glob.has_magic(str(folder)))
+
+
+def _without_runs(paths: Sequence[Path], pattern: Path, output: Path | None) -> list[Path]:
+    """Return the files, without this very run's, and without those of other runs that are not parts, unless the
+    pattern names the run directory.
+    """
+    named = _literal(pattern)
+    reached = {folder for path in paths for folder in path.parents if folder != named and folder.is_relative_to(named)}
+    runs = {folder for folder in reached if is_run(folder)}
+    return [
+        path
+        for path in paths
+        if path.is_file()
+        and not (output is not None and _is_below(path, output))
+        and (PART.fullmatch(path.name) or runs.isdisjoint(path.parents))
+    ]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
