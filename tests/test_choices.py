@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
-from job.modes.choices import BoundChoices, choice_token_ids, read_choices
+from job.modes.choice_tokens import choice_token_ids
+from job.modes.choices import BoundChoices, read_choices
 from job.modes.mode import Answer
 from job.records import Generation, Request
 from job.tasks import Score

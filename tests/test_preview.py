@@ -16,7 +16,8 @@ from job.data.formats.parquet import ParquetSource
 from job.data.source import StreamSource
 from job.data.tokenizer import Tokenizer
 from job.engine.model.kv_size import kv_bytes_per_token
-from job.modes.choices import BoundChoices, choice_token_ids
+from job.modes.choice_tokens import choice_token_ids
+from job.modes.choices import BoundChoices
 from job.observe.histogram import Histogram
 from job.run.prompt_sample import sample_rows
 from tests.conftest import Result

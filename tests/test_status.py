@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 
 import job.cli.status
 import job.engine.fake
+import job.output.parts.shard
 import job.run.status
 from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
@@ -20,13 +22,17 @@ from job.errors import JobError
 from job.observe.progress import RunProgress, describe
 from job.observe.status_report import MAX_LINES, Status, describe_status
 from job.output.looking import footers, survey
+from job.output.looking.found import find_run
 from job.output.parts.counts import Counts
+from job.output.parts.journal import Journal
+from job.output.parts.part_schema import Columns
 from job.output.sharing import metrics
 from job.output.sharing.leases import Leases
-from job.output.sharing.metrics import MetricsFile, MetricsReader, OpenCounts, WorkerStats
+from job.output.sharing.metrics import MetricsFile, MetricsReader, WorkerStats
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.local import LocalStore
+from job.records import Completion, RowError
 from job.run.status import Inspection
 from tests.conftest import Result
 from tests.run_files import RunFiles, files_of
@@ -88,8 +94,27 @@ def tell(paths: RunFiles, worker: WorkerId, *, silent_secs: float = 0.0, **value
     os.utime(path, (time.time() - silent_secs,) * 2)
 
 
-def leave_journal(paths: RunFiles, shard_idx: int, worker: WorkerId) -> None:
-    paths.journal(shard_idx, str(worker)).touch()
+def leave_journal(paths: RunFiles, shard_idx: int, worker: WorkerId, rows: Any = (), error: str | None = None) -> None:
+    """Add a journal of finished rows: positions within the shard, all with the same error, or none."""
+    run = find_run(paths.root)
+    schema = Columns.of(run.manifest).journaled
+    journal = Journal(paths.store, paths.names.journal(shard_idx, str(worker)), schema)
+    for position in rows:
+        journal.append(finished_row(run.plan.rows(shard_idx)[position], error))
+    journal.close()
+
+
+def finished_row(row_idx: int, error: str | None = None) -> Completion:
+    return Completion(
+        row_idx=row_idx,
+        sample_idx=0,
+        prompt="p",
+        completion=None if error else "c",
+        finish_reason=None if error else "stop",
+        num_prompt_tokens=2,
+        num_completion_tokens=0 if error else 3,
+        error=RowError.parse(error) if error else None,
+    )
 
 
 def look(paths: RunFiles) -> Status:
@@ -107,23 +132,29 @@ def last_line(status: Status) -> str:
     return describe_status(status).splitlines()[-1]
 
 
-def test_a_run_that_is_done(run_job: RunJob, output: Path) -> None:
+def test_a_run_that_is_done(run_job: RunJob, tiny_model: Any, output: Path, tmp_path: Path) -> None:
     """In a few lines; and nothing in the directory changes."""
     before = {path: path.stat().st_mtime_ns for path in [output, *output.rglob("*")]}
     result = run_job("status", output)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines() == [
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"  started  \d{4}-\d\d-\d\dT.*, last active \d+s later", lines.pop(3))
+    assert lines == [
         str(output),
+        f"  model    {tiny_model()}",
+        f"  dataset  {tmp_path / 'data.jsonl'}",
         "  shards   5 of 5 done, 0 in progress, 0 free",
-        "  rows     47 of 47 (100.0%)",
+        "  rows     [####################] 47 of 47 (100.0%)",
         "  errors   5  (null_prompt 5)",
+        "    null_prompt, first in row 0: column 'prompt' is null",
+        "  cut      0 of 42 completions reached --max-new-tokens 256",
         f"Done: every row is in a part. job verify {output} checks them all.",
     ]
     assert result.stderr == ""
     assert {path: path.stat().st_mtime_ns for path in [output, *output.rglob("*")]} == before
 
 
-def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
+def test_json_has_stable_names(run_job: RunJob, tiny_model: Any, output: Path, tmp_path: Path) -> None:
     """Whoever reads them relies on them."""
     result = run_job("status", "--json", output)
     assert result.exit_code == 0 and result.stdout.count("\n") == 1
@@ -131,14 +162,25 @@ def test_json_has_stable_names(run_job: RunJob, output: Path) -> None:
     totals = Counts()
     for part in output.glob("data/part-*"):
         totals.include(Counts.of_part(LocalStore(output), f"data/{part.name}"))
+    assert values.pop("elapsed_secs") >= 0 and values.pop("started").startswith("20")
     assert values == {
         "output": str(output),
+        "model": str(tiny_model()),
+        "dataset": str(tmp_path / "data.jsonl"),
         "done": True,
         "shards": {"total": 5, "done": 5, "in_work": 0, "stale": 0, "free": 0, "to_retry": 0},
-        "rows": {"total": 47, "done": 47, "in_parts": 47},
-        "errors": {"total": 5, "in_parts": 5, "by_kind": {"null_prompt": 5}},
+        "rows": {"total": 47, "done": 47, "in_parts": 47, "samples_per_row": 1},
+        "errors": {
+            "total": 5,
+            "in_parts": 5,
+            "by_kind": {"null_prompt": 5},
+            "first": {"null_prompt": {"row_idx": 0, "detail": "column 'prompt' is null"}},
+        },
+        "finish_reasons": {"stop": 42},
+        "tallies": {},
         "tokens": {"prompt": totals.num_prompt_tokens, "completion": totals.num_completion_tokens},
         "parts": {"total": 5, "read": 5, "unreadable": 0, "partial": False},
+        "journals": {"total": 0, "read": 0},
         "tokens_per_sec": 0.0,
         "eta_secs": None,
         "workers": [],
@@ -167,6 +209,7 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
     monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     monkeypatch.setattr(MetricsFile, "write_if_due", MetricsFile.write)
     monkeypatch.setattr(metrics, "YOUNG_SECS", 0.0)
+    monkeypatch.setattr(job.output.parts.shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(FakeEngine, "step", look_and_step)
     assert run_job(*run_args).exit_code == 0
     for status in seen:
@@ -174,7 +217,7 @@ def test_a_run_that_goes(run_job: RunJob, run_args: list[Any], tmp_path: Path, m
         (worker,) = status.workers
         assert worker.worker_id.endswith(f"-{worker.pid}-{worker.worker_id[-6:]}") and worker.pid == os.getpid()
         assert worker.heartbeat_age_secs < 30 and status.is_store_time
-        assert last_line(status) == "Running; nothing to do."
+        assert last_line(status) == "Running. Nothing for you to do."
     rows = [status.num_rows for status in seen]
     assert rows == sorted(rows) and 0 < rows[len(rows) // 2] < 47
     middle = seen[len(seen) // 2]
@@ -224,7 +267,7 @@ def test_a_worker_of_another_host_is_judged_by_its_silence(
 def test_living_workers_take_stale_leases_over(unfinished: RunFiles) -> None:
     hold(unfinished, elsewhere("a"), 3)
     hold(unfinished, elsewhere("b"), 4, silent_secs=100)
-    assert last_line(look(unfinished)) == "Running; nothing to do. Live workers take over from dead ones."
+    assert last_line(look(unfinished)) == "Running. Nothing for you to do. Live workers take over from dead ones."
 
 
 def test_ages_are_by_the_clock_of_the_file_system(unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,8 +345,8 @@ def test_speed_and_time_left_are_those_of_the_living(unfinished: RunFiles) -> No
     """Remaining rows x tokens per row / tokens per second: 17 - 5 rows, 10 tokens each, 12 a second."""
     for name, shard_idx, num_open_rows, num_tokens in [("a", 3, 4, 80), ("b", 4, 1, 40)]:
         hold(unfinished, elsewhere(name), shard_idx)
-        values = {"num_open_rows": num_open_rows, "num_tokens": num_tokens, "open_shards": (shard_idx,)}
-        tell(unfinished, elsewhere(name), num_rows=6, **values)
+        tell(unfinished, elsewhere(name), num_rows=6, num_tokens=num_tokens, open_shards=(shard_idx,))
+        leave_journal(unfinished, shard_idx, elsewhere(name), range(num_open_rows))
     tell(unfinished, elsewhere("gone"), silent_secs=500, num_tokens=10**6, num_rows=5)
     status = look(unfinished)
     assert (status.num_rows, status.num_part_rows) == (35, 30)
@@ -334,7 +377,10 @@ def test_time_left_is_unknown_until_as_many_rows_have_ended_as_are_at_work(
     position = RunProgress(
         num_rows=num_ended,
         total_rows=1319,
+        unit="rows",
         num_errors=0,
+        num_cut=0,
+        is_partial=False,
         num_new_rows=num_ended,
         num_tokens=num_tokens,
         num_at_work=num_at_work,
@@ -367,23 +413,56 @@ def test_a_rate_is_that_of_the_last_minute(unfinished: RunFiles) -> None:
 
 
 def test_rows_in_journals_count_once(unfinished: RunFiles) -> None:
-    """A shard that went through three hands; one whose worker has finished it meanwhile; one without a journal."""
-    for name, ago, rows in [("first", 300, 3), ("second", 200, 5)]:
-        tell(unfinished, elsewhere(name), silent_secs=ago, num_open_rows=rows, open_shards=(3,))
-        leave_journal(unfinished, 3, elsewhere(name))
-    assert look(unfinished).num_rows == 35, "the latest knows best: it has read the first one's journal"
-    hold(unfinished, elsewhere("third"), 3)
-    tell(unfinished, elsewhere("third"), silent_secs=1, num_open_rows=6, open_shards=(3,))
-    assert look(unfinished).num_rows == 36
-    tell(unfinished, elsewhere("fast"), silent_secs=-500, num_open_rows=4, open_shards=(3,))
-    leave_journal(unfinished, 3, elsewhere("fast"))
-    assert look(unfinished).num_rows == 36, "clocks differ, but a lease tells who has it now"
-    tell(unfinished, elsewhere("third"), num_open_rows=18, open_shards=(2, 3))
-    assert look(unfinished).num_rows == 38, "shard 2 is a part by now: its 10 rows are not in a journal any more"
-    tell(unfinished, elsewhere("lost"), silent_secs=400, num_open_rows=2, open_shards=(4,))
-    assert look(unfinished).num_rows == 38, "no journal, no rows"
-    leave_journal(unfinished, 4, elsewhere("lost"))
-    assert look(unfinished).num_rows == 40
+    """A shard that went through three hands; one whose part was written meanwhile; rows of no shard; a torn end."""
+    leave_journal(unfinished, 3, elsewhere("first"), [0, 1, 2])
+    leave_journal(unfinished, 3, elsewhere("second"), [2, 3, 4])
+    leave_journal(unfinished, 2, elsewhere("second"), range(10))
+    inspection = Inspection(unfinished.root)
+    assert inspection.look().num_rows == 35
+    leave_journal(unfinished, 3, elsewhere("third"), [9])
+    leave_journal(unfinished, 4, elsewhere("third"), [0, 1])
+    with unfinished.journal(4, str(elsewhere("third"))).open("r+b") as file:
+        file.truncate(unfinished.journal(4, str(elsewhere("third"))).stat().st_size - 400)
+    assert inspection.look().num_rows == look(unfinished).num_rows == 36
+    unfinished.journal(3, str(elsewhere("first"))).unlink()
+    assert inspection.look().num_rows == look(unfinished).num_rows == 34, "what is not there does not count"
+
+
+def test_what_workers_report_does_not_count(unfinished: RunFiles) -> None:
+    """After a graceful stop, status said 0 rows, because it trusted reports, and could not divide them by shards."""
+    hold(unfinished, elsewhere("a"), 3)
+    tell(unfinished, elsewhere("a"), open_shards=(3, 4), num_open_rows=9, num_errors=4)
+    leave_journal(unfinished, 3, elsewhere("a"), range(6))
+    status = look(unfinished)
+    assert (status.num_rows, status.num_part_rows) == (36, 30)
+    assert status.errors == {"null_prompt": 3}
+
+
+def test_journals_that_there_is_no_time_to_read_are_named(
+    unfinished: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_journal(unfinished, 3, elsewhere("a"), range(6))
+    inspection = Inspection(unfinished.root)
+    monkeypatch.setattr(job.run.status, "READ_SECS", 0.0)
+    status = inspection.look()
+    assert status.is_partial and status.num_rows == 30
+    assert "without 1 journal not read yet; --watch reads on" in describe_status(status)
+    monkeypatch.setattr(job.run.status, "READ_SECS", 5.0)
+    status = inspection.look()
+    assert not status.is_partial and status.num_rows == 36
+
+
+def test_a_journal_that_is_damaged_is_named(unfinished: RunFiles) -> None:
+    """What follows the damage will be recomputed, so it does not count."""
+    leave_journal(unfinished, 3, elsewhere("a"), range(6))
+    path = unfinished.journal(3, str(elsewhere("a")))
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"stop" * 6)
+    content[at] = ord("S")
+    path.write_bytes(content)
+    status = look(unfinished)
+    assert status.num_rows == 30
+    assert f"  {path} is damaged at byte " in describe_status(status)
 
 
 def test_rows_of_a_run_that_was_stopped_are_counted(
@@ -410,37 +489,19 @@ def test_rows_of_a_run_that_was_stopped_are_counted(
     assert status.workers == [] and last_line(status).startswith("No worker is active")
 
 
-def test_rows_count_though_one_open_shard_has_no_journal_yet(unfinished: RunFiles) -> None:
-    """After a graceful stop, status said 0 rows: no row of one of the open shards had ended, so it had no journal, and
-    all that the worker had reported was discarded. Also of a version that did not say which shard has how many."""
-    counts = {3: OpenCounts(num_rows=6), 4: OpenCounts()}
-    for name, open_counts in (("stopped", counts), ("older", None)):
-        values = {"open_shards": (3, 4), "open_counts": open_counts, "num_open_rows": 6}
-        tell(unfinished, elsewhere(name), silent_secs=200, **values)
-        leave_journal(unfinished, 3, elsewhere(name))
-        status = look(unfinished)
-        assert (status.num_rows, status.num_part_rows) == (36, 30)
-        unfinished.metrics(str(elsewhere(name))).unlink()
-
-
-def test_a_shard_whose_journal_is_lost_has_no_rows_but_the_others_have(unfinished: RunFiles) -> None:
-    counts = {3: OpenCounts(num_rows=6, errors={"null_prompt": 1}), 4: OpenCounts(num_rows=2)}
-    tell(unfinished, elsewhere("a"), silent_secs=200, open_shards=(3, 4), open_counts=counts, num_open_rows=8)
-    leave_journal(unfinished, 4, elsewhere("a"))
-    status = look(unfinished)
-    assert (status.num_rows, status.errors) == (32, {"null_prompt": 3})
-
-
 def test_errors_of_rows_in_journals_are_shown(run_job: RunJob, unfinished: RunFiles) -> None:
     """Workers had reported 12 errors, and status said 0 until a shard of 10,000 rows was done."""
-    hold(unfinished, elsewhere("a"), 3)
-    counts = {3: OpenCounts(num_rows=6, errors={"null_prompt": 2, "engine_error": 3})}
-    tell(unfinished, elsewhere("a"), open_shards=(3,), open_counts=counts, num_open_rows=6, num_errors=40)
+    leave_journal(unfinished, 3, elsewhere("a"), [0, 1, 2], error="engine_error: it\nbroke\x1b[2J")
+    leave_journal(unfinished, 4, elsewhere("a"), [0, 1], error="null_prompt: column 'prompt' is null")
     status = look(unfinished)
     assert (status.errors, status.num_part_errors) == ({"null_prompt": 5, "engine_error": 3}, 3)
-    assert "  errors   8, 5 of them in journals  (null_prompt 5, engine_error 3)" in describe_status(status)
-    values = json.loads(run_job("status", "--json", unfinished.root).stdout)
-    assert values["errors"] == {"total": 8, "in_parts": 3, "by_kind": {"null_prompt": 5, "engine_error": 3}}
+    text = describe_status(status)
+    assert "  errors   8, 5 of them in journals  (null_prompt 5, engine_error 3)" in text
+    assert "    null_prompt, first in row 0: column 'prompt' is null" in text
+    assert "    engine_error, first in row 30: it broke\\x1b[2J" in text
+    values = json.loads(run_job("status", "--json", unfinished.root).stdout)["errors"]
+    assert (values["total"], values["in_parts"], values["by_kind"]) == (8, 3, {"null_prompt": 5, "engine_error": 3})
+    assert values["first"]["engine_error"] == {"row_idx": 30, "detail": "it\nbroke\x1b[2J"}
 
 
 def test_a_worker_counts_as_silent_after_the_runs_own_time(
@@ -497,7 +558,7 @@ def test_shards_to_be_retried_are_shown(output: Path) -> None:
         paths.retry(shard_idx).write_text('{"kinds": []}')
     status = look(paths)
     assert (shards_of(status), status.num_to_retry) == ((3, 0, 0, 2), 2)
-    assert not status.is_done and status.num_rows == 47
+    assert not status.is_done and (status.num_rows, status.errors) == (45, {"null_prompt": 3})
     text = describe_status(status)
     assert "3 of 5 done, 0 in progress, 2 free; 2 with error rows to retry" in text
     assert last_line(status).startswith("No worker is active")
@@ -509,8 +570,9 @@ def test_damaged_parts_are_counted(run_job: RunJob, output: Path) -> None:
     paths.part(1).write_bytes(paths.part(1).read_bytes()[:-100])
     paths.part(2).write_bytes(b"\xff\xff\xff\x7fPAR1")
     result = run_job("status", output)
-    assert result.exit_code == 0
-    assert "  parts that cannot be read: 3\n" in result.stdout
+    assert result.exit_code == 1
+    names = "part-00000.parquet, part-00001.parquet, part-00002.parquet"
+    assert f"  parts that cannot be read: 3 ({names})\n" in result.stdout.replace("data/", "")
     assert result.stdout.splitlines()[-1] == f"Some parts cannot be read: job verify {output} lists them, with reasons."
 
 
@@ -548,13 +610,13 @@ def test_a_look_that_runs_out_of_time_says_so_and_the_next_goes_on(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspection = Inspection(output)
-    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.status, "READ_SECS", 0.0)
     status = inspection.look()
     assert status.is_partial and status.is_done
     assert "0, in 0 of 5 parts; --watch reads on" in describe_status(status)
-    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 5.0)
+    monkeypatch.setattr(job.run.status, "READ_SECS", 5.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}
-    monkeypatch.setattr(job.run.status, "FOOTERS_SECS", 0.0)
+    monkeypatch.setattr(job.run.status, "READ_SECS", 0.0)
     assert dict(inspection.look().errors) == {"null_prompt": 5}, "what was read is kept"
     files_of(output).part(0).unlink()
     assert dict(inspection.look().errors) == {"null_prompt": 4}, "but not what is there no more"

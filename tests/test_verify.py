@@ -40,11 +40,18 @@ def output(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> Path:
     return make_run(run_job, tiny_model(), tmp_path / "out")
 
 
+def metadata_of(part: Path) -> dict[bytes, bytes]:
+    """Return a part's own metadata, without Arrow's."""
+    metadata = dict(pq.read_metadata(part).metadata)
+    del metadata[b"ARROW:schema"]
+    return metadata
+
+
 def rewrite(part: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
     """Write a part anew with other rows and its old metadata."""
     table = pq.read_table(part)
     changed = change(table)
-    metadata = {**(table.schema.metadata or {}), **(changed.schema.metadata or {})}
+    metadata = {**metadata_of(part), **(changed.schema.metadata or {})}
     pq.write_table(changed.replace_schema_metadata(metadata), part, **options)
 
 
@@ -101,7 +108,7 @@ def add_row_of_next_shard(out: Path) -> None:
 
 def change_counts(part: Path, counts: bytes | None) -> None:
     table = pq.read_table(part)
-    metadata = dict(table.schema.metadata)
+    metadata = metadata_of(part)
     del metadata[b"job.counts"]
     if counts is not None:
         metadata[b"job.counts"] = counts
@@ -240,7 +247,10 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         lambda out, _: change_cell(out / PART, 5, "error_kind", "odd"),
         "has a wrong row: row_idx 12, sample_idx 1: error_kind and error contradict each other",
     ),
-    "counts are a list": (lambda out, _: change_counts(out / PART, b"[1]"), "says num_rows [1] in its footer"),
+    "counts are a list": (
+        lambda out, _: change_counts(out / PART, b"[1]"),
+        "says [1] in its footer, where its counts should be",
+    ),
     "counts are torn": (lambda out, _: change_counts(out / PART, b"{"), "has no counts in its footer"),
     "no counts": (lambda out, _: change_counts(out / PART, None), "has no counts in its footer"),
 }

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from job.arrow.json_columns import to_rows
 from job.arrow.types import without_dictionaries
@@ -97,3 +98,12 @@ def _halves(rows: Batch) -> tuple[Batch, Batch]:
     places = np.arange(len(rows))
     half = len(rows) // 2
     return rows.take(places[:half]), rows.take(places[half:])
+
+
+def count_values(column: pa.Array | pa.ChunkedArray) -> dict[Any, int]:
+    """Return how often each value of a column occurs, without nulls.
+
+    >>> count_values(pa.array(["stop", "length", None, "stop"]))
+    {'stop': 2, 'length': 1}
+    """
+    return {found["values"]: found["counts"] for found in pc.value_counts(column.drop_null()).to_pylist()}

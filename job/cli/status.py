@@ -7,6 +7,8 @@ from time import sleep
 
 import click
 
+from job.errors import EXIT_DONE, EXIT_FAILED
+
 WATCH_SECS = 5.0
 MIN_WATCH_SECS, MAX_WATCH_SECS = 0.1, 86_400.0
 
@@ -49,12 +51,13 @@ def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | N
     help=f"Repeat every SECS seconds (default: {WATCH_SECS:g}), until the run is done or Ctrl-C.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one per line.")
-def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
+@click.pass_context
+def status(ctx: click.Context, /, output: Path, watch_secs: float | None, as_json: bool) -> None:
     """Show how far along the run in OUTPUT is: shards, rows, errors, speed, workers, and what to do next.
 
     Works during the run and after it, on any machine that sees the directory, even without write permission.
 
-    Exit codes: 0 shown; 2 OUTPUT is not a run directory.
+    Exit codes: 0 shown; 1 a part is damaged; 2 OUTPUT is not a run directory.
     """
     from job.observe.status_report import describe_status
     from job.run.status import Inspection  # imports pyarrow: only now, so that --help is quick
@@ -67,7 +70,7 @@ def status(output: Path, watch_secs: float | None, as_json: bool) -> None:
                 click.clear()
             click.echo(json.dumps(seen.to_dict()) if as_json else describe_status(seen))
             if watch_secs is None or seen.is_done:
-                return
+                ctx.exit(EXIT_FAILED if seen.unreadable_parts else EXIT_DONE)
             sleep(watch_secs)
     except KeyboardInterrupt:
         if watch_secs is None:  # Ctrl-C is how --watch ends

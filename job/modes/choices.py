@@ -12,8 +12,9 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from job.errors import UsageError, require
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting, Tokens
+from job.errors import UsageError, require, shorten
+from job.modes.choice_tokens import choice_token_ids
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Probe, Section, Setting, Tokens
 from job.modes.options import option
 from job.modes.texts import read_lines
 from job.records import Generation, SampleKey
@@ -32,6 +33,13 @@ NORMALIZATIONS = ("none", "tokens", "bytes")
 
 MAX_BORDERS, BORDER_CHARS = 100, 1000
 """How many choices, and how many characters at the end of a prompt, are checked for tokens that would merge."""
+
+
+LABELS = "labels"
+"""The name of its tally."""
+
+MAX_TALLIED, MAX_SHOWN = 100, 10
+"""With more choices, none is counted: the footer of every part would contain them all. At most ten are shown."""
 
 
 def read_choices(values: Sequence[str]) -> tuple[str, ...]:
@@ -131,6 +139,19 @@ class ChoicesMode(Mode):
             yield f"neither {name} nor error, or both", pc.equal(pc.is_null(batch[name]), is_error)
         lengths = [pc.fill_null(pc.list_value_length(batch[name]), -1) for name in ("choice_logprobs", "choice_probs")]
         yield "not one probability for each score", pc.equal(*lengths)
+
+    def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
+        """Count how often each choice was chosen, if there are few enough to be of use."""
+        from job.arrow.values import count_values
+
+        return {LABELS: count_values(batch["completion"])} if len(self.choices) <= MAX_TALLIED else {}
+
+    def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
+        """Say how often each choice was chosen, the most frequent first."""
+        labels = sorted(outcome.tallies.get(LABELS, {}).items(), key=lambda item: -item[1])
+        shown = [f"{shorten(text)} {number:,}" for text, number in labels[:MAX_SHOWN]]
+        more = [f"{len(labels) - MAX_SHOWN:,} others"] if len(labels) > MAX_SHOWN else []
+        return [("labels", ", ".join([*shown, *more]))] if labels else []
 
     def part_metadata(self) -> dict[bytes, bytes]:
         """See ``Mode``."""
@@ -253,32 +274,6 @@ class BoundChoices(BoundMode):
         borders = np.exp(_log_softmax(scores / max(self.temperature, MIN_TEMPERATURE))).cumsum()
         draw = uniform(row_bits(self.seed, [key], [0]))[0]
         return min(int(np.searchsorted(borders, draw, side="right")), len(scores) - 1)
-
-
-def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each choice when it follows a prompt.
-
-    Prompt and choice are tokenized separately; no token spans the border. A choice is encoded after ``anchor``, so that
-    it reads exactly as it was written: many tokenizers (SentencePiece) put a space before a text that is encoded alone.
-
-    Args:
-        anchor: what prompts end with: the end of the chat template, or a line break.
-
-    Raises:
-        UsageError: two choices have the same tokens, or one has none.
-    """
-    anchor_ids = tokens.encode(anchor)
-    ids_of: dict[tuple[int, ...], str] = {}
-    for text in texts:
-        together = tokens.encode(anchor + text)
-        is_split = together[: len(anchor_ids)] == anchor_ids
-        ids = tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
-        if not ids:
-            raise UsageError(f"--choices: {text!r} has no tokens. Leave it out.")
-        if ids in ids_of:
-            raise UsageError(f"--choices: {ids_of[ids]!r} and {text!r} are the same to the tokenizer. Leave one out.")
-        ids_of[ids] = text
-    return tuple(ids_of)
 
 
 def _count(tokens: Sequence[str]) -> str:

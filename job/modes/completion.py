@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from job.modes.mode import Answer, BoundMode, Mode, Setting, Tokens
+from job.modes.mode import Answer, BoundMode, Mode, Outcome, Setting, Tokens
 from job.modes.options import option
 from job.records import Generation
 from job.tasks import Generate, Task
@@ -43,6 +43,14 @@ class CompletionMode(Mode):
             pa.field("token_logprobs", pa.list_(pa.float32())),
             pa.field("cumulative_logprob", pa.float64()),
         ]
+
+    def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
+        """Say how many completions were cut."""
+        num_cut = outcome.finish_reasons.get("length", 0)
+        num_known = sum(outcome.finish_reasons.values())  # parts of older versions do not say
+        if not num_known:
+            return []
+        return [("cut", f"{num_cut:,} of {num_known:,} completions reached --max-new-tokens {outcome.max_new_tokens}")]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""

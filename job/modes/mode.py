@@ -88,6 +88,19 @@ class Probe:
     """The option that asks for it, for messages."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came out of a run so far, in numbers, for ``Mode.describe``."""
+
+    num_completions: int
+    """Rows with a completion."""
+    num_completion_tokens: int
+    finish_reasons: Mapping[str, int]
+    tallies: Mapping[str, Mapping[str, int]]
+    """What modes have counted (see ``Mode.tally``), by name."""
+    max_new_tokens: int
+
+
 class BoundMode:
     """A mode that knows the tokenizer. The methods of this class change nothing."""
 
@@ -211,6 +224,22 @@ class Mode:
             is_error: [rows] bool, true for rows without a completion.
         """
         yield from ()
+
+    def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
+        """Count what came out of this mode, by names that no other mode uses: each value to its number of rows.
+
+        Args:
+            batch: rows of a part, or of a journal, which does not have the derived columns.
+        """
+        return {}
+
+    def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
+        """Return what came out of this mode as text: titles of at most ten characters, and lines.
+
+        Args:
+            outcome: has at least one completion.
+        """
+        return []
 
     def card_values(self) -> Mapping[str, Any]:
         """Return what the dataset card says, under the names of the options."""

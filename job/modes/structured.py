@@ -7,12 +7,13 @@ early.
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from job.errors import Doubt, UsageError, shorten
-from job.modes.mode import BoundMode, Mode, Setting, Tokens
+from job.modes.mode import BoundMode, Mode, Outcome, Setting, Tokens
 from job.modes.options import option
 from job.modes.texts import read_text_or_file
 from job.records import Completion
@@ -28,6 +29,11 @@ JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", 
 """The layout of Python's ``json.dumps``. If white space were free, a small model might write it forever."""
 
 MAX_REASON_CHARACTERS = 400
+
+PARSE_OK = "parse_ok"
+"""The column, and the tally of its values."""
+
+TRUTHS = {"true": True, "false": False}
 
 
 def _read_schema(value: str) -> str:
@@ -103,6 +109,25 @@ class StructuredMode(Mode):
         if shape is not None:
             columns["parsed"] = pa.array([value for _, value in parsed], shape.arrow_type)
         return columns
+
+    def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
+        """Count the completions that meet the whole constraint and those that do not."""
+        from job.arrow.values import count_values
+
+        if PARSE_OK in batch.schema.names:
+            counted: Mapping[Any, int] = count_values(batch[PARSE_OK])
+        else:
+            shape = self._shape()
+            pairs = zip(batch["completion"].to_pylist(), batch["finish_reason"].to_pylist(), strict=True)
+            counted = Counter(_parse(text, reason, shape)[0] for text, reason in pairs if text is not None)
+        return {PARSE_OK: {name: counted[is_ok] for name, is_ok in TRUTHS.items() if counted.get(is_ok)}}
+
+    def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
+        """Say how many completions meet the whole constraint."""
+        counted = outcome.tallies.get(PARSE_OK, {})
+        num_ok, total = counted.get("true", 0), sum(counted.values())
+        advice = "" if num_ok == total else "; job show --unparsed shows the others"
+        return [(PARSE_OK, f"{num_ok:,} of {total:,} completions{advice}")] if total else []
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""
@@ -202,16 +227,20 @@ def parse_completion(completion: Completion, shape: "Shape | None") -> tuple[boo
     Args:
         shape: of the schema's values, if there is a schema.
     """
-    from job.arrow.json_schema import DoesNotFit, parse
-
     if completion.completion is None:
         return None, None
-    if completion.finish_reason != "stop":
+    return _parse(completion.completion, completion.finish_reason, shape)
+
+
+def _parse(text: str, finish_reason: str | None, shape: "Shape | None") -> tuple[bool, Any]:
+    from job.arrow.json_schema import DoesNotFit, parse
+
+    if finish_reason != "stop":
         return False, None
     if shape is None:
         return True, None
     try:
-        return True, parse(completion.completion, shape)
+        return True, parse(text, shape)
     except DoesNotFit:
         return False, None
 

@@ -1,15 +1,13 @@
 """What a run would do, as text for people and as JSON values for programs."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from job.modes.mode import Section
 from job.observe.histogram import Histogram
+from job.observe.text import visible
 
 GIB = 1024**3
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,17 +184,8 @@ def _titled(title: str, lines: Sequence[str]) -> list[str]:
 
 def _prompt(prompt: SeenPrompt) -> list[str]:
     cut = ", cut" if prompt.was_cut else ""
-    lines = [f"  | {_visible(line)}" for line in prompt.text.split("\n")]
+    lines = [f"  | {visible(line)}" for line in prompt.text.split("\n")]
     return [f"row {prompt.row_idx}: {prompt.num_tokens:,} tokens{cut}", *lines, ""]
-
-
-def _visible(line: str) -> str:
-    """Replace control characters with escapes: a terminal would execute them.
-
-    >>> _visible("a\\tb\\r\\x1b[2J")
-    'a\\tb\\\\r\\\\x1b[2J'
-    """
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], line)
 
 
 def _dataset(preview: Preview) -> str:
@@ -242,7 +231,7 @@ def _too_long(preview: Preview) -> str:
 
 def _error(error: SeenError, preview: Preview) -> str:
     rows = _share(error.num_rows, preview)
-    return f"{error.kind} {rows}; the first is row {error.first_row_idx}: {_visible(error.first_detail)}"
+    return f"{error.kind} {rows}; the first is row {error.first_row_idx}: {visible(error.first_detail)}"
 
 
 def _share(num_rows: int, preview: Preview) -> str:

@@ -20,8 +20,14 @@ class RunProgress:
     num_rows: int
     """Finished rows of the run, including those of earlier launches."""
     total_rows: int
+    unit: str
+    """``rows``, or ``samples`` if a row has several."""
     num_errors: int
-    """Error rows counted by the workers that are running now."""
+    """Error rows of the run, including those of earlier launches."""
+    num_cut: int
+    """Completions of the run that reached the maximum number of new tokens."""
+    is_partial: bool
+    """Whether there are more than these, because not everything has been read yet."""
     num_new_rows: int
     """Rows finished since these workers started."""
     num_tokens: int
@@ -32,25 +38,37 @@ class RunProgress:
 
     @property
     def eta_secs(self) -> float | None:
-        """Remaining rows times tokens per row, divided by tokens per second; None until that is meaningful.
+        """See ``time_left``."""
+        return time_left(
+            num_left=self.total_rows - self.num_rows,
+            num_new_rows=self.num_new_rows,
+            num_tokens=self.num_tokens,
+            num_at_work=self.num_at_work,
+            tokens_per_sec=self.tokens_per_sec,
+        )
 
-        It is based on tokens because the longest rows come first, so rows per second would mislead for hours. Rows in
-        flight count half. They all start together, so the first rows to finish are not representative: the estimate
-        begins when the number of finished rows has reached the number in flight.
-        """
-        if self.num_new_rows < max(1, self.num_at_work) or not self.tokens_per_sec:
-            return None
-        tokens_per_row = self.num_tokens / (self.num_new_rows + self.num_at_work / 2)
-        num_left = max(0.0, self.total_rows - self.num_rows - self.num_at_work / 2)
-        return num_left * tokens_per_row / self.tokens_per_sec
+
+def time_left(
+    *, num_left: int, num_new_rows: int, num_tokens: int, num_at_work: int, tokens_per_sec: float
+) -> float | None:
+    """Return remaining rows times tokens per row, divided by tokens per second; None until that is meaningful.
+
+    It is based on tokens because the longest rows come first, so rows per second would mislead for hours. Rows in
+    flight count half. They all start together, so the first rows to finish are not representative: the estimate
+    begins when the number of finished rows has reached the number in flight.
+    """
+    if num_new_rows < max(1, num_at_work) or not tokens_per_sec:
+        return None
+    tokens_per_row = num_tokens / (num_new_rows + num_at_work / 2)
+    return max(0.0, num_left - num_at_work / 2) * tokens_per_row / tokens_per_sec
 
 
 def describe(progress: RunProgress) -> str:
     """Return progress as one log line.
 
-    >>> describe(RunProgress(num_rows=50, total_rows=200, num_errors=1, num_new_rows=50, num_tokens=5000,
-    ...                   num_at_work=0, tokens_per_sec=100.0))
-    'rows 50/200 (25.0%)  errors 1  tokens/s 100  left 2m30s'
+    >>> describe(RunProgress(num_rows=50, total_rows=200, unit="rows", num_errors=1, num_cut=7, is_partial=False,
+    ...                   num_new_rows=50, num_tokens=5000, num_at_work=0, tokens_per_sec=100.0))
+    'rows 50/200 (25.0%)  errors 1  cut 7  tokens/s 100  left 2m30s'
     """
     share = 100 * progress.num_rows / progress.total_rows if progress.total_rows else 100.0
     left = (
@@ -60,9 +78,11 @@ def describe(progress: RunProgress) -> str:
         if progress.eta_secs is None
         else format_secs(progress.eta_secs)
     )
+    more = "+" if progress.is_partial else ""
+    cut = f"  cut {progress.num_cut:,}{more}" if progress.num_cut else ""
     return (
-        f"rows {progress.num_rows:,}/{progress.total_rows:,} ({share:.1f}%)  errors {progress.num_errors:,}  "
-        f"tokens/s {progress.tokens_per_sec:,.0f}  left {left}"
+        f"{progress.unit} {progress.num_rows:,}{more}/{progress.total_rows:,} ({share:.1f}%)  "
+        f"errors {progress.num_errors:,}{more}{cut}  tokens/s {progress.tokens_per_sec:,.0f}  left {left}"
     )
 
 
@@ -71,7 +91,7 @@ class Progress:
 
     def __init__(self, *, enabled: bool) -> None:
         """Prepare to write to stderr, with a bar if it is a terminal. The bar appears with the first ``show``."""
-        self._enabled = enabled
+        self.is_enabled = enabled
         self._bar: Any = None
         self._task: Any = None
         self._is_terminal = sys.stderr.isatty()
@@ -79,7 +99,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a note with a time stamp."""
-        if not self._enabled:
+        if not self.is_enabled:
             return
         stamp = time.strftime("%H:%M:%S")
         with contextlib.suppress(OSError):  # a full disk under the log or a closed terminal must not end a run
@@ -91,23 +111,23 @@ class Progress:
     def is_due(self) -> bool:
         """Whether it is time to show progress again."""
         every = BAR_SECS if self._is_terminal else LINE_SECS
-        return self._enabled and time.monotonic() - self._last >= every
+        return self.is_enabled and time.monotonic() - self._last >= every
 
     def show(self, progress: RunProgress) -> None:
         """Update the bar, or print a line."""
         self._last = time.monotonic()
-        if not self._enabled:
+        if not self.is_enabled:
             return
         if not self._is_terminal:
             self.note(describe(progress))
             return
-        self._start_bar(progress.total_rows)
+        self._start_bar(progress)
         text = describe(progress).split("  ", 1)[1]
         self._bar.update(self._task, completed=progress.num_rows, description=text)
 
     def finish(self, summary: Summary) -> None:
         """Print the summary on stdout."""
-        if not self._enabled:
+        if not self.is_enabled:
             return
         try:
             print(summary, flush=True)
@@ -121,7 +141,7 @@ class Progress:
                 self._bar.stop()
             self._bar = None
 
-    def _start_bar(self, total_rows: int) -> None:
+    def _start_bar(self, progress: RunProgress) -> None:
         if self._bar is not None:
             return
         from rich.console import Console
@@ -131,8 +151,8 @@ class Progress:
         self._bar = RichProgress(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("rows  {task.description}"),
+            TextColumn(f"{progress.unit}  {{task.description}}"),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("", total=total_rows)
+        self._task = self._bar.add_task("", total=progress.total_rows)
         self._bar.start()

@@ -1,8 +1,50 @@
-"""Numbers in the form that people read them."""
+"""Numbers and texts in the form that people read them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 MAX_SHOWN = 8
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Replace control characters other than tab and newline with escapes: a terminal would execute them.
+
+    >>> visible("a\\tb\\r\\x1b[2J")
+    'a\\tb\\\\r\\\\x1b[2J'
+    """
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def number(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> number(1, "row"), number(1234, "row")
+    ('1 row', '1,234 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def list_kinds(errors: Mapping[str, int]) -> str:
+    """Return error kinds in parentheses, the most frequent first.
+
+    >>> list_kinds({"null_prompt": 1, "engine_error": 2}), list_kinds({})
+    ('  (engine_error 2, null_prompt 1)', '')
+    """
+    kinds = sorted(errors.items(), key=lambda item: -item[1])
+    return f"  ({', '.join(f'{kind} {count:,}' for kind, count in kinds)})" if kinds else ""
+
+
+def describe_errors(errors: Mapping[str, int], first_errors: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Return a line for each kind of error, the most frequent first: the error of the first row that has it.
+
+    >>> describe_errors({"null_prompt": 2}, {"null_prompt": (7, "column 'text' is null")})
+    ["null_prompt, first in row 7: column 'text' is null"]
+    """
+    kinds = sorted(first_errors, key=lambda kind: -errors.get(kind, 0))
+    firsts = ((kind, *first_errors[kind]) for kind in kinds)
+    return [f"{kind}, first in row {row_idx}: {visible(' '.join(text.split()))}" for kind, row_idx, text in firsts]
 
 
 def rows_text(rows: Sequence[int]) -> str:

@@ -44,6 +44,8 @@ class OpenShards:
         self._last_look = self._last_exchange = -IDLE_SECS
         self.counts = Counts()
         """The rows that this worker has finished."""
+        self.recent: dict[int, Counts] = {}
+        """What is in the parts that this worker has written since this was last cleared."""
 
     def __bool__(self) -> bool:
         """Whether any shard is open."""
@@ -169,6 +171,7 @@ class OpenShards:
                 shard.keep(block)
         before_part()
         shard.finish()
+        self.recent[shard.shard_idx] = shard.counts
         self._close(shard)
 
     def _close(self, shard: OpenShard) -> None:

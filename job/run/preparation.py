@@ -8,6 +8,7 @@ import torch
 
 from job.config import RunConfig
 from job.errors import UsageError
+from job.output.looking.finished import FinishedRows
 from job.output.parts.manifest import Manifest, check_run_directory, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
@@ -29,6 +30,8 @@ class Prepared(Examined):
     settings: RunSettings
     part_format: PartFormat
     worker: WorkerId
+    finished: FinishedRows
+    """Counts what is finished of the run. Nothing has been read yet."""
     is_restart: bool
     """Whether the run existed before this launch."""
     is_claimed: bool
@@ -102,6 +105,7 @@ def _prepared(
         is_restart=found is not None,
         is_claimed=claims,
         directory=directory,
+        finished=FinishedRows(directory, examined.plan),
         settings=settings,
         part_format=PartFormat.build(
             pa.schema(examined.kept),

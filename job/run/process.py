@@ -25,6 +25,9 @@ from job.run.model import load_in_range
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
+READ_SECS = 5.0
+"""How long counting what is finished of a run may delay its restart."""
+
 Result = TypeVar("Result")
 
 
@@ -155,6 +158,8 @@ def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progre
 
 
 def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
+    if not progress.is_enabled:
+        return
     info, plan = replica.info, prepared.plan
     progress.note(prepared.dataset.describe(prepared.config.data.limit))
     if prepared.model_info.dtype_note and prepared.config.engine.needs_model:
@@ -165,8 +170,12 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
     processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
     samples = "" if plan.num_samples == 1 else f" with {plan.num_samples} samples each"
+    finished = prepared.finished
+    finished.look(budget_secs=READ_SECS)
+    at_least = "at least " if finished.is_partial else ""
+    num_done = f"{at_least}{finished.num_rows():,} of {plan.num_completions:,} {plan.unit} already done"
     progress.note(
-        f"{plan.num_rows:,} rows{samples} in {shards}, {len(prepared.directory.done_shards()):,} done; "
+        f"{plan.num_rows:,} rows{samples} in {shards}, {num_done}; "
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
         f"{replicas} of {processes}"
     )

@@ -19,7 +19,7 @@ from job.observe.summary import Summary
 from job.observe.watchdog import Heartbeat, Watchdog
 from job.output.parts.counts import Counts
 from job.output.sharing.leases import Leases
-from job.output.sharing.metrics import MetricsFile, OpenCounts, WorkerStats
+from job.output.sharing.metrics import MetricsFile, WorkerStats
 from job.output.store.names import PART_PATTERN, within
 from job.records import Generation
 from job.run.calibration import calibrate
@@ -58,7 +58,7 @@ class Runner:
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
-        self._workers = Workers(self._directory, self._plan, self._worker_id, num_replicas)
+        self._workers = Workers(prepared.finished, self._directory, self._plan, self._worker_id, num_replicas)
         self._first_rows = FirstRows(prepared.config.output.output)
 
     def run(self) -> int:
@@ -79,7 +79,7 @@ class Runner:
                 self._commit()
                 self._report()
                 if self._engine.num_pending == 0 and not self._find_work():
-                    self._progress.show(self._workers.progress(self._stats(), refresh=True))
+                    self._show_progress(at_end=True)
                     return self._exit_code()
             # The launcher may stop the other replicas as soon as one exits because all is done: then we are done, too.
             return EXIT_STOPPED if self._shards.look_again() else self._exit_code()
@@ -107,10 +107,10 @@ class Runner:
         Guided self-scheduling (Polychronopoulos and Kuck 1987): claim many rows at once while many are left, and near
         the end no more than the other workers have.
         """
-        progress = self._workers.progress(self._stats())
+        num_left = self._workers.num_left(self._stats())
         if self._workers.num_workers == 1:
             return self._engine.max_pending
-        fair = -(-(progress.total_rows - progress.num_rows) // self._workers.num_workers)
+        fair = -(-num_left // self._workers.num_workers)
         return max(1, min(self._engine.min_pending, fair), min(self._engine.max_pending, fair // 2))
 
     def _collect(self) -> None:
@@ -205,10 +205,18 @@ class Runner:
             num_tokens=self._engine.num_computed_tokens,
             num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._shards.held_idx,
-            open_counts={idx: OpenCounts(num_rows=c.num_rows, errors=dict(c.errors)) for idx, c in held.items()},
         )
 
     def _report(self) -> None:
         self._metrics.write_if_due(self._stats())
         if self._progress.is_due():
-            self._progress.show(self._workers.progress(self._stats()))
+            self._show_progress()
+
+    def _show_progress(self, *, at_end: bool = False) -> None:
+        if not self._progress.is_enabled:
+            return
+        if at_end or self._workers.is_look_due:
+            self._shards.recent.clear()  # the look finds their parts
+            self._workers.look()
+        own_counts = {**self._shards.recent, **self._shards.held}
+        self._progress.show(self._workers.progress(self._stats(), own_counts))

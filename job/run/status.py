@@ -1,24 +1,29 @@
-"""A look at a run from outside, during or after it: combines the files on disk with what workers report.
+"""A look at a run from outside, during or after it. Rows are counted from parts and journals; only the speed and the
+state of each worker come from what it reports.
 
 Needs no model, no dataset and no GPU, and imports none of their libraries.
 """
 
+import contextlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from job.errors import JobError
-from job.observe.progress import RunProgress
+from job.observe.progress import time_left
 from job.observe.status_report import StaleLease, Status, Worker
-from job.output.looking.footers import FooterCounts
+from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.survey import WAITING_SECS, SeenLease, Survey, survey
-from job.output.sharing.metrics import LatestStats, MetricsReader, OpenCounts, WorkerStats
+from job.output.parts.manifest import Manifest
+from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
 from job.output.sharing.worker import WorkerId
 
-FOOTERS_SECS = 5.0
-"""Time limit for reading the footers of parts. The next look continues where this one stopped."""
+READ_SECS = 5.0
+"""Time limit for reading journals, and for reading the footers of parts. The next look continues where this one
+stopped."""
 
 UNKNOWN = "unknown"
 """The holder of a lease that cannot be read."""
@@ -36,7 +41,7 @@ class Inspection:
         self._output = str(output)
         self._run = find_run(output)
         self._metrics = MetricsReader(self._run.directory.store)
-        self._footers = FooterCounts()
+        self._finished = FinishedRows(self._run.directory, self._run.plan, self._run.manifest.modes)
 
     def look(self) -> Status:
         """Return the current status of the run.
@@ -45,56 +50,74 @@ class Inspection:
             JobError: the directory cannot be read.
         """
         try:
-            latest = self._metrics.read()  # first: a shard that is open according to them may be a part by now
+            latest = self._metrics.read()
+            self._finished.read_journals(budget_secs=READ_SECS)
             seen = survey(self._run)
-            self._footers.look(self._run.directory, seen.parts, budget_secs=FOOTERS_SECS)
+            self._finished.read_parts(seen.parts, seen.to_retry, budget_secs=READ_SECS)
         except OSError as error:
             path = error.filename or self._run.directory.store.describe()
             raise JobError(f"{path} cannot be read: {error.strerror or error}.") from None
-        return _status(self._output, self._run, seen, latest, self._footers)
+        return _status(self._output, self._run, seen, latest, self._finished)
 
 
-def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestStats], footers: FooterCounts) -> Status:
-    plan = run.plan
+def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestStats], finished: FinishedRows) -> Status:
+    plan, manifest = run.plan, run.manifest
     workers = _workers(seen, latest)
     living = {worker.worker_id for worker in workers}
-    part_rows = plan.count(seen.parts)
-    in_journals = _open_counts(run, seen, [found.stats for found in latest], living)
-    num_rows = min(plan.num_completions, part_rows + in_journals.num_rows)
     num_done = sum(map(seen.is_done, seen.parts))
     held = {False: set[int](), True: set[int]()}
     for lease in seen.leases:
         if lease.slice_idx is None and lease.shard_idx < plan.num_shards and not seen.is_done(lease.shard_idx):
             held[lease.is_stale].add(lease.shard_idx)
+    counts, num_rows = finished.counts(), finished.num_rows()
     speed = sum(worker.tokens_per_sec for worker in workers)
-    progress = _progress(
-        num_rows, plan.num_completions, speed, [found.stats for found in latest if found.stats.worker_id in living]
-    )
-    part_errors = {kind: number for kind, number in footers.counts.errors.items() if number}
+    of_living = [found.stats for found in latest if found.stats.worker_id in living]
     return Status(
         output=output,
+        model=manifest.about["model"],
+        dataset=manifest.about["dataset"],
+        created=manifest.about["created"],
+        elapsed_secs=_elapsed_secs(
+            manifest, seen.now if workers else max((each.written for each in latest), default=0)
+        ),
         num_shards=plan.num_shards,
         num_done=num_done,
         num_in_work=len(held[False]),
         num_stale=len(held[True]),
         num_free=plan.num_shards - num_done - len(held[False]) - len(held[True]),
         num_to_retry=len(seen.to_retry),
+        num_samples=plan.num_samples,
         total_rows=plan.num_completions,
         num_rows=num_rows,
-        num_part_rows=part_rows,
-        errors=dict(Counter(part_errors) + Counter(in_journals.errors)),
-        num_part_errors=sum(part_errors.values()),
-        num_prompt_tokens=footers.counts.num_prompt_tokens,
-        num_completion_tokens=footers.counts.num_completion_tokens,
+        num_part_rows=finished.num_part_rows(),
+        errors={kind: number for kind, number in counts.errors.items() if number},
+        num_part_errors=finished.in_parts().num_errors,
+        first_errors=counts.first_errors,
+        finish_reasons=counts.finish_reasons,
+        tallies=counts.tallies,
+        outcome=counts.lines(manifest),
+        num_prompt_tokens=counts.num_prompt_tokens,
+        num_completion_tokens=counts.num_completion_tokens,
         num_parts=len(seen.parts),
-        num_parts_read=footers.num_read,
-        num_parts_unreadable=footers.num_unreadable,
+        num_parts_read=finished.footers.num_read,
+        unreadable_parts=[run.directory.names.part(shard_idx) for shard_idx in finished.footers.unreadable],
+        num_journals=finished.journals.num_journals,
+        num_journals_read=finished.journals.num_read,
+        damaged_journals=finished.journals.damages,
         workers=workers,
         stale_leases=[_stale(lease) for lease in seen.leases if lease.is_stale and not seen.is_done(lease.shard_idx)],
         tokens_per_sec=speed,
-        eta_secs=progress.eta_secs if num_rows < plan.num_completions else None,
+        eta_secs=_eta_secs(num_rows, plan.num_completions, speed, of_living),
         is_store_time=seen.is_store_time,
     )
+
+
+def _elapsed_secs(manifest: Manifest, end: float) -> float | None:
+    """Return the seconds from the start of a run to a Unix time; None if one of them is unknown."""
+    with contextlib.suppress(ValueError):
+        start = datetime.fromisoformat(manifest.about["created"]).timestamp()
+        return max(0.0, end - start) if end else None
+    return None
 
 
 def _workers(seen: Survey, latest: Sequence[LatestStats]) -> list[Worker]:
@@ -174,38 +197,12 @@ def _stale(lease: SeenLease) -> StaleLease:
     )
 
 
-def _open_counts(run: FoundRun, seen: Survey, latest: Sequence[WorkerStats], living: set[str]) -> OpenCounts:
-    """Return what is finished but not in a part yet, as last reported by the workers.
-
-    A shard that several workers have held counts once, for the worker that holds it now or held it last. What a dead
-    worker reported about a shard counts only if that shard has a journal; otherwise the rows are lost.
-    """
-    num_rows, errors = 0, Counter[str]()
-    counted: set[int] = set()
-    # Live workers first: clocks differ, but a lease shows which worker holds a shard now.
-    for stats in sorted(latest, key=lambda stats: (stats.worker_id in living, stats.time), reverse=True):
-        is_alive = stats.worker_id in living
-        open_shards = {idx for idx in stats.open_shards if idx not in seen.parts and (is_alive or idx in seen.journals)}
-        if stats.open_counts is None:
-            num_rows += _undivided(run, seen, stats) if open_shards and not open_shards & counted else 0
-        else:
-            for counts in (stats.open_counts.get(idx, OpenCounts()) for idx in open_shards - counted):
-                num_rows += counts.num_rows
-                errors.update(counts.errors)
-        counted |= open_shards
-    return OpenCounts(num_rows=num_rows, errors=errors)
-
-
-def _undivided(run: FoundRun, seen: Survey, stats: WorkerStats) -> int:
-    """Return the finished rows not in a part yet, from a version that did not report them per shard."""
-    return max(0, stats.num_open_rows - run.plan.count(idx for idx in stats.open_shards if idx in seen.parts))
-
-
-def _progress(num_rows: int, total_rows: int, speed: float, living: Sequence[WorkerStats]) -> RunProgress:
-    return RunProgress(
-        num_rows=num_rows,
-        total_rows=total_rows,
-        num_errors=sum(stats.num_errors for stats in living),
+def _eta_secs(num_rows: int, total_rows: int, speed: float, living: Sequence[WorkerStats]) -> float | None:
+    """Return the time left; None if that is unknown, or nothing is left."""
+    if num_rows == total_rows:
+        return None
+    return time_left(
+        num_left=total_rows - num_rows,
         num_new_rows=sum(stats.num_rows for stats in living),
         num_tokens=sum(stats.num_tokens for stats in living),
         num_at_work=sum(stats.num_at_work for stats in living),

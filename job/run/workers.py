@@ -1,24 +1,34 @@
-"""The combined progress of all workers of a run, from the figures that each one writes."""
+"""The combined progress of all workers of a run: rows as counted on disk, speed from each one's figures."""
 
 import time
+from collections.abc import Mapping
 
 from job.observe.progress import RunProgress
+from job.output.looking.finished import FinishedRows
+from job.output.parts.counts import Counts
 from job.output.parts.plan import Plan
 from job.output.sharing.metrics import MetricsReader, WorkerStats
 from job.output.store.directory import RunDirectory
 
 OTHERS_SECS = 10.0
-"""How often the others' figures are read."""
+"""How often the others' figures are read, and finished rows are counted."""
+
+LOOK_SECS = 0.2
+"""How long such a count may take, since the model waits meanwhile. What is left is read the next time."""
 
 
 class Workers:
     """One worker's view of all workers."""
 
-    def __init__(self, directory: RunDirectory, plan: Plan, worker_id: str, num_replicas: int) -> None:
-        """Read the other workers' figures in ``directory``. ``num_replicas`` is that of this launch."""
-        self._directory, self._plan, self._num_replicas = directory, plan, num_replicas
+    def __init__(self, finished: FinishedRows, directory: RunDirectory, plan: Plan, worker_id: str, num_replicas: int):
+        """Read the other workers' figures in ``directory``, and count rows with ``finished``.
+
+        Args:
+            num_replicas: that of this launch.
+        """
+        self._finished, self._directory, self._plan, self._num_replicas = finished, directory, plan, num_replicas
         self._metrics, self._own = MetricsReader(directory.store), directory.names.metrics(worker_id)
-        self._read_at = -OTHERS_SECS
+        self._read_at = self._looked_at = -OTHERS_SECS
         self._num_done_rows = 0
         self._others: list[WorkerStats] = []
 
@@ -35,18 +45,37 @@ class Workers:
             self._read_at = time.monotonic()
         return self._others
 
-    def progress(self, own: WorkerStats, *, refresh: bool = False) -> RunProgress:
-        """Add up this worker's current figures and the others' latest."""
-        # A worker that has just died may have held shards that are ours by now; count no row twice.
-        others = [stats for stats in self.others(refresh=refresh) if not set(own.open_shards) & set(stats.open_shards)]
-        workers = [*others, own]
-        # A worker of another launch that holds nothing has left, and job retry may have marked its errors.
-        counted = [s for s in workers if s.launch_id == own.launch_id or s.num_at_work or s.open_shards]
-        num_rows = self._num_done_rows + sum(stats.num_open_rows for stats in workers)
+    def num_left(self, own: WorkerStats) -> int:
+        """Return about how many rows are left. It is cheap, since it relies on what workers report."""
+        workers = [*self.others(), own]
+        return max(0, self._plan.num_completions - self._num_done_rows - sum(each.num_open_rows for each in workers))
+
+    @property
+    def is_look_due(self) -> bool:
+        """Whether the last look is so old that ``progress`` needs another."""
+        return time.monotonic() - self._looked_at >= OTHERS_SECS
+
+    def look(self) -> None:
+        """Count again what is finished of the run."""
+        self._finished.look(budget_secs=LOOK_SECS)
+        self._looked_at = time.monotonic()
+
+    def progress(self, own: WorkerStats, own_counts: Mapping[int, Counts]) -> RunProgress:
+        """Combine the last look, this worker's current figures, and the latest of the others.
+
+        Args:
+            own_counts: what is finished of the shards that this worker holds, or has finished since the last look.
+        """
+        workers = [*self.others(), own]
+        counts = Counts.total([self._finished.counts(without=own_counts), *own_counts.values()])
+        num_rows = self._finished.num_rows(without=own_counts) + sum(each.num_rows for each in own_counts.values())
         return RunProgress(
-            num_rows=min(num_rows, self._plan.num_completions),
+            num_rows=num_rows,
             total_rows=self._plan.num_completions,
-            num_errors=sum(stats.num_errors for stats in counted),
+            unit=self._plan.unit,
+            num_errors=counts.num_errors,
+            num_cut=counts.finish_reasons["length"],
+            is_partial=self._finished.is_partial,
             num_new_rows=sum(stats.num_rows for stats in workers),
             num_tokens=sum(stats.num_tokens for stats in workers),
             num_at_work=sum(stats.num_at_work for stats in workers),

@@ -1,4 +1,4 @@
-"""Sums over the footers of many parts, fast enough for a person who is waiting.
+"""The counts in the footers of many parts, read fast enough for a person who is waiting.
 
 Footers are read in threads, since on a network file system each one is a round trip, and within a time budget. A footer
 is not read again unless its part is replaced.
@@ -18,13 +18,14 @@ PARTS_AT_ONCE = 8 * NUM_THREADS
 
 
 class FooterCounts:
-    """Sums over parts. Remembers which parts it has read."""
+    """The counts of parts. Remembers which parts it has read."""
 
     def __init__(self) -> None:
         """Start with no parts."""
-        self.counts = Counts()
         self._seen: dict[int, tuple[str, Counts | None]] = {}
         """Shard to the identity of its part and the counts in it; None if they cannot be read."""
+        self._total: Counts | None = None
+        """The sum over all parts, until one of them changes."""
 
     def look(self, directory: RunDirectory, parts: Mapping[int, str], *, budget_secs: float) -> None:
         """Read the parts that are new, as many as the time allows, and drop those that were replaced or removed.
@@ -33,13 +34,24 @@ class FooterCounts:
             parts: shard to the identity of its part.
         """
         for shard_idx in [idx for idx, (identity, _) in self._seen.items() if parts.get(idx) != identity]:
-            if (former := self._seen.pop(shard_idx)[1]) is not None:
-                self.counts.exclude(former)
+            del self._seen[shard_idx]
+            self._total = None
         new = [shard_idx for shard_idx in sorted(parts) if shard_idx not in self._seen]
         for shard_idx, counts in _read(directory, new, until=time.monotonic() + budget_secs):
             self._seen[shard_idx] = parts[shard_idx], None if isinstance(counts, JobError) else counts
-            if isinstance(counts, Counts):
-                self.counts.include(counts)
+            if self._total is not None and isinstance(counts, Counts):
+                self._total.include(counts)
+
+    def of(self, shard_idx: int) -> Counts | None:
+        """Return the counts of a shard's part; None if it has not been read, or cannot be."""
+        return self._seen.get(shard_idx, ("", None))[1]
+
+    @property
+    def total(self) -> Counts:
+        """The sums over the parts that were read."""
+        if self._total is None:
+            self._total = Counts.total(counts for _, counts in self._seen.values() if counts is not None)
+        return self._total
 
     @property
     def num_read(self) -> int:
@@ -49,7 +61,12 @@ class FooterCounts:
     @property
     def num_unreadable(self) -> int:
         """The number of files that are damaged, or are not parts."""
-        return sum(counts is None for _, counts in self._seen.values())
+        return len(self.unreadable)
+
+    @property
+    def unreadable(self) -> list[int]:
+        """The shards of these files."""
+        return [shard_idx for shard_idx, (_, counts) in self._seen.items() if counts is None]
 
 
 def count_parts(directory: RunDirectory, shards: Iterable[int]) -> dict[int, Counts]:
@@ -72,10 +89,7 @@ def count_all(directory: RunDirectory) -> Counts:
     Raises:
         JobError: a part cannot be read.
     """
-    total = Counts()
-    for counts in count_parts(directory, range(directory.names.num_shards)).values():
-        total.include(counts)
-    return total
+    return Counts.total(count_parts(directory, range(directory.names.num_shards)).values())
 
 
 def _read(

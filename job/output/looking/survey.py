@@ -1,4 +1,4 @@
-"""What a run directory contains right now: parts, leases, journals, markers. Decides nothing and changes nothing.
+"""What a run directory contains right now: parts, leases, markers. Decides nothing and changes nothing.
 
 A survey takes time, and workers go on meanwhile. Leases are listed before parts, so that a shard that is finished in
 between counts as done, not as free.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from job.output.looking.found import FoundRun
 from job.output.sharing.settings import RunSettings, read_settings
 from job.output.sharing.worker import WorkerId
-from job.output.store.names import JOURNALS, LEASES, RETRIES
+from job.output.store.names import LEASES
 from job.output.store.store import Store
 
 NUM_THREADS = 32
@@ -49,8 +49,6 @@ class Survey:
     """Shards that have a part, and the part's identity: it changes when the part is replaced."""
     to_retry: frozenset[int]
     """Those of them with error rows to be retried."""
-    journals: frozenset[int]
-    """Shards with finished rows in journals."""
     leases: Sequence[SeenLease]
     clocks: Mapping[str, float]
     """Worker to the seconds since it last touched its clock, as it does all the time while it waits for leases."""
@@ -74,8 +72,7 @@ def survey(run: FoundRun) -> Survey:
     directory, store = run.directory, run.directory.store
     settings = read_settings(store)
     found = _read_leases(store)
-    journals = {int(name.partition(".")[0]) for name in _names(store, JOURNALS, r"\d+\..+\.arrows")}
-    to_retry = {int(name) for name in _names(store, RETRIES, r"\d+")}
+    to_retry = directory.shards_to_retry()
     parts = {shard_idx: entry.identity for shard_idx, entry in directory.parts()}
     is_done = len(parts) == run.plan.num_shards and not to_retry
     clocks = dict(_clocks(store))
@@ -86,7 +83,6 @@ def survey(run: FoundRun) -> Survey:
     return Survey(
         parts=parts,
         to_retry=frozenset(to_retry & parts.keys()),
-        journals=frozenset(journals),
         leases=[*_judge(found, now, settings)],
         clocks={worker_id: max(0.0, now - written) for worker_id, written in clocks.items()},
         now=now,

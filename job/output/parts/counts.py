@@ -1,17 +1,32 @@
-"""The contents of a part in numbers: counted once, when it is written, and stored in its footer."""
+"""What came out, in numbers: counted once for each part, when it is written, and stored in its footer.
+
+A part of an older version says less: then the finish reasons, what modes count and the first errors are missing.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from job.arrow.values import count_values
 from job.errors import JobError
+from job.modes.mode import Mode, Outcome
+from job.output.parts.manifest import Manifest
 from job.output.store.store import Store
-from job.records import Completion
+from job.records import Completion, RowError
 
 METADATA_KEY = b"job.counts"
+
+MAX_DETAIL_CHARS = 1000
+"""How much of the first error of each kind is kept."""
+
+FirstError = tuple[int, str]
+"""A row index, and the error's detail."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +38,12 @@ class Counts:
     num_completion_tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """Error kind to number of rows."""
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    """Of the rows with a completion."""
+    tallies: dict[str, Counter[str]] = field(default_factory=dict)
+    """What modes count, by name: value to number of rows. See ``Mode.tally``."""
+    first_errors: dict[str, FirstError] = field(default_factory=dict)
+    """Of each kind, the one with the lowest row index."""
 
     @property
     def num_errors(self) -> int:
@@ -35,34 +56,92 @@ class Counts:
         return self.num_errors / max(1, self.num_rows)
 
     def add(self, completion: Completion) -> None:
-        """Count one row."""
+        """Count one row, but not what modes count."""
         self.num_rows += 1
         self.num_prompt_tokens += completion.num_prompt_tokens
         self.num_completion_tokens += completion.num_completion_tokens
         if completion.error is not None:
             self.errors[completion.error.kind] += 1
+            self._see_error(completion.error.kind, completion.row_idx, completion.error.detail)
+        elif completion.finish_reason is not None:
+            self.finish_reasons[completion.finish_reason] += 1
+
+    def add_batch(self, batch: pa.RecordBatch, modes: Iterable[Mode] = ()) -> None:
+        """Count the rows of a journal or a part, and what these modes count."""
+        self.num_rows += batch.num_rows
+        self.num_prompt_tokens += pc.sum(batch["num_prompt_tokens"]).as_py() or 0
+        self.num_completion_tokens += pc.sum(batch["num_completion_tokens"]).as_py() or 0
+        failed = batch.filter(pc.is_valid(batch["error"]))
+        for row_idx, text in zip(failed["row_idx"].to_pylist(), failed["error"].to_pylist(), strict=True):
+            error = RowError.parse(text)
+            self.errors[error.kind] += 1
+            self._see_error(error.kind, row_idx, error.detail)
+        self.finish_reasons.update(count_values(batch["finish_reason"]))
+        self.tally(batch, modes)
+
+    def tally(self, batch: pa.RecordBatch | pa.Table, modes: Iterable[Mode]) -> None:
+        """Count only what these modes count."""
+        for mode in modes:
+            for name, values in mode.tally(batch).items():
+                self.tallies.setdefault(name, Counter()).update(values)
 
     def include(self, other: "Counts") -> None:
         """Add the counts of other rows."""
-        self._change(other, 1)
+        self.num_rows += other.num_rows
+        self.num_prompt_tokens += other.num_prompt_tokens
+        self.num_completion_tokens += other.num_completion_tokens
+        self.errors.update(other.errors)
+        self.finish_reasons.update(other.finish_reasons)
+        for name, values in other.tallies.items():
+            self.tallies.setdefault(name, Counter()).update(values)
+        for kind, (row_idx, detail) in other.first_errors.items():
+            self._see_error(kind, row_idx, detail)
 
-    def exclude(self, other: "Counts") -> None:
-        """Subtract counts that were included."""
-        self._change(other, -1)
+    def without_errors(self, kinds: Iterable[str]) -> "Counts":
+        """Return the counts without the rows that have an error of one of these kinds; none means any kind.
 
-    def _change(self, other: "Counts", sign: int) -> None:
-        self.num_rows += sign * other.num_rows
-        self.num_prompt_tokens += sign * other.num_prompt_tokens
-        self.num_completion_tokens += sign * other.num_completion_tokens
-        self.errors.update({kind: sign * number for kind, number in other.errors.items()})
+        An error row has no completion, so only its prompt tokens stay in the sum.
+        """
+        left_out = set(kinds) or set(self.errors)
+        errors = Counter({kind: number for kind, number in self.errors.items() if kind not in left_out})
+        return Counts(
+            num_rows=self.num_rows - self.num_errors + errors.total(),
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            errors=errors,
+            finish_reasons=self.finish_reasons,
+            tallies=self.tallies,
+            first_errors={kind: first for kind, first in self.first_errors.items() if kind in errors},
+        )
 
     @classmethod
-    def of(cls, completions: Iterable[Completion]) -> "Counts":
-        """Count rows."""
-        counts = cls()
-        for completion in completions:
-            counts.add(completion)
-        return counts
+    def total(cls, counts: Iterable["Counts"]) -> "Counts":
+        """Return the sum of several counts."""
+        total = cls()
+        for each in counts:
+            total.include(each)
+        return total
+
+    def _see_error(self, kind: str, row_idx: int, detail: str) -> None:
+        found = row_idx, detail[:MAX_DETAIL_CHARS]
+        self.first_errors[kind] = min(found, self.first_errors.get(kind, found))
+
+    def outcome(self, manifest: Manifest) -> Outcome:
+        """Return what the modes of a run describe."""
+        return Outcome(
+            num_completions=self.num_rows - self.num_errors,
+            num_completion_tokens=self.num_completion_tokens,
+            finish_reasons=self.finish_reasons,
+            tallies=self.tallies,
+            max_new_tokens=manifest.section("sampling")["max_new_tokens"],
+        )
+
+    def lines(self, manifest: Manifest) -> list[tuple[str, str]]:
+        """Return what came out as text: titles and lines, which the modes of a run write."""
+        outcome = self.outcome(manifest)
+        if not outcome.num_completions:
+            return []
+        return [line for mode in manifest.modes for line in mode.describe(outcome)]
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON values."""
@@ -71,6 +150,9 @@ class Counts:
             "num_prompt_tokens": self.num_prompt_tokens,
             "num_completion_tokens": self.num_completion_tokens,
             "errors": dict(self.errors),
+            "finish_reasons": dict(self.finish_reasons),
+            "tallies": {name: dict(values) for name, values in self.tallies.items()},
+            "first_errors": {kind: list(first) for kind, first in self.first_errors.items()},
         }
 
     def to_metadata(self) -> dict[bytes, bytes]:
@@ -79,20 +161,28 @@ class Counts:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Counts":
-        """Read the JSON that ``to_metadata`` wrote.
+        """Read the JSON that ``to_metadata`` wrote, in this version or an older one.
 
         Raises:
             ValueError: the JSON does not contain counts.
         """
         try:
             values = json.loads(content)
-            errors = Counter(dict(values["errors"].items()))
             numbers = {name: values[name] for name in ("num_rows", "num_prompt_tokens", "num_completion_tokens")}
+            if not all(isinstance(number, int) for number in numbers.values()):
+                raise ValueError("its counts are not numbers")
+            return cls(
+                **numbers,
+                errors=_counter(values["errors"]),
+                finish_reasons=_counter(values.get("finish_reasons", {})),
+                tallies={name: _counter(each) for name, each in values.get("tallies", {}).items()},
+                first_errors={
+                    kind: (int(row_idx), str(detail))
+                    for kind, (row_idx, detail) in values.get("first_errors", {}).items()
+                },
+            )
         except (LookupError, TypeError, AttributeError):
             raise ValueError("it contains no counts") from None
-        if not all(isinstance(number, int) for number in [*numbers.values(), *errors.values()]):
-            raise ValueError("its counts are not numbers")
-        return cls(**numbers, errors=errors)
 
     @classmethod
     def of_part(cls, store: Store, name: str) -> "Counts":
@@ -109,3 +199,15 @@ class Counts:
             raise JobError(
                 f"{where} is not a part of this run ({error}). Remove it; its rows will be recomputed."
             ) from None
+
+
+def _counter(values: Mapping[str, Any]) -> Counter[str]:
+    """Read numbers by name.
+
+    Raises:
+        ValueError: one of them is not a number.
+    """
+    found = Counter(dict(values.items()))
+    if not all(isinstance(number, int) for number in found.values()):
+        raise ValueError("its counts are not numbers")
+    return found

@@ -94,11 +94,18 @@ class JournalReader:
         """The first message of the object, without which no other can be read."""
         self._offset = 0
         """End of the last whole message. What follows is read again the next time: its writer may complete it."""
+        self.has_restarted = False
+        """Whether the object has been replaced or cut since the reader began, so that rows came twice."""
         self.damage: str | None = None
         """Why the rest of the journal cannot be used, or None. A torn end is not damage: every kill leaves one."""
 
     def read(self) -> Iterator[Completion]:
         """Yield the rows since the last read, up to the first batch that is torn or damaged."""
+        for batch in self.read_batches():
+            yield from from_batch(batch)
+
+    def read_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the batches since the last read, up to the first that is torn or damaged."""
         data, self.damage = self._new_bytes(), None
         stream = pa.BufferReader(self._schema + data)
         start = self._offset - len(self._schema)
@@ -106,10 +113,10 @@ class JournalReader:
             with pa.ipc.open_stream(stream) as reader:
                 schema = self._schema or data[: stream.tell()]
                 while True:
-                    completions = list(from_batch(_next_batch(reader)))
+                    batch = _next_batch(reader)
                     # The checksum is right, and it covers the schema.
                     self._schema, self._offset = schema, start + stream.tell()
-                    yield from completions
+                    yield batch
         except (StopIteration, pa.ArrowException, OSError):
             return  # the end, or pyarrow's error for a torn message
         except _Damaged as damaged:
@@ -124,6 +131,7 @@ class JournalReader:
             data, stamp = self._store.look(self._name, self._offset)
             if stamp.identity != self._identity or stamp.num_bytes < self._offset:
                 is_whole = self._offset == 0
+                self.has_restarted |= not is_whole
                 self._identity, self._schema, self._offset = stamp.identity, b"", 0
                 return data if is_whole else self._store.read(self._name)
             return data

@@ -35,6 +35,11 @@ class Plan:
         """Rows of the output, over all shards."""
         return self.num_rows * self.num_samples
 
+    @property
+    def unit(self) -> str:
+        """What an output row is called in numbers for people, so that it is not taken for a row of the dataset."""
+        return "rows" if self.num_samples == 1 else "samples"
+
     def count(self, shards: Iterable[int]) -> int:
         """Return the number of output rows in these shards."""
         return sum(len(self.rows(shard_idx)) for shard_idx in shards) * self.num_samples

@@ -12,7 +12,7 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
-from job.records import Completion
+from job.records import Completion, RowError
 
 
 def marked_kinds(store: Store, marker: str) -> list[str]:
@@ -41,6 +41,22 @@ def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Column
     with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new, or another worker has finished it
         kinds = marked_kinds(store, names.retry(shard_idx))
         yield from _read(store, names.part(shard_idx), columns, kinds)
+
+
+def positions_to_stay(directory: RunDirectory, shard_idx: int, kinds: Collection[str]) -> list[int]:
+    """Return the positions within a marked part of the rows that are not to be retried.
+
+    Raises:
+        JobError: the part cannot be read.
+    """
+    part = directory.names.part(shard_idx)
+    try:
+        with directory.store.open(part) as file:
+            texts = pq.ParquetFile(file).read(columns=["error"])["error"].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{directory.store.describe(part)} cannot be read: {first_line(error)}.") from None
+    errors = [None if text is None else RowError.parse(text).kind for text in texts]
+    return [at for at, kind in enumerate(errors) if kind is None or (kinds and kind not in kinds)]
 
 
 def _read(store: Store, part: str, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:

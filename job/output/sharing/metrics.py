@@ -6,7 +6,7 @@ Workers of different versions read each other's figures: unknown fields are igno
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from job.output.store.names import METRICS
@@ -26,15 +26,6 @@ WINDOW_SECS = 60.0
 
 YOUNG_SECS = 1.0
 """The rate of a younger worker is 0, since it would depend on a single step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenCounts:
-    """The finished rows of a shard that has no part yet."""
-
-    num_rows: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    """Error kind to number of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +49,6 @@ class WorkerStats:
     num_at_work: int = 0
     """Rows that it is computing now."""
     open_shards: tuple[int, ...] = ()
-    open_counts: Mapping[int, OpenCounts] | None = None
-    """Those of each shard that it holds. None: written by a version without this field."""
 
     @classmethod
     def from_json(cls, line: bytes) -> "WorkerStats | None":
@@ -90,22 +79,11 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _counts(value: Any) -> dict[int, OpenCounts]:
-    return {
-        int(shard_idx): OpenCounts(
-            num_rows=_number(counts.get("num_rows", 0)),
-            errors={kind: _number(number) for kind, number in counts.get("errors", {}).items()},
-        )
-        for shard_idx, counts in value.items()
-    }
-
-
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys((field.name for field in fields(WorkerStats)), _number),
     "worker_id": str,
     "launch_id": str,
     "open_shards": _numbers,
-    "open_counts": _counts,
 }
 
 

@@ -1,6 +1,7 @@
 """A run directory: a store, the names in it, and the questions that take several names to answer."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,10 +37,15 @@ class RunDirectory:
         """Return the shards that have a part, marked for a retry or not."""
         return {shard_idx for shard_idx, _ in self.parts()}
 
+    def shards_to_retry(self) -> set[int]:
+        """Return the shards with a marker for a retry."""
+        names = (entry.name for entry in self.store.list(RETRIES))
+        return {int(name) for name in names if re.fullmatch(r"\d+", name, re.ASCII)}
+
     def done_shards(self) -> set[int]:
         """Return the shards that are done, from one listing of each directory."""
-        marked = {entry.name for entry in self.store.list(RETRIES)}
-        return {idx for idx in self.written_shards() if self.names.number(idx) not in marked}
+        marked = self.shards_to_retry()
+        return self.written_shards() - marked
 
     def is_done(self, shard_idx: int) -> bool:
         """Whether a shard's part exists and none of its rows is to be retried."""

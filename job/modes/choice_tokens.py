@@ -1,0 +1,32 @@
+"""The tokens of choices, as they are scored after a prompt."""
+
+from collections.abc import Sequence
+
+from job.errors import UsageError
+from job.modes.mode import Tokens
+
+
+def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of each choice when it follows a prompt.
+
+    Prompt and choice are tokenized separately; no token spans the border. A choice is encoded after ``anchor``, so that
+    it reads exactly as it was written: many tokenizers (SentencePiece) put a space before a text that is encoded alone.
+
+    Args:
+        anchor: what prompts end with: the end of the chat template, or a line break.
+
+    Raises:
+        UsageError: two choices have the same tokens, or one has none.
+    """
+    anchor_ids = tokens.encode(anchor)
+    ids_of: dict[tuple[int, ...], str] = {}
+    for text in texts:
+        together = tokens.encode(anchor + text)
+        is_split = together[: len(anchor_ids)] == anchor_ids
+        ids = tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
+        if not ids:
+            raise UsageError(f"--choices: {text!r} has no tokens. Leave it out.")
+        if ids in ids_of:
+            raise UsageError(f"--choices: {ids_of[ids]!r} and {text!r} are the same to the tokenizer. Leave one out.")
+        ids_of[ids] = text
+    return tuple(ids_of)
