@@ -20,7 +20,8 @@ from job.cli.status import give_watch_its_secs
 from job.engine.fake import FakeEngine
 from job.errors import JobError
 from job.observe.progress import RunProgress, describe
-from job.observe.status_report import MAX_LINES, Status, describe_status
+from job.observe.status import Status
+from job.observe.status_report import MAX_LINES, describe_status
 from job.output.looking import footers, survey
 from job.output.looking.found import find_run
 from job.output.parts.counts import Counts

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from job.errors import JobError
 from job.observe.progress import time_left
-from job.observe.status_report import StaleLease, Status, Worker
+from job.observe.status import StaleLease, Status, Worker
 from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.survey import WAITING_SECS, SeenLease, Survey, survey
