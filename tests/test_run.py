@@ -566,7 +566,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert result.exit_code == 2, result
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("job: ") and result.stderr.count("\n") == 1
+    *said_before, line = result.stderr.splitlines()
+    assert line.startswith("job: ") and message in line and len(said_before) <= 1
     assert not list(tmp_path.glob("out/data/part-*"))
 
 
@@ -789,6 +790,62 @@ def test_an_output_that_cannot_be_written_is_refused(
         assert f"cannot be written: {reason}" in result.stderr
 
 
+def test_a_directory_of_other_files_is_refused_and_what_lies_beside_a_run_is_not(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """A run wrote beside the files of a project without a word."""
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in (".DS_Store", ".nfs0001", "run.toml", "slurm-7.log", "README.md"):
+        (output / name).write_text("x")
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", output]
+    for name in ("notes.txt", "src"):
+        (output / name).mkdir()
+    result = run_job(*args)
+    assert result.exit_code == 2
+    assert f"--output {output} holds notes.txt and 1 more, which no run wrote. Use a new or empty" in result.stderr
+    assert not (output / "manifest.json").exists()
+    for name in ("notes.txt", "src"):
+        (output / name).rmdir()
+    assert run_job(*args).exit_code == 0
+    (output / "notes.txt").write_text("later")
+    assert run_job(*args).exit_code == 0, "a restart works, whatever lies there"
+
+
+ADDRESSES = {
+    "--output": ["s3://bucket/out", "gs://b/o", "hf://datasets/x/y", "S3://b/o", "abfss://c@a/o", "hdfs:///o"],
+    "--model": ["s3://bucket/model"],
+    "--dataset": ["s3://bucket/d.jsonl", "https://example.org/d.jsonl"],
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option in ADDRESSES for value in ADDRESSES[option]])
+def test_addresses_are_refused(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
+    """``--output s3://...`` wrote to a local directory ``s3:``."""
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": "m", "--dataset": "d.jsonl", "--output": "out", option: value}
+    result = run_job("run", *(word for pair in options.items() for word in pair))
+    assert result.exit_code == 2
+    assert f"job: {option} {value[:3]}" in result.stderr and "is an address, not a path. " in result.stderr
+    export = run_job("export", "out", "--to", "s3://bucket/x.csv")
+    assert "--to s3://bucket/x.csv is an address, not a path. Name a local file" in export.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--output", "--dataset", "--model", "--choices", "--examples", "--config"])
+def test_a_name_that_is_too_long_is_one_line(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path, option: str
+) -> None:
+    """It was an OSError with a traceback."""
+    options = {"--model": tiny_model(), "--dataset": questions, "--output": tmp_path / "out", "--engine": "fake"}
+    options[option] = f"./{'x' * 300}"
+    result = run_job("run", *(word for pair in options.items() for word in pair))
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr and result.stderr.splitlines()[-1].startswith("job: ")
+
+
 def test_a_config_file_gives_options_and_the_command_line_wins(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:
@@ -889,14 +946,15 @@ def test_an_output_whose_data_directory_is_in_use_is_refused(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:
     """Whoever reads the directory of the parts would read the other files, too."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.csv").write_text("a,b")
-    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", tmp_path]
+    output = tmp_path / "out"
+    (output / "data").mkdir(parents=True)
+    (output / "data/mine.csv").write_text("a,b")
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output", output]
     result = run_job(*base)
     assert result.exit_code == 2
-    assert f"{tmp_path}/data holds mine.csv. The run's parts go there" in result.stderr
-    (tmp_path / "data/mine.csv").rename(tmp_path / "data/.mine.csv")  # which readers skip
-    assert run_job(*base).exit_code == 2
+    assert f"--output {output} holds data/mine.csv, which no run wrote. Use a new or empty directory." in result.stderr
+    (output / "data/mine.csv").rename(output / "data/.mine.csv")
+    assert run_job(*base).exit_code == 0, "readers skip hidden files"
 
 
 def test_the_output_of_a_run_is_a_dataset_for_the_next(

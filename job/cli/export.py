@@ -51,7 +51,9 @@ def export(
     from job.output.looking.exporting.run_table import RunTable, Selection
     from job.output.looking.exporting.writers import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.found import find_run
+    from job.output.store.addresses import check_local
 
+    check_local("to", to, "Name a local file, and upload it afterwards.")
     form = _format(form, to)
     run = find_run(output)
     if form == "openai-batch":

@@ -44,6 +44,9 @@ class JobGroup(click.Group):
             click.echo(f"job: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                click.echo(f"job: {shorten(error.filename)!r} is too long to be a path. Give a shorter one.", err=True)
+                ctx.exit(EXIT_USAGE)
             if error.filename is not None or error.errno not in FULL:
                 raise
             click.echo(f"job: the output cannot be written: {error.strerror}.", err=True)

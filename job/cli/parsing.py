@@ -13,7 +13,7 @@ from job.config import (
     SamplingConfig,
 )
 from job.modes.registry import MODES
-from job.output.store.addresses import check_address
+from job.output.store.addresses import check_local, check_output
 
 Section = TypeVar("Section")
 
@@ -24,7 +24,9 @@ def to_config(values: dict[str, Any]) -> RunConfig:
     Raises:
         UsageError: a value is out of range, or a file that it names cannot be read.
     """
-    check_address(values["output"])
+    check_output(values["output"])
+    check_local("model", values["model"], "Give a Hub id, or download it and give the directory.")
+    check_local("dataset", values["dataset"], "Give a Hub id, or copy the files to a directory and give that.")
     return RunConfig(
         model=_section(ModelConfig, values),
         data=_section(DataConfig, values),

@@ -9,14 +9,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError, require, shorten
 from job.modes.choice_tokens import choice_token_ids
 from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Probe, Section, Setting, Tokens
 from job.modes.options import option
-from job.modes.texts import read_lines
+from job.modes.texts import expand_home, names_file, read_lines
 from job.records import Generation, SampleKey
 from job.tasks import MIN_TEMPERATURE, Score, Task
 
@@ -50,12 +49,12 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
     """
     texts = tuple(values)
     if len(values) == 1:
-        if not Path(values[0]).is_file():
+        if not names_file(values[0]):
             raise UsageError(
                 f"--choices got a single value, {values[0]!r}, which is not a file. Give at least two choices, or a "
                 "file with one per line."
             )
-        texts = read_lines("--choices", values[0])
+        texts = read_lines("--choices", expand_home(values[0]))
     seen: set[str] = set()
     for idx, text in enumerate(texts):
         if not text.strip():

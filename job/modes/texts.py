@@ -16,6 +16,13 @@ def expand_home(value: str) -> str:
     return value
 
 
+def names_file(value: str) -> bool:
+    """Whether a value is the name of a file."""
+    with contextlib.suppress(OSError, ValueError):  # too long for a file name, so it is not one
+        return Path(expand_home(value)).is_file()
+    return False
+
+
 def read_text_or_file(
     option: str, value: str, *, is_text: Callable[[str], bool], example: str, drops_last_newline: bool = False
 ) -> str:
@@ -31,11 +38,9 @@ def read_text_or_file(
     Raises:
         UsageError: it is neither, or the file cannot be read.
     """
-    with contextlib.suppress(OSError, ValueError):  # too long for a file name, so it is not one
-        path = expand_home(value)
-        if Path(path).is_file():
-            text = read_text(option, path)
-            return text.removesuffix("\n") if drops_last_newline else text
+    if names_file(value):
+        text = read_text(option, expand_home(value))
+        return text.removesuffix("\n") if drops_last_newline else text
     if not is_text(value):
         raise UsageError(f"{option} {value!r} is neither a file nor {example}.")
     return value

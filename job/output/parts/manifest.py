@@ -20,7 +20,7 @@ from job.modes.registry import modes_of
 from job.output.parts.defaults import DEFAULTS, without_defaults
 from job.output.parts.differences import describe_differences
 from job.output.parts.older_formats import from_format_2
-from job.output.store.names import MANIFEST, PART_PATTERN, PARTS
+from job.output.store.names import MANIFEST, PART_PATTERN, PARTS, is_stranger, within
 from job.output.store.store import Store
 
 FORMAT_VERSION = 4
@@ -128,16 +128,17 @@ def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
     """
     # Parts are looked up first: a manifest is always older than its parts.
     has_parts = any(fnmatch(entry.name, PART_PATTERN) for place in ("", PARTS) for entry in store.list(place))
-    others = [entry.name for entry in store.list(PARTS)]
+    strangers = sorted(entry.name for entry in store.list() if is_stranger(entry.name))
+    strangers += sorted(within(PARTS, entry.name) for entry in store.list(PARTS) if entry.name[0] != ".")
     found = read_manifest(store)
     if found is None and has_parts:
         raise UsageError(
             f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
         )
-    if found is None and others:
+    if found is None and strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise UsageError(
-            f"{store.describe(PARTS)} holds {min(others)}. The run's parts go there, and whoever reads them reads the "
-            "whole directory. Use a new --output."
+            f"--output {store.describe()} holds {strangers[0]}{more}, which no run wrote. Use a new or empty directory."
         )
     if found is not None:
         _refuse_if_different(store.describe(MANIFEST), found, wanted)

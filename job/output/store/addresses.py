@@ -7,10 +7,25 @@ from job.errors import UsageError
 from job.output.store.local import LocalStore
 from job.output.store.store import Store
 
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE | re.DOTALL)
 
 
-def check_address(output: Path) -> None:
+def check_local(option: str, value: str, remedy: str) -> None:
+    """Check that a value is not an address, such as ``s3://bucket/key``: it would become a local directory, ``s3:``.
+
+    Args:
+        remedy: what to give instead.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if found := ADDRESS.match(value):
+        scheme, rest = found.groups()
+        advice = f"Write /{rest}." if scheme.lower() == "file" else remedy
+        raise UsageError(f"--{option} {scheme}://{rest} is an address, not a path. {advice}")
+
+
+def check_output(output: Path) -> None:
     """Check what ``--output`` names.
 
     Raises:
@@ -18,9 +33,7 @@ def check_address(output: Path) -> None:
     """
     if not output.name:
         raise UsageError("--output is empty or the root directory. Name a directory for this run.")
-    if ADDRESS.match(str(output)):
-        address = str(output).replace(":/", "://", 1)  # which a path has made one slash of
-        raise UsageError(f"--output {address} is an address, but runs are written to directories. Name a directory.")
+    check_local("output", str(output), "Name a directory on a local or mounted disk, and upload it afterwards.")
 
 
 def open_store(address: Path) -> Store:

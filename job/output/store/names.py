@@ -39,6 +39,22 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
+OWN = frozenset([PARTS, MANIFEST, CARD, SETTINGS, TOTALS, JOURNALS, LEASES, METRICS, RETRIES])
+"""All names at the top of a run directory."""
+
+COMPANIONS = (".log", ".out", ".err", ".toml", ".yaml", ".yml", ".sh", ".sbatch", ".md", "lost+found", "Thumbs.db")
+"""Endings of what people and systems put beside a run: scripts, settings, logs."""
+
+
+def is_stranger(name: str) -> bool:
+    """Whether an object at the top of a directory suggests that the directory is meant for something else.
+
+    >>> [is_stranger(name) for name in ("manifest.json", ".DS_Store", ".nfs01", "run-7.log", "notes.txt", "src")]
+    [False, False, False, False, True, True]
+    """
+    return name not in OWN and not name.startswith(".") and not name.endswith(COMPANIONS)
+
+
 def within(directory: str, name: str) -> str:
     """Return the name of an object in a directory, which may be the run directory.
 
