@@ -7,6 +7,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
      +- PeerFailed         any  another process of the launch has failed and reported why
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,14 +84,26 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+MAX_REASON_CHARACTERS = 400
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if that is empty: libraries write paragraphs.
 
+    A line that ends with a colon goes on in the lines that follow it.
+
     >>> first_line(OSError("no such file\\nsee also ...")), first_line(ValueError())
     ('no such file', 'ValueError')
+    >>> first_line(ValueError("Needs one of:\\n(1) a file,\\n(2) a name.\\n\\nSee ..."))
+    'Needs one of: (1) a file, (2) a name.'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":") and len(lines) > 1:
+        paragraph = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
+        return shorten(" ".join([lines[0], *paragraph]), MAX_REASON_CHARACTERS)
+    return lines[0]
 
 
 @contextmanager
@@ -132,7 +145,12 @@ def explain(error: BaseException, named: str = "") -> str:
     return reason if is_known else f"{files[0]}: {reason}"
 
 
-def shorten(value: object) -> str:
-    """Return a value as text for a message: on one line, at most 80 characters."""
+def shorten(value: object, max_characters: int = 80) -> str:
+    """Return a value as text for a message: on one line, and not too long."""
     text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= max_characters else f"{text[: max_characters - 3]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the message of an error that a template has raised, on one line: it is written for the user."""
+    return f"{type(error).__name__}: {shorten(error, MAX_REASON_CHARACTERS)}"

@@ -75,6 +75,8 @@ class Prompt:
     text: str | None
     content_span: tuple[int, int] | None = None
     """Where the row's own content is in ``text``: the part that may be cut when the prompt is too long."""
+    literal_spans: Sequence[tuple[int, int]] = ()
+    """Where ``text`` has special tokens that are to be read as plain text, in order."""
     error: RowError | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     """The row's values in the columns that the run's modes read."""

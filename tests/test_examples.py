@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from job.config import PromptConfig, read_examples
+from job.config import PromptConfig
 from job.data.prompts import ChatTemplate, PromptRenderer
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
+from job.modes.texts import read_examples
 from job.records import Prompt, Row
 from job.tasks import Generate, SamplingParams
 from tests.conftest import Result

@@ -300,7 +300,9 @@ class Bytes:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    special_tokens: Mapping[str, int] = {}
+
+    def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
         return [bytes(of_one).decode() for of_one in ids]
 
     def names(self, ids: Sequence[int]) -> list[str]:

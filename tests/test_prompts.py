@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from job.config import PromptConfig, read_template
-from job.data.prompts import ChatTemplate, PromptRenderer, find_content, needed_columns
+from job.config import PromptConfig
+from job.data.chat_template import ChatTemplate
+from job.data.messages import last_text
+from job.data.prompts import PromptRenderer, find_content, needed_columns
 from job.data.templates import Template
 from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
+from job.modes.texts import read_template
 from job.records import Prompt, Row, RowError
 from tests.tiny import make_tokenizer
 
@@ -478,7 +481,7 @@ def test_what_needs_a_chat_template_is_refused_without_one(options: dict[str, st
     ],
 )
 def test_the_content_is_found_where_it_stands(text: str, content: Any, span: tuple[int, int] | None) -> None:
-    assert find_content(text, content) == span
+    assert find_content(text, last_text(content)) == span
 
 
 @pytest.mark.parametrize("content", ["assistant", "a", ">", "eos"])

@@ -284,6 +284,10 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "max_prompt_tokens": None,
         "on_long_prompt": "error",
         "request_column": None,
+        "date": None,
+        "last_assistant_turn": "error",
+        "special_tokens_in_text": "allow",
+        "text_rules": 1,
     },
     "sampling": {
         "max_new_tokens": 256,

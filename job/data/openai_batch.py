@@ -8,7 +8,7 @@ request that differs becomes an error row. (platform.openai.com/docs/guides/batc
 import contextlib
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from job.config import PromptConfig, RunConfig, SamplingConfig
@@ -29,6 +29,12 @@ SAME_NAMES = {name: name for name in SamplingConfig().options() if name not in {
 
 PARAMETERS = {**LENGTHS, **SAME_NAMES, **NUMBERS}
 """Parameters of a body, and the field of ``SamplingConfig`` that must agree. Some are additions by vLLM."""
+
+MAX_SHOWN_SCHEMA = 1000
+"""How many characters of a schema a message shows."""
+
+MAX_IDS = 50_000
+"""How many ids are compared: OpenAI's limit for a batch."""
 
 DRAWING = ("top_p", "top_k", "min_p", "seed")
 """Parameters that have no effect when decoding is greedy."""
@@ -87,13 +93,16 @@ class Requests:
         self._url = CHAT_URL if chat else TEXT_URL
         self.columns = [name for name in (BODY_COLUMN, URL_COLUMN) if name in columns]
 
-    @property
-    def note(self) -> str:
-        """A note for the user about how the dataset is read."""
-        return (
+    def notes(self, source: Source, num_rows: int) -> list[str]:
+        """Return notes for the user about how the dataset is read, and about its ids."""
+        note = (
             f"{self._dataset} is a batch of requests to OpenAI's API: prompts come from {BODY_COLUMN}, {ID_COLUMN} is "
             f"kept, and {self._model} answers, whichever model the requests name"
         )
+        rows = range(min(num_rows, MAX_IDS))
+        blocks = read_rows(source, self._dataset, rows, (), (ID_COLUMN,))
+        on_ids = _note_on_ids(value for block in blocks for value in block.kept[ID_COLUMN].to_pylist())
+        return [note] if on_ids is None else [note, on_ids]
 
     def content_of(self, values: Mapping[str, Any]) -> Content:
         """Return the messages of a request, or its text if the run serves texts.
@@ -123,6 +132,7 @@ class Requests:
                 body = body_of(row.values)
                 self._check_url(url_of(row.values, body))
                 self._check_parameters(body)
+                self._check_format(body)
 
     def _check_url(self, url: str) -> None:
         if url == self._url or url not in (CHAT_URL, TEXT_URL):
@@ -144,6 +154,21 @@ class Requests:
                 f"--dataset {self._dataset}: the first request asks for {', '.join(asked)}. Give {' '.join(options)}; "
                 "all requests of a run share these settings."
             )
+
+    def _check_format(self, body: Mapping[str, Any]) -> None:
+        answer_format = body.get("response_format")
+        if not answer_format or self._is_own_format(answer_format):
+            return
+        asked = answer_format.get("json_schema") if isinstance(answer_format, dict) else None
+        schema = asked.get("schema") if isinstance(asked, dict) else None
+        if schema is None:
+            return  # each such row becomes an error
+        text = json.dumps(schema, ensure_ascii=False)
+        short = shlex.quote(text) if len(text) <= MAX_SHOWN_SCHEMA else "FILE, with a file that has this schema"
+        raise UsageError(
+            f"--dataset {self._dataset}: the first request has a response_format with a JSON schema, which the run "
+            f"does not have. Give --json-schema {short}; all requests of a run share it."
+        )
 
     def _different(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         """Yield each parameter that differs from the run's: its name, its name in the run, and the requested value."""
@@ -171,6 +196,31 @@ class Requests:
         if not isinstance(answer_format, dict):
             return False
         return answer_format.get("type") == "text" or any(mode.serves(answer_format) for mode in self._modes)
+
+
+def _note_on_ids(values: Iterable[Any]) -> str | None:
+    """Return a note if answers cannot be matched to requests by their ids.
+
+    >>> _note_on_ids(["a", "a", None, "b"])
+    "custom_id does not identify every request: 1 repeats an earlier one (such as 'a'), 1 is null or empty"
+    """
+    seen: set[str] = set()
+    repeated: list[str] = []
+    num_empty = 0
+    for value in values:
+        if value is None or not str(value).strip():
+            num_empty += 1
+        elif str(value) in seen:
+            repeated.append(str(value))
+        else:
+            seen.add(str(value))
+    problems = []
+    if repeated:
+        verb = "repeats" if len(repeated) == 1 else "repeat"
+        problems.append(f"{len(repeated):,} {verb} an earlier one (such as {shorten(repeated[0])!r})")
+    if num_empty:
+        problems.append(f"{num_empty:,} {'is' if num_empty == 1 else 'are'} null or empty")
+    return f"{ID_COLUMN} does not identify every request: {', '.join(problems)}" if problems else None
 
 
 def body_of(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,19 +7,18 @@ becomes an error of that row.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from job.config import PromptConfig
+from job.data import omissions
+from job.data.chat_template import ChatTemplate
 from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
-from job.data.messages import TYPE_NAMES, Content, Messages, parse_messages
+from job.data.messages import TYPE_NAMES, Content, Messages, ended_by_user, last_text, parse_messages
+from job.data.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens
 from job.data.templates import Template
-from job.errors import UsageError, shorten
+from job.errors import UsageError, reason_of, shorten
 from job.records import Prompt, Row, RowRejected
 
-MARK = "8d1f0c6b-content"
+MARK = f"{omissions.MARK}-row"
 """A placeholder for a row's content in a chat template. It occurs nowhere else."""
-
-ChatTemplate = Callable[[Messages], str]
 
 
 class RequestReader(Protocol):
@@ -39,7 +38,7 @@ def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
         columns: columns of the dataset that are known so far.
     """
     if config.prompt_template is not None:
-        template = Template(config.prompt_template, columns)
+        template = _template(config, columns)
         names = ["*"] if template.needs_all else template.columns
         return [name for name in names if name != "examples" or config.examples is None]
     return [name for name in (config.text_column, config.messages_column) if name is not None]
@@ -55,6 +54,7 @@ class PromptRenderer:
         columns: Collection[str],
         requests: RequestReader | None = None,
         mode_columns: Sequence[str] = (),
+        special_tokens: SpecialTokens = NO_SPECIAL_TOKENS,
     ) -> None:
         """Check the configuration against the dataset's columns.
 
@@ -63,11 +63,14 @@ class PromptRenderer:
             columns: columns of the dataset.
             requests: extracts the prompts, if rows are requests to OpenAI's API.
             mode_columns: whose values go along with each prompt.
+            special_tokens: what to do with special tokens in the text of rows.
 
         Raises:
             UsageError: a column is missing, the template is invalid, or messages have no chat template.
         """
         self._chat_template, self._system_prompt = chat_template, config.system_prompt
+        self._special_tokens, self._last_turn = special_tokens, config.last_assistant_turn
+        self._omissions = omissions.Omissions(chat_template) if chat_template and config.has_own_rules else None
         examples = () if config.examples is None else parse_examples(config.examples)
         self._template_values: dict[str, Any] = {}
         self._extract: Callable[[Mapping[str, Any]], Content]
@@ -76,7 +79,7 @@ class PromptRenderer:
         elif config.messages_column is not None:
             self._extract, self.columns = self._messages_of, [config.messages_column]
         elif config.prompt_template is not None:
-            self._template = Template(config.prompt_template, columns)
+            self._template = _template(config, columns)
             self._extract, self.columns = self._from_template, list(self._template.columns)
         else:
             assert config.text_column is not None, "one of the ways to a prompt is set"
@@ -103,14 +106,31 @@ class PromptRenderer:
         if row.error is not None:
             return Prompt(row_idx=row.row_idx, text=None, error=row.error)
         try:
-            content = self._extract(row.values)
-            text = self._apply_chat_template(content)
+            content = self._content_of(self._special_tokens.checked(row.values))
+            text, literal_spans = self._special_tokens.restored(self._apply_chat_template(content))
             start = len(self._head) if text.startswith(self._head) else 0
-            span = find_content(text.removesuffix(self._suffix), content, start)
+            own_text, _ = self._special_tokens.restored(last_text(content))
+            span = find_content(text.removesuffix(self._suffix), own_text, start)
             values = {name: row.values.get(name) for name in self._mode_columns}
-            return Prompt(row_idx=row.row_idx, text=text, content_span=span, values=values)
+            return Prompt(row_idx=row.row_idx, text=text, content_span=span, literal_spans=literal_spans, values=values)
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
+
+    def check_system_prompt(self) -> None:
+        """Check that the chat template takes a system message, if one was asked for.
+
+        Raises:
+            UsageError: it refuses it, or leaves it out of the prompt.
+        """
+        if self._chat_template is None or self._system_prompt is None:
+            return
+        try:
+            self._apply_chat_template(MARK)
+        except RowRejected as rejected:
+            raise UsageError(
+                f"--system-prompt does not work with this model. {rejected.row_error.detail}. Put the instruction into "
+                "the user's message instead, with --prompt-template."
+            ) from None
 
     def render_probe(self, text: str) -> Prompt:
         """Return the prompt of a row that has ``text`` in every column, or the reason why there is none."""
@@ -129,6 +149,17 @@ class PromptRenderer:
     def suffix(self) -> str:
         """The text that the chat template adds after the user's message; empty without a chat template."""
         return self._suffix
+
+    def _content_of(self, values: Mapping[str, Any]) -> Content:
+        """Return what a row asks.
+
+        Raises:
+            RowRejected: nothing, or nothing that the run answers.
+        """
+        content = self._extract(values)
+        if isinstance(content, str) or self._omissions is None:
+            return content
+        return ended_by_user(content, self._last_turn, f"column {self.columns[0]!r}")
 
     def _check(self, config: PromptConfig, columns: Collection[str]) -> None:
         needs_chat = "--messages-column" if config.messages_column else "--system-prompt"
@@ -149,7 +180,7 @@ class PromptRenderer:
         try:
             text = self._apply_chat_template(MARK)
             return (text.partition(MARK)[0], text.rpartition(MARK)[2]) if MARK in text else ("", "")
-        except RowRejected:
+        except RowRejected:  # so will each row
             return "", ""
 
     def _shot(self, example: Example) -> tuple[Content, str]:
@@ -162,7 +193,7 @@ class PromptRenderer:
         if missing:
             raise UsageError(f"--examples, line {example.line}: it has no {missing[0]!r}, which the prompt needs.")
         try:
-            content = self._extract(example.values)
+            content = self._content_of(example.values)
         except RowRejected as rejected:
             raise UsageError(f"--examples, line {example.line}: {rejected.row_error.detail}.") from None
         if not isinstance(content, str) and content[0]["role"] == "system":
@@ -186,7 +217,7 @@ class PromptRenderer:
         try:
             text = self._template.render({name: values.get(name) for name in self.columns}, self._template_values)
         except Exception as error:  # a template raises whatever its expressions raise
-            raise RowRejected("template_error", f"{type(error).__name__}: {shorten(str(error))}") from None
+            raise RowRejected("template_error", reason_of(error)) from None
         return _not_empty(text, "the rendered template")
 
     def _messages_of(self, values: Mapping[str, Any]) -> Messages:
@@ -203,39 +234,21 @@ class PromptRenderer:
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         if self._system_prompt is not None:
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
+        messages = insert_turns(conversation_of(self._shots), messages)
         try:
-            return self._chat_template(insert_turns(conversation_of(self._shots), messages))
+            text = self._chat_template(messages)
         except Exception as error:  # chat templates raise their own errors for roles that they do not accept
-            raise RowRejected(
-                "template_error", f"chat template: {type(error).__name__}: {shorten(str(error))}"
-            ) from None
+            raise RowRejected("template_error", f"chat template: {reason_of(error)}") from None
+        omission = None if self._omissions is None else self._omissions.find(messages, text)
+        if omission is not None:
+            raise RowRejected("dropped_message", f"the chat template {omission}")
+        return text
 
 
-def check_prompt_type(name: str | None, schema: Any) -> None:
-    """Refuse a prompt column that cannot contain text in any row. (In JSON lines, each row has its own types.)
+def find_content(text: str, content: str, start: int = 0) -> tuple[int, int] | None:
+    """Return the span of the row's own text in the prompt, so that truncation leaves the chat template intact.
 
-    Args:
-        name: the column whose text is the prompt; None if there is none.
-        schema: pyarrow.Schema of the dataset.
-
-    Raises:
-        UsageError: the column is not of a text type.
-    """
-    if name is None:
-        return
-    data_type = schema.field(name).type
-    is_text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
-    if not (is_text or pa.types.is_null(data_type) or pa.types.is_dictionary(data_type)):
-        raise UsageError(
-            f"Column {name!r} is {data_type}, not string. Use --prompt-template '{{{{ {name} }}}}' to render it as text"
-            f"{', or --messages-column' if pa.types.is_list(data_type) else ''}."
-        )
-
-
-def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int] | None:
-    """Return the span of the row's own content in the prompt, so that truncation leaves the chat template intact.
-
-    In a conversation, the content is the last user message. Returns None if the template has changed it.
+    Returns None if the template has changed it.
 
     Args:
         start: the text before this position is not the row's own.
@@ -243,14 +256,15 @@ def find_content(text: str, content: Content, start: int = 0) -> tuple[int, int]
     >>> find_content("<user> what? </user><assistant>", "what? ")
     (7, 13)
     """
-    if not isinstance(content, str):
-        from_user = [m["content"] for m in content if m["role"] == "user" and "content" in m]
-        content = from_user[-1] if from_user else ""
     for wanted in (content, content.strip()):  # many chat templates strip
         found = text.rfind(wanted, start)
         if wanted and found >= 0:
             return (found, found + len(wanted))
     return None
+
+
+def _template(config: PromptConfig, columns: Collection[str]) -> Template:
+    return Template(str(config.prompt_template), columns, keeps_line_ends=config.has_own_rules)
 
 
 def _not_empty(text: str, where: str) -> str:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from job.arrow.types import readable
 from job.arrow.values import null_broken, to_python
+from job.data.templates import quoted_template
 from job.errors import JobError, UsageError, explain, is_foreign
 from job.records import Row, RowBlock, RowError
 
@@ -232,3 +233,25 @@ def count_rows(dataset: Any, schema: pa.Schema, limit: int | None) -> int:
         if limit is not None and num_rows >= limit:
             return limit
     return num_rows
+
+
+def check_prompt_type(name: str | None, schema: Any) -> None:
+    """Refuse a prompt column that cannot contain text in any row. (In JSON lines, each row has its own types.)
+
+    Args:
+        name: the column whose text is the prompt; None if there is none.
+        schema: pyarrow.Schema of the dataset.
+
+    Raises:
+        UsageError: the column is not of a text type.
+    """
+    if name is None:
+        return
+    data_type = schema.field(name).type
+    is_text = pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
+    if not (is_text or pa.types.is_null(data_type) or pa.types.is_dictionary(data_type)):
+        or_messages = ", or --messages-column" if pa.types.is_list(data_type) else ""
+        raise UsageError(
+            f"Column {name!r} is {data_type}, not string. Use --prompt-template {quoted_template(name)} to render it "
+            f"as text{or_messages}."
+        )

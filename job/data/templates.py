@@ -1,9 +1,10 @@
 """Prompt templates: Jinja2 in its sandbox, because templates come with datasets and must not reach Python.
 
-A template must also give the same text in every run, and only text that someone wrote: random draws, nulls and Python
-objects never reach a prompt.
+A template must also give the same text in every run, and only text that someone wrote: random draws, the clock, the
+time zone, nulls and Python objects never reach a prompt.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -26,30 +27,46 @@ DICT_METHODS = ("get", "items", "keys", "values")
 """Methods of ``row``: ``row.items`` is the method unless ``items`` is a column."""
 
 
+KEYWORDS = frozenset(
+    [
+        *("and", "else", "false", "False", "if", "in", "is", "loop"),
+        *("none", "None", "not", "or", "recursive", "self", "true", "True"),
+    ]
+)
+"""Names that Jinja2 does not take for variables."""
+
+STAND_INS = "\x1f\x1e\x1d\x1c"
+"""Characters that Jinja2 takes for white space, but not for line ends."""
+
+CLOCK_METHODS = frozenset({"now", "today", "utcnow", "fromtimestamp", "utcfromtimestamp", "astimezone", "timestamp"})
+"""Methods of dates that depend on the clock or the time zone of the machine."""
+
+
 class Template:
     """A template, and the columns that it needs."""
 
-    def __init__(self, text: str, columns: Collection[str] = ()) -> None:
+    def __init__(self, text: str, columns: Collection[str] = (), *, keeps_line_ends: bool = True) -> None:
         """Compile it.
 
         Args:
             columns: columns of the dataset, if they are known. A column with the name of a Jinja2 function, such as
                 ``range``, hides the function.
+            keeps_line_ends: whether ``\\r\\n`` stays as it is. (Jinja2 makes every line end ``\\n``.)
 
         Raises:
             UsageError: the syntax is wrong, the template needs another file, or it uses no column.
         """
         environment = _Environment(columns)
         try:
-            tree = environment.parse(text)
+            tree = _parse(environment, text) if keeps_line_ends else environment.parse(text)
             _check(tree, environment)
-            self._template = environment.from_string(text)
             names = jinja2.meta.find_undeclared_variables(tree)
+            self._template = environment.from_string(tree)
         except jinja2.TemplateSyntaxError as error:
-            line = text.splitlines()[error.lineno - 1].strip() if text else ""
+            line = text.split("\n")[error.lineno - 1].strip() if text else ""
             reason = str(error.message).rstrip(".")
             raise UsageError(
-                f"--prompt-template, line {error.lineno}: {reason}. The line is: {shorten(line)}"
+                f"--prompt-template, line {error.lineno}: {reason}. The line is: {shorten(line)}{_hint(line, columns)}"
             ) from None
         except jinja2.UndefinedError as error:  # constants are joined here: {{ 'a' ~ {}.x }}
             raise UsageError(f"--prompt-template: {first_line(error)}.") from None
@@ -74,6 +91,58 @@ class Template:
         """
         known = {name: _null(name) if value is None else value for name, value in values.items()}
         return self._template.render({ROW: known} | known | dict(others or {}))
+
+
+def check_braces(text: str, columns: Collection[str]) -> None:
+    """Refuse a column in single braces, as in Python: it would be read as it stands in every prompt.
+
+    Raises:
+        UsageError: the template has one.
+    """
+    tree = _Environment(columns).parse(text)
+    for node in tree.find_all(jinja2.nodes.TemplateData):
+        for found in re.finditer(r"\{\s*([^{}]+?)\s*\}", node.data):
+            if found[1] in columns:
+                literal = found[0].replace("'", "\\'")
+                raise UsageError(
+                    f"--prompt-template has {found[0]}, which is the same text in every prompt. Write "
+                    f"{in_braces(found[1])} for the column, or {{{{ '{literal}' }}}} if the text is meant."
+                )
+
+
+def in_braces(column: str) -> str:
+    """Return a template that consists of a column.
+
+    >>> in_braces("question"), in_braces("Ticket ID"), in_braces("not")
+    ('{{ question }}', "{{ row['Ticket ID'] }}", "{{ row['not'] }}")
+    """
+    return f"{{{{ {_variable(column)} }}}}"
+
+
+def quoted_template(column: str) -> str:
+    """Return the same, quoted for a shell."""
+    template = in_braces(column)
+    return f'"{template}"' if "'" in template else f"'{template}'"
+
+
+def _parse(environment: jinja2.Environment, text: str) -> jinja2.nodes.Template:
+    """Parse a template whose carriage returns are part of the text."""
+    stand_in = next((char for char in STAND_INS if char not in text), None)
+    if "\r" not in text or stand_in is None:
+        return environment.parse(text)
+    tree = environment.parse(text.replace("\r", stand_in))
+    for data in tree.find_all(jinja2.nodes.TemplateData):
+        data.data = data.data.replace(stand_in, "\r")
+    for constant in tree.find_all(jinja2.nodes.Const):
+        if isinstance(constant.value, str):
+            constant.value = constant.value.replace(stand_in, "\r")
+    return tree
+
+
+def _hint(line: str, columns: Collection[str]) -> str:
+    """Return how to write a column that a line with an error names, if its name is not an identifier."""
+    named = [name for name in columns if _variable(name) != name and name.strip() and name.strip() in line]
+    return f". Write {in_braces(max(named, key=len))} for that column." if named else ""
 
 
 def _check(tree: jinja2.nodes.Template, environment: jinja2.Environment) -> None:
@@ -110,7 +179,7 @@ def _advice(text: str, columns: Collection[str]) -> str:
     example = meant[0] if meant else next(iter(columns))
     return (
         "--prompt-template names no column, so all prompts would be the same. Write a column in double braces, such as "
-        f"{{{{ {_variable(example)} }}}}. Columns: {', '.join(columns)}."
+        f"{in_braces(example)}. Columns: {', '.join(columns)}."
     )
 
 
@@ -130,6 +199,8 @@ def _printable(value: Any) -> Any:
     if isinstance(value, Iterator):
         name = type(value).__name__
         raise ValueError(f"a {name} is not text; write {{{{ ... | list }}}} or {{{{ ... | join }}}}")
+    if isinstance(value, jinja2.utils.Cycler):  # its text is its address in memory
+        raise ValueError("a cycler is not text; write {{ ... .next() }}")
     return value
 
 
@@ -153,7 +224,7 @@ def _variable(column: str) -> str:
     >>> _variable("question"), _variable("Ticket ID")
     ('question', "row['Ticket ID']")
     """
-    return column if column.isidentifier() else f"{ROW}[{column!r}]"
+    return column if column.isidentifier() and column not in KEYWORDS else f"{ROW}[{column!r}]"
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -182,6 +253,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(obj, Mapping) and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may use an attribute of an object: not what depends on the machine or the moment."""
+        is_moment = isinstance(obj, datetime.date | datetime.time)
+        return not (is_moment and attr in CLOCK_METHODS) and super().is_safe_attribute(obj, attr, value)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from job.data.tokenizer import Tokenizer
+from job.data.tokenizer import Span, Tokenizer
 from job.records import Completion, Prompt, Request, RowError, RowRejected
 from job.tasks import Task
 
@@ -44,7 +44,14 @@ class Tokenization:
     """Encodes prompts into requests."""
 
     def __init__(
-        self, tokenizer: Tokenizer, task_of: TaskOf, *, chat: bool, max_prompt_tokens: int, on_long_prompt: str
+        self,
+        tokenizer: Tokenizer,
+        task_of: TaskOf,
+        *,
+        chat: bool,
+        max_prompt_tokens: int,
+        on_long_prompt: str,
+        vocab_size: int | None = None,
     ) -> None:
         """Set how prompts are encoded.
 
@@ -53,9 +60,11 @@ class Tokenization:
             chat: whether prompts come from a chat template, which adds the special tokens itself.
             max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
+            vocab_size: of the model: how many ids it knows. Some tokenizers have more.
         """
         self._tokenizer, self._task_of, self._add_special_tokens = tokenizer, task_of, not chat
         self._max_prompt_tokens, self._on_long_prompt = max_prompt_tokens, on_long_prompt
+        self._num_known_ids = vocab_size if vocab_size and vocab_size < tokenizer.vocab_size else None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Turn prompts into requests; those that cannot become one get an error."""
@@ -68,8 +77,20 @@ class Tokenization:
         return len(self._encode([prompt])[0])
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        texts = [str(prompt.text) for prompt in prompts]
-        return self._tokenizer.encode_prompts(texts, add_special_tokens=self._add_special_tokens)
+        plain = [prompt for prompt in prompts if not prompt.literal_spans]
+        all_ids = self._tokenizer.encode_prompts(
+            [str(prompt.text) for prompt in plain], add_special_tokens=self._add_special_tokens
+        )
+        if len(plain) == len(prompts):
+            return all_ids
+        of_plain = iter(all_ids)
+        return [self._encode_literally(prompt)[0] if prompt.literal_spans else next(of_plain) for prompt in prompts]
+
+    def _encode_literally(self, prompt: Prompt) -> tuple[list[int], list[Span]]:
+        """Encode a prompt of which some special tokens are plain text."""
+        return self._tokenizer.encode_with_offsets(
+            str(prompt.text), add_special_tokens=self._add_special_tokens, literal=prompt.literal_spans
+        )
 
     def _to_request(self, prompt: Prompt, ids: list[int] | None) -> EncodedPrompt:
         if prompt.error is not None:
@@ -89,6 +110,12 @@ class Tokenization:
                 error = RowError("prompt_too_long", detail)
                 return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
             prompt, ids = cut
+        if self._num_known_ids is not None and (largest := max(ids)) >= self._num_known_ids:
+            [name] = self._tokenizer.names([largest])
+            error = RowError(
+                "unknown_token", f"{name} is token {largest}; the model has {self._num_known_ids:,} tokens"
+            )
+            return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
         try:
             task = self._task_of(prompt.values)
         except RowRejected as rejected:
@@ -102,24 +129,41 @@ class Tokenization:
         The text is cut and tokenized again, not the ids, so special tokens and the chat template stay intact. Tokens
         may merge differently at the cut, so this is repeated until the prompt fits.
         """
-        text, (start, end) = str(prompt.text), prompt.content_span or (0, 0)
+        start, end = prompt.content_span or (0, 0)
         while True:
-            ids, offsets = self._tokenizer.encode_with_offsets(text, add_special_tokens=self._add_special_tokens)
+            text = str(prompt.text)
+            ids, offsets = self._encode_literally(prompt)
             excess = len(ids) - self._max_prompt_tokens
             if excess <= 0:
-                return replace(prompt, text=text, content_span=(start, end)), ids
+                return prompt, ids
             inside = [(a, b) for a, b in offsets if start <= a < b <= end]
             if excess >= len(inside):
                 return None
             # Cut up to the last token to remove. It may be one byte of a character: then the whole character is cut.
             if self._on_long_prompt == "truncate-left":
-                cut = inside[excess - 1][1]
-                text, end = text[:start] + text[cut:], end - (cut - start)
+                cut = (start, inside[excess - 1][1])
             else:
-                cut = inside[-excess][0]
-                text, end = text[:cut] + text[end:], cut
+                cut = (inside[-excess][0], end)
+            end -= cut[1] - cut[0]
             if start == end:
                 return None
+            prompt = replace(
+                prompt,
+                text=text[: cut[0]] + text[cut[1] :],
+                content_span=(start, end),
+                literal_spans=_without(prompt.literal_spans, cut),
+            )
+
+
+def _without(spans: Sequence[Span], cut: Span) -> list[Span]:
+    """Return where spans of a text are once a part of it is cut out. What is left of a span in it is no special token.
+
+    >>> _without([(0, 2), (4, 8), (9, 11)], (3, 6))
+    [(0, 2), (6, 8)]
+    """
+    start, end = cut
+    kept = [span for span in spans if span[1] <= start or span[0] >= end]
+    return [span if span[1] <= start else (span[0] - (end - start), span[1] - (end - start)) for span in kept]
 
 
 def _printable(text: str) -> str:

@@ -1,13 +1,20 @@
 """The model's tokenizer: text to token ids and back. The only module that calls transformers' tokenizers."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from job.config import ModelConfig
-from job.data.messages import Messages
-from job.data.prompts import ChatTemplate
+from job.data.chat_template import ModelChatTemplate
 from job.errors import UsageError, first_line
+
+Span = tuple[int, int]
+"""A range of characters [start, end)."""
+
+ALIKE_DECODERS = frozenset({"ByteLevel", "Replace", "ByteFallback", "Fuse"})
+"""Steps of decoding that do not treat the first token in another way."""
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -29,9 +36,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
 class Tokenizer:
     """Wraps a transformers tokenizer. Implements ``job.modes.mode.Tokens``."""
 
-    def __init__(self, inner: Any) -> None:
-        """Wrap a tokenizer, and turn off its own truncation and padding."""
+    def __init__(self, inner: Any, *, follows_prompt: bool = True) -> None:
+        """Wrap a tokenizer, and turn off its own truncation and padding.
+
+        Args:
+            follows_prompt: whether ``decode`` returns text as it follows a prompt. Many tokenizers (SentencePiece)
+                drop the space before the first word of a text; a completion is not the start of a text.
+        """
         self.inner = inner
+        self._follows_prompt = follows_prompt
         # The Rust tokenizer inside the transformers one: same ids and text, three times as fast, in whole batches.
         self._backend = getattr(inner, "backend_tokenizer", None)
         if self._backend is not None:
@@ -54,14 +67,25 @@ class Tokenizer:
         rules = self._backend.to_str() if self._backend is not None else repr(sorted(self.inner.get_vocab().items()))
         return hashlib.sha256(f"{rules}\0{self.inner.chat_template}".encode()).hexdigest()[:16]
 
-    def chat_template(self, chat: bool | None) -> ChatTemplate | None:
-        """Return a function from messages to text; None if prompts are used unchanged.
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max([int(self.inner.vocab_size), *(int(idx) + 1 for idx in self.inner.added_tokens_decoder)])
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are no text, such as the end of a sequence or of a turn, with their ids."""
+        added = self.inner.added_tokens_decoder.items()
+        return {str(token.content): int(idx) for idx, token in added if token.special and token.content}
+
+    def chat_template(self, chat: bool | None) -> ModelChatTemplate | None:
+        """Return the chat template; None if prompts are used unchanged.
 
         Args:
             chat: the user's choice; None means to use a template if there is one.
 
         Raises:
-            UsageError: the user asked for a template, but the tokenizer has none.
+            UsageError: the user asked for a template, but the tokenizer has none, or has several.
         """
         if chat is False or (chat is None and not self.inner.chat_template):
             return None
@@ -69,11 +93,7 @@ class Tokenizer:
             raise UsageError(
                 "--chat was given, but the tokenizer has no chat template. Leave it out, or use a chat model."
             )
-
-        def apply(messages: Messages) -> str:
-            return str(self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-        return apply
+        return ModelChatTemplate(self.inner)
 
     def check_policy(self, on_long_prompt: str) -> None:
         """Check that the tokenizer supports truncation, if ``on_long_prompt`` needs it.
@@ -101,16 +121,79 @@ class Tokenizer:
             return [encoding.ids for encoding in encodings]
         return list(self.inner(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
-    def encode_with_offsets(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text, and for each id its range of characters [start, end)."""
-        encoded = self.inner(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
-        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    def encode_with_offsets(
+        self, text: str, *, add_special_tokens: bool, literal: Sequence[Span] = ()
+    ) -> tuple[list[int], list[Span]]:
+        """Return the ids of a text, and for each id its range of characters.
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the texts of several lists of ids, without special tokens."""
+        Args:
+            literal: where the text has special tokens that are to be read as plain text, in order.
+        """
+        if not literal:
+            return self._encode_piece(text, add_special_tokens)
+        ids, offsets = self._encode_piece(text[: literal[0][0]], add_special_tokens)
+        for (start, end), (next_start, _) in zip(literal, [*literal[1:], (len(text), 0)], strict=True):
+            for piece_start, piece_end, is_literal in ((start, end, True), (end, next_start, False)):
+                piece = text[piece_start:piece_end]
+                more_ids, more_offsets = self._encode_following(piece, is_literal=is_literal)
+                ids += more_ids
+                offsets += [(piece_start + a, piece_start + b) for a, b in more_offsets]
+        return ids, offsets
+
+    def _encode_following(self, piece: str, *, is_literal: bool) -> tuple[list[int], list[Span]]:
+        """Encode text that follows other text: many tokenizers (SentencePiece) put a space before one that does not."""
+        anchor_ids, _ = self._encode_piece("\n", add_special_tokens=False)
+        ids, offsets = self._encode_piece("\n" + piece, add_special_tokens=False, is_literal=is_literal)
+        num_anchor = len(anchor_ids)
+        if not piece or ids[:num_anchor] != anchor_ids:
+            return self._encode_piece(piece, add_special_tokens=False, is_literal=is_literal) if piece else ([], [])
+        return ids[num_anchor:], [(max(0, a - 1), max(0, b - 1)) for a, b in offsets[num_anchor:]]
+
+    def _encode_piece(
+        self, text: str, add_special_tokens: bool, *, is_literal: bool = False
+    ) -> tuple[list[int], list[Span]]:
+        if self._backend is None:  # a slow tokenizer knows no offsets
+            options = {"add_special_tokens": add_special_tokens, "split_special_tokens": is_literal, "verbose": False}
+            return list(self.inner(text, **options)["input_ids"]), []
+        self._backend.encode_special_tokens = is_literal
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        finally:
+            self._backend.encode_special_tokens = False
+        return list(encoding.ids), list(encoding.offsets)
+
+    def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
+        """Return the texts of several lists of ids, as they follow a prompt.
+
+        Args:
+            special_tokens: whether special tokens are part of the text.
+        """
+        if not self._anchor:
+            return self._decode(ids, special_tokens=special_tokens)
+        anchor_ids, anchor = self._anchor
+        texts = self._decode([[*anchor_ids, *of_one] for of_one in ids], special_tokens=special_tokens)
+        return [text.removeprefix(anchor) for text in texts]
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str] | None:
+        """The ids and the text of a word to decode before a completion; None if it would change nothing."""
+        if not self._follows_prompt or _is_alike_everywhere(self._backend):
+            return None
+        for word in ("a", "0", "."):
+            ids = self.encode(word)
+            [text] = self._decode([ids], special_tokens=False)
+            if text and self._decode([[*ids, *ids]], special_tokens=False)[0].startswith(text):
+                return ids, text
+        return None
+
+    def _decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool) -> list[str]:
         if self._backend is not None:
-            return list(self._backend.decode_batch([list(of_one) for of_one in ids], skip_special_tokens=True))
-        return list(self.inner.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            return list(
+                self._backend.decode_batch([list(of_one) for of_one in ids], skip_special_tokens=not special_tokens)
+            )
+        return list(
+            self.inner.batch_decode(ids, skip_special_tokens=not special_tokens, clean_up_tokenization_spaces=False)
+        )
 
     def as_read(self, token_ids: Sequence[int]) -> str:
         """Return the text that the model reads, including special tokens."""
@@ -119,3 +202,11 @@ class Tokenizer:
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the names of tokens in the vocabulary."""
         return [str(name) for name in self.inner.convert_ids_to_tokens(list(ids))]
+
+
+def _is_alike_everywhere(backend: Any) -> bool:
+    """Whether a Rust tokenizer decodes each token in the same way wherever it stands."""
+    if backend is None or backend.decoder is None:
+        return False
+    state = json.loads(backend.decoder.__getstate__())
+    return all(decoder.get("type") in ALIKE_DECODERS for decoder in state.get("decoders", [state]))

@@ -1,6 +1,7 @@
 """Generated text, up to a stop string: the answer of a run that asks for nothing else."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +31,8 @@ class CompletionMode(Mode):
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        return BoundCompletion(setting.tokens, setting.sampling.stop, logprobs=self.logprobs)
+        special = setting.tokens.special_tokens if setting.stops_at_special_tokens else ()
+        return BoundCompletion(setting.tokens, setting.sampling.stop, special, logprobs=self.logprobs)
 
     def measured(self) -> "list[pa.Field]":
         """See ``Mode``."""
@@ -68,9 +70,14 @@ class CompletionMode(Mode):
 class BoundCompletion(BoundMode):
     """Ends completions at stop strings."""
 
-    def __init__(self, tokens: Tokens, stop: Sequence[str], *, logprobs: bool) -> None:
-        """Look for the strings ``stop`` in what ``tokens`` decodes."""
+    def __init__(
+        self, tokens: Tokens, stop: Sequence[str], special_tokens: Collection[str] = (), *, logprobs: bool
+    ) -> None:
+        """Look for the strings ``stop`` in what ``tokens`` decodes; some may contain some of ``special_tokens``."""
         self._tokens, self._stop, self._logprobs = tokens, tuple(stop), logprobs
+        self._reads_special = any(token in text for text in self._stop for token in special_tokens)
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)))
         # The last token completes the stop string, and every token but a special one is at least one byte of text.
         self._num_tail_tokens = max((len(text.encode()) for text in self._stop), default=0) + SPARE_TAIL_TOKENS
 
@@ -82,13 +89,17 @@ class BoundCompletion(BoundMode):
 
     def ends_text(self, completions: Sequence[Sequence[int]]) -> list[bool]:
         """Return, for the ids of each completion, whether the last token completed a stop string."""
-        tails = self._tokens.decode([list(ids[-self._num_tail_tokens :]) for ids in completions])
+        ends = [list(ids[-self._num_tail_tokens :]) for ids in completions]
+        tails = self._tokens.decode(ends, special_tokens=self._reads_special)
         return [any(text in tail for text in self._stop) for tail in tails]
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Cut the text before the first stop string."""
         text = str(answer.completion)
+        if self._reads_special:  # which are no part of the completion before the stop string, either
+            [text] = self._tokens.decode([list(generation.token_ids)], special_tokens=True)
         end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
+        text = self._special.sub("", text[:end]) if self._reads_special else text[:end]
         values = {}
         if generation.logprobs is not None:
             values = {
@@ -97,4 +108,4 @@ class BoundCompletion(BoundMode):
                 "cumulative_logprob": sum(generation.logprobs),
             }
         reason = answer.finish_reason if end is None else "stop"
-        return replace(answer, completion=text[:end], finish_reason=reason, values={**answer.values, **values})
+        return replace(answer, completion=text, finish_reason=reason, values={**answer.values, **values})

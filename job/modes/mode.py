@@ -31,8 +31,12 @@ class Tokens(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens at its ends."""
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return texts, without special tokens."""
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The tokens that are no text, with their ids."""
+
+    def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
+        """Return texts as they follow a prompt, with or without special tokens."""
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return tokens as they are spelled in the vocabulary."""
@@ -46,6 +50,8 @@ class Setting:
     sampling: "SamplingConfig"
     prompt_suffix: str
     """What the chat template writes after the user's message; empty without a template."""
+    stops_at_special_tokens: bool = True
+    """Whether a stop string may contain special tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Texts that an option gives directly or as the name of a file. Files are UTF-8, with or without a byte order mark."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,33 @@ def read_text_or_file(
     if not is_text(value):
         raise UsageError(f"{option} {value!r} is neither a file nor {example}.")
     return value
+
+
+def read_template(value: str) -> str:
+    """Return the template that ``--prompt-template`` gives or names."""
+    return read_text_or_file(
+        "--prompt-template",
+        value,
+        is_text=lambda text: "\n" in text or "{" in text,
+        example="a template, such as '{{ text }}'",
+        drops_last_newline=True,  # a prompt that ends in it reads otherwise
+    )
+
+
+def read_system_prompt(value: str) -> str:
+    """Return the text that ``--system-prompt`` gives or names."""
+    return read_text_or_file(
+        "--system-prompt",
+        value,
+        is_text=lambda text: re.fullmatch(r"\S*[\w-]\.(txt|md|jinja|jinja2|j2|prompt|system)", text) is None,
+        example="a text",
+        drops_last_newline=True,
+    )
+
+
+def read_examples(path: str) -> str:
+    """Return the text of the file that ``--examples`` names."""
+    return read_text("--examples", path)
 
 
 def read_text(option: str, path: str) -> str:

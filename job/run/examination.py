@@ -11,11 +11,14 @@ import pyarrow as pa
 import torch
 
 from job.config import RunConfig
+from job.data.chat_template import ModelChatTemplate
 from job.data.dataset import OpenDataset
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
 from job.data.opening import open_dataset
-from job.data.prompts import PromptRenderer, check_prompt_type, needed_columns
-from job.data.source import Source, check_columns, read_rows
+from job.data.prompts import PromptRenderer, needed_columns
+from job.data.source import Source, check_columns, check_prompt_type
+from job.data.special_tokens import SpecialTokens
+from job.data.templates import check_braces
 from job.data.tokenization import Tokenization
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
@@ -27,11 +30,13 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.records import Request
+from job.run.dates import dated
 from job.run.effects import check_effects
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
 from job.run.older_runs import as_started
 from job.run.resolved import ResolvedRun
+from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +95,23 @@ def examine(
     doing(f"reading the configuration of {config.model.model}")
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
     doing(f"reading the tokenizer of {config.model.model}")
-    tokenizer = Tokenizer(load_tokenizer(config.model))
+    tokenizer = Tokenizer(load_tokenizer(config.model), follows_prompt=config.prompt.has_own_rules)
     tokenizer.check_policy(config.prompt.on_long_prompt)
-    chat_template = tokenizer.chat_template(config.prompt.chat)
+    template = tokenizer.chat_template(config.prompt.chat)
+    config, date, date_notes = dated(config, found, is_read=template is not None and template.reads_date)
+    chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
-    run, dataset = _open(config, found, chat=chat_template is not None)
+    run, dataset = _open(config, found, chat=template is not None)
     doing("checking the options against the data")
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
-    renderer = PromptRenderer(config.prompt, chat_template, schema.names, requests, config.mode_columns)
+    special_tokens = SpecialTokens(list(tokenizer.special_tokens), config.prompt.special_tokens_in_text)
+    renderer = PromptRenderer(
+        config.prompt, chat_template, schema.names, requests, config.mode_columns, special_tokens=special_tokens
+    )
     check_columns(dataset.source, renderer.read_columns)
     check_prompt_type(run.text_column, schema)
-    modes = BoundModes.of(config, Setting(tokens=tokenizer, sampling=config.sampling, prompt_suffix=renderer.suffix))
+    modes = BoundModes.of(config, _setting(config, tokenizer, renderer))
     run = replace(run, max_prompt_tokens=max_prompt_tokens(config.prompt.max_prompt_tokens, info, modes.length))
     tokenization = Tokenization(
         tokenizer,
@@ -109,6 +119,7 @@ def examine(
         chat=run.chat,
         max_prompt_tokens=run.max_prompt_tokens,
         on_long_prompt=config.prompt.on_long_prompt,
+        vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
     )
     plan = _plan(config, dataset.source)
     columns = Columns(
@@ -118,7 +129,18 @@ def examine(
     )
     kept = tuple(kept_fields(run, schema, columns, found))
     check_columns(dataset.source, [field.name for field in kept])
-    notes = modes.notes_on(lambda: _first_prompt(config, dataset.source, renderer, tokenization))
+    looked_at = look_at_rows(dataset.source, config.data.dataset, plan.num_rows, renderer, tokenization)
+    if found is None:
+        _check_prompts(config, schema.names, template, renderer, looked_at)
+    notes = (
+        *dataset.notes,
+        *effect_notes,
+        *date_notes,
+        *(() if requests is None else requests.notes(dataset.source, plan.num_rows)),
+        *modes.notes_on(lambda: looked_at.first_prompt),
+        *looked_at.notes(config, special_tokens),
+        *(() if template is None else notes_on_channels(tokenizer.special_tokens, config)),
+    )
     return Examined(
         run=run,
         model_info=info,
@@ -133,13 +155,37 @@ def examine(
         kept=kept,
         features=features_of(columns, schema, kept),
         manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, kept),
-        notes=(
-            *dataset.notes,
-            *effect_notes,
-            *(() if requests is None else (requests.note,)),
-            *notes,
-        ),
+        notes=notes,
     )
+
+
+def _setting(config: RunConfig, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:
+    return Setting(
+        tokens=tokenizer,
+        sampling=config.sampling,
+        prompt_suffix=renderer.suffix,
+        stops_at_special_tokens=config.prompt.has_own_rules,
+    )
+
+
+def _check_prompts(
+    config: RunConfig,
+    columns: Sequence[str],
+    template: ModelChatTemplate | None,
+    renderer: PromptRenderer,
+    looked_at: LookedAt,
+) -> None:
+    """Check that a new run makes the prompts that were meant.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if config.prompt.prompt_template is not None:
+        check_braces(config.prompt.prompt_template, columns)
+    if template is not None:
+        template.check()
+    renderer.check_system_prompt()
+    looked_at.refuse_if_none_works()
 
 
 def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
@@ -190,14 +236,3 @@ def _probes(probes: Sequence[Probe], renderer: PromptRenderer, tokenization: Tok
             raise UsageError(f"{probe.option} {shorten(probe.text)!r}: {encoded.error}.")
         requests.append(encoded.request)
     return tuple(requests)
-
-
-def _first_prompt(
-    config: RunConfig, source: Source, renderer: PromptRenderer, tokenization: Tokenization
-) -> str | None:
-    """Return the first row's prompt. None if there is none."""
-    if not source.num_rows:
-        return None
-    block = next(read_rows(source, config.data.dataset, range(1), renderer.read_columns, ()))
-    [encoded] = tokenization.encode([renderer.render(block.rows[0])])
-    return None if encoded.request is None else encoded.prompt.text

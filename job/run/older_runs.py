@@ -1,4 +1,10 @@
-"""What is asked, as version 0.1 would have understood it: a run that it started goes on as it began."""
+"""What is asked, as older versions would have understood it: a run that one of them started goes on as it began.
+
+Versions 0.1 and 0.2 (``text_rules`` 1) made other text of some templates, conversations and tokens: line ends in
+templates were ``\\n``, messages that a chat template leaves out were left out, a conversation that ended with the
+assistant got a second answer, completions of some tokenizers lost their first space, and stop strings never matched
+special tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +17,12 @@ from job.output.parts.manifest import Manifest
 
 def as_started(config: RunConfig, found: Manifest | None) -> RunConfig:
     """Return the configuration for the run that is in the directory. Version 0.1 dropped a template's last newline."""
-    template = config.prompt.prompt_template
-    if found is None or not found.is_format_2 or template is None:
+    if found is None:
         return config
-    return replace(config, prompt=replace(config.prompt, prompt_template=template.removesuffix("\n")))
+    prompt = replace(config.prompt, text_rules=found.section("prompt")["text_rules"])
+    if found.is_format_2 and prompt.prompt_template is not None:
+        prompt = replace(prompt, prompt_template=prompt.prompt_template.removesuffix("\n"))
+    return replace(config, prompt=prompt)
 
 
 def all_columns(schema: pa.Schema, found: Manifest | None) -> Sequence[str]:

@@ -59,7 +59,12 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
     is_open = found is None and examined.model_info.dtype == "float16"
-    prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)
+    try:
+        prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)
+    except UsageError:
+        if found is None and found_in(store) is not None:  # just started by another launch, perhaps on another day
+            return prepare(config, device)
+        raise
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device)
     return prepared

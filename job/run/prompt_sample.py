@@ -20,6 +20,7 @@ from job.observe.preview_report import KvMemory, Preview, SeenError, SeenPrompt
 from job.output.parts.plan import Plan
 from job.records import Prompt, Request, RowBlock
 from job.run.examination import Examined
+from job.run.row_check import sample_rows
 
 MAX_RUNS = 40
 """A sample has at most this many runs of consecutive rows: to reach a row of a Parquet file, all rows before it in its
@@ -57,28 +58,6 @@ def look_ahead(
             seen.add(block)
             tell(len(block.rows))
     return _preview(examined, seen, runs)
-
-
-def sample_rows(num_rows: int, wanted: int | None, num_first: int, *, max_runs: int) -> list[range]:
-    """Choose rows that are spread evenly over a dataset, in runs of consecutive rows, far from one another.
-
-    Args:
-        num_first: this many rows at the start must be among them.
-
-    >>> sample_rows(1000, 6, 1, max_runs=3)
-    [range(0, 2), range(333, 335), range(666, 668)]
-    """
-    if wanted is None or wanted >= num_rows:
-        return [range(num_rows)] if num_rows else []
-    num_runs = min(wanted, max_runs)
-    runs = []
-    position = 0
-    for idx in range(num_runs):
-        start = max(position, num_rows * idx // num_runs)
-        length = wanted * (idx + 1) // num_runs - wanted * idx // num_runs
-        position = min(num_rows, start + (length if idx else max(length, num_first)))
-        runs.append(range(start, position))
-    return [rows for rows in runs if rows]
 
 
 class SeenRows:

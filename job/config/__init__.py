@@ -8,35 +8,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from job.config.prompt import PromptConfig as PromptConfig
 from job.engine import registry
 from job.errors import UsageError, require
 from job.modes.mode import Mode
 from job.modes.options import option
 from job.modes.registry import active
-from job.modes.texts import read_text, read_text_or_file
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
-LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
 ENGINES = tuple(registry.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
-
-
-def read_template(value: str) -> str:
-    """Return the template that ``--prompt-template`` gives or names."""
-    return read_text_or_file(
-        "--prompt-template",
-        value,
-        is_text=lambda text: "\n" in text or "{" in text,
-        example="a template, such as '{{ text }}'",
-        drops_last_newline=True,  # a prompt that ends in it reads otherwise
-    )
-
-
-def read_examples(path: str) -> str:
-    """Return the text of the file that ``--examples`` names."""
-    return read_text("--examples", path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,61 +75,6 @@ class DataConfig:
         require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
         if self.limit is not None:
             require(self.limit > 0, "limit", self.limit, "at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptConfig:
-    """How a row becomes a prompt."""
-
-    prompt_column: str | None = option(None, "Column with the prompt [default: prompt].")
-    messages_column: str | None = option(None, "Column with a list of {role, content}, or that as JSON text.")
-    prompt_template: str | None = option(
-        None,
-        "Jinja2 template over the columns, e.g. 'Summarize: {{ text }}', or a file with one.",
-        metavar="TEXT_OR_FILE",
-        read=read_template,
-    )
-    system_prompt: str | None = option(None, "System message before every prompt.")
-    examples: str | None = option(
-        None,
-        "Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
-        metavar="FILE",
-        read=read_examples,
-        is_path=True,
-    )
-    chat: bool | None = option(None, "Apply the tokenizer's chat template [default: if it has one].")
-    max_prompt_tokens: int | None = option(
-        None, "Maximum number of prompt tokens [default: what the answer leaves of the model's context]."
-    )
-    on_long_prompt: str = option(
-        "error",
-        "For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or right.",
-        choices=LONG_PROMPT_POLICIES,
-    )
-
-    @property
-    def text_column(self) -> str | None:
-        """The column whose text is the prompt; None if the prompt comes from messages or a template."""
-        if self.messages_column is not None or self.prompt_template is not None:
-            return None
-        return self.prompt_column or "prompt"
-
-    def __post_init__(self) -> None:
-        ways = [n for n in ("prompt_column", "messages_column", "prompt_template") if getattr(self, n) is not None]
-        if len(ways) > 1:
-            names = " and ".join("--" + n.replace("_", "-") for n in ways)
-            raise UsageError(f"{names} were given together. Give only one: it defines the prompt.")
-        if self.chat is False and (self.messages_column or self.system_prompt):
-            flag = "--messages-column" if self.messages_column else "--system-prompt"
-            raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
-        if self.max_prompt_tokens is not None:
-            require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
-        require(
-            self.on_long_prompt in LONG_PROMPT_POLICIES,
-            "on-long-prompt",
-            self.on_long_prompt,
-            f"one of {', '.join(LONG_PROMPT_POLICIES)}",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

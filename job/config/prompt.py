@@ -1,0 +1,112 @@
+"""How a row becomes a prompt: the options, and the text of the files that they name."""
+
+import contextlib
+from dataclasses import dataclass
+from datetime import date
+
+from job.errors import UsageError, require
+from job.modes.options import option
+from job.modes.texts import read_examples, read_system_prompt, read_template
+
+LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
+LAST_TURN_POLICIES = ("error", "drop", "continue")
+SPECIAL_TOKEN_POLICIES = ("allow", "escape", "error")
+
+TEXT_RULES = 2
+"""The current value of ``PromptConfig.text_rules``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How a row becomes a prompt."""
+
+    prompt_column: str | None = option(None, "Column with the prompt [default: prompt].")
+    messages_column: str | None = option(None, "Column with a list of {role, content}, or that as JSON text.")
+    prompt_template: str | None = option(
+        None,
+        "Jinja2 template over the columns, e.g. 'Summarize: {{ text }}', or a file with one. Text is taken as typed; "
+        "of a file, the last line end is dropped and \\r\\n becomes \\n.",
+        metavar="TEXT_OR_FILE",
+        read=read_template,
+    )
+    system_prompt: str | None = option(
+        None, "System message before every prompt, or a file with it.", metavar="TEXT_OR_FILE", read=read_system_prompt
+    )
+    examples: str | None = option(
+        None,
+        "Few-shot examples before every prompt: JSON lines with the prompt's columns and 'completion'.",
+        metavar="FILE",
+        read=read_examples,
+        is_path=True,
+    )
+    chat: bool | None = option(None, "Apply the tokenizer's chat template [default: if it has one].")
+    date: str | None = option(
+        None,
+        "Today's date for chat templates that write it into prompts [default: the day on which the run was first "
+        "started, in UTC].",
+        metavar="YYYY-MM-DD",
+    )
+    last_assistant_turn: str = option(
+        "error",
+        "For conversations that end with the assistant's turn, make an error row, drop that turn so that the model "
+        "answers instead, or let the model continue it.",
+        choices=LAST_TURN_POLICIES,
+    )
+    special_tokens_in_text: str = option(
+        "allow",
+        "For rows whose text contains special tokens, such as <|im_end|>: read them as tokens, read them as plain "
+        "text, or make an error row.",
+        choices=SPECIAL_TOKEN_POLICIES,
+    )
+    max_prompt_tokens: int | None = option(
+        None, "Maximum number of prompt tokens [default: what the answer leaves of the model's context]."
+    )
+    on_long_prompt: str = option(
+        "error",
+        "For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or right.",
+        choices=LONG_PROMPT_POLICIES,
+    )
+    text_rules: int = TEXT_RULES
+    """1: the prompts and completions of a run that version 0.1 or 0.2 began; see ``job.run.older_runs``."""
+
+    @property
+    def text_column(self) -> str | None:
+        """The column whose text is the prompt; None if the prompt comes from messages or a template."""
+        if self.messages_column is not None or self.prompt_template is not None:
+            return None
+        return self.prompt_column or "prompt"
+
+    @property
+    def has_own_rules(self) -> bool:
+        """Whether the run makes text as this version does, not as versions 0.1 and 0.2 did."""
+        return self.text_rules > 1
+
+    @property
+    def continues_last_turn(self) -> bool:
+        """Whether the model continues a conversation's last turn if that is the assistant's."""
+        return self.has_own_rules and self.last_assistant_turn == "continue"
+
+    def __post_init__(self) -> None:
+        ways = [n for n in ("prompt_column", "messages_column", "prompt_template") if getattr(self, n) is not None]
+        if len(ways) > 1:
+            names = " and ".join("--" + n.replace("_", "-") for n in ways)
+            raise UsageError(f"{names} were given together. Give only one: it defines the prompt.")
+        if self.chat is False and (self.messages_column or self.system_prompt):
+            flag = "--messages-column" if self.messages_column else "--system-prompt"
+            raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
+        if self.max_prompt_tokens is not None:
+            require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
+        for name, policies in (
+            ("on_long_prompt", LONG_PROMPT_POLICIES),
+            ("last_assistant_turn", LAST_TURN_POLICIES),
+            ("special_tokens_in_text", SPECIAL_TOKEN_POLICIES),
+        ):
+            value = getattr(self, name)
+            require(value in policies, name.replace("_", "-"), value, f"one of {', '.join(policies)}")
+        require(self.date is None or _is_date(self.date), "date", self.date, "a date such as 2026-11-30")
+
+
+def _is_date(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return date.fromisoformat(text).isoformat() == text
+    return False
