@@ -140,9 +140,13 @@ def test_null_keys_do_not_reach_the_chat_template() -> None:
     assert seen[-1] == [{"role": "user", "content": "x"}]
 
 
-def test_a_tool_call_needs_no_content(chat: ChatTemplate) -> None:
-    value = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]
-    assert render({"m": value}, chat, messages_column="m").error is None
+def test_a_tool_call_needs_no_content() -> None:
+    def template(messages: Any) -> str:
+        return str(messages)
+
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    value = [{"role": "user", "content": "x"}, call, {"role": "tool", "content": "y"}]
+    assert render({"m": value}, template, messages_column="m").error is None
 
 
 def test_the_system_prompt_goes_before_messages(chat: ChatTemplate) -> None:

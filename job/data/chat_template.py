@@ -8,7 +8,6 @@ import datetime
 from collections.abc import Callable
 from typing import Any
 
-import jinja2.meta
 import jinja2.nodes
 
 from job.data.messages import Messages
@@ -86,7 +85,8 @@ class ModelChatTemplate:
 
     def _names(self) -> set[str]:
         """Return the names that the template looks up."""
-        return jinja2.meta.find_undeclared_variables(self._environment().parse(self.text))
+        tree = self._environment().parse(self.text)
+        return {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load"}
 
     def _environment(self) -> Any:
         """Return the environment in which transformers renders the template, without which it cannot be parsed."""

@@ -6,11 +6,12 @@ another conversation of the same form, whose every text is a mark, which marks r
 those that no template has a reason to change must occur in the prompt.
 """
 
-import html
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from markupsafe import escape
 
 from job.data.messages import Messages
 
@@ -47,13 +48,13 @@ class Omissions:
             for part in ("content", "name", "tool_calls"):
                 if dropped is not None and (idx, part) in dropped:
                     what = {"content": "", "name": "the name of ", "tool_calls": "the tool calls of "}[part]
-                    return f"leaves out {what}{where}"
+                    return f"leaves out or changes {what}{where}"
             content = message.get("content", "").strip()
             if content in text or _occurs(content, text):
                 continue
             may_change = REASONING.search(content) if role == "assistant" else role in ("tool", "function")
             if dropped is None or not may_change:
-                return f"changes or leaves out {where}: the prompt lacks its text"
+                return f"leaves out or changes {where}"
         return None
 
     def _dropped(self, messages: Messages) -> frozenset[tuple[int, str]] | None:
@@ -116,5 +117,5 @@ def _marked_calls(calls: Any, mark: str) -> Any:
 def _occurs(content: str, text: str) -> bool:
     """Whether a text occurs in another, apart from white space, switches such as /no_think, and escapes."""
     wanted, found = (" ".join(word for word in each.split() if word[0] != "/") for each in (content, text))
-    escaped = (html.escape(content), *(json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True)))
+    escaped = (str(escape(content)), *(json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True)))
     return wanted in found or any(form in text for form in escaped)
