@@ -233,7 +233,7 @@ def test_a_run_has_one_date(run_job: RunJob, tmp_path: Path, questions: Path) ->
     }
     assert run_job(*command, "--date", "2024-02-29").exit_code == 0
     refused = run_job(*command, "--date", "2024-03-01")
-    assert refused.exit_code == 2 and 'prompt.date was "2024-02-29", now "2024-03-01"' in refused.stderr
+    assert refused.exit_code == 2 and '--date was "2024-02-29", now "2024-03-01"' in refused.stderr
 
 
 def test_a_date_may_be_given(run_job: RunJob, tmp_path: Path, questions: Path) -> None:
