@@ -20,11 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep datasets' Arrow cache out of the user's home."""
+    """Keep converted data out of the user's home."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
     os.environ["HF_DATASETS_CACHE"] = str(datasets.config.HF_DATASETS_CACHE)
+    os.environ["JOB_CACHE"] = str(tmp_path_factory.mktemp("job-cache"))
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,36 @@ def test_an_unfinished_run_of_an_older_version_is_shown(run_job: RunJob, runs: P
     assert partial.exit_code == 0 and len(partial.stdout.splitlines()) == 80
 
 
+CSV = [
+    *("run", "--model", "model", "--dataset", "zips.csv", "--prompt-template", "{{ question }} {{ zip }}"),
+    *("--keep-columns", "zip,n", "--dtype", "float32", "--engine", "fake", "--rows-per-shard", 2),
+    *("--max-new-tokens", 8),
+]
+
+
+def test_csv_of_an_older_run_is_read_as_it_was(run_job: RunJob, runs: Path) -> None:
+    """Version 0.2 read 02139 as 2139, and integers as doubles if there were gaps: so are the rows that are done."""
+    result = run_job(*CSV, "--output", "unfinished-csv-0.2")
+    assert result.exit_code == 0, result.stderr
+    table = read_output(runs / "unfinished-csv-0.2")
+    assert table["zip"].to_pylist() == [123, 2139, 10115, 501] and table["n"].to_pylist() == [1.0, None, 3.0, None]
+    assert "What is snow? 501<" in table["prompt"].to_pylist()[3]
+    assert run_job("verify", "unfinished-csv-0.2").exit_code == 0
+    assert run_job(*CSV, "--output", "new").exit_code == 0
+    assert read_output(runs / "new")["zip"].to_pylist() == ["00123", "02139", "10115", "00501"]
+
+
+def test_csv_that_an_older_run_read_in_a_way_of_its_own_is_refused(run_job: RunJob, runs: Path) -> None:
+    """It found other types when it read all rows a second time; that reader does not exist any more."""
+    (runs / "zips.csv").write_text("question,zip,n\n" + "q,00123,1\n" * 20_000 + "q,text,2\n")
+    result = run_job(*CSV, "--output", "unfinished-csv-0.2")
+    assert result.exit_code == 2
+    assert (
+        "was started by an earlier version, which read --dataset zips.csv differently" in result.stderr
+        and "use a new --output" in result.stderr
+    )
+
+
 @pytest.mark.parametrize("name", FINISHED)
 def test_a_finished_run_of_an_older_version_verifies_and_exports(run_job: RunJob, runs: Path, name: str) -> None:
     assert run_job("verify", name).exit_code == 0
@@ -273,7 +303,7 @@ def test_values_without_a_default_are_named_by_both_versions(tmp_path: Path) -> 
 
 
 FROZEN: Mapping[str, Mapping[str, Any]] = {
-    "dataset": {"limit": None},
+    "dataset": {"limit": None, "csv_delimiter": None, "csv_encoding": None, "reader": None},
     "prompt": {
         "prompt_column": None,
         "messages_column": None,

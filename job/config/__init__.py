@@ -14,6 +14,7 @@ from job.errors import UsageError, require
 from job.modes.mode import Mode
 from job.modes.options import option
 from job.modes.registry import active
+from job.modes.texts import is_encoding, read_delimiter
 from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -62,8 +63,17 @@ class DataConfig:
     """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
     streaming: bool = option(
         False,
-        "Read without a local Arrow copy. Parquet, Arrow, JSON lines and text files are never copied anyway.",
+        "Read csv and data on the Hub without a local copy. Parquet, JSON lines and text are never copied anyway.",
         is_switch=True,
+    )
+    csv_delimiter: str | None = option(
+        None,
+        "What separates the cells of csv: a character, or tab [default: a comma; ; tab and | are recognized].",
+        metavar="CHAR",
+        read=read_delimiter,
+    )
+    csv_encoding: str | None = option(
+        None, "Encoding of csv files, for example cp1252 [default: UTF-8, or UTF-16 if the file is marked so]."
     )
     limit: int | None = option(None, "Process only the first N rows.")
     id_column: str | None = option(None, "Column to write right after the indices.")
@@ -71,8 +81,19 @@ class DataConfig:
         (), "Columns to copy to the output; '*' for all. Repeat or use commas.", splits_commas=True
     )
 
+    @property
+    def csv_option(self) -> str | None:
+        """An option that only csv has, if there is one."""
+        return "--csv-delimiter" if self.csv_delimiter else "--csv-encoding" if self.csv_encoding else None
+
     def __post_init__(self) -> None:
         require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")
+        if self.csv_delimiter is not None:
+            is_delimiter = self.csv_delimiter.isascii() and self.csv_delimiter not in ("", '"', "\r", "\n", "\0")
+            is_delimiter = is_delimiter and len(self.csv_delimiter) == 1
+            require(is_delimiter, "csv-delimiter", self.csv_delimiter, "a single character such as ';', or 'tab'")
+        if self.csv_encoding is not None:
+            require(is_encoding(self.csv_encoding), "csv-encoding", self.csv_encoding, "one that Python knows")
         if self.limit is not None:
             require(self.limit > 0, "limit", self.limit, "at least 1")
 

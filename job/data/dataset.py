@@ -1,7 +1,8 @@
 """An open dataset: its rows, which files they come from, and what lies beside these files and is not read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from job.data.source import Source
 from job.errors import shorten
@@ -42,6 +43,8 @@ class OpenDataset:
     fingerprint: str
     """Changes when the rows change. (For large local files: when the size or one of the sampled places changes.)"""
     split: str
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """What decides how the bytes of the files become rows. Empty for formats that have one meaning."""
     files: tuple[DataFile, ...] = ()
     """In the order of their rows. Empty if only ``datasets`` knows where the rows come from."""
     other_splits: tuple[str, ...] = ()

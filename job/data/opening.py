@@ -8,7 +8,7 @@ dataset card that lists ``configs``.
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class _Found:
     format: Format | None = None
     """None if the reader chosen by ``datasets`` decides."""
     reader: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """See ``Files``."""
     digest: str = ""
     """Identifies the contents if there are no files."""
     must_choose: bool = False
@@ -53,7 +55,7 @@ def open_dataset(config: DataConfig, *, output: Path | None = None, is_older: bo
 
     Args:
         output: the run directory, which is never its own input.
-        is_older: whether version 0.2 or older started the run: it goes on with the files that ``datasets`` chooses.
+        is_older: whether version 0.2 or older started the run: it goes on with what ``datasets`` reads.
 
     Raises:
         UsageError: the dataset, split or file does not exist, or cannot be read.
@@ -111,18 +113,24 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
 def _open_found(found: _Found, config: DataConfig, is_older: bool) -> OpenDataset:
     split = _choose_split(list(found.splits), config, must_choose=found.must_choose)
     names = found.splits[split]
-    files = Files(config=config, split=split, names=names, builder=found.builder)
     known = found.format or format_of_reader(found.reader, names)
+    if not known.has_csv_options and (option := config.csv_option):
+        raise UsageError(f"{option} is for csv files, which --dataset {config.dataset} is not. Leave it out.")
+    files = Files(
+        config=config, split=split, names=names, builder=found.builder, options=found.options, is_older=is_older
+    )
     if not is_older:
         check_heads(files.local_names, known)
+    opened = known.open(files)
     return OpenDataset(
-        source=known.open(files),
+        source=opened.source,
+        reading=opened.reading,
         fingerprint=fingerprint(names) if names else f"{found.reader}-{found.digest}",
         split=split,
         files=_data_files(names, found.root),
         other_splits=tuple(name for name in found.splits if name != split),
         unread=found.unread,
-        remarks=found.remarks,
+        remarks=(*found.remarks, *opened.notes),
     )
 
 
@@ -243,7 +251,21 @@ def _resolved(config: DataConfig, **options: Any) -> _Found:
         if twice := [file for idx, file in enumerate(files) if file in files[:idx]]:
             raise UsageError(f"--data-files names {twice[0]} twice. Give patterns that do not overlap.")
     splits = found or {str(split): () for split in builder.info.splits or ()}
-    return _Found(splits=splits, builder=load, reader=builder.name, digest=str(builder.hash))
+    return _Found(
+        splits=splits, builder=load, reader=builder.name, options=_card_options(builder), digest=str(builder.hash)
+    )
+
+
+def _card_options(builder: Any) -> dict[str, Any]:
+    """Return the options for the reader that the dataset's card gives."""
+    import datasets
+
+    known = {entry.name for entry in fields(datasets.BuilderConfig)}
+    own = [entry for entry in fields(builder.config) if entry.name not in known]
+    given = {entry.name: getattr(builder.config, entry.name) for entry in own if entry.default is not MISSING}
+    return {entry.name: given[entry.name] for entry in own if given.get(entry.name, entry.default) != entry.default} | (
+        {} if builder.info.features is None else {"features": builder.info.features}
+    )
 
 
 def _load_builder(*args: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@
 |----------------------------------------|-----------------|------------------------------------------------------|
 | Parquet (local; on the Hub: streaming) | ParquetSource   | decodes from the start of its row group              |
 | Arrow (``save_to_disk``), map-style    | TableSource     | nothing: memory-mapped                               |
+| csv, converted to Arrow                | ArrowSource     | nothing: memory-mapped                               |
 | JSON lines, text (local)               | LinesSource     | reads at most 256 lines; lines are counted at start  |
 | anything else, streaming               | StreamSource    | decodes everything before it, once per worker        |
 
@@ -11,26 +12,21 @@
 they are combined (huggingface/datasets#8079, #8568). Rows are addressed by their index in the split alone.
 """
 
-import gzip
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from job.arrow.types import readable
 from job.arrow.values import null_broken, to_python
+from job.data.compression import TORN
 from job.data.templates import quoted_template
 from job.errors import JobError, UsageError, explain, is_foreign
 from job.records import Row, RowBlock, RowError
 
 BLOCK_ROWS = 256
 """Rows per block. Limits how much one read keeps in memory."""
-
-
-TORN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-"""Exceptions from reading a compressed file that is truncated or damaged."""
 
 
 class Source(Protocol):
@@ -171,22 +167,43 @@ class TableSource:
             yield table_to_block(_conform(dataset[first:last], self.schema), first, columns, kept)
 
 
+class ArrowSource:
+    """Arrow files that we have written ourselves, memory-mapped."""
+
+    problems: Mapping[str, str] = {}
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Map the files. They may be deleted while they are mapped."""
+        self._table = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths)
+        self.num_rows, self.schema = len(self._table), self._table.schema
+
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Do nothing: the columns and types are valid for all rows."""
+
+    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
+        """Slice the table."""
+        table = self._table.select(union(columns, kept) or self.schema.names[:1])
+        for first in range(start, min(stop, self.num_rows), BLOCK_ROWS):
+            yield table_to_block(table.slice(first, min(BLOCK_ROWS, stop - first)), first, columns, kept)
+
+
 class StreamSource:
-    """A ``datasets.IterableDataset``, which can only be read in order, from the start.
+    """Tables that can only be read in order, from the start.
 
     It keeps its position and the last decoded table: a caller that reads rows in ascending order, even with gaps,
-    decodes the dataset once.
+    decodes them once.
     """
 
     problems: Mapping[str, str] = {}
 
-    def __init__(self, dataset: Any, num_rows: int, schema: pa.Schema) -> None:
-        """Wrap a dataset.
+    def __init__(self, tables: Callable[[], Iterator[pa.Table]], num_rows: int, schema: pa.Schema) -> None:
+        """Wrap what yields the rows.
 
         Args:
+            tables: starts again at the first row.
             num_rows: the number from ``count_rows`` or from the dataset's card.
         """
-        self._dataset = dataset.with_format("arrow")
+        self._start_again = tables
         self.num_rows, self.schema = num_rows, readable_schema(schema)
         self._tables: Iterator[pa.Table] = iter(())
         self._table, self._start = self.schema.empty_table(), 0
@@ -218,17 +235,17 @@ class StreamSource:
 
     def _restart(self) -> None:
         self._table, self._start = self.schema.empty_table(), 0
-        self._tables = iter(self._dataset.iter(batch_size=1000))
+        self._tables = self._start_again()
 
 
-def count_rows(dataset: Any, schema: pa.Schema, limit: int | None) -> int:
-    """Count the rows of an iterable dataset by decoding it, up to ``limit`` rows.
+def count_rows(tables: Iterable[pa.Table], schema: pa.Schema, limit: int | None) -> int:
+    """Count the rows of tables that have to be decoded for it, up to ``limit`` rows.
 
     Raises:
         pyarrow.ArrowException: some rows do not fit the schema.
     """
     num_rows = 0
-    for table in dataset.with_format("arrow").iter(batch_size=1000):
+    for table in tables:
         num_rows += len(table.cast(schema))
         if limit is not None and num_rows >= limit:
             return limit

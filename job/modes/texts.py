@@ -97,3 +97,21 @@ def read_lines(option: str, path: str) -> tuple[str, ...]:
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(lines)
+
+
+def read_delimiter(value: str) -> str:
+    """Return the character that ``--csv-delimiter`` gives or names.
+
+    >>> read_delimiter(";"), read_delimiter("tab")
+    (';', '\\t')
+    """
+    return "\t" if value.lower() in ("tab", "\\t") else value
+
+
+def is_encoding(name: str) -> bool:
+    """Whether it is the name of an encoding of text, not of bytes such as base64."""
+    try:
+        "".encode(name)
+    except LookupError:
+        return False
+    return True

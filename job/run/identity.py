@@ -26,7 +26,12 @@ def manifest_of(
     """Return a run's manifest: every value that can change its output, and the circumstances."""
     config = run.config
     identity = {
-        "dataset": {"fingerprint": dataset.fingerprint, "split": dataset.split, "limit": config.data.limit},
+        "dataset": {
+            "fingerprint": dataset.fingerprint,
+            "split": dataset.split,
+            "limit": config.data.limit,
+            **dataset.reading,
+        },
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
         "model": {"fingerprint": info.fingerprint, "tokenizer": tokenizer_digest, "dtype": info.dtype},
         "prompt": _prompt(run),

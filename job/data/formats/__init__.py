@@ -1,4 +1,4 @@
-"""The table of input formats. A format is one module in this folder with a function ``open_files(files) -> Source``,
+"""The table of input formats. A format is one module in this folder with a function ``open_files(files) -> Opened``,
 and one line here.
 
 A module is imported only when a dataset of its format is opened: ``--help`` reads this table, so it must load fast.
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from job.data.formats.files import Files
-    from job.data.source import Source
+    from job.data.formats.files import Files, Opened
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Endings that may follow the ending of a format."""
 
 LINES = (".jsonl", ".ndjson", ".txt")
@@ -33,24 +32,26 @@ class Format:
     """The reader for such files in ``datasets``, which users can name, too: ``--dataset csv --data-files a.log``.
     None: ``datasets`` has no reader, and the module must read all files itself, including compressed ones.
     """
+    has_csv_options: bool = False
+    """Whether ``--csv-delimiter`` and ``--csv-encoding`` have an effect."""
     also: tuple[str, ...] = ()
     """Endings of other formats that this one accepts if the user names its reader."""
 
-    def open(self, files: "Files") -> "Source":
+    def open(self, files: "Files") -> "Opened":
         """Open files of this format.
 
         Raises:
             UsageError, OSError, ValueError, pyarrow.ArrowException, DatasetsError: the files cannot be read.
         """
-        source: Source = import_module(f"{__name__}.{self.module}").open_files(files)
-        return source
+        opened: Opened = import_module(f"{__name__}.{self.module}").open_files(files)
+        return opened
 
 
 FORMATS = (
     Format(module="json_lines", endings=(".jsonl", ".ndjson"), reader="json", also=LINES),
     Format(module="json_file", endings=(".json",), reader="json"),
-    Format(module="tsv", endings=(".tsv",), reader="csv"),
-    Format(module="csv", endings=(".csv",), reader="csv"),
+    Format(module="tsv", endings=(".tsv",), reader="csv", has_csv_options=True),
+    Format(module="csv", endings=(".csv",), reader="csv", has_csv_options=True),
     Format(module="text", endings=(".txt",), reader="text", also=LINES),
     Format(module="parquet", endings=(".parquet",), reader="parquet"),
     Format(module="converted", endings=(".arrow",), reader="arrow"),

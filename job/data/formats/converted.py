@@ -1,54 +1,43 @@
-"""Files that only ``datasets`` can read: they are converted once to Arrow, or streamed.
+"""Files that only ``datasets`` can read: they are converted once to Arrow, or streamed."""
 
-``datasets`` infers the types from the first rows. If later rows do not fit them, some formats can find types that fit
-all rows, and the files are read again with these.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from job.data.formats.files import Files
-from job.data.source import TORN, Source, StreamSource, TableSource, count_rows
-from job.errors import UsageError, first_line
+from job.data.compression import TORN, damaged, open_bytes
+from job.data.formats.files import Files, Opened
+from job.data.source import Source, StreamSource, TableSource, count_rows
+from job.errors import UsageError
 
 NO_COLUMNS = "it has no rows, so no columns either"
 
-CommonSchema = Callable[[Any, Files], pa.Schema | None]
-"""Returns columns whose types fit all rows of the files; empty or None if there are none."""
+READ_BYTES = 16 << 20
 
 
-def open_files(
-    files: Files, options: Mapping[str, Any] | None = None, common_schema: CommonSchema | None = None
-) -> Source:
+def open_files(files: Files, options: Mapping[str, Any] | None = None) -> Opened:
     """Convert a split, or open it as a stream.
 
     Args:
         options: options for the reader in ``datasets``.
 
     Raises:
-        UsageError: a file is truncated or damaged, or no types fit all rows.
-        ValueError, pyarrow.ArrowException, DatasetsError: the data cannot be read for another reason.
+        UsageError: a file is truncated or damaged.
+        Exception: the data cannot be read for another reason; ``datasets`` raises any.
     """
-    import datasets
-
-    builder = files.builder(**(options or {}))
     open_split = _open_stream if files.config.streaming else _convert
     try:
-        return open_split(builder, files.split, files.config.limit)
-    except (*TORN, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        return Opened(source=open_split(files.builder(**(options or {})), files))
+    except Exception as error:
         reason = error.__cause__ or error  # datasets wraps the original error
         if isinstance(reason, TORN):
-            name = _first_torn(files.local_names) or f"--dataset {files.config.dataset}"
-            raise UsageError(f"{name}: the file is truncated or damaged: {first_line(reason)}.") from None
-        schema = common_schema and common_schema(builder, files)
-        if not schema and str(error) == NO_COLUMNS:
-            raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}") from None
-        if not schema:
-            raise
-    features = datasets.Features.from_arrow_schema(schema)
-    return open_split(files.builder(**(options or {}), features=features), files.split, files.config.limit)
+            raise damaged(_first_torn(files.local_names) or f"--dataset {files.config.dataset}", reason) from None
+        if files.is_older and files.are_local and not files.options:
+            raise UsageError(
+                f"The run in --output was started by an earlier version, which read --dataset {files.config.dataset} "
+                "differently. Finish it with that version, or use a new --output."
+            ) from None
+        raise
 
 
 def empty_dataset(features: Any, split: str | None) -> Any:
@@ -60,37 +49,39 @@ def empty_dataset(features: Any, split: str | None) -> Any:
 
 def _first_torn(files: Sequence[str]) -> str | None:
     """Return the first file that cannot be decompressed to its end."""
-    import fsspec
-
     for file in files:
         try:
-            with fsspec.open(file, compression="infer") as stream:
-                while stream.read(16 << 20):
+            with open_bytes(file) as stream:
+                while stream.read(READ_BYTES):
                     pass
         except (*TORN, OSError):
             return file
     return None
 
 
-def _convert(builder: Any, split: str, limit: int | None) -> TableSource:
+def _convert(builder: Any, files: Files) -> Source:
     import datasets
 
     builder.download_and_prepare()
-    if builder.info.splits[split].num_examples:
-        return TableSource(builder.as_dataset(split=datasets.Split(split)))
+    if builder.info.splits[files.split].num_examples:
+        return TableSource(builder.as_dataset(split=datasets.Split(files.split)))
     if not builder.info.features:
-        raise ValueError(NO_COLUMNS)
-    return TableSource(empty_dataset(builder.info.features, split))
+        raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
+    return TableSource(empty_dataset(builder.info.features, files.split))
 
 
-def _open_stream(builder: Any, split: str, limit: int | None) -> StreamSource:
-    dataset = builder.as_streaming_dataset(split=split)
-    known = (builder.info.splits or {}).get(split)
+def _open_stream(builder: Any, files: Files) -> Source:
+    dataset = builder.as_streaming_dataset(split=files.split).with_format("arrow")
+    known = (builder.info.splits or {}).get(files.split)
+
+    def tables() -> Iterator[pa.Table]:
+        return iter(dataset.iter(batch_size=1000))
+
     schema = None if dataset.features is None else dataset.features.arrow_schema
     if schema is None:
-        first = next(iter(dataset.with_format("arrow").iter(batch_size=1000)), None)
+        first = next(tables(), None)
         if first is None:
-            raise ValueError(NO_COLUMNS)
+            raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
         schema = first.schema
-    num_rows = known.num_examples if known and known.num_examples else count_rows(dataset, schema, limit)
-    return StreamSource(dataset, num_rows, schema)
+    num_rows = known.num_examples if known else 0
+    return StreamSource(tables, num_rows or count_rows(tables(), schema, files.config.limit), schema)

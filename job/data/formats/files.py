@@ -1,10 +1,12 @@
 """The files of one split, in the form that the module of their format receives."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from job.config import DataConfig
+from job.data.formats import ending_of
+from job.data.source import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +19,11 @@ class Files:
     """Absolute paths, or URLs. Empty if only ``datasets`` knows where the rows come from."""
     builder: Callable[..., Any]
     """Given reader options, returns the ``datasets`` builder for the files. Imports ``datasets``: about a second."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the dataset's card says about reading the files, such as the separator of csv."""
+
+    is_older: bool = False
+    """Whether version 0.2 or older started the run: it goes on with the rows that ``datasets`` gives."""
 
     @property
     def are_local(self) -> bool:
@@ -28,6 +35,17 @@ class Files:
         """The paths of local files; empty if the files are remote."""
         return self.names if self.are_local else ()
 
-    def are_plain(self, endings: Collection[str]) -> bool:
-        """Whether all files are local, uncompressed, and have one of these endings."""
-        return self.are_local and all(name.lower().endswith(tuple(endings)) for name in self.names)
+    def are_named(self, endings: Collection[str]) -> bool:
+        """Whether all files are local and have one of these endings, perhaps before that of a compression."""
+        return self.are_local and all(ending_of(name) in endings for name in self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The rows of files."""
+
+    source: Source
+    notes: tuple[str, ...] = ()
+    """What the user should know about the way the files are read."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """See ``OpenDataset``."""

@@ -1,13 +1,11 @@
-"""JSON lines: one object per line. Local, uncompressed files are read in place."""
+"""JSON lines: one object per line. Local files are read in place, compressed ones from an unpacked copy."""
 
-from job.data.formats import LINES, json_file
-from job.data.formats.files import Files
-from job.data.lines import LinesSource
-from job.data.source import Source
+from job.data.formats import LINES, json_file, lines_files
+from job.data.formats.files import Files, Opened
 
 
-def open_files(files: Files) -> Source:
-    """Index the lines, or let ``datasets`` convert the files."""
-    if files.are_plain(LINES):
-        return LinesSource(files.names, is_json=True, limit=files.config.limit)
+def open_files(files: Files) -> Opened:
+    """Index the lines; what is not on this machine is converted by ``datasets``."""
+    if files.are_named(LINES):
+        return lines_files.open_files(files, is_json=True)
     return json_file.open_files(files)

@@ -9,15 +9,17 @@ import pyarrow.parquet as pq
 from job.arrow.features import known_features
 from job.arrow.types import common_type, readable
 from job.data.formats import converted
-from job.data.formats.files import Files
-from job.data.source import BLOCK_ROWS, Source, table_to_block, union
+from job.data.formats.files import Files, Opened
+from job.data.source import BLOCK_ROWS, table_to_block, union
 from job.errors import JobError, first_line, reading
 from job.records import RowBlock
 
 
-def open_files(files: Files) -> Source:
+def open_files(files: Files) -> Opened:
     """Open the files in place. Files on the Hub are downloaded and converted, unless the user wants a stream."""
-    return ParquetSource(files.names) if files.are_local or files.config.streaming else converted.open_files(files)
+    if files.are_local or files.config.streaming:
+        return Opened(source=ParquetSource(files.names))
+    return converted.open_files(files)
 
 
 class ParquetSource:

@@ -1,13 +1,9 @@
-"""Text: each line is a row with the column ``text``. Local, uncompressed files are read in place."""
+"""Text: each line is a row with the column ``text``. Local files are read in place, compressed ones from a copy."""
 
-from job.data.formats import LINES, converted
-from job.data.formats.files import Files
-from job.data.lines import LinesSource
-from job.data.source import Source
+from job.data.formats import LINES, converted, lines_files
+from job.data.formats.files import Files, Opened
 
 
-def open_files(files: Files) -> Source:
-    """Index the lines, or let ``datasets`` convert the files."""
-    if files.are_plain(LINES):
-        return LinesSource(files.names, is_json=False, limit=files.config.limit)
-    return converted.open_files(files)
+def open_files(files: Files) -> Opened:
+    """Index the lines; what is not on this machine is converted by ``datasets``."""
+    return lines_files.open_files(files, is_json=False) if files.are_named(LINES) else converted.open_files(files)

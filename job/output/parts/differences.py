@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
 
 LABELS = {
+    "dataset.reader": "the reader of the files",
     "model.tokenizer": "the tokenizer",
     "columns.kept": "the columns of --id-column and --keep-columns",
     "plan.num_rows": "the number of rows",
