@@ -23,7 +23,7 @@ from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, run_above
 from job.data.source import TableSource
 from job.data.splits import splits_of
-from job.errors import JobError, UsageError, explain, is_foreign, reading
+from job.errors import JobError, UsageError, explain, is_foreign, reading, unreachable
 from job.fingerprint import digest_of_ends, fingerprint
 
 
@@ -80,6 +80,8 @@ def open_dataset(config: DataConfig, *, output: Path | None = None, is_older: bo
         if not is_foreign(error):
             raise
         is_local = path.exists() or set(config.dataset) & set("*?[") or config.dataset in READERS
+        if isinstance(error, ConnectionError) and not is_local:
+            raise UsageError(unreachable("--dataset", config.dataset, "dataset")) from None
         hint = _cache_hint(error) or ("" if is_local else " (and there is no such file or directory)")
         raise UsageError(f"--dataset {config.dataset}: {explain(error, config.dataset)}{hint}") from None
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.naming import check_name, why_unreadable
 from job.engine.model.tensor_parallel import check_tensor_parallel
-from job.errors import UsageError, first_line
+from job.errors import UsageError
 from job.fingerprint import fingerprint
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -46,14 +47,13 @@ def inspect_model(
     """
     from transformers import AutoConfig
 
-    if (config.model.startswith((".", "/", "~")) or config.model.count("/") > 1) and not Path(config.model).is_dir():
-        raise UsageError(f"--model {config.model}: there is no such directory. Check the path.")
+    check_name(config.model)
     try:
         hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ...: all for the user to fix
-        raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
+        raise UsageError(why_unreadable(config.model, error)) from None
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -95,10 +95,11 @@ def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
     known = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
     if config.max_model_len is not None:
-        if known is not None and config.max_model_len > known:
+        most = None if known is None else max(known, _stretched(text, known))
+        if most is not None and config.max_model_len > most:
             raise UsageError(
-                f"--max-model-len is {config.max_model_len}, but the model has only {known} positions. "
-                f"Use {known} or less."
+                f"--max-model-len is {config.max_model_len}, but the model has only {most} positions. "
+                f"Use {most} or less."
             )
         return config.max_model_len
     if known is None:
@@ -106,6 +107,18 @@ def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
             f"The configuration of model type {hf_config.model_type!r} has no maximum length. Set --max-model-len."
         )
     return known
+
+
+def _stretched(text: Any, known: int) -> int:
+    """Return the number of positions to which YaRN stretches a model. Some model cards leave out that it is larger.
+
+    See "Processing Long Texts" in the card of Qwen2.5: a factor of 4 beside the 32768 positions of the pretraining.
+    """
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kinds = [kind for kind in rope.values() if isinstance(kind, dict)] or [rope]  # one for each type of layer
+    if any(kind.get("rope_type", kind.get("type")) != "yarn" for kind in kinds):
+        return known
+    return min(int((kind.get("original_max_position_embeddings") or known) * kind.get("factor", 1)) for kind in kinds)
 
 
 def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
