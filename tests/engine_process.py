@@ -4,8 +4,8 @@ Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each j
 perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
 choices in place of params, answer (of StructuredMode), num_pages and breaks; or mixed in
 place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its
-generations, [key, token ids, finish reason, error] of every request, what the user was told, and how often a row was
-preempted.
+generations, [key, token ids, finish reason, error] of every request, what the user was told, how often a row was
+preempted, and the sizes of its weights and its KV cache.
 """
 
 import json
@@ -63,6 +63,13 @@ def task_of(job: dict) -> Task:
     return Generate(params=SamplingParams(**job["params"]), grammar=grammar)
 
 
+def kv_bytes_of(engine: PagedEngine) -> int:
+    """Return the bytes of one token in this process's KV cache."""
+    cache = engine._executor._cache
+    pools = [*cache.keys.values(), *cache.values.values()]
+    return sum(pool[0].numel() * pool.element_size() for pool in pools) // cache.page_tokens
+
+
 def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
     """Let the model fail on every rank alike, or the leader alone while it chooses tokens."""
     forward = module.forward
@@ -109,7 +116,14 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
     engine.close(EXIT_CODE)
     rows = [[list(g.request.key), list(g.token_ids), g.finish_reason, g.error and str(g.error)] for g in generations]
     scores = [g.numbers for g in generations]
-    return {"generations": rows, "scores": scores, "notes": notes, "num_preempted": len(observed.put_back)}
+    return {
+        "generations": rows,
+        "scores": scores,
+        "notes": notes,
+        "num_preempted": len(observed.put_back),
+        "num_params": sum(parameter.numel() for parameter in model.module.parameters()),
+        "kv_bytes_per_token": kv_bytes_of(engine) if isinstance(engine, PagedEngine) else None,
+    }
 
 
 def main(jobs: Path, out: Path, tensor_parallel_size: int, dtype: str = "float32") -> None:

@@ -18,6 +18,7 @@ from job.cli.options import (
     Address,
 )
 from job.cli.parsing import to_config
+from job.engine.fit.gpus import GPUS
 from job.observe.noise import silence_libraries, silence_progress_bars
 
 ALL_ROWS = "all"
@@ -63,10 +64,16 @@ class NumRows(click.ParamType[int | None]):
     metavar="N|all",
     help="Number of rows to read, spread evenly over the dataset (with --streaming: the first N).",
 )
+@click.option(
+    "--gpu",
+    type=click.Choice(sorted(GPUS)),
+    help="Say whether the model fits on this GPU, and how long a replica needs at least, by its data sheet "
+    "[default: the memory that is free on this machine].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--verbose", is_flag=True, help="Let transformers and datasets write to stderr.")
-def preview(num_prompts: int, num_rows: int | None, as_json: bool, **values: Any) -> None:
-    """Show what job run with the same options would do: prompts as the model reads them, their lengths, errors, output.
+def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bool, **values: Any) -> None:
+    """Show what job run with the same options would do: prompts, their lengths, errors, memory, output.
 
     Needs the tokenizer, the model's configuration and the data, but neither weights nor a GPU; writes nothing.
 
@@ -76,11 +83,13 @@ def preview(num_prompts: int, num_rows: int | None, as_json: bool, **values: Any
     silence_libraries(verbose=config.verbose)
     from job.observe.preview_report import describe_preview
     from job.run.examination import examine  # imports torch: only now, so that --help is quick
+    from job.run.fit import room_on
     from job.run.prompt_sample import likely_device, look_ahead
 
     silence_progress_bars(verbose=config.verbose)
-    examined = examine(config, likely_device(), needs_weights=False)
+    device = likely_device(gpu)
+    examined = examine(config, device, needs_weights=False)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        seen = look_ahead(examined, num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
+        seen = look_ahead(examined, room_on(gpu, device), num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
     click.echo(json.dumps(seen.to_dict()) if as_json else describe_preview(seen))

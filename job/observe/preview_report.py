@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from job.modes.mode import Section
+from job.observe.fit_report import FitReport
 from job.observe.histogram import Histogram
 from job.observe.text import visible
 
@@ -103,6 +104,8 @@ class Preview:
     """The length of the beginning that all prompts share."""
     kv_memory: KvMemory | None
     """None if the model's configuration does not contain the sizes."""
+    fit: FitReport | None
+    """None if the sizes are unknown, or there is no model."""
     schema: Sequence[tuple[str, str]]
     """Columns of the output and their Arrow types."""
     notes: Sequence[str]
@@ -141,6 +144,7 @@ class Preview:
             "errors": [asdict(error) for error in self.errors],
             "shared_prefix_tokens": self.num_shared_tokens,
             "kv_memory": self._memory_to_dict(),
+            "fit": None if self.fit is None else self.fit.to_dict(),
             "schema": [{"name": name, "type": data_type} for name, data_type in self.schema],
             "notes": list(self.notes),
         }
@@ -171,6 +175,7 @@ def describe_preview(preview: Preview) -> str:
             *_titled("errors", [_error(error, preview) for error in preview.errors] or ["none"]),
             *_titled("shared", [_shared(preview)]),
             *_titled("KV cache", _memory(preview)),
+            *_titled("memory", ["unknown"] if preview.fit is None else list(preview.fit.lines())),
             *_titled("columns", [f"{name}: {data_type}" for name, data_type in preview.schema]),
             *_titled("note", preview.notes),
         ]
@@ -205,7 +210,8 @@ def _plan(preview: Preview) -> str:
 
 
 def _model(preview: Preview) -> str:
-    return f"{preview.model} in {preview.dtype} (on this machine), room for {preview.max_model_len:,} tokens"
+    where = "this machine" if preview.fit is None else preview.fit.device
+    return f"{preview.model} in {preview.dtype} (on {where}), room for {preview.max_model_len:,} tokens"
 
 
 def _lengths(preview: Preview) -> list[str]:

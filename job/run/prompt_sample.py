@@ -12,6 +12,7 @@ import torch
 
 from job.data.source import StreamSource, read_rows
 from job.data.tokenization import EncodedPrompt
+from job.engine.fit.memory import Room
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.paged.schedule.pages import num_common
 from job.modes.registry import MODES
@@ -20,6 +21,7 @@ from job.observe.preview_report import KvMemory, Preview, SeenError, SeenPrompt
 from job.output.parts.plan import Plan
 from job.records import Prompt, Request, RowBlock
 from job.run.examination import Examined
+from job.run.fit import report_fit
 from job.run.row_check import sample_rows
 
 MAX_RUNS = 40
@@ -29,18 +31,26 @@ row group must be decoded."""
 TOO_LONG = "prompt_too_long"
 
 
-def likely_device() -> torch.device:
-    """Return the kind of device that a run on this machine would use, without touching it."""
+def likely_device(gpu: str | None = None) -> torch.device:
+    """Return the kind of device that a run on a named GPU, or else on this machine, would use, without touching it."""
+    if gpu is not None:
+        return torch.device("cuda")
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.device_count()
     return torch.device("cpu" if on_cpu else "cuda")
 
 
 def look_ahead(
-    examined: Examined, *, num_prompts: int, num_rows: int | None, tell: Callable[[int], object] = lambda count: None
+    examined: Examined,
+    room: Room,
+    *,
+    num_prompts: int,
+    num_rows: int | None,
+    tell: Callable[[int], object] = lambda count: None,
 ) -> Preview:
     """Render and tokenize some rows, and return what the run would do with them.
 
     Args:
+        room: the memory that the model is to fit into.
         num_prompts: how many prompts to show.
         num_rows: how many rows to read, spread over the dataset. None: all.
         tell: called with the number of rows that were just read.
@@ -57,7 +67,7 @@ def look_ahead(
         ):
             seen.add(block)
             tell(len(block.rows))
-    return _preview(examined, seen, runs)
+    return _preview(examined, room, seen, runs)
 
 
 class SeenRows:
@@ -121,7 +131,7 @@ class SeenRows:
         )
 
 
-def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Preview:
+def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[range]) -> Preview:
     config, plan, info = examined.config, examined.plan, examined.model_info
     schema = examined.columns.schema(pa.schema(examined.kept))
     return Preview(
@@ -151,6 +161,7 @@ def _preview(examined: Examined, seen: SeenRows, runs: Sequence[range]) -> Previ
         errors=sorted(seen.errors.values(), key=lambda error: -error.num_rows),
         num_shared_tokens=seen.num_shared_tokens,
         kv_memory=_kv_memory(examined, seen.num_shared_tokens),
+        fit=report_fit(examined, room, seen.admitted, seen.num_shared_tokens),
         schema=[(field.name, str(field.type)) for field in schema],
         notes=examined.notes,
     )

@@ -45,13 +45,10 @@ def decide_budget(
     Raises:
         JobError: there is not enough memory for a single page.
     """
-    on_cuda = replica.device.type == "cuda"
-    max_rows = config.max_batch_rows or (CUDA_ROWS if on_cuda else CPU_ROWS)
-    max_tokens = config.max_batch_tokens or (CUDA_TOKENS if on_cuda else CPU_TOKENS)
+    max_rows, max_tokens = row_limits(config, on_cuda=replica.device.type == "cuda")
     num_bytes = config.kv_cache_memory
     if num_bytes is None:
-        vocab_size = model.module.config.get_text_config().vocab_size
-        num_bytes = _free_share(replica, max_rows * vocab_size * 4 * LOGITS_COPIES)
+        num_bytes = _free_share(replica, logits_bytes(max_rows, model.module.config.get_text_config().vocab_size))
     page_bytes = page_tokens * sum(shape.num_bytes for shape in shapes.values())
     # Ranks may have different amounts of free memory, and with uneven heads, pages of different sizes.
     num_pages, fewest_bytes, page_bytes = min(replica.gather((num_bytes // page_bytes, num_bytes, page_bytes)))
@@ -60,14 +57,34 @@ def decide_budget(
             f"Only {fewest_bytes / 2**20:,.1f} MiB are left for the KV cache, but a page of {page_tokens} tokens takes "
             f"{page_bytes / 2**20:,.1f} MiB. Use a larger --kv-cache-memory or --tensor-parallel-size."
         )
-    return Budget(max_rows=max_rows, max_tokens=max(max_tokens, max_rows), num_pages=num_pages)
+    return Budget(max_rows=max_rows, max_tokens=max_tokens, num_pages=num_pages)
 
 
-def _free_share(replica: Replica, sampling_bytes: int) -> int:
+def row_limits(config: EngineConfig, *, on_cuda: bool) -> tuple[int, int]:
+    """Return the most rows, and the most tokens of a step."""
+    max_rows = config.max_batch_rows or (CUDA_ROWS if on_cuda else CPU_ROWS)
+    return max_rows, max(max_rows, config.max_batch_tokens or (CUDA_TOKENS if on_cuda else CPU_TOKENS))
+
+
+def logits_bytes(max_rows: int, vocab_size: int) -> int:
+    """Return the memory for the logits while tokens are chosen."""
+    return max_rows * vocab_size * 4 * LOGITS_COPIES
+
+
+def cuda_cache_bytes(free_bytes: int, for_logits: int) -> int:
+    """Return the memory for the KV cache, of what is free after loading."""
+    return max(0, int((free_bytes - for_logits) * CUDA_MEMORY_SHARE))
+
+
+def cpu_cache_bytes(free_bytes: int, num_processes: int) -> int:
+    """Return the memory for the KV cache of each process of a host, of what is free after loading."""
+    return int(free_bytes * CPU_MEMORY_SHARE) // num_processes
+
+
+def _free_share(replica: Replica, for_logits: int) -> int:
     if replica.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(replica.device)
-        return max(0, int((free_bytes - sampling_bytes) * CUDA_MEMORY_SHARE))
-    return int(free_host_bytes() * CPU_MEMORY_SHARE) // replica.info.local_world_size
+        return cuda_cache_bytes(torch.cuda.mem_get_info(replica.device)[0], for_logits)
+    return cpu_cache_bytes(free_host_bytes(), replica.info.local_world_size)
 
 
 def free_host_bytes() -> int:

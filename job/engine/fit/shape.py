@@ -1,0 +1,103 @@
+"""What of a model takes memory and time, counted on a model without weights (torch's ``meta`` device)."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from job.engine.model.tensor_parallel import num_kv_heads
+from job.errors import UsageError
+
+ATTENTION = re.compile(r"attn|attention")
+NOT_CUT = re.compile(r"(^|\.)(gate|router)$|_a_proj|\.shared_experts\.")
+"""Linear layers of which AutoTP leaves every process a copy: routers, and some of DeepSeek's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A model's parameters, by what tensor parallelism does with them."""
+
+    attention_params: int
+    """Cut by key-value heads, of which a process may have one more than another."""
+    linear_params: int
+    """Cut evenly: the other linear layers, and the output layer if it has weights of its own."""
+    whole_params: int
+    """Held by every process: the input embedding, norms, routers, and all experts."""
+    embedding_params: int
+    """The input embedding, of which a token reads one row. Part of ``whole_params``."""
+    is_tied: bool
+    """Whether the output layer has the weights of the input embedding; cut in two, it needs a copy of its share."""
+    idle_params: int
+    """Of experts that a token does not use. Part of ``whole_params``."""
+    num_kv_heads: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+
+    @property
+    def num_params(self) -> int:
+        """All parameters."""
+        return self.attention_params + self.linear_params + self.whole_params
+
+    def params_of_process(self, size: int) -> int:
+        """Return how many parameters the process with the most of them holds, of ``size`` processes."""
+        if size == 1:
+            return self.num_params
+        attention = self.attention_params * -(-self.num_kv_heads // size) // self.num_kv_heads
+        linear = self.linear_params + (self.embedding_params if self.is_tied else 0)
+        return attention + -(-linear // size) + self.whole_params
+
+    def multiplied_params(self, size: int) -> int:
+        """Return the parameters of such a process with which a token is multiplied."""
+        output_params = self.embedding_params if self.is_tied and size == 1 else 0
+        return self.params_of_process(size) - self.embedding_params - self.idle_params + output_params
+
+
+def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape | None:
+    """Return the shape of the model with this configuration of transformers; None if that cannot be known.
+
+    The model is built as it would be for loading, but on a device that has no memory, which takes less than a second.
+    """
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        heads = num_kv_heads(config)
+    except (UsageError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError, OSError):
+        return None  # of code that comes with the model, or of a library that is not installed: a run will report it
+    embedding, output = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
+    attention = linear = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module.weight is not embedding and not NOT_CUT.search(name):
+            num = sum(parameter.numel() for parameter in module.parameters())
+            if ATTENTION.search(name):
+                attention += num
+            else:
+                linear += num
+    total = sum(parameter.numel() for parameter in model.parameters())
+    hidden = text.hidden_size
+    return ModelShape(
+        attention_params=attention,
+        linear_params=linear,
+        whole_params=total - attention - linear,
+        embedding_params=embedding.numel(),
+        is_tied=output is embedding,
+        idle_params=_idle_params(model, text),
+        num_kv_heads=heads,
+        hidden_size=hidden,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * hidden,
+        vocab_size=text.vocab_size,
+    )
+
+
+def _idle_params(model: Any, text: Any) -> int:
+    """Return the parameters of the experts that a token does not use."""
+    counts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
+    num_experts, num_used = next((count for count in counts if count), None), getattr(text, "num_experts_per_tok", None)
+    if not num_experts or not num_used:
+        return 0
+    of_experts: int = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    return of_experts * int(num_experts - num_used) // int(num_experts)
