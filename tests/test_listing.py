@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -113,6 +114,9 @@ def test_a_plain_layout_is_read_by_splits_and_the_others_are_named(tmp_path: Pat
     assert opened(tmp_path).describe(None) == "reading 1 row from split train (not read: test), train/a.jsonl"
     assert read(tmp_path, split="test") == ["test/b.jsonl", "test/c.jsonl"]
     assert read(tmp_path, data_files=("**",)) == ["test/b.jsonl", "test/c.jsonl", "train/a.jsonl"]
+    assert not_read(tmp_path, data_files=("**",)) == []
+    fill(tmp_path, "top.jsonl")
+    assert not_read(tmp_path / "*") == ["test/ (a folder)", "train/ (a folder)"]
 
 
 def test_names_that_may_be_splits_are_asked_about(tmp_path: Path) -> None:
@@ -250,6 +254,32 @@ def test_a_card_with_configs_says_what_is_read(tmp_path: Path) -> None:
         opened(tmp_path, dataset_config="y")
 
 
+def test_what_lies_beside_a_saved_dataset_is_named(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_dict({"prompt": ["a"]})
+    saved.save_to_disk(tmp_path / "one")
+    fill(tmp_path / "one", "more.jsonl")
+    assert read(tmp_path / "one") == ["a"] and not_read(tmp_path / "one") == ["more.jsonl"]
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "both")
+    both = opened(tmp_path / "both")
+    assert both.unread == () and both.describe(None).startswith(
+        "reading 1 row from split train (not read: test), train/"
+    )
+
+
+def test_local_files_that_are_read_in_place_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With HF_HOME where nobody may write, even JSON lines were refused, and HF_HOME was not named."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nope/datasets")
+
+    monkeypatch.setenv("HF_HOME", "/proc/nope")
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    fill(tmp_path, "j/a.jsonl", "p/a.parquet", "t/a.txt")
+    assert [opened(tmp_path / kind).source.num_rows for kind in "jpt"] == [1, 1, 1]
+    with pytest.raises(UsageError, match=r"org/name: /proc/nope/datasets: No such .* Set HF_HOME, now /proc/nope, "):
+        opened("org/name")
+
+
 def test_the_first_line_is_short(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{letter}.jsonl" for letter in "abcde"), *(f"{number}.bak" for number in range(7)))
     found = opened(tmp_path)
@@ -326,6 +356,9 @@ def test_an_output_below_its_own_dataset_is_left_out(tmp_path: Path, run_job: An
         assert again.exit_code == 0 and "reading 1 row from q.jsonl" in again.stderr, again.stderr
         assert parts_of(data / name) == ["q.jsonl"]
     assert "not read: other/ (a run directory), run/ (a run directory)" in again.stderr
+    assert not_read(f"{data}/**/*.jsonl") == ["other/ (a run directory)", "run/ (a run directory)"]
+    (data / "run" / "manifest.json").unlink()  # as before it is claimed
+    assert read(data) == ["q.jsonl"]
     parquet = fill(tmp_path / "p", "a.parquet")
     for _ in range(2):
         result = run_job(*base, "--dataset", parquet / "**", "--output", parquet / "run")

@@ -34,6 +34,9 @@ DOCUMENTS = ("readme", "license", "licence", "notice", "copying", "changelog", "
 
 CARD = "README.md"
 
+ABOUT = (CARD, "state.json", "dataset_info.json")
+"""Files that ``datasets`` reads to find out what the others are."""
+
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "config.json")
 """Files of ``datasets`` and of models, which ``datasets`` passes over, too."""
 
@@ -100,7 +103,7 @@ def data_beside(root: Path, files: Sequence[str]) -> tuple[Unread, ...]:
     """Return the data in a directory that is not among the files that ``datasets`` has chosen."""
     chosen = {os.path.realpath(file) for file in files}
     found = _walk(root)
-    left = [name for name in found.files if name != CARD and os.path.realpath(root / name) not in chosen]
+    left = [name for name in found.files if name not in ABOUT and os.path.realpath(root / name) not in chosen]
     return in_order([*found.unread, *map(Unread, left)])
 
 
@@ -129,7 +132,7 @@ def _walk(root: Path) -> _Walked:
                 walked.unread.append(Unread(name))
             else:
                 (linked_files if entry.is_symlink() else walked.files).append(name)
-    own = {identity(root / name): name for name in walked.files}
+    own = {identity(root / name): name for name in walked.files if linked_files}
     for name in linked_files:
         if (target := own.get(identity(root / name))) is not None:
             walked.unread.append(Unread(name, f"a link to {target}"))
@@ -192,7 +195,7 @@ def _is_description(file: Path) -> bool:
 
 
 def _refuse_others(root: Path, kinds: dict[str, list[str]], others: Sequence[str]) -> None:
-    first = next(iter(kinds.values()))
+    first = max(kinds.values(), key=len)
     place = "**/" if any("/" in name for name in first) else ""
     rest = "*" if any(name.lower().endswith(COMPRESSIONS) for name in first) else ""
     advice = f"Choose with --data-files, for example --data-files '{place}*{ending_of(first[0])}{rest}'."

@@ -20,7 +20,7 @@ from job.data.formats.files import Files
 from job.data.heads import check_heads
 from job.data.listing import CARD, Listing, data_beside, list_directory
 from job.data.patterns import list_patterns
-from job.data.runs import RunInput, read_run, run_above
+from job.data.runs import RunInput, read_run, runs_of
 from job.data.source import TableSource
 from job.data.splits import splits_of
 from job.errors import JobError, UsageError, explain, is_foreign, reading, unreachable
@@ -109,6 +109,7 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
         split=split,
         files=_data_files(files, path),
         other_splits=tuple(name for name in names or () if name != split),
+        unread=data_beside(path / split if names is not None else path, files),
     )
 
 
@@ -227,7 +228,7 @@ def _listed(listing: Listing, known: Format | None = None, *, by_splits: bool = 
     known = known or listing.format
     # Names are escaped because datasets treats every name as a glob.
     escaped = {split: [glob.escape(name) for name in names] for split, names in absolute.items()}
-    runs = {run.path: run for file in listing.files if (run := run_above(file)) is not None}
+    unfinished = [run for run in runs_of(listing.files) if run.num_missing]
     return _Found(
         splits=absolute,
         builder=partial(_load_builder, known.reader, data_files=escaped),
@@ -235,7 +236,7 @@ def _listed(listing: Listing, known: Format | None = None, *, by_splits: bool = 
         format=known,
         must_choose=splits is not None and not splits.is_plain,
         unread=listing.unread,
-        remarks=tuple(f"{run.path} is an unfinished run: {run.state}" for run in runs.values() if run.num_missing),
+        remarks=tuple(f"{run.path} is an unfinished run: {run.state}" for run in unfinished),
     )
 
 

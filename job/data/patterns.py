@@ -25,25 +25,28 @@ def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_fo
         UsageError: a pattern matches no file, or the files have several formats.
     """
     files: dict[Path, Path] = {}
-    unread: list[Path] = []
+    unread: dict[Path, str] = {}
+    own = output if output is not None and is_run(output) else None
     for pattern in map(Path, patterns):
         matched = _matches(pattern)
         asked = [path for path in matched if _num_hidden(path) <= _num_hidden(pattern)]
-        chosen = _without_runs(asked, pattern, output)
+        closed = _closed(asked, _literal(pattern), own)
+        chosen = [path for path in asked if path.is_file() and path not in closed]
         if not chosen:
-            is_own = output is not None and any(_is_below(path, output) for path in asked)
             reason = f"there is no such file{'' if matched else ' or directory'}"
+            is_own = own in closed.values()
             raise UsageError(f"--dataset {pattern}: {'it is the output of this very run' if is_own else reason}.")
-        unread += [path for path in asked if path not in chosen]
+        unread |= dict.fromkeys(closed.values(), "a run directory")
+        entered = {folder for path in asked for folder in path.parents}
+        unread |= {path: "a folder" for path in asked if path.is_dir() and path not in entered | {*closed}}
         for path in chosen:
             # Do not follow a link to its target: in a Hub cache, two files with equal contents are links to one file.
             files.setdefault(path.parent.resolve() / path.name, path.absolute())
     if one_format:
         _check_one_format(patterns[0], list(files.values()))
     root = Path(os.path.commonpath([_literal(Path(pattern)).absolute() for pattern in patterns]))
-    names = [(os.path.relpath(path, root), path) for path in unread]
-    skipped = [Unread(f"{name}/", "a folder") if path.is_dir() else Unread(name, "of a run") for name, path in names]
-    return Listing(root=root, files=tuple(files.values()), unread=in_order(skipped))
+    names = [Unread(f"{os.path.relpath(path, root)}/", why) for path, why in unread.items()]
+    return Listing(root=root, files=tuple(files.values()), unread=in_order(names))
 
 
 def _check_one_format(pattern: str, files: Sequence[Path]) -> None:
@@ -101,21 +104,19 @@ def _literal(pattern: Path) -> Path:
     return next(folder for folder in folders[1:] if not glob.has_magic(str(folder)))
 
 
-def _without_runs(paths: Sequence[Path], pattern: Path, output: Path | None) -> list[Path]:
-    """Return the files, without this very run's, and without those of other runs that are not parts, unless the
-    pattern names the run directory.
+def _closed(paths: Sequence[Path], named: Path, own: Path | None) -> dict[Path, Path]:
+    """Return the paths that are not read because they belong to a run, with its directory: all of this very run's, and
+    those of other runs that are not parts, unless the user has named the directory.
+
+    Args:
+        named: the folder up to which the pattern has no wildcard.
     """
-    named = _literal(pattern)
-    reached = {folder for path in paths for folder in path.parents if folder != named and folder.is_relative_to(named)}
-    runs = {folder for folder in reached if is_run(folder)}
-    return [
-        path
-        for path in paths
-        if path.is_file()
-        and not (output is not None and _is_below(path, output))
-        and (PART.fullmatch(path.name) or runs.isdisjoint(path.parents))
-    ]
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+    folders = {folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(named)}
+    runs = {folder for folder in folders if folder != named and folder.is_dir() and is_run(folder)}
+    found = {}
+    for path in paths:
+        if own is not None and path.resolve().is_relative_to(own.resolve()):
+            found[path] = own
+        elif (path.is_dir() or not PART.fullmatch(path.name)) and (above := runs.intersection((path, *path.parents))):
+            found[path] = min(above)
+    return found

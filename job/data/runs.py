@@ -36,8 +36,8 @@ class RunInput:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory."""
-    return read_run(folder) is not None
+    """Whether a folder is a run directory, or one that a run has prepared and not claimed yet."""
+    return read_run(folder) is not None or all((folder / name).is_dir() for name in ("journal", "leases", "metrics"))
 
 
 def read_run(folder: Path) -> RunInput | None:
@@ -55,6 +55,7 @@ def read_run(folder: Path) -> RunInput | None:
     return RunInput(path=folder, num_rows=num_rows, rows_per_shard=rows_per_shard, parts=parts)
 
 
-def run_above(file: Path) -> RunInput | None:
-    """Return the run directory that a part lies in; None if there is none."""
-    return next((run for folder in list(file.parents)[:2] if (run := read_run(folder))), None)
+def runs_of(files: Sequence[Path]) -> list[RunInput]:
+    """Return the run directories whose parts are among the files."""
+    folders = {folder: None for file in files if PART.fullmatch(file.name) for folder in list(file.parents)[:2]}
+    return [run for folder in folders if (run := read_run(folder)) is not None]

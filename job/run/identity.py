@@ -19,6 +19,9 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.plan import Plan
 from job.run.resolved import ResolvedRun
 
+MAX_NOT_READ = 1000
+"""A manifest names at most this many files that lie beside the data: there may be a million images."""
+
 
 def manifest_of(
     run: ResolvedRun, info: ModelInfo, tokenizer_digest: str, dataset: OpenDataset, plan: Plan, kept: Sequence[pa.Field]
@@ -67,7 +70,7 @@ def _about(run: ResolvedRun, dataset: OpenDataset) -> dict[str, Any]:
         "dataset_revision": config.data.dataset_revision,
         "data_files": list(config.data.data_files),
         "files": {file.name: [file.num_bytes, file.digest] for file in dataset.files},
-        "not_read": [unread.name for unread in dataset.unread],
+        "not_read": [unread.name for unread in dataset.unread[:MAX_NOT_READ]],
         "id_column": run.id_column,
         "host": platform.node(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
