@@ -164,7 +164,7 @@ def test_what_is_no_data_is_named(tmp_path: Path, extra: str, named: str) -> Non
         ("rows.json", '{"data": [{"prompt": "b"}]}', "holds files of several kinds: a.jsonl, rows.json."),
         ("rows.json", '{"prompt": "b"}\n{"prompt": "c"}', "holds files of several kinds: a.jsonl, rows.json."),
         ("notes.txt", None, "holds files of several kinds: a.jsonl, notes.txt."),
-        ("b.jsonl.bz2", None, "b.jsonl.bz2 may hold rows, but cannot be read. Choose with --data-files"),
+        ("b.jsonl.lz4", None, "b.jsonl.lz4 may hold rows, but cannot be read. Choose with --data-files"),
         ("sub/b.zip", None, "sub/b.zip may hold rows"),
         ("b.feather", None, "b.feather may hold rows"),
     ],

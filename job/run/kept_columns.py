@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from job.errors import UsageError, first_line
+from job.errors import UsageError, first_line, is_foreign
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.run.older_runs import all_columns
@@ -50,7 +50,9 @@ def features_of(columns: Columns, schema: pa.Schema, kept: Sequence[pa.Field]) -
     for field in kept:
         try:
             datasets.Features.from_arrow_schema(pa.schema([field]))
-        except (ValueError, TypeError) as error:
+        except Exception as error:
+            if not is_foreign(error):
+                raise
             raise UsageError(f"--keep-columns {field.name}: {first_line(error)} Leave the column out.") from None
     full = columns.schema(pa.schema(kept, metadata=schema.metadata))
     content: bytes = datasets.Features.from_arrow_schema(full).arrow_schema.metadata[b"huggingface"]
