@@ -214,7 +214,7 @@ def test_examples_reach_the_model_and_belong_to_the_run(run_job: RunJob, tiny_mo
     assert refused.exit_code == 2 and "--examples was " in refused.stderr
     without = run_job(*args[:-2])
     assert without.exit_code == 2 and ", now not set" in without.stderr
-    assert without.stderr.count("\n") == refused.stderr.count("\n") == 1
+    assert "Traceback" not in without.stderr + refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -230,5 +230,5 @@ def test_wrong_examples_end_the_run_before_it_starts(
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"],
         *["--examples", examples],
     )
-    assert result.exit_code == 2 and reason in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code == 2 and reason in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()

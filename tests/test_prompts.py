@@ -1,5 +1,6 @@
 """Prompts: the three ways to say them, every way a row can be wrong, and the sandbox."""
 
+import datetime
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,10 @@ from job.config import PromptConfig
 from job.data.chat_template import ChatTemplate
 from job.data.messages import last_text
 from job.data.prompts import PromptRenderer, find_content, needed_columns
-from job.data.templates import Template
+from job.data.templates import Template, check_braces, in_braces
 from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
-from job.modes.texts import read_template
+from job.modes.texts import read_system_prompt, read_template
 from job.records import Prompt, Row, RowError
 from tests.tiny import make_tokenizer
 
@@ -71,6 +72,76 @@ def test_a_template_ends_as_it_was_written(tmp_path: Path, end: str) -> None:
     assert render({"q": "a"}, prompt_template="{{ q }}<think>" + end).text == "a<think>" + end
     (tmp_path / "t.jinja").write_text("{{ q }}<think>" + end + "\n")
     assert render({"q": "a"}, prompt_template=read_template(str(tmp_path / "t.jinja"))).text == "a<think>" + end
+
+
+def test_line_ends_stay_as_they_were_typed(tmp_path: Path) -> None:
+    """Jinja2 makes every line end a \\n. Of a file, which an editor of Windows may have written, they are \\n."""
+    template = "Q:\r\n{{ q\r\n}}\r\n{% if q %}{{ '\r' }}\n{%- endif %}A:\r"
+    assert render({"q": "a\r\nb"}, prompt_template=template).text == "Q:\r\na\r\nb\r\n\rA:\r"
+    assert render({"q": "a"}, prompt_template=template, text_rules=1).text == "Q:\na\n\nA:\n"
+    (tmp_path / "t").write_bytes(b"Q:\r\n{{ q }}\r\n")
+    assert read_template(str(tmp_path / "t")) == "Q:\n{{ q }}"
+
+
+def test_a_system_prompt_may_come_from_a_file(tmp_path: Path) -> None:
+    """Its name was the system prompt of the whole run."""
+    (tmp_path / "system.txt").write_text("Be brief.\nBe kind.\n")
+    assert read_system_prompt(str(tmp_path / "system.txt")) == "Be brief.\nBe kind."
+    for text in ("Be brief.", "Answer in one sentence. Use a.txt if you like.", "Brief", "v1.5", ""):
+        assert read_system_prompt(text) == text
+    for name in ("missing.txt", "prompts/system.md", "/no/such.jinja"):
+        with pytest.raises(UsageError, match=f"^--system-prompt '{name}' is neither a file nor a text"):
+            read_system_prompt(name)
+
+
+@pytest.mark.parametrize(
+    ("template", "literal", "meant"),
+    [
+        ("{question} {{ id }}", "{question}", "{{ question }}"),
+        ("{{ id }}\n{ question }", "{ question }", "{{ question }}"),
+        ("{{ id }} {Ticket ID}", "{Ticket ID}", "{{ row['Ticket ID'] }}"),
+        ("{% if id %}{question}{% endif %}", "{question}", "{{ question }}"),
+    ],
+)
+def test_a_column_in_single_braces_is_refused(template: str, literal: str, meant: str) -> None:
+    """It was the same text in every prompt."""
+    with pytest.raises(UsageError) as caught:
+        check_braces(template, ["id", "question", "Ticket ID"])
+    assert str(caught.value) == (
+        f"--prompt-template has {literal}, which is the same text in every prompt. Write {meant} for the column, or "
+        f"{{{{ '{literal}' }}}} if the text is meant."
+    )
+
+
+def test_braces_that_are_meant_are_text() -> None:
+    template = """{{ '{question}' }} {"id": {other}} {{ {'question': 1} }}{{ question }}"""
+    check_braces(template, ["question", "id"])
+    assert render({"question": "q"}, prompt_template="{{ '{question}' }}{{ question }}").text == "{question}q"
+
+
+@pytest.mark.parametrize("column", ["Full text", "not", "a.b", "it's", "2nd", "true"])
+def test_a_column_that_is_no_variable_is_named_in_the_error(column: str) -> None:
+    """The hint was no valid template, or there was none."""
+    written = in_braces(column)
+    assert render({column: "x"}, prompt_template=written).text == "x"
+    if column not in ("a.b", "true"):  # these are valid, but something else
+        with pytest.raises(UsageError) as caught:
+            Template(f"{{{{ {column} }}}}", [column])
+        assert str(caught.value).endswith(f". Write {written} for that column.")
+
+
+@pytest.mark.parametrize("call", ["now()", "today()", "utcnow()", "timestamp()", "astimezone()", "fromtimestamp(0)"])
+def test_a_template_cannot_read_the_clock_or_the_time_zone(call: str) -> None:
+    moment = datetime.datetime(2024, 2, 29, 12)
+    error = error_of({"t": moment}, prompt_template="{{ t." + call + " }}")
+    assert error.startswith("template_error: SecurityError: access to attribute")
+    assert render({"t": moment}, prompt_template="{{ t.isoformat() }} {{ t.year }}").text == "2024-02-29T12:00:00 2024"
+
+
+def test_a_cycler_is_never_written_into_a_prompt() -> None:
+    """Its text is its address, another one in each run."""
+    error = error_of({"x": 1}, prompt_template="{{ x }}{{ cycler('a', 'b') }}")
+    assert error == "template_error: ValueError: a cycler is not text; write {{ ... .next() }}"
 
 
 @pytest.mark.parametrize("text", ["missing.jinja", "x" * 5000, "nul\0"], ids=["missing", "long", "nul"])

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
@@ -40,10 +40,31 @@ def make_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def make_sentencepiece() -> PreTrainedTokenizerFast:
+    """Return a tokenizer like Llama 2's: words with their space, bytes for the rest; a text alone gets a space before
+    it when it is encoded, and loses one when it is decoded.
+    """
+    words = ["▁", "▁yes", "yes", "▁no", "no", "▁load", "▁What", "▁is", "ing", "▁The", "a", "▁a"]
+    special = ["<pad>", "<eos>", "<unk>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    scores = [(piece, -float(idx)) for idx, piece in enumerate(pieces)]
+    backend = Tokenizer(models.Unigram(scores, 2, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
 def make_model(
-    directory: Path, name: str = "llama", *, chat: bool = False, dtype: torch.dtype = torch.float32, **changes: Any
+    directory: Path,
+    name: str = "llama",
+    *,
+    chat: bool = False,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **changes: Any,
 ) -> Path:
-    """Write a random model of an architecture and its tokenizer into a directory."""
+    """Write a random model of an architecture and its tokenizer (the byte-level one if none is given)."""
     values = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 128,
@@ -66,5 +87,5 @@ def make_model(
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = 1
     model.save_pretrained(directory)
-    make_tokenizer(chat=chat).save_pretrained(directory)
+    (tokenizer or make_tokenizer(chat=chat)).save_pretrained(directory)
     return directory

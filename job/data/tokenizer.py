@@ -104,6 +104,19 @@ class Tokenizer:
         if on_long_prompt != "error" and not self.is_fast:
             raise UsageError(f"--on-long-prompt {on_long_prompt} needs a fast tokenizer; this model has none.")
 
+    def check_escaping(self) -> None:
+        """Check that special tokens can be read as plain text.
+
+        Raises:
+            UsageError: the tokenizer makes one of them of its plain text, too.
+        """
+        for token, idx in self.special_tokens.items():
+            if idx in self._encode_following(token, is_literal=True)[0]:
+                raise UsageError(
+                    "--special-tokens-in-text escape does not work with this tokenizer: it reads even the plain text "
+                    f"{token} as the token. Use error."
+                )
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without adding special tokens."""
         return list(self.inner(text, add_special_tokens=False, verbose=False)["input_ids"])

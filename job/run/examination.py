@@ -97,6 +97,8 @@ def examine(
     doing(f"reading the tokenizer of {config.model.model}")
     tokenizer = Tokenizer(load_tokenizer(config.model), follows_prompt=config.prompt.has_own_rules)
     tokenizer.check_policy(config.prompt.on_long_prompt)
+    if config.prompt.special_tokens_in_text == "escape":
+        tokenizer.check_escaping()
     template = tokenizer.chat_template(config.prompt.chat)
     config, date, date_notes = dated(config, found, is_read=template is not None and template.reads_date)
     chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)

@@ -15,8 +15,8 @@ from job.data.special_tokens import SpecialTokens
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.errors import UsageError
 
-NUM_FIRST, NUM_SPREAD = 100, 100
-"""How many rows to look at: at the start of the dataset, and spread over it."""
+NUM_FIRST, NUM_SPREAD = 100, 1000
+"""How many rows to look at: at the start of the dataset, and spread over the rest."""
 
 FROM_OPTIONS = frozenset(
     [
@@ -150,7 +150,8 @@ def look_at_rows(
     is_odd = _all_from_options(first.encoded) or first.note_on_equal() is not None
     if not is_odd or num_rows <= NUM_FIRST or isinstance(source, StreamSource):
         return first
-    others = [look(rows) for rows in sample_rows(num_rows, NUM_SPREAD, 1, max_runs=5)]
+    spread = sample_rows(num_rows - NUM_FIRST, NUM_SPREAD, 1, max_runs=20)
+    others = [look(range(NUM_FIRST + rows.start, NUM_FIRST + rows.stop)) for rows in spread]
     return LookedAt(
         values=[*first.values, *(values for each in others for values in each.values)],
         encoded=[*first.encoded, *(encoded for each in others for encoded in each.encoded)],
