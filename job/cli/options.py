@@ -28,6 +28,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
 
 
+def check_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse values without any name, which would mean everything. What the commas in them are is seen later."""
+    split_commas(ctx, param, values)
+    return values
+
+
 def split_commas(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Accept ``--x a,b`` for ``--x a --x b``. Refuse a value without any name: it would mean everything."""
     parts = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
@@ -98,7 +104,7 @@ def _option(cls: type[Section], field: Field[Any]) -> Callable[[Command], Comman
     flag = "--" + field.name.replace("_", "-")
     attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
     if field.default == ():
-        attributes |= {"multiple": True, "callback": split_commas if spec.splits_commas else None}
+        attributes |= {"multiple": True, "callback": check_names if spec.may_have_commas else None}
     else:
         attributes |= {"default": field.default, "show_default": field.default is not None}
     kind = _type_of(get_type_hints(cls)[field.name])

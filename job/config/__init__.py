@@ -58,7 +58,7 @@ class DataConfig:
         None, "Split [default: train, or the only one]. A directory may have several: see README."
     )
     data_files: tuple[str, ...] = option(
-        (), "Files or globs inside the dataset. Repeat or use commas.", splits_commas=True, is_path=True
+        (), "Files or globs inside the dataset. Repeat or use commas.", may_have_commas=True, is_path=True
     )
     """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
     streaming: bool = option(
@@ -78,7 +78,7 @@ class DataConfig:
     limit: int | None = option(None, "Process only the first N rows.")
     id_column: str | None = option(None, "Column to write right after the indices.")
     keep_columns: tuple[str, ...] = option(
-        (), "Columns to copy to the output; '*' for all. Repeat or use commas.", splits_commas=True
+        (), "Columns to copy to the output; '*' for all. Repeat or use commas.", may_have_commas=True
     )
 
     @property

@@ -19,8 +19,8 @@ class OptionSpec:
     """The allowed values; empty: any."""
     read: Callable[[Any], Any] | None = None
     """From what the user typed to the value, such as the text of a file that was named. Raises ``UsageError``."""
-    splits_commas: bool = False
-    """Whether ``--x a,b`` stands for ``--x a --x b``."""
+    may_have_commas: bool = False
+    """Whether ``--x a,b`` stands for ``--x a --x b``, unless ``a,b`` is a name itself. See ``data.separated``."""
     is_size: bool = False
     """Whether the value is a number of bytes, which may be given with a unit."""
     is_path: bool = False

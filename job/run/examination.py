@@ -16,6 +16,7 @@ from job.data.dataset import OpenDataset
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
 from job.data.opening import open_dataset
 from job.data.prompts import PromptRenderer, needed_columns
+from job.data.separated import files_named
 from job.data.source import Source, check_columns, check_prompt_type
 from job.data.special_tokens import SpecialTokens
 from job.data.templates import check_braces
@@ -104,6 +105,7 @@ def examine(
     chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
     run, dataset = _open(config, found, chat=template is not None)
+    config = run.config
     doing("checking the options against the data")
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
@@ -193,12 +195,14 @@ def _check_prompts(
 def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
     """Open the dataset, and find out whether it is a batch of requests."""
     is_older = found is not None and not found.lists_files
-    run = ResolvedRun(config=config, chat=chat)
-    dataset = open_dataset(config.data, output=Path(config.output.output), is_older=is_older)
+    data = replace(config.data, data_files=files_named(config.data.data_files, config.data.dataset))
+    run = ResolvedRun(config=replace(config, data=data), chat=chat)
+    dataset = open_dataset(data, output=Path(config.output.output), is_older=is_older)
     columns = dataset.source.schema.names
+    run = run.with_columns(columns)
     if recognises_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)
-    needed = [BODY_COLUMN] if run.is_batch else needed_columns(config.prompt, columns)
+    needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     dataset.source.fix_columns(run.named_columns, [*needed, *config.mode_columns])
     return run, dataset
 

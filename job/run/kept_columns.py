@@ -14,18 +14,23 @@ from job.run.resolved import ResolvedRun
 def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Manifest | None = None) -> list[pa.Field]:
     """Return the kept columns, the id first.
 
-    ``*`` leaves out the column whose text is the prompt if the output has its own column with that name.
+    ``*`` leaves out the column whose text is the prompt if the output has its own column with that name, whatever the
+    case of its letters. Runs of older versions may have columns that differ by nothing else.
 
     Args:
         found: the manifest of the run, if it exists.
 
     Raises:
-        UsageError: one does not exist, or has the name of one of the output's own columns.
+        UsageError: one does not exist, or has the name of another column, but for the case of its letters.
     """
     names = list(run.named_columns)
+    is_older = found is not None and not found.lists_files
+    taken = {name.casefold(): name for name in columns.names}
     is_all = "*" in names
     if is_all:
         there = {run.text_column} & columns.names
+        if not is_older and run.text_column is not None and run.text_column.casefold() in taken:
+            there = {run.text_column}
         others = [name for name in all_columns(schema, found) if name not in there]
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))
     for name in names:
@@ -36,6 +41,12 @@ def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Ma
             advice = "Name the columns to keep, instead of '*'" if is_all else "Keep another column"
             choice = ", or give --no-include-prompt" if name == "prompt" else ""
             raise UsageError(f"{option} {name!r}: the output has its own column with that name. {advice}{choice}.")
+        other = taken.setdefault(name.casefold(), name)
+        if other != name and not is_older:
+            raise UsageError(
+                f"{option} {name!r}: the output has a column {other!r}, too, and for DuckDB, Spark and Hive these are "
+                "one name. Keep one of them by its name, or rename the column in the data."
+            )
     return [schema.field(name) for name in names]
 
 

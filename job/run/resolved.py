@@ -1,9 +1,11 @@
 """A resolved run: what the user typed, plus what was looked up in the dataset, the tokenizer and the model."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from job.config import RunConfig
 from job.data.openai_batch import BODY_COLUMN
+from job.data.separated import column_named, columns_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +19,21 @@ class ResolvedRun:
     """The column with the requests' ids if the dataset is a batch of requests to OpenAI's API."""
     max_prompt_tokens: int = 0
     """Maximum number of prompt tokens."""
+
+    def with_columns(self, columns: Sequence[str]) -> "ResolvedRun":
+        """Return the run with the names of the dataset's columns in place of what the user typed."""
+        data, prompt = self.config.data, self.config.prompt
+        data = replace(
+            data,
+            id_column=data.id_column and column_named(data.id_column, columns),
+            keep_columns=columns_named(data.keep_columns, columns),
+        )
+        prompt = replace(
+            prompt,
+            prompt_column=prompt.prompt_column and column_named(prompt.prompt_column, columns),
+            messages_column=prompt.messages_column and column_named(prompt.messages_column, columns),
+        )
+        return replace(self, config=replace(self.config, data=data, prompt=prompt))
 
     @property
     def is_batch(self) -> bool:
