@@ -81,13 +81,14 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     """
     config = to_config(values)
     silence_libraries(verbose=config.verbose)
+    from job.launch.devices import likely_device
     from job.observe.preview_report import describe_preview
     from job.run.examination import examine  # imports torch: only now, so that --help is quick
     from job.run.fit import room_on
-    from job.run.prompt_sample import likely_device, look_ahead
+    from job.run.prompt_sample import look_ahead
 
     silence_progress_bars(verbose=config.verbose)
-    device = likely_device(gpu)
+    device = likely_device(config.engine.device if gpu is None else "cuda")
     examined = examine(config, device, needs_weights=False)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:

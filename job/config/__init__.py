@@ -19,6 +19,7 @@ from job.tasks import SamplingParams
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
+DEVICES = ("auto", "cuda", "cpu")
 ENGINES = tuple(registry.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 
@@ -146,6 +147,12 @@ class EngineConfig:
     """How this launch computes. No field here may affect what is in a row, so a restart may change any of them."""
 
     tensor_parallel_size: int = option(1, "Processes (GPUs) that share one copy of the model.")
+    device: str = option(
+        "auto",
+        "auto is the GPU if there is one, else the CPU; if GPUs were promised (by Slurm, a launcher or "
+        "CUDA_VISIBLE_DEVICES) but torch finds none, the run is refused.",
+        choices=DEVICES,
+    )
     engine: str = option(
         "paged",
         "paged: continuous batching, for models that support it. static: transformers' generate. fake: no model.",
@@ -187,6 +194,7 @@ class EngineConfig:
         require(self.tensor_parallel_size > 0, "tensor-parallel-size", self.tensor_parallel_size, "at least 1")
         if self.lease_timeout is not None:
             require(15 <= self.lease_timeout <= 86_400, "lease-timeout", self.lease_timeout, "15 to 86400 seconds")
+        require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.tensor_parallel_size > 1 and not self.needs_model:
             raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")

@@ -7,7 +7,6 @@ processes carries what they must agree on before the work begins.
 """
 
 import contextlib
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from job.errors import EXIT_STOPPED, JobError, PeerFailed, UsageError, first_line
-from job.launch.environment import ProcessInfo, export_process_info
+from job.errors import EXIT_STOPPED, JobError, PeerFailed, first_line
+from job.launch.devices import choose_device
+from job.launch.environment import ProcessInfo
 from job.launch.peers import Peers
 from job.launch.rendezvous import Rendezvous
 from job.launch.stop import StopFlag
@@ -39,19 +39,24 @@ class Replica:
     """The processes that share one copy of the model, seen from one of them."""
 
     def __init__(
-        self, info: ProcessInfo, stop: StopFlag | None = None, note: Callable[[str], None] = lambda text: None
+        self,
+        info: ProcessInfo,
+        stop: StopFlag | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        device: str = "auto",
     ) -> None:
         """Join the launch. Every process of the launch must call this.
 
         Args:
             stop: its requests are passed on to the other processes: a signal may reach only one of them.
             note: tells the user for whom this process is waiting.
+            device: one of ``config.DEVICES``.
 
         Raises:
             JobError: the processes cannot find each other.
         """
         self.info = info
-        self.device = _choose_device(info)
+        self.device = choose_device(info, device)
         self.tensor_group: dist.ProcessGroup | None = None
         self._commands: dist.ProcessGroup | None = None
         self._status: dist.ProcessGroup | None = None
@@ -223,27 +228,3 @@ class Replica:
         if self.has_followers:
             with contextlib.suppress(RuntimeError):  # one has died, so there is nothing left to wait for
                 dist.barrier(group=self._status)
-
-
-def _choose_device(info: ProcessInfo) -> torch.device:
-    """Choose this process's GPU, and pass the choice to DeepSpeed through the environment.
-
-    Raises:
-        UsageError: there are more processes than GPUs on this node.
-    """
-    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-    num_devices = 0 if on_cpu else torch.cuda.device_count()
-    export_process_info(info, os.environ, num_devices)
-    if not num_devices:
-        if info.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() // info.local_world_size))
-        return torch.device("cpu")
-    sees_its_own = info.launcher.hides_devices and num_devices == 1
-    if info.local_world_size > num_devices and not sees_its_own:
-        raise UsageError(
-            f"There are {info.local_world_size} processes on this node, but only {num_devices} GPUs. Start one process "
-            "per GPU."
-        )
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device

@@ -48,7 +48,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     stopwatch = Stopwatch()
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size)
-        replica = Replica(info, stop, Progress(enabled=True).note)
+        replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
     progress = Progress(enabled=info.speaks)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
         prepared = _in_turn(replica, lambda: prepare(config, replica.device))

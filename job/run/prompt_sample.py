@@ -3,12 +3,10 @@
 Only reads. The rows go through the same steps as in the run, up to the engine.
 """
 
-import os
 from array import array
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import torch
 
 from job.data.source import StreamSource, read_rows
 from job.data.tokenization import EncodedPrompt
@@ -29,14 +27,6 @@ MAX_RUNS = 40
 row group must be decoded."""
 
 TOO_LONG = "prompt_too_long"
-
-
-def likely_device(gpu: str | None = None) -> torch.device:
-    """Return the kind of device that a run on a named GPU, or else on this machine, would use, without touching it."""
-    if gpu is not None:
-        return torch.device("cuda")
-    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.device_count()
-    return torch.device("cpu" if on_cpu else "cuda")
 
 
 def look_ahead(
