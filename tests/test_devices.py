@@ -55,7 +55,7 @@ def test_gpus_that_were_promised_but_are_not_there_are_refused(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     [(name, value)] = env.items()
-    message = rf"^{name} is {value}, but torch finds no GPU: Found no NVIDIA driver .*nvidia-smi.* Fix that, or use --device cpu"
+    message = rf"^{name} is {value}, but torch finds no GPU: Found no NVIDIA driver .*nvidia-smi.* or use --device cpu"
     with pytest.raises(UsageError, match=message):
         choose_device(ALONE)
     assert choose_device(ALONE, "cpu") == torch.device("cpu")

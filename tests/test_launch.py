@@ -122,10 +122,32 @@ def test_a_task_that_sees_one_gpu_uses_device_0(num_visible: int, local_rank: in
 
 def test_a_world_that_cannot_be_divided_is_refused() -> None:
     """With the numbers that would do."""
-    with pytest.raises(UsageError, match=r"WORLD_SIZE is 6, .* --tensor-parallel-size 4. Start 4 or 8 processes."):
+    with pytest.raises(UsageError, match=r"The 6 processes of .* 4\. Use 4 or 8\. Start them with"):
         read_process_info({"RANK": "0", "WORLD_SIZE": "6"}, 4)
     with pytest.raises(UsageError, match="RANK is 'x', not a number"):
         read_process_info({"RANK": "x", "WORLD_SIZE": "6"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("env", "command"),
+    [
+        ({}, "job launch --gpus 4"),
+        ({"RANK": "0", "WORLD_SIZE": "6"}, "deepspeed --no_python --num_gpus 8 job run"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "6", "TORCHELASTIC_RUN_ID": "x"},
+            "torchrun --no-python --nproc-per-node 8 job run",
+        ),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "6"}, "srun --ntasks 8 job run"),
+    ],
+    ids=["none", "deepspeed", "torchrun", "srun"],
+)
+def test_the_command_that_starts_enough_processes_is_printed(env: dict[str, str], command: str) -> None:
+    """With the user's own options, ready for the shell. A user of one process knows no WORLD_SIZE."""
+    typed = ["--local_rank=0", "run", "--tensor-parallel-size", "4", "--prompt-template", "{{ a }}\nb"]
+    with pytest.raises(UsageError) as raised:
+        read_process_info(env, 4, typed)
+    expected = f"Start them with: {command} --tensor-parallel-size 4 --prompt-template $'{{{{ a }}}}\\nb'"
+    assert str(raised.value).endswith(expected)
 
 
 def run_questions(model: Path, output: Path, *options: Any) -> list[Any]:

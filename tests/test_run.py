@@ -534,7 +534,10 @@ BAD_INPUT = {
     "device map": (["--device-map", "auto"], "--tensor-parallel-size"),
     "kernel injection": (["--kernel-inject"], "AutoTP"),
     "wrong split": (["--split", "test"], "has no split 'test'. Splits: train"),
-    "not enough processes": (["--tensor-parallel-size", "2"], "WORLD_SIZE is 1, which is not a multiple"),
+    "not enough processes": (
+        ["--tensor-parallel-size", "2"],
+        "this is a single one. Start them with: job launch --gpus 2",
+    ),
     "reserved name": (["--keep-columns", "prompt"], "the output has its own column with that name"),
     "unknown option": (["--max-tokens", "5"], "No such option '--max-tokens'. Use --max-new-tokens."),
     "empty output": (["--output", ""], "--output is empty"),

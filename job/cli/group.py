@@ -13,6 +13,7 @@ import click
 import job
 from job.cli.export import export
 from job.cli.foreign import advice_on
+from job.cli.launch import launch
 from job.cli.preview import preview
 from job.cli.retry import retry
 from job.cli.run import run
@@ -84,6 +85,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(launch)
 main.add_command(export)
 main.add_command(preview)
 main.add_command(retry)

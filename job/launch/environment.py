@@ -5,11 +5,12 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from job.errors import PeerFailed, UsageError
-from job.launch.launchers import Launcher, Source, launcher_of
+from job.launch.commands import options_of_run, shell_line
+from job.launch.launchers import NO_LAUNCHER, Launcher, Source, launcher_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,13 @@ class ProcessInfo:
         return self.rank == 0
 
 
-def read_process_info(env: Mapping[str, str], tensor_parallel_size: int) -> ProcessInfo:
+def read_process_info(
+    env: Mapping[str, str], tensor_parallel_size: int, typed: Sequence[str] = ("run", "...")
+) -> ProcessInfo:
     """Read the launcher's environment.
+
+    Args:
+        typed: what the user typed after ``job``, for the command that a message proposes.
 
     Raises:
         UsageError: the world size is not a multiple of ``tensor_parallel_size``, a variable is not a number, or
@@ -73,18 +79,39 @@ def read_process_info(env: Mapping[str, str], tensor_parallel_size: int) -> Proc
         launcher=launcher,
     )
     if info.world_size % tensor_parallel_size:
-        below = info.world_size // tensor_parallel_size * tensor_parallel_size
-        choices = [n for n in (below, below + tensor_parallel_size) if n]
-        raise UsageError(
-            f"WORLD_SIZE is {info.world_size}, which is not a multiple of --tensor-parallel-size "
-            f"{tensor_parallel_size}. Start {' or '.join(map(str, choices))} processes."
-        )
+        raise UsageError(_wrong_world(info, options_of_run(typed)))
     num_here = _value(env, launcher.local_world_size)
     if num_here and int(num_here) < info.world_size and not _value(env, launcher.master_addr):
         raise UsageError(
             f"{launcher.name} does not say which node rank 0 is on. Set MASTER_ADDR to that host for all processes."
         )
     return info
+
+
+def not_a_multiple(what: str, num_processes: int, tensor_parallel_size: int) -> str:
+    """Say that processes cannot be divided into replicas, and which numbers can.
+
+    >>> not_a_multiple("3 GPUs", 3, 2)
+    '3 GPUs cannot be shared out with --tensor-parallel-size 2. Use 2 or 4.'
+    """
+    below = num_processes // tensor_parallel_size * tensor_parallel_size
+    choices = " or ".join(str(n) for n in (below, below + tensor_parallel_size) if n)
+    return f"{what} cannot be shared out with --tensor-parallel-size {tensor_parallel_size}. Use {choices}."
+
+
+def _wrong_world(info: ProcessInfo, options: Sequence[str]) -> str:
+    """Say that the processes cannot be divided into replicas, and how to start as many as are needed."""
+    size = info.tensor_parallel_size
+    if info.launcher is NO_LAUNCHER:
+        problem = f"--tensor-parallel-size {size} needs {size} processes, but this is a single one."
+    else:
+        problem = not_a_multiple(f"The {info.world_size} processes of this launch", info.world_size, size)
+    is_one_node = info.local_world_size in (1, info.world_size)
+    if not is_one_node:
+        return problem
+    num_processes = -(-info.world_size // size) * size
+    command = [word.format(n=num_processes) for word in info.launcher.command]
+    return f"{problem} Start them with: {shell_line([*command, *options])}"
 
 
 def export_process_info(info: ProcessInfo, env: MutableMapping[str, str], num_visible_devices: int) -> None:

@@ -34,6 +34,8 @@ class Launcher:
     """Packages of such programs that are started with ``python -m``."""
     start_all: str = "Start all of them with one command of the launcher."
     """What to tell a user whose processes do not all come."""
+    command: tuple[str, ...] = ("job", "launch", "--gpus", "{n}")
+    """What starts ``{n}`` processes of ``job run``; its options follow."""
     port_option: str = "MASTER_PORT"
     """Where the user sets the port of the rendezvous."""
     hides_devices: bool = False
@@ -62,6 +64,7 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR",),
         master_port=("MASTER_PORT",),
         programs=("torchrun",),
+        command=("torchrun", "--no-python", "--nproc-per-node", "{n}", "job", "run"),
         port_option="--master-port",
         packages=("torch.distributed",),
     ),
@@ -77,6 +80,7 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR",),
         master_port=("MASTER_PORT",),
         programs=("deepspeed",),
+        command=("deepspeed", "--no_python", "--num_gpus", "{n}", "job", "run"),
         packages=("deepspeed",),
     ),
     Launcher(
@@ -89,6 +93,7 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR",),
         master_port=("MASTER_PORT", _mpi_port),
         programs=("mpirun", "mpiexec", "prterun", "prted", "orted"),
+        command=("mpirun", "-n", "{n}", "job", "run"),
     ),
     Launcher(
         name="mpiexec",  # MPICH and its relatives, by their process manager Hydra
@@ -100,6 +105,7 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR",),
         master_port=("MASTER_PORT",),
         programs=("mpiexec.hydra", "hydra_pmi_proxy"),
+        command=("mpiexec", "-n", "{n}", "job", "run"),
     ),
     Launcher(
         name="srun",
@@ -113,6 +119,7 @@ LAUNCHERS = (
         master_addr=("MASTER_ADDR", slurm.first_node),
         master_port=("MASTER_PORT", slurm.port),
         programs=("slurmstepd",),
+        command=("srun", "--ntasks", "{n}", "job", "run"),
         hides_devices=True,  # --gpus-per-task=1
     ),
 )

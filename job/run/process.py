@@ -1,6 +1,7 @@
 """One process of a launch, from start to end: join the others, prepare, load, then lead or follow."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -47,7 +48,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     silence_progress_bars(verbose=config.verbose)
     stopwatch = Stopwatch()
     with told_once(os.environ):
-        info = read_process_info(os.environ, config.engine.tensor_parallel_size)
+        info = read_process_info(os.environ, config.engine.tensor_parallel_size, sys.argv[1:])
         replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
     progress = Progress(enabled=info.speaks)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):

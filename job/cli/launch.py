@@ -1,0 +1,100 @@
+"""``job launch``: ``job run`` in several processes of this machine."""
+
+import os
+from typing import Any
+
+import click
+
+import job
+from job.cli.parsing import to_config
+from job.cli.run import run
+from job.config import RunConfig
+from job.errors import UsageError
+from job.launch.environment import not_a_multiple, read_process_info, told_once
+from job.launch.one_node import start_on_this_node
+from job.observe.progress import Progress
+
+PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True}
+"""Options that are not known here are those of ``job run``."""
+
+
+@click.command(short_help="Run on several GPUs of this machine.", context_settings=PASSED_ON)
+@click.option(
+    "--gpus", "num_gpus", type=click.IntRange(min=1), help="Number of GPUs, one process each [default: all visible]."
+)
+@click.option(
+    "--processes", "num_processes", type=click.IntRange(min=1), help="Number of processes that compute on the CPU."
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="OPTIONS OF job run...")
+@click.pass_context
+def launch(ctx: click.Context, /, num_gpus: int | None, num_processes: int | None, options: tuple[str, ...]) -> None:
+    """Start job run in one process per GPU of this machine, through DeepSpeed's launcher.
+
+    All other options are those of job run: see job run --help. With --tensor-parallel-size T, each T processes share
+    one copy of the model.
+
+    Signals and exit codes are those of job run: Ctrl-C or SIGTERM stops the run with exit code 75.
+    """
+    with told_once(os.environ):
+        config = config_of(ctx, options)
+        _refuse_nesting()
+        gpus = _gpus(config, num_gpus, num_processes)
+    size = config.engine.tensor_parallel_size
+    total = len(gpus) or num_processes or size
+    if total % size:
+        raise UsageError(not_a_multiple(f"{total} {'GPUs' if gpus else 'processes'}", total, size))
+    where = "on the CPU" if not gpus else "on one GPU each" if total > 1 else "on one GPU"
+    Progress(enabled=True).note(
+        f"job {job.__version__}: starting {total} process{'es' if total > 1 else ''} {where}: "
+        f"{total // size} {'copy' if total == size else 'copies'} of the model"
+    )
+    # The launcher sets CUDA_VISIBLE_DEVICES without any GPU, too, which would be a promise.
+    more = () if gpus or config.engine.device == "cpu" else ("--device", "cpu")
+    ctx.exit(start_on_this_node(gpus, total, (*options, *more)))
+
+
+def config_of(ctx: click.Context, options: tuple[str, ...]) -> RunConfig:
+    """Check the options of ``job run``, so that a mistake is told before anything is started.
+
+    Raises:
+        UsageError: one of them is wrong.
+    """
+    with run.make_context("run", list(options), parent=ctx.parent) as of_run:
+        return to_config(of_run.params)
+
+
+def _refuse_nesting() -> None:
+    info = read_process_info(os.environ, 1)
+    if info.world_size > 1:
+        raise UsageError(
+            f"job launch starts the processes itself, but {info.launcher.name} has already started {info.world_size}. "
+            f"Use job run here, or unset {info.launcher.recognised_by[0]}."
+        )
+
+
+def _gpus(config: RunConfig, num_gpus: int | None, num_processes: int | None) -> list[str]:
+    """Return the GPUs to use, one for each process. None: the processes compute on the CPU.
+
+    Raises:
+        UsageError: there are not as many, or the options contradict each other.
+    """
+    on_cpu = config.engine.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu"
+    if num_processes is not None and (num_gpus is not None or config.engine.device == "cuda"):
+        raise UsageError("--processes computes on the CPU. Use --gpus to compute on GPUs.")
+    if on_cpu and num_gpus is not None:
+        raise UsageError("--gpus was given, but the device is the CPU. Use --processes, or leave out --device cpu.")
+    if on_cpu or num_processes is not None:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = [name.strip() for name in visible.split(",") if name.strip()] if visible is not None else None
+    if found is None and num_gpus is not None:
+        return [str(idx) for idx in range(num_gpus)]  # the processes check whether they are there
+    if found is None:
+        import torch  # takes seconds
+
+        found = [str(idx) for idx in range(torch.cuda.device_count())]
+    if num_gpus is not None and num_gpus > len(found):
+        raise UsageError(f"--gpus is {num_gpus}, but CUDA_VISIBLE_DEVICES names {len(found)}: {visible!r}.")
+    if not found:
+        raise UsageError("No GPU is visible. Use --processes N to compute on the CPU, with N processes.")
+    return found[:num_gpus]
