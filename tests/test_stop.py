@@ -157,7 +157,7 @@ def test_a_stop_before_all_have_joined_ends_those_that_have(
 def test_a_run_speaks_before_it_imports_anything_heavy(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """The imports take seconds, on a cold network disk minutes."""
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
-    code = "import sys; sys.modules['torch'] = None\nfrom job.cli import program\nprogram()"
+    code = "import sys; sys.modules['pyarrow'] = None\nfrom job.cli import program\nprogram()"
     args = ["run", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
     (result,) = finish(start_processes(["-c", code, *args]))
     assert f"job {job.__version__}: preparing the run" in result.stderr.partition("Traceback")[0]

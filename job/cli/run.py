@@ -1,6 +1,7 @@
 """``job run``: one completion for every row."""
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -48,7 +49,9 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     is_first = is_first_process(os.environ)
     stop = StopFlag(speaks=is_first)
     stop.install()  # before the imports, which take seconds
-    Progress(enabled=is_first).note(f"job {job.__version__}: preparing the run {config.output.output}")
+    Progress(enabled=is_first and "torch" not in sys.modules).note(
+        f"job {job.__version__}: preparing the run {config.output.output}"
+    )
     from job.run.process import launch  # imports torch: only now, so that --help is quick
 
     ctx.exit(launch(config, stop))

@@ -100,7 +100,7 @@ def _why_no_cuda() -> str:
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         return f"this torch ({torch.__version__}) was built without CUDA; install a build with CUDA"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return f"{first_line(error).rstrip('.')}; does nvidia-smi list the GPUs on this node?"
     return "the driver lists none; does nvidia-smi list them on this node?"

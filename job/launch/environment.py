@@ -102,7 +102,8 @@ def not_a_multiple(what: str, num_processes: int, tensor_parallel_size: int) -> 
 def _wrong_world(info: ProcessInfo, options: Sequence[str]) -> str:
     """Say that the processes cannot be divided into replicas, and how to start as many as are needed."""
     size = info.tensor_parallel_size
-    if info.launcher is NO_LAUNCHER:
+    launcher = info.launcher if info.world_size > 1 else NO_LAUNCHER
+    if launcher is NO_LAUNCHER:
         problem = f"--tensor-parallel-size {size} needs {size} processes, but this is a single one."
     else:
         problem = not_a_multiple(f"The {info.world_size} processes of this launch", info.world_size, size)
@@ -110,7 +111,7 @@ def _wrong_world(info: ProcessInfo, options: Sequence[str]) -> str:
     if not is_one_node:
         return problem
     num_processes = -(-info.world_size // size) * size
-    command = [word.format(n=num_processes) for word in info.launcher.command]
+    command = [word.format(n=num_processes) for word in launcher.command]
     return f"{problem} Start them with: {shell_line([*command, *options])}"
 
 
