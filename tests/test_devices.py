@@ -107,8 +107,10 @@ def test_a_gpu_is_used_unless_the_cpu_was_asked_for(monkeypatch: pytest.MonkeyPa
         choose_device(ALONE, "cuda")
 
 
-def test_preview_shows_what_a_gpu_node_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_needs_no_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a login node."""
     let_torch_find(monkeypatch, 0)
     monkeypatch.setenv("SLURM_GPUS", "8")
-    assert (likely_device("cuda").type, likely_device().type) == ("cuda", "cpu")
+    assert (likely_device("cuda", is_gpu_named=True).type, likely_device().type) == ("cuda", "cpu")
+    with pytest.raises(UsageError, match="no GPU here. Name the GPU of the run, such as --gpu h100"):
+        likely_device("cuda")

@@ -20,14 +20,11 @@ REACTION_SECS = 2
 
 SLOW_CONVERSION = """
 import sys, time
-from datasets.packaged_modules.csv.csv import Csv
-generate = Csv._generate_tables
-def slowly(self, **kwargs):
-    for key, table in generate(self, **kwargs):
-        yield key, table
-        print("it converts", file=sys.stderr, flush=True)
-        time.sleep(60)
-Csv._generate_tables = slowly
+import job.data.conversions as conversions
+def slowly(*args):
+    print("it converts", file=sys.stderr, flush=True)
+    time.sleep(60)
+conversions._made = slowly
 from job.cli import program
 program()
 """
@@ -46,7 +43,7 @@ program()
 
 def start(code: str, args: list[Any], marker: str, tmp_path: Path, world_size: int = 1) -> list[subprocess.Popen[str]]:
     """Start processes that run ``job`` slowly, and wait until one of them has come to the slow place."""
-    processes = start_processes(["-c", code, *args], world_size, env={"HF_DATASETS_CACHE": str(tmp_path / "cache")})
+    processes = start_processes(["-c", code, *args], world_size, env={"JOB_CACHE": str(tmp_path / "cache")})
     assert processes[0].stderr is not None
     assert any(marker in line for line in iter(processes[0].stderr.readline, ""))
     return processes
@@ -82,7 +79,7 @@ def test_a_signal_before_the_first_row_ends_the_process_at_once(
     assert told(results) == [
         f"job: stopped on {number.name} before the first row. Nothing is lost; run the same command again."
     ]
-    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    environment = {"JOB_CACHE": str(tmp_path / "cache")}
     (again,) = finish(start_processes(["-m", "job", *args], env=environment))
     assert again.exit_code == 0, again.stderr
     assert read_output(tmp_path / "out")["prompt"].to_pylist() == [f"number {i}" for i in range(20)]

@@ -88,7 +88,7 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     from job.run.prompt_sample import look_ahead
 
     silence_progress_bars(verbose=config.verbose)
-    device = likely_device(config.engine.device if gpu is None else "cuda")
+    device = likely_device(config.engine.device, is_gpu_named=gpu is not None)
     examined = examine(config, device, needs_weights=False)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:

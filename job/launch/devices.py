@@ -52,14 +52,18 @@ def choose_device(info: ProcessInfo, wanted: str = "auto") -> torch.device:
     return device
 
 
-def likely_device(wanted: str = "auto") -> torch.device:
-    """Return the kind of device that a run on this machine would use, without touching it.
+def likely_device(wanted: str = "auto", *, is_gpu_named: bool = False) -> torch.device:
+    """Return the kind of device that a run on a named GPU, or else on this machine, would use, without touching it.
 
-    With ``cuda``, it need not be here: a login node can show what a GPU node will do.
+    Raises:
+        UsageError: a GPU is wanted, but none is named or here.
     """
-    if wanted == "cuda":
+    if is_gpu_named:
         return torch.device("cuda")
-    return torch.device("cpu" if _is_cpu_wanted(wanted) or not torch.cuda.device_count() else "cuda")
+    found = not _is_cpu_wanted(wanted) and torch.cuda.device_count() > 0
+    if wanted == "cuda" and not found:
+        raise UsageError("--device is cuda, but torch finds no GPU here. Name the GPU of the run, such as --gpu h100.")
+    return torch.device("cuda" if found else "cpu")
 
 
 def promise_of(env: Mapping[str, str]) -> str | None:
