@@ -26,6 +26,7 @@ from job.output.parts.rows import from_batch
 from job.output.parts.shard import OpenShard
 from job.output.store.local import LocalStore
 from job.records import Completion, SampleKey
+from job.run.status import Inspection
 from tests.conftest import Result
 from tests.oracle import greedy, greedy_texts, logprobs_of
 from tests.run_files import RunFiles
@@ -731,29 +732,64 @@ def test_a_parquet_file_that_lost_rows_ends_the_run(
 def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
     run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A regression: a model that overflows took a night for a million error rows, and ended with exit code 3. What is
-    wrong with the rows themselves does not count, and one good row is hope.
+    """A regression: a model that overflows took a night for a million error rows, and ended with exit code 3. One good
+    row anywhere in the run is hope; a restart goes on with the rows that are left.
     """
     poison = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("x")
     broken = partial(FakeEngine, poison_id=poison)
-    rows = [{"prompt": None}] + [{"prompt": f"x{number}"} for number in range(3000)]
+    rows = [{"prompt": None}] + [{"prompt": f"x{number}"} for number in range(1500)]
     data = write_jsonl(tmp_path / "d.jsonl", rows)
-    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--rows-per-shard", 400]
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--rows-per-shard", 200]
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(job.engine.fake, "FakeEngine", broken)
-        result = run_job(*args, "--output", tmp_path / "out")
-        assert result.exit_code == 1
-        assert "job: The first 1,000 rows are all errors, such as: engine_error: " in result.stderr
-        assert 2 <= len(list((tmp_path / "out").glob("data/part-*"))) <= 3
+        result = run_job(*args, "--output", out)
+        assert result.exit_code == 3
+        assert "job: Nothing has succeeded so far, and " in result.stderr
+        assert "The first is row 1: engine_error: " in result.stderr
+        num_done = Inspection(out).look().num_rows
+        assert 257 <= num_done < 700
+        assert run_job(*args, "--output", out).exit_code == 3
+        assert num_done + 256 <= Inspection(out).look().num_rows < 1400, "they are not computed again"
         write_jsonl(data, [rows[0], {"prompt": "good"}, *rows[2:]])
         assert run_job(*args, "--output", tmp_path / "hope").exit_code == 3
-    write_jsonl(data, rows)
-    assert run_job(*args, "--output", tmp_path / "out", "--max-error-rate", 1).exit_code == 0, "once it is fixed"
-    errors = read_output(tmp_path / "out")["error"].to_pylist()
-    assert 1000 < len([error for error in errors if error]) < 1100
-    assert run_job("retry", tmp_path / "out").exit_code == 0
-    assert run_job(*args, "--output", tmp_path / "out", "--max-error-rate", 1).exit_code == 0
-    assert [error for error in read_output(tmp_path / "out")["error"].to_pylist() if error] == [errors[0]]
+        assert len(read_output(tmp_path / "hope")) == 1501
+        write_jsonl(data, rows)
+        assert run_job(*args, "--output", tmp_path / "all", "--max-error-rate", 1).exit_code == 0
+    assert run_job(*args, "--output", out, "--max-error-rate", 1).exit_code == 0, "once it is fixed"
+    errors = read_output(out)["error"].to_pylist()
+    assert 512 < len([error for error in errors if error]) < 1400
+    assert run_job("retry", out).exit_code == 0
+    assert run_job(*args, "--output", out, "--max-error-rate", 1).exit_code == 0
+    assert [error for error in read_output(out)["error"].to_pylist() if error] == [errors[0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "num_done"),
+    [
+        ([{"q": {"a": 1}, "n": n} for n in range(700)], ["--prompt-template", "{{ q.b.c }}{{ n }}"], 256),
+        ([{"prompt": f"{'x' * 600}{n}"} for n in range(700)], [], 256),
+        ([{"prompt": "x" * 600}] * 3000, [], 2560),
+        ([{"prompt": "x" * 600}] * 700, [], None),
+        ([{"prompt": f"{'x' * 600}{n}"} for n in range(255)], [], None),
+        ([{"prompt": f"{'x' * 600}{n}"} for n in range(256)], [], None),
+        ([{"prompt": None if n % 9 else f"x{n}"} for n in range(700)], [], None),
+    ],
+    ids=["template", "too long", "copies", "few copies", "few rows", "no more rows", "good rows in flight"],
+)
+def test_a_run_of_which_nothing_succeeds_stops_whatever_the_error(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, rows: Any, args: list[str], num_done: int | None
+) -> None:
+    """But not because errors are known before the rows among them have left the engine."""
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    result = run_job(*base, *args)
+    assert result.exit_code == 3
+    found = Inspection(tmp_path / "out").look().num_rows
+    if num_done is None:
+        assert found == len(rows) and "The run stops here" not in result.stderr
+    else:
+        assert num_done <= found < num_done + 64 and "The run stops here" in result.stderr
 
 
 TOML_TYPES = {

@@ -19,6 +19,7 @@ from job.cli.options import (
 )
 from job.cli.parsing import to_config
 from job.engine.fit.gpus import GPUS
+from job.errors import UsageError
 from job.observe.noise import silence_libraries, silence_progress_bars
 
 ALL_ROWS = "all"
@@ -77,7 +78,8 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
 
     Needs the tokenizer, the model's configuration and the data, but neither weights nor a GPU; writes nothing.
 
-    Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse these options.
+    Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse these options, or every row that was read
+    would be an error row.
     """
     config = to_config(values)
     silence_libraries(verbose=config.verbose)
@@ -94,3 +96,5 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         seen = look_ahead(examined, room_on(gpu, device), num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
     click.echo(json.dumps(seen.to_dict()) if as_json else describe_preview(seen))
+    if seen.num_sampled and seen.num_errors == seen.num_sampled:
+        raise UsageError(f"Every row that was read ({seen.num_sampled:,}) would be an error row. See the errors above.")

@@ -110,6 +110,11 @@ class Preview:
     """Columns of the output and their Arrow types."""
     notes: Sequence[str]
 
+    @property
+    def num_errors(self) -> int:
+        """How many of the rows that were read will be error rows."""
+        return sum(error.num_rows for error in self.errors) + self.num_too_long - self.num_cut
+
     def to_dict(self) -> dict[str, object]:
         """Return JSON values. The names are stable: programs rely on them."""
         return {

@@ -1,9 +1,9 @@
 """The summary that is printed on stdout at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from job.observe.text import format_secs
+from job.observe.text import describe_errors, format_secs, list_kinds, number, visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,14 +14,21 @@ class Summary:
     """Where the parts lie, as a pattern."""
     num_parts: int
     num_rows: int
+    """Output rows, as all numbers of rows here."""
+    num_samples: int
+    """Output rows of each row of the dataset."""
     errors: Mapping[str, int]
     """Error kind to number of rows, over the whole run."""
+    first_errors: Mapping[str, tuple[int, str]]
+    """Error kind to the lowest row index that has it, and its detail."""
+    outcome: Sequence[tuple[str, str]]
+    """What came out, as the run's modes describe it: titles and lines."""
     num_prompt_tokens: int
     num_completion_tokens: int
     num_launch_rows: int
     """Rows finished by this launch."""
     num_launch_tokens: int
-    """Tokens computed by this launch."""
+    """Prompt and completion tokens computed by this launch."""
     compute_secs: float
     """Seconds that this launch took after loading the model."""
     secs: Mapping[str, float]
@@ -31,16 +38,35 @@ class Summary:
     def __str__(self) -> str:
         """Return the summary as several lines of text."""
         num_errors = sum(self.errors.values())
-        kinds = ", ".join(f"{kind} {num:,}" for kind, num in sorted(self.errors.items(), key=lambda item: -item[1]))
         rate = self.num_launch_tokens / self.compute_secs if self.compute_secs else 0.0
+        rows_rate = self.num_launch_rows / self.compute_secs if self.compute_secs else 0.0
         spent = {**self.secs, "other": max(0.0, self.total_secs - sum(self.secs.values()))}
-        parts = "1 part" if self.num_parts == 1 else f"{self.num_parts:,} parts"
-        lines = [
-            f"{self.num_rows:,} rows in {parts}: {self.parts}",
-            f"  errors      {num_errors:,}{f'  ({kinds})' if kinds else ''}",
-            f"  tokens      {self.num_prompt_tokens:,} prompt, {self.num_completion_tokens:,} completion",
-            f"  this launch {self.num_launch_rows:,} rows, {rate:,.0f} tokens/s (prompt and completion)",
-            f"  time        {format_secs(self.total_secs)}: "
-            + ", ".join(f"{name} {format_secs(secs)}" for name, secs in spent.items()),
+        noun = "row" if self.num_samples == 1 else "sample"
+        of_rows = "" if self.num_samples == 1 else f" of {number(self.num_rows // self.num_samples, 'row')}"
+        means = [total / max(1, self.num_rows) for total in (self.num_prompt_tokens, self.num_completion_tokens)]
+        facts = [
+            ("errors", f"{num_errors:,}{list_kinds(self.errors)}"),
+            *(("", f"  {line}") for line in describe_errors(self.errors, self.first_errors)),
+            *self.outcome,
+            (
+                "tokens",
+                f"{self.num_prompt_tokens:,} prompt, {self.num_completion_tokens:,} completion "
+                f"(mean {means[0]:,.0f} and {means[1]:,.0f})",
+            ),
+            (
+                "this launch",
+                f"{number(self.num_launch_rows, noun)}, {rows_rate:,.1f} a second, "
+                f"{rate:,.0f} tokens/s (prompt and completion)",
+            ),
+            (
+                "time",
+                f"{format_secs(self.total_secs)}: "
+                + ", ".join(f"{name} {format_secs(secs)}" for name, secs in spent.items()),
+            ),
         ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"{number(self.num_rows, noun)}{of_rows} in {number(self.num_parts, 'part')}: {self.parts}",
+                *(f"  {title:<11} {visible(line)}" for title, line in facts),
+            ]
+        )

@@ -27,9 +27,16 @@ EXCHANGE_SECS = 5.0
 class OpenShards:
     """The shards that this worker has claimed rows of: its own shards, and slices of other workers' shards."""
 
-    def __init__(self, prepared: Prepared, leases: Leases, note: Callable[[str], None]) -> None:
-        """Claim through ``leases``, and print notes for the user through ``note``."""
-        self._prepared, self._note = prepared, note
+    def __init__(
+        self,
+        prepared: Prepared,
+        leases: Leases,
+        note: Callable[[str], None],
+        watch: Callable[[Completion], None] = lambda _: None,
+    ) -> None:
+        """Claim through ``leases``, print notes for the user through ``note``, and pass each row that this worker
+        finishes to ``watch``."""
+        self._prepared, self._note, self._watch = prepared, note, watch
         self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id = str(prepared.worker)
         is_stream = isinstance(prepared.source, StreamSource)
@@ -164,6 +171,7 @@ class OpenShards:
     def _add(self, shard: OpenShard, completion: Completion) -> None:
         shard.add(completion)
         self.counts.add(completion)
+        self._watch(completion)
 
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
         for rows in shard.unread():

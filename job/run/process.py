@@ -22,6 +22,7 @@ from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.watchdog import Heartbeat
 from job.run.conclusion import conclude, exit_code_of
+from job.run.first_rows import NothingSucceeds
 from job.run.model import load_in_range
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
@@ -183,7 +184,11 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
 
 
 def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:
-    exit_code = runner.run()
+    try:
+        exit_code = runner.run()
+    except NothingSucceeds as error:
+        engine.close(error.exit_code)
+        raise
     engine.close(exit_code)
     if exit_code == EXIT_STOPPED:
         progress.note(f"stopped on {stop.signal_name}; finished rows are safe, run the same command again to continue")

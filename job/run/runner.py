@@ -52,14 +52,14 @@ class Runner:
         timeout_secs = prepared.settings.lease_timeout_secs
         self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs)
         self._modes = prepared.modes
-        self._shards = OpenShards(prepared, self._leases, progress.note)
+        self._first_rows = FirstRows(max_error_rate=prepared.config.output.max_error_rate)
+        self._shards = OpenShards(prepared, self._leases, progress.note, self._first_rows.add)
         self._totals = Counts()
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
         self._workers = Workers(prepared.finished, self._directory, self._plan, self._worker_id, num_replicas)
-        self._first_rows = FirstRows(prepared.config.output.output)
 
     def run(self) -> int:
         """Work until every row of the plan is in a part, or until asked to stop.
@@ -68,7 +68,7 @@ class Runner:
             The exit code.
 
         Raises:
-            JobError: the disk, the dataset or the engine failed. Finished rows are in the journals.
+            JobError: the disk, the dataset or the engine failed, or no row succeeds. Finished rows are in the journals.
         """
         try:
             self._modes = calibrate(self._prepared, self._engine, self._stop, self._watchdog)
@@ -78,6 +78,9 @@ class Runner:
                 self._collect()
                 self._commit()
                 self._report()
+                if self._first_rows.are_bad and self._engine.num_pending == 0:
+                    self._shards.sync()
+                    self._first_rows.check_run(self._prepared.finished, self._plan, self._directory.store.describe())
                 if self._engine.num_pending == 0 and not self._find_work():
                     self._show_progress(at_end=True)
                     return self._exit_code()
@@ -94,7 +97,9 @@ class Runner:
     def _submit(self) -> None:
         """Keep the engine supplied with claimed rows, and claim more while this worker has less than its share."""
         with self._stopwatch.measure("data"):
-            while self._engine.num_pending < self._engine.max_pending and not self._stop():
+            while self._engine.num_pending < self._engine.max_pending:
+                if self._stop() or self._first_rows.are_bad:
+                    return
                 request = self._shards.next_request()
                 if request is not None:
                     self._engine.submit(request)
@@ -120,7 +125,6 @@ class Runner:
         if generations:
             with self._stopwatch.measure("data"):
                 self._deliver(generations)
-            self._first_rows.check(generations)
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
@@ -182,7 +186,10 @@ class Runner:
             parts=f"{self._prepared.config.output.output}/{within(self._directory.names.part_dir, PART_PATTERN)}",
             num_parts=self._plan.num_shards,
             num_rows=totals.num_rows,
+            num_samples=self._plan.num_samples,
             errors=totals.errors,
+            first_errors=totals.first_errors,
+            outcome=totals.lines(self._prepared.manifest),
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),

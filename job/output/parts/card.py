@@ -75,7 +75,7 @@ def make_card(manifest: Manifest, counts: Counts) -> str:
         _front_matter(manifest, counts),
         MARK,
         f"# Completions of {_shown(manifest.about['dataset'])} by {_shown(manifest.about['model'])}",
-        _counts(counts),
+        _counts(manifest, counts),
         "```python\nimport datasets\n\n"
         'rows = datasets.load_dataset("path/or/id/of/this/directory", split="train")\n```',
         "## How it was made",
@@ -224,7 +224,7 @@ def _answers(manifest: Manifest) -> Iterator[str]:
             yield f"{option}: {', '.join(map(_code, values))}"
 
 
-def _counts(counts: Counts) -> str:
+def _counts(manifest: Manifest, counts: Counts) -> str:
     kinds = [(f"error `{kind}`", number) for kind, number in counts.errors.most_common()]
     rows = [
         ("rows", counts.num_rows),
@@ -233,7 +233,9 @@ def _counts(counts: Counts) -> str:
         ("prompt tokens", counts.num_prompt_tokens),
         ("completion tokens", counts.num_completion_tokens),
     ]
-    return "\n".join(["| | number |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows)])
+    table = ["| | number |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows)]
+    outcome = [f"- {title}: {line}" for title, line in counts.lines(manifest)]
+    return "\n".join([*table, *(["", *outcome] if outcome else [])])
 
 
 def _code(value: object) -> str:
