@@ -273,7 +273,7 @@ def test_rows_have_their_samples_in_order_with_what_is_kept(run_job: RunJob, tin
         None if row_idx in expected else f"question {row_idx}?"[::-1] for row_idx, _ in keys
     ]
     assert table["num_prompt_tokens"].to_pylist()[16:20] == [1000] * 4
-    assert "28 rows in 3 parts" in result.stdout and "errors      8  (" in result.stdout
+    assert "28 samples of 7 rows in 3 parts" in result.stdout and "errors      8  (" in result.stdout
     assert [pq.read_metadata(path).num_rows for path in sorted(output.glob("data/part-*"))] == [12, 12, 4]
 
 
@@ -767,7 +767,7 @@ def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
 @pytest.mark.parametrize(
     ("rows", "args", "num_done"),
     [
-        ([{"q": {"a": 1}, "n": n} for n in range(700)], ["--prompt-template", "{{ q.b.c }}{{ n }}"], 256),
+        ([{"q": n} for n in range(700)], ["--prompt-template", "{{ q / (q - 10) if q < 0 else 'x' * (600 + q) }}"], 256),
         ([{"prompt": f"{'x' * 600}{n}"} for n in range(700)], [], 256),
         ([{"prompt": "x" * 600}] * 3000, [], 2560),
         ([{"prompt": "x" * 600}] * 700, [], None),
@@ -775,7 +775,7 @@ def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
         ([{"prompt": f"{'x' * 600}{n}"} for n in range(256)], [], None),
         ([{"prompt": None if n % 9 else f"x{n}"} for n in range(700)], [], None),
     ],
-    ids=["template", "too long", "copies", "few copies", "few rows", "no more rows", "good rows in flight"],
+    ids=["too long by template", "too long", "copies", "few copies", "few rows", "no more rows", "good rows in flight"],
 )
 def test_a_run_of_which_nothing_succeeds_stops_whatever_the_error(
     run_job: RunJob, tiny_model: Any, tmp_path: Path, rows: Any, args: list[str], num_done: int | None

@@ -73,7 +73,7 @@ def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, run
     """The rows of its journal are kept, its parts keep their columns, and the result is that of a run of today."""
     options, num_missing = UNFINISHED[name]
     first = (runs / name / "part-00000.parquet").read_bytes()
-    assert f"this launch {num_missing} rows," in complete(run_job, name, options).stdout
+    assert f"this launch {num_missing} samples," in complete(run_job, name, options).stdout
     assert (runs / name / "part-00000.parquet").read_bytes() == first
     complete(run_job, "new", options)
     expected = read_output(runs / "new")
@@ -171,7 +171,7 @@ def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, nam
     before = read_output(runs / name)
     marked = run_job("retry", name, "--kind", "prompt_too_long")
     assert marked.exit_code == 0 and "4 rows will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
-    assert "this launch 4 rows," in complete(run_job, name, SAMPLES).stdout
+    assert "this launch 4 samples," in complete(run_job, name, SAMPLES).stdout
     assert read_output(runs / name).equals(before)
     assert run_job("verify", name).exit_code == 0
 
@@ -237,7 +237,7 @@ def test_a_run_of_this_version_is_continued_and_names_no_default(run_job: RunJob
     assert content["identity"]["columns"] == {"kept": ["id: string", "score: double", "tags: list<item: string>"]}
     whole = read_output(runs / "new")
     (runs / "new/data/part-00001.parquet").unlink()
-    assert "this launch 80 rows," in complete(run_job, "new", SAMPLES).stdout
+    assert "this launch 80 samples," in complete(run_job, "new", SAMPLES).stdout
     assert read_output(runs / "new").equals(whole)
     assert run_job("verify", "new").exit_code == 0
 

@@ -17,6 +17,7 @@ from job.cli.launch import launch
 from job.cli.preview import preview
 from job.cli.retry import retry
 from job.cli.run import run
+from job.cli.show import show
 from job.cli.status import status
 from job.cli.verify import verify
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
@@ -89,6 +90,7 @@ main.add_command(launch)
 main.add_command(export)
 main.add_command(preview)
 main.add_command(retry)
+main.add_command(show)
 main.add_command(status)
 main.add_command(verify)
 

@@ -57,6 +57,11 @@ class RunDirectory:
         names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))
         return [f"{JOURNALS}/{name}" for name in names if name.endswith(".arrows")]
 
+    def journaled_shards(self) -> set[int]:
+        """Return the shards for which any worker left a journal."""
+        found = (re.fullmatch(r"(\d+)\..+\.arrows", entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
+        return {int(match[1]) for match in found if match is not None and int(match[1]) < self.names.num_shards}
+
     def sweep(self) -> None:
         """Remove the leftovers of dead workers, and files that live ones no longer need. Every shard must be done.
 
