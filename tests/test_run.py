@@ -767,7 +767,7 @@ def test_a_run_whose_first_rows_all_fail_alike_is_given_up(
 @pytest.mark.parametrize(
     ("rows", "args", "num_done"),
     [
-        ([{"q": n} for n in range(700)], ["--prompt-template", "{{ q / (q - 10) if q < 0 else 'x' * (600 + q) }}"], 256),
+        ([{"q": n} for n in range(700)], ["--prompt-template", "{{ 'x' * (600 + q) }}"], 256),
         ([{"prompt": f"{'x' * 600}{n}"} for n in range(700)], [], 256),
         ([{"prompt": "x" * 600}] * 3000, [], 2560),
         ([{"prompt": "x" * 600}] * 700, [], None),
