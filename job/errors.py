@@ -20,6 +20,9 @@ EXIT_USAGE = 2
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_STOPPED = 75
 
+MAX_REASON = 300
+"""Characters of a library's message that are shown: some list all endings that there are."""
+
 
 class JobError(Exception):
     """The run failed. The message is one line: what was wrong, the limit, what to do."""
@@ -152,6 +155,7 @@ def explain(error: BaseException, named: str = "") -> str:
         error = error.__cause__
         files += getattr(error, "__notes__", ())
     reason = first_line(error)
+    reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     is_known = not files or reason.startswith(files[0]) or Path(files[0]).absolute() == Path(named).absolute()

@@ -266,6 +266,28 @@ def test_what_lies_beside_a_saved_dataset_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_description_of_a_saved_dataset_is_named(tmp_path: Path, name: str, content: str) -> None:
+    datasets.Dataset.from_dict({"prompt": ["a"]}).save_to_disk(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path / name))} is not a file of save_to_disk: "):
+        opened(tmp_path)
+
+
+def test_a_damaged_card_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jsonl")
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(UsageError, match=r"/README\.md has a header that is not YAML\. Correct it"):
+        opened(tmp_path)
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: x\n  data_files: missing.jsonl\n---\n")
+    with pytest.raises(UsageError, match=r"missing\.jsonl") as caught:
+        opened(tmp_path)
+    assert len(str(caught.value)) < 500, "datasets lists all endings that it knows"
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    assert read(tmp_path) == ["a.jsonl"]
+
+
 def test_local_files_that_are_read_in_place_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With HF_HOME where nobody may write, even JSON lines were refused, and HF_HOME was not named."""
 
@@ -296,6 +318,7 @@ def test_the_first_line_is_short(tmp_path: Path) -> None:
             (f"a.{ending}", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "a Git LFS pointer")
             for ending in ("jsonl", "json", "csv", "txt", "parquet", "arrow")
         ),
+        ("a.arrow", b"no arrow", "not an Arrow file."),
         ("a.jsonl", b"\n<!DOCTYPE html><html>", "a web page, not the data. Download the file itself"),
         ("a.csv", b"<html lang='en'>", "a web page"),
         ("a.jsonl", b"\x1f\x8b\x08\x00", "compressed with gzip. Let its name end in .gz"),

@@ -35,6 +35,9 @@ WIDE = (
 )
 """Byte order marks."""
 
+ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
+"""The first bytes of Arrow's two formats."""
+
 PAGE = (b"<!doctype html", b"<html")
 
 TEXT = ("json_lines", "json_file", "csv", "tsv", "text")
@@ -53,6 +56,8 @@ def check_heads(files: Sequence[str], known: Format) -> None:
         with Path(file).open("rb") as stream:
             head = stream.read(NUM_BYTES)
         found = _magic(head, known)
+        if found is None and known.module == "converted" and not head.startswith(ARROW):
+            found = "not an Arrow file. Write it again."
         if known.module in ("json_lines", "text"):
             found = found or _wide(head, file)
         if known.module == "json_lines":

@@ -23,7 +23,7 @@ from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, runs_of
 from job.data.source import TableSource
 from job.data.splits import splits_of
-from job.errors import JobError, UsageError, explain, is_foreign, reading, unreachable
+from job.errors import JobError, UsageError, explain, is_foreign, unreachable
 from job.fingerprint import digest_of_ends, fingerprint
 
 
@@ -210,11 +210,14 @@ def _configs(directory: Path) -> dict[str, bool]:
     card = directory / CARD
     if not card.is_file():
         return {}
-    with reading(str(card)):
-        try:
-            configs = (metadata_load(card) or {}).get("configs") or []
-        except UnicodeDecodeError:  # a card is UTF-8
-            return {}
+    try:
+        configs = (metadata_load(card) or {}).get("configs") or []
+    except UnicodeDecodeError:  # a card is UTF-8
+        return {}
+    except Exception as error:
+        if not is_foreign(error):
+            raise
+        raise UsageError(f"{card} has a header that is not YAML. Correct it, or move the file away.") from None
     names = [(str(each.get("config_name", "default")), each) for each in configs if isinstance(each, dict)]
     return {name: name == "default" or bool(each.get("default")) for name, each in names}
 
