@@ -25,6 +25,7 @@ LABELS = {
     "columns.kept": "the columns of --id-column and --keep-columns",
     "plan.num_rows": "the number of rows",
     "prompt.request_column": "the column of an OpenAI batch's requests",
+    "prompt.text_rules": "the version of the rules for text",
 }
 """Fields that are not options."""
 
