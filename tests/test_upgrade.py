@@ -164,6 +164,27 @@ def test_the_card_of_an_older_run_is_written_as_it_was_but_for_its_words(run_job
         assert lines - set(after.splitlines()) == set(), f"{name} lacks what it said"
 
 
+def test_times_of_24_hours_in_an_older_run_are_read_as_null(run_job: RunJob, runs: Path) -> None:
+    """Version 0.1 kept them as they were, though Arrow has no such time: its own parts could not be checked."""
+
+    def rewrite_parts() -> None:
+        digest = find_run(runs / "finished").manifest.digest.encode()
+        for part in (runs / "finished").glob("part-*"):
+            table = pq.read_table(part)
+            late = pa.array([3_600 * 10**6, *[86_400 * 10**6] * (len(table) - 1)], pa.int64()).view(pa.time64("us"))
+            table = table.set_column(table.column_names.index("score"), pa.field("score", late.type), late)
+            pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"job.manifest": digest}), part)
+
+    kept = ["id: string", "score: time64[us]", "tags: list<item: string>"]
+    change_manifest(runs / "finished", lambda identity: identity["columns"].update(kept=kept))
+    rewrite_parts()
+    assert run_job("verify", "finished").exit_code == 0
+    for ending in ("csv", "jsonl", "parquet"):
+        assert run_job("export", "finished", "--to", f"all.{ending}").exit_code == 0
+    scores = [json.loads(line)["score"] for line in (runs / "all.jsonl").read_text().splitlines()]
+    assert scores[:3] == ["01:00:00", None, None] and scores.count(None) == len(scores) - 3
+
+
 @pytest.mark.parametrize("name", ["unfinished", "unfinished-0.2"])
 def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, name: str) -> None:
     """Version 0.1 has no column error_kind: the kinds come from the texts."""

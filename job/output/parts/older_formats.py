@@ -1,9 +1,10 @@
-"""Converts manifests of older versions to the form of this one."""
+"""Converts manifests of older versions, and values in their parts, to the form of this one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 OPTIONS_OF_MODES = {
     "choices": ("choices", "choice_normalization", "choice_calibration"),
@@ -33,6 +34,9 @@ FORMAT_2_JOURNAL = (
 )
 """The columns of every journal of version 0.1, whatever the run's mode is."""
 
+UNITS_PER_SEC = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Units of Arrow's times of day."""
+
 
 def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the identity of a run of version 0.1.
@@ -60,3 +64,18 @@ def from_format_2(identity: Mapping[str, Any]) -> dict[str, Any]:
         "modes": {name: options for name, options in modes.items() if options},
         "columns": columns,
     }
+
+
+def without_late_times(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch of a part with null for each time of 24:00:00 or later, as parts have had it since format 3.
+
+    Version 0.1 wrote such times, which are invalid in Arrow, into the columns that it kept.
+    """
+    for idx, field in enumerate(batch.schema):
+        if pa.types.is_time(field.type):
+            width = pa.int32() if pa.types.is_time32(field.type) else pa.int64()
+            num_units = pa.scalar(86_400 * UNITS_PER_SEC[field.type.unit], width)
+            is_valid = pc.less(batch.column(idx).view(width), num_units)
+            nulls = pa.nulls(len(batch), field.type)
+            batch = batch.set_column(idx, field, pc.if_else(is_valid, batch.column(idx), nulls))
+    return batch

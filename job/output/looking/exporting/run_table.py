@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from job.errors import JobError, UsageError, first_line
 from job.output.looking.found import FoundRun
 from job.output.parts.counts import METADATA_KEY
+from job.output.parts.older_formats import without_late_times
 
 ROWS_PER_BATCH = 1000
 
@@ -86,6 +87,8 @@ class RunTable:
             columns = list(dict.fromkeys([*self.columns, "error"]))
             for group_idx in range(file.num_row_groups):  # one at a time: a batch of many groups would load all of them
                 for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group_idx], columns=columns):
+                    if self.run.manifest.is_format_2:
+                        batch = without_late_times(batch)
                     batch.validate(full=True)  # before any value is read: damaged offsets point outside the batch
                     yield batch
 
