@@ -249,7 +249,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 
 def test_options_of_csv_are_refused_for_other_files(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--csv-delimiter is for csv files, which --dataset .*a\.jsonl is not"):
+    with pytest.raises(UsageError, match=r"--csv-delimiter is for \.tsv, \.csv, which --dataset .*a\.jsonl is not"):
         opened(tmp_path, '{"prompt": "a"}\n', "a.jsonl", csv_delimiter=";")
 
 

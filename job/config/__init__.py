@@ -76,16 +76,12 @@ class DataConfig:
     csv_encoding: str | None = option(
         None, "Encoding of csv files, for example cp1252 [default: UTF-8, or UTF-16 if the file is marked so]."
     )
+    sheet: str | None = option(None, "Sheet of an .xlsx file [default: the first].")
     limit: int | None = option(None, "Process only the first N rows.")
     id_column: str | None = option(None, "Column to write right after the indices.")
     keep_columns: tuple[str, ...] = option(
         (), "Columns to copy to the output; '*' for all. Repeat or use commas.", may_have_commas=True
     )
-
-    @property
-    def csv_option(self) -> str | None:
-        """An option that only csv has, if there is one."""
-        return "--csv-delimiter" if self.csv_delimiter else "--csv-encoding" if self.csv_encoding else None
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "dataset", self.dataset, "a Hub id or a path")

@@ -15,7 +15,7 @@ from typing import Any
 
 from job.config import DataConfig
 from job.data.dataset import DataFile, OpenDataset, Unread
-from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of_reader, saved
+from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of, format_of_reader, saved
 from job.data.formats.files import Files
 from job.data.heads import check_heads
 from job.data.listing import CARD, Listing, data_beside, list_directory
@@ -117,8 +117,7 @@ def _open_found(found: _Found, config: DataConfig, is_older: bool) -> OpenDatase
     split = _choose_split(list(found.splits), config, must_choose=found.must_choose)
     names = found.splits[split]
     known = found.format or format_of_reader(found.reader, names)
-    if not known.has_csv_options and (option := config.csv_option):
-        raise UsageError(f"{option} is for csv files, which --dataset {config.dataset} is not. Leave it out.")
+    check_options(known, config)
     files = Files(
         config=config, split=split, names=names, builder=found.builder, options=found.options, is_older=is_older
     )

@@ -10,7 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job.errors import UsageError, flag
+
 if TYPE_CHECKING:
+    from job.config import DataConfig
     from job.data.formats.files import Files, Opened
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -32,8 +35,8 @@ class Format:
     """The reader for such files in ``datasets``, which users can name, too: ``--dataset csv --data-files a.log``.
     None: ``datasets`` has no reader, and the module must read all files itself, including compressed ones.
     """
-    has_csv_options: bool = False
-    """Whether ``--csv-delimiter`` and ``--csv-encoding`` have an effect."""
+    options: tuple[str, ...] = ()
+    """Fields of ``DataConfig`` that only this format and others that name them have a use for."""
     also: tuple[str, ...] = ()
     """Endings of other formats that this one accepts if the user names its reader."""
 
@@ -50,8 +53,9 @@ class Format:
 FORMATS = (
     Format(module="json_lines", endings=(".jsonl", ".ndjson"), reader="json", also=LINES),
     Format(module="json_file", endings=(".json",), reader="json"),
-    Format(module="tsv", endings=(".tsv",), reader="csv", has_csv_options=True),
-    Format(module="csv", endings=(".csv",), reader="csv", has_csv_options=True),
+    Format(module="tsv", endings=(".tsv",), reader="csv", options=("csv_delimiter", "csv_encoding")),
+    Format(module="csv", endings=(".csv",), reader="csv", options=("csv_delimiter", "csv_encoding")),
+    Format(module="spreadsheet", endings=(".xlsx", ".xlsm"), options=("sheet",)),
     Format(module="text", endings=(".txt",), reader="text", also=LINES),
     Format(module="parquet", endings=(".parquet",), reader="parquet"),
     Format(module="converted", endings=(".arrow",), reader="arrow"),
@@ -87,3 +91,15 @@ def format_of_reader(reader: str, names: Sequence[str]) -> Format:
         if names and all(ending_of(name) in known.endings + known.also for name in names):
             return known
     return ours[-1] if ours else CONVERTED
+
+
+def check_options(known: Format, config: "DataConfig") -> None:
+    """Refuse options of other formats.
+
+    Raises:
+        UsageError: one was given.
+    """
+    for name in dict.fromkeys(name for other in FORMATS for name in other.options):
+        if getattr(config, name) is not None and name not in known.options:
+            endings = ", ".join(ending for other in FORMATS if name in other.options for ending in other.endings)
+            raise UsageError(f"{flag(name)} is for {endings}, which --dataset {config.dataset} is not. Leave it out.")

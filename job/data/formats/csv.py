@@ -18,7 +18,7 @@ from job.data.formats.cells import ColumnType, cast
 from job.data.formats.csv_head import read_head
 from job.data.formats.csv_text import BLOCK_BYTES, CsvFile, StraddlingRow
 from job.data.formats.files import Files, Opened
-from job.data.formats.names import unique_names
+from job.data.formats.names import name_notes, unique_names
 from job.data.source import ArrowSource, Source, StreamSource
 from job.errors import UsageError
 
@@ -172,14 +172,7 @@ class _Table:
         found = [note for file in self.files for note in file.notes]
         if len(found) > MAX_NOTES:
             found = [*found[:MAX_NOTES], f"{len(found) - MAX_NOTES} more notes of this kind on other files"]
-        path, titles, names = Path(self.files[0].path).name, self.files[0].header, self.names[0]
-        for position, (title, name) in enumerate(zip(titles, names, strict=True), start=1):
-            if name not in kept:
-                found.append(f"{path}: column {position} has no name and no values; it is left out")
-            elif title != name:
-                why = f"is another {title!r}" if title else "has no name"
-                found.append(f"{path}: column {position} {why}; it is called {name!r} here")
-        return tuple(found)
+        return (*found, *name_notes(Path(self.files[0].path).name, self.files[0].header, self.names[0], kept))
 
 
 def _check_names(first_file: str, first_names: Sequence[str], file: str, names: Sequence[str]) -> None:

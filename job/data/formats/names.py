@@ -19,3 +19,19 @@ def unique_names(header: Sequence[str]) -> tuple[str, ...]:
             name = f"{title or 'column'}_{number if title else position + number - 1}"
         names.append(name)
     return tuple(names)
+
+
+def name_notes(where: str, header: Sequence[str], names: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Return notes on columns that have other names than in the header, or are left out.
+
+    Args:
+        kept: the columns that there are in the end.
+    """
+    notes = []
+    for position, (title, name) in enumerate(zip(header, names, strict=True), start=1):
+        if name not in kept:
+            notes.append(f"{where}: column {position} has no name and no values; it is left out")
+        elif title != name:
+            why = f"is another {title!r}" if title else "has no name"
+            notes.append(f"{where}: column {position} {why}; it is called {name!r} here")
+    return notes
