@@ -1,5 +1,6 @@
 """Which files of a directory, or of patterns, are rows. What lies there and is not read is named or refused."""
 
+import gzip
 import json
 import os
 import re
@@ -325,7 +326,7 @@ def test_the_first_line_is_short(tmp_path: Path) -> None:
         (
             "a.jsonl",
             "{}\n".encode("utf-16"),
-            "UTF-16 text. Convert it: iconv -f UTF-16 -t UTF-8 a.jsonl > utf8-a.jsonl",
+            "UTF-16 text. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8",
         ),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16-le"), "UTF-16 text"),
         ("a.txt", "one\ntwo\n".encode("utf-16-be"), "UTF-16 text"),
@@ -334,6 +335,9 @@ def test_the_first_line_is_short(tmp_path: Path) -> None:
         ("a.jsonl", b'[{"a": 1},\n {"a": 2}]\n', "one JSON list"),
         ("a.jsonl", b'[{"a": 1}, {"a": 2}]', "one JSON list"),
         ("a.jsonl", b'{\n  "version": 1,\n  "data": []\n}\n', "one JSON object over several lines"),
+        ("a.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("a.jsonl.gz", gzip.compress(b'[{"a": 1}, {"a": 2}]'), "one JSON list"),
+        ("a.txt.gz", gzip.compress("one".encode("utf-16")), "UTF-16 text"),
         ("a.jsonl", b'{"a": 1}\r{"a": 2}\r', "one long line: its line ends are carriage returns"),
     ],
     ids=str,

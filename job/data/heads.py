@@ -4,18 +4,24 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from job.data.formats import Format
+from job.data.compression import is_compressed, open_bytes, unpacking
+from job.data.formats import Format, ending_of
 from job.errors import UsageError
 
 NUM_BYTES = 64 << 10
 
-MAGIC = (
+POINTERS = (
     (
         b"version https://git-lfs.github.com/spec/",
         "a Git LFS pointer, not the data",
         "Run git lfs pull in its repository.",
     ),
     (b"/annex/objects/", "a git-annex pointer, not the data", "Run git annex get on it."),
+)
+"""First bytes, what such a file is, and what to do."""
+
+MAGIC = (
+    *POINTERS,
     (b"\x1f\x8b", "compressed with gzip", "Let its name end in .gz, or decompress it."),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "Let its name end in .zst, or decompress it."),
     (b"BZh", "compressed with bzip2", "Let its name end in .bz2, or decompress it."),
@@ -25,7 +31,7 @@ MAGIC = (
     (b"ARROW1", "an Arrow file", "Let its name end in .arrow."),
     (b"SQLite format 3", "an SQLite database", "Export its table."),
 )
-"""First bytes, what such a file is, and what to do."""
+"""The same of all files that are not text."""
 
 WIDE = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -51,34 +57,41 @@ def check_heads(files: Sequence[str], known: Format) -> None:
         UsageError: one of them is not what its name says.
     """
     for file in files:
-        if Path(file).suffix.lower() not in known.endings:  # compressed, or named by the user as what it is not
+        if ending_of(file) not in known.endings:  # the user has named it as what it is not
             continue
         with Path(file).open("rb") as stream:
             head = stream.read(NUM_BYTES)
-        found = _magic(head, known)
-        if found is None and known.module == "converted" and not head.startswith(ARROW):
-            found = "not an Arrow file. Write it again."
-        if known.module in ("json_lines", "text"):
-            found = found or _wide(head, file)
-        if known.module == "json_lines":
-            found = found or _document(head, is_whole=len(head) < NUM_BYTES)
-        if found is not None:
+        if (found := _magic(head, known, only_pointers=is_compressed(file)) or _content(file, known)) is not None:
             raise UsageError(f"{file} is {found}")
 
 
-def _magic(head: bytes, known: Format) -> str | None:
+def _content(file: str, known: Format) -> str | None:
+    """Return what is wrong with the beginning of a file, whether it is compressed or not."""
+    with unpacking(file), open_bytes(file) as stream:
+        head = stream.read(NUM_BYTES)
+        is_whole = not stream.read(1)
+    if known.module == "converted" and not head.startswith(ARROW):
+        return "not an Arrow file. Write it again."
+    if known.module in ("json_lines", "text") and (encoding := _wide(head)) is not None:
+        return f"{encoding} text. Convert it to UTF-8: iconv -f {encoding} -t UTF-8"
+    return _document(head, is_whole=is_whole) if known.module == "json_lines" else None
+
+
+def _magic(head: bytes, known: Format, *, only_pointers: bool) -> str | None:
+    """Return what a file is by its first bytes, if that is not what its name says."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:20].lower()
     if known.module != "text" and start.startswith(PAGE):
         return "a web page, not the data. Download the file itself (on the Hub: /resolve/ in its address, not /blob/)."
-    found = [item for item in (MAGIC if known.module in TEXT else MAGIC[:2]) if head.startswith(item[0])]
-    return f"{found[0][1]}. {found[0][2]}" if found else None
+    table = MAGIC if known.module in TEXT and not only_pointers else POINTERS
+    return next((f"{what}. {advice}" for first, what, advice in table if head.startswith(first)), None)
 
 
-def _wide(head: bytes, file: str) -> str | None:
+def _wide(head: bytes) -> str | None:
+    """Return the encoding of text with more than one byte a character."""
     name = next((name for mark, name in WIDE if head.startswith(mark)), None)
     if name is None and len(head) > 3 and head[:4].count(b"\0") == 2 and (head[0] == 0) == (head[2] == 0):
         name = "UTF-16"
-    return name and f"{name} text. Convert it: iconv -f {name} -t UTF-8 {Path(file).name} > utf8-{Path(file).name}"
+    return name
 
 
 def _document(head: bytes, *, is_whole: bool) -> str | None:
