@@ -19,6 +19,7 @@ from job.cli.retry import retry
 from job.cli.run import run
 from job.cli.show import show
 from job.cli.status import status
+from job.cli.submit import submit
 from job.cli.verify import verify
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
 from job.launch.environment import is_first_process, told_once
@@ -87,6 +88,7 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(launch)
+main.add_command(submit)
 main.add_command(export)
 main.add_command(preview)
 main.add_command(retry)
