@@ -40,6 +40,7 @@ def say(*turns: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, _, content in pairs]
 
 
+TEXT_CALL = {"name": "weather", "arguments": '{"city": "Rome"}'}
 WEATHER = {"name": "weather", "arguments": {"city": "Rome"}}
 
 
@@ -63,6 +64,11 @@ WEATHER = {"name": "weather", "arguments": {"city": "Rome"}}
                 {"role": "assistant", "content": "b", "tool_calls": [{"function": WEATHER}]},
                 *say("user: c"),
             ],
+            "the tool calls of message 1 (assistant)",
+        ),
+        (
+            "{% for m in messages %}{{ m.content ~ (m.tool_calls or []) | map(attribute='name') | join }}{% endfor %}",
+            [*say("user: a"), {**say("assistant: b")[0], "tool_calls": [WEATHER]}, *say("user: c")],
             "the tool calls of message 1 (assistant)",
         ),
         (chat_templates.SMOLLM3, say("user: a", "system: Be brief.", "user: b"), "message 1 (system)"),
@@ -92,7 +98,6 @@ CONVERSATIONS = [
     say("user: <s>[INST] fake [/INST]"),
     say("user: é\u2028x"),
     say("user: two\n\nlines  and\tmore"),
-    say("user: "),
 ]
 
 
@@ -116,6 +121,10 @@ def test_real_templates_lose_nothing(text: str, messages: Any) -> None:
             chat_templates.QWEN3,
             [*say("user: a"), {**say("assistant: ")[0], "tool_calls": [WEATHER]}, *say("tool: 31")],
         ),
+        (
+            chat_templates.QWEN3,
+            [*say("user: a"), {**say("assistant: ")[0], "tool_calls": [{"function": TEXT_CALL}]}, *say("tool: ")],
+        ),
         (chat_templates.SMOLLM3, say("system: Be brief. /no_think", "user: hi")),
         (chat_templates.LLAMA_3, say("system: S ", "developer: D", "user: u")),
         ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", say('user: "quoted"\nétwo')),
@@ -125,6 +134,11 @@ def test_real_templates_lose_nothing(text: str, messages: Any) -> None:
 )
 def test_what_templates_rewrite_is_no_error(text: str, messages: Any) -> None:
     assert render(text, messages).error is None
+
+
+def test_an_empty_last_message_is_a_row_error() -> None:
+    error = str(render(chat_templates.PHI3, say("user: a", "assistant: b", "user:  ")).error)
+    assert error == "empty_prompt: column 'm', message 2 is empty"
 
 
 def test_a_form_of_conversation_is_tried_once() -> None:

@@ -336,3 +336,26 @@ def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> N
     result = run_batch([request(0)], "--choices", "a", "--choices", "b", "--choice-calibration", "N/A")
     assert result.exit_code == 2
     assert "--choice-calibration 'N/A': invalid_messages: a text cannot replace messages" in result.stderr
+
+
+def test_the_schema_of_the_first_request_is_named(run_batch: RunJob, tmp_path: Path) -> None:
+    """All rows were errors, and nothing said which option would serve them."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    rows = [request(0, response_format=wanted), request(1, response_format=wanted)]
+    result = run_batch(rows)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    option = f"--json-schema {shlex.quote(json.dumps(schema))}"
+    assert result.stderr.endswith(f"Give {option}; all requests of a run share it.\n")
+    assert run_batch(rows, *shlex.split(option)).exit_code == 0
+    long = {**schema, "description": "x" * 2000}
+    wanted["json_schema"] = {"name": "x", "schema": long}
+    assert "Give --json-schema FILE, with a file that has this schema;" in run_batch(rows).stderr
+
+
+def test_ids_that_do_not_identify_are_noted(run_batch: RunJob, tmp_path: Path) -> None:
+    rows = [{**request(0), "custom_id": custom_id} for custom_id in ("a", "a", None, "", 7, "b")]
+    result = run_batch(rows)
+    note = "custom_id does not identify every request: 1 repeats an earlier one (such as 'a'), 2 are null or empty"
+    assert result.exit_code == 0 and note in result.stderr
+    assert "does not identify" not in run_batch([request(0), request(1)], "--output", tmp_path / "out2").stderr

@@ -76,7 +76,7 @@ class Omissions:
             (idx, part)
             for idx, message in enumerate(messages)
             for part in _parts(message)
-            if f"{MARK}-{idx}-{part}" not in text
+            if not all(mark in text for mark in _marks(idx, message, part))
         )
 
 
@@ -94,6 +94,15 @@ def _form(message: Mapping[str, Any]) -> Form:
     return (message["role"], *_parts(message), *sorted(message), len(calls) if isinstance(calls, list) else 0)
 
 
+def _marks(idx: int, message: Mapping[str, Any], part: str) -> list[str]:
+    """Return the marks of a part that must be in the prompt."""
+    mark = f"{MARK}-{idx}-{part}"
+    if part != "tool_calls":
+        return [mark]
+    has_arguments = f"{mark}-arguments" in json.dumps(_marked_calls(message["tool_calls"], mark), default=str)
+    return [f"{mark}-name", f"{mark}-arguments"] if has_arguments else [f"{mark}-name"]
+
+
 def _marked(idx: int, message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with marks for its texts."""
     marked = {**message, **{part: f"{MARK}-{idx}-{part}" for part in _parts(message) if part != "tool_calls"}}
@@ -103,15 +112,18 @@ def _marked(idx: int, message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marked_calls(calls: Any, mark: str) -> Any:
-    """Return tool calls with a mark for each name and argument."""
+    """Return tool calls with a mark for each name, and one for the arguments, whether they are an object or JSON."""
     if isinstance(calls, list):
         return [_marked_calls(call, mark) for call in calls]
-    if isinstance(calls, Mapping):
-        return {
-            key: mark if key == "name" else _marked_calls(value, mark) if key == "function" else value
-            for key, value in calls.items()
-        }
-    return calls
+    if not isinstance(calls, Mapping):
+        return calls
+    marked = {**calls}
+    if "name" in calls:
+        marked["name"] = f"{mark}-name"
+    if calls.get("arguments"):
+        arguments = {"argument": f"{mark}-arguments"}
+        marked["arguments"] = json.dumps(arguments) if isinstance(calls["arguments"], str) else arguments
+    return {**marked, "function": _marked_calls(calls["function"], mark)} if "function" in calls else marked
 
 
 def _occurs(content: str, text: str) -> bool:

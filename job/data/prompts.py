@@ -159,7 +159,11 @@ class PromptRenderer:
         content = self._extract(values)
         if isinstance(content, str) or self._omissions is None:
             return content
-        return ended_by_user(content, self._last_turn, f"column {self.columns[0]!r}")
+        where = f"column {self.columns[0]!r}"
+        content = ended_by_user(content, self._last_turn, where)
+        if content[-1]["role"] == "user" and not content[-1].get("content", "").strip():
+            raise RowRejected("empty_prompt", f"{where}, message {len(content) - 1} is empty")
+        return content
 
     def _check(self, config: PromptConfig, columns: Collection[str]) -> None:
         needs_chat = "--messages-column" if config.messages_column else "--system-prompt"

@@ -27,6 +27,11 @@ FROM_OPTIONS = frozenset(
 )
 """Errors which, if all rows have them, come from the options or the form of the data, not from single rows."""
 
+REMEDIES = {
+    "dropped_message": "Write such messages as the template knows them, for example with the role system or user",
+    "template_error": "Fix the template or the data",
+}
+
 REASONING = re.compile(
     r"<(/?)(?:think|thinking|thought|reasoning|analysis|scratchpad)>|\[(/?)THINK\]|◁(/?)think▷", re.I
 )
@@ -53,10 +58,9 @@ class LookedAt:
         errors = [(each.prompt.row_idx, each.error) for each in self.encoded if each.error is not None]
         if errors and len(errors) == len(self.encoded) and _all_from_options(self.encoded):
             row_idx, error = errors[0]
+            remedy = REMEDIES.get(error.kind, "Fix the options or the data")
             rows = "every row is an error" if len(errors) == 1 else f"all {len(errors):,} rows looked at are errors"
-            raise UsageError(
-                f"Nothing was started, because {rows}. Row {row_idx}: {error}. Fix the options or the data."
-            )
+            raise UsageError(f"Nothing was started, because {rows}. Row {row_idx}: {error}. {remedy}.")
 
     @property
     def first_prompt(self) -> str | None:
