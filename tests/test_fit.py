@@ -176,6 +176,12 @@ def test_preview_says_whether_the_model_fits(run_job: RunJob, tiny_model: Callab
     values = json.loads(run_job(*args, "--json").stdout)["fit"]
     assert (values["device"], values["is_gpu"], values["least_secs"]) == ("this machine", False, None)
     assert values["asked"]["fits"]
+    few = run_job(*args, "--gpu", "t4", "--kv-cache-memory", "1MiB").stdout
+    token_bytes = kv_bytes_per_token(AutoConfig.from_pretrained(tiny_model()), "float32", 1)
+    assert token_bytes is not None
+    num_rows, all_rows = 2**20 // (112 * token_bytes), 512 * 112 * token_bytes / 1e6
+    assert f"tokens, {num_rows} rows of median length at once\n" in few
+    assert f"all 512 rows of a batch would take {all_rows:.0f} MB of KV cache\n" in few
     small = run_job(*args, "--gpu", "t4", "--kv-cache-memory", "16GiB").stdout
     assert "this does not fit: " in small and "it does not fit at any --tensor-parallel-size" in small
     assert json.loads(run_job(*args, "--engine", "fake", "--json").stdout)["fit"] is None

@@ -21,6 +21,10 @@ class FitAtSize:
     """In the KV cache of the replica."""
     rows_at_once: int
     """Rows of the median length that are computed at once."""
+    max_rows: int
+    """The most rows that are computed at once, if memory allows it."""
+    full_kv_cache_bytes: int
+    """What so many rows of the median length take in the KV cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,8 @@ class FitReport:
                 f"{_size(at.kv_cache_bytes)} are left for the KV cache: {at.kv_cache_tokens:,} tokens, "
                 f"{rows} of median length at once"
             )
+            if at.rows_at_once < at.max_rows:
+                yield f"all {at.max_rows:,} rows of a batch would take {_size(at.full_kv_cache_bytes)} of KV cache"
 
 
 def _size(num_bytes: int) -> str:

@@ -56,6 +56,8 @@ def report_fit(
             kv_cache_bytes=found.cache_bytes,
             kv_cache_tokens=found.num_tokens,
             rows_at_once=found.num_rows(median),
+            max_rows=found.max_rows,
+            full_kv_cache_bytes=found.max_rows * median * found.bytes_per_token,
         )
 
     asked = fit(info.config, shape, info.dtype, room, config.engine, config.engine.tensor_parallel_size)

@@ -61,13 +61,15 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape | No
     """
     from transformers import AutoModelForCausalLM
 
-    text = config.get_text_config()
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        heads = num_kv_heads(config)
+            return _measure(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), config)
     except (UsageError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError, OSError):
         return None  # of code that comes with the model, or of a library that is not installed: a run will report it
+
+
+def _measure(model: Any, config: Any) -> ModelShape:
+    text, heads = config.get_text_config(), num_kv_heads(config)
     embedding, output = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
     attention = linear = 0
     for name, module in model.named_modules():
