@@ -357,6 +357,16 @@ def test_a_bad_line_among_good_ones_is_still_an_error_row(tmp_path: Path, conten
     assert opened(tmp_path / "a.jsonl").source.num_rows == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [('{"a": 1}{"a": 2}\n', "Extra data"), ("[]\n[]\n", "this is a list"), ("null\n", "this is a NoneType")],
+)
+def test_lines_that_are_no_objects_are_refused_with_the_reason(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UsageError, match=f"lines is a JSON object\\. a\\.jsonl, row 0: .*{reason}"):
+        opened(tmp_path / "a.jsonl")
+
+
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: Any) -> list[Any]:
     return ["run", "--engine", "fake", "--model", tiny_model(), "--max-new-tokens", 2]

@@ -115,7 +115,9 @@ class LinesSource:
         if is_json:
             self.schema, _ = self._infer(min(SAMPLE_ROWS, self._limit))
         if is_json and self._limit and not self.schema.names:
-            raise UsageError(f"{files[0]}: none of the first {min(SAMPLE_ROWS, self._limit)} lines is a JSON object.")
+            tried, first = min(SAMPLE_ROWS, self._limit), next(self._rows(0, 1)).error
+            what = f" {first.detail}." if first else ""
+            raise UsageError(f"{files[0]}: none of the first {tried} lines is a JSON object.{what}")
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Read all rows once: a sample would miss a single row that differs, and columns that first occur late."""
