@@ -699,3 +699,33 @@ def test_a_run_that_vanishes_under_the_watch_ends_it(
     result = run_job("status", unfinished.root, "--watch")
     assert result.exit_code == 1
     assert result.stderr == f"job: {unfinished.root} cannot be read: No such file or directory.\n"
+
+
+def test_a_run_whose_model_still_loads_has_no_status_yet(run_job: RunJob, tmp_path: Path) -> None:
+    """In float16 the manifest is written after the model has run, but the directories are there before."""
+    RunFiles(tmp_path / "out", 1).directory.prepare()
+    result = run_job("status", tmp_path / "out")
+    assert result.exit_code == 2 and "has no manifest.json yet. If a run is being started there" in result.stderr
+
+
+@pytest.mark.parametrize(("option", "is_shown"), [("--show-rows", True), ("--no-show-rows", False), (None, False)])
+def test_rows_are_shown_in_a_log_only_if_asked_for(
+    run_job: RunJob, run_args: list[Any], option: str | None, is_shown: bool
+) -> None:
+    """Prompts may be private, and a log may be read by others. The first error of each kind is shown in any case."""
+    result = run_job(*run_args, *([option] if option else []))
+    assert result.exit_code == 0, result.stderr
+    assert (" (stop): question " in result.stderr) == is_shown
+    assert "  error null_prompt, first in row 0: column 'prompt' is null\n" in result.stderr
+
+
+def test_a_restart_says_what_is_done_and_its_bar_counts_all(
+    run_job: RunJob, run_args: list[Any], unfinished: RunFiles
+) -> None:
+    """Regression: it said "0 done" of rows in journals, and its bar counted the errors of this launch only."""
+    leave_journal(unfinished, 3, elsewhere("a"), [1, 2, 3], error="engine_error: it broke")
+    result = run_job(*run_args)
+    assert "47 rows in 5 shards, 33 of 47 rows already done; loading " in result.stderr
+    assert "rows 47/47 (100.0%)  errors 8  " in result.stderr
+    assert "  errors      8  (null_prompt 5, engine_error 3)\n" in result.stdout
+    assert look(unfinished).errors == {"null_prompt": 5, "engine_error": 3}

@@ -24,6 +24,7 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     Then run the same command as before: it recomputes these rows and no others. Their parts stay readable until the new
     ones replace them.
     """
+    from job.observe.text import number
     from job.output.looking.found import find_run
     from job.output.looking.retries import mark_for_retry, read_errors
 
@@ -39,4 +40,5 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
         click.echo("No finished row has an error: nothing to retry.")
         return
     listed = ", ".join(f"{kind} {number:,}" for kind, number in marked.most_common())
-    click.echo(f"{marked.total():,} rows will be recomputed ({listed}). Run the same command as before.")
+    rows = number(marked.total(), run.plan.unit.removesuffix("s"))
+    click.echo(f"{rows} will be recomputed ({listed}). Run the same command as before.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from job.observe.text import number
 
 if TYPE_CHECKING:
     from job.output.looking.verification import Verification
@@ -60,7 +61,7 @@ def describe(output: Path, result: "Verification") -> str:
             f"  parts    {result.num_parts:,} of {result.total_parts:,} correct",
             f"  rows     {result.total_rows:,} = {' + '.join(rows)}",
             *([f"  errors   {kinds}"] if kinds else []),
-            *([f"  retry    error rows in {result.num_to_retry:,} parts"] if result.num_to_retry else []),
+            *([f"  retry    error rows in {number(result.num_to_retry, 'part')}"] if result.num_to_retry else []),
             *([f"  problems {len(result.problems):,}"] if result.problems else []),
             *(f"    {problem}" for problem in result.problems[:MAX_PROBLEMS]),
             *([f"    and {more:,} more; --json lists all"] if more > 0 else []),

@@ -131,6 +131,9 @@ class OutputConfig:
     compression: str = option("zstd", "Parquet compression codec.", choices=COMPRESSIONS)
     include_prompt: bool = option(True, "Write the rendered prompt next to its completion.")
     max_error_rate: float = option(0.05, "Exit with code 3 if a larger share of rows are errors.")
+    show_rows: bool | None = option(
+        None, "Show a finished row, prompt and completion, every minute [default: on a terminal, but not in a log]."
+    )
 
     def __post_init__(self) -> None:
         require(self.rows_per_shard > 0, "rows-per-shard", self.rows_per_shard, "at least 1")

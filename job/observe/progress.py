@@ -3,13 +3,18 @@
 import contextlib
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from job.observe.row_report import describe_briefly
 from job.observe.summary import Summary
-from job.observe.text import format_secs
+from job.observe.text import describe_errors, format_secs
+from job.records import Completion
 
 LINE_SECS = 30.0
+ROW_SECS = 60.0
+"""How often a finished row is shown."""
 BAR_SECS = 0.5
 
 
@@ -35,6 +40,11 @@ class RunProgress:
     num_at_work: int
     """Rows in flight."""
     tokens_per_sec: float
+    """Prompt and completion tokens computed."""
+    completion_tokens_per_sec: float = 0.0
+    """Completion tokens of finished rows."""
+    first_errors: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Error kind to the lowest row index that has it, and its detail."""
 
     @property
     def eta_secs(self) -> float | None:
@@ -67,8 +77,9 @@ def describe(progress: RunProgress) -> str:
     """Return progress as one log line.
 
     >>> describe(RunProgress(num_rows=50, total_rows=200, unit="rows", num_errors=1, num_cut=7, is_partial=False,
-    ...                   num_new_rows=50, num_tokens=5000, num_at_work=0, tokens_per_sec=100.0))
-    'rows 50/200 (25.0%)  errors 1  cut 7  tokens/s 100  left 2m30s'
+    ...                   num_new_rows=50, num_tokens=5000, num_at_work=0, tokens_per_sec=100.0,
+    ...                   completion_tokens_per_sec=20.0))
+    'rows 50/200 (25.0%)  errors 1  cut 7  tokens/s 100 (completion 20)  left 2m30s'
     """
     share = 100 * progress.num_rows / progress.total_rows if progress.total_rows else 100.0
     left = (
@@ -82,20 +93,29 @@ def describe(progress: RunProgress) -> str:
     cut = f"  cut {progress.num_cut:,}{more}" if progress.num_cut else ""
     return (
         f"{progress.unit} {progress.num_rows:,}{more}/{progress.total_rows:,} ({share:.1f}%)  "
-        f"errors {progress.num_errors:,}{more}{cut}  tokens/s {progress.tokens_per_sec:,.0f}  left {left}"
+        f"errors {progress.num_errors:,}{more}{cut}  "
+        f"tokens/s {progress.tokens_per_sec:,.0f} (completion {progress.completion_tokens_per_sec:,.0f})  left {left}"
     )
 
 
 class Progress:
     """Shows progress. Only one process of a launch does; the others pass ``enabled=False``."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        """Prepare to write to stderr, with a bar if it is a terminal. The bar appears with the first ``show``."""
+    def __init__(self, *, enabled: bool, shows_rows: bool | None = None) -> None:
+        """Prepare to write to stderr, with a bar if it is a terminal. The bar appears with the first ``show``.
+
+        Args:
+            shows_rows: whether a finished row is shown every minute. None: on a terminal, since a log may be read by
+                others.
+        """
         self.is_enabled = enabled
         self._bar: Any = None
         self._task: Any = None
         self._is_terminal = sys.stderr.isatty()
         self._last = time.monotonic()
+        self._shows_rows = self._is_terminal if shows_rows is None else shows_rows
+        self._last_row = -ROW_SECS
+        self._known_kinds: set[str] = set()
 
     def note(self, text: str) -> None:
         """Print a note with a time stamp."""
@@ -118,12 +138,22 @@ class Progress:
         self._last = time.monotonic()
         if not self.is_enabled:
             return
+        for kind in progress.first_errors.keys() - self._known_kinds:
+            self._known_kinds.add(kind)
+            [line] = describe_errors({}, {kind: progress.first_errors[kind]})
+            self.note(f"error {line}")
         if not self._is_terminal:
             self.note(describe(progress))
             return
         self._start_bar(progress)
         text = describe(progress).split("  ", 1)[1]
         self._bar.update(self._task, completed=progress.num_rows, description=text)
+
+    def show_row(self, row: Completion) -> None:
+        """Show a finished row, if it is time for one: it shows whether prompts and answers are as they should be."""
+        if self._shows_rows and time.monotonic() - self._last_row >= ROW_SECS:
+            self._last_row = time.monotonic()
+            self.note(describe_briefly(row))
 
     def finish(self, summary: Summary) -> None:
         """Print the summary on stdout."""

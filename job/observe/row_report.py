@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from job.observe.text import number, visible
+from job.records import Completion
 
 IN_HEADLINE = ("row_idx", "sample_idx", "finish_reason", "num_prompt_tokens", "num_completion_tokens", "error_kind")
 
@@ -12,6 +13,9 @@ MAX_CHARS = 2000
 """Of longer values, only so much is shown, unless all is asked for."""
 
 MIN_WIDTH = 20
+
+BRIEF_CHARS = 100
+"""How much of a prompt, and of a completion, is shown on one line."""
 
 
 def describe_row(
@@ -34,6 +38,19 @@ def describe_row(
         wrapped = _wrap(visible(text), max(MIN_WIDTH, width - indent - 4))
         lines += [f"  {name if at == 0 else '':<{indent}}| {line}" for at, line in enumerate(wrapped)]
     return "\n".join(lines)
+
+
+def describe_briefly(row: Completion) -> str:
+    """Return a row on one line: the end of its prompt, and the start of its completion.
+
+    >>> describe_briefly(Completion(row_idx=7, sample_idx=0, prompt="Is 2\\n even?", completion="Yes.", error=None,
+    ...                             finish_reason="stop", num_prompt_tokens=5, num_completion_tokens=2))
+    'row 7 (stop): Is 2 even? => Yes.'
+    """
+    prompt, completion = (" ".join(visible(text or "").split()) for text in (row.prompt, row.completion))
+    start = f"... {prompt[-BRIEF_CHARS:]}" if len(prompt) > BRIEF_CHARS else prompt
+    end = f"{completion[:BRIEF_CHARS]} ..." if len(completion) > BRIEF_CHARS else completion
+    return f"row {row.row_idx} ({row.finish_reason}): {start} => {end}"
 
 
 def _headline(row: Mapping[str, Any], num_samples: int) -> str:

@@ -29,6 +29,8 @@ class Summary:
     """Rows finished by this launch."""
     num_launch_tokens: int
     """Prompt and completion tokens computed by this launch."""
+    num_launch_completion_tokens: int
+    """Completion tokens of the rows that this launch finished; copies of a prompt are not computed again."""
     compute_secs: float
     """Seconds that this launch took after loading the model."""
     secs: Mapping[str, float]
@@ -39,6 +41,7 @@ class Summary:
         """Return the summary as several lines of text."""
         num_errors = sum(self.errors.values())
         rate = self.num_launch_tokens / self.compute_secs if self.compute_secs else 0.0
+        written_rate = self.num_launch_completion_tokens / self.compute_secs if self.compute_secs else 0.0
         rows_rate = self.num_launch_rows / self.compute_secs if self.compute_secs else 0.0
         spent = {**self.secs, "other": max(0.0, self.total_secs - sum(self.secs.values()))}
         noun = "row" if self.num_samples == 1 else "sample"
@@ -56,7 +59,7 @@ class Summary:
             (
                 "this launch",
                 f"{number(self.num_launch_rows, noun)}, {rows_rate:,.1f} a second, "
-                f"{rate:,.0f} tokens/s (prompt and completion)",
+                f"{rate:,.0f} tokens/s computed, {written_rate:,.0f} completion tokens/s written",
             ),
             (
                 "time",

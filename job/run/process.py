@@ -51,7 +51,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size, sys.argv[1:])
         replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
-    progress = Progress(enabled=info.speaks)
+    progress = Progress(enabled=info.speaks, shows_rows=config.output.show_rows)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
         prepared = _in_turn(replica, lambda: prepare(config, replica.device))
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)

@@ -21,7 +21,7 @@ from job.output.parts.counts import Counts
 from job.output.sharing.leases import Leases
 from job.output.sharing.metrics import MetricsFile, WorkerStats
 from job.output.store.names import PART_PATTERN, within
-from job.records import Generation
+from job.records import Completion, Generation
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import FirstRows
@@ -53,8 +53,9 @@ class Runner:
         self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs)
         self._modes = prepared.modes
         self._first_rows = FirstRows(max_error_rate=prepared.config.output.max_error_rate)
-        self._shards = OpenShards(prepared, self._leases, progress.note, self._first_rows.add)
+        self._shards = OpenShards(prepared, self._leases, progress.note, self._watch)
         self._totals = Counts()
+        self._latest: Completion | None = None
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
         self._start = time.monotonic()
         stall_secs = prepared.config.engine.stall_timeout
@@ -194,6 +195,8 @@ class Runner:
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),
             num_launch_tokens=self._engine.num_computed_tokens + sum(stats.num_tokens for stats in others),
+            num_launch_completion_tokens=self._shards.counts.num_completion_tokens
+            + sum(stats.num_completion_tokens for stats in others),
             compute_secs=time.monotonic() - self._start,
             secs=self._stopwatch.secs,
             total_secs=self._stopwatch.total_secs,
@@ -210,6 +213,7 @@ class Runner:
             num_open_rows=sum(counts.num_rows for counts in held.values()),
             num_errors=self._shards.counts.num_errors,
             num_tokens=self._engine.num_computed_tokens,
+            num_completion_tokens=self._shards.counts.num_completion_tokens,
             num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._shards.held_idx,
         )
@@ -227,3 +231,11 @@ class Runner:
             self._workers.look()
         own_counts = {**self._shards.recent, **self._shards.held}
         self._progress.show(self._workers.progress(self._stats(), own_counts))
+        if self._latest is not None:
+            self._progress.show_row(self._latest)
+
+    def _watch(self, completion: Completion) -> None:
+        """Look at a row that this worker has finished."""
+        self._first_rows.add(completion)
+        if completion.error is None:
+            self._latest = completion

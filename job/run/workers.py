@@ -80,4 +80,6 @@ class Workers:
             num_tokens=sum(stats.num_tokens for stats in workers),
             num_at_work=sum(stats.num_at_work for stats in workers),
             tokens_per_sec=sum(stats.num_tokens / max(stats.elapsed_secs, 1e-9) for stats in workers),
+            completion_tokens_per_sec=sum(s.num_completion_tokens / max(s.elapsed_secs, 1e-9) for s in workers),
+            first_errors=counts.first_errors,
         )

@@ -8,7 +8,7 @@ from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.plan import Plan
 from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
-from job.output.store.names import MANIFEST, RunNames
+from job.output.store.names import LEASES, MANIFEST, RunNames
 from job.output.store.store import Store
 
 
@@ -40,6 +40,11 @@ def find_run(output: Path) -> FoundRun:
         ) from None
     except OSError as error:
         raise UsageError(f"{store.describe(MANIFEST)} cannot be read: {error.strerror or error}.") from None
+    if manifest is None and store.exists(LEASES):
+        raise UsageError(
+            f"{output} has no manifest.json yet. If a run is being started there, its model is still loading: look "
+            "again when it has loaded."
+        )
     if manifest is None:
         raise UsageError(f"{output} is not a run directory: it has no manifest.json. Name the --output of a run.")
     plan = _plan_of(manifest, store)

@@ -46,6 +46,8 @@ class WorkerStats:
     num_errors: int = 0
     num_tokens: int = 0
     """Prompt and completion tokens computed, unfinished rows included."""
+    num_completion_tokens: int = 0
+    """Completion tokens of the rows that it has finished."""
     num_at_work: int = 0
     """Rows that it is computing now."""
     open_shards: tuple[int, ...] = ()
