@@ -191,7 +191,7 @@ def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, nam
     complete(run_job, name, SAMPLES)
     before = read_output(runs / name)
     marked = run_job("retry", name, "--kind", "prompt_too_long")
-    assert marked.exit_code == 0 and "4 rows will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
+    assert marked.exit_code == 0 and "4 samples will be recomputed (prompt_too_long 4)" in marked.stdout, marked.stderr
     assert "this launch 4 samples," in complete(run_job, name, SAMPLES).stdout
     assert read_output(runs / name).equals(before)
     assert run_job("verify", name).exit_code == 0
