@@ -936,7 +936,7 @@ def test_a_dataset_that_breaks_under_way_ends_with_its_name(run_job: RunJob, tin
     )
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"job: {data}: ") and "The data can no longer be read." in last
+    assert last.startswith(f"job: --dataset {data} can no longer be read: ")
     assert (tmp_path / "out/data/part-00001.parquet").exists()
     assert not (tmp_path / "out/data/part-00003.parquet").exists()
 
