@@ -163,9 +163,14 @@ def explain(error: BaseException, named: str = "") -> str:
 
 
 def shorten(value: object, max_characters: int = 80) -> str:
-    """Return a value as text for a message: on one line, and not too long."""
+    """Return a value as text for a message: on one line, not too long, and without what would steer a terminal.
+
+    >>> shorten("a\\tb\\n\\033[2Jc", 11)
+    'a b \\\\x1b[2Jc'
+    """
     text = " ".join(str(value).split())
-    return text if len(text) <= max_characters else f"{text[: max_characters - 3]}..."
+    text = text if len(text) <= max_characters else f"{text[: max_characters - 3]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def reason_of(error: BaseException) -> str:

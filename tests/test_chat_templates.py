@@ -84,6 +84,17 @@ def test_what_a_template_leaves_out_is_a_row_error(text: str, messages: Any, wha
     assert str(render(text, messages).error) == f"dropped_message: the chat template leaves out or changes {what}"
 
 
+@pytest.mark.parametrize("name", ["name", "function_call"])
+def test_what_openai_took_earlier_is_a_part_of_a_message_as_well(name: str) -> None:
+    value = WEATHER if name == "function_call" else "Kim"
+    messages = [*say("user: a"), {"role": "assistant", "content": "b", name: value}, *say("user: c")]
+    what = "the name of" if name == "name" else "the function call of"
+    assert str(render(chat_templates.PHI3, messages).error) == (
+        f"dropped_message: the chat template leaves out or changes {what} message 1 (assistant)"
+    )
+    assert render("{{ messages | tojson }}", messages).error is None
+
+
 @pytest.mark.parametrize("change", ["[:9]", ".upper()", ".replace('o', '0')"])
 def test_a_template_that_changes_the_users_text_is_a_row_error(change: str) -> None:
     text = "{% for m in messages %}{{ m.content" + change + " }}{% endfor %}"

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import DataConfig
-from job.data import lines
+from job.data import line_index, lines
 from job.data.dataset import OpenDataset
 from job.data.formats.parquet import ParquetSource
-from job.data.lines import LinesSource, index_lines
+from job.data.line_index import index_lines, read_lines
+from job.data.lines import LinesSource
 from job.data.opening import open_dataset
 from job.data.reader import SliceReader
 from job.data.source import Source, StreamSource, check_columns, table_to_block
@@ -436,8 +437,8 @@ def test_random_files_are_read_as_a_naive_reader_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scan_bytes: int
 ) -> None:
     """Also lines longer than a scan block, and white space of every kind at every place."""
-    monkeypatch.setattr(lines, "SCAN_BYTES", scan_bytes)
-    monkeypatch.setattr(lines, "STRIDE", 3)
+    monkeypatch.setattr(line_index, "SCAN_BYTES", scan_bytes)
+    monkeypatch.setattr(line_index, "STRIDE", 3)
     rng = random.Random(scan_bytes)
     for case in range(15):
         pieces = [rng.choice(["", " ", "\t" * 40, "\r", "x", "yy " * 30, "é"]) for _ in range(rng.randrange(40))]
@@ -449,7 +450,7 @@ def test_random_files_are_read_as_a_naive_reader_reads_them(
             index = index_lines(str(tmp_path / "file"), keeps_blank=keeps_blank)
             assert index.num_rows == len(expected), case
             start = rng.randrange(len(expected) + 1)
-            found = [line.decode().removesuffix("\n") for line in lines._read_lines(index, start, index.num_rows)]
+            found = [line.decode().removesuffix("\n") for line in read_lines(index, start, index.num_rows)]
             assert found == expected[start:]
 
 
@@ -466,8 +467,8 @@ def test_the_index_keeps_one_offset_in_256_lines(tmp_path: Path) -> None:
     [
         (b'{"text": ', "invalid_json", "line 1 column"),
         (b"not json", "invalid_json", "Expecting value"),
-        (b"[1, 2]", "invalid_json", "a line must be a JSON object, but this is a list"),
-        (b"null", "invalid_json", "this is a NoneType"),
+        (b"[1, 2]", "invalid_json", "a row must be a JSON object, but this is [1, 2]"),
+        (b"null", "invalid_json", "this is null"),
         (b'{"text": "\xff"}', "invalid_unicode", "can't decode byte 0xff"),
         (b"[" * 100_000, "invalid_json", "recursion"),
         (b'{"text": ' + b"9" * 5000 + b"}", "invalid_json", "integer string conversion"),
@@ -519,9 +520,30 @@ def test_a_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
         read_rows(source, 0, 1)
 
 
-def test_lines_without_any_object_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="none of the first 2 lines is a JSON object"):
-        lines_of(tmp_path / "a.jsonl", b'"a"\n"b"\n')
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.jsonl",
+            '"a"\n"b"\n',
+            'none of the first 2 rows is .* row 0: a row must be a JSON object, but this is "a".',
+        ),
+        ("a.jsonl", '{"a": 1},\n{"a": 2},\n', "none of the first 2 rows is .* row 0: Extra data: line 1 column 9"),
+        ("a.jsonl", '{"a": 1}{"a": 2}\n', "the first row is not .* row 0: Extra data"),
+        ("a.jsonl", "{}\n", "the first row is not a JSON object with keys. It is empty."),
+        (
+            "a.json",
+            '[[{"a": 1}], [{"a": 2}]]',
+            r'none of .* keys. a.json, row 0: a row must be a JSON object, but this is \[{"a": 1}\].',
+        ),
+        ("a.json", "null", "the first .* keys. a.json, row 0: a row must be a JSON object, but this is null."),
+    ],
+)
+def test_rows_without_any_object_are_refused(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    """Of a .json file, which is converted first, a path in the cache was named."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=f"^{tmp_path}/{name}: {reason}"):
+        open_source(tmp_path / name)
 
 
 def kept_column(path: Path, values: Sequence[Any], **options: Any) -> pa.ChunkedArray:

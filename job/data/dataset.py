@@ -77,3 +77,12 @@ def some(values: Sequence[object], num_shown: int) -> str:
     """Return the first values, and how many more there are."""
     more = f" (+{len(values) - num_shown:,})" if len(values) > num_shown else ""
     return ", ".join(map(shorten, values[:num_shown])) + more
+
+
+def writable(name: str) -> str:
+    """Return a file's name as text that any file can hold: bytes that are not UTF-8 are escaped.
+
+    >>> writable("caf\\udce9.txt")
+    'caf\\\\xe9.txt'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,37 +1,29 @@
 """JSON lines and text files, read in place. This is our own reader because of law 3: a line that cannot be parsed must
 become an error row with its position, while the readers of pyarrow and datasets give up on the whole file.
 
-The files are scanned once for line ends (about as fast as the disk reads); after that, any row is reached by one seek.
+Where the lines begin is known from ``line_index``, so any row is reached by one seek.
 """
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from job.data.line_index import index_lines, read_lines
 from job.data.source import BLOCK_ROWS
-from job.errors import JobError, UsageError
+from job.errors import JobError, UsageError, shorten
 from job.records import Row, RowBlock, RowError
-
-STRIDE = 256
-"""The index keeps one offset per this many rows: 8 bytes per 256 rows."""
 
 SAMPLE_ROWS = 1000
 """Columns are inferred from this many rows, until ``fix_columns`` reads them all."""
-
-SCAN_BYTES = 16 << 20
 
 MAX_DEPTH = 16
 """Lists and objects nested deeper than this are kept as JSON text: Parquet has a limit, and each level doubles the time
 that DuckDB needs.
 """
-
-WHITE_SPACE = np.frombuffer(b" \t\r\v\f", np.uint8)
-
 
 CONVERSION_ERRORS = (
     *(pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError),
@@ -40,84 +32,43 @@ CONVERSION_ERRORS = (
 """What pyarrow raises on values that do not fit a type."""
 
 
-@dataclass(frozen=True, slots=True)
-class LineIndex:
-    """The offsets of the lines of one file."""
-
-    path: str
-    keeps_blank: bool
-    """Whether a blank line is a row: in text files it is, in JSON lines it is skipped."""
-    num_rows: int
-    offsets: Any
-    """[ceil(num_rows / STRIDE)] int64: byte offset of rows 0, STRIDE, 2*STRIDE, ..."""
-
-
-def index_lines(path: str, *, keeps_blank: bool) -> LineIndex:
-    """Scan a file for its lines.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            starts = list(_stride_starts(file, keeps_blank))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}.") from None
-    num_rows = starts.pop()
-    return LineIndex(path, keeps_blank, num_rows, np.array(starts, np.int64))
-
-
-def _stride_starts(file: BinaryIO, keeps_blank: bool) -> Iterator[int]:
-    """Yield the offset of every STRIDE-th row, and finally the number of rows."""
-    num_rows, base, carry = 0, 0, b""
-    while True:
-        block = file.read(SCAN_BYTES)
-        data = carry + block
-        if not block and data:
-            data += b"\n"  # the last line may lack a line end
-        codes = np.frombuffer(data, np.uint8)
-        ends = np.flatnonzero(codes == 10)
-        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-        if not keeps_blank:
-            blank = ends == starts
-            for idx in np.flatnonzero(np.isin(codes[starts], WHITE_SPACE)):
-                blank[idx] = not data[starts[idx] : ends[idx]].strip()
-            starts = starts[~blank]
-        first = -num_rows % STRIDE
-        yield from (starts[first::STRIDE] + base).tolist()
-        num_rows += len(starts)
-        consumed = int(ends[-1]) + 1 if len(ends) else 0
-        carry, base = data[consumed:], base + consumed
-        if not block:
-            yield num_rows
-            return
-
-
 class LinesSource:
     """JSON lines (one object per line) or text files (one column, ``text``)."""
 
     problems: Mapping[str, str] = {}
 
-    def __init__(self, files: Sequence[str], *, is_json: bool, limit: int | None = None) -> None:
+    def __init__(
+        self, files: Sequence[str], *, is_json: bool, limit: int | None = None, names: Sequence[str] | None = None
+    ) -> None:
         """Index the files and infer the columns from the first rows.
+
+        Args:
+            names: the user's files, if ``files`` are copies of them.
 
         Raises:
             UsageError: a file cannot be read, there are no rows, or none of the first rows is a JSON object.
         """
         self._is_json = is_json
-        self._indices = [index_lines(path, keeps_blank=not is_json) for path in files]
+        self._indices = [
+            index_lines(path, keeps_blank=not is_json, name=name)
+            for path, name in zip(files, names or files, strict=True)
+        ]
         self._firsts = np.concatenate([[0], np.cumsum([index.num_rows for index in self._indices])])
         self.num_rows = int(self._firsts[-1])
         self._limit = self.num_rows if limit is None else min(limit, self.num_rows)
         if is_json and not self.num_rows:
-            raise UsageError(f"{files[0]} has no rows, so no columns either.")
+            raise UsageError(f"{self._indices[0].name} has no rows, so no columns either.")
         self.schema = pa.schema([("text", pa.string())])
         if is_json:
             self.schema, _ = self._infer(min(SAMPLE_ROWS, self._limit))
         if is_json and self._limit and not self.schema.names:
-            tried, first = min(SAMPLE_ROWS, self._limit), next(self._rows(0, 1)).error
-            what = f" {first.detail}." if first else ""
-            raise UsageError(f"{files[0]}: none of the first {tried} lines is a JSON object.{what}")
+            raise self._no_objects(min(SAMPLE_ROWS, self._limit))
+
+    def _no_objects(self, num_rows: int) -> UsageError:
+        name = next(index.name for index in self._indices if index.num_rows)
+        which = f"none of the first {num_rows} rows is" if num_rows > 1 else "the first row is not"
+        error = next(self._rows(0, 1)).error
+        return UsageError(f"{name}: {which} a JSON object with keys. {error.detail if error else 'It is empty'}.")
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Read all rows once: a sample would miss a single row that differs, and columns that first occur late."""
@@ -148,11 +99,11 @@ class LinesSource:
         row_idx = start
         while row_idx < stop:
             index, first = self._indices[file_idx], int(self._firsts[file_idx])
-            for line in _read_lines(index, row_idx - first, min(stop - first, index.num_rows)):
-                yield self._parse(line, row_idx, f"{Path(index.path).name}, row {row_idx - first}")
+            for line in read_lines(index, row_idx - first, min(stop - first, index.num_rows)):
+                yield self._parse(line, row_idx, f"{Path(index.name).name}, row {row_idx - first}")
                 row_idx += 1
             if row_idx < min(stop, first + index.num_rows):
-                raise JobError(f"{index.path} has lost rows since the run began. Restore it, or use a new --output.")
+                raise JobError(f"{index.name} has lost rows since the run began. Restore it, or use a new --output.")
             file_idx += 1
 
     def _parse(self, line: bytes, row_idx: int, where: str) -> Row:
@@ -168,7 +119,7 @@ class LinesSource:
         except (ValueError, RecursionError) as error:
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", f"{where}: {error}"))
         if not isinstance(value, dict):
-            detail = f"{where}: a line must be a JSON object, but this is a {type(value).__name__}"
+            detail = f"{where}: a row must be a JSON object, but this is {shorten(json.dumps(value), 40)}"
             return Row(row_idx=row_idx, values={}, error=RowError("invalid_json", detail))
         if (key := _non_text_key(value)) is not None:
             detail = f"{where}: the key {key!a} has a lone surrogate, which a column name cannot"
@@ -207,26 +158,6 @@ class LinesSource:
         """Yield the values of the first rows in chunks."""
         for first in range(0, num_rows, SAMPLE_ROWS):
             yield [row.values for row in self._rows(first, min(first + SAMPLE_ROWS, num_rows))]
-
-
-def _read_lines(index: LineIndex, start: int, stop: int) -> Iterator[bytes]:
-    """Yield the lines of rows ``start`` to ``stop`` of one file."""
-    if start >= stop:
-        return
-    try:
-        with Path(index.path).open("rb") as file:
-            file.seek(int(index.offsets[start // STRIDE]))
-            row_idx = start - start % STRIDE
-            for line in file:
-                if not index.keeps_blank and not line.strip():
-                    continue
-                if row_idx >= start:
-                    yield line.removeprefix(b"\xef\xbb\xbf")
-                row_idx += 1
-                if row_idx == stop:
-                    return
-    except OSError as error:
-        raise JobError(f"{index.path}: {error.strerror}. Run the same command again once the file is back.") from None
 
 
 def _non_text_key(keys: Iterable[str]) -> str | None:

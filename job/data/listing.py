@@ -18,14 +18,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.data.dataset import SHOWN_FILES, Unread, some
+from job.data.dataset import SHOWN_FILES, Unread, some, writable
 from job.data.formats import COMPRESSIONS, ENDINGS, Format, ending_of, format_of
 from job.data.runs import is_run
 from job.errors import UsageError
 
 OTHER_DATA = (
     *(".bz2", ".xz", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".zst", ".xls", ".xlsx", ".ods"),
-    *(".feather", ".avro", ".orc", ".pkl", ".pickle", ".npz", ".h5", ".hdf5", ".sqlite", ".duckdb"),
+    *(
+        ".jsonlines",
+        ".jl",
+        ".tab",
+        ".psv",
+        ".feather",
+        ".avro",
+        ".orc",
+        ".pkl",
+        ".pickle",
+        ".npz",
+        ".h5",
+        ".hdf5",
+        ".sqlite",
+        ".duckdb",
+    ),
 )
 """Endings of archives and tables. A file in a format that can be read is none of them, whatever this says."""
 
@@ -121,12 +136,12 @@ def _walk(root: Path) -> _Walked:
         seen.add(identity(folder))
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path, name = folder / entry.name, (folder / entry.name).relative_to(root).as_posix()
-            if entry.is_dir():
+            if path.is_dir():  # unlike those of entry, its methods take a link to itself for a link to nothing
                 if (why := _why_closed(path)) is not None:
                     walked.unread.append(Unread(f"{name}/", why))
                 else:
                     (links if entry.is_symlink() else folders).append(path)
-            elif not entry.is_file():
+            elif not path.is_file():
                 walked.unread.append(_not_a_file(path, name))
             elif entry.name.startswith("."):
                 walked.unread.append(Unread(name))
@@ -213,4 +228,4 @@ def in_order(unread: Sequence[Unread]) -> tuple[Unread, ...]:
         name = Path(item.name).name
         return name.startswith("."), not any(ending in name.lower() for ending in ENDINGS), item.name
 
-    return tuple(sorted(set(unread), key=place))
+    return tuple(sorted({Unread(writable(item.name), item.why) for item in unread}, key=place))

@@ -24,6 +24,17 @@ MAX_FORMS = 10_000
 REASONING = re.compile(r"<[^<>]{0,9}(think|thought|reason|channel|message)[^<>]{0,9}>|\[/?THINK\]|◁/?think▷", re.I)
 """What borders reasoning, which templates take out of earlier answers."""
 
+PARTS = {
+    "content": "",
+    "name": "the name of ",
+    "tool_calls": "the tool calls of ",
+    "function_call": "the function call of ",
+}
+"""The parts of a message that must reach the prompt, and what an error calls them."""
+
+CALLS = ("tool_calls", "function_call")
+"""Those that have a name and arguments within. The second is what OpenAI's API had before the first."""
+
 Form = tuple[Any, ...]
 
 
@@ -45,9 +56,8 @@ class Omissions:
         dropped = self._dropped(messages)
         for idx, message in enumerate(messages):
             where, role = f"message {idx} ({message['role']})", message["role"]
-            for part in ("content", "name", "tool_calls"):
+            for part, what in PARTS.items():
                 if dropped is not None and (idx, part) in dropped:
-                    what = {"content": "", "name": "the name of ", "tool_calls": "the tool calls of "}[part]
                     return f"leaves out or changes {what}{where}"
             content = message.get("content", "").strip()
             if content in text or _occurs(content, text):
@@ -85,7 +95,7 @@ def _parts(message: Mapping[str, Any]) -> list[str]:
     parts = ["content"] if message.get("content", "").strip() else []
     if message.get("name") and message["role"] in ("user", "assistant", "system"):
         parts.append("name")
-    return [*parts, "tool_calls"] if message.get("tool_calls") else parts
+    return [*parts, *(part for part in CALLS if message.get(part))]
 
 
 def _form(message: Mapping[str, Any]) -> Form:
@@ -97,17 +107,18 @@ def _form(message: Mapping[str, Any]) -> Form:
 def _marks(idx: int, message: Mapping[str, Any], part: str) -> list[str]:
     """Return the marks of a part that must be in the prompt."""
     mark = f"{MARK}-{idx}-{part}"
-    if part != "tool_calls":
+    if part not in CALLS:
         return [mark]
-    has_arguments = f"{mark}-arguments" in json.dumps(_marked_calls(message["tool_calls"], mark), default=str)
+    has_arguments = f"{mark}-arguments" in json.dumps(_marked_calls(message[part], mark), default=str)
     return [f"{mark}-name", f"{mark}-arguments"] if has_arguments else [f"{mark}-name"]
 
 
 def _marked(idx: int, message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message with marks for its texts."""
-    marked = {**message, **{part: f"{MARK}-{idx}-{part}" for part in _parts(message) if part != "tool_calls"}}
-    if message.get("tool_calls"):
-        marked["tool_calls"] = _marked_calls(message["tool_calls"], f"{MARK}-{idx}-tool_calls")
+    marked = {**message, **{part: f"{MARK}-{idx}-{part}" for part in _parts(message)}}
+    for part in CALLS:
+        if message.get(part):
+            marked[part] = _marked_calls(message[part], f"{MARK}-{idx}-{part}")
     return marked
 
 

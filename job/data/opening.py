@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from job.config import DataConfig
-from job.data.dataset import DataFile, OpenDataset, Unread
+from job.data.dataset import DataFile, OpenDataset, Unread, writable
 from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of, format_of_reader, saved
 from job.data.formats.files import Files
 from job.data.heads import check_heads
@@ -141,7 +141,9 @@ def _data_files(names: Sequence[str], root: Path | None) -> tuple[DataFile, ...]
         DataFile(name=name.partition("@")[2].partition("/")[2] or name)
         if "://" in name
         else DataFile(
-            name=os.path.relpath(name, root), num_bytes=Path(name).stat().st_size, digest=digest_of_ends(Path(name))
+            name=writable(os.path.relpath(name, root)),
+            num_bytes=Path(name).stat().st_size,
+            digest=digest_of_ends(Path(name)),
         )
         for name in names
     )

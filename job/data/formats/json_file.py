@@ -43,7 +43,7 @@ def open_files(files: Files) -> Opened:
     notes = [*_notes(directory)]
     if files.config.streaming:
         notes.append(f"--streaming has no effect on .json: the files were written as JSON lines to {directory}")
-    source = LinesSource(paths, is_json=True, limit=files.config.limit)
+    source = LinesSource(paths, is_json=True, limit=files.config.limit, names=files.names)
     return Opened(source=source, notes=tuple(notes), reading={"reader": READER})
 
 

@@ -30,7 +30,7 @@ def open_files(files: Files, *, is_json: bool) -> Opened:
     if packed and files.config.streaming:
         where = Path(unpacked[packed[0]]).parent.parent
         notes = (f"--streaming has no effect on compressed lines: they were unpacked to {where}",)
-    source = LinesSource(paths, is_json=is_json, limit=files.config.limit)
+    source = LinesSource(paths, is_json=is_json, limit=files.config.limit, names=files.names)
     return Opened(source=source, notes=notes, reading={"reader": READER} if packed else {})
 
 
