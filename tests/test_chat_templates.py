@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,16 @@ def test_a_run_has_one_date(run_job: RunJob, tmp_path: Path, questions: Path) ->
     assert run_job(*command, "--date", "2024-02-29").exit_code == 0
     refused = run_job(*command, "--date", "2024-03-01")
     assert refused.exit_code == 2 and '--date was "2024-02-29", now "2024-03-01"' in refused.stderr
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_the_seconds_of_a_date_are_the_same_in_all_time_zones(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """%s of strftime asks the zone of the machine: nodes in two zones wrote two prompts for one date."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        assert template("{{ strftime_now('%s %%s %H') }}")(say("user: a")) == "1709164800 %s 00"
+    time.tzset()
 
 
 def test_a_date_may_be_given(run_job: RunJob, tmp_path: Path, questions: Path) -> None:

@@ -276,6 +276,18 @@ def test_a_single_object_with_the_rows_inside_is_told(tmp_path: Path) -> None:
         assert len(notes) == 1 and "is a single object, so it is one row" in notes[0] and "jq '.[\"data\"]'" in notes[0]
 
 
+def test_the_way_that_data_was_read_is_told_if_a_column_is_missing(
+    tmp_path: Path, tiny_model: Any, run_job: Any
+) -> None:
+    """The rows within a single object were not looked for: a refusal named its two keys, and the note was lost."""
+    (tmp_path / "d.json").write_text('{"version": "1", "data": [{"prompt": "a"}, {"prompt": "b"}]}')
+    found = run_job("preview", "--model", tiny_model(), "--dataset", tmp_path / "d.json")
+    assert found.exit_code == 2
+    assert (
+        "no column 'prompt'. " in found.stderr and "Note: d.json is a single object, so it is one row" in found.stderr
+    )
+
+
 def test_memory_for_json_grows_with_a_row_not_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("job.data.formats.json_file.READ_CHARS", 100)
     (tmp_path / "d.json").write_text(json.dumps([{"a": "x" * 50}] * 1000))

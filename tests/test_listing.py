@@ -332,6 +332,7 @@ def test_the_first_line_is_short(tmp_path: Path) -> None:
     found = opened(tmp_path)
     assert found.describe(None) == "reading 5 rows from 5 files: a.jsonl, b.jsonl, c.jsonl (+2)"
     assert found.describe(2) == "reading the first 2 of 5 rows from 5 files: a.jsonl, b.jsonl, c.jsonl (+2)"
+    assert found.describe(1) == "reading the first of 5 rows from 5 files: a.jsonl, b.jsonl, c.jsonl (+2)"
     assert found.notes == ("not read: 0.bak, 1.bak, 2.bak, 3.bak, 4.bak (+2)",)
     assert opened(tmp_path / "a.jsonl").describe(None) == "reading 1 row from a.jsonl"
 

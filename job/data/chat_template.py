@@ -5,7 +5,9 @@ date, so that a restart on another day, or a node in another time zone, makes th
 """
 
 import datetime
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jinja2.nodes
@@ -75,8 +77,7 @@ class ModelChatTemplate:
             Exception: whatever the template raises.
         """
         if self._date is not None:  # here, because transformers keeps one environment for equal templates
-            midnight = datetime.datetime.combine(self._date, datetime.time())
-            self._environment().globals[CLOCK] = midnight.strftime
+            self._environment().globals[CLOCK] = partial(_midnight, self._date)
         is_continued = self._continues and messages[-1]["role"] == "assistant"
         text = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not is_continued, continue_final_message=is_continued
@@ -93,3 +94,14 @@ class ModelChatTemplate:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         return _compile_jinja_template(self.text).environment
+
+
+def _midnight(date: datetime.date, format: str) -> str:
+    """Return the beginning of a day as ``strftime`` writes it, with seconds since 1970 that no time zone changes.
+
+    >>> _midnight(datetime.date(1970, 1, 2), "%s %%s %H")
+    '86400 %s 00'
+    """
+    midnight = datetime.datetime.combine(date, datetime.time())
+    seconds = str(int(midnight.replace(tzinfo=datetime.UTC).timestamp()))
+    return midnight.strftime(re.sub("%[%s]", lambda found: seconds if found[0] == "%s" else found[0], format))

@@ -56,7 +56,8 @@ class OpenDataset:
         """Return a line that says what is read."""
         num_rows = self.source.num_rows
         rows = f"{num_rows:,} row{'' if num_rows == 1 else 's'}"
-        rows = f"the first {limit:,} of {rows}" if limit is not None and limit < num_rows else rows
+        if limit is not None and limit < num_rows:
+            rows = f"the first {f'{limit:,} ' if limit > 1 else ''}of {rows}"
         return f"reading {rows} from {self.place}" if self.files else f"reading {rows} of {self.place}"
 
     @property

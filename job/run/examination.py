@@ -3,7 +3,8 @@
 Each check is next to the code that it protects; this module knows only the order. Writes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,9 +111,10 @@ def examine(
     schema = dataset.source.schema
     requests = open_requests(run.config, dataset.source, chat=run.chat) if run.is_batch else None
     special_tokens = SpecialTokens(list(tokenizer.special_tokens), config.prompt.special_tokens_in_text)
-    renderer = PromptRenderer(
-        config.prompt, chat_template, schema.names, requests, config.mode_columns, special_tokens=special_tokens
-    )
+    with _told(dataset.remarks):
+        renderer = PromptRenderer(
+            config.prompt, chat_template, schema.names, requests, config.mode_columns, special_tokens=special_tokens
+        )
     check_columns(dataset.source, renderer.read_columns)
     check_prompt_type(run.text_column, schema)
     modes = BoundModes.of(config, _setting(config, tokenizer, renderer))
@@ -161,6 +163,15 @@ def examine(
         manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, kept),
         notes=notes,
     )
+
+
+@contextmanager
+def _told(remarks: Sequence[str]) -> Iterator[None]:
+    """Add remarks on the data to a refusal: the way that it was read may be why a column is missing."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(" ".join([str(error), *(f"Note: {remark}." for remark in remarks)])) from None
 
 
 def _setting(config: RunConfig, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:
