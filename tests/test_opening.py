@@ -484,3 +484,13 @@ def test_cells_of_tsv_are_separated_by_tabs(tmp_path: Path, dataset: str, stream
     expected = [{"prompt": "a, b", "n": 1}, {"prompt": "NA", "n": 2}]
     assert values_of(tmp_path / dataset, streaming=streaming) == expected
     assert values_of("csv", data_files=(f"{tmp_path}/a.tsv",), streaming=streaming) == expected
+
+
+@pytest.mark.parametrize("zone", ["Mars/Base", "tzutc()"])
+def test_times_in_an_unknown_zone_are_given_in_utc(tmp_path: Path, zone: str) -> None:
+    """Every row was an error: "The zoneinfo module or pytz package must be installed"."""
+    times = pa.array([0, None], pa.timestamp("us", zone))
+    lists = pa.array([[{"t": 0}], []], pa.list_(pa.struct([("t", pa.timestamp("us", zone))])))
+    pq.write_table(pa.table({"time": times, "list": lists}), tmp_path / "d.parquet")
+    start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    assert values_of(tmp_path / "d.parquet") == [{"time": start, "list": [{"t": start}]}, {"time": None, "list": []}]

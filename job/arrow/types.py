@@ -1,5 +1,6 @@
 """Arrow types: the ones that every reader supports, and the common type of several types."""
 
+import functools
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -23,14 +24,27 @@ def _readable_leaf(data_type: pa.DataType) -> pa.DataType:
     return pa.large_binary() if pa.types.is_binary_view(data_type) else data_type
 
 
-def without_dictionaries(table: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
-    """Return a table with dictionaries decoded: all rows share a dictionary, and so any bad value in it."""
+def decoded(table: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
+    """Return a table whose values Python can have. Dictionaries are decoded: all rows share a dictionary, and so
+    any bad value in it; times in a zone that this machine does not know (``Mars/Base``, ``tzutc()``) are given in UTC.
+    """
     schema = pa.schema([field.with_type(_with_leaves(field.type, _plain_leaf)) for field in table.schema])
     return table if schema.types == table.schema.types else table.cast(schema)
 
 
 def _plain_leaf(data_type: pa.DataType) -> pa.DataType:
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+    if pa.types.is_dictionary(data_type):
+        return _plain_leaf(data_type.value_type)
+    is_unknown = pa.types.is_timestamp(data_type) and not _is_known_zone(data_type.tz)
+    return pa.timestamp(data_type.unit, "UTC") if is_unknown else data_type
+
+
+@functools.cache
+def _is_known_zone(name: str | None) -> bool:
+    try:
+        return pa.scalar(0, pa.timestamp("s", name)).as_py() is not None
+    except Exception:  # pyarrow, zoneinfo and pytz raise several
+        return False
 
 
 def is_text(data_type: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from job.arrow.json_columns import to_rows
-from job.arrow.types import without_dictionaries
+from job.arrow.types import decoded
 from job.errors import JobError, first_line
 from job.records import RowError
 
@@ -23,7 +23,7 @@ Batch: TypeAlias = pa.Table | pa.RecordBatch
 
 def to_python(table: Batch) -> list[Values | RowError]:
     """Return the values of each row, or an error for the first value in it that Python cannot represent."""
-    return _to_python(without_dictionaries(table))
+    return _to_python(decoded(table))
 
 
 def _to_python(table: Batch) -> list[Values | RowError]:
@@ -67,7 +67,7 @@ def null_broken(table: pa.Table) -> tuple[pa.Table, dict[int, RowError]]:
     """
     errors: dict[int, RowError] = {}
     for idx, field in enumerate(table.schema):
-        column = without_dictionaries(table.select([idx]))
+        column = decoded(table.select([idx]))
         broken = _broken_rows(column)
         if not broken:
             continue
