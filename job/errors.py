@@ -8,8 +8,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
 """
 
 import itertools
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,38 +68,7 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
         raise UsageError(f"--{option} is {value!r}; it must be {need}.")
 
 
-def flag(field: str) -> str:
-    """Return the option of a field.
-
-    >>> flag("max_new_tokens")
-    '--max-new-tokens'
-    """
-    return "--" + field.replace("_", "-")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names as a sentence lists them.
-
-    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
-    ('a', 'a and b', 'a, b and c')
-    """
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 MAX_REASON_CHARACTERS = 400
-
-
-def unreachable(option: str, name: str, repo_type: str = "model") -> str:
-    """Return that a repository of the Hub is not on this machine, and that the Hub cannot be reached."""
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    of_type = "" if repo_type == "model" else f" --repo-type {repo_type}"
-    thing = "directory" if repo_type == "model" else "file or directory"
-    return (
-        f"{option} {name}: there is no such {thing}, it is not in the cache (HF_HOME), and the Hub cannot be reached"
-        f"{', because HF_HUB_OFFLINE is set' if is_offline else ''}. Where there is a network, run "
-        f"'hf download {name}{of_type} --local-dir DIR', then give {option} DIR."
-    )
 
 
 def first_line(error: BaseException) -> str:

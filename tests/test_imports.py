@@ -79,6 +79,7 @@ def test_a_stage_does_not_know_who_puts_the_stages_together(module: str) -> None
 LAYERS = (
     (
         "job.errors",
+        "job.wording",
         "job.records",
         "job.tasks",
         "job.modes.options",

@@ -421,7 +421,7 @@ def test_columns_that_are_no_identifiers_come_into_prompts() -> None:
     every = "{% for k, v in row | items %}{{ k }}={{ v }};{% endfor %}"
     assert render(values, prompt_template=every).text == "Betreff / Text=T;Kunde =K;items=I;"
     assert render(values, prompt_template="{{ row.items }}").text == "I"
-    with pytest.raises(UsageError, match=r"no column 'Kunde'\. Columns: Betreff / Text, Kunde , items\."):
+    with pytest.raises(UsageError, match=r"no column 'Kunde'\. Did you mean 'Kunde '\? Columns: Betreff / Text, Ku"):
         render(values, prompt_template="{{ row['Kunde'] }}")
     assert error_of({"Kunde ": None}, prompt_template="{{ row['Kunde '] }}").endswith(
         "column 'Kunde ' is null; write {{ row['Kunde '] or '' }} if it may be missing"

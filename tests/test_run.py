@@ -524,7 +524,7 @@ BAD_INPUT = {
     "missing column": (["--prompt-column", "text"], "has no column 'text'. Columns: id, prompt."),
     "missing kept column": (["--keep-columns", "label"], "no column 'label'"),
     "bad template": (["--prompt-template", "{{ prompt }\n}}"], "--prompt-template, line 1"),
-    "template of unknown column": (["--prompt-template", "{{ promt }}"], "has no column 'promt'"),
+    "template of unknown column": (["--prompt-template", "{{ promt }}"], "no column 'promt'. Did you mean 'prompt'?"),
     "template file missing": (["--prompt-template", "prompt.j2"], "neither a file nor a template"),
     "two ways": (["--prompt-column", "prompt", "--messages-column", "x"], "were given together"),
     "unknown dtype": (["--dtype", "float8"], "'float8' is not one of"),

@@ -13,7 +13,8 @@ from decimal import Decimal
 from typing import Any
 
 from job.arrow.json_schema import Path, walk
-from job.errors import Doubt, listed
+from job.errors import Doubt
+from job.wording import listed
 
 _FOR_TYPE = {
     "object": "properties required additionalProperties patternProperties minProperties maxProperties propertyNames "

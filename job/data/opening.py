@@ -23,8 +23,9 @@ from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, runs_of
 from job.data.source import TableSource
 from job.data.splits import splits_of
-from job.errors import JobError, UsageError, explain, is_foreign, unreachable
+from job.errors import JobError, UsageError, explain, is_foreign
 from job.fingerprint import digest_of_ends, fingerprint
+from job.wording import unreachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

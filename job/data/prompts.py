@@ -16,6 +16,7 @@ from job.data.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens
 from job.data.templates import Template
 from job.errors import UsageError, reason_of, shorten
 from job.records import Prompt, Row, RowRejected
+from job.wording import no_column
 
 MARK = f"{omissions.MARK}-row"
 """A placeholder for a row's content in a chat template. It occurs nowhere else."""
@@ -91,7 +92,7 @@ class PromptRenderer:
         self._check(config, columns)
         for name in mode_columns:
             if name not in columns:
-                raise UsageError(f"The dataset has no column {name!r}. Columns: {', '.join(columns) or 'none'}.")
+                raise UsageError(f"The dataset has {no_column(name, columns)}.")
         self._mode_columns = tuple(mode_columns)
         self._shots = [self._shot(example) for example in examples]
         self._head, self._suffix = self._find_surroundings()
@@ -175,7 +176,7 @@ class PromptRenderer:
         missing = [name for name in self.columns if name not in columns]
         if missing:
             raise UsageError(
-                f"The dataset has no column {missing[0]!r}. Columns: {', '.join(columns) or 'none'}. "
+                f"The dataset has {no_column(missing[0], columns)}. "
                 "Set --prompt-column, --messages-column or --prompt-template."
             )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from job.config import DataConfig, EngineConfig, ModelConfig, RunConfig, SamplingConfig
-from job.errors import Doubt, UsageError, flag, listed
+from job.errors import Doubt, UsageError
+from job.wording import flag, listed
 
 GREEDY_BELOW = 1e-5
 """Below it, only ties between logits are drawn."""

@@ -9,6 +9,7 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.run.older_runs import all_columns
 from job.run.resolved import ResolvedRun
+from job.wording import no_column
 
 
 def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Manifest | None = None) -> list[pa.Field]:
@@ -36,7 +37,7 @@ def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Ma
     for name in names:
         option = "--id-column" if name == run.id_column else "--keep-columns"
         if name not in schema.names:
-            raise UsageError(f"{option}: the dataset has no column {name!r}. Columns: {', '.join(schema.names)}.")
+            raise UsageError(f"{option}: the dataset has {no_column(name, schema.names)}.")
         if name in columns.names:
             advice = "Name the columns to keep, instead of '*'" if is_all else "Keep another column"
             choice = ", or give --no-include-prompt" if name == "prompt" else ""

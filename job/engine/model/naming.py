@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from job.errors import UsageError, first_line, unreachable
+from job.errors import UsageError, first_line
+from job.wording import unreachable
 
 MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 

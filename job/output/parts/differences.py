@@ -9,10 +9,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from job.config import DataConfig, EngineConfig, ModelConfig, OutputConfig, PromptConfig, SamplingConfig
-from job.errors import flag, shorten
+from job.errors import shorten
 from job.modes.registry import MODES
 from job.output.parts.defaults import DEFAULTS, defaults_of
 from job.output.parts.input_files import describe_changes
+from job.wording import flag
 
 if TYPE_CHECKING:
     from job.output.parts.manifest import Manifest

@@ -1,0 +1,54 @@
+"""Words that several messages have in common."""
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterable
+
+MAX_COLUMNS = 50
+"""How many columns of a dataset a message lists."""
+
+
+def flag(field: str) -> str:
+    """Return the option of a field.
+
+    >>> flag("max_new_tokens")
+    '--max-new-tokens'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a sentence lists them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def no_column(name: str, columns: Iterable[str]) -> str:
+    """Return that a dataset lacks a column, with the one that may be meant.
+
+    >>> no_column("questions", ["id", "question"]), no_column("x", [])
+    ("no column 'questions'. Did you mean 'question'? Columns: id, question", "no column 'x'. Columns: none")
+    """
+    plain = {column.strip().casefold(): column for column in columns}
+    close = difflib.get_close_matches(name.strip().casefold(), plain, n=1)
+    meant = f" Did you mean {plain[close[0]]!r}?" if close else ""
+    shown = list(itertools.islice(plain.values(), MAX_COLUMNS))
+    more = f" and {len(plain) - len(shown)} more" if len(plain) > len(shown) else ""
+    return f"no column {name!r}.{meant} Columns: {', '.join(shown) or 'none'}{more}"
+
+
+def unreachable(option: str, name: str, repo_type: str = "model") -> str:
+    """Return that a repository of the Hub is not on this machine, and that the Hub cannot be reached."""
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    of_type = "" if repo_type == "model" else f" --repo-type {repo_type}"
+    thing = "directory" if repo_type == "model" else "file or directory"
+    return (
+        f"{option} {name}: there is no such {thing}, it is not in the cache (HF_HOME), and the Hub cannot be reached"
+        f"{', because HF_HUB_OFFLINE is set' if is_offline else ''}. Where there is a network, run "
+        f"'hf download {name}{of_type} --local-dir DIR', then give {option} DIR."
+    )
