@@ -1,6 +1,6 @@
 """Options that cannot have an effect are refused where a run begins, and said where one goes on."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from job.config import (
 )
 from job.errors import UsageError
 from job.modes.choices import ChoicesMode
-from job.run.effects import NEEDS, check_effects
+from job.run.effects import NEEDS, check_effects, check_effects_on_texts
 
 TWO = ChoicesMode(choices=("yes", "no"))
 SECTIONS: tuple[type[Section], ...] = (ModelConfig, DataConfig, SamplingConfig, EngineConfig)
@@ -127,3 +127,13 @@ def test_the_table_names_options_that_exist() -> None:
     names = {field.name for kind in SECTIONS for field in fields(kind) if "option" in field.metadata}
     assert {name for need in NEEDS for name in need.options} <= names
     assert ChoicesMode.ignores <= names
+
+
+def test_what_only_conversations_need_is_refused_for_texts() -> None:
+    """Whether there are any is known once the dataset is open: it may be a batch of requests."""
+    turn = replace(config(), prompt=PromptConfig(last_assistant_turn="drop"))
+    assert check_effects(turn, is_new=True) == ()
+    with pytest.raises(UsageError, match="--last-assistant-turn has no effect: prompts are texts, not conversations"):
+        check_effects_on_texts(turn, is_new=True)
+    talks = replace(config(), prompt=PromptConfig(last_assistant_turn="drop", messages_column="m"))
+    assert check_effects_on_texts(talks, is_new=True) == ()

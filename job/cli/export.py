@@ -10,6 +10,7 @@ import click
 from job.cli.options import split_commas
 from job.config import EXPORT_FORMATS
 from job.errors import UsageError
+from job.observe.text import number
 
 if TYPE_CHECKING:
     from job.output.looking.exporting.run_table import RunTable
@@ -94,7 +95,7 @@ def _open(to: str, run_dir: Path, *, force: bool) -> contextlib.AbstractContextM
 
 def _summary(table: "RunTable", to: str) -> str:
     """Return how many rows were written, and which were not."""
-    facts = [f"{table.num_rows:,} rows"]
+    facts = [number(table.num_rows, "row")]
     if table.num_errors:
         facts.append(f"{table.num_errors:,} of them with an error")
     if table.num_left_out:

@@ -7,6 +7,7 @@ import click
 
 from job.cli.options import split_commas
 from job.errors import UsageError
+from job.observe.text import number
 
 
 @click.command(short_help="Mark error rows, which the next run recomputes.")

@@ -26,10 +26,12 @@ def give_watch_its_secs(args: list[str]) -> list[str]:
 
     >>> give_watch_its_secs(["--watch", "runs/a"]), give_watch_its_secs(["--watch", "2", "runs/a"])
     (['--watch=5.0', 'runs/a'], ['--watch', '2', 'runs/a'])
+    >>> give_watch_its_secs([])
+    []
     """
     return [
         f"--watch={WATCH_SECS}" if arg == "--watch" and not re.fullmatch(r"-?\d+(\.\d*)?", following) else arg
-        for arg, following in zip(args, [*args[1:], ""], strict=True)
+        for arg, following in zip(args, [*args, ""][1:], strict=True)
     ]
 
 

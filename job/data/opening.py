@@ -292,6 +292,7 @@ def _choose_split(splits: Sequence[str], config: DataConfig, *, must_choose: boo
     wanted = config.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
     if wanted not in splits:
         raise UsageError(
-            f"--dataset {config.dataset} has no split {wanted!r}. Splits: {', '.join(splits) or 'none'}. Set --split."
+            f"--dataset {config.dataset} has no split {wanted!r}. Splits: {', '.join(splits) or 'none'}. "
+            f"{'Set --split' if config.split is None else 'Give --split one of these, or leave it out'}."
         )
     return wanted

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from job.config import ModelConfig
@@ -15,6 +16,9 @@ Span = tuple[int, int]
 
 ALIKE_DECODERS = frozenset({"ByteLevel", "Replace", "ByteFallback", "Fuse"})
 """Steps of decoding that do not treat the first token in another way."""
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -30,6 +34,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # OSError, ValueError, KeyError, ... for a missing or unusual tokenizer
+        directory = Path(config.model)
+        if directory.is_dir() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+            raise UsageError(
+                f"--model {config.model} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}. "
+                "Copy the tokenizer's files from where the model comes from."
+            ) from None
         raise UsageError(f"--model {config.model}: the tokenizer cannot be loaded: {first_line(error)}") from None
 
 

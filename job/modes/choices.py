@@ -6,6 +6,7 @@ choice's probability by the one it has for a row without content ("N/A").
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
@@ -50,10 +51,11 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
     texts = tuple(values)
     if len(values) == 1:
         if not names_file(values[0]):
-            raise UsageError(
-                f"--choices got a single value, {values[0]!r}, which is not a file. Give at least two choices, or a "
-                "file with one per line."
-            )
+            parts = [part.strip() for part in values[0].split(",")]
+            advice = "Give at least two choices, or a file with one per line."
+            if len(parts) > 1 and all(parts):
+                advice = f"Write {' '.join(f'--choices {shlex.quote(part)}' for part in parts)}."
+            raise UsageError(f"--choices got a single value, {values[0]!r}, which is not a file. {advice}")
         texts = read_lines("--choices", expand_home(values[0]))
     seen: set[str] = set()
     for idx, text in enumerate(texts):

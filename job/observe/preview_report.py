@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from job.modes.mode import Section
 from job.observe.fit_report import FitReport
 from job.observe.histogram import Histogram
-from job.observe.text import visible
+from job.observe.text import number, visible
 
 GIB = 1024**3
 
@@ -204,14 +204,14 @@ def _dataset(preview: Preview) -> str:
         "spread": f"{preview.num_sampled:,} of which were read, spread over the dataset",
         "first": f"the first {preview.num_sampled:,} of which were read",
     }
-    return f"{preview.dataset}: {preview.num_rows:,} rows, {ways[preview.sampled]}"
+    return f"{preview.dataset}: {number(preview.num_rows, 'row')}, {ways[preview.sampled]}"
 
 
 def _plan(preview: Preview) -> str:
-    shards = "1 shard" if preview.num_shards == 1 else f"{preview.num_shards:,} shards"
     completions = preview.num_rows * preview.num_samples
     samples = "" if preview.num_samples == 1 else f" with {preview.num_samples:,} samples each: {completions:,} in all"
-    return f"{preview.num_rows:,} rows in {shards} of {preview.rows_per_shard:,}{samples}"
+    shards = f"{number(preview.num_shards, 'shard')} of {preview.rows_per_shard:,}"
+    return f"{number(preview.num_rows, 'row')} in {shards}{samples}"
 
 
 def _model(preview: Preview) -> str:

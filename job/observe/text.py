@@ -20,10 +20,10 @@ def visible(text: str) -> str:
 def number(count: int, noun: str) -> str:
     """Return a number of things.
 
-    >>> number(1, "row"), number(1234, "row")
-    ('1 row', '1,234 rows')
+    >>> number(1, "row"), number(1234, "row"), number(2, "process")
+    ('1 row', '1,234 rows', '2 processes')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def list_kinds(errors: Mapping[str, int]) -> str:

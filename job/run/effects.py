@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from job.config import DataConfig, EngineConfig, ModelConfig, RunConfig, SamplingConfig
+from job.config import DataConfig, EngineConfig, ModelConfig, PromptConfig, RunConfig, SamplingConfig
 from job.errors import Doubt, UsageError
 from job.wording import flag, listed
 
@@ -52,12 +52,25 @@ NEEDS = (
         reason="--dataset is local",
     ),
     Need(
+        options=("dataset_config",),
+        is_met=lambda config: not (Path(config.data.dataset).is_dir() and config.data.data_files),
+        reason="--data-files says which files of the directory are read",
+    ),
+    Need(
         options=("kv_cache_memory", "cuda_graphs"),
         is_met=lambda config: config.engine.engine == "paged",
         reason="it is a setting of --engine paged",
     ),
 )
 """One entry for each way in which options depend on others. What a mode ignores, it says itself: ``Mode.ignores``."""
+
+CONVERSATION_NEEDS = Need(
+    options=("last_assistant_turn",),
+    is_met=lambda config: config.prompt.messages_column is not None,
+    reason="prompts are texts, not conversations",
+    remedy="Set --messages-column",
+)
+"""Not for requests to OpenAI's API, which are recognised once the dataset is open."""
 
 
 def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
@@ -66,7 +79,19 @@ def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
     Raises:
         UsageError: there are such options, and this is a new run.
     """
-    doubts = list(_doubts(config))
+    return _refused_or_noted(list(_doubts(config)), is_new=is_new)
+
+
+def check_effects_on_texts(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
+    """Do the same for the options that only conversations need, if the dataset holds none.
+
+    Raises:
+        UsageError: as ``check_effects`` does.
+    """
+    return _refused_or_noted(list(_unmet(CONVERSATION_NEEDS, config, _given(config))), is_new=is_new)
+
+
+def _refused_or_noted(doubts: list[Doubt], *, is_new: bool) -> tuple[str, ...]:
     if is_new and (refused := [doubt for doubt in doubts if doubt.remedy is not None]):
         raise UsageError(" ".join(map(str, refused)))
     return tuple(doubt.problem for doubt in doubts)
@@ -81,9 +106,7 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
             yield _without_effect(ignored, f"{mode.flag} does not use {'it' if len(ignored) == 1 else 'them'}", "")
             given = [name for name in given if name not in ignored]
     for need in NEEDS:
-        names = [name for name in given if name in need.options]
-        if names and not need.is_met(config):
-            yield _without_effect(names, need.reason, need.remedy)
+        yield from _unmet(need, config, given)
     if 0 < sampling.temperature < GREEDY_BELOW:
         problem = f"--temperature {sampling.temperature:g} is the same as 0"
         yield Doubt(problem, "Use 0 (greedy), or 0.00001 or more")
@@ -97,6 +120,12 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
         yield Doubt(problem, "Set --temperature above 0" if is_cold else "Use a larger --top-k")
 
 
+def _unmet(need: Need, config: RunConfig, given: list[str]) -> Iterator[Doubt]:
+    names = [name for name in given if name in need.options]
+    if names and not need.is_met(config):
+        yield _without_effect(names, need.reason, need.remedy)
+
+
 def _given(config: RunConfig) -> list[str]:
     """Return the names of the options whose values differ from the defaults, as far as a need could concern them."""
     return [
@@ -104,6 +133,7 @@ def _given(config: RunConfig) -> list[str]:
         for section, kind in (
             (config.model, ModelConfig),
             (config.data, DataConfig),
+            (config.prompt, PromptConfig),
             (config.sampling, SamplingConfig),
             (config.engine, EngineConfig),
         )

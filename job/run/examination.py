@@ -33,7 +33,7 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.records import Request
 from job.run.dates import dated
-from job.run.effects import check_effects
+from job.run.effects import check_effects, check_effects_on_texts
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
 from job.run.older_runs import as_started
@@ -106,6 +106,8 @@ def examine(
     chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
     run, dataset = _open(config, found, chat=template is not None)
+    if not run.is_batch:
+        effect_notes += check_effects_on_texts(config, is_new=found is None)
     config = run.config
     doing("checking the options against the data")
     schema = dataset.source.schema

@@ -20,6 +20,7 @@ from job.launch.stop import StopFlag
 from job.observe.noise import silence_progress_bars
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
+from job.observe.text import number
 from job.observe.watchdog import Heartbeat
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import NothingSucceeds
@@ -70,7 +71,8 @@ def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
     if prepared is None or not prepared.is_done:
         return None
     totals = conclude(prepared)
-    progress.note(f"all {totals.num_rows:,} rows are already done, {totals.num_errors:,} with an error")
+    verb = "is" if totals.num_rows == 1 else "are"
+    progress.note(f"all {number(totals.num_rows, 'row')} {verb} already done, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared, progress.note)
 
 
@@ -168,18 +170,15 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
         progress.note(prepared.model_info.dtype_note)
     for note in prepared.notes:
         progress.note(note)
-    shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards:,} shards"
-    replicas = "1 replica" if info.num_replicas == 1 else f"{info.num_replicas} replicas"
-    processes = "1 process" if info.tensor_parallel_size == 1 else f"{info.tensor_parallel_size} processes"
     samples = "" if plan.num_samples == 1 else f" with {plan.num_samples} samples each"
     finished = prepared.finished
     finished.look(budget_secs=READ_SECS)
     at_least = "at least " if finished.is_partial else ""
     num_done = f"{at_least}{finished.num_rows():,} of {plan.num_completions:,} {plan.unit} already done"
     progress.note(
-        f"{plan.num_rows:,} rows{samples} in {shards}, {num_done}; "
+        f"{number(plan.num_rows, 'row')}{samples} in {number(plan.num_shards, 'shard')}, {num_done}; "
         f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
-        f"{replicas} of {processes}"
+        f"{number(info.num_replicas, 'replica')} of {number(info.tensor_parallel_size, 'process')}"
     )
 
 
