@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.errors import UsageError, flag
+from job.errors import UsageError
+from job.wording import flag
 
 if TYPE_CHECKING:
     from job.config import DataConfig
