@@ -25,7 +25,6 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     Then run the same command as before: it recomputes these rows and no others. Their parts stay readable until the new
     ones replace them.
     """
-    from job.observe.text import number
     from job.output.looking.found import find_run
     from job.output.looking.retries import mark_for_retry, read_errors
 
