@@ -208,7 +208,8 @@ def test_columns_of_mixed_types_are_json_and_not_text_of_json(run_job: RunJob, t
     """``datasets`` stores them as text."""
     values = [{"a": 1}, {"a": "t", "b": [1, "c"]}, 5, None]
     (tmp_path / "d.json").write_text(json.dumps([{"prompt": "p", "x": value} for value in values]))
-    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "d.json"]
+    datasets.load_dataset("json", data_files=str(tmp_path / "d.json"), split="train").save_to_disk(tmp_path / "saved")
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", tmp_path / "saved"]
     assert run_job(*args, "--output", tmp_path / "out", "--keep-columns", "x").exit_code == 0
     export(run_job, tmp_path / "out", "--to", tmp_path / "rows.jsonl", "--columns", "x")
     assert lines_of(tmp_path / "rows.jsonl") == [{"x": value} for value in values]
