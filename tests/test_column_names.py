@@ -55,6 +55,12 @@ def test_columns_may_have_commas_and_white_space(
         assert kept(result, tmp_path) == columns
 
 
+def test_the_default_column_may_have_white_space_as_well(run: Any, tmp_path: Path) -> None:
+    assert kept(run("--keep-columns", "*", rows=[{"prompt ": "p", "x": 1}]), tmp_path) == ["x", "prompt"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["identity"]["prompt"]["prompt_column"] == "prompt "
+
+
 def test_a_list_in_a_config_file_has_whole_names(run: Any, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('keep-columns = ["Yes, no", "a"]\nprompt-column = "Kunde"\n')
     assert kept(run("--config", tmp_path / "c.toml", "--no-include-prompt"), tmp_path) == ["Yes, no", "a"]

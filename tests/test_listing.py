@@ -236,6 +236,17 @@ def test_a_link_to_itself_is_a_link_to_nothing(tmp_path: Path) -> None:
     assert read(tmp_path) == ["a.jsonl"] and not_read(tmp_path) == ["self (a link to nothing)"]
 
 
+def test_what_other_tools_write_is_read_whole(tmp_path: Path) -> None:
+    """Folders of partitions, and Spark's marks and checksums beside its parts."""
+    fill(tmp_path, "hive/year=2023/part-0.parquet", "hive/year=2024/part-0.parquet")
+    assert read(tmp_path / "hive") == ["hive/year=2023/part-0.parquet", "hive/year=2024/part-0.parquet"]
+    parts = ["s.parquet/part-00000-ab.snappy.parquet", "s.parquet/part-00001-ab.snappy.parquet"]
+    beside = ["_SUCCESS", "_metadata", "._SUCCESS.crc", ".part-00000-ab.snappy.parquet.crc"]
+    fill(tmp_path, *parts, *(f"s.parquet/{name}" for name in beside))
+    assert read(tmp_path / "s.parquet") == parts
+    assert sorted(not_read(tmp_path / "s.parquet")) == sorted(beside)
+
+
 def test_names_of_any_bytes_can_be_shown_and_written(tmp_path: Path, tiny_model: Any, run_job: Any) -> None:
     """A name that is not UTF-8 was a traceback at the manifest; an escape sequence of a name reached the terminal."""
     for name in (b"caf\xe9.jsonl", b"a\nb\x1b[31m.jsonl", b"caf\xe9.bak"):

@@ -153,6 +153,29 @@ def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return open_source(make(tmp_path_factory.mktemp("form")), streaming=streaming).source
 
 
+@pytest.mark.parametrize("form", ["file", "lz4", "stream", "select", "filter", "shuffle", "numpy"])
+def test_forms_of_arrow_are_read_in_their_order(tmp_path: Path, form: str) -> None:
+    """A selection keeps its indices beside the table: its rows are those that were selected, in that order."""
+    rows, path = pa.table({"text": [f"t{idx}" for idx in range(6)]}), tmp_path / "x.arrow"
+    expected = rows["text"].to_pylist()
+    if form in ("file", "lz4", "stream"):
+        options = pa.ipc.IpcWriteOptions(compression="lz4" if form == "lz4" else None)
+        with (pa.ipc.new_stream if form == "stream" else pa.ipc.new_file)(path, rows.schema, options=options) as writer:
+            writer.write_table(rows)
+    else:
+        whole = datasets.Dataset(rows)
+        made = {
+            "select": lambda: whole.select([5, 3, 0]),
+            "filter": lambda: whole.filter(lambda row: row["text"] > "t3"),
+            "shuffle": lambda: whole.shuffle(seed=1),
+            "numpy": lambda: whole.with_format("numpy"),
+        }[form]()
+        expected = [str(row["text"]) for row in made]
+        made.save_to_disk(path)
+    source = open_source(path).source
+    assert [row.values["text"] for row in read_rows(source)] == expected
+
+
 def test_every_form_knows_its_rows_and_columns(form: Source) -> None:
     assert form.num_rows == 700
     assert form.schema.names in (["text", "number"], ["text"])
@@ -484,6 +507,32 @@ def test_a_line_that_cannot_be_parsed_is_an_error_row_with_its_place(
     assert rows[0].error is None and rows[2].error is None
     assert rows[1].error is not None and rows[1].error.kind == kind
     assert rows[1].error.detail.startswith("a.jsonl, row 1: ") and detail in rows[1].error.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('{"text":"a\u2028b\u2029c\x85d"}\n{"text":"e"}\n', ["a\u2028b\u2029c\x85d", "e"]),
+        ('{"text":"a"}\r\n\r\n{"text":"b"}\r\n', ["a", "b"]),
+        ('\ufeff{"text":"a"}\n', ["a"]),
+        ('{"text":"a\\u0000b"}\n{"text":"c\0d"}\n', ["a\0b", "invalid_json"]),
+        ('{"text":"a"}\n' + "\0" * 4096, ["a", "invalid_json"]),
+        ('# exported\n{"text":"a"}\n', ["invalid_json", "a"]),
+        ('{"text":"a"}\n{"text":"b"', ["a", "invalid_json"]),
+        ('{"text":"a","":1,"x.y":2}\n', ["a"]),
+        ('{"text":"first","text":"second"}\n', ["second"]),
+        ('{"text":"a"}{"text":"b"}\n{"text":"c"}\n', ["invalid_json", "c"]),
+        ('{"text":NaN}\n{"text":-Infinity}\n{"text":9007199254740993}\n', ["nan", "-inf", "9007199254740993"]),
+    ],
+    ids=[
+        *("line-separators", "windows", "mark", "nul", "nul-padding", "comment", "torn", "odd-keys", "key-twice"),
+        *("two-in-a-line", "numbers"),
+    ],
+)
+def test_odd_lines_are_read_as_they_are(tmp_path: Path, content: str, rows: list[str]) -> None:
+    source = lines_of(tmp_path / "a.jsonl", content.encode())
+    found = [row.error.kind if row.error else str(row.values["text"]) for row in read_rows(source)]
+    assert found == rows
 
 
 def test_bytes_that_are_no_text_are_an_error_row_of_a_text_file(tmp_path: Path) -> None:
@@ -825,7 +874,7 @@ def test_the_split_is_as_asked_or_train_or_the_only_one(
 
 def test_a_wrong_split_is_told_with_those_there_are(tmp_path: Path) -> None:
     path = make_split_directory(tmp_path, "train", "test")
-    with pytest.raises(UsageError, match=r"has no split 'dev'\. Splits: train, test\. Set --split\."):
+    with pytest.raises(UsageError, match=r"has no split 'dev'\. Splits: train, test\. Give --split one of these"):
         open_source(path, split="dev")
 
 

@@ -30,7 +30,7 @@ def kept_fields(run: ResolvedRun, schema: pa.Schema, columns: Columns, found: Ma
     is_all = "*" in names
     if is_all:
         there = {run.text_column} & columns.names
-        if not is_older and run.text_column is not None and run.text_column.casefold() in taken:
+        if not is_older and run.text_column is not None and run.text_column.strip().casefold() in taken:
             there = {run.text_column}
         others = [name for name in all_columns(schema, found) if name not in there]
         names = list(dict.fromkeys([*(name for name in names if name != "*"), *others]))

@@ -28,9 +28,11 @@ class ResolvedRun:
             id_column=data.id_column and column_named(data.id_column, columns),
             keep_columns=columns_named(data.keep_columns, columns),
         )
+        text = prompt.text_column
+        meant = text and column_named(text, columns)
         prompt = replace(
             prompt,
-            prompt_column=prompt.prompt_column and column_named(prompt.prompt_column, columns),
+            prompt_column=prompt.prompt_column if meant == text else meant,  # the default is named only if it differs
             messages_column=prompt.messages_column and column_named(prompt.messages_column, columns),
         )
         return replace(self, config=replace(self.config, data=data, prompt=prompt))
