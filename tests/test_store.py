@@ -164,6 +164,20 @@ def test_only_what_was_looked_at_is_deleted(store: LocalStore) -> None:
     assert store.delete_if_same("x", seen), "somebody else has removed it"
 
 
+def test_a_file_that_another_worker_deletes_at_once_has_been_touched(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of a run, one worker swept another's clock away between its touch and its look at the time."""
+    touch = os.utime
+
+    def touched_and_deleted(file: int) -> None:
+        touch(file)
+        store.delete("x")
+
+    monkeypatch.setattr(os, "utime", touched_and_deleted)
+    assert abs(store.touch("x", create=True) - time.time()) < 60 and not store.exists("x")
+
+
 @pytest.mark.parametrize("verb", ["stamp", "read", "open", "touch"])
 def test_what_another_client_has_removed_is_missing(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, verb: str

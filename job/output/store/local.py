@@ -142,13 +142,17 @@ class LocalStore:
             appender.close()
 
     def touch(self, name: str, *, create: bool = False) -> float:
-        """Touch a file without passing a time, so that a file server stamps it by its own clock."""
+        """Touch a file without passing a time, so that a file server stamps it by its own clock.
+
+        A file that it creates is asked for its time while it is open: another worker may delete it at any moment.
+        """
         path = self._path(name)
         with named(path):
             if create:
-                path.touch()
-            else:
-                os.utime(path)
+                with path.open("ab") as file:
+                    os.utime(file.fileno())
+                    return os.fstat(file.fileno()).st_mtime
+            os.utime(path)
             return path.stat().st_mtime
 
     def now(self) -> float | None:
