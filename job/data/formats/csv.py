@@ -27,6 +27,9 @@ READER = "csv-2"
 
 TABLE = "table.arrow"
 
+MIN_BATCH_BYTES = 1 << 20
+"""Batches of short files are put together up to this size: each batch costs time for every column."""
+
 MAX_NOTES = 3
 
 OUR_OPTIONS = {"sep", "delimiter", "encoding"}
@@ -143,11 +146,22 @@ class _Table:
             yield pa.RecordBatch.from_arrays(columns, schema=scan.schema)
 
     def _cells(self, block_bytes: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of all files, all cells as text."""
+        """Yield the rows of all files, all cells as text, with the columns in the order of the first file."""
+        waiting: list[pa.RecordBatch] = []
+        num_bytes = 0
+        for batch in self._file_batches(block_bytes):
+            waiting.append(batch)
+            num_bytes += batch.nbytes
+            if num_bytes >= MIN_BATCH_BYTES:
+                yield from _together(waiting)
+                waiting, num_bytes = [], 0
+        yield from _together(waiting)
+
+    def _file_batches(self, block_bytes: int) -> Iterator[pa.RecordBatch]:
         left = self.limit
         for file, names in zip(self.files, self.names, strict=True):
             for batch in file.batches(block_bytes):
-                yield batch.slice(0, left).rename_columns(names)
+                yield batch.slice(0, left).rename_columns(names).select(self.names[0])
                 left = None if left is None else left - len(batch)
                 if left is not None and left <= 0:
                     return
@@ -175,8 +189,14 @@ class _Table:
         return (*found, *name_notes(Path(self.files[0].path).name, self.files[0].header, self.names[0], kept))
 
 
+def _together(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Return the rows of batches in as few as possible."""
+    found: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches() if batches else []
+    return found
+
+
 def _check_names(first_file: str, first_names: Sequence[str], file: str, names: Sequence[str]) -> None:
-    files = {file: names, first_file: first_names}
+    files = {file: dict.fromkeys(names), first_file: dict.fromkeys(first_names)}
     for lacking, having in ((file, first_file), (first_file, file)):
         missing = [name for name in files[having] if name not in files[lacking]]
         if missing:
