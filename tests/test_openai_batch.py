@@ -10,7 +10,9 @@ import datasets
 import pytest
 
 from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
-from job.data.openai_batch import Requests, recognises_requests
+from job.data.openai_batch import Requests, open_requests, recognises_requests
+from job.data.opening import open_dataset
+from job.errors import UsageError
 from job.modes.structured import StructuredMode
 from job.records import RowRejected
 from job.run.resolved import ResolvedRun
@@ -326,7 +328,7 @@ def test_a_first_request_that_is_none_is_an_error_row(run_batch: RunJob, tmp_pat
 def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch: RunJob, tmp_path: Path) -> None:
     """What was recognised is in the manifest, like all that makes a prompt."""
     assert run_batch([request(0)]).exit_code == 0
-    assert "are already done" in run_batch([request(0)]).stderr
+    assert "already done" in run_batch([request(0)]).stderr
     result = run_batch([request(0)], "--prompt-column", "custom_id", "--id-column", "custom_id")
     assert result.exit_code == 2
     assert 'the column of an OpenAI batch\'s requests was "body", now not set' in result.stderr
@@ -359,3 +361,23 @@ def test_ids_that_do_not_identify_are_noted(run_batch: RunJob, tmp_path: Path) -
     note = "custom_id does not identify every request: 1 repeats an earlier one (such as 'a'), 2 are null or empty"
     assert result.exit_code == 0 and note in result.stderr
     assert "does not identify" not in run_batch([request(0), request(1)], "--output", tmp_path / "out2").stderr
+
+
+def test_an_older_run_of_requests_with_a_schema_goes_on(tmp_path: Path) -> None:
+    """Versions up to 0.2 made an error row of each such request; a restart of their runs was refused."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    data = DataConfig(dataset=str(write_jsonl(tmp_path / "batch.jsonl", [request(0, response_format=wanted)])))
+    source = open_dataset(data).source
+    older, new = (
+        RunConfig(
+            model=ModelConfig(model="m"),
+            data=data,
+            prompt=prompt,
+            sampling=SamplingConfig(),
+            output=OutputConfig(output=Path("out")),
+        )
+        for prompt in (PromptConfig(text_rules=1), PromptConfig())
+    )
+    assert open_requests(older, source, chat=True).columns == ["body", "url"]
+    with pytest.raises(UsageError, match="Give --json-schema"):
+        open_requests(new, source, chat=True)

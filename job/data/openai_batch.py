@@ -90,6 +90,7 @@ class Requests:
         self._dataset, self._model = config.data.dataset, config.model.model
         self._sampling, self._is_no_chat = config.sampling, config.prompt.chat is False
         self._modes = config.active_modes
+        self._checks_format = config.prompt.has_own_rules  # older versions made an error row of each such request
         self._url = CHAT_URL if chat else TEXT_URL
         self.columns = [name for name in (BODY_COLUMN, URL_COLUMN) if name in columns]
 
@@ -132,7 +133,8 @@ class Requests:
                 body = body_of(row.values)
                 self._check_url(url_of(row.values, body))
                 self._check_parameters(body)
-                self._check_format(body)
+                if self._checks_format:
+                    self._check_format(body)
 
     def _check_url(self, url: str) -> None:
         if url == self._url or url not in (CHAT_URL, TEXT_URL):
