@@ -286,7 +286,7 @@ def test_a_card_with_configs_says_what_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, dataset_config="y") == ["b.jsonl"]
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nWords.\n")
     assert read(tmp_path) == ["a.jsonl", "b.jsonl"], "a card without configs says nothing of files"
-    with pytest.raises(UsageError, match=r"has no README\.md that lists configs"):
+    with pytest.raises(UsageError, match=r"no README\.md that lists configs"):
         opened(tmp_path, dataset_config="y")
 
 

@@ -206,6 +206,34 @@ def test_a_saved_split_may_have_no_rows(tmp_path: Path) -> None:
     assert opened(tmp_path / "one").split == "test", "as it was saved"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        (
+            "saved",
+            {"data_files": ("*.arrow",)},
+            "--data-files is for directories and Hub datasets, but --dataset saved is",
+        ),
+        ("saved", {"dataset_config": "x"}, "--dataset-config is for .* is from save_to_disk. Leave it out."),
+        ("saved", {"csv_delimiter": ";"}, "--csv-delimiter is for .*, which --dataset saved is not. Leave it out."),
+        ("d/*.jsonl", {"data_files": ("a.jsonl",)}, "--data-files is for .* is a pattern. Leave it out."),
+        ("d/a.jsonl", {"data_files": ("a.jsonl",)}, "--data-files is for .* is a file. Leave it out."),
+        ("d", {"data_files": ("a.jsonl",), "dataset_config": "x"}, "--dataset-config x has no effect: no README.md"),
+    ],
+)
+def test_options_without_an_effect_on_a_dataset_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, options: dict[str, Any], message: str
+) -> None:
+    """They were ignored; a run that an older version started goes on."""
+    monkeypatch.chdir(tmp_path)
+    datasets.Dataset.from_dict({"prompt": ["a"]}).save_to_disk("saved")
+    write(tmp_path / "d" / "a.jsonl", '{"prompt": "a"}\n')
+    with pytest.raises(UsageError, match=message):
+        opened(dataset, **options)
+    if "csv_delimiter" not in options and dataset != "d/a.jsonl":
+        assert open_dataset(DataConfig(dataset=dataset, **options), is_older=True).source.num_rows == 1
+
+
 def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
     """V.JSONL and V.PARQUET were refused."""
     pq.write_table(pa.table({"prompt": ["NA"]}), tmp_path / "V.PARQUET")

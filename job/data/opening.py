@@ -15,17 +15,17 @@ from typing import Any
 
 from job.config import DataConfig
 from job.data.dataset import DataFile, OpenDataset, Unread, writable
-from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of, format_of_reader, saved
+from job.data.formats import CONVERTED, ENDINGS, READERS, Format, check_options, ending_of, format_of_reader, saved
 from job.data.formats.files import Files
 from job.data.heads import check_heads
 from job.data.listing import CARD, Listing, data_beside, list_directory
 from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, runs_of
 from job.data.source import TableSource
-from job.data.splits import splits_of
+from job.data.splits import choose_split, splits_of
 from job.errors import JobError, UsageError, explain, is_foreign
 from job.fingerprint import digest_of_ends, fingerprint
-from job.wording import unreachable
+from job.wording import flag, unreachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,7 @@ def open_dataset(config: DataConfig, *, output: Path | None = None, is_older: bo
         UsageError: the dataset, split or file does not exist, or cannot be read.
     """
     path = Path(config.dataset)
-    if path.is_file() and (config.data_files or config.dataset_config):
-        option = "--data-files" if config.data_files else "--dataset-config"
-        raise UsageError(f"{option} is for directories and Hub datasets, but --dataset {path} is a file. Leave it out.")
+    _check_choosing(path, config, is_older)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UsageError(
             f"--dataset {path} is a pipe, a socket or a device, which can be read only once. Copy it to a file."
@@ -95,14 +93,28 @@ def _cache_hint(error: Exception) -> str:
     return f". Set HF_HOME, now {home}, to a directory that can be written: the data is converted there."
 
 
+def _check_choosing(path: Path, config: DataConfig, is_older: bool) -> None:
+    """Refuse options that choose among files where there is no choice. Older versions ignored most of them."""
+    is_pattern = not path.exists() and bool(set(config.dataset) & set("*?["))
+    kinds = {"a file": path.is_file()}
+    if not is_older:
+        kinds |= {"from save_to_disk": saved.is_saved(path), "a pattern": is_pattern}
+    for what in (what for what, is_it in kinds.items() if is_it):
+        for name in (name for name in ("data_files", "dataset_config") if getattr(config, name)):
+            raise UsageError(
+                f"{flag(name)} is for directories and Hub datasets, but --dataset {path} is {what}. Leave it out."
+            )
+
+
 def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
+    check_options(CONVERTED, config)
     names = saved.split_names(path)
     if names is not None:
-        split = _choose_split(names, config)
+        split = choose_split(names, config)
         dataset = saved.load_saved(path / split)
     else:
         dataset = saved.load_saved(path)
-        split = _choose_split([str(dataset.split or config.split or "train")], config)
+        split = choose_split([str(dataset.split or config.split or "train")], config)
     files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() also leaves its caches there
     return OpenDataset(
         source=TableSource(dataset),
@@ -115,8 +127,13 @@ def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
 
 
 def _open_found(found: _Found, config: DataConfig, is_older: bool) -> OpenDataset:
-    split = _choose_split(list(found.splits), config, must_choose=found.must_choose)
+    split = choose_split(list(found.splits), config, must_choose=found.must_choose)
     names = found.splits[split]
+    if found.format is not None and config.dataset_config and not is_older:
+        raise UsageError(
+            f"--dataset-config {config.dataset_config} has no effect: no README.md that lists configs chooses the "
+            f"files of --dataset {config.dataset}. Leave it out."
+        )
     known = found.format or format_of_reader(found.reader, names)
     check_options(known, config)
     files = Files(
@@ -196,10 +213,6 @@ def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> _
         files = [file for files in found.splits.values() for file in files]
         beside = data_beside(directory, files) if files and "://" not in files[0] else ()
         return replace(found, root=directory, unread=beside)
-    if config.dataset_config:
-        raise UsageError(
-            f"--dataset-config {config.dataset_config}: {directory} has no README.md that lists configs. Leave it out."
-        )
     return _listed(list_directory(directory), by_splits=True)
 
 
@@ -280,19 +293,3 @@ def _load_builder(*args: Any, **options: Any) -> Any:
     import datasets
 
     return datasets.load_dataset_builder(*args, **options)
-
-
-def _choose_split(splits: Sequence[str], config: DataConfig, *, must_choose: bool = False) -> str:
-    """Return the split to read: the requested one, else ``train``, else the only one."""
-    if must_choose and config.split is None:
-        raise UsageError(
-            f"--dataset {config.dataset}: the names of its files look like the splits {', '.join(splits)}. "
-            "Choose one with --split, or read all files with --data-files '**'."
-        )
-    wanted = config.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
-    if wanted not in splits:
-        raise UsageError(
-            f"--dataset {config.dataset} has no split {wanted!r}. Splits: {', '.join(splits) or 'none'}. "
-            f"{'Set --split' if config.split is None else 'Give --split one of these, or leave it out'}."
-        )
-    return wanted

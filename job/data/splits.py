@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from job.config import DataConfig
+from job.errors import UsageError
+
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -51,6 +54,29 @@ def splits_of(names: Sequence[str]) -> Splits:
         if (found := _sorted_by(names, split_of)) is not None:
             return Splits(files=found, is_plain=is_plain or len(found) == 1)
     return Splits(files={"train": tuple(names)}, is_plain=True)
+
+
+def choose_split(splits: Sequence[str], config: DataConfig, *, must_choose: bool = False) -> str:
+    """Return the split to read: the requested one, else ``train``, else the only one.
+
+    Args:
+        must_choose: whether the user must request one.
+
+    Raises:
+        UsageError: there is no such split, or none was requested.
+    """
+    if must_choose and config.split is None:
+        raise UsageError(
+            f"--dataset {config.dataset}: the names of its files look like the splits {', '.join(splits)}. "
+            "Choose one with --split, or read all files with --data-files '**'."
+        )
+    wanted = config.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if wanted not in splits:
+        raise UsageError(
+            f"--dataset {config.dataset} has no split {wanted!r}. Splits: {', '.join(splits) or 'none'}. "
+            f"{'Set --split' if config.split is None else 'Give --split one of these, or leave it out'}."
+        )
+    return wanted
 
 
 def _sorted_by(names: Sequence[str], split_of: Callable[[str], str | None]) -> dict[str, tuple[str, ...]] | None:
