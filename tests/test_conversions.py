@@ -238,6 +238,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, cache: Path) -
         ('{\n  "a": 1\n}\n{\n  "a": 2\n}', [{"a": 1}, {"a": 2}]),
         ('{"a": 1}', [{"a": 1}]),
         ('["x", "y"]', [{"text": "x"}, {"text": "y"}]),
+        ('[{"a": 1}, 1.5e3, -2]', [{"a": 1}, "invalid_json", "invalid_json"]),
         ('[{"a": 12345678901234567890123, "b": NaN}]', None),
     ],
 )

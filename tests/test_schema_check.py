@@ -327,6 +327,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "at the top: not supported: 'uniqueItems'. Leave it out",
     ),
     "a constant": ({"const": 9007199254740993}, "const at the top is 9007199254740993, which"),
+    "many digits": ({"const": 10**200}, f"const at the top is 1{'0' * 76}..., which"),
     "a list of constants": (
         {"enum": ["a", {"b": [100000000000000000000]}]},
         "enum at the top is 100000000000000000000",

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from job.arrow.json_schema import Path, walk
-from job.errors import Doubt
+from job.errors import Doubt, shorten
 from job.wording import listed
 
 _FOR_TYPE = {
@@ -152,7 +152,7 @@ def _number_doubts(schema: Any) -> Iterator[Doubt]:
     for path, inner in walk(schema):
         for keyword, value in inner.items():
             if keyword in _SIZES and type(value) is int and value > MAX_SIZE:
-                yield Doubt(f"{keyword} {place(path)} is {value}, above {MAX_SIZE}", "Use less, or leave it out")
+                yield Doubt(f"{keyword} {place(path)} is {shorten(value)}, above {MAX_SIZE}", "Use less, or leave it out")
             elif _TYPES_OF.get(keyword) == "number" or keyword in ("const", "enum"):
                 advice = "Write such values as strings" if keyword in ("const", "enum") else "Leave it out"
                 for number in _inexact_numbers(value):
@@ -166,9 +166,9 @@ def _number_doubts(schema: Any) -> Iterator[Doubt]:
 
 def _inexact_numbers(value: Any) -> Iterator[str]:
     if isinstance(value, _Inexact):
-        yield value.text
+        yield shorten(value.text)
     elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > MAX_EXACT:
-        yield f"{value}"
+        yield shorten(value)
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _inexact_numbers(inner)

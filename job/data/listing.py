@@ -158,6 +158,7 @@ def _walk(root: Path) -> _Walked:
 
 
 def identity(path: Path) -> tuple[int, int]:
+    """Return what two paths have in common if they are the same file or folder."""
     found = path.stat()
     return found.st_dev, found.st_ino
 

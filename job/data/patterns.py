@@ -37,8 +37,8 @@ def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_fo
             is_own = own in closed.values()
             raise UsageError(f"--dataset {pattern}: {'it is the output of this very run' if is_own else reason}.")
         unread |= dict.fromkeys(closed.values(), "a run directory")
-        entered = {folder for path in asked for folder in path.parents}
-        unread |= {path: "a folder" for path in asked if path.is_dir() and path not in entered | {*closed}}
+        entered = {folder for path in asked for folder in path.parents} | closed.keys()
+        unread |= {path: "a folder" for path in asked if path not in entered and path.is_dir()}
         for path in chosen:
             # Do not follow a link to its target: in a Hub cache, two files with equal contents are links to one file.
             files.setdefault(path.parent.resolve() / path.name, path.absolute())

@@ -25,7 +25,9 @@ READER = "json-2"
 READ_CHARS = 1 << 20
 
 NEAR_END = 16
-"""A value that is cut off by the end of what has been read is an error at most this many characters before it."""
+"""A value that is cut off by the end of what has been read is an error at most this many characters before it, or the
+beginning of a number, such as the 1 of 1.5e3.
+"""
 
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -144,7 +146,8 @@ class Values:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._is_at_end:
+                may_go_on = isinstance(value, int | float) and end > len(self._text) - NEAR_END
+                if (end < len(self._text) and not may_go_on) or self._is_at_end:
                     text, self._at = self._text[self._at : end], end
                     return text, value
             except json.JSONDecodeError as error:
