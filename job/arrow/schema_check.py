@@ -152,7 +152,8 @@ def _number_doubts(schema: Any) -> Iterator[Doubt]:
     for path, inner in walk(schema):
         for keyword, value in inner.items():
             if keyword in _SIZES and type(value) is int and value > MAX_SIZE:
-                yield Doubt(f"{keyword} {place(path)} is {shorten(value)}, above {MAX_SIZE}", "Use less, or leave it out")
+                problem = f"{keyword} {place(path)} is {shorten(value)}, above {MAX_SIZE}"
+                yield Doubt(problem, "Use less, or leave it out")
             elif _TYPES_OF.get(keyword) == "number" or keyword in ("const", "enum"):
                 advice = "Write such values as strings" if keyword in ("const", "enum") else "Leave it out"
                 for number in _inexact_numbers(value):
