@@ -293,7 +293,7 @@ def test_scores_that_take_too_much_memory_are_left_to_torch(
 
 @pytest.mark.parametrize("lengths", [(40, 30), (30, 40), (1, 1), (1, 30), (40, 1)])
 @pytest.mark.parametrize("spoilt", [0, 1])
-def test_nan_in_one_sequence_leaves_its_neighbours_alone(
+def test_nan_in_one_sequence_leaves_its_neighbors_alone(
     lengths: tuple[int, int], spoilt: int, backend: Backend
 ) -> None:
     """A regression: shorter prompts of a group were padded with page 0 of the cache. It was hidden, but NaN plus minus

@@ -1,4 +1,4 @@
-"""Batches of requests to OpenAI's API as input: recognised, served, and never answered as they were not asked."""
+"""Batches of requests to OpenAI's API as input: recognized, served, and never answered as they were not asked."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
-from job.data.openai_batch import Requests, open_requests, recognises_requests
+from job.data.openai_batch import Requests, open_requests, recognizes_requests
 from job.data.opening import open_dataset
 from job.errors import UsageError
 from job.modes.structured import StructuredMode
@@ -49,8 +49,8 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_batch_is_recognised_and_its_ids_are_kept(run_batch: RunJob, tiny_model: Any, tmp_path: Path) -> None:
-    """Also ids that are no text, and another kind far behind; one line says what was recognised."""
+def test_a_batch_is_recognized_and_its_ids_are_kept(run_batch: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """Also ids that are no text, and another kind far behind; one line says what was recognized."""
     rows = [request(number) | {"custom_id": number} for number in range(1101)]
     rows[1100] = request(1100)
     result = run_batch(rows)
@@ -85,7 +85,7 @@ def test_what_goes_in_as_a_batch_comes_out_as_one(run_batch: RunJob, run_job: Ru
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_a_batch_in_parquet_is_recognised_too(run_job: RunJob, tiny_model: Any, tmp_path: Path, as_text: bool) -> None:
+def test_a_batch_in_parquet_is_recognized_too(run_job: RunJob, tiny_model: Any, tmp_path: Path, as_text: bool) -> None:
     """There every body has every key, mostly null; or bodies are JSON text."""
     rows = [request(0, temperature=0), request(1, tools=[{"type": "function"}]), request(2, logprobs=False)]
     if as_text:
@@ -119,7 +119,7 @@ COLUMNS = ("custom_id", "method", "url", "body")
     ids=str,
 )
 def test_what_names_its_prompt_or_looks_otherwise_is_no_batch(prompt: dict[str, Any], columns: tuple[str, ...]) -> None:
-    assert not recognises_requests(PromptConfig(**prompt), columns)
+    assert not recognizes_requests(PromptConfig(**prompt), columns)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_ids_are_kept_beside_what_the_user_keeps(data: dict[str, Any], id_column
         sampling=SamplingConfig(),
         output=OutputConfig(output=Path("out")),
     )
-    assert recognises_requests(config.prompt, COLUMNS)
+    assert recognizes_requests(config.prompt, COLUMNS)
     run = ResolvedRun(config=config, chat=True, batch_id_column="custom_id")
     assert (run.id_column, run.named_columns) == (id_column, named)
     assert run.request_column == "body" and run.text_column is None
@@ -326,7 +326,7 @@ def test_a_first_request_that_is_none_is_an_error_row(run_batch: RunJob, tmp_pat
 
 
 def test_a_restart_is_the_same_run_and_other_ways_to_a_prompt_are_not(run_batch: RunJob, tmp_path: Path) -> None:
-    """What was recognised is in the manifest, like all that makes a prompt."""
+    """What was recognized is in the manifest, like all that makes a prompt."""
     assert run_batch([request(0)]).exit_code == 0
     assert "already done" in run_batch([request(0)]).stderr
     result = run_batch([request(0)], "--prompt-column", "custom_id", "--id-column", "custom_id")

@@ -44,7 +44,7 @@ def test_license_is_the_one_that_the_metadata_names() -> None:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a wheel built from a copy of the sources, so that the build leaves nothing in the repository."""
-    pytest.importorskip("setuptools", minversion="77")  # older ones do not know licence expressions
+    pytest.importorskip("setuptools", minversion="77")  # older ones do not know license expressions
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -80,7 +80,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_wheel_holds_all_that_the_package_needs(wheel: Path) -> None:
-    """Every module, the source of the C++ kernel (compiled at the first start), the type marker, the licence."""
+    """Every module, the source of the C++ kernel (compiled at the first start), the type marker, the license."""
     names = zipfile.ZipFile(wheel).namelist()
     wanted = {
         path.relative_to(ROOT).as_posix()

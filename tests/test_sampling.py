@@ -126,7 +126,7 @@ def test_the_worst_noise_still_lets_the_only_token_win(monkeypatch: pytest.Monke
 
 
 def test_noise_is_gumbel_and_independent_between_tokens_and_rows() -> None:
-    """Mean 0.5772 and variance pi squared over 6; no correlation between neighbours (4 standard errors)."""
+    """Mean 0.5772 and variance pi squared over 6; no correlation between neighbors (4 standard errors)."""
     bits = torch.from_numpy(row_bits(1, [(row_idx, 0) for row_idx in range(500)], [0] * 500))
     noise = gumbel_noise(bits, torch.arange(1000)).double()
     assert noise.isfinite().all()
@@ -276,7 +276,7 @@ def test_a_nucleus_wider_than_the_candidates_is_searched_in_the_whole_vocabulary
     assert allowed.sum(dim=1).max() > 64 and allowed.sum(dim=1).min() < 4
 
 
-def test_a_nucleus_does_not_depend_on_how_wide_that_of_its_neighbour_is() -> None:
+def test_a_nucleus_does_not_depend_on_how_wide_that_of_its_neighbor_is() -> None:
     """A regression: one wide nucleus had the logits of all rows sorted, which orders equal ones, of which bfloat16 has
     many, in another way than ``topk`` does; so other tokens were at the borders of the other rows' nuclei.
     """

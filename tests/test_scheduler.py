@@ -397,7 +397,7 @@ def test_the_order_does_not_depend_on_the_order_of_arrival() -> None:
     assert sorted(order, key=id) == sorted(sequences, key=id)
 
 
-def test_samples_of_a_row_are_neighbours_and_share_their_prompt() -> None:
+def test_samples_of_a_row_are_neighbors_and_share_their_prompt() -> None:
     """Its whole pages, and the rest of it by a copy; of each sample at least the last token is computed."""
     subject = scheduler(page_tokens=8)
     for sample_idx in range(3):
@@ -467,7 +467,7 @@ def test_some_pages_are_kept_free_for_rows_that_run() -> None:
     assert len(subject.next_work()) == 8
 
 
-def test_the_prompt_that_ended_last_lingers_for_its_neighbours() -> None:
+def test_the_prompt_that_ended_last_lingers_for_its_neighbors() -> None:
     subject = scheduler(max_rows=1)
     simulation = Simulation(subject, random.Random(0), dict.fromkeys(range(3), 1))
     simulation.submit([request(0, range(20)), request(1, range(20)), request(2, [7] * 8)])

@@ -349,22 +349,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "too small to spell": ('{"type": "number", "minimum": 1e-320}', "minimum at the top is 1e-320, which"),
     "too many digits": ('{"const": 0.10000000000000000001}', "const at the top is 0.10000000000000000001, which"),
     "in a list": ({"anyOf": [{"type": "null"}, {"minimum": 1180591620717411303424}]}, "minimum at /anyOf/1"),
-    "misspelt properties": (
+    "misspelled properties": (
         {"type": "object", "propertys": {"a": {"type": "string"}}},
         (
             "'propertys' at the top is not a keyword of JSON Schema, so it would co"
             "nstrain nothing. Did you mean 'properties'?"
         ),
     ),
-    "misspelt bound": ({"type": "integer", "minimun": 3}, "Did you mean 'minimum'?"),
-    "misspelt deep inside": (
+    "misspelled bound": ({"type": "integer", "minimun": 3}, "Did you mean 'minimum'?"),
+    "misspelled deep inside": (
         {"$defs": {"x": {"type": "string", "maxlength": 3}}, "$ref": "#/$defs/x"},
         "'maxlength' at /$defs/x is not a keyword",
     ),
     "Python's style": ({"type": "string", "max_length": 3}, "Did you mean 'maxLength'?"),
     "plural": ({"enums": ["a", "b"]}, "Did you mean 'enum'?"),
     "an old word": ({"type": "integer", "divisibleBy": 3}, "Did you mean 'multipleOf'?"),
-    "misspelt required": (
+    "misspelled required": (
         {"type": "object", "properties": {"label": {"const": 1}}, "required": ["lable"]},
         ("'required' at the top names 'lable', which 'properties' does not describe. Did you mean 'label'?"),
     ),

@@ -94,7 +94,7 @@ MIXED = (
     {"repetition_penalty": 0.6, "temperature": 1.0, "logprobs": True},
     {"logprobs": True},
 )
-"""Parameters of rows that meet in one batch: every algorithm, with and without its neighbours' options."""
+"""Parameters of rows that meet in one batch: every algorithm, with and without its neighbors' options."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

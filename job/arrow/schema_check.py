@@ -1,7 +1,7 @@
 """What in a JSON schema does not constrain completions as its author meant.
 
 llguidance ignores words that it does not know, as JSON Schema demands, and holds numbers as 64-bit floats; so a
-misspelt keyword constrains nothing, and a bound of 17 digits is another number, both without a word.
+misspelled keyword constrains nothing, and a bound of 17 digits is another number, both without a word.
 """
 
 import difflib
@@ -41,7 +41,7 @@ _OLD_WORDS = {"divisibleBy": "multipleOf", "extends": "allOf", "disallow": "not"
 _SIZES = frozenset(["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"])
 
 MAX_EXACT = 2**53 - 1
-"""The largest whole number that a 64-bit float tells apart from its neighbours."""
+"""The largest whole number that a 64-bit float tells apart from its neighbors."""
 
 MAX_SIZE = 2**31 - 1
 MIN_FRACTION = 1e-60
@@ -144,7 +144,7 @@ def _not_a_schema(root: Mapping[str, Any]) -> Doubt:
                 waiting += [((*path, name), inner) for name, inner in value.items()]
     for name in root:
         if meant := _meant(name):
-            return _misspelt(name, meant, ())
+            return _misspelled(name, meant, ())
     return Doubt("it allows any JSON value", 'Describe the value, for example {"type": "object", "properties": ...}')
 
 
@@ -182,14 +182,14 @@ def _word_doubts(path: Path, schema: Mapping[str, Any], notes: dict[str, list[st
         if name == "nullable":
             note = "'nullable' {place} has no effect: null is not allowed unless \"type\" lists it"
         elif meant := _meant(name):
-            yield _misspelt(name, meant, path)
+            yield _misspelled(name, meant, path)
             continue
         else:
             note = f"{_braced(name)!r} {{place}} is not a keyword of JSON Schema, so it constrains nothing"
         notes.setdefault(note, []).append(place(path))
 
 
-def _misspelt(name: str, meant: str, path: Path) -> Doubt:
+def _misspelled(name: str, meant: str, path: Path) -> Doubt:
     problem = f"{name!r} {place(path)} is not a keyword of JSON Schema, so it would constrain nothing"
     return Doubt(problem, f"Did you mean {meant!r}?")
 

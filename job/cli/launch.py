@@ -68,7 +68,7 @@ def _refuse_nesting() -> None:
     if info.world_size > 1:
         raise UsageError(
             f"job launch starts the processes itself, but {info.launcher.name} has already started {info.world_size}. "
-            f"Use job run here, or unset {info.launcher.recognised_by[0]}."
+            f"Use job run here, or unset {info.launcher.recognized_by[0]}."
         )
 
 

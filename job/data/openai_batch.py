@@ -57,7 +57,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Values that ask for the default behavior, in addition to null, 0, false and empty values."""
 
 
-def recognises_requests(prompt: PromptConfig, columns: Collection[str]) -> bool:
+def recognizes_requests(prompt: PromptConfig, columns: Collection[str]) -> bool:
     """Whether a dataset is a batch of requests and the user has not chosen another prompt."""
     is_named = any((prompt.prompt_column, prompt.messages_column, prompt.prompt_template))
     return not is_named and "prompt" not in columns and {ID_COLUMN, BODY_COLUMN} <= set(columns)

@@ -1,4 +1,4 @@
-"""From the user's ``--dataset`` to a source: local forms are recognised, and everything else is a Hub id.
+"""From the user's ``--dataset`` to a source: local forms are recognized, and everything else is a Hub id.
 
 This module turns names into files, splits and a format; the format's module opens the files (``formats``). Which local
 files are read is decided here and in ``listing``; ``datasets`` decides it for Hub ids, and for directories with a

@@ -1,4 +1,4 @@
-"""The launchers that this project knows, as a table: how each is recognised, and where it puts its values.
+"""The launchers that this project knows, as a table: how each is recognized, and where it puts its values.
 
 To add a launcher, add an entry to ``LAUNCHERS``. Kubernetes needs none: Kubeflow's trainer sets torch's variables, and
 a JobSet can set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its pod template.
@@ -20,7 +20,7 @@ class Launcher:
     """One launcher. Each value has its sources in order of preference; if none has it, a default is used."""
 
     name: str
-    recognised_by: tuple[str, ...] = ()
+    recognized_by: tuple[str, ...] = ()
     """Variables that are all set in its processes, and not in those of the launchers after it in the table."""
     rank: tuple[Source, ...] = ()
     world_size: tuple[Source, ...] = ()
@@ -41,9 +41,9 @@ class Launcher:
     hides_devices: bool = False
     """Whether it can show each process only its own GPU, so that one visible GPU does not mean one GPU for all."""
 
-    def is_recognised_in(self, env: Env) -> bool:
+    def is_recognized_in(self, env: Env) -> bool:
         """Whether it started the process with this environment."""
-        return all(name in env for name in self.recognised_by)
+        return all(name in env for name in self.recognized_by)
 
 
 def _mpi_port(env: Env) -> str:
@@ -56,7 +56,7 @@ NO_LAUNCHER = Launcher(name="none")
 LAUNCHERS = (
     Launcher(
         name="torchrun",
-        recognised_by=("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
+        recognized_by=("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
         rank=("RANK",),
         world_size=("WORLD_SIZE",),
         local_rank=("LOCAL_RANK",),
@@ -70,7 +70,7 @@ LAUNCHERS = (
     ),
     Launcher(
         name="deepspeed",  # and anything else that sets torch's variables
-        recognised_by=("RANK", "WORLD_SIZE"),
+        recognized_by=("RANK", "WORLD_SIZE"),
         start_all="Start all of them with job launch, deepspeed or torchrun.",
         port_option="--master_port of deepspeed, or MASTER_PORT",
         rank=("RANK",),
@@ -85,7 +85,7 @@ LAUNCHERS = (
     ),
     Launcher(
         name="mpirun",  # Open MPI. Before srun, which starts its daemons in an allocation and sets their SLURM_PROCID
-        recognised_by=("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        recognized_by=("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
         rank=("OMPI_COMM_WORLD_RANK",),
         world_size=("OMPI_COMM_WORLD_SIZE",),
         local_rank=("OMPI_COMM_WORLD_LOCAL_RANK",),
@@ -97,7 +97,7 @@ LAUNCHERS = (
     ),
     Launcher(
         name="mpiexec",  # MPICH and its relatives, by their process manager Hydra
-        recognised_by=("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+        recognized_by=("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
         rank=("PMI_RANK",),
         world_size=("PMI_SIZE",),
         local_rank=("MPI_LOCALRANKID",),
@@ -110,7 +110,7 @@ LAUNCHERS = (
     Launcher(
         name="srun",
         # Inside an sbatch script, but outside srun, SLURM_PROCID is set too, so it alone proves nothing.
-        recognised_by=("SLURM_STEP_ID", "SLURM_PROCID"),
+        recognized_by=("SLURM_STEP_ID", "SLURM_PROCID"),
         start_all="In a shell of srun --pty, put srun before the command.",
         rank=("SLURM_PROCID",),
         world_size=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
@@ -128,4 +128,4 @@ LAUNCHERS = (
 
 def launcher_of(env: Env) -> Launcher:
     """Return the launcher that started the process with this environment."""
-    return next((launcher for launcher in LAUNCHERS if launcher.is_recognised_in(env)), NO_LAUNCHER)
+    return next((launcher for launcher in LAUNCHERS if launcher.is_recognized_in(env)), NO_LAUNCHER)

@@ -132,7 +132,7 @@ class Rendezvous:
         launcher = self._info.launcher
         return (
             f"Were all {self._info.world_size} started? {launcher.start_all} For a single process, unset "
-            f"{' and '.join(launcher.recognised_by[:2])}."
+            f"{' and '.join(launcher.recognized_by[:2])}."
         )
 
     def _port_is_taken(self) -> str:

@@ -31,7 +31,7 @@ def read_text_or_file(
 
     Args:
         option: its name, for messages.
-        is_text: whether a value that does not name a file can be such a text. Without this test, a misspelt file name
+        is_text: whether a value that does not name a file can be such a text. Without this test, a misspelled file name
             would be taken as the text.
         example: an example of such a text, to end the sentence "... is neither a file nor".
         drops_last_newline: whether to drop the newline that editors write at the end of a file.

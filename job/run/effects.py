@@ -70,7 +70,7 @@ CONVERSATION_NEEDS = Need(
     reason="prompts are texts, not conversations",
     remedy="Set --messages-column",
 )
-"""Not for requests to OpenAI's API, which are recognised once the dataset is open."""
+"""Not for requests to OpenAI's API, which are recognized once the dataset is open."""
 
 
 def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:

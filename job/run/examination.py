@@ -14,7 +14,7 @@ import torch
 from job.config import RunConfig
 from job.data.chat_template import ModelChatTemplate
 from job.data.dataset import OpenDataset
-from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognises_requests
+from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, open_requests, recognizes_requests
 from job.data.opening import open_dataset
 from job.data.prompts import PromptRenderer, needed_columns
 from job.data.separated import files_named
@@ -213,7 +213,7 @@ def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[Res
     dataset = open_dataset(data, output=Path(config.output.output), is_older=is_older)
     columns = dataset.source.schema.names
     run = run.with_columns(columns)
-    if recognises_requests(config.prompt, columns):
+    if recognizes_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     dataset.source.fix_columns(run.named_columns, [*needed, *config.mode_columns])

@@ -236,7 +236,7 @@ def _draw_from_nucleus(logits: torch.Tensor, batch: SamplingBatch, bits: torch.T
     tokens = _race(_filter(values, total, batch), ids, bits)
     is_wide = (values - total).exp().sum(dim=-1) < batch.numbers("top_p", logits.device)[:, 0]
     # Sort only the rows that need it: topk and sort order equal logits differently, so a row that was sorted because of
-    # its neighbour would have other tokens at the border of its nucleus (law 5).
+    # its neighbor would have other tokens at the border of its nucleus (law 5).
     if len(rows := is_wide.nonzero()[:, 0]):
         values, ids = logits[rows].sort(dim=-1, descending=True, stable=True)
         tokens[rows] = _race(_filter(values, total[rows], batch.select(rows.tolist())), ids, bits[rows])

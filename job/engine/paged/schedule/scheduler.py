@@ -95,7 +95,7 @@ class Scheduler:
         self._arrived.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbours may share it."""
+        """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbors may share it."""
         # Retain before the release: a page without a holder, even for a moment, is freed and leaves the prefix cache.
         self._retain(sequence.pages[: self.pages.num_needed(min(sequence.num_prompt, sequence.num_cached))])
         self._release(sequence)
