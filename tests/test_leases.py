@@ -37,8 +37,8 @@ def make_leases(paths: RunFiles) -> Iterator[MakeLeases]:
     """Workers, by name. The heartbeat is slow enough never to beat within a test, unless asked to."""
     made: list[Leases] = []
 
-    def make(worker: WorkerId, *, timeout_secs: float = 60.0, beat_secs: float = 1e6) -> Leases:
-        made.append(Leases(paths.directory, worker, timeout_secs=timeout_secs, beat_secs=beat_secs))
+    def make(worker: WorkerId, *, timeout_secs: float = 60.0, beat_secs: float = 1e6, **more: Any) -> Leases:
+        made.append(Leases(paths.directory, worker, timeout_secs=timeout_secs, beat_secs=beat_secs, **more))
         return made[-1]
 
     yield make
@@ -173,6 +173,19 @@ def test_without_proc_nobody_is_declared_dead(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(worker_module, "start_time_of", lambda pid: None)
     monkeypatch.setattr(worker_module, "pid_namespace", lambda: worker_module.UNKNOWN)
     assert not WorkerId.of_this_process().is_dead()
+
+
+def test_the_user_hears_once_of_a_holder_elsewhere_that_may_be_dead(make_leases: MakeLeases, paths: RunFiles) -> None:
+    """Its lease is not taken over yet, and meanwhile nothing seems to happen."""
+    make_leases(elsewhere("n7")).acquire(1)
+    heard: list[str] = []
+    waiting = make_leases(elsewhere("n8"), note=heard.append)
+    make_silent(paths.lease(1), 10)
+    assert not waiting.acquire(1) and heard == []
+    make_silent(paths.lease(1), 20)
+    assert not waiting.acquire(1) and not waiting.acquire(1)
+    [text] = heard
+    assert text == "process 1 on n7 has been silent for 20 s: after 60 s it counts as dead, and its rows are taken over"
 
 
 @pytest.mark.parametrize(("silent_secs", "is_ours"), [(0, False), (59, False), (61, True), (1e6, True)])

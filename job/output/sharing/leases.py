@@ -11,6 +11,7 @@ rows to files of their own, and the last one to rename its part wins, with the s
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 from job.output.sharing.settings import LEASE_TIMEOUT_SECS
 from job.output.sharing.worker import WorkerId
@@ -19,6 +20,9 @@ from job.output.store.store import Store
 
 MAX_BEAT_SECS = 5.0
 """The longest time between heartbeats: a restart may shorten the timeout while workers still use the old one."""
+
+SILENT_SECS = 3 * MAX_BEAT_SECS
+"""The silence after which the user is told about a worker that may be dead."""
 
 
 class Leases:
@@ -31,17 +35,22 @@ class Leases:
         *,
         timeout_secs: float = LEASE_TIMEOUT_SECS,
         beat_secs: float | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Start the heartbeat.
 
         Args:
             timeout_secs: silence after which a lease may be taken over.
             beat_secs: time between two heartbeats; several must fit into ``timeout_secs``.
+            note: tells the user about holders that may be dead.
         """
         self._store, self._names, self._worker = directory.store, directory.names, worker
         self._timeout_secs = timeout_secs
         self._beat_secs = min(MAX_BEAT_SECS, timeout_secs / 12) if beat_secs is None else beat_secs
+        self._note = note
         self._held: set[str] = set()
+        self._silent: set[WorkerId] = set()
+        """Workers that the user has been told about."""
         self._clock = directory.names.clock(str(worker))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
@@ -91,9 +100,20 @@ class Leases:
         holder = WorkerId.from_json(content)
         is_dead = holder is not None and holder.is_dead()
         if not is_dead and silent_secs < self._timeout_secs:  # an unreadable one may be half-written
+            self._tell_if_silent(holder, silent_secs)
             return False
         # Another worker may have done the same since we looked, and created its own lease, which must stay.
         return self._store.delete_if_same(lease, seen)
+
+    def _tell_if_silent(self, holder: WorkerId | None, silent_secs: float) -> None:
+        """Tell the user why nothing happens: whether a worker on another host is dead, only time can show."""
+        if holder is None or holder in self._silent or silent_secs < SILENT_SECS:
+            return
+        self._silent.add(holder)
+        self._note(
+            f"process {holder.pid} on {holder.host} has been silent for {silent_secs:.0f} s: after "
+            f"{self._timeout_secs:.0f} s it counts as dead, and its rows are taken over"
+        )
 
     def _now(self) -> float:
         """Return the store's time. To ``job status``, a clock that keeps being touched means a live worker."""
