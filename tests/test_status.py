@@ -466,6 +466,16 @@ def test_a_journal_that_is_damaged_is_named(unfinished: RunFiles) -> None:
     assert f"  {path} is damaged at byte " in describe_status(status)
 
 
+def test_a_journal_that_cannot_be_read_is_named_and_ends_no_look(unfinished: RunFiles) -> None:
+    """Workers look, too, to show their progress: the rows of others must not end them."""
+    leave_journal(unfinished, 3, elsewhere("a"), range(6))
+    path = unfinished.journal(3, str(elsewhere("b")))
+    path.symlink_to(path)
+    status = look(unfinished)
+    assert status.num_rows == 36
+    assert f"  {path} cannot be read: Too many levels of symbolic links" in describe_status(status)
+
+
 def test_rows_of_a_run_that_was_stopped_are_counted(
     run_job: RunJob, run_args: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

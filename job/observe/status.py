@@ -83,7 +83,7 @@ class Status:
     num_journals: int
     num_journals_read: int
     damaged_journals: Sequence[str]
-    """Why the rest of some journals cannot be used."""
+    """Why some journals, or the rest of them, cannot be used."""
     workers: Sequence[Worker]
     stale_leases: Sequence[StaleLease]
     tokens_per_sec: float

@@ -81,7 +81,7 @@ class JournalCounts:
 
     @property
     def damages(self) -> list[str]:
-        """Why the rest of some journals cannot be used."""
+        """Why some journals, or the rest of them, cannot be used."""
         readers = [reader for rows in self._shards.values() for _, reader in rows.readers.values()]
         return [reader.damage for reader in readers if reader.damage is not None]
 
@@ -97,7 +97,11 @@ class JournalCounts:
     def _read(self, journal: "tuple[_ShardRows, str, str]") -> pa.Table | None:
         rows, name, identity = journal
         _, reader = rows.readers.setdefault(name, (identity, JournalReader(self._directory.store, name)))
-        batches = list(reader.read_batches())
+        try:
+            batches = list(reader.read_batches())
+        except OSError as error:  # a look must not end a run: only the worker that needs these rows has to stop
+            reader.damage = f"{self._directory.store.describe(name)} cannot be read: {error.strerror or error}"
+            return None
         return pa.Table.from_batches(batches).combine_chunks() if batches else None
 
 
