@@ -1,6 +1,7 @@
 """``job launch``: ``job run`` in several processes of this machine."""
 
 import os
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -11,7 +12,6 @@ from job.cli.run import run
 from job.config import RunConfig
 from job.errors import UsageError
 from job.launch.environment import not_a_multiple, read_process_info, told_once
-from job.launch.one_node import start_on_this_node
 from job.observe.progress import Progress
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True}
@@ -50,11 +50,13 @@ def launch(ctx: click.Context, /, num_gpus: int | None, num_processes: int | Non
     )
     # The launcher sets CUDA_VISIBLE_DEVICES without any GPU, too, which would be a promise.
     more = () if gpus or config.engine.device == "cpu" else ("--device", "cpu")
+    from job.launch.one_node import start_on_this_node  # imports psutil: only now, so that --help is quick
+
     ctx.exit(start_on_this_node(gpus, total, (*options, *more)))
 
 
 def config_of(ctx: click.Context, options: tuple[str, ...]) -> RunConfig:
-    """Check the options of ``job run``, so that a mistake is told before anything is started.
+    """Check the options of ``job run``, so that a mistake is reported before anything is started.
 
     Raises:
         UsageError: one of them is wrong.
@@ -73,10 +75,10 @@ def _refuse_nesting() -> None:
 
 
 def _gpus(config: RunConfig, num_gpus: int | None, num_processes: int | None) -> list[str]:
-    """Return the GPUs to use, one for each process. None: the processes compute on the CPU.
+    """Return the GPUs to use, one for each process. If there are none, the processes compute on the CPU.
 
     Raises:
-        UsageError: there are not as many, or the options contradict each other.
+        UsageError: there are fewer than were asked for, or the options contradict each other.
     """
     on_cpu = config.engine.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu"
     if num_processes is not None and (num_gpus is not None or config.engine.device == "cuda"):
@@ -86,7 +88,7 @@ def _gpus(config: RunConfig, num_gpus: int | None, num_processes: int | None) ->
     if on_cpu or num_processes is not None:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [name.strip() for name in visible.split(",") if name.strip()] if visible is not None else None
+    found = None if visible is None else _named_in(visible)
     if found is None and num_gpus is not None:
         return [str(idx) for idx in range(num_gpus)]  # the processes check whether they are there
     if found is None:
@@ -98,3 +100,13 @@ def _gpus(config: RunConfig, num_gpus: int | None, num_processes: int | None) ->
     if not found:
         raise UsageError("No GPU is visible. Use --processes N to compute on the CPU, with N processes.")
     return found[:num_gpus]
+
+
+def _named_in(visible: str) -> list[str]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names. CUDA ignores those that follow -1.
+
+    >>> _named_in("0, 2"), _named_in("-1"), _named_in("")
+    (['0', '2'], [], [])
+    """
+    names = (name.strip() for name in visible.split(","))
+    return [name for name in takewhile(lambda name: name != "-1", names) if name]
