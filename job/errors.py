@@ -19,8 +19,8 @@ EXIT_USAGE = 2
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_STOPPED = 75
 
-MAX_REASON = 300
-"""Characters of a library's message that are shown: some list all endings that there are."""
+MAX_REASON_CHARACTERS = 400
+"""How much of a library's message is shown: some list every file name ending that they know."""
 
 
 class JobError(Exception):
@@ -66,9 +66,6 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
     """
     if not condition:
         raise UsageError(f"--{option} is {value!r}; it must be {need}.")
-
-
-MAX_REASON_CHARACTERS = 400
 
 
 def first_line(error: BaseException) -> str:
@@ -122,8 +119,7 @@ def explain(error: BaseException, named: str = "") -> str:
     while error.__cause__ is not None:  # datasets wraps errors: the root cause names the file and the line
         error = error.__cause__
         files += getattr(error, "__notes__", ())
-    reason = first_line(error)
-    reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
+    reason = shorten(first_line(error), MAX_REASON_CHARACTERS)
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     is_known = not files or reason.startswith(files[0]) or Path(files[0]).absolute() == Path(named).absolute()

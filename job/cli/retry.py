@@ -39,6 +39,6 @@ def retry(output: Path, kinds: tuple[str, ...]) -> None:
     if not marked:
         click.echo("No finished row has an error: nothing to retry.")
         return
-    listed = ", ".join(f"{kind} {number:,}" for kind, number in marked.most_common())
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in marked.most_common())
     rows = number(marked.total(), run.plan.unit.removesuffix("s"))
     click.echo(f"{rows} will be recomputed ({listed}). Run the same command as before.")

@@ -1,7 +1,6 @@
 """``job submit``: ``job run`` as a batch job of Slurm."""
 
 import os
-import sys
 from typing import Any
 
 import click
@@ -60,4 +59,4 @@ def submit(
     job_id = submission.submit((*options, *more))
     log = submission.log.replace("%x", submission.job_name).replace("%j", job_id).replace("%A_%a", f"{job_id}_*")
     click.echo(job_id)
-    print(f"submitted job {job_id}; log: {log}; progress: job status {config.output.output}", file=sys.stderr)
+    click.echo(f"submitted job {job_id}; log: {log}; progress: job status {config.output.output}", err=True)

@@ -97,10 +97,7 @@ def examine(
     doing(f"reading the configuration of {config.model.model}")
     info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
     doing(f"reading the tokenizer of {config.model.model}")
-    tokenizer = Tokenizer(load_tokenizer(config.model), follows_prompt=config.prompt.has_own_rules)
-    tokenizer.check_policy(config.prompt.on_long_prompt)
-    if config.prompt.special_tokens_in_text == "escape":
-        tokenizer.check_escaping()
+    tokenizer = _tokenizer(config)
     template = tokenizer.chat_template(config.prompt.chat)
     config, date, date_notes = dated(config, found, is_read=template is not None and template.reads_date)
     chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
@@ -121,20 +118,9 @@ def examine(
     check_prompt_type(run.text_column, schema)
     modes = BoundModes.of(config, _setting(config, tokenizer, renderer))
     run = replace(run, max_prompt_tokens=max_prompt_tokens(config.prompt.max_prompt_tokens, info, modes.length))
-    tokenization = Tokenization(
-        tokenizer,
-        modes.task_of,
-        chat=run.chat,
-        max_prompt_tokens=run.max_prompt_tokens,
-        on_long_prompt=config.prompt.on_long_prompt,
-        vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
-    )
+    tokenization = _tokenization(run, tokenizer, modes, info)
     plan = _plan(config, dataset.source)
-    columns = Columns(
-        modes=config.active_modes,
-        include_prompt=config.output.include_prompt,
-        has_error_kind=found is None or not found.is_format_2,
-    )
+    columns = _columns(config, found)
     kept = tuple(kept_fields(run, schema, columns, found))
     check_columns(dataset.source, [field.name for field in kept])
     looked_at = look_at_rows(dataset.source, config.data.dataset, plan.num_rows, renderer, tokenization)
@@ -174,6 +160,33 @@ def _told(remarks: Sequence[str]) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(" ".join([str(error), *(f"Note: {remark}." for remark in remarks)])) from None
+
+
+def _tokenizer(config: RunConfig) -> Tokenizer:
+    tokenizer = Tokenizer(load_tokenizer(config.model), follows_prompt=config.prompt.has_own_rules)
+    tokenizer.check_policy(config.prompt.on_long_prompt)
+    if config.prompt.special_tokens_in_text == "escape":
+        tokenizer.check_escaping()
+    return tokenizer
+
+
+def _tokenization(run: ResolvedRun, tokenizer: Tokenizer, modes: BoundModes, info: ModelInfo) -> Tokenization:
+    return Tokenization(
+        tokenizer,
+        modes.task_of,
+        chat=run.chat,
+        max_prompt_tokens=run.max_prompt_tokens,
+        on_long_prompt=run.config.prompt.on_long_prompt,
+        vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
+    )
+
+
+def _columns(config: RunConfig, found: Manifest | None) -> Columns:
+    return Columns(
+        modes=config.active_modes,
+        include_prompt=config.output.include_prompt,
+        has_error_kind=found is None or not found.is_format_2,
+    )
 
 
 def _setting(config: RunConfig, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:

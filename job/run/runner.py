@@ -50,7 +50,7 @@ class Runner:
         self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id, self._launch_id = str(prepared.worker), launch_id
         timeout_secs = prepared.settings.lease_timeout_secs
-        self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs)
+        self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs, note=progress.note)
         self._modes = prepared.modes
         self._first_rows = FirstRows(max_error_rate=prepared.config.output.max_error_rate)
         self._shards = OpenShards(prepared, self._leases, progress.note, self._watch)
@@ -222,6 +222,8 @@ class Runner:
         self._metrics.write_if_due(self._stats())
         if self._progress.is_due():
             self._show_progress()
+        elif not self._progress.is_enabled:
+            self._shards.recent.clear()  # nobody will ask
 
     def _show_progress(self, *, at_end: bool = False) -> None:
         if not self._progress.is_enabled:

@@ -1,6 +1,7 @@
 """Some rows of a run, finished or not, for a person to read: those in parts, and those in journals of other shards."""
 
 import contextlib
+import heapq
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def find_rows(run: FoundRun, wanted: Wanted) -> Iterator[Row]:
         raise UsageError("--unparsed needs a run with --json-schema, --regex or --grammar.")
     places = _places(run, wanted)
     if wanted.num_random is not None:
-        every = list(places)
-        places = iter(sorted(random.sample(every, min(wanted.num_random, len(every)))))
+        # One key for each place: the largest ones are a sample, without a list of all rows.
+        places = iter(sorted(heapq.nlargest(wanted.num_random, places, key=lambda _: random.random())))
     return _rows_at(run, islice(places, wanted.limit))
 
 
