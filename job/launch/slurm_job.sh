@@ -25,7 +25,8 @@ exit $code
 '
 
 prepare() {
-    if [ -z "${COMMAND+set}" ]; then
+    # Only a script sets an array; a variable of that name in the environment is somebody else's.
+    if [[ $(declare -p COMMAND 2>/dev/null) != "declare -a"* ]]; then
         COMMAND=(job run --model "$MODEL" --tensor-parallel-size "$TENSOR_PARALLEL_SIZE" --dataset "$DATASET")
         COMMAND+=(--output "$OUTPUT" ${OPTIONS[@]+"${OPTIONS[@]}"})
     fi

@@ -88,6 +88,12 @@ def test_a_script_starts_job_run_with_what_its_top_block_says(scripts: Scripts, 
     assert (ended.exit_code, ended.requeues) == (0, [])
 
 
+def test_a_command_in_the_environment_is_not_run(scripts: Scripts) -> None:
+    """`job submit` sets an array COMMAND in its script, and sbatch exports the user's environment."""
+    ended = scripts.run(COMMAND="echo mine")
+    assert ended.exit_code == 0 and ended.calls[-1].startswith("job run --model ")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_asks_slurm_for_what_a_restart_needs(script: str) -> None:
     """And for as many tasks as GPUs; the lines must stand before the first command, or sbatch does not read them."""
