@@ -92,6 +92,7 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     return {name: (models[name], output) for name, output in zip(models, outputs, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUT, "tied", "experts", "latent", "shared"])
 def test_the_share_of_a_process_is_the_one_that_autotp_cuts(on_two_ranks: dict[str, Any], name: str) -> None:
     """To one percent: biases and small layers are not always cut."""

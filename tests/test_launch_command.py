@@ -45,6 +45,7 @@ def busy(run_of: list[Any], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.kill()
 
 
+@pytest.mark.slow
 def test_a_launch_starts_processes_that_share_the_work(run_of: list[Any], tmp_path: Path) -> None:
     """Whatever lies in the working directory. One summary on stdout, nothing of the launcher's own."""
     (result,) = finish([start(["--processes", 2, *run_of], tmp_path)])

@@ -219,7 +219,7 @@ def new_run(root: Path, manifest: Any, rng: random.Random) -> None:
     find_run(root).directory.prepare()
 
 
-@pytest.mark.parametrize("tenth", range(10))
+@pytest.mark.parametrize("tenth", [0, *(pytest.param(tenth, marks=pytest.mark.slow) for tenth in range(1, 10))])
 def test_status_equals_a_count_of_parts_and_journals(
     tenth: int, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
