@@ -76,6 +76,10 @@ def test_lists_that_name_nothing_are_refused(run_job: RunJob, args: Sequence[str
         ("--num-fewshot", "Use --examples."),
         ("--n", "Use --num-samples."),
         ("-n", "Use --num-samples."),
+        ("--max_new_tokens", "Write --max-new-tokens."),
+        ("--delimiter", "Use --csv-delimiter."),
+        ("--dry-run", "Use job preview: it takes the same options, and computes nothing."),
+        ("--cpu", "Use --device."),
         ("--best-of", "Use --num-samples."),
         ("--enforce-eager", "Use --no-cuda-graphs."),
         ("--device-map", "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size."),
@@ -90,7 +94,8 @@ def test_options_of_other_tools_are_named_as_they_are_called_here(run_job: RunJo
 
 
 @pytest.mark.parametrize(
-    "option", ["--quantization", "--load-in-8bit", "--tasks", "--num-beams", "--dp", "--lora-path"]
+    "option",
+    ["--quantization", "--load-in-8bit", "--tasks", "--num-beams", "--dp", "--gpus", "--shuffle", "--lora-path"],
 )
 def test_what_other_tools_can_do_and_this_one_cannot_has_a_reason(run_job: RunJob, option: str) -> None:
     result = run_job(*RUN, option, "x")
@@ -141,3 +146,23 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model: Callable[..
     for command in ("status", "verify"):
         seen = run("latin-1", command, output)
         assert seen.returncode == 0 and b"\\u6771\xe9" in seen.stdout, seen
+
+
+def test_a_repeated_option_with_one_value_is_noted(run_job: RunJob, tmp_path: Path) -> None:
+    """Two ``--dataset`` read the second in silence. Scripts add the user's options to their own, so it is allowed."""
+    args = [
+        "preview",
+        "--model",
+        tmp_path,
+        "--dataset",
+        "a.jsonl",
+        "--dataset",
+        "b.jsonl",
+        "--stop",
+        "x",
+        "--stop",
+        "y",
+    ]
+    result = run_job(*args)
+    assert "--dataset was given 2 times; the last one counts: b.jsonl\n" in result.stderr
+    assert "--stop" not in result.stderr

@@ -42,5 +42,7 @@ def test_a_cache_too_small_for_a_page_names_the_memory_of_the_process_that_has_t
         device=torch.device("cpu"), gather=lambda own: [own, (0, 2**19, 2**20), (7, 7 * 2**20, 2**20)]
     )
     shapes: Any = {0: SimpleNamespace(num_bytes=2**14)}
-    with pytest.raises(JobError, match=r"Only 0\.5 MiB are left for the KV cache, but a page of 32 tokens takes 1\.0"):
+    with pytest.raises(
+        JobError, match=r"Only 512\.0 KiB are left for the KV cache, but a page of 32 tokens takes 1\.0"
+    ):
         decide_budget(model, shapes, EngineConfig(kv_cache_memory=2**25), replica, 32)

@@ -112,6 +112,14 @@ def test_a_file_gives_one_choice_per_line(tmp_path: Path) -> None:
     assert read_choices([str(tmp_path / "choices.txt")]) == ("yes", " no", "perhaps,\u2028perhaps not")
 
 
+@pytest.mark.parametrize(("content", "found"), [("yes\n", "a single line"), ("", "no lines")])
+def test_a_file_with_fewer_than_two_choices_is_named(tmp_path: Path, content: str, found: str) -> None:
+    """It was "--choices got 1"."""
+    (tmp_path / "choices.txt").write_text(content)
+    with pytest.raises(UsageError, match=rf"choices\.txt: the file has {found}\. Give at least two choices"):
+        read_choices([str(tmp_path / "choices.txt")])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

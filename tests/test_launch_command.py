@@ -107,7 +107,7 @@ def test_no_process_outlives_a_launch_that_is_killed(busy: subprocess.Popen[str]
         (["--gpus", 3, "--tensor-parallel-size", 2], {}, "3 GPUs cannot be shared out with"),
         (["--gpus", 3], {"CUDA_VISIBLE_DEVICES": "4,5"}, "--gpus is 3, but CUDA_VISIBLE_DEVICES names 2: '4,5'"),
         ([], {"CUDA_VISIBLE_DEVICES": "-1"}, "No GPU is visible"),
-        (["--processes", 2, "--device", "cuda"], {}, "--processes computes on the CPU"),
+        (["--processes", 2, "--device", "cuda"], {}, "--processes and --device cuda were given together"),
         (["--processes", 2], {"RANK": "0", "WORLD_SIZE": "2"}, "deepspeed has already started 2. Use job run here"),
         (["--processes", 2, "--limti", 4], {}, "No such option '--limti'"),
         (["--processes", 2, "--limit", 0], {}, "--limit is 0"),

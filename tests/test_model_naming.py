@@ -31,6 +31,8 @@ def test_what_is_not_the_directory_of_a_model_is_named(tiny_model: Callable[...,
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "Convert it to a directory of safetensors." in refusal(tmp_path / "m.gguf")
     assert "there is no such directory. Check the path." in refusal(tmp_path / "none")
+    assert refusal("$MODELS/m").endswith("it cannot be a Hub id. Write out the variable: nothing replaces it here.")
+    assert refusal("my model").endswith("it cannot be a Hub id. Check the path.")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     assert "has no config.json" in refusal(adapter) and "save_pretrained" in refusal(adapter)

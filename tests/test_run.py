@@ -981,6 +981,32 @@ def test_everything_in_the_run_directory_has_the_permissions_that_the_umask_allo
     }
 
 
+def test_an_output_inside_another_run_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """The directory of a run holds its own files only: it can be another run's dataset, and be read as a whole."""
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", questions, "--output"]
+    assert run_job(*args, tmp_path / "a").exit_code == 0
+    for name in ("a/b", "a/data/b"):
+        result = run_job(*args, tmp_path / name)
+        assert result.exit_code == 2
+        assert f"lies in {tmp_path / 'a'}, which is the directory of another run" in result.stderr
+    assert run_job(*args, tmp_path / "a").exit_code == 0
+
+
+def test_a_column_in_the_system_prompt_is_noted(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    """It is no template, so the braces would go to the model."""
+    column = json.loads(questions.read_text().splitlines()[0]).popitem()[0]
+    args = ["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", questions, "--output"]
+    for idx, text in enumerate((f"Know {{{{ {column} }}}}.", f"Know {{{column}}}.")):
+        result = run_job(*args, tmp_path / str(idx), "--system-prompt", text)
+        assert result.exit_code == 0
+        assert f"--system-prompt is not a template: {column} in braces stays as it is typed" in result.stderr
+    assert "template" not in run_job(*args, tmp_path / "plain", "--system-prompt", "Know {this}.").stderr
+
+
 def test_an_output_whose_data_directory_is_in_use_is_refused(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:

@@ -903,10 +903,25 @@ def test_a_missing_file_is_told_as_such(tmp_path: Path, name: str) -> None:
         open_source(tmp_path / name)
 
 
+def test_several_paths_in_one_are_named(tmp_path: Path) -> None:
+    """As --keep-columns takes them; it was "there is no such file or directory"."""
+    path = make_jsonl(tmp_path)
+    with pytest.raises(UsageError, match=r"is several paths\. Give one: a directory, or a glob in quotes"):
+        open_source(Path(f"{path},{path}"))
+
+
+def test_files_that_nothing_reads_are_named_with_the_endings_that_can_be(tmp_path: Path) -> None:
+    (tmp_path / "report.docx").write_text("x")
+    with pytest.raises(
+        UsageError, match=r"files that end in \.docx cannot be read\. Endings that can be read: \.jsonl"
+    ):
+        open_source(tmp_path / "report.docx")
+
+
 def test_files_of_several_kinds_are_refused(tmp_path: Path) -> None:
     make_jsonl(tmp_path)
     make_csv(tmp_path)
-    with pytest.raises(UsageError, match=r"file endings \.csv, \.jsonl\. Give files that all have"):
+    with pytest.raises(UsageError, match=r"names files that end in \.csv and \.jsonl\. Give files of one format"):
         open_source(tmp_path / "rows.*")
 
 

@@ -23,10 +23,10 @@ _NAMES = {
     "--num-samples": "n best-of num-return-sequences num-completions num-generations rollouts-per-document",
     "--temperature": "do-sample temp",
     "--repetition-penalty": "presence-penalty frequency-penalty repeat-penalty",
-    "--stop": "stop-sequences stop-strings stop-words until stop-sequence",
+    "--stop": "stop-token stop-tokens stop-sequences stop-strings stop-words until stop-sequence",
     "--seed": "random-seed rng-seed",
     "--logprobs": "top-logprobs prompt-logprobs return-logprobs output-scores output-logprobs",
-    "--json-schema": "guided-json response-format structured-outputs",
+    "--json-schema": "schema json guided-json response-format structured-outputs",
     "--regex": "guided-regex",
     "--choices": "guided-choice labels",
     "--grammar": "guided-grammar",
@@ -36,7 +36,13 @@ _NAMES = {
     "max-concurrent-requests max-concurrent-generations max-concurrency",
     "--max-batch-tokens": "max-num-batched-tokens chunked-prefill-size max-prefill-tokens",
     "--no-cuda-graphs": "enforce-eager disable-cuda-graph",
-    "--rows-per-shard": "examples-per-chunk shard-size rows-per-file",
+    "--id-column": "id id-field row-id",
+    "--device": "cpu cuda use-cpu use-cuda",
+    "--last-assistant-turn": "continue-final-message add-generation-prompt",
+    "--csv-delimiter": "delimiter sep separator",
+    "--csv-encoding": "encoding",
+    "--lease-timeout": "heartbeat-timeout",
+    "--rows-per-shard": "examples-per-chunk save-every shard-size rows-per-file",
 }
 """Our name to the others' that mean the same, or nearly."""
 
@@ -55,10 +61,21 @@ _REASONS = {
     "A model is shared by tensor parallelism only. Use --tensor-parallel-size.": (
         "pp pp-size pipeline-parallel-size enable-expert-parallel ep-size"
     ),
-    "Replicas are processes: start more with your launcher; each --tensor-parallel-size processes are one replica.": (
+    "Replicas are processes, and each --tensor-parallel-size processes are one replica. Start them with job launch "
+    "--gpus N, or on Slurm with job submit --nodes N --gpus-per-node N.": (
         "dp dp-size data-parallel-size num-replicas workers num-workers num-processes num-gpus num-nodes nnodes "
-        "nproc-per-node"
+        "nproc-per-node gpus ngpus n-gpus processes nodes gpus-per-node world-size"
     ),
+    "Rows are read in order from the first. Write the ones you want to a file, or use --limit.": (
+        "offset skip skip-rows start start-idx end end-idx shuffle sample-rows"
+    ),
+    "Use job preview: it takes the same options, and computes nothing.": "dry-run dryrun plan",
+    "Thinking cannot be switched on or off. To change the chat template, edit a copy of the model's directory.": (
+        "enable-thinking reasoning-parser thinking think reasoning-effort"
+    ),
+    "To begin the answers yourself, end each conversation with the assistant's message, and use --last-assistant-turn "
+    "continue.": "prefill assistant-prefix response-prefix",
+    "Use --verbose to see the messages of libraries.": "debug log",
     "There are no tasks to choose or to number: rows come from --dataset, prompts from --prompt-template or "
     "--messages-column, and every process takes its share.": "tasks task include-path",
     "Each setting has an option of its own, such as --dtype, --revision, --temperature, --max-new-tokens.": (

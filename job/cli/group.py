@@ -60,6 +60,10 @@ def _explain(error: click.UsageError) -> str:
     """Return what is wrong with the command line, and what to do."""
     if isinstance(error, click.NoSuchOption) and (advice := advice_on(error.option_name)) is not None:
         return f"No such option {error.option_name!r}. {advice}"
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        dashed = error.option_name.replace("_", "-")
+        if any(dashed in (*param.opts, *param.secondary_opts) for param in error.ctx.command.params):
+            return f"No such option {error.option_name!r}. Write {dashed}."
     command = error.ctx.command_path if error.ctx else "job"
     return f"{error.format_message()} See {command} --help."
 

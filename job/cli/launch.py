@@ -82,7 +82,8 @@ def _gpus(config: RunConfig, num_gpus: int | None, num_processes: int | None) ->
     """
     on_cpu = config.engine.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu"
     if num_processes is not None and (num_gpus is not None or config.engine.device == "cuda"):
-        raise UsageError("--processes computes on the CPU. Use --gpus to compute on GPUs.")
+        other = "--gpus" if num_gpus is not None else "--device cuda"
+        raise UsageError(f"--processes and {other} were given together. Give --processes for the CPU, --gpus for GPUs.")
     if on_cpu and num_gpus is not None:
         raise UsageError("--gpus was given, but the device is the CPU. Use --processes, or leave out --device cpu.")
     if on_cpu or num_processes is not None:

@@ -18,6 +18,7 @@ from job.cli.options import (
     Address,
 )
 from job.cli.parsing import to_config
+from job.cli.repeated import RepeatingCommand, notes_on_repeats
 from job.engine.fit.gpus import GPUS
 from job.errors import UsageError
 from job.observe.noise import silence_libraries, silence_progress_bars
@@ -43,7 +44,7 @@ class NumRows(click.ParamType[int | None]):
         return int(value)
 
 
-@click.command(short_help="Show what a run would do, without loading the model.")
+@click.command(cls=RepeatingCommand, short_help="Show what a run would do, without loading the model.")
 @MODEL_OPTIONS
 @DATA_OPTIONS
 @PROMPT_OPTIONS
@@ -82,6 +83,8 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     would be an error row.
     """
     config = to_config(values)
+    for note in notes_on_repeats():
+        click.echo(note, err=True)
     silence_libraries(verbose=config.verbose)
     from job.launch.devices import likely_device
     from job.observe.preview_report import describe_preview

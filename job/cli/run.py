@@ -18,13 +18,14 @@ from job.cli.options import (
     SAMPLING_OPTIONS,
 )
 from job.cli.parsing import to_config
+from job.cli.repeated import RepeatingCommand, notes_on_repeats
 from job.launch.environment import is_first_process, told_once
 from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries
 from job.observe.progress import Progress
 
 
-@click.command(short_help="Complete every row of a dataset.")
+@click.command(cls=RepeatingCommand, short_help="Complete every row of a dataset.")
 @MODEL_OPTIONS
 @DATA_OPTIONS
 @PROMPT_OPTIONS
@@ -52,6 +53,8 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     Progress(enabled=is_first and "torch" not in sys.modules).note(
         f"job {job.__version__}: preparing the run {config.output.output}"
     )
+    for note in notes_on_repeats():
+        Progress(enabled=is_first).note(note)
     from job.run.process import launch  # imports torch: only now, so that --help is quick
 
     ctx.exit(launch(config, stop))

@@ -11,6 +11,7 @@ from job.data.formats import ENDINGS, ending_of, format_of
 from job.data.listing import Listing, identity, in_order
 from job.data.runs import PART, is_run
 from job.errors import UsageError
+from job.wording import listed
 
 
 def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_format: bool = True) -> Listing:
@@ -33,6 +34,9 @@ def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_fo
         closed = _closed(asked, _literal(pattern), own)
         chosen = [path for path in asked if path.is_file() and path not in closed]
         if not chosen:
+            parts = str(pattern).split(",")
+            if len(parts) > 1 and all(Path(part.strip()).exists() for part in parts):
+                raise UsageError(f"--dataset {pattern} is several paths. Give one: a directory, or a glob in quotes.")
             reason = f"there is no such file{'' if matched else ' or directory'}"
             is_own = own in closed.values()
             raise UsageError(f"--dataset {pattern}: {'it is the output of this very run' if is_own else reason}.")
@@ -52,11 +56,19 @@ def list_patterns(patterns: Sequence[str], output: Path | None = None, *, one_fo
 def _check_one_format(pattern: str, files: Sequence[Path]) -> None:
     endings = sorted({ending_of(file.name) for file in files})
     known = {format_of(file.name) for file in files}
-    if len(known) > 1 or None in known:
+    readable = f"Endings that can be read: {', '.join(ENDINGS)}."
+    if known == {None}:
+        unknown = listed(map(_named, endings))
+        raise UsageError(f"--dataset {pattern}: files that end in {unknown} cannot be read. {readable}")
+    if len(known) > 1:
         raise UsageError(
-            f"--dataset {pattern}: file endings {', '.join(ending or 'none' for ending in endings)}. "
-            f"Give files that all have the same ending, one of {', '.join(ENDINGS)}."
+            f"--dataset {pattern} names files that end in {listed(map(_named, endings))}. Give files of one format. "
+            f"{readable}"
         )
+
+
+def _named(ending: str) -> str:
+    return ending or "nothing"
 
 
 def _matches(pattern: Path) -> list[Path]:

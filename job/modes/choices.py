@@ -65,7 +65,8 @@ def read_choices(values: Sequence[str]) -> tuple[str, ...]:
             raise UsageError(f"--choices: {text!r} is given twice. Leave one out.")
         seen.add(text.strip())
     if values and len(texts) < 2:
-        raise UsageError(f"--choices got {len(texts)}. Give at least two, or a file with one per line.")
+        found = "a single line" if texts else "no lines"
+        raise UsageError(f"--choices {values[0]}: the file has {found}. Give at least two choices, one per line.")
     return texts
 
 

@@ -3,6 +3,7 @@
 Each check is next to the code that it protects; this module knows only the order. Writes nothing.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -129,6 +130,7 @@ def examine(
     notes = (
         *dataset.notes,
         *effect_notes,
+        *_notes_on_system_prompt(config, schema.names),
         *date_notes,
         *(() if requests is None else requests.notes(dataset.source, plan.num_rows)),
         *modes.notes_on(lambda: looked_at.first_prompt),
@@ -216,6 +218,17 @@ def _check_prompts(
         template.check()
     renderer.check_system_prompt()
     looked_at.refuse_if_none_works()
+
+
+def _notes_on_system_prompt(config: RunConfig, columns: Sequence[str]) -> list[str]:
+    """Return a note if the system message names a column as templates do, which means nothing in it."""
+    inside = re.findall(r"\{+\s*([^{}]+?)\s*\}+", config.prompt.system_prompt or "")
+    named = [name for name in inside if name in columns]
+    if not named:
+        return []
+    return [
+        f"--system-prompt is not a template: {named[0]} in braces stays as it is typed; use --prompt-template for it"
+    ]
 
 
 def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 
 from job.config import RunConfig
+from job.data.runs import read_run
 from job.errors import UsageError
 from job.output.looking.finished import FinishedRows
 from job.output.parts.manifest import Manifest, check_run_directory, claim_run_directory, read_manifest
@@ -137,6 +138,7 @@ def found_in(store: Store) -> Manifest | None:
 def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirectory, Manifest, RunSettings]:
     """Claim the directory for this run; without ``claims``, only check that this would be possible."""
     manifest, timeout_secs = examined.manifest, examined.config.engine.lease_timeout
+    _refuse_inside_run(Path(examined.config.output.output), store)
     try:
         store.prepare([""])
         if claims:
@@ -152,3 +154,17 @@ def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirect
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
         where = store.describe()
         raise UsageError(f"--output {where} cannot be written: {reason}. Use another directory.") from None
+
+
+def _refuse_inside_run(output: Path, store: Store) -> None:
+    """Refuse to begin a run inside another run's directory.
+
+    Raises:
+        UsageError: it lies in one.
+    """
+    outer = next((folder for folder in output.absolute().parents if read_run(folder) is not None), None)
+    if outer is not None and found_in(store) is None:
+        raise UsageError(
+            f"--output {store.describe()} lies in {outer}, which is the directory of another run and holds its own "
+            "files only. Name another place."
+        )

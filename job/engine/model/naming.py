@@ -1,11 +1,14 @@
 """What ``--model`` names: a directory with a model, or a Hub id. Explains what else it may be, and what to give."""
 
+import re
 from pathlib import Path
 
 from job.errors import UsageError, first_line
 from job.wording import unreachable
 
 MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def check_name(model: str) -> None:
@@ -21,6 +24,9 @@ def check_name(model: str) -> None:
     if not path.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise UsageError(f"--model {model}: there is no such directory. Check the path.")
+        if not HUB_ID.fullmatch(model):
+            advice = "Write out the variable: nothing replaces it here." if "$" in model else "Check the path."
+            raise UsageError(f"--model {model}: there is no such directory, and it cannot be a Hub id. {advice}")
         return
     if (path / MODEL_CONFIG).is_file():
         return

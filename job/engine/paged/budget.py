@@ -54,10 +54,22 @@ def decide_budget(
     num_pages, fewest_bytes, page_bytes = min(replica.gather((num_bytes // page_bytes, num_bytes, page_bytes)))
     if num_pages < 1:
         raise JobError(
-            f"Only {fewest_bytes / 2**20:,.1f} MiB are left for the KV cache, but a page of {page_tokens} tokens takes "
-            f"{page_bytes / 2**20:,.1f} MiB. Use a larger --kv-cache-memory or --tensor-parallel-size."
+            f"Only {_size(fewest_bytes)} are left for the KV cache, but a page of {page_tokens} tokens takes "
+            f"{_size(page_bytes)}. Use a larger --kv-cache-memory or --tensor-parallel-size."
         )
     return Budget(max_rows=max_rows, max_tokens=max_tokens, num_pages=num_pages)
+
+
+def _size(num_bytes: int) -> str:
+    """Return a size in the largest unit in which it is not a fraction.
+
+    >>> _size(20), _size(2**14), _size(3 * 2**19)
+    ('20 bytes', '16.0 KiB', '1.5 MiB')
+    """
+    for unit, exponent in (("MiB", 20), ("KiB", 10)):
+        if num_bytes >= 2**exponent:
+            return f"{num_bytes / 2**exponent:,.1f} {unit}"
+    return f"{num_bytes:,} bytes"
 
 
 def row_limits(config: EngineConfig, *, on_cuda: bool) -> tuple[int, int]:
