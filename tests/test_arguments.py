@@ -166,3 +166,10 @@ def test_a_repeated_option_with_one_value_is_noted(run_job: RunJob, tmp_path: Pa
     result = run_job(*args)
     assert "--dataset was given 2 times; the last one counts: b.jsonl\n" in result.stderr
     assert "--stop" not in result.stderr
+
+
+def test_values_without_their_option_say_how_to_give_several(run_job: RunJob) -> None:
+    """``--keep-columns a b`` was "Got unexpected extra argument (b) See job run --help."."""
+    result = run_job(*RUN, "--keep-columns", "a", "b")
+    assert result.exit_code == 2
+    assert "extra argument (b). An option takes a single value, in quotes if it has spaces; repeat" in result.stderr

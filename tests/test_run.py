@@ -1003,8 +1003,27 @@ def test_a_column_in_the_system_prompt_is_noted(
     for idx, text in enumerate((f"Know {{{{ {column} }}}}.", f"Know {{{column}}}.")):
         result = run_job(*args, tmp_path / str(idx), "--system-prompt", text)
         assert result.exit_code == 0
-        assert f"--system-prompt is not a template: {column} in braces stays as it is typed" in result.stderr
+        assert f"--system-prompt is not a template: {column} in braces stays as typed" in result.stderr
     assert "template" not in run_job(*args, tmp_path / "plain", "--system-prompt", "Know {this}.").stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "meant"),
+    [
+        ("--stop", r"\n", "\n"),
+        ("--system-prompt", r"Be brief.\nBe kind.", "Be brief.\nBe kind."),
+        ("--prompt-template", r"Q: {{ prompt }}\nA:", "Q: {{ prompt }}\nA:"),
+    ],
+)
+def test_a_line_break_that_the_shell_did_not_make_is_noted(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, option: str, typed: str, meant: str
+) -> None:
+    r"""In bash, '\n' is a backslash and an n; the model read them, and stopped at them."""
+    dataset = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    args = ["preview", "--model", tiny_model(chat=True), "--dataset", dataset, option]
+    note = f"{option} has a backslash and an n, which is not a line break: {typed}; for a line break in bash, write"
+    assert note in run_job(*args, typed).stdout
+    assert "backslash" not in run_job(*args, meant).stdout
 
 
 def test_an_output_whose_data_directory_is_in_use_is_refused(

@@ -65,7 +65,10 @@ def _explain(error: click.UsageError) -> str:
         if any(dashed in (*param.opts, *param.secondary_opts) for param in error.ctx.command.params):
             return f"No such option {error.option_name!r}. Write {dashed}."
     command = error.ctx.command_path if error.ctx else "job"
-    return f"{error.format_message()} See {command} --help."
+    message = error.format_message()
+    if message.startswith("Got unexpected extra argument"):
+        message += ". An option takes a single value, in quotes if it has spaces; repeat the option for several."
+    return f"{message} See {command} --help."
 
 
 def check_text(args: Sequence[str]) -> None:

@@ -58,17 +58,20 @@ def _check_one_format(pattern: str, files: Sequence[Path]) -> None:
     known = {format_of(file.name) for file in files}
     readable = f"Endings that can be read: {', '.join(ENDINGS)}."
     if known == {None}:
-        unknown = listed(map(_named, endings))
-        raise UsageError(f"--dataset {pattern}: files that end in {unknown} cannot be read. {readable}")
+        raise UsageError(f"--dataset {pattern}: files {_with(endings)} cannot be read. {readable}")
     if len(known) > 1:
-        raise UsageError(
-            f"--dataset {pattern} names files that end in {listed(map(_named, endings))}. Give files of one format. "
-            f"{readable}"
-        )
+        raise UsageError(f"--dataset {pattern} names files {_with(endings)}. Give files of one format. {readable}")
 
 
-def _named(ending: str) -> str:
-    return ending or "nothing"
+def _with(endings: Sequence[str]) -> str:
+    """Return in words what files end in.
+
+    >>> _with(["", ".a"]), _with([".a", ".b"]), _with([""])
+    ('without an ending and that end in .a', 'that end in .a and .b', 'without an ending')
+    """
+    named = [ending for ending in endings if ending]
+    of_named = [f"that end in {listed(named)}"] if named else []
+    return " and ".join([*(["without an ending"] if "" in endings else []), *of_named])
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 Each check is next to the code that it protects; this module knows only the order. Writes nothing.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from job.run.dates import dated
 from job.run.effects import check_effects, check_effects_on_texts
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
+from job.run.odd_texts import notes_on_texts
 from job.run.older_runs import as_started
 from job.run.resolved import ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
@@ -130,7 +130,7 @@ def examine(
     notes = (
         *dataset.notes,
         *effect_notes,
-        *_notes_on_system_prompt(config, schema.names),
+        *notes_on_texts(config.prompt, config.sampling, schema.names),
         *date_notes,
         *(() if requests is None else requests.notes(dataset.source, plan.num_rows)),
         *modes.notes_on(lambda: looked_at.first_prompt),
@@ -218,17 +218,6 @@ def _check_prompts(
         template.check()
     renderer.check_system_prompt()
     looked_at.refuse_if_none_works()
-
-
-def _notes_on_system_prompt(config: RunConfig, columns: Sequence[str]) -> list[str]:
-    """Return a note if the system message names a column as templates do, which means nothing in it."""
-    inside = re.findall(r"\{+\s*([^{}]+?)\s*\}+", config.prompt.system_prompt or "")
-    named = [name for name in inside if name in columns]
-    if not named:
-        return []
-    return [
-        f"--system-prompt is not a template: {named[0]} in braces stays as it is typed; use --prompt-template for it"
-    ]
 
 
 def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[ResolvedRun, OpenDataset]:
