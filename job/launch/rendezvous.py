@@ -29,6 +29,9 @@ CONNECT_SECS = 60.0
 TELL_SECS = 10.0
 TELL_AGAIN_SECS = 60.0
 POLL_SECS = 0.05
+MAX_POLLS_PER_SEC = 2000
+"""By all processes together: one thread of rank 0 answers them."""
+
 USED_SECS = 1800.0
 """How long torch may wait for a key once all have joined: processes may load their parts of a model at other speeds."""
 
@@ -60,6 +63,7 @@ class Rendezvous:
         """Know which process this is, and how to tell the user what it waits for."""
         self._info, self._note = info, note
         self._start = self._last_told = time.monotonic()
+        self._poll_secs = max(POLL_SECS, info.world_size / MAX_POLLS_PER_SEC)
 
     def sign_in(self) -> TCPStore:
         """Find the store of the launch and leave this process's mark in it.
@@ -90,7 +94,7 @@ class Rendezvous:
                     f"rank {self._info.rank}: gave up after {JOIN_SECS / 60:.0f} minutes without "
                     f"{self._missing(num_joined)}"
                 )
-            time.sleep(POLL_SECS)
+            time.sleep(self._poll_secs)
         self._store.set_timeout(timedelta(seconds=USED_SECS))
         return PrefixStore(f"job/{ATTEMPT}/torch", self._store)
 
@@ -111,7 +115,7 @@ class Rendezvous:
                     raise JobError(self._unreachable(error)) from None
             if self._is_time_to_tell():
                 self._note(f"rank {self._info.rank} is waiting for rank 0 at {_place(self._info)}. {self._remedy()}")
-            time.sleep(POLL_SECS)
+            time.sleep(self._poll_secs)
 
     def _num_joined(self) -> int:
         try:

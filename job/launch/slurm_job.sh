@@ -57,14 +57,14 @@ slurm_has_decided() {
 requeue() {
     local refusal code
     if [ "$num_restarts" -ge "$MAX_REQUEUES" ]; then
-        say "stopped, and restarted $num_restarts times already (MAX_REQUEUES). Nothing is lost: sbatch the same" \
-            "script again to continue"
+        say "stopped, and restarted $num_restarts times already (MAX_REQUEUES). Nothing is lost: submit it" \
+            "again to continue"
         return
     fi
     refusal=$(scontrol requeue "$job_id" 2>&1)
     code=$?
     if [ $code != 0 ] && [ $code != 143 ]; then # 143: the requeue ended scontrol before it could say so
-        say "stopped, and this site refuses a requeue (${refusal##*: }). Nothing is lost: sbatch the same script" \
+        say "stopped, and this site refuses a requeue (${refusal##*: }). Nothing is lost: submit it" \
             "again to continue"
         return
     fi

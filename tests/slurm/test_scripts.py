@@ -144,7 +144,7 @@ def test_requeues_are_bounded(scripts: Scripts) -> None:
     assert scripts.run(code=75, SLURM_RESTART_COUNT="49").requeues == ["7"]
     last = scripts.run(code=75, SLURM_RESTART_COUNT="50")
     assert (last.exit_code, last.requeues) == (75, [])
-    assert "restarted 50 times already (MAX_REQUEUES). Nothing is lost: sbatch the same script again" in last.log
+    assert "restarted 50 times already (MAX_REQUEUES). Nothing is lost: submit it again to continue" in last.log
     beyond = scripts.run(code=0, SLURM_RESTART_COUNT="51")
     assert (beyond.exit_code, beyond.calls) == (75, [])
 
@@ -160,7 +160,7 @@ def test_a_site_that_refuses_requeues_gets_one_clear_line(scripts: Scripts) -> N
     refusal = "Requested operation is presently disabled for job 7"
     ended = scripts.run(code=75, REFUSE=refusal)
     assert ended.exit_code == 75
-    assert f"this site refuses a requeue ({refusal}). Nothing is lost: sbatch the same script again" in ended.log
+    assert f"this site refuses a requeue ({refusal}). Nothing is lost: submit it again to continue" in ended.log
 
 
 def test_a_requeue_that_ends_scontrol_at_once_is_no_refusal(scripts: Scripts) -> None:

@@ -66,7 +66,7 @@ class Counts:
         elif completion.finish_reason is not None:
             self.finish_reasons[completion.finish_reason] += 1
 
-    def add_batch(self, batch: pa.RecordBatch, modes: Iterable[Mode] = ()) -> None:
+    def add_batch(self, batch: pa.RecordBatch | pa.Table, modes: Iterable[Mode] = ()) -> None:
         """Count the rows of a journal or a part, and what these modes count."""
         self.num_rows += batch.num_rows
         self.num_prompt_tokens += pc.sum(batch["num_prompt_tokens"]).as_py() or 0
