@@ -136,6 +136,7 @@ def test_a_template_cannot_read_the_clock_or_the_time_zone(call: str) -> None:
     error = error_of({"t": moment}, prompt_template="{{ t." + call + " }}")
     assert error.startswith("template_error: SecurityError: access to attribute")
     assert render({"t": moment}, prompt_template="{{ t.isoformat() }} {{ t.year }}").text == "2024-02-29T12:00:00 2024"
+    assert render({"t": moment}, prompt_template="{{ t." + call + " }}", text_rules=1).error is None, "as it began"
 
 
 def test_a_cycler_is_never_written_into_a_prompt() -> None:

@@ -1,7 +1,7 @@
 """What in a JSON schema does not constrain completions as its author meant.
 
 llguidance ignores words that it does not know, as JSON Schema demands, and holds numbers as 64-bit floats; so a
-misspelled keyword constrains nothing, and a bound of 17 digits is another number, both without a word.
+misspelled keyword constrains nothing, and a bound of 17 digits is another number. It reports neither.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""An open dataset: its rows, which files they come from, and what lies beside these files and is not read."""
+"""An open dataset: its rows, the files that they come from, and other files in the same place that are not read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -107,7 +107,7 @@ def list_directory(root: Path) -> Listing:
     if not kinds:
         lies = f": {some([*others, *in_order(unread)], SHOWN_FILES)}" if others or unread else ""
         raise UsageError(
-            f"--dataset {root} holds no files that can be read{lies}. Endings that can be: {', '.join(ENDINGS)}."
+            f"--dataset {root} holds no files that can be read{lies}. Supported endings: {', '.join(ENDINGS)}."
         )
     _refuse_others(root, kinds, others)
     files = [root / name for names in kinds.values() for name in names]

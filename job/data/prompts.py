@@ -269,7 +269,7 @@ def find_content(text: str, content: str, start: int = 0) -> tuple[int, int] | N
 
 
 def _template(config: PromptConfig, columns: Collection[str]) -> Template:
-    return Template(str(config.prompt_template), columns, keeps_line_ends=config.has_own_rules)
+    return Template(str(config.prompt_template), columns, is_older=not config.has_own_rules)
 
 
 def _not_empty(text: str, where: str) -> str:

@@ -45,20 +45,21 @@ CLOCK_METHODS = frozenset({"now", "today", "utcnow", "fromtimestamp", "utcfromti
 class Template:
     """A template, and the columns that it needs."""
 
-    def __init__(self, text: str, columns: Collection[str] = (), *, keeps_line_ends: bool = True) -> None:
+    def __init__(self, text: str, columns: Collection[str] = (), *, is_older: bool = False) -> None:
         """Compile it.
 
         Args:
             columns: columns of the dataset, if they are known. A column with the name of a Jinja2 function, such as
                 ``range``, hides the function.
-            keeps_line_ends: whether ``\\r\\n`` stays as it is. (Jinja2 makes every line end ``\\n``.)
+            is_older: whether a run of version 0.1 or 0.2 goes on with it: every line end becomes ``\\n``, as Jinja2 has
+                it, and methods that depend on the clock or the time zone are allowed.
 
         Raises:
             UsageError: the syntax is wrong, the template needs another file, or it uses no column.
         """
-        environment = _Environment(columns)
+        environment = _Environment(columns, forbidden=() if is_older else CLOCK_METHODS)
         try:
-            tree = _parse(environment, text) if keeps_line_ends else environment.parse(text)
+            tree = environment.parse(text) if is_older else _parse(environment, text)
             _check(tree, environment)
             names = jinja2.meta.find_undeclared_variables(tree)
             self._template = environment.from_string(tree)
@@ -94,7 +95,7 @@ class Template:
 
 
 def check_braces(text: str, columns: Collection[str]) -> None:
-    """Refuse a column in single braces, as in Python: it would be read as it stands in every prompt.
+    """Refuse a column in single braces, as in Python: it would be the same text in every prompt.
 
     Raises:
         UsageError: the template has one.
@@ -230,7 +231,8 @@ def _variable(column: str) -> str:
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Jinja2's sandbox with our rules for nulls, functions and filters."""
 
-    def __init__(self, columns: Collection[str]) -> None:
+    def __init__(self, columns: Collection[str], forbidden: Collection[str] = CLOCK_METHODS) -> None:
+        self._forbidden = forbidden
         super().__init__(
             undefined=jinja2.StrictUndefined, finalize=_printable, autoescape=False, keep_trailing_newline=True
         )
@@ -257,7 +259,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may use an attribute of an object: not what depends on the machine or the moment."""
         is_moment = isinstance(obj, datetime.date | datetime.time)
-        return not (is_moment and attr in CLOCK_METHODS) and super().is_safe_attribute(obj, attr, value)
+        return not (is_moment and attr in self._forbidden) and super().is_safe_attribute(obj, attr, value)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

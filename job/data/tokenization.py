@@ -156,7 +156,7 @@ class Tokenization:
 
 
 def _without(spans: Sequence[Span], cut: Span) -> list[Span]:
-    """Return where spans of a text are once a part of it is cut out. What is left of a span in it is no special token.
+    """Return where spans of a text are once a part of it is cut out. What is left of a cut span is not a special token.
 
     >>> _without([(0, 2), (4, 8), (9, 11)], (3, 6))
     [(0, 2), (6, 8)]

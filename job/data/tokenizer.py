@@ -84,7 +84,7 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """The tokens that are no text, such as the end of a sequence or of a turn, with their ids."""
+        """The tokens that are not text, such as the end of a sequence or of a turn, with their ids."""
         added = self.inner.added_tokens_decoder.items()
         return {str(token.content): int(idx) for idx, token in added if token.special and token.content}
 
@@ -228,7 +228,7 @@ class Tokenizer:
 
 
 def _is_alike_everywhere(backend: Any) -> bool:
-    """Whether a Rust tokenizer decodes each token in the same way wherever it stands."""
+    """Whether a Rust tokenizer decodes a token in the same way at every position."""
     if backend is None or backend.decoder is None:
         return False
     state = json.loads(backend.decoder.__getstate__())

@@ -96,7 +96,7 @@ class BoundCompletion(BoundMode):
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Cut the text before the first stop string."""
         text = str(answer.completion)
-        if self._reads_special:  # which are no part of the completion before the stop string, either
+        if self._reads_special:  # they are not part of the completion before the stop string, either
             [text] = self._tokens.decode([list(generation.token_ids)], special_tokens=True)
         end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
         text = self._special.sub("", text[:end]) if self._reads_special else text[:end]

@@ -33,7 +33,7 @@ class Tokens(Protocol):
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """The tokens that are no text, with their ids."""
+        """The tokens that are not text, with their ids."""
 
     def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
         """Return texts as they follow a prompt, with or without special tokens."""

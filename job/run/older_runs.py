@@ -1,9 +1,9 @@
 """What is asked, as older versions would have understood it: a run that one of them started goes on as it began.
 
 Versions 0.1 and 0.2 (``text_rules`` 1) made other text of some templates, conversations and tokens: line ends in
-templates were ``\\n``, messages that a chat template leaves out were left out, a conversation that ended with the
-assistant got a second answer, completions of some tokenizers lost their first space, and stop strings never matched
-special tokens.
+templates were ``\\n``, and templates could read the clock; messages that a chat template leaves out were left out; a
+conversation that ended with the assistant got a second answer; completions of some tokenizers lost their first space;
+stop strings never matched special tokens.
 """
 
 from collections.abc import Sequence
