@@ -96,7 +96,7 @@ def test_rows_of_a_run_that_has_stopped_are_read_from_its_journals(
     assert row_idx_of(rows) == [*range(len(rows))] and 10 < len(rows) < 25
     assert rows[9]["id"] == "id-9" and rows[10]["completion"] == "01qqqqqqqqqq"
     refused = run_job("show", tmp_path / "out", "--row", 24)
-    assert refused.exit_code == 2 and "Row 24 is not finished yet" in refused.stderr
+    assert refused.exit_code == 2 and refused.stderr == "job: Row 24 is not finished yet.\n"
 
 
 def test_rows_that_do_not_meet_their_constraint(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

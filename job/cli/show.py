@@ -57,6 +57,7 @@ def show(
             text = describe_row(row, cells, num_samples=run.plan.num_samples, width=width, in_full=in_full)
             click.echo(text if num_shown == 1 else f"\n{text}")
     if not num_shown and row_idx is not None:
-        raise UsageError(f"Row {row_idx} is not finished yet, or not of this kind.")
+        other = ", or not of this kind" if wanted.has_kinds else ""
+        raise UsageError(f"Row {row_idx} is not finished yet{other}.")
     if not num_shown:
         click.echo("No finished row is of this kind." if wanted.has_kinds else "No row is finished yet.", err=True)
