@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dataset revision": ({"dataset": ".", "dataset_revision": "main"}, "--dataset-revision has no effect"),
     "cache": (
         {"engine": "static", "kv_cache_memory": 2**20},
-        "--kv-cache-memory has no effect: it is a setting of --engine paged. Leave it out.",
+        "--kv-cache-memory has no effect: --engine static does not use it. Leave it out.",
     ),
 }
 

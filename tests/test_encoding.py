@@ -25,9 +25,11 @@ def calls_without_encoding(path: Path) -> Iterator[int]:
             yield node.lineno
         if node.func.attr == "open":
             owner = ast.unparse(node.func.value)
-            # A store opens objects for bytes.
-            is_path = owner.partition(".")[0] not in ("os", "fsspec", "known") and not owner.endswith("store")
-            modes = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+            # A store and an archive open objects for bytes.
+            is_path = owner.partition(".")[0] not in ("os", "fsspec", "known") and not owner.endswith(
+                ("store", "archive")
+            )
+            modes = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
             if is_path and not any("b" in mode for mode in modes):
                 yield node.lineno
 

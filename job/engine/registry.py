@@ -25,6 +25,8 @@ class EngineKind:
     """The module of its builder, imported only when the engine is built."""
     builder: str
     """A function with the parameters of ``build``."""
+    ignores: tuple[str, ...] = ()
+    """Names of the options that have no effect on it."""
 
     def build(
         self,
@@ -47,8 +49,10 @@ class EngineKind:
         return engine
 
 
+OF_PAGES = ("kv_cache_memory", "cuda_graphs")
+
 ENGINES: Mapping[str, EngineKind] = {
     "paged": EngineKind(needs_model=True, module="job.engine.build", builder="build_paged"),
-    "static": EngineKind(needs_model=True, module="job.engine.build", builder="build_static"),
-    "fake": EngineKind(needs_model=False, module="job.engine.fake", builder="build_fake"),
+    "static": EngineKind(needs_model=True, module="job.engine.build", builder="build_static", ignores=OF_PAGES),
+    "fake": EngineKind(needs_model=False, module="job.engine.fake", builder="build_fake", ignores=OF_PAGES),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from job.config import DataConfig, EngineConfig, ModelConfig, PromptConfig, RunConfig, SamplingConfig
+from job.engine.registry import ENGINES
 from job.errors import Doubt, UsageError
 from job.wording import flag, listed
 
@@ -56,13 +57,8 @@ NEEDS = (
         is_met=lambda config: not (Path(config.data.dataset).is_dir() and config.data.data_files),
         reason="--data-files says which files of the directory are read",
     ),
-    Need(
-        options=("kv_cache_memory", "cuda_graphs"),
-        is_met=lambda config: config.engine.engine == "paged",
-        reason="it is a setting of --engine paged",
-    ),
 )
-"""One entry for each way in which options depend on others. What a mode ignores, it says itself: ``Mode.ignores``."""
+"""One entry for each way in which options depend on others. What a mode or an engine ignores, it says itself."""
 
 CONVERSATION_NEEDS = Need(
     options=("last_assistant_turn",),
@@ -102,8 +98,11 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
     sampling, given = config.sampling, _given(config)
     for mode in config.active_modes:
         yield from mode.doubts()
-        if ignored := [name for name in given if name in mode.ignores]:
-            yield _without_effect(ignored, f"{mode.flag} does not use {'it' if len(ignored) == 1 else 'them'}", "")
+    engine = config.engine.engine
+    ignoring = [(mode.flag, mode.ignores) for mode in config.active_modes]
+    for who, ignores in [*ignoring, (f"--engine {engine}", ENGINES[engine].ignores)]:
+        if ignored := [name for name in given if name in ignores]:
+            yield _without_effect(ignored, f"{who} does not use {'it' if len(ignored) == 1 else 'them'}", "")
             given = [name for name in given if name not in ignored]
     for need in NEEDS:
         yield from _unmet(need, config, given)
