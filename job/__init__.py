@@ -1,3 +1,3 @@
 """Batch offline LLM inference over datasets."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
