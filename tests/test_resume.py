@@ -153,7 +153,7 @@ def _launch_and_die(step: int, args: list[str], log: Path) -> None:
     _launch(args, log)
 
 
-NAMES = ("manifest.json", "README.md", "totals.json", "journal", "leases", "metrics")
+NAMES = ("manifest.json", "README.md", "totals.json", "data", "journal", "leases", "metrics")
 """What a run directory holds besides parts."""
 
 
