@@ -997,7 +997,7 @@ def test_an_output_inside_another_run_is_refused(
 def test_a_column_in_the_system_prompt_is_noted(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:
-    """It is no template, so the braces would go to the model."""
+    """It is not a template, so the braces would go to the model."""
     column = json.loads(questions.read_text().splitlines()[0]).popitem()[0]
     args = ["run", "--engine", "fake", "--model", tiny_model(chat=True), "--dataset", questions, "--output"]
     for idx, text in enumerate((f"Know {{{{ {column} }}}}.", f"Know {{{column}}}.")):

@@ -904,7 +904,7 @@ def test_a_missing_file_is_told_as_such(tmp_path: Path, name: str) -> None:
 
 
 def test_several_paths_in_one_are_named(tmp_path: Path) -> None:
-    """As --keep-columns takes them; it was "there is no such file or directory"."""
+    """--keep-columns takes several names this way. The message was "there is no such file or directory"."""
     path = make_jsonl(tmp_path)
     with pytest.raises(UsageError, match=r"is several paths\. Give one: a directory, or a glob in quotes"):
         open_source(Path(f"{path},{path}"))

@@ -24,7 +24,7 @@ class FitAtSize:
     max_rows: int
     """The most rows that are computed at once, if memory allows it."""
     full_kv_cache_bytes: int
-    """What so many rows of the median length take in the KV cache."""
+    """The KV cache that ``max_rows`` rows of the median length need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ def report_fit(
     )
 
     def at_size(found: Fit) -> FitAtSize:
+        """Return the figures of one tensor-parallel size for the report."""
         return FitAtSize(
             tensor_parallel_size=found.tensor_parallel_size,
             fits=found.fits(longest),

@@ -164,6 +164,7 @@ class _Rows(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer with text in UTF-8, and return the number of bytes; 0 at the end."""
         while not self._rest:
             block = next(self._blocks, None)
             if block is None:
