@@ -1,17 +1,28 @@
 """Fixtures: tiny models made once per session, and ways to run ``job`` in this process or in others."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from tests.hub import Hub
+
+ANN = "hf_ann_SECRET_0123456789"
+"""A token of the user ann."""
+
+HUB = Hub(tokens={ANN: "ann", "hf_bob_SECRET_0123456789": "bob"})
+HUB.start()
+os.environ["HF_ENDPOINT"] = HUB.url  # the clients read it when they are imported
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ.pop("HF_TOKEN", None)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the fixture ``hub`` goes online
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Tiny models gain nothing from a second thread, and on a busy machine threads wait for each other: 70 s instead of 1.
@@ -42,6 +53,38 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Return an empty hub, and go online: in this process, and in those that a test starts.
+
+    The caches of the clients are empty, and their own retries do not wait.
+    """
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    home = tmp_path / "hf"
+    for name, value in {"HF_HOME": home, "HF_HUB_CACHE": home / "hub", "JOB_CACHE": home / "job"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda secs: None)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    with contextlib.suppress(ImportError, AttributeError):  # from version 2 on
+        from huggingface_hub import _tree_cache
+
+        _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    HUB.repos.clear()
+    HUB.log.clear()
+    HUB.heal()
+    yield HUB
+    HUB.heal()
 
 
 @pytest.fixture
