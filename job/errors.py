@@ -4,6 +4,7 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
 
     JobError                 1  the run failed after it had started
      +- UsageError           2  the user asked for something impossible; nothing was started
+     +- Unavailable          1  the Hub or a store did not answer for too long; the same command may work later
      +- PeerFailed         any  another process of the launch has failed and reported why
 """
 
@@ -33,6 +34,10 @@ class UsageError(JobError):
     """The configuration, the data or the model cannot work as asked. Raised before any weights are loaded."""
 
     exit_code = EXIT_USAGE
+
+
+class Unavailable(JobError):
+    """A server did not answer for too long. Nothing is lost; the same command may work later."""
 
 
 class PeerFailed(JobError):

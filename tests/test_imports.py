@@ -90,7 +90,7 @@ LAYERS = (
         "job.engine.registry",
     ),
     ("job.modes", "job.config"),
-    ("job.launch",),
+    ("job.launch", "job.remote"),
     ("job.data", "job.engine", "job.output", "job.observe"),
     ("job.run",),
     ("job.cli",),

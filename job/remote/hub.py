@@ -1,0 +1,222 @@
+"""Repositories of the Hugging Face Hub at one commit: resolved once, listed once, and fetched into the Hub's cache.
+
+Files are read from the snapshot directory of the commit. A listing is kept in the cache, so that it is known offline
+which files the commit has, whichever of them were fetched. ``huggingface_hub`` does the requests, the locks and the
+cache; what it does when the Hub does not answer, which is to take the latest cached version, is not used.
+"""
+
+import json
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from job.errors import UsageError
+from job.launch.activity import doing
+from job.remote.patience import patiently
+from job.remote.tree import RemoteFile, Tree
+
+NUM_THREADS = 16
+
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRepository:
+    """A repository at one commit."""
+
+    kind: str
+    """``model`` or ``dataset``."""
+    name: str
+    """``org/name``."""
+    commit: str
+
+    @cached_property
+    def files(self) -> Tree:
+        """The files of the commit.
+
+        Raises:
+            UsageError: offline, and nothing of the commit is in the cache.
+            Unavailable: the Hub does not answer.
+            huggingface_hub.errors.HfHubHTTPError: the repository or the commit cannot be read.
+        """
+        kept = self._kept_listing()
+        if kept is not None:
+            return kept
+        if is_offline():
+            raise UsageError(not_cached(self.kind, self.name, self.commit))
+        tree = patiently(self._hub, self._list)
+        self._keep_listing(tree)
+        return tree
+
+    def fetch(self, paths: Sequence[str]) -> list[Path]:
+        """Return local paths of files, after fetching those that are not in the cache, several at a time.
+
+        Raises:
+            UsageError: offline, and one of them is not in the cache.
+            Unavailable: the Hub does not answer.
+            huggingface_hub.errors.HfHubHTTPError: the repository or the commit cannot be read.
+        """
+        done, lock = [0], threading.Lock()
+
+        def fetch_one(path: str) -> Path:
+            local = self.path(path)
+            if not local.is_file():
+                local = patiently(self._hub, lambda: self._download(path))
+            with lock:
+                done[0] += 1
+                doing(f"fetching files of {self.name}", f"{done[0]:,} of {len(paths):,}")
+            return local
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            return list(pool.map(fetch_one, paths))
+
+    def path(self, path: str) -> Path:
+        """Return where a file of the commit lies once it is fetched."""
+        return self.snapshot / path
+
+    @property
+    def snapshot(self) -> Path:
+        """The directory with the fetched files of the commit."""
+        return _folder(self.kind, self.name) / "snapshots" / self.commit
+
+    @property
+    def _hub(self) -> str:
+        return f"the Hub ({self.name})"
+
+    def _download(self, path: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.name, path, repo_type=self.kind, revision=self.commit, local_files_only=is_offline()
+                )
+            )
+        except LocalEntryNotFoundError:
+            if not is_offline():
+                raise
+            raise UsageError(not_cached(self.kind, self.name, self.commit, path)) from None
+
+    def _list(self) -> Tree:
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        entries = HfApi().list_repo_tree(self.name, repo_type=self.kind, revision=self.commit, recursive=True)
+        return _tree(
+            RemoteFile(
+                path=entry.path,
+                num_bytes=entry.size,
+                digest=f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}",
+            )
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        )
+
+    @property
+    def _listing(self) -> Path:
+        return _folder(self.kind, self.name) / "job-trees" / f"{self.commit}.json"
+
+    def _kept_listing(self) -> Tree | None:
+        """Return the listing that an earlier start has kept, or the one that ``hf download`` has."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return _tree(RemoteFile(**entry) for entry in json.loads(self._listing.read_bytes()))
+        with suppress(OSError, ValueError, KeyError, TypeError):  # from huggingface_hub 2 on
+            of_client = json.loads((_folder(self.kind, self.name) / "trees" / f"{self.commit}.json").read_bytes())
+            return _tree(_of_client(path, entry) for path, entry in of_client["files"].items())
+        if is_offline() and self.snapshot.is_dir():
+            return _tree(_of_snapshot(self.snapshot))
+        return None
+
+    def _keep_listing(self, tree: Tree) -> None:
+        with suppress(OSError):  # a cache that cannot be written costs a request at the next start
+            _write(self._listing, json.dumps([asdict(file) for file in tree.values()]))
+
+
+def pin(kind: str, name: str, revision: str | None) -> HubRepository:
+    """Resolve a revision to a commit. To be called by one process, which tells the others.
+
+    Online, the Hub is asked, and nothing else is taken for its answer; offline, the cache's refs are.
+
+    Args:
+        kind: ``model`` or ``dataset``.
+        revision: a branch, a tag or a commit; None is the default branch.
+
+    Raises:
+        UsageError: offline, and the revision is not in the cache.
+        Unavailable: the Hub does not answer.
+        huggingface_hub.errors.HfHubHTTPError: the repository or the revision cannot be read.
+    """
+    if revision is not None and COMMIT.fullmatch(revision):
+        return HubRepository(kind=kind, name=name, commit=revision)
+    ref = _folder(kind, name) / "refs" / (revision or "main")
+    if is_offline():
+        try:
+            return HubRepository(kind=kind, name=name, commit=ref.read_text().strip())
+        except OSError:
+            raise UsageError(not_cached(kind, name, revision)) from None
+    from huggingface_hub import HfApi
+
+    info: Any = patiently(f"the Hub ({name})", lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
+    with suppress(OSError):
+        _write(ref, info.sha)
+    return HubRepository(kind=kind, name=name, commit=info.sha)
+
+
+def is_offline() -> bool:
+    """Whether the user has forbidden requests (``HF_HUB_OFFLINE``)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def not_cached(kind: str, name: str, revision: str | None, path: str = "") -> str:
+    """Return what to do about something that is not in the cache, offline."""
+    repo_type = "" if kind == "model" else f" --repo-type {kind}"
+    at = f" --revision {revision}" if revision else ""
+    what = f"{path} of {name}" if path else name
+    return (
+        f"--{kind} {name}: HF_HUB_OFFLINE is set, and {what} is not in the cache (HF_HOME). Download it on a machine "
+        f"with internet access: hf download {name}{repo_type}{at}."
+    )
+
+
+def _folder(kind: str, name: str) -> Path:
+    """Return the folder of a repository in the cache of ``huggingface_hub``, whose layout is documented."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+
+
+def _tree(files: Iterable[RemoteFile]) -> Tree:
+    return {file.path: file for file in sorted(files, key=lambda file: file.path)}
+
+
+def _of_client(path: str, entry: dict[str, Any]) -> RemoteFile:
+    sha256 = entry.get("lfs_sha256")
+    digest = f"sha256:{sha256}" if sha256 else f"git:{entry['blob_id']}"
+    return RemoteFile(path=path, num_bytes=entry.get("lfs_size") or entry["size"], digest=digest)
+
+
+def _of_snapshot(directory: Path) -> Iterable[RemoteFile]:
+    """Yield the files of a snapshot without a listing. They are links to blobs, which are named by their hashes."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            name = path.resolve().name
+            digest = f"sha256:{name}" if len(name) == 64 else f"git:{name}"
+            yield RemoteFile(path=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=digest)
+
+
+def _write(path: Path, content: str) -> None:
+    """Write a small file at once, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as draft:
+        draft.write(content)
+    Path(draft.name).replace(path)
