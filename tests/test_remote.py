@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from job.errors import Unavailable, UsageError
 from job.remote.hub import HubRepository, pin
 from job.remote.patience import set_patience
+from tests.conftest import ANN
 from tests.hub import Hub
 
 
@@ -39,7 +40,9 @@ def test_what_was_fetched_is_there_offline_with_the_whole_listing(hub: Hub, monk
     hub.log.clear()
     offline = pin("dataset", "acme/data", None)
     assert (offline, offline.files, texts(offline, "a.jsonl")) == (online, files, ["a"])
-    with pytest.raises(UsageError, match=r"b\.jsonl of acme/data is not in the cache.*hf download acme/data"):
+    with pytest.raises(
+        UsageError, match=r"b\.jsonl of acme/data is not in the cache.*'hf download acme/data --repo-type dataset --rev"
+    ):
         offline.fetch(["b.jsonl"])
     assert hub.log == []
 
@@ -69,3 +72,55 @@ def test_the_cache_is_not_taken_for_the_answer_of_a_hub_that_fails(hub: Hub, tmp
     new = repo.commit({"a.jsonl": b"new"})
     hub.fault(match="GET", status=503, times=9)
     assert pin("dataset", "acme/data", None).commit == new
+
+
+def test_a_file_that_was_cut_is_fetched_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a full disk, or a copy of the cache that was interrupted."""
+    hub.create("dataset", "acme/data").commit({"a.parquet": b"abcdefgh"})
+    found = pin("dataset", "acme/data", None)
+    [path] = found.fetch(["a.parquet"])
+    path.resolve().write_bytes(b"abcd")
+    assert texts(found, "a.parquet") == ["abcdefgh"]
+    path.resolve().write_bytes(b"abcd")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"all of a\.parquet of acme/data is not in the cache"):
+        found.fetch(["a.parquet"])
+
+
+BOB = "hf_bob_SECRET_0123456789"
+
+REFUSALS = {
+    "misspelt": ("acme/none", None, None, "there is no such directory, and the Hub shows you no model of this name"),
+    "misspelt, with a token": ("acme/none", None, ANN, "If it is private, set HF_TOKEN to a token of an account that"),
+    "private": ("acme/private", None, None, "or run 'hf auth login'."),
+    "private, another account": ("acme/private", None, BOB, "If it is private, set HF_TOKEN to a token of an account"),
+    "gated": ("acme/gated", None, None, "is gated. Accept its terms on its page, http://127.0.0.1:"),
+    "gated, another account": ("acme/gated", None, BOB, "is gated, and the account of your token has no access to it."),
+    "revision": ("acme/open", "v9", None, "has no branch, tag or commit 'v9' on the Hub. Check --revision."),
+    "commit": ("acme/open", "1" * 40, None, f"has no branch, tag or commit '{'1' * 40}' on the Hub. Check --revision."),
+    "token": ("acme/open", None, "hf_old", "the Hub does not accept your token; it is invalid or has expired."),
+    "name": ("acme/open/x", None, None, "cannot be read: Repo id must be in the form"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_read_is_refused_in_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    repo, revision, token, reason = REFUSALS[name]
+    hub.create("model", "acme/open").commit({"config.json": b"{}"})
+    hub.create("model", "acme/private", private=True, readers=("ann",)).commit({"config.json": b"{}"})
+    hub.create("model", "acme/gated", gated=True, readers=("ann",)).commit({"config.json": b"{}"})
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UsageError) as refusal:
+        pin("model", repo, revision).fetch(["config.json"])
+    message = str(refusal.value)
+    assert message.startswith(f"--model {repo}") and reason in message and "\n" not in message
+    assert token is None or token not in message
+
+
+def test_an_answer_that_nobody_expects_is_named_without_its_address(hub: Hub) -> None:
+    """The address of a large file is signed: whoever has it may read the file."""
+    hub.create("dataset", "acme/data").commit({"a.parquet": b"a"})
+    hub.fault(match="GET /cdn", status=410)
+    with pytest.raises(UsageError, match=r"^--dataset acme/data cannot be read: the Hub answered 410 \(injected\)\.$"):
+        pin("dataset", "acme/data", None).fetch(["a.parquet"])

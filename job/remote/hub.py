@@ -9,22 +9,26 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from job.errors import UsageError
+from job.errors import JobError, UsageError
 from job.launch.activity import doing
 from job.remote.patience import patiently
+from job.remote.refusals import not_cached, why_not
 from job.remote.tree import RemoteFile, Tree
 
 NUM_THREADS = 16
 
 COMMIT = re.compile("[0-9a-f]{40}")
+SHA256 = re.compile("[0-9a-f]{64}")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +46,15 @@ class HubRepository:
         """The files of the commit.
 
         Raises:
-            UsageError: offline, and nothing of the commit is in the cache.
+            UsageError: the repository cannot be read; or offline, and nothing of the commit is in the cache.
             Unavailable: the Hub does not answer.
-            huggingface_hub.errors.HfHubHTTPError: the repository or the commit cannot be read.
         """
         kept = self._kept_listing()
         if kept is not None:
             return kept
         if is_offline():
             raise UsageError(not_cached(self.kind, self.name, self.commit))
-        tree = patiently(self._hub, self._list)
+        tree = _asked(self.kind, self.name, self.commit, self._list)
         self._keep_listing(tree)
         return tree
 
@@ -59,23 +62,25 @@ class HubRepository:
         """Return local paths of files, after fetching those that are not in the cache, several at a time.
 
         Raises:
-            UsageError: offline, and one of them is not in the cache.
+            UsageError: the repository cannot be read; or offline, and one of them is not in the cache.
             Unavailable: the Hub does not answer.
-            huggingface_hub.errors.HfHubHTTPError: the repository or the commit cannot be read.
         """
-        done, lock = [0], threading.Lock()
+        done, lock, tree = [0], threading.Lock(), self.files
 
         def fetch_one(path: str) -> Path:
             local = self.path(path)
-            if not local.is_file():
-                local = patiently(self._hub, lambda: self._download(path))
+            if not _is_whole(local, tree.get(path)):
+                local = _asked(self.kind, self.name, self.commit, lambda: self._download(path))
             with lock:
                 done[0] += 1
                 doing(f"fetching files of {self.name}", f"{done[0]:,} of {len(paths):,}")
             return local
 
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
+        pool = ThreadPoolExecutor(NUM_THREADS)
+        try:
             return list(pool.map(fetch_one, paths))
+        finally:
+            pool.shutdown(cancel_futures=True)  # one failure is enough
 
     def path(self, path: str) -> Path:
         """Return where a file of the commit lies once it is fetched."""
@@ -86,18 +91,22 @@ class HubRepository:
         """The directory with the fetched files of the commit."""
         return _folder(self.kind, self.name) / "snapshots" / self.commit
 
-    @property
-    def _hub(self) -> str:
-        return f"the Hub ({self.name})"
-
     def _download(self, path: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
+        is_cut = self.path(path).is_file()
+        if is_cut and is_offline():
+            raise UsageError(not_cached(self.kind, self.name, self.commit, f"all of {path}"))
         try:
             return Path(
                 hf_hub_download(
-                    self.name, path, repo_type=self.kind, revision=self.commit, local_files_only=is_offline()
+                    self.name,
+                    path,
+                    repo_type=self.kind,
+                    revision=self.commit,
+                    local_files_only=is_offline(),
+                    force_download=is_cut,
                 )
             )
         except LocalEntryNotFoundError:
@@ -150,9 +159,8 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
         revision: a branch, a tag or a commit; None is the default branch.
 
     Raises:
-        UsageError: offline, and the revision is not in the cache.
+        UsageError: the repository or the revision cannot be read; or offline, and it is not in the cache.
         Unavailable: the Hub does not answer.
-        huggingface_hub.errors.HfHubHTTPError: the repository or the revision cannot be read.
     """
     if revision is not None and COMMIT.fullmatch(revision):
         return HubRepository(kind=kind, name=name, commit=revision)
@@ -164,10 +172,20 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
             raise UsageError(not_cached(kind, name, revision)) from None
     from huggingface_hub import HfApi
 
-    info: Any = patiently(f"the Hub ({name})", lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
+    info: Any = _asked(kind, name, revision, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
     with suppress(OSError):
         _write(ref, info.sha)
     return HubRepository(kind=kind, name=name, commit=info.sha)
+
+
+def _asked(kind: str, name: str, revision: str | None, action: Callable[[], Result]) -> Result:
+    """Return what ``action`` gets from the Hub, or raise why it gets nothing."""
+    try:
+        return patiently(f"the Hub ({name})", action)
+    except JobError:
+        raise
+    except (OSError, ValueError) as error:  # all of huggingface_hub's own are among them
+        raise UsageError(why_not(kind, name, error, revision)) from error
 
 
 def is_offline() -> bool:
@@ -177,22 +195,16 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def not_cached(kind: str, name: str, revision: str | None, path: str = "") -> str:
-    """Return what to do about something that is not in the cache, offline."""
-    repo_type = "" if kind == "model" else f" --repo-type {kind}"
-    at = f" --revision {revision}" if revision else ""
-    what = f"{path} of {name}" if path else name
-    return (
-        f"--{kind} {name}: HF_HUB_OFFLINE is set, and {what} is not in the cache (HF_HOME). Download it on a machine "
-        f"with internet access: hf download {name}{repo_type}{at}."
-    )
-
-
 def _folder(kind: str, name: str) -> Path:
     """Return the folder of a repository in the cache of ``huggingface_hub``, whose layout is documented."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+
+
+def _is_whole(local: Path, listed: RemoteFile | None) -> bool:
+    """Whether a file is in the cache in full: a disk that was full, or a copy of the cache, may have cut it."""
+    return local.is_file() and (listed is None or local.stat().st_size == listed.num_bytes)
 
 
 def _tree(files: Iterable[RemoteFile]) -> Tree:
@@ -210,7 +222,7 @@ def _of_snapshot(directory: Path) -> Iterable[RemoteFile]:
     for path in directory.rglob("*"):
         if path.is_file():
             name = path.resolve().name
-            digest = f"sha256:{name}" if len(name) == 64 else f"git:{name}"
+            digest = f"sha256:{name}" if SHA256.fullmatch(name) else f"git:{name}"
             yield RemoteFile(path=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=digest)
 
 
