@@ -201,11 +201,11 @@ def test_without_a_cache_that_can_be_written_a_temporary_directory_is_used(
     monkeypatch.setenv("JOB_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     assert prompts_of(tmp_path / "d.csv") == ["a"]
-    assert f"converted data is kept in {tmp_path}/temporary/" in capsys.readouterr().err
+    assert f"the cache is {tmp_path}/temporary/" in capsys.readouterr().err
     assert prompts_of(tmp_path / "d.csv") == ["a"]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"There is no place for converted data .* Set JOB_CACHE to a directory"):
+    with pytest.raises(UsageError, match=r"There is no place for a cache .* Set JOB_CACHE to a directory"):
         prompts_of(tmp_path / "d.csv")
 
 
@@ -217,7 +217,7 @@ def test_a_directory_of_somebody_else_is_not_trusted(tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("JOB_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(UsageError, match="There is no place for converted data"):
+    with pytest.raises(UsageError, match="There is no place for a cache"):
         prompts_of(tmp_path / "d.csv")
 
 

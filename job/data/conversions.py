@@ -3,8 +3,7 @@
 A conversion is a directory named by a hash of everything that it depends on, above all the *contents* of the user's
 files: one that is changed in place is converted again even if its name, size and time stay the same. A directory
 appears by one rename, so it is always whole. One process makes it while others wait for its lock, which the system
-frees when that process ends in any way. What nobody has used for ``KEPT_DAYS`` days is deleted when something new is
-made.
+frees when that process ends in any way. What nobody has used for a month is deleted when something new is made.
 """
 
 import errno
@@ -23,14 +22,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from job.errors import UsageError
+from job.remote.cache import ADVICE, cache_roots, delete_unused, writable_root
 
-KEPT_DAYS = 30
+KIND = "datasets"
 
 POLL_SECS = 0.1
 PATIENCE_SECS = 10.0
 """After this long, a waiting process says what it waits for."""
-
-ADVICE = "Set JOB_CACHE to a directory that can be written and has room"
 
 
 def converted(files: Sequence[str], reader: str, facts: Any, make: Callable[[Path], None]) -> Path:
@@ -46,9 +44,9 @@ def converted(files: Sequence[str], reader: str, facts: Any, make: Callable[[Pat
     """
     before = [_state(file) for file in files]
     key = _key(files, [reader, facts])
-    found = next((path for root in _roots() if (path := root / key).is_dir()), None)
+    found = next((path for root in cache_roots(KIND) if (path := root / key).is_dir()), None)
     if found is None:
-        found = _made(_writable_root(), key, files, make)
+        found = _made(writable_root(KIND, _say), key, files, make)
         for file, state in zip(files, before, strict=True):
             if _state(file) != state:
                 shutil.rmtree(found, ignore_errors=True)
@@ -72,44 +70,6 @@ def _key(files: Sequence[str], facts: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def _roots() -> list[Path]:
-    """Return where conversions may be: the user's cache, and a temporary directory if that cannot be written."""
-    if os.environ.get("JOB_CACHE"):
-        first = Path(os.environ["JOB_CACHE"])
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
-        first = Path(home) / "dataset-inference-job"
-    second = Path(tempfile.gettempdir()) / f"dataset-inference-job-{os.getuid()}"
-    return [root / "datasets" for root in (first, second) if _is_ours(root)]
-
-
-def _is_ours(root: Path) -> bool:
-    """Whether nobody else can have put files there, as anybody can in a shared temporary directory."""
-    try:
-        status = root.lstat()
-    except OSError:
-        return True
-    return root.parent != Path(tempfile.gettempdir()) or (status.st_uid == os.getuid() and not root.is_symlink())
-
-
-def _writable_root() -> Path:
-    """Return the first of ``_roots`` in which files can be made."""
-    failures = []
-    for root in _roots():
-        try:
-            root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            root.mkdir(exist_ok=True)
-            with tempfile.TemporaryFile(dir=root):
-                pass
-        except OSError as error:
-            failures.append(f"{root}: {error.strerror}")
-            continue
-        if failures:
-            _say(f"converted data is kept in {root}, because the cache cannot be written ({failures[0]})")
-        return root
-    raise UsageError(f"There is no place for converted data ({'; '.join(failures)}). {ADVICE}.")
-
-
 def _made(root: Path, key: str, files: Sequence[str], make: Callable[[Path], None]) -> Path:
     final, names = root / key, Path(files[0]).name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     with _locked(root / f"{key}.lock", names) as is_alone:
@@ -118,7 +78,7 @@ def _made(root: Path, key: str, files: Sequence[str], make: Callable[[Path], Non
         if is_alone:
             for torn in root.glob(f"{key}.*.tmp"):  # of a process that died
                 shutil.rmtree(torn, ignore_errors=True)
-        _delete_unused(root)
+        delete_unused(root)
         directory = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
         try:
             make(directory)
@@ -165,19 +125,6 @@ def _lock(file: BinaryIO, path: Path, names: str) -> bool:
             time.sleep(POLL_SECS)
         except OSError:
             return False
-
-
-def _delete_unused(root: Path) -> None:
-    """Delete what nobody has used for a long time."""
-    for path in root.iterdir():
-        try:
-            is_old = time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400
-        except OSError:  # another process has deleted it
-            continue
-        if is_old and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif is_old:
-            path.unlink(missing_ok=True)
 
 
 def _say(text: str) -> None:
