@@ -4,6 +4,8 @@ import difflib
 import itertools
 import os
 from collections.abc import Iterable
+from pathlib import PurePath
+from urllib.parse import urlsplit
 
 MAX_COLUMNS = 50
 """How many columns of a dataset a message lists."""
@@ -40,6 +42,22 @@ def no_column(name: str, columns: Iterable[str]) -> str:
     shown = list(itertools.islice(plain.values(), MAX_COLUMNS))
     more = f" and {len(plain) - len(shown)} more" if len(plain) > len(shown) else ""
     return f"no column {name!r}.{meant} Columns: {', '.join(shown) or 'none'}{more}"
+
+
+def public_name(name: str) -> str:
+    """Return the name of a dataset or model as strangers may see it: what is private is left out.
+
+    Of a path, that is all but the end; of an address, the user, the password and the query, which may be a signature.
+
+    >>> public_name("org/name"), public_name("data/q.jsonl"), public_name("/home/me/data/q.jsonl"), public_name("../m/")
+    ('org/name', 'data/q.jsonl', 'q.jsonl', 'm')
+    >>> public_name("https://me:pass@host/q.jsonl?sig=1")
+    'https://host/q.jsonl'
+    """
+    if "://" in name:
+        address = urlsplit(name)
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+    return PurePath(name).name or name if name.startswith(("/", ".", "~")) else name
 
 
 def unreachable(option: str, name: str, repo_type: str = "model") -> str:

@@ -81,6 +81,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         _tree_cache._IN_MEMORY_TREE_CACHE.clear()
     HUB.repos.clear()
+    HUB.blobs.clear()
     HUB.log.clear()
     HUB.heal()
     yield HUB

@@ -555,9 +555,14 @@ class Handler(BaseHTTPRequestHandler):
 
     # Uploading
 
-    def _writer(self) -> str:
+    def _writer(self, repo_id: str | None = None) -> str:
+        """Return the user, who may write to a repository of his own or one that he is a reader of."""
         if self.user is None:
             raise failure(401, "Invalid username or password.")
+        if repo_id is not None and repo_id.split("/")[0] != self.user:
+            readers = {name for found in self.hub.repos.values() if found.id == repo_id for name in found.readers}
+            if self.user not in readers:
+                raise failure(403, "You don't have the required permissions to perform this action.")
         return self.user
 
     def on_whoami(self) -> None:
@@ -570,6 +575,7 @@ class Handler(BaseHTTPRequestHandler):
         """``create_repo``."""
         name, order = self._writer(), json.loads(self.body)
         kind, repo_id = order.get("type", "model"), f"{order.get('organization') or name}/{order['name']}"
+        self._writer(repo_id)
         url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         if (kind, repo_id) in self.hub.repos:
             raise Reply(409, {"error": f"You already created this {kind} repo: {repo_id}", "url": url})
@@ -602,14 +608,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_preupload(self, kind: str, repo: str, revision: str) -> None:
         """Say which files of a commit are large."""
-        self._writer()
+        self._writer(repo)
         found = self._repo(kind, repo)
         tree = found.commits[found.resolve(revision)]
         files = [
             {
                 "path": item["path"],
                 "uploadMode": "lfs" if item["path"].endswith(LARGE) else "regular",
-                "shouldIgnore": False,
+                "shouldIgnore": item["path"] in _lines(tree.get(".gitignore")),
                 "oid": tree[item["path"]].oid if item["path"] in tree else None,
             }
             for item in json.loads(self.body)["files"]
@@ -625,7 +631,7 @@ class Handler(BaseHTTPRequestHandler):
             | (
                 {}
                 if item["oid"] in self.hub.blobs
-                else {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}}
+                else {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}?Signature=SIGNED"}}}
             )
             for item in json.loads(self.body)["objects"]
         ]
@@ -640,7 +646,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_commit(self, kind: str, repo: str, revision: str) -> None:
         """Make a commit of lines of JSON; refuse it if the branch is not where its author has seen it."""
-        self._writer()
+        self._writer(repo)
         found = self._repo(kind, repo)
         header: dict[str, Any] = {}
         files: dict[str, File | bytes | None] = {}
@@ -666,6 +672,10 @@ class Handler(BaseHTTPRequestHandler):
         prefix = "datasets/" if kind == "dataset" else ""
         url = f"{self.hub.url}/{prefix}{repo}/commit/{sha}"
         raise Reply(200, {"success": True, "commitOid": sha, "commitUrl": url})
+
+
+def _lines(file: File | None) -> list[str]:
+    return [] if file is None else b"".join(file.blocks()).decode().split()
 
 
 def _tree(files: Mapping[str, File], folder: str, *, recursive: bool) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,13 @@ LAYERS = (
 )
 """From the vocabulary to the command line: a module imports what is in its own row or above it."""
 
-OUTPUT_LAYERS = (("job.output.store",), ("job.output.parts",), ("job.output.sharing",), ("job.output.looking",))
+OUTPUT_LAYERS = (
+    ("job.output.store",),
+    ("job.output.parts",),
+    ("job.output.sharing",),
+    ("job.output.looking",),
+    ("job.output.publishing",),
+)
 """The same within job/output."""
 
 

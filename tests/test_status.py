@@ -186,6 +186,7 @@ def test_json_has_stable_names(run_job: RunJob, tiny_model: Any, output: Path, t
         "eta_secs": None,
         "workers": [],
         "stale_leases": [],
+        "published": None,
         "clock": "this_machine",
         "advice": f"Done: every row is in a part. job verify {output} checks them all.",
     }

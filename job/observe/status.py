@@ -39,6 +39,21 @@ class StaleLease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """Where a run was published last."""
+
+    repository: str
+    commit: str
+    parts: int
+    """How many of its parts are there as they are now."""
+
+    def describe(self, num_shards: int) -> str:
+        """Return it as text."""
+        share = f"all {num_shards:,}" if self.parts == num_shards else f"{self.parts:,} of {num_shards:,}"
+        return f"{self.repository}: {share} parts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """A run at one moment. ``num_done + num_in_work + num_stale + num_free`` is ``num_shards``."""
 
@@ -88,6 +103,7 @@ class Status:
     stale_leases: Sequence[StaleLease]
     tokens_per_sec: float
     eta_secs: float | None
+    published: Published | None
     is_store_time: bool
     """False if ages are measured by this machine's clock, because the run directory is not writable."""
 
@@ -160,6 +176,7 @@ class Status:
             "eta_secs": self.eta_secs,
             "workers": [asdict(worker) for worker in self.workers],
             "stale_leases": [asdict(lease) for lease in self.stale_leases],
+            "published": None if self.published is None else asdict(self.published),
             "clock": "file_system" if self.is_store_time else "this_machine",
             "advice": self.advice,
         }

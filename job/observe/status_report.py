@@ -31,6 +31,7 @@ def describe_status(status: Status) -> str:
         *((None, line) for line in describe_errors(status.errors, status.first_errors)),
         *status.outcome,
         *([] if status.is_done else [("speed", _speed(status))]),
+        *([] if status.published is None else [("published", status.published.describe(status.num_shards))]),
     ]
     return "\n".join(
         [

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from job.observe.status import Published
 from job.observe.text import describe_errors, format_secs, list_kinds, number, visible
 
 
@@ -23,6 +24,7 @@ class Summary:
     """Error kind to the lowest row index that has it, and its detail."""
     outcome: Sequence[tuple[str, str]]
     """What came out, as the run's modes describe it: titles and lines."""
+    published: Published | None
     num_prompt_tokens: int
     num_completion_tokens: int
     num_launch_rows: int
@@ -66,6 +68,7 @@ class Summary:
                 f"{format_secs(self.total_secs)}: "
                 + ", ".join(f"{name} {format_secs(secs)}" for name, secs in spent.items()),
             ),
+            *([] if self.published is None else [("published", self.published.describe(self.num_parts))]),
         ]
         return "\n".join(
             [

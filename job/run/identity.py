@@ -18,6 +18,7 @@ from job.output.parts.defaults import without_defaults
 from job.output.parts.manifest import Manifest
 from job.output.parts.plan import Plan
 from job.run.resolved import ResolvedRun
+from job.wording import public_name
 
 MAX_NOT_READ = 1000
 """A manifest names at most this many files that lie beside the data: there may be a million images."""
@@ -89,10 +90,10 @@ def dtype_of(manifest: Manifest) -> str:
 
 
 def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[bytes, bytes]:
-    """Return the metadata of every part: which run wrote it, and Hugging Face's types."""
+    """Return the metadata of every part, which may be published: which run wrote it, and Hugging Face's types."""
     return {
         b"job.manifest": manifest.digest.encode(),
-        b"job.model": config.model.model.encode(),
+        b"job.model": public_name(config.model.model).encode(),
         b"job.revision": str(config.model.revision or "").encode(),
         b"job.versions": " ".join(f"{name}={number}" for name, number in versions().items()).encode(),
         b"huggingface": features,

@@ -27,6 +27,7 @@ from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import FirstRows
 from job.run.open_shards import IDLE_SECS, OpenShards
 from job.run.preparation import Prepared
+from job.run.status import published_of
 from job.run.workers import Workers
 
 
@@ -191,6 +192,7 @@ class Runner:
             errors=totals.errors,
             first_errors=totals.first_errors,
             outcome=totals.lines(self._prepared.manifest),
+            published=published_of(self._directory, {idx: part.identity for idx, part in self._directory.parts()}),
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),

@@ -7,19 +7,21 @@ Needs no model, no dataset and no GPU, and imports none of their libraries.
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from job.errors import JobError
 from job.observe.progress import time_left
-from job.observe.status import StaleLease, Status, Worker
+from job.observe.status import Published, StaleLease, Status, Worker
 from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.survey import WAITING_SECS, SeenLease, Survey, survey
 from job.output.parts.manifest import Manifest
+from job.output.publishing.publication import read_publication
 from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
 from job.output.sharing.worker import WorkerId
+from job.output.store.directory import RunDirectory
 
 READ_SECS = 5.0
 """Time limit for reading journals, and for reading the footers of parts. The next look continues where this one
@@ -108,7 +110,19 @@ def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestSta
         stale_leases=[_stale(lease) for lease in seen.leases if lease.is_stale and not seen.is_done(lease.shard_idx)],
         tokens_per_sec=speed,
         eta_secs=_eta_secs(num_rows, plan.num_completions, speed, of_living),
+        published=published_of(run.directory, seen.parts),
         is_store_time=seen.is_store_time,
+    )
+
+
+def published_of(directory: RunDirectory, parts: Mapping[int, str]) -> Published | None:
+    """Return where a run was published last, and how many of these parts (shard to identity) are there."""
+    publication = read_publication(directory.store)
+    if publication is None:
+        return None
+    current = ((directory.names.part(shard_idx), identity) for shard_idx, identity in parts.items())
+    return Published(
+        repository=publication.repository, commit=publication.commit, parts=publication.num_current(current)
     )
 
 

@@ -1,4 +1,5 @@
-"""``README.md`` of a run directory: a dataset card, which describes the parts to Hugging Face and to people.
+"""``README.md`` of a run directory and of a repository that it is published to: a dataset card, which describes the
+parts to Hugging Face and to people.
 
 All its facts come from the manifest and the parts' counts, so all workers that conclude a run write the same card.
 (huggingface.co/docs/hub/datasets-cards, huggingface.co/docs/hub/datasets-manual-configuration)
@@ -7,7 +8,6 @@ All its facts come from the manifest and the parts' counts, so all workers that 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 from job.errors import JobError
@@ -15,6 +15,7 @@ from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
 from job.output.store.names import CARD, PART_PATTERN, within
 from job.output.store.store import Store
+from job.wording import public_name
 
 MARK_START = "<!-- Written by job, and "
 """The start of the mark in cards of every version. A card without it belongs to the user."""
@@ -66,18 +67,35 @@ def _is_to_be_written(store: Store, content: bytes) -> bool:
         return not store.exists(CARD)  # a dangling link is not ours
     except OSError:  # a directory, or a file that only its owner may read
         return False
-    return MARK_START.encode() in found and found != content
+    return is_ours(found) and found != content
 
 
-def make_card(manifest: Manifest, counts: Counts) -> str:
-    """Return the text of the card."""
+def is_ours(card: bytes) -> bool:
+    """Whether a card was written by ``job``, and its owner has not taken it over."""
+    return MARK_START.encode() in card
+
+
+def make_card(
+    manifest: Manifest,
+    counts: Counts,
+    *,
+    address: str = "path/or/id/of/this/directory",
+    num_planned_rows: int | None = None,
+) -> str:
+    """Return the text of the card.
+
+    Args:
+        counts: the sums over the parts that the card describes.
+        address: where ``datasets`` finds them.
+        num_planned_rows: of a run that is not finished, how many rows it will have.
+    """
     paragraphs = [
         _front_matter(manifest, counts),
         MARK,
-        f"# Completions of {_shown(manifest.about['dataset'])} by {_shown(manifest.about['model'])}",
+        f"# Completions of {public_name(manifest.about['dataset'])} by {public_name(manifest.about['model'])}",
+        *([] if num_planned_rows is None else [_unfinished(counts.num_rows, num_planned_rows)]),
         _counts(manifest, counts),
-        "```python\nimport datasets\n\n"
-        'rows = datasets.load_dataset("path/or/id/of/this/directory", split="train")\n```',
+        f'```python\nimport datasets\n\nrows = datasets.load_dataset({json.dumps(address)}, split="train")\n```',
         "## How it was made",
         "\n".join(f"- {fact}" for fact in _facts(manifest)),
         "## Prompts",
@@ -119,8 +137,25 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
 def _description(manifest: Manifest, counts: Counts) -> str:
     """Return a line that is unique to this run, and changes when error rows have been retried."""
     return (
-        f"Run {manifest.digest[:16]} of {manifest.about['created']}: {counts.num_rows} rows, {counts.num_errors} with "
+        f"{_origin(manifest)}: {counts.num_rows} rows, {counts.num_errors} with "
         f"an error, {counts.num_prompt_tokens} and {counts.num_completion_tokens} tokens"
+    )
+
+
+def _origin(manifest: Manifest) -> str:
+    return f"Run {manifest.digest[:16]} of {manifest.about['created']}"
+
+
+def other_origin(card: str, manifest: Manifest) -> str | None:
+    """Return which run a card describes, if it is not this one."""
+    found = re.search(r"Run [0-9a-f]{16} of \S+(?=: \d+ rows)", card)
+    return None if found is None or found[0] == _origin(manifest) else found[0]
+
+
+def _unfinished(num_rows: int, num_planned_rows: int) -> str:
+    return (
+        f"> **Unfinished: {num_rows:,} of {num_planned_rows:,} rows so far.** Further rows are added while the run "
+        "goes on."
     )
 
 
@@ -143,18 +178,9 @@ def _hub_id(manifest: Manifest) -> str | None:
     return name if not is_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
-def _shown(name: str) -> str:
-    """Return a dataset's or model's name. Of a path, return only the end: the rest is private.
-
-    >>> _shown("org/name"), _shown("data/q.jsonl"), _shown("/home/me/data/q.jsonl"), _shown("../models/m/")
-    ('org/name', 'data/q.jsonl', 'q.jsonl', 'm')
-    """
-    return PurePath(name).name or name if name.startswith(("/", ".", "~")) else name
-
-
 def _facts(manifest: Manifest) -> Iterator[str]:
     identity, about = manifest.meaning, manifest.about
-    model = f"Model: {_code(_shown(about['model']))}"
+    model = f"Model: {_code(public_name(about['model']))}"
     if about["revision"]:
         model += f", revision {_code(about['revision'])}"
     if _hub_id(manifest):
@@ -171,17 +197,18 @@ def _facts(manifest: Manifest) -> Iterator[str]:
 
 def _dataset(manifest: Manifest) -> Iterator[str]:
     dataset, about = manifest.section("dataset"), manifest.about
-    yield _code(_shown(about["dataset"]))
+    yield _code(public_name(about["dataset"]))
     if about["dataset_config"]:
         yield f"configuration {_code(about['dataset_config'])}"
     if about["dataset_revision"]:
         yield f"revision {_code(about['dataset_revision'])}"
     if about["data_files"]:
-        yield f"files {', '.join(_code(_shown(name)) for name in about['data_files'])}"
+        yield f"files {', '.join(_code(public_name(name)) for name in about['data_files'])}"
     yield f"split {_code(dataset['split'])}"
     if dataset["limit"] is not None:
         yield f"the first {dataset['limit']:,} rows"
-    if names := [name for name in about.get("files", ()) if name != _shown(about["dataset"])]:
+    names = [public_name(name) for name in about.get("files", ())]
+    if names and names != [public_name(about["dataset"])]:
         more = f" and {len(names) - SHOWN_FILES:,} more" if len(names) > SHOWN_FILES else ""
         yield f"read from {', '.join(map(_code, names[:SHOWN_FILES]))}{more}"
 

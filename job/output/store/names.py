@@ -23,6 +23,9 @@ SETTINGS = "settings.json"
 TOTALS = "totals.json"
 """The sums over all parts of a finished run. One process adds them up for all others."""
 
+PUBLISHED = "published.json"
+"""Where the run was published last, and which parts. Written by ``job publish``."""
+
 JOURNALS = "journal"
 """Directory of journals: the finished rows of unfinished shards."""
 
@@ -39,7 +42,7 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
-OWN = frozenset([PARTS, MANIFEST, CARD, SETTINGS, TOTALS, JOURNALS, LEASES, METRICS, RETRIES])
+OWN = frozenset([PARTS, MANIFEST, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES])
 """All names at the top of a run directory."""
 
 COMPANIONS = (".log", ".out", ".err", ".toml", ".yaml", ".yml", ".sh", ".sbatch", ".md", "lost+found", "Thumbs.db")
