@@ -958,15 +958,6 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     assert source.num_rows == 0 and read_rows(source) == []
 
 
-def test_parquet_behind_a_url_is_read_by_row_group(tmp_path: Path) -> None:
-    """As files on the Hub are with --streaming: the names that datasets resolves are URLs, which fsspec opens."""
-    path = tmp_path / "remote.parquet"
-    pq.write_table(pa.table({"prompt": [f"p{i}" for i in range(1000)]}), path, row_group_size=100)
-    source = ParquetSource([f"file://{path}"])
-    rows = [row for block in source.read(350, 620, ["prompt"], []) for row in block.rows]
-    assert [(row.row_idx, row.values["prompt"]) for row in rows] == [(i, f"p{i}") for i in range(350, 620)]
-
-
 class CountedStream:
     """5,000 rows as ``datasets.IterableDataset`` gives them; counts those that it decodes."""
 

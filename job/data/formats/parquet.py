@@ -1,49 +1,76 @@
 """Parquet files as one table of rows by index, read in place: only the row groups and columns that are needed."""
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from job.arrow.features import known_features
 from job.arrow.types import common_type, readable
 from job.data.formats import converted
 from job.data.formats.files import Files, Opened
-from job.data.source import BLOCK_ROWS, table_to_block, union
+from job.data.formats.parquet_files import LocalParquet, OpenFile, ParquetFile, open_remote
+from job.data.source import table_to_block, union
 from job.errors import JobError, first_line, reading
 from job.records import RowBlock
+from job.remote.hub import HubRepository
+from job.remote.ranges import RangedFile, file_of_hub
+
+AHEAD_GROUPS, AHEAD_BYTES = 16, 32 << 20
+"""How many row groups are fetched ahead of the one that is decoded, and how many bytes at most with it."""
+
+Group = tuple[int, int, int]
+"""First row, file, row group in the file."""
 
 
 def open_files(files: Files) -> Opened:
     """Open the files in place. Files on the Hub are downloaded and converted, unless the user wants a stream."""
-    if files.are_local or files.config.streaming:
+    if files.are_local:
         return Opened(source=ParquetSource(files.names))
+    if files.config.streaming:
+        return Opened(source=ParquetSource.remote(in_place(files.names), files.config.dataset))
     return converted.open_files(files)
 
 
 class ParquetSource:
-    """Parquet files, local or at URLs."""
+    """Parquet files, local or remote."""
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Iterable[str | ParquetFile], *, is_remote: bool = False) -> None:
         """Read the footers.
 
         Raises:
             OSError, pyarrow.ArrowInvalid: a file is missing, or is not a Parquet file.
         """
-        self._files = list(files)
-        # (first row, file, row group), ascending: the index for finding row n.
-        self._groups: list[tuple[int, int, int]] = []
+        self.is_remote = is_remote
+        self._files = [LocalParquet(file) if isinstance(file, str) else file for file in files]
+        self._groups: list[Group] = []
+        """Ascending: the index for finding row n."""
         self.num_rows = 0
         columns = _CommonColumns()
         for file_idx, file in enumerate(self._files):
-            with reading(file):
-                opened = self._open(file)
-            columns.add(file, opened.schema_arrow)
-            for group_idx in range(opened.num_row_groups):
+            with reading(file.name):
+                parquet = file.open().parquet
+            columns.add(file.name, parquet.schema_arrow)
+            for group_idx in range(parquet.num_row_groups):
                 self._groups.append((self.num_rows, file_idx, group_idx))
-                self.num_rows += opened.metadata.row_group(group_idx).num_rows
+                self.num_rows += parquet.metadata.row_group(group_idx).num_rows
         self.schema, self.problems = columns.schema, columns.problems
+
+    @classmethod
+    def remote(cls, files: Sequence[str | RangedFile], dataset: str) -> "ParquetSource":
+        """Open remote files, some of which may have been fetched before.
+
+        Args:
+            dataset: its name, for what is shown while this takes long.
+
+        Raises:
+            Unavailable: the server has not answered for too long.
+            pyarrow.ArrowInvalid: a file is not a Parquet file.
+        """
+        opened = iter(open_remote([file for file in files if isinstance(file, RangedFile)], dataset))
+        return cls([file if isinstance(file, str) else next(opened) for file in files], is_remote=True)
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Do nothing: the footers already give the columns and types."""
@@ -51,32 +78,45 @@ class ParquetSource:
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Decode from the row group that holds ``start`` up to ``stop``."""
         schema = pa.schema([self.schema.field(name) for name in union(columns, kept)])
-        first_group = max(0, bisect.bisect_right(self._groups, (start, len(self._files), 0)) - 1)
-        for group_start, file_idx, group_idx in self._groups[first_group:]:
-            if group_start >= stop:
-                break
-            with reading(self._files[file_idx]):
-                yield from self._read_group(group_start, file_idx, group_idx, range(start, stop), schema, columns, kept)
+        first = max(0, bisect.bisect_right(self._groups, (start, len(self._files), 0)) - 1)
+        last = bisect.bisect_left(self._groups, (stop, 0, 0))
+        for group, file in self._fetched(self._groups[first:last], schema.names):
+            with reading(self._files[group[1]].name):
+                yield from self._read_group(group, file, range(start, stop), schema, columns, kept)
+
+    def _fetched(self, groups: Iterable[Group], names: Sequence[str]) -> Iterator[tuple[Group, OpenFile]]:
+        """Open the files of row groups, and have those that follow fetched at the same time."""
+        waiting: deque[tuple[Group, OpenFile]] = deque()
+        sizes: deque[int] = deque()
+        opened = -1
+        for group in groups:
+            _, file_idx, group_idx = group
+            if file_idx != opened:
+                with reading(self._files[file_idx].name):
+                    opened, file = file_idx, self._files[file_idx].open()
+            waiting.append((group, file))
+            sizes.append(file.fetch(group_idx, _names_in(file, names)))
+            while waiting and not (0 < sum(sizes) <= AHEAD_BYTES and len(sizes) <= AHEAD_GROUPS):
+                sizes.popleft()
+                yield waiting.popleft()
+        yield from waiting
 
     def _read_group(
         self,
-        group_start: int,
-        file_idx: int,
-        group_idx: int,
+        group: Group,
+        file: OpenFile,
         rows: range,
         schema: pa.Schema,
         columns: Sequence[str],
         kept: Sequence[str],
     ) -> Iterator[RowBlock]:
-        position = group_start
-        file = self._open(self._files[file_idx])
-        names = schema.names or [file.schema_arrow.names[0]]  # a batch without columns has no length
-        for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group_idx], columns=names):
+        position, file_idx, group_idx = group
+        for batch in file.batches(group_idx, _names_in(file, schema.names)):
             skip, end = max(0, rows.start - position), min(len(batch), rows.stop - position)
             if skip < end:
                 table = pa.Table.from_batches([batch]).slice(skip, end - skip)
                 if schema.names:
-                    table = self._cast(table.select(schema.names), schema, self._files[file_idx])
+                    table = self._cast(table.select(schema.names), schema, self._files[file_idx].name)
                 yield table_to_block(table, position + skip, columns, kept)
             position += len(batch)
             if position >= rows.stop:
@@ -92,12 +132,25 @@ class ParquetSource:
                 "Give files whose columns have the same types."
             ) from None
 
-    def _open(self, file: str) -> pq.ParquetFile:
-        if "://" not in file:
-            return pq.ParquetFile(file, memory_map=True)
-        import fsspec
 
-        return pq.ParquetFile(fsspec.open(file).open())
+def in_place(names: Sequence[str]) -> list[str | RangedFile]:
+    """Return files of the Hub by their URLs, which name the commit: those in the cache by their paths."""
+    from huggingface_hub import HfFileSystem
+
+    found: list[str | RangedFile] = []
+    repositories: dict[tuple[str, str, str], HubRepository] = {}
+    for name in names:
+        place: Any = HfFileSystem().resolve_path(name)
+        key = (place.repo_type, place.repo_id, place.revision)
+        kind, repo, commit = key
+        repository = repositories.setdefault(key, HubRepository(kind=kind, name=repo, commit=commit))
+        local = repository.path(place.path_in_repo)
+        found.append(str(local) if local.is_file() else file_of_hub(repository, place.path_in_repo))
+    return found
+
+
+def _names_in(file: OpenFile, names: Sequence[str]) -> Sequence[str]:
+    return names or [file.parquet.schema_arrow.names[0]]  # a batch without columns has no length
 
 
 class _CommonColumns:
