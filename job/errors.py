@@ -24,10 +24,36 @@ MAX_REASON_CHARACTERS = 400
 """How much of a library's message is shown: some list every file name ending that they know."""
 
 
+_places: dict[str, str] = {}
+
+
+def call_place(directory: Path, name: str) -> None:
+    """From now on, let messages say ``name`` where they would name a directory of a cache.
+
+    Files that were fetched are read like any others, by code that does not know where they come from.
+    """
+    _places.update({str(directory): name, str(directory.resolve()): name})
+
+
+def in_users_words(text: str) -> str:
+    """Return a message with the names of places that the user knows.
+
+    >>> call_place(Path("/cache/datasets--org--name/snapshots/0123"), "org/name")
+    >>> in_users_words("/cache/datasets--org--name/snapshots/0123/a.jsonl: a bad line")
+    'org/name/a.jsonl: a bad line'
+    """
+    for place, name in _places.items():
+        text = text.replace(place, name)
+    return text
+
+
 class JobError(Exception):
     """The run failed. The message is one line: what was wrong, the limit, what to do."""
 
     exit_code = EXIT_FAILED
+
+    def __str__(self) -> str:
+        return in_users_words(super().__str__())
 
 
 class UsageError(JobError):

@@ -60,8 +60,8 @@ def test_the_modules_are_found() -> None:
     """Or else the tests below would hold for nothing."""
     assert {stage_of(module) for module in MODULES} == {*STAGES, None} and "job.cli.run" in MODULES
     assert "job.data.source.BLOCK_ROWS" in imports_of("job.data.lines")
-    assert "datasets" in imports_of("job.data.opening")
-    assert "datasets" not in imports_of("job.data.opening", at_load=True)
+    assert "datasets" in imports_of("job.data.formats.files")
+    assert "datasets" not in imports_of("job.data.formats.files", at_load=True)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if stage_of(module)])

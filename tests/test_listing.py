@@ -332,8 +332,9 @@ def test_local_files_that_are_read_in_place_need_no_cache(tmp_path: Path, monkey
     monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     fill(tmp_path, "j/a.jsonl", "p/a.parquet", "t/a.txt")
     assert [opened(tmp_path / kind).source.num_rows for kind in "jpt"] == [1, 1, 1]
-    with pytest.raises(UsageError, match=r"org/name: /proc/nope/datasets: No such .* Set HF_HOME, now /proc/nope, "):
-        opened("org/name")
+    (tmp_path / "a.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(UsageError, match=r"a\.arrow: /proc/nope/datasets: No such .* Set HF_HOME, now /proc/nope, "):
+        opened(tmp_path / "a.arrow")
 
 
 def test_the_first_line_is_short(tmp_path: Path) -> None:

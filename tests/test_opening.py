@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import DataConfig
-from job.data import formats, lines, listing, opening, patterns
+from job.data import finding, formats, lines, listing, opening, patterns
 from job.data.dataset import OpenDataset
 from job.data.formats import Format, format_of_reader
 from job.data.formats.files import Opened
@@ -425,18 +425,6 @@ def test_two_links_to_one_file_are_two_files(tmp_path: Path) -> None:
     assert len(values_of(tmp_path / "*.jsonl")) == 2
 
 
-def test_overlapping_patterns_of_a_hub_dataset_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Builder:
-        name, hash = "parquet", "x"
-
-        class config:
-            data_files: ClassVar = {"train": ["hf://a.parquet", "hf://b.parquet", "hf://a.parquet"]}
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder())
-    with pytest.raises(UsageError, match=r"names hf://a\.parquet twice\. Give patterns that do not overlap"):
-        opened("org/name", data_files=("*.parquet", "a.parquet"))
-
-
 def test_the_table_of_formats_says_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new format is a module with ``open_files`` and one line in the table; ``datasets`` need not know it."""
     lower = ModuleType("job.data.formats.lower")
@@ -445,7 +433,7 @@ def test_the_table_of_formats_says_what_can_be_read(tmp_path: Path, monkeypatch:
     )
     monkeypatch.setitem(sys.modules, lower.__name__, lower)
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Format(module="lower", endings=(".low",))))
-    for module in (opening, listing, patterns):
+    for module in (finding, listing, patterns):
         monkeypatch.setattr(module, "ENDINGS", (*formats.ENDINGS, ".low"))
     write(tmp_path / "a.low", "")
     write(tmp_path / "b.low", "")

@@ -16,6 +16,7 @@ OF_OTHERS = frozenset(
         *("--no_python", "--num_gpus", "--master_port", "--hostfile", "--module"),  # deepspeed
         *("--no-python", "--nproc-per-node", "--master-port"),  # torchrun
         "--help",  # click
+        "--repo-type",  # hf
     ]
 )
 """Options of other programs that the README uses."""

@@ -17,9 +17,8 @@ class DataFile:
     name: str
     """Relative to the dataset."""
     num_bytes: int | None = None
-    """None for files that are not local."""
     digest: str | None = None
-    """Changes with the size or with either end of a local file."""
+    """Changes with the size or with either end of a local file; with any byte of one that lies elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,8 @@ class OpenDataset:
     fingerprint: str
     """Changes when the rows change. (For large local files: when the size or one of the sampled places changes.)"""
     split: str
+    commit: str | None = None
+    """Of a repository of the Hub."""
     reading: Mapping[str, Any] = field(default_factory=dict)
     """What decides how the bytes of the files become rows. Empty for formats that have one meaning."""
     files: tuple[DataFile, ...] = ()

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from job.errors import JobError, UsageError
+from job.errors import JobError, UsageError, call_place
 from job.launch.activity import doing
 from job.remote.patience import patiently
 from job.remote.refusals import not_cached, why_not
@@ -58,6 +58,11 @@ class HubRepository:
         self._keep_listing(tree)
         return tree
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether ``files`` is the listing of the Hub. Offline, it may be what the snapshot has."""
+        return self._listing.is_file() or self._listing_of_client.is_file() or not is_offline()
+
     def fetch(self, paths: Sequence[str]) -> list[Path]:
         """Return local paths of files, after fetching those that are not in the cache, several at a time.
 
@@ -66,6 +71,7 @@ class HubRepository:
             Unavailable: the Hub does not answer.
         """
         done, lock, tree = [0], threading.Lock(), self.files
+        call_place(self.snapshot, self.name)
 
         def fetch_one(path: str) -> Path:
             local = self.path(path)
@@ -85,6 +91,33 @@ class HubRepository:
     def path(self, path: str) -> Path:
         """Return where a file of the commit lies once it is fetched."""
         return self.snapshot / path
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes of a part of a file, or fewer at its end.
+
+        Raises:
+            UsageError: the file cannot be read; or offline, and it is not in the cache.
+            Unavailable: the Hub does not answer.
+        """
+        if self.path(path).is_file():
+            with self.path(path).open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        if is_offline():
+            raise UsageError(not_cached(self.kind, self.name, self.commit, path))
+        return _asked(self.kind, self.name, self.commit, lambda: self._read(path, start, stop))
+
+    def _read(self, path: str, start: int, stop: int) -> bytes:
+        from huggingface_hub import HfFileSystem
+
+        with HfFileSystem().open(self.url(path), "rb", cache_type="none") as file:
+            file.seek(start)
+            content: bytes = file.read(stop - start)
+            return content
+
+    def url(self, path: str) -> str:
+        """Return the address of a file for fsspec, which contains the commit."""
+        return f"hf://{self.kind}s/{self.name}@{self.commit}/{path}"
 
     @property
     def snapshot(self) -> Path:
@@ -133,12 +166,16 @@ class HubRepository:
     def _listing(self) -> Path:
         return _folder(self.kind, self.name) / "job-trees" / f"{self.commit}.json"
 
+    @property
+    def _listing_of_client(self) -> Path:
+        return _folder(self.kind, self.name) / "trees" / f"{self.commit}.json"
+
     def _kept_listing(self) -> Tree | None:
         """Return the listing that an earlier start has kept, or the one that ``hf download`` has."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             return _tree(RemoteFile(**entry) for entry in json.loads(self._listing.read_bytes()))
         with suppress(OSError, ValueError, KeyError, TypeError):  # from huggingface_hub 2 on
-            of_client = json.loads((_folder(self.kind, self.name) / "trees" / f"{self.commit}.json").read_bytes())
+            of_client = json.loads(self._listing_of_client.read_bytes())
             return _tree(_of_client(path, entry) for path, entry in of_client["files"].items())
         if is_offline() and self.snapshot.is_dir():
             return _tree(_of_snapshot(self.snapshot))

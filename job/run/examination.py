@@ -37,7 +37,7 @@ from job.run.effects import check_effects, check_effects_on_texts
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of, kept_fields
 from job.run.odd_texts import notes_on_texts
-from job.run.older_runs import as_started
+from job.run.older_runs import as_started, dataset_commit
 from job.run.resolved import ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
@@ -225,7 +225,8 @@ def _open(config: RunConfig, found: Manifest | None, *, chat: bool) -> tuple[Res
     is_older = found is not None and not found.lists_files
     data = replace(config.data, data_files=files_named(config.data.data_files, config.data.dataset))
     run = ResolvedRun(config=replace(config, data=data), chat=chat)
-    dataset = open_dataset(data, output=Path(config.output.output), is_older=is_older)
+    commit = dataset_commit(data, found)
+    dataset = open_dataset(data, output=Path(config.output.output), is_older=is_older, commit=commit)
     columns = dataset.source.schema.names
     run = run.with_columns(columns)
     if recognizes_requests(config.prompt, columns):

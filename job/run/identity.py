@@ -69,6 +69,7 @@ def _about(run: ResolvedRun, dataset: OpenDataset) -> dict[str, Any]:
         "dataset": config.data.dataset,
         "dataset_config": config.data.dataset_config,
         "dataset_revision": config.data.dataset_revision,
+        "dataset_commit": dataset.commit,
         "data_files": list(config.data.data_files),
         "files": {file.name: [file.num_bytes, file.digest] for file in dataset.files},
         "not_read": [unread.name for unread in dataset.unread[:MAX_NOT_READ]],

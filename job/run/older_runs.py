@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from job.config import RunConfig
+from job.config import DataConfig, RunConfig
+from job.data.finding import is_local
+from job.errors import UsageError
 from job.output.parts.manifest import Manifest
 
 
@@ -23,6 +25,24 @@ def as_started(config: RunConfig, found: Manifest | None) -> RunConfig:
     if found.is_format_2 and prompt.prompt_template is not None:
         prompt = replace(prompt, prompt_template=prompt.prompt_template.removesuffix("\n"))
     return replace(config, prompt=prompt)
+
+
+def dataset_commit(data: DataConfig, found: Manifest | None) -> str | None:
+    """Return the commit of the dataset with which the run in the directory goes on; None if there is none.
+
+    Raises:
+        UsageError: version 0.3 or older started the run on a dataset of the Hub, whose files it read in another way.
+    """
+    if found is None or found.about["dataset"] != data.dataset or is_local(data):
+        return None
+    if (commit := found.about.get("dataset_commit")) is not None:
+        return str(commit)
+    if any(num_bytes is not None for num_bytes, _ in found.about.get("files", {}).values()):
+        return None  # it was local, and is missing: the Hub is asked, as for a new run
+    raise UsageError(
+        f"The run in --output was started by version {found.about['versions']['job']}, which read datasets of the Hub "
+        "in another way. Finish it with that version, or use a new --output."
+    )
 
 
 def all_columns(schema: pa.Schema, found: Manifest | None) -> Sequence[str]:

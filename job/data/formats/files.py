@@ -1,7 +1,9 @@
 """The files of one split, in the form that the module of their format receives."""
 
-from collections.abc import Callable, Collection, Mapping
+import glob
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from job.config import DataConfig
@@ -38,6 +40,18 @@ class Files:
     def are_named(self, endings: Collection[str]) -> bool:
         """Whether all files are local and have one of these endings, perhaps before that of a compression."""
         return self.are_local and all(ending_of(name) in endings for name in self.names)
+
+
+def builder_of(reader: str | None, split: str, names: Sequence[str]) -> Callable[..., Any]:
+    """Return how to load the builder of a reader in ``datasets`` for files. It takes every name for a glob."""
+    return partial(load_builder, reader, data_files={split: [glob.escape(name) for name in names]})
+
+
+def load_builder(*args: Any, **options: Any) -> Any:
+    """Return a builder of ``datasets``."""
+    import datasets
+
+    return datasets.load_dataset_builder(*args, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

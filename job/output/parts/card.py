@@ -202,6 +202,8 @@ def _dataset(manifest: Manifest) -> Iterator[str]:
         yield f"configuration {_code(about['dataset_config'])}"
     if about["dataset_revision"]:
         yield f"revision {_code(about['dataset_revision'])}"
+    if about.get("dataset_commit"):
+        yield f"commit {_code(about['dataset_commit'])}"
     if about["data_files"]:
         yield f"files {', '.join(_code(public_name(name)) for name in about['data_files'])}"
     yield f"split {_code(dataset['split'])}"

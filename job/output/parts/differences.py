@@ -30,6 +30,9 @@ LABELS = {
 }
 """Fields that are not options."""
 
+OF_DATASET = ("dataset", "dataset_config", "data_files")
+"""Options that say, besides the revision, which files of the Hub are read."""
+
 SOURCES = {
     "dataset.fingerprint": ("dataset", "dataset_config", "dataset_revision", "data_files"),
     "model.fingerprint": ("model", "revision"),
@@ -64,7 +67,9 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
         change = _source(name, found, wanted) if name in SOURCES else _change(name, before, after)
         changes.append(f"{change} ({DERIVED[name]})" if name in DERIVED else change)
     causes = [name for name in names if name not in DERIVED]
-    if all(name in SOURCES and not _renamed(name, found, wanted) for name in causes):
+    if causes == ["dataset.fingerprint"] and (commits := _commits(found, wanted)):
+        advice = f"Use a new --output, or --dataset-revision {commits[0]} to go on."
+    elif all(name in SOURCES and not _renamed(name, found, wanted) for name in causes):
         advice = "Use a new --output, or restore the old contents to go on."
     else:
         advice = f"Use a new --output, or the old value{'s' if len(causes) > 1 else ''}."
@@ -88,6 +93,9 @@ def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
     """Say how contents have changed: the name of where they come from, or what is there under the same name."""
     files = [manifest.about.get("files", {}) if name == "dataset.fingerprint" else {} for manifest in (found, wanted)]
     changes = f": {describe_changes(*files)}" if {*files[0]} & {*files[1]} and max(map(len, files)) > 1 else ""
+    commits = _commits(found, wanted) if name == "dataset.fingerprint" else ()
+    if commits:
+        changes += f" (commit {commits[0]} then, {commits[1]} now)"
     if renamed := _renamed(name, found, wanted):
         return f"{' and '.join(renamed)}, and the contents differ{changes}"
     was, now = (_num_rows(manifest) for manifest in (found, wanted))
@@ -97,6 +105,13 @@ def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
     return (
         f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{when}{changes}{rows}"
     )
+
+
+def _commits(found: "Manifest", wanted: "Manifest") -> tuple[str, str] | tuple[()]:
+    """Return both commits of a dataset of the Hub, if they differ and all else that names the files is the same."""
+    places = [{option: manifest.about.get(option) for option in OF_DATASET} for manifest in (found, wanted)]
+    was, now = (manifest.about.get("dataset_commit") for manifest in (found, wanted))
+    return (was, now) if was and now and was != now and places[0] == places[1] else ()
 
 
 def _num_rows(manifest: "Manifest") -> int | None:

@@ -1,0 +1,171 @@
+"""Which files a dataset's name means, and which split each belongs to. They are files of this machine; those of other
+places are chosen by their names in a directory that only has the names (``remote_files``).
+
+The rules are in ``listing``; ``datasets`` decides for directories with a dataset card that lists ``configs``.
+"""
+
+import glob
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from job.config import DataConfig
+from job.data.dataset import Unread
+from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of_reader
+from job.data.formats.files import load_builder
+from job.data.listing import CARD, Listing, data_beside, list_directory
+from job.data.patterns import list_patterns
+from job.data.runs import RunInput, read_run, runs_of
+from job.data.splits import splits_of
+from job.errors import UsageError, is_foreign
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The data that the user's options name."""
+
+    splits: Mapping[str, tuple[str, ...]]
+    """Split to its files: absolute paths, or names in a tree. Empty if only ``datasets`` knows where the rows come
+    from."""
+    builder: Callable[..., Any] | None = None
+    """See ``Files``. None if the reader in ``datasets`` needs no more than the files and ``options``."""
+    root: Path | None = None
+    """The directory to which the names of files are relative."""
+    format: Format | None = None
+    """None if the reader chosen by ``datasets`` decides."""
+    reader: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """See ``Files``."""
+    digest: str = ""
+    """Identifies the contents if there are no files."""
+    must_choose: bool = False
+    """Whether the user must choose a split, because the names only look like several."""
+    unread: tuple[Unread, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found:
+    """Return the files that the user named, or those that lie in the directory that the user named.
+
+    Raises:
+        UsageError: no file exists, or the files have several formats.
+    """
+    path, patterns = Path(config.dataset), list(config.data_files)
+    if config.dataset in READERS and patterns and not path.exists():
+        listing = list_patterns(patterns, output, one_format=False)
+        return _listed(listing, format_of_reader(config.dataset, list(map(str, listing.files))))
+    if path.is_dir() and patterns:
+        return _listed(list_patterns([f"{glob.escape(str(path))}/{pattern}" for pattern in patterns], output))
+    if path.is_dir() and (run := read_run(path)) is not None:
+        return _listed(_list_run(run))
+    if path.is_dir():
+        return _find_in_directory(path, config, is_older)
+    if ending_of(config.dataset) in ENDINGS or path.exists() or any(c in config.dataset for c in "*?["):
+        return _listed(list_patterns([config.dataset], output))
+    raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
+
+
+def is_local(config: DataConfig) -> bool:
+    """Whether a dataset's name can only mean files of this machine."""
+    name = config.dataset
+    is_reader = name in READERS and bool(config.data_files)
+    is_file = Path(name).exists() or ending_of(name) in ENDINGS or any(c in name for c in "*?[")
+    return is_reader or is_file or name.count("/") > 1 or name.startswith((".", "/", "~"))
+
+
+def _list_run(run: RunInput) -> Listing:
+    """Return the parts of a finished run.
+
+    Raises:
+        UsageError: it is not finished.
+    """
+    if run.num_missing or not run.parts:
+        place = run.parts[0].relative_to(run.path).parent if run.parts else None
+        advice = "" if place is None else f", or read what is there with --data-files '{place / 'part-*.parquet'}'"
+        raise UsageError(f"--dataset {run.path} is an unfinished run: {run.state}. Finish it first{advice}.")
+    return Listing(root=run.path, files=tuple(run.parts))
+
+
+def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> Found:
+    configs = configs_in(directory)
+    if is_older or configs:
+        if config.dataset_config is None and len(configs) > 1 and not any(configs.values()):
+            names = ", ".join(configs)
+            raise UsageError(f"--dataset {directory} has the configurations {names}. Choose with --dataset-config.")
+        found = _resolved(config)
+        files = [file for files in found.splits.values() for file in files]
+        beside = data_beside(directory, files) if files and "://" not in files[0] else ()
+        return replace(found, root=directory, unread=beside)
+    return _listed(list_directory(directory), by_splits=True)
+
+
+def configs_in(directory: Path) -> dict[str, bool]:
+    """Return the configurations in a directory's dataset card, which say what files are which split, and whether each
+    is the default.
+    """
+    from huggingface_hub import metadata_load
+
+    card = directory / CARD
+    if not card.is_file():
+        return {}
+    try:
+        configs = (metadata_load(card) or {}).get("configs") or []
+    except UnicodeDecodeError:  # a card is UTF-8
+        return {}
+    except Exception as error:
+        if not is_foreign(error):
+            raise
+        raise UsageError(
+            f"{card} has a header that is not YAML. Correct it, or choose files with --data-files."
+        ) from None
+    names = [(str(each.get("config_name", "default")), each) for each in configs if isinstance(each, dict)]
+    return {name: name == "default" or bool(each.get("default")) for name, each in names}
+
+
+def _listed(listing: Listing, known: Format | None = None, *, by_splits: bool = False) -> Found:
+    """Return the files of a listing, with remarks on unfinished runs among them."""
+    paths = {os.path.relpath(file, listing.root): str(file.absolute()) for file in listing.files}
+    splits = splits_of(list(paths)) if by_splits else None
+    files = {"train": tuple(paths)} if splits is None else splits.files
+    absolute = {split: tuple(paths[name] for name in names) for split, names in files.items()}
+    known = known or listing.format
+    unfinished = [run for run in runs_of(listing.files) if run.num_missing]
+    return Found(
+        splits=absolute,
+        root=listing.root,
+        format=known,
+        must_choose=splits is not None and not splits.is_plain,
+        unread=listing.unread,
+        remarks=tuple(f"{run.path} is an unfinished run: {run.state}" for run in unfinished),
+    )
+
+
+def _resolved(config: DataConfig) -> Found:
+    """Let ``datasets`` resolve a directory."""
+    if set(str(Path(config.dataset).resolve())) & set("*?["):
+        raise UsageError(
+            f"--dataset {config.dataset}: the name of a directory whose README.md lists configs may not contain '*', "
+            "'?' or '['. Name its files."
+        )
+    load = partial(load_builder, config.dataset, config.dataset_config)
+    builder = load()
+    found = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    splits = found or {str(split): () for split in builder.info.splits or ()}
+    return Found(
+        splits=splits, builder=load, reader=builder.name, options=_card_options(builder), digest=str(builder.hash)
+    )
+
+
+def _card_options(builder: Any) -> dict[str, Any]:
+    """Return the options for the reader that the dataset's card gives."""
+    import datasets
+
+    known = {entry.name for entry in fields(datasets.BuilderConfig)}
+    own = [entry for entry in fields(builder.config) if entry.name not in known]
+    given = {entry.name: getattr(builder.config, entry.name) for entry in own if entry.default is not MISSING}
+    return {entry.name: given[entry.name] for entry in own if given.get(entry.name, entry.default) != entry.default} | (
+        {} if builder.info.features is None else {"features": builder.info.features}
+    )

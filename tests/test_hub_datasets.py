@@ -1,0 +1,308 @@
+"""Datasets of the Hub: the files of one split at one commit, read as if they were here."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import constants, snapshot_download
+
+from tests.conftest import Result
+from tests.hub import Hub
+from tests.run_files import files_of
+
+ONLY_NAMES = {"de.jsonl": "ja", "en.jsonl": "yes"}
+
+
+def lines(*prompts: str) -> bytes:
+    return "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
+
+
+def parquet(num_rows: int, group: int = 100, *, name: str = "row") -> bytes:
+    """Rows of 2 kB, most of it in a column that no prompt needs."""
+    stream = io.BytesIO()
+    table = pa.table({"prompt": [f"{name} {idx}" for idx in range(num_rows)], "junk": [os.urandom(2000)] * num_rows})
+    pq.write_table(table, stream, row_group_size=group, compression="none", use_dictionary=False)
+    return stream.getvalue()
+
+
+def card(text: str) -> bytes:
+    return f"---\n{text}\n---\n# A dataset\n".encode()
+
+
+def describing(**splits: str) -> bytes:
+    """Return a card with one configuration that gives each split a pattern."""
+    files = "".join(f"\n  - split: {split}\n    path: '{pattern}'" for split, pattern in splits.items())
+    return card(f"configs:\n- config_name: default\n  data_files:{files}")
+
+
+@pytest.fixture
+def run(hub: Hub, run_job: Callable[..., Result], tiny_model: Callable[..., Path], tmp_path: Path) -> Any:
+    """Return a function that runs a fake engine on ``acme/data``, with the output in ``out``."""
+    base = ["--model", tiny_model(), "--engine", "fake", "--no-chat", "--max-new-tokens", 4]
+
+    def run(*args: Any, command: str = "run") -> Result:
+        place = [] if command == "preview" else ["--output", tmp_path / "out"]
+        return run_job(command, *base, "--dataset", "acme/data", *place, *args)
+
+    return run
+
+
+def prompts(output: Path) -> list[str]:
+    return [text for path in sorted(output.rglob("part-*")) for text in pq.read_table(path)["prompt"].to_pylist()]
+
+
+def manifest(output: Path) -> Any:
+    return json.loads((output / "manifest.json").read_text())
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+FORMS: dict[str, tuple[dict[str, bytes], tuple[str, ...], list[str]]] = {
+    "lines": ({"a.jsonl": lines("a"), "b.jsonl": lines("b")}, (), ["a", "b"]),
+    "parquet": ({"data/train-00000-of-00001.parquet": parquet(3)}, (), ["row 0", "row 1", "row 2"]),
+    "streaming": ({"data/train-00000-of-00001.parquet": parquet(3)}, ("--streaming",), ["row 0", "row 1", "row 2"]),
+    "csv": ({"a.csv": b"prompt,n\nNA,1\nNone,2\n"}, (), ["NA", "None"]),
+    "text": ({"a.txt": b"one\ntwo\n"}, ("--prompt-column", "text"), ["one", "two"]),
+    "json": ({"a.json": b'[{"prompt": "a"}]', "state.json": b'{"version": 1}'}, (), ["a"]),
+    "splits": ({"train.jsonl": lines("a"), "test.jsonl": lines("b")}, ("--split", "test"), ["b"]),
+    "card": (
+        {"README.md": describing(train="x/*.jsonl", dev="y/*.jsonl"), "x/a.jsonl": lines("a"), "y/b.jsonl": lines("b")},
+        ("--split", "dev"),
+        ["b"],
+    ),
+    "patterns": ({"x/a.jsonl": lines("a"), "y.csv": b"prompt\nb\n"}, ("--data-files", "x/*"), ["a"]),
+    "limit": ({"a.jsonl": lines("a", "b"), "b.jsonl": lines("c")}, ("--limit", "1"), ["a"]),
+    "converted": (
+        {"de/train/0000.parquet": parquet(1, name="de"), "en/train/0000.parquet": parquet(1, name="en")},
+        ("--dataset-config", "en"),
+        ["en 0"],
+    ),
+}
+"""Files, options, and the prompts that are expected."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_and_is_the_same_run_offline_after_a_download(
+    form: str, hub: Hub, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Online and offline starts of a run refused each other, and csv, --data-files and what ``hf download`` had fetched
+    could not be read offline at all.
+    """
+    files, options, expected = FORMS[form]
+    repo = hub.create("dataset", "acme/data")
+    commit = repo.commit(files)
+    assert run(*options).exit_code == 0
+    assert prompts(tmp_path / "out") == expected
+    assert manifest(tmp_path / "out")["about"]["dataset_commit"] == commit
+    if form == "streaming":
+        return
+    repo.commit({".note": b"x"})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another-hub"))
+    snapshot_download("acme/data", repo_type="dataset")
+    offline(monkeypatch)
+    hub.log.clear()
+    for path in files_of(tmp_path / "out").root.rglob("part-*"):
+        path.unlink()
+    result = run("--dataset-revision", "main", *options)
+    assert result.exit_code == 0, result.stderr
+    assert prompts(tmp_path / "out") == expected
+    assert hub.log == []
+
+
+def test_a_readme_that_is_edited_does_not_end_a_run(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """The identity was the address of the files, which holds the commit."""
+    repo = hub.create("dataset", "acme/data")
+    repo.commit({"train.jsonl": lines("a")})
+    assert run().exit_code == 0
+    repo.commit({"README.md": b"# a better text\n"})
+    assert run("--dataset-revision", "main").exit_code == 0
+
+
+def test_a_run_goes_on_at_its_commit_without_asking_the_hub(hub: Hub, run: Any, tmp_path: Path) -> None:
+    repo = hub.create("dataset", "acme/data")
+    old = repo.commit({"train.jsonl": lines("old", "older")})
+    assert run("--rows-per-shard", "1").exit_code == 0
+    new = repo.commit({"train.jsonl": lines("new", "newer")})
+    next((tmp_path / "out").rglob("part-00001*")).unlink()
+    hub.log.clear()
+    assert run("--rows-per-shard", "1").exit_code == 0
+    assert prompts(tmp_path / "out") == ["old", "older"]
+    assert hub.log == []
+    result = run("--rows-per-shard", "1", "--dataset-revision", "main")
+    assert result.exit_code == 2
+    assert all(text in result.stderr for text in ("--dataset-revision", old, new))
+
+
+def test_a_refusal_says_which_revision_goes_on(hub: Hub, run: Any) -> None:
+    repo = hub.create("dataset", "acme/data")
+    old = repo.commit({"train.jsonl": lines("old")})
+    assert run("--dataset-revision", "main").exit_code == 0
+    repo.commit({"train.jsonl": lines("new")})
+    result = run("--dataset-revision", "main")
+    assert result.exit_code == 2
+    assert f"or --dataset-revision {old} to go on." in result.stderr
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_revision_is_never_replaced_by_another_that_is_cached(
+    is_offline: bool, hub: Hub, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``datasets`` took the latest cached version, whatever had been asked for, and without a word."""
+    repo = hub.create("dataset", "acme/data")
+    old = repo.commit({"train.jsonl": lines("old")})
+    new = repo.commit({"train.jsonl": lines("new")})
+    for commit in (old, new):
+        assert run("--dataset-revision", commit, "--output", tmp_path / commit).exit_code == 0
+    if is_offline:
+        offline(monkeypatch)
+    assert run("--dataset-revision", old, "--output", tmp_path / "again").exit_code == 0
+    assert prompts(tmp_path / "again") == ["old"]
+    for revision in ("v9", "f" * 40):
+        result = run("--dataset-revision", revision)
+        assert result.exit_code == 2
+        assert revision in result.stderr
+
+
+def test_a_run_of_a_version_that_did_not_know_its_commit_is_refused(hub: Hub, run: Any, tmp_path: Path) -> None:
+    hub.create("dataset", "acme/data").commit({"train.jsonl": lines("a")})
+    assert run().exit_code == 0
+    content = manifest(tmp_path / "out")
+    del content["about"]["dataset_commit"]
+    content["about"] |= {"files": {"train.jsonl": [None, None]}, "versions": {"job": "0.3.0"}}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(content))
+    result = run()
+    assert result.exit_code == 2
+    assert "started by version 0.3.0, which read datasets of the Hub in another way" in result.stderr
+
+
+def test_a_card_that_miscounts_changes_nothing(hub: Hub, run: Any, tmp_path: Path) -> None:
+    text = "dataset_info:\n  features:\n  - name: prompt\n    dtype: string\n  splits:\n  - name: train\n"
+    text += "    num_bytes: 1\n    num_examples: 1"
+    hub.create("dataset", "acme/data").commit({"README.md": card(text), "train.jsonl": lines("a", "b", "c")})
+    for options in ((), ("--streaming",)):
+        assert run(*options, "--output", tmp_path / f"out{len(options)}").exit_code == 0
+        assert prompts(tmp_path / f"out{len(options)}") == ["a", "b", "c"]
+
+
+def test_a_bad_line_is_one_error_row(hub: Hub, run: Any, tmp_path: Path) -> None:
+    hub.create("dataset", "acme/data").commit({"train.jsonl": lines("a") + b"{\n" + lines("c")})
+    assert run("--max-error-rate", "1").exit_code == 0
+    assert prompts(tmp_path / "out") == ["a", None, "c"]
+
+
+PYTHON = b"print()"
+
+TWO_CONFIGS = card("configs:\n- config_name: de\n  data_files: de.jsonl\n- config_name: en\n  data_files: en.jsonl")
+
+REFUSED: dict[str, tuple[dict[str, bytes], tuple[str, ...], str]] = {
+    "kinds": (
+        {"a.csv": b"prompt\n", "b.jsonl": lines("b")},
+        (),
+        "acme/data holds files of several kinds: a.csv",
+    ),
+    "archive": ({"a.jsonl": lines("a"), "b.zip": b"PK"}, (), "--dataset acme/data: b.zip may hold rows"),
+    "configs": (
+        {
+            "README.md": card(
+                "configs:\n- config_name: de\n  data_files: de.jsonl\n- config_name: en\n  data_files: en.jsonl"
+            ),
+            "de.jsonl": lines("ja"),
+            "en.jsonl": lines("yes"),
+        },
+        (),
+        "--dataset acme/data has the configurations de, en. Choose with --dataset-config.",
+    ),
+    "unknown config": (
+        {"README.md": describing(train="a.jsonl"), "a.jsonl": lines("a")},
+        ("--dataset-config", "fr"),
+        "--dataset acme/data: BuilderConfig 'fr' not found. Available: ['default']",
+    ),
+    "yaml": (
+        {"README.md": card("a: b: c"), "a.jsonl": lines("a")},
+        (),
+        "README.md has a header that is not YAML",
+    ),
+    "empty": ({}, (), "--dataset acme/data holds no files that can be read. Supported"),
+    "script": ({"data.py": PYTHON, "a.jsonl": lines("a")}, (), "is read by a script, data.py, which is not run"),
+    "no split": (
+        {"train.jsonl": lines("a")},
+        ("--split", "test"),
+        "acme/data has no split 'test'. Splits: train.",
+    ),
+    "no match": ({"a.jsonl": lines("a")}, ("--data-files", "b*"), "--dataset acme/data/b*: there is no such file"),
+    "outside": (
+        {"a.jsonl": lines("a")},
+        ("--data-files", "../*"),
+        "--data-files ../* is not inside --dataset",
+    ),
+    "damaged": ({"a.parquet": b"PAR1 and no more"}, (), "--dataset acme/data: acme/data/a.parquet: "),
+    "not json": ({"a.json": b"[{]"}, (), "acme/data/a.json, line 1: "),
+    "lfs": ({"a.jsonl": b"version https://git-lfs.github.com/spec/v1\n"}, (), "acme/data/a.jsonl is a Git LFS pointer"),
+    "converted": (
+        {"de/train/0000.parquet": b"", "en/train/0000.parquet": b""},
+        (),
+        "has the configurations de, en. Choose with --dataset-config.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_read_is_refused_in_the_words_of_the_user(case: str, hub: Hub, run: Any, tmp_path: Path) -> None:
+    """Every message said that there was no such file or directory, or named a file of the cache, or was a traceback."""
+    files, options, message = REFUSED[case]
+    hub.create("dataset", "acme/data").commit(files)
+    result = run(*options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "outline-" not in result.stderr and str(tmp_path / "hf") not in result.stderr
+
+
+def test_capital_endings_are_read(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """``datasets`` passed over them."""
+    hub.create("dataset", "acme/data").commit({"a.jsonl": lines("a"), "b.JSONL": lines("b")})
+    assert run().exit_code == 0
+    assert prompts(tmp_path / "out") == ["a", "b"]
+
+
+def test_a_file_that_is_not_cached_is_missed_offline(hub: Hub, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partial download never passes for the whole."""
+    hub.create("dataset", "acme/data").commit({"a.jsonl": lines("a"), "b.jsonl": lines("b")})
+    snapshot_download("acme/data", repo_type="dataset", allow_patterns="a.jsonl")
+    offline(monkeypatch)
+    result = run()
+    if "does not say which files" not in result.stderr:  # version 1 of the client keeps no listing
+        assert result.exit_code == 2
+        assert "b.jsonl of acme/data is not in the cache" in result.stderr
+
+
+def test_numbers_in_names_show_what_is_missing(
+    hub: Hub, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"data/train-0000{idx}-of-00002.parquet" for idx in range(2)]
+    hub.create("dataset", "acme/data").commit({name: parquet(1) for name in names})
+    snapshot_download("acme/data", repo_type="dataset", allow_patterns=names[0])
+    for listing in (tmp_path / "hf").rglob("trees/*"):
+        listing.unlink()
+    offline(monkeypatch)
+    result = run()
+    assert result.exit_code == 2
+    assert f"{names[1]} of acme/data is not in the cache" in result.stderr
+    (next((tmp_path / "hf").rglob("snapshots/*/data")) / Path(names[1]).name).write_bytes(parquet(1))
+    result = run()
+    assert result.exit_code == 0
+    assert "the cache does not say which files acme/data has" in result.stderr
+
+
+def test_only_the_split_is_fetched(hub: Hub, run: Any) -> None:
+    hub.create("dataset", "acme/data").commit({"train.parquet": parquet(500), "test.parquet": parquet(2)})
+    assert run("--split", "test").exit_code == 0
+    assert sum(request.sent for request in hub.requests("/cdn/")) < 100_000
