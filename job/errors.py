@@ -9,10 +9,13 @@ Only ``cli`` turns them into text and exit codes. Any other exception is a bug a
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from job.wording import redacted
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -63,7 +66,16 @@ class UsageError(JobError):
 
 
 class Unavailable(JobError):
-    """A server did not answer for too long. Nothing is lost; the same command may work later."""
+    """A server did not answer for too long. Nothing is lost; the same command may work later.
+
+    The scripts for Slurm put the job back into the queue for this alone among the failures, so they ask for an exit
+    code of its own.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Fail with the exit code that the environment asks for."""
+        super().__init__(message)
+        self.exit_code = int(os.environ.get("JOB_EXIT_UNAVAILABLE") or EXIT_FAILED)
 
 
 class PeerFailed(JobError):
@@ -102,14 +114,15 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if that is empty: libraries write paragraphs.
 
-    A line that ends with a colon goes on in the lines that follow it.
+    Secrets are left out, as libraries write whole addresses. A line that ends with a colon goes on in the lines that
+    follow it.
 
     >>> first_line(OSError("no such file\\nsee also ...")), first_line(ValueError())
     ('no such file', 'ValueError')
     >>> first_line(ValueError("Needs one of:\\n(1) a file,\\n(2) a name.\\n\\nSee ..."))
     'Needs one of: (1) a file, (2) a name.'
     """
-    lines = [line.strip() for line in str(error).strip().splitlines()]
+    lines = [line.strip() for line in redacted(str(error)).strip().splitlines()]
     if not lines:
         return type(error).__name__
     if lines[0].endswith(":") and len(lines) > 1:

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,7 +76,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda secs: None)
+    without_pauses = SimpleNamespace(**{**vars(time), "sleep": lambda secs: None})  # the hub's own sleeps are real
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", without_pauses)
+    monkeypatch.setattr("job.remote.patience.FIRST_PAUSE_SECS", 0.001)
     huggingface_hub.HfFileSystem.clear_instance_cache()
     with contextlib.suppress(ImportError, AttributeError):  # from version 2 on
         from huggingface_hub import _tree_cache

@@ -21,7 +21,10 @@ from job.cli.parsing import to_config
 from job.cli.repeated import RepeatingCommand, notes_on_repeats
 from job.engine.fit.gpus import GPUS
 from job.errors import UsageError
+from job.launch.activity import telling_what_takes_long
+from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries, silence_progress_bars
+from job.observe.progress import Progress
 
 ALL_ROWS = "all"
 
@@ -83,20 +86,26 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     would be an error row.
     """
     config = to_config(values)
-    for note in notes_on_repeats():
-        click.echo(note, err=True)
+    for remark in notes_on_repeats():
+        click.echo(remark, err=True)
     silence_libraries(verbose=config.verbose)
+    StopFlag(ending="").install()
     from job.launch.devices import likely_device
     from job.observe.preview_report import describe_preview
+    from job.remote.patience import set_patience
     from job.run.examination import examine  # imports torch: only now, so that --help is quick
     from job.run.fit import room_on
     from job.run.prompt_sample import look_ahead
 
     silence_progress_bars(verbose=config.verbose)
+    set_patience(config.engine.hub_timeout)
     device = likely_device(config.engine.device, is_gpu_named=gpu is not None)
-    examined = examine(config, device, needs_weights=False)
+    note = Progress(enabled=True).note
+    with telling_what_takes_long(note):
+        examined = examine(config, device, needs_weights=False)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
-    with click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    bar_of_rows = click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty())
+    with telling_what_takes_long(note, only_servers=True), bar_of_rows as bar:
         seen = look_ahead(examined, room_on(gpu, device), num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
     click.echo(json.dumps(seen.to_dict()) if as_json else describe_preview(seen))
     if seen.num_sampled and seen.num_errors == seen.num_sampled:

@@ -175,6 +175,12 @@ class EngineConfig:
     )
     cuda_graphs: bool = option(True, "On a GPU, record decode steps as CUDA graphs and replay them.")
     stall_timeout: float = option(1800.0, "Give up after this many seconds without a token (0: never).")
+    hub_timeout: float = option(
+        600.0,
+        "Keep trying for this many seconds while the Hub or a store does not answer, then exit with code 1 (0: do "
+        "not retry).",
+        metavar="SECONDS",
+    )
     lease_timeout: float | None = option(
         None,
         "Seconds of silence after which a worker counts as dead and others take over its shards. The value is "
@@ -198,6 +204,7 @@ class EngineConfig:
         if self.tensor_parallel_size > 1 and not self.needs_model:
             raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")
         require(self.stall_timeout >= 0, "stall-timeout", self.stall_timeout, "0 (never) or more")
+        require(self.hub_timeout >= 0, "hub-timeout", self.hub_timeout, "0 (do not retry) or more")
         for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)
             require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")

@@ -21,20 +21,23 @@ from job.errors import EXIT_STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What the launchers, Slurm's ``--signal``, and Ctrl-C send."""
 
+BEFORE_WORK = " before the first row. Nothing is lost; run the same command again"
+
 
 class StopFlag:
     """A flag set by signals. A second signal changes nothing, except Ctrl-C: then the process ends as after a kill."""
 
-    def __init__(self, *, speaks: bool = True) -> None:
+    def __init__(self, *, speaks: bool = True, ending: str = BEFORE_WORK) -> None:
         """Make a flag that is not set. Signals reach it only after ``install``.
 
         Args:
             speaks: whether this process prints a message when it ends immediately. One process of a launch does.
+            ending: the end of that message, after the name of the signal.
         """
         self.signal_name: str | None = None
         self.announce: Callable[[str], None] = lambda name: None
         """Notifies the other processes of the launch. See ``peers``."""
-        self._speaks = speaks
+        self._speaks, self._ending = speaks, ending
         self._ends_at_once = False
         self._was_signalled = False
         # Reentrant: a handler may interrupt the main thread while it holds this.
@@ -94,7 +97,7 @@ class StopFlag:
         try:
             self.announce(name)
             if self._speaks:
-                line = f"job: stopped on {name} before the first row. Nothing is lost; run the same command again.\n"
+                line = f"job: stopped on {name}{self._ending}.\n"
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode())
         finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from job.errors import JobError, UsageError, call_place
-from job.launch.activity import doing
+from job.launch.activity import answers, doing
 from job.remote.patience import patiently
 from job.remote.refusals import not_cached, why_not
 from job.remote.tree import RemoteFile, Tree
@@ -71,22 +71,25 @@ class HubRepository:
             Unavailable: the Hub does not answer.
         """
         done, lock, tree = [0], threading.Lock(), self.files
+        what = f"fetching files of {self.name}"
         call_place(self.snapshot, self.name)
+        doing(what)
 
         def fetch_one(path: str) -> Path:
             local = self.path(path)
             if not _is_whole(local, tree.get(path)):
-                local = _asked(self.kind, self.name, self.commit, lambda: self._download(path))
+                bar = _bar_class(f"the Hub ({self.name})")
+                local = _asked(self.kind, self.name, self.commit, lambda: self._download(path, bar))
             with lock:
                 done[0] += 1
-                doing(f"fetching files of {self.name}", f"{done[0]:,} of {len(paths):,}")
+                doing(what, f"{done[0]:,} of {len(paths):,}")
             return local
 
         pool = ThreadPoolExecutor(NUM_THREADS)
         try:
             return list(pool.map(fetch_one, paths))
-        finally:
-            pool.shutdown(cancel_futures=True)  # one failure is enough
+        finally:  # one failure is enough; threads that still fetch are not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def path(self, path: str) -> Path:
         """Return where a file of the commit lies once it is fetched."""
@@ -124,7 +127,7 @@ class HubRepository:
         """The directory with the fetched files of the commit."""
         return _folder(self.kind, self.name) / "snapshots" / self.commit
 
-    def _download(self, path: str) -> Path:
+    def _download(self, path: str, bar: Any) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -140,6 +143,7 @@ class HubRepository:
                     revision=self.commit,
                     local_files_only=is_offline(),
                     force_download=is_cut,
+                    tqdm_class=bar,
                 )
             )
         except LocalEntryNotFoundError:
@@ -223,6 +227,27 @@ def _asked(kind: str, name: str, revision: str | None, action: Callable[[], Resu
         raise
     except (OSError, ValueError) as error:  # all of huggingface_hub's own are among them
         raise UsageError(why_not(kind, name, error, revision)) from error
+
+
+def _bar_class(server: str) -> Any:
+    """Return a progress bar that says that the server answers while a file grows beyond all earlier attempts."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public, but not in __all__
+
+    furthest = 0
+
+    class Bar(tqdm):
+        num_bytes = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal furthest
+            self.num_bytes += int(n or 0)
+            if self.num_bytes > furthest:
+                furthest = self.num_bytes
+                answers(server)
+            shown: bool | None = super().update(n)
+            return shown
+
+    return Bar
 
 
 def is_offline() -> bool:

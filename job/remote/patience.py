@@ -1,30 +1,23 @@
 """Patience with networks: what fails for the moment is tried again until it has failed for too long.
 
-The clients of the Hub retry, too, but only some of their requests, and for some 30 s. Errors are recognized by where
-they come from: the classes of the HTTP clients change with their versions.
+The clients of the Hub retry, too, but only some of their requests, and for some 30 s.
 """
 
-import socket
-import ssl
+import random
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from job.errors import Unavailable, first_line
-from job.launch.activity import doing
+from job.errors import Unavailable, UsageError
+from job.launch.activity import answers, fails
+from job.remote.transient import asked_pause, is_transient, reason_of_trouble, untrusted_certificate
 
 Result = TypeVar("Result")
 
 FIRST_PAUSE_SECS, MAX_PAUSE_SECS = 1.0, 30.0
 
-TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers of a server that is overloaded, restarting, or behind a proxy with trouble."""
-
-HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "botocore")
-"""Packages whose transport errors are no ``OSError``."""
-
-TRANSPORT_ERRORS = ("TransportError", "NetworkError", "TimeoutException", "ProtocolError", "ClientConnectionError")
-"""Names of their base classes."""
+STALL_SECS = 30.0
+"""How long a request may go without a byte if its caller sets no limit. The clients wait forever."""
 
 
 class _Patience:
@@ -38,61 +31,93 @@ _current = _Patience()
 
 
 def set_patience(secs: float) -> None:
-    """Set how long a failing request is retried, for the whole process."""
+    """Set how long a failing request is retried, for the whole process, and let no request stall forever.
+
+    Args:
+        secs: 0 means that nothing is retried.
+    """
     _current.secs = secs
+    limit_stalls()
+
+
+def limit_stalls() -> None:
+    """Give every request of ``huggingface_hub`` a limit for the time without a byte: some have none."""
+    import huggingface_hub
+
+    session = huggingface_hub.get_session()
+    make: Any = type(session)  # of httpx or httpx2
+    hooks = [hook for hook in session.event_hooks["request"] if hook is not _limit]
+    huggingface_hub.set_client_factory(
+        lambda: make(event_hooks={"request": [*hooks, _limit]}, follow_redirects=True, timeout=STALL_SECS)
+    )
+
+
+def _limit(request: Any) -> None:
+    """Set the limits that a request lacks. The clients of the Hub pass ``timeout=None`` with most of them."""
+    given = request.extensions.get("timeout") or {}
+    limits = {name: given.get(name) or STALL_SECS for name in ("connect", "read", "write", "pool")}
+    request.extensions = {**request.extensions, "timeout": limits}
 
 
 def patiently(what: str, action: Callable[[], Result]) -> Result:
     """Return what ``action`` returns, retrying it while it fails with something transient.
 
+    May be called in several threads for one server: what one of them gets from it is a success for all.
+
     Args:
         what: what is waited for, such as ``the Hub (org/name)``.
 
     Raises:
-        Unavailable: it has failed for as long as ``--hub-timeout`` allows.
+        Unavailable: it has failed for as long as ``--hub-timeout`` allows, without any success.
+        UsageError: the certificate of the server is not trusted.
     """
     start, pause = time.monotonic(), FIRST_PAUSE_SECS
     while True:
         try:
-            return action()
+            result = action()
         except Exception as error:
             if not is_transient(error):
+                answers(what)
+                _check_certificate(what, error)
                 raise
-            elapsed = time.monotonic() - start
-            if elapsed + pause > _current.secs:
-                raise Unavailable(
-                    f"{what} has not answered for {elapsed:.0f} s: {first_line(_root(error))}. Nothing is lost: run "
-                    "the same command again once it is back, or wait longer with --hub-timeout."
-                ) from error
-            doing(f"waiting for {what}", first_line(_root(error)))
-        time.sleep(pause)
-        pause = min(2 * pause, MAX_PAUSE_SECS)
+            secs = min(fails(what, reason_of_trouble(error)), time.monotonic() - start)
+            left = _current.secs - secs
+            if left < 0.01:
+                answers(what)
+                raise _unavailable(what, error, secs) from error
+            asked = asked_pause(error)
+        else:
+            answers(what)
+            return result
+        # With jitter: a hundred tasks of a job array that were refused together must not come back together.
+        time.sleep(min(left, asked + pause * random.uniform(0.5, 1.5)))
+        pause = min(2 * pause, MAX_PAUSE_SECS / 1.5)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether an error is trouble of a network or a server, which may be over soon."""
-    return any(_is_transient(cause) for cause in _causes(error))
+def raise_if_unavailable(what: str, error: Exception) -> None:
+    """Turn an error of a library that has retried enough into ours. To be called where such errors are explained.
+
+    Raises:
+        Unavailable: the error is transient.
+        UsageError: the certificate of the server is not trusted.
+    """
+    if is_transient(error):
+        raise _unavailable(what, error) from error
+    _check_certificate(what, error)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what caused it, as far as the libraries have noted it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+def _unavailable(what: str, error: Exception, secs: float = 0.0) -> Unavailable:
+    silence = f"has not answered for {secs:.0f} s" if secs >= 1 else "does not answer"
+    return Unavailable(
+        f"{what[0].upper()}{what[1:]} {silence}: {reason_of_trouble(error)}. Nothing is lost: run the same command "
+        "again once it is back, or let it wait longer with --hub-timeout."
+    )
 
 
-def _root(error: BaseException) -> BaseException:
-    return next(cause for cause in _causes(error) if _is_transient(cause))
-
-
-def _is_transient(error: BaseException) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status in TRANSIENT_STATUS
-    if type(error).__name__ == "OfflineModeIsEnabled":  # a ConnectionError, but by choice
-        return False
-    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
-        return True
-    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    return any(module in HTTP_CLIENTS and name in TRANSPORT_ERRORS for module, name in names)
+def _check_certificate(what: str, error: Exception) -> None:
+    """Refuse a server that the client does not trust: waiting does not help."""
+    if (problem := untrusted_certificate(error)) is not None:
+        raise UsageError(
+            f"{what[0].upper()}{what[1:]} has a certificate that is not trusted: {problem}. If a proxy of your site "
+            "signs them, set SSL_CERT_FILE to a file with its certificates."
+        ) from error

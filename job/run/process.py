@@ -11,7 +11,7 @@ from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel
 from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
-from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError
+from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError, Unavailable
 from job.launch.activity import doing, telling_what_takes_long
 from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch
@@ -22,6 +22,7 @@ from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.text import number
 from job.observe.watchdog import Heartbeat
+from job.remote.patience import set_patience
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import NothingSucceeds
 from job.run.model import load_in_range
@@ -48,6 +49,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     """
     watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
     silence_progress_bars(verbose=config.verbose)
+    set_patience(config.engine.hub_timeout)
     stopwatch = Stopwatch()
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size, sys.argv[1:])
@@ -184,8 +186,9 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
 
 def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:
     try:
-        exit_code = runner.run()
-    except NothingSucceeds as error:
+        with telling_what_takes_long(progress.note, only_servers=True):
+            exit_code = runner.run()
+    except (NothingSucceeds, Unavailable) as error:  # the followers end with the same code
         engine.close(error.exit_code)
         raise
     engine.close(exit_code)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, explain, first_line, shorten
 from job.remote.hub import HubRepository, is_offline, pin
-from job.remote.patience import is_transient, patiently
+from job.remote.patience import patiently
+from job.remote.transient import is_transient
 
 Result = TypeVar("Result")
 Source = Path | BinaryIO | bytes

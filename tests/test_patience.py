@@ -1,0 +1,246 @@
+"""Trouble of a network: what is retried, for how long, what is said meanwhile, and how a command ends."""
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+import requests
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from job.errors import Unavailable, UsageError, explain
+from job.launch import activity
+from job.launch.activity import answers, fails, telling_what_takes_long
+from job.remote import patience
+from job.remote.patience import patiently, set_patience
+from job.remote.transient import is_transient, reason_of_trouble
+from tests.hub import Hub
+from tests.test_watchdog import wait_for
+
+THE_HUB = "the Hub (acme/data)"
+SIGNED = "http://cdn/blob?Expires=1&Signature=SIGNED-12ab"
+
+
+class Clock:
+    """A time that passes only in pauses."""
+
+    def __init__(self) -> None:
+        """Start at 0."""
+        self.now, self.pauses = 0.0, list[float]()
+
+    def monotonic(self) -> float:
+        """Return the time."""
+        return self.now
+
+    def sleep(self, secs: float) -> None:
+        """Let time pass."""
+        self.pauses.append(secs)
+        self.now += secs
+
+
+@pytest.fixture(autouse=True)
+def default_patience() -> Iterator[None]:
+    yield
+    set_patience(600)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(activity, "time", clock)
+    return clock
+
+
+def answer(status: int, url: str = "http://hub/x", kind: Any = HfHubHTTPError, **headers: str) -> Exception:
+    """Return the error of the client for an answer of a server."""
+    response = httpx2.Response(status, headers=headers, request=httpx2.Request("GET", url))
+    error: Exception = kind(f"{status} for {url}", response=response)
+    return error
+
+
+def caused_by(error: Exception, cause: BaseException) -> Exception:
+    """Return the error as a library raises it ``from`` another one."""
+    error.__cause__ = cause
+    return error
+
+
+def from_botocore(status: int, code: str) -> Exception:
+    error = RuntimeError("An error occurred when calling the GetObject operation")
+    error.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+    return error
+
+
+UNTRUSTED = ssl.SSLCertVerificationError(
+    1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1016)"
+)
+
+TRANSIENT = [
+    *(answer(status) for status in (408, 425, 429, 500, 502, 503, 504, 522)),
+    answer(403, SIGNED),
+    httpx2.ConnectError("[Errno 111] Connection refused"),
+    httpx2.ReadError("[Errno 104] Connection reset by peer"),
+    httpx2.ReadTimeout("The read operation timed out"),
+    httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
+    httpx2.ProxyError("503 Service Unavailable"),
+    requests.exceptions.ConnectionError("reset"),
+    requests.exceptions.ChunkedEncodingError("cut off"),
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    OSError(errno.ENETUNREACH, "Network is unreachable"),
+    OSError("Consistency check failed: file should be of size 9 but has size 4 (a)."),
+    caused_by(LocalEntryNotFoundError("An error happened, and we cannot find the files"), answer(503)),
+    caused_by(OSError(errno.EIO, "reduce your request rate"), from_botocore(503, "SlowDown")),
+    from_botocore(400, "RequestTimeout"),
+    caused_by(OSError("Can't load the model"), httpx2.ReadError("reset")),
+]
+PERMANENT = [
+    *(answer(status) for status in (400, 401, 403, 404, 410, 416, 501)),
+    answer(403, kind=GatedRepoError),
+    caused_by(LocalEntryNotFoundError("An error happened, and we cannot find the files"), answer(403)),
+    httpx2.UnsupportedProtocol("Request URL is missing an 'http://' or 'https://' protocol."),
+    httpx2.LocalProtocolError("Illegal header value"),
+    httpx2.ProxyError("407 Proxy Authentication Required"),
+    caused_by(httpx2.ConnectError("certificate verify failed"), UNTRUSTED),
+    caused_by(requests.exceptions.SSLError("bad"), UNTRUSTED),
+    OfflineModeIsEnabled("offline"),
+    caused_by(ConnectionError("Couldn't reach 'acme/data' on the Hub"), OfflineModeIsEnabled("offline")),
+    from_botocore(403, "AccessDenied"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    caused_by(PermissionError(errno.EACCES, "denied"), ConnectionResetError()),
+    caused_by(UsageError("our own word"), ConnectionResetError()),
+    FileNotFoundError(errno.ENOENT, "No such file"),
+    ValueError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=repr)
+def test_trouble_of_a_network_or_a_server_is_retried(error: Exception, clock: Clock) -> None:
+    failures = iter([error, error])
+
+    def action() -> str:
+        for failure in failures:
+            raise failure
+        return "done"
+
+    assert is_transient(error) and patiently(THE_HUB, action) == "done"
+    assert len(clock.pauses) == 2
+
+
+@pytest.mark.parametrize("error", PERMANENT, ids=repr)
+def test_what_waiting_does_not_help_is_raised_at_once(error: Exception, clock: Clock) -> None:
+    def action() -> None:
+        raise error
+
+    with pytest.raises(Exception) as raised:
+        patiently(THE_HUB, action)
+    assert not is_transient(error) and clock.pauses == []
+    assert raised.value is error or "SSL_CERT_FILE" in str(raised.value)
+
+
+def test_a_certificate_of_a_proxy_is_explained(clock: Clock) -> None:
+    def action() -> None:
+        raise httpx2.ConnectError(str(UNTRUSTED.strerror)) from UNTRUSTED
+
+    with pytest.raises(UsageError) as raised:
+        patiently(THE_HUB, action)
+    assert str(raised.value) == (
+        "The Hub (acme/data) has a certificate that is not trusted: self-signed certificate. If a proxy of your site "
+        "signs them, set SSL_CERT_FILE to a file with its certificates."
+    )
+
+
+def test_pauses_grow_differ_and_end_at_the_limit(clock: Clock) -> None:
+    """A hundred tasks of a job array, refused together, must not come back together."""
+
+    def action() -> None:
+        raise answer(503, "https://hub/x?token=abc")
+
+    set_patience(300)
+    with pytest.raises(Unavailable) as raised:
+        patiently(THE_HUB, action)
+    assert clock.now == pytest.approx(300)
+    first, *others = clock.pauses
+    assert 0.5 <= first <= 1.5 and max(others) <= 30 and sum(others[:4]) < sum(others[4:8])
+    assert str(raised.value) == (
+        "The Hub (acme/data) has not answered for 300 s: 503 Service Unavailable. Nothing is lost: run the same "
+        "command again once it is back, or let it wait longer with --hub-timeout."
+    )
+    once, clock.pauses = clock.pauses, []
+    with pytest.raises(Unavailable):
+        patiently(THE_HUB, action)
+    assert clock.pauses != once
+
+
+def test_nothing_is_retried_with_a_timeout_of_0(clock: Clock) -> None:
+    set_patience(0)
+    with pytest.raises(Unavailable, match="does not answer: reset"):
+        patiently(THE_HUB, lambda: (_ for _ in ()).throw(httpx2.ReadError("reset")))
+    assert clock.pauses == []
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "40"}, {"RateLimit": '"api";r=0;t=40'}], ids=repr)
+def test_a_server_is_asked_again_when_it_said_but_once_more_within_the_limit(
+    clock: Clock, headers: dict[str, str]
+) -> None:
+    def action() -> None:
+        raise answer(429, **headers)
+
+    set_patience(50)
+    with pytest.raises(Unavailable):
+        patiently(THE_HUB, action)
+    assert 40 < clock.pauses[0] < 42 and sum(clock.pauses) == pytest.approx(50)
+
+
+def test_success_of_another_thread_starts_the_limit_anew(clock: Clock) -> None:
+    """One of 16 threads fetches, the others are refused: the Hub answers."""
+
+    def action() -> None:
+        if clock.now < 550:
+            answers(THE_HUB)  # as a thread does that has fetched its file
+        raise httpx2.ReadError("reset")
+
+    with pytest.raises(Unavailable, match="has not answered for 600 s"):
+        patiently(THE_HUB, action)
+    assert 1100 < clock.now < 1200
+
+
+@pytest.mark.parametrize("only_servers", [False, True])
+def test_a_line_says_which_server_does_not_answer(only_servers: bool) -> None:
+    """And why, rather than what the threads that wait for it are about to do; once, not once for each thread."""
+    told: list[str] = []
+    fails(THE_HUB, "503 Service Unavailable")
+    try:
+        with telling_what_takes_long(told.append, first_secs=0.01, only_servers=only_servers):
+            for idx in range(16):
+                activity.doing("fetching files", f"{idx} of 16")
+                fails(THE_HUB, "503 Service Unavailable")
+            wait_for(lambda: told)
+    finally:
+        answers(THE_HUB)
+    assert told == ["still waiting for the Hub (acme/data): 503 Service Unavailable (0 s)"], told
+
+
+def test_reasons_have_no_address_and_no_secret() -> None:
+    """A link to a large file is as good as a password until its signature expires."""
+    assert reason_of_trouble(answer(403, SIGNED)) == "403 Forbidden (the link to the file has expired)"
+    assert reason_of_trouble(httpx2.ReadError(f"reset: {SIGNED}")).endswith("Expires=1&Signature=***")
+    assert explain(answer(404, SIGNED)).endswith("Expires=1&Signature=***")
+    assert explain(ValueError("at https://me:pw@host/x with Bearer abc")) == "at https://***@host/x with Bearer ***"
+    assert reason_of_trouble(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+
+
+def test_a_stalled_request_ends(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of the Hub sets no limit for most of its requests: a stalled answer was waited for without end."""
+    from huggingface_hub import HfApi
+
+    hub.create("dataset", "acme/data")
+    monkeypatch.setattr(patience, "STALL_SECS", 0.05)
+    set_patience(600)
+    hub.fault(match="GET /api", stall_secs=0.5)
+    with pytest.raises(httpx2.ReadTimeout):
+        HfApi().dataset_info("acme/data")
