@@ -36,6 +36,7 @@ class LinesSource:
     """JSON lines (one object per line) or text files (one column, ``text``)."""
 
     problems: Mapping[str, str] = {}
+    is_remote = False
 
     def __init__(
         self, files: Sequence[str], *, is_json: bool, limit: int | None = None, names: Sequence[str] | None = None

@@ -44,6 +44,10 @@ class Source(Protocol):
     def problems(self) -> Mapping[str, str]:
         """Columns that cannot be read because the files differ, with an error message for each."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network."""
+
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Make ``schema`` valid for all rows, if it was inferred from the first ones. Call it before reading rows.
 
@@ -148,6 +152,7 @@ class TableSource:
     """A map-style ``datasets.Dataset``: memory-mapped Arrow."""
 
     problems: Mapping[str, str] = {}
+    is_remote = False
 
     def __init__(self, dataset: Any) -> None:
         """Wrap a dataset. Nothing is read."""
@@ -171,6 +176,7 @@ class ArrowSource:
     """Arrow files that we have written ourselves, memory-mapped."""
 
     problems: Mapping[str, str] = {}
+    is_remote = False
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Map the files. They may be deleted while they are mapped."""
@@ -195,6 +201,7 @@ class StreamSource:
     """
 
     problems: Mapping[str, str] = {}
+    is_remote = False
 
     def __init__(self, tables: Callable[[], Iterator[pa.Table]], num_rows: int, schema: pa.Schema) -> None:
         """Wrap what yields the rows.

@@ -10,15 +10,19 @@ from dataclasses import replace
 
 from job.data.reader import SliceReader
 from job.data.source import StreamSource
+from job.launch.stop import StopFlag
 from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
-from job.records import Completion, Request, RowBlock, SampleKey
+from job.records import Completion, Request, SampleKey
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
 """How often an idle worker looks for a shard that a dead worker has left."""
+
+LOOK_SECS = 0.1
+"""How often a worker that waits for rows looks whether a stop was requested."""
 
 EXCHANGE_SECS = 5.0
 """How often a worker reads the journals of the workers that help it."""
@@ -44,9 +48,15 @@ class OpenShards:
         self._claims = Claims(self._directory, self._plan, leases, can_help=not is_stream)
         self._skips = not (is_stream and prepared.kept_columns)
         """Whether finished rows are skipped: to come back for their kept columns, a stream would have to restart."""
-        self._reader = SliceReader(prepared.source, prepared.config.data.dataset)
+        name = prepared.config.data.dataset
+        self._reader = SliceReader(prepared.source, name)
+        self._late_reader = SliceReader(prepared.source, name)
+        """Reads the kept columns of rows that others have finished."""
+        self._is_in_order = True
+        """Whether this worker takes one shard after the other, so that it may read beyond the end of a shard."""
+        self._last_shard_idx: int | None = None
         self._open: dict[int, OpenShard] = {}
-        self._feed: Iterator[Request] = iter(())
+        self._feed: Iterator[Request | None] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
         self._last_look = self._last_exchange = -IDLE_SECS
         self.counts = Counts()
@@ -73,8 +83,26 @@ class OpenShards:
         return self._claims.look_again()
 
     def next_request(self) -> Request | None:
-        """Return the next request of the latest claim."""
+        """Return the next request of the latest claim; None if there is none, or if its row is not there yet."""
         return next(self._feed, None)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the rows of the latest claim are not there yet."""
+        return self._reader.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether these rows, or the kept columns of rows that others have finished, are not there yet."""
+        return self._reader.is_waiting or self._late_reader.is_waiting
+
+    def wait(self, secs: float, stop: StopFlag) -> bool:
+        """Wait until there is more of what is waited for, but at most for ``secs``. True if a stop was requested."""
+        waiting = [reader for reader in (self._reader, self._late_reader) if reader.is_waiting]
+        end = time.monotonic() + secs
+        while not (stop() or time.monotonic() > end or any(reader.wait(LOOK_SECS) for reader in waiting)):
+            pass
+        return stop()
 
     def claim(self, *, at_once: bool = False) -> bool:
         """Claim rows and start making requests from them. False if none are available at the moment.
@@ -114,9 +142,12 @@ class OpenShards:
         """
         if time.monotonic() - self._last_exchange >= EXCHANGE_SECS:
             self.exchange()
-        for shard_idx, shard in list(self._open.items()):
+        for shard in self._open.values():
             shard.sync_if_due()
+        for shard_idx, shard in list(self._open.items()):
             if shard.is_complete and self._claims.holds(shard_idx):
+                if not self._has_kept_columns(shard):
+                    return  # the reader reads for one shard at a time
                 self._finish(shard, before_part)
 
     def sync(self) -> None:
@@ -136,6 +167,8 @@ class OpenShards:
 
     def close(self) -> None:
         """Leave all shards. Journals keep the finished rows of unfinished ones."""
+        for reader in (self._reader, self._late_reader):
+            reader.close()
         for shard in self._open.values():
             with contextlib.suppress(OSError):  # the disk that stopped the run may refuse this, too
                 shard.close()
@@ -146,12 +179,18 @@ class OpenShards:
             self._open[shard_idx] = OpenShard(shard_idx, self._plan, self._directory, form, self._worker_id, self._note)
         return self._open[shard_idx]
 
-    def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request]:
-        """Yield the requests that a claim still needs. Rows that need no engine, such as errors, are finished here."""
+    def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request | None]:
+        """Yield the requests that a claim still needs, and None while its rows are not there yet.
+
+        Rows that need no engine, such as errors, are finished here.
+        """
         prepared = self._prepared
         if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
-        for block in self._read(shard, claim.rows, prepared.renderer.read_columns):
+        until, columns = self._read_until(shard, claim), prepared.renderer.read_columns
+        while (blocks := self._reader.read(claim.rows, until, columns, prepared.kept_columns)) is None:
+            yield None
+        for block in blocks:
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
             prompts = [prepared.renderer.render(row) for row in rows]
@@ -165,8 +204,24 @@ class OpenShards:
                         self._prompts[key] = encoded.prompt.text
                         yield replace(encoded.request, sample_idx=key[1])
 
-    def _read(self, shard: OpenShard, rows: range, columns: Sequence[str]) -> list[RowBlock]:
-        return self._reader.read(rows, shard.rows.stop, columns, self._prepared.kept_columns)
+    def _read_until(self, shard: OpenShard, claim: Claim) -> int:
+        """Return the end of the rows that this worker is likely to read after those of a claim."""
+        if not self._claims.holds(shard.shard_idx):
+            return claim.rows.stop  # helpers begin with the last slice
+        if self._last_shard_idx not in (None, shard.shard_idx):
+            self._is_in_order = self._last_shard_idx == shard.shard_idx - 1
+        self._last_shard_idx = shard.shard_idx
+        return self._plan.num_rows if self._is_in_order else shard.rows.stop
+
+    def _has_kept_columns(self, shard: OpenShard) -> bool:
+        """Read the kept columns of rows that other workers have finished. False while they are not there yet."""
+        for rows in shard.unread():
+            blocks = self._late_reader.read(rows, shard.rows.stop, (), self._prepared.kept_columns)
+            if blocks is None:
+                return False
+            for block in blocks:
+                shard.keep(block)
+        return True
 
     def _add(self, shard: OpenShard, completion: Completion) -> None:
         shard.add(completion)
@@ -174,9 +229,6 @@ class OpenShards:
         self._watch(completion)
 
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
-        for rows in shard.unread():
-            for block in self._read(shard, rows, ()):
-                shard.keep(block)
         before_part()
         shard.finish()
         self.recent[shard.shard_idx] = shard.counts

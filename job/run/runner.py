@@ -105,7 +105,7 @@ class Runner:
                 request = self._shards.next_request()
                 if request is not None:
                     self._engine.submit(request)
-                elif self._engine.num_pending >= self._share() or not self._shards.claim():
+                elif self._shards.is_reading or self._engine.num_pending >= self._share() or not self._shards.claim():
                     return
 
     def _share(self) -> int:
@@ -140,12 +140,15 @@ class Runner:
             self._shards.commit(before_part=lambda: self._metrics.write(self._stats()))
 
     def _find_work(self) -> bool:
-        """Claim rows, or wait briefly if other workers hold all that is left. False once everything is done."""
+        """Claim rows, or wait briefly for rows that are being read or that others hold. False once all are done."""
         # One step can empty a full engine if its prompts are identical.
         if (request := self._shards.next_request()) is not None:
             self._engine.submit(request)
             return True
         self._shards.sync()
+        if self._shards.is_reading:
+            self._wait()
+            return True
         self._metrics.write_if_changed(self._stats())
         self._shards.exchange()
         if self._shards.claim(at_once=True):
@@ -156,8 +159,11 @@ class Runner:
         return True
 
     def _wait(self) -> bool:
-        """Wait briefly for other workers. True if a stop was requested."""
+        """Wait briefly, for the rows that are being read or else for other workers. True if a stop was requested."""
         self._engine.keep_alive()
+        if self._shards.is_waiting:
+            with self._stopwatch.measure("waiting for rows"):
+                return self._shards.wait(IDLE_SECS, self._stop)
         with self._stopwatch.measure("waiting for other workers"):
             return self._stop.wait(IDLE_SECS)
 

@@ -37,14 +37,14 @@ def open_files(files: Files) -> Opened:
 class ParquetSource:
     """Parquet files, local or remote."""
 
-    def __init__(self, files: Iterable[str | ParquetFile], *, is_remote: bool = False) -> None:
+    def __init__(self, files: Iterable[str | ParquetFile]) -> None:
         """Read the footers.
 
         Raises:
             OSError, pyarrow.ArrowInvalid: a file is missing, or is not a Parquet file.
         """
-        self.is_remote = is_remote
         self._files = [LocalParquet(file) if isinstance(file, str) else file for file in files]
+        self.is_remote = not all(isinstance(file, LocalParquet) for file in self._files)
         self._groups: list[Group] = []
         """Ascending: the index for finding row n."""
         self.num_rows = 0
@@ -70,7 +70,7 @@ class ParquetSource:
             pyarrow.ArrowInvalid: a file is not a Parquet file.
         """
         opened = iter(open_remote([file for file in files if isinstance(file, RangedFile)], dataset))
-        return cls([file if isinstance(file, str) else next(opened) for file in files], is_remote=True)
+        return cls([file if isinstance(file, str) else next(opened) for file in files])
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Do nothing: the footers already give the columns and types."""
