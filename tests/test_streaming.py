@@ -9,12 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
 
 from job.data.formats.parquet import ParquetSource
-from job.errors import JobError
+from job.errors import JobError, UsageError
 from job.remote.hub import pin
-from job.remote.ranges import file_of_hub
 from tests.conftest import ANN, Result
 from tests.hub import Hub
 
@@ -52,7 +50,7 @@ def commit(hub: Hub, files: dict[str, bytes]) -> str:
 
 def opened(*names: str) -> ParquetSource:
     repository = pin("dataset", "acme/data", None)
-    return ParquetSource.remote([file_of_hub(repository, f"data/{name}.parquet") for name in names], "acme/data")
+    return ParquetSource.remote(repository, [f"data/{name}.parquet" for name in names])
 
 
 def row_idx_of(source: ParquetSource, start: int, stop: int, columns: Sequence[str] = ("prompt",)) -> list[int]:
@@ -130,7 +128,7 @@ def test_a_file_that_is_not_parquet_is_named(hub: Hub, content: bytes) -> None:
     commit(hub, {"a": parquet(0, 10), "b": content})
     with pytest.raises(pa.ArrowInvalid) as caught:
         opened("a", "b")
-    assert "data/b.parquet" in caught.value.__notes__
+    assert "acme/data/data/b.parquet" in caught.value.__notes__
 
 
 def test_many_files_are_opened_and_read_at_the_same_time(hub: Hub) -> None:
@@ -186,7 +184,7 @@ def test_an_address_that_has_expired_is_asked_for_again(hub: Hub) -> None:
 def test_who_may_no_longer_read_is_told_at_once(hub: Hub) -> None:
     commit(hub, {"train": parquet(0, 10)})
     hub.fault(match="resolve", status=403)
-    with pytest.raises(HfHubHTTPError):
+    with pytest.raises(UsageError, match="--dataset acme/data"):
         opened("train")
     assert len(hub.requests("resolve")) == 1
 

@@ -129,13 +129,19 @@ def _open_remote(found: Found, config: DataConfig, tree: RemoteTree) -> OpenData
     paths = found.splits[split]
     if not tree.is_listed:
         check_numbers(tree, paths)
-    if config.streaming and known.module == "parquet":
-        names = tuple(map(tree.url, paths))
-    else:
-        names = tuple(map(str, tree.fetch(paths)))
+    is_in_place = config.streaming and known.module == "parquet"
+    names = paths if is_in_place else tuple(map(str, tree.fetch(paths)))
     builder = partial(builder_of(found.reader or known.reader, split, names), **found.options)
-    files = Files(config=config, split=split, names=names, builder=builder, options=found.options)
-    check_heads(files.local_names, known)
+    files = Files(
+        config=config,
+        split=split,
+        names=names,
+        builder=builder,
+        options=found.options,
+        tree=tree if is_in_place else None,
+    )
+    if not is_in_place:
+        check_heads(names, known)
     opened = known.open(files)
     return _opened(
         found,

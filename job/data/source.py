@@ -102,6 +102,8 @@ def read_rows(
             f"--dataset {name} can no longer be read: {explain(error, name)}. Finished rows are safe; "
             "run the same command again once the data is back."
         ) from error
+    except UsageError as error:  # of a server that no longer lets the user read: the run has begun
+        raise JobError(str(error)) from error
     except JobError:
         raise
     except Exception as error:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from job.errors import JobError, UsageError, call_place
 from job.launch.activity import answers, doing
 from job.remote.patience import patiently
+from job.remote.ranges import HubRanges
 from job.remote.refusals import not_cached, why_not
 from job.remote.tree import RemoteFile, Tree
 
@@ -95,6 +96,10 @@ class HubRepository:
         """Return where a file of the commit lies once it is fetched."""
         return self.snapshot / path
 
+    def has(self, path: str) -> bool:
+        """Whether a file is in the cache."""
+        return self.path(path).is_file()
+
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes of a part of a file, or fewer at its end.
 
@@ -102,25 +107,20 @@ class HubRepository:
             UsageError: the file cannot be read; or offline, and it is not in the cache.
             Unavailable: the Hub does not answer.
         """
-        if self.path(path).is_file():
+        if self.has(path):
             with self.path(path).open("rb") as file:
                 file.seek(start)
                 return file.read(stop - start)
         if is_offline():
             raise UsageError(not_cached(self.kind, self.name, self.commit, path))
-        return _asked(self.kind, self.name, self.commit, lambda: self._read(path, start, stop))
+        ranges = self._ranges.setdefault(
+            path, HubRanges(self.kind, self.name, self.commit, path, self.files[path].num_bytes)
+        )
+        return _asked(self.kind, self.name, self.commit, lambda: ranges.read(start, stop))
 
-    def _read(self, path: str, start: int, stop: int) -> bytes:
-        from huggingface_hub import HfFileSystem
-
-        with HfFileSystem().open(self.url(path), "rb", cache_type="none") as file:
-            file.seek(start)
-            content: bytes = file.read(stop - start)
-            return content
-
-    def url(self, path: str) -> str:
-        """Return the address of a file for fsspec, which contains the commit."""
-        return f"hf://{self.kind}s/{self.name}@{self.commit}/{path}"
+    @cached_property
+    def _ranges(self) -> dict[str, HubRanges]:
+        return {}
 
     @property
     def snapshot(self) -> Path:

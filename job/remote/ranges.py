@@ -1,57 +1,36 @@
-"""Remote files that are read in place: ranges of bytes, with patience, and never more than was asked for.
+"""Remote files of which only parts are read: ranges of bytes, and never more than was asked for.
 
-A file is pinned by whoever makes it: its bytes do not change while it is read. How a range is fetched is one small
-function, so that files of the Hub and of object stores are read alike.
+Whoever has pinned the files says how a range is read, with patience. Here is how the Hub sends one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from job.errors import JobError
-from job.remote.hub import HubRepository
-from job.remote.patience import patiently
-
-Fetch = Callable[[int, int], bytes]
-"""Returns the bytes from the first position up to the second. Raises what its library raises."""
+from job.remote.tree import RemoteTree
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class RangedFile:
-    """A remote file of a known size."""
+    """A file of a tree."""
 
-    name: str
-    """For messages: relative to the dataset."""
-    num_bytes: int
-    server: str
-    """Who is waited for, such as ``the Hub (org/name)``."""
-    fetch: Fetch
+    tree: RemoteTree
+    path: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.tree.name}/{self.path}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return self.tree.files[self.path].num_bytes
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop``, as far as the file goes.
-
-        Raises:
-            Unavailable: the server has not answered for too long.
-            Exception: the server refuses; its library raises any.
-        """
-        stop = min(stop, self.num_bytes)
-        if start >= stop:
-            return b""
-        return patiently(self.server, lambda: self._read(start, stop))
-
-    def _read(self, start: int, stop: int) -> bytes:
-        content = self.fetch(start, stop)
-        if len(content) != stop - start:
-            raise ConnectionError(f"it sent {len(content):,} of {stop - start:,} bytes of {self.name}")
-        return content
-
-
-def file_of_hub(repository: HubRepository, path: str) -> RangedFile:
-    """Return a file of a commit. Nothing is requested."""
-    num_bytes = repository.files[path].num_bytes
-    server = f"the Hub ({repository.name})"
-    return RangedFile(name=path, num_bytes=num_bytes, server=server, fetch=_HubFile(repository, path, num_bytes))
+        """Return the bytes from ``start`` to ``stop``, or fewer at the end. See ``RemoteTree.read``."""
+        return self.tree.read(self.path, start, stop)
 
 
 class Refused(OSError):
@@ -64,31 +43,46 @@ class Refused(OSError):
         self.response = response
 
 
-class _HubFile:
-    """Fetches ranges of a file of a commit.
+class HubRanges:
+    """Requests ranges of one file of a commit. Any number of threads may do so.
 
     The Hub sends the client on to where the bytes are, with an address that is valid for a while. It is used until it
     is refused, since the Hub limits how often it may be asked.
     """
 
-    def __init__(self, repository: HubRepository, path: str, num_bytes: int) -> None:
+    def __init__(self, kind: str, name: str, commit: str, path: str, num_bytes: int) -> None:
+        """Request nothing yet."""
         from huggingface_hub import hf_hub_url
 
-        self._url = hf_hub_url(repository.name, path, repo_type=repository.kind, revision=repository.commit)
+        self._url = hf_hub_url(name, path, repo_type=kind, revision=commit)
         self._path, self._num_bytes = path, num_bytes
         self._elsewhere: str | None = None
 
-    def __call__(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to ``stop``."""
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` to ``stop``, or fewer at the end.
+
+        Raises:
+            JobError: the server does not send ranges, or the file is not the one that was listed.
+            Exception: the Hub refuses, or the network fails.
+        """
+        stop = min(stop, self._num_bytes)
+        if start >= stop:
+            return b""
+        content = self._read(start, stop)
+        if len(content) != stop - start:
+            raise ConnectionError(f"{len(content):,} of {stop - start:,} bytes of {self._path} have arrived")
+        return content
+
+    def _read(self, start: int, stop: int) -> bytes:
+        from huggingface_hub import hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
         elsewhere = self._elsewhere
         if elsewhere is not None:
             response = _get(elsewhere, start, stop, {})
             if response.status_code not in (400, 401, 403, 404, 410):
                 return self._content(response)
             self._elsewhere = None  # the address has expired
-        from huggingface_hub import hf_raise_for_status
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
         response = _get(self._url, start, stop, build_hf_headers())  # the client drops the token on the way elsewhere
         if urlsplit(str(response.url)).netloc == urlsplit(self._url).netloc:
             hf_raise_for_status(response)

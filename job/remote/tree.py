@@ -51,12 +51,12 @@ class RemoteTree(Protocol):
     def path(self, path: str) -> Path:
         """Return where a file lies once it is fetched."""
 
+    def has(self, path: str) -> bool:
+        """Whether a file has been fetched."""
+
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes of a part of a file, or fewer at its end.
 
         Raises:
             UsageError, Unavailable: the file cannot be read.
         """
-
-    def url(self, path: str) -> str:
-        """Return an address of a file that fsspec opens."""

@@ -9,6 +9,7 @@ from typing import Any
 from job.config import DataConfig
 from job.data.formats import ending_of
 from job.data.source import Source
+from job.remote.tree import RemoteTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +19,14 @@ class Files:
     config: DataConfig
     split: str
     names: tuple[str, ...]
-    """Absolute paths, or URLs. Empty if only ``datasets`` knows where the rows come from."""
+    """Absolute paths, or names in ``tree``. Empty if only ``datasets`` knows where the rows come from."""
     builder: Callable[..., Any]
     """Given reader options, returns the ``datasets`` builder for the files. Imports ``datasets``: about a second."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the dataset's card says about reading the files, such as the separator of csv."""
+
+    tree: RemoteTree | None = None
+    """Where the files lie that are not here, but are read in place."""
 
     is_older: bool = False
     """Whether version 0.2 or older started the run: it goes on with the rows that ``datasets`` gives."""
@@ -30,7 +34,7 @@ class Files:
     @property
     def are_local(self) -> bool:
         """Whether they are files on this machine."""
-        return bool(self.names) and not any("://" in name for name in self.names)
+        return bool(self.names) and self.tree is None
 
     @property
     def local_names(self) -> tuple[str, ...]:

@@ -3,20 +3,18 @@
 import bisect
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 
 from job.arrow.features import known_features
 from job.arrow.types import common_type, readable
-from job.data.formats import converted
 from job.data.formats.files import Files, Opened
 from job.data.formats.parquet_files import LocalParquet, OpenFile, ParquetFile, open_remote
 from job.data.source import table_to_block, union
 from job.errors import JobError, first_line, reading
 from job.records import RowBlock
-from job.remote.hub import HubRepository
-from job.remote.ranges import RangedFile, file_of_hub
+from job.remote.ranges import RangedFile
+from job.remote.tree import RemoteTree
 
 AHEAD_GROUPS, AHEAD_BYTES = 16, 32 << 20
 """How many row groups are fetched ahead of the one that is decoded, and how many bytes at most with it."""
@@ -26,12 +24,10 @@ Group = tuple[int, int, int]
 
 
 def open_files(files: Files) -> Opened:
-    """Open the files in place. Files on the Hub are downloaded and converted, unless the user wants a stream."""
-    if files.are_local:
+    """Open the files in place."""
+    if files.tree is None:
         return Opened(source=ParquetSource(files.names))
-    if files.config.streaming:
-        return Opened(source=ParquetSource.remote(in_place(files.names), files.config.dataset))
-    return converted.open_files(files)
+    return Opened(source=ParquetSource.remote(files.tree, files.names))
 
 
 class ParquetSource:
@@ -59,18 +55,15 @@ class ParquetSource:
         self.schema, self.problems = columns.schema, columns.problems
 
     @classmethod
-    def remote(cls, files: Sequence[str | RangedFile], dataset: str) -> "ParquetSource":
-        """Open remote files, some of which may have been fetched before.
-
-        Args:
-            dataset: its name, for what is shown while this takes long.
+    def remote(cls, tree: RemoteTree, paths: Sequence[str]) -> "ParquetSource":
+        """Open files of a tree. Those that have been fetched are read like any local ones.
 
         Raises:
-            Unavailable: the server has not answered for too long.
+            UsageError, Unavailable: a file cannot be read.
             pyarrow.ArrowInvalid: a file is not a Parquet file.
         """
-        opened = iter(open_remote([file for file in files if isinstance(file, RangedFile)], dataset))
-        return cls([file if isinstance(file, str) else next(opened) for file in files])
+        opened = open_remote([RangedFile(tree=tree, path=path) for path in paths if not tree.has(path)])
+        return cls([opened.get(path) or str(tree.path(path)) for path in paths])
 
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Do nothing: the footers already give the columns and types."""
@@ -131,22 +124,6 @@ class ParquetSource:
                 f"{file}: a value does not fit the type that all files share for its column: {first_line(error)}. "
                 "Give files whose columns have the same types."
             ) from None
-
-
-def in_place(names: Sequence[str]) -> list[str | RangedFile]:
-    """Return files of the Hub by their URLs, which name the commit: those in the cache by their paths."""
-    from huggingface_hub import HfFileSystem
-
-    found: list[str | RangedFile] = []
-    repositories: dict[tuple[str, str, str], HubRepository] = {}
-    for name in names:
-        place: Any = HfFileSystem().resolve_path(name)
-        key = (place.repo_type, place.repo_id, place.revision)
-        kind, repo, commit = key
-        repository = repositories.setdefault(key, HubRepository(kind=kind, name=repo, commit=commit))
-        local = repository.path(place.path_in_repo)
-        found.append(str(local) if local.is_file() else file_of_hub(repository, place.path_in_repo))
-    return found
 
 
 def _names_in(file: OpenFile, names: Sequence[str]) -> Sequence[str]:

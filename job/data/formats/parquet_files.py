@@ -132,7 +132,7 @@ class RemoteParquet:
 
     @property
     def name(self) -> str:
-        """Its path within the dataset."""
+        """See ``RangedFile``."""
         return self.file.name
 
     def open(self) -> OpenFile:
@@ -207,22 +207,22 @@ class _Content(io.RawIOBase):
         return self._file.read(self._at, min([stop, *(start for start in self._pieces if start > self._at)]))
 
 
-def open_remote(files: Sequence[RangedFile], dataset: str) -> list[ParquetFile]:
-    """Read the footers of remote files, several at a time.
-
-    Args:
-        dataset: its name, for what is shown while this takes long.
+def open_remote(files: Sequence[RangedFile]) -> dict[str, ParquetFile]:
+    """Read the footers of remote files, several at a time. Returns the files by their paths.
 
     Raises:
-        Unavailable: the server has not answered for too long.
+        UsageError, Unavailable: a file cannot be read.
     """
     chunks, num_done = Chunks(), 0
-    opened: list[ParquetFile] = []
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    opened: dict[str, ParquetFile] = {}
+    pool = ThreadPoolExecutor(NUM_THREADS)
+    try:
         for file, footer in zip(files, pool.map(_footer, files), strict=True):
             num_done += 1
-            doing(f"reading the footers of {dataset}", f"{num_done:,} of {len(files):,}")
-            opened.append(RemoteParquet(file=file, footer=footer, chunks=chunks))
+            doing(f"reading the footers of {file.tree.name}", f"{num_done:,} of {len(files):,}")
+            opened[file.path] = RemoteParquet(file=file, footer=footer, chunks=chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)  # one failure is enough
     return opened
 
 
