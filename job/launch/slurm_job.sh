@@ -3,22 +3,25 @@
 #
 # In:  COMMAND, or MODEL, TENSOR_PARALLEL_SIZE, DATASET, OUTPUT, OPTIONS, of which it is made; CONTAINER, MAX_REQUEUES,
 #      activate(); main's arguments are more options of `job run`; they win.
-# Out: the exit code of `job run`. If that is 75 (stopped on request), the job goes back into the queue first.
+# Out: the exit code of `job run`. If it was stopped on request (75), or failed because the Hub or a store did not answer
+#      (1), the job goes back into the queue first.
 #
 # slurm/README.md explains each line.
 
 say() { printf 'slurm %(%T)T: %s\n' -1 "$*" >&2; }
 
 # Every task runs inside this. srun returns the largest code of its tasks, so the 75 of the tasks that
-# --kill-on-bad-exit stops would hide a failed task's 1, 2 or 3: on the way through srun these become 76, 77 or 78.
+# --kill-on-bad-exit stops would hide a failed task's 1, 2 or 3: on the way through srun these become 77, 78 or 79.
+# Between them is 76, for a 1 that may be a 0 later, because the Hub or a store did not answer: `job run` itself exits
+# with it.
 # A signal that arrives before Python handles it kills the task (128 + USR1 or TERM): that is a stop on request, too.
 # shellcheck disable=SC2016
 TASK='
 trap : TERM USR1
-"$@"
+JOB_EXIT_UNAVAILABLE=76 "$@"
 code=$?
 case $code in
-1 | 2 | 3) code=$((code + 75)) ;;
+1 | 2 | 3) code=$((code + 76)) ;;
 138 | 143) code=75 ;;
 esac
 exit $code
@@ -35,7 +38,8 @@ prepare() {
         say "the command '${COMMAND[0]}' is missing after activate, in the top block of the script"
         exit 2
     fi
-    export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+    export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1}
+    export HF_DATASETS_OFFLINE=${HF_DATASETS_OFFLINE-$HF_HUB_OFFLINE}
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 }
@@ -44,7 +48,7 @@ run_tasks() {
     local code
     srun --kill-on-bad-exit=1 --export=ALL ${CONTAINER[@]+"${CONTAINER[@]}"} bash -c "$TASK" task "${COMMAND[@]}" "$@"
     code=$?
-    case $code in 76 | 77 | 78) code=$((code - 75)) ;; esac
+    case $code in 77 | 78 | 79) code=$((code - 76)) ;; esac
     return $code
 }
 
@@ -54,30 +58,30 @@ slurm_has_decided() {
     [ "$got_term" = 1 ] && ! scontrol show job "$job_id" | grep -q 'Reason=TimeLimit'
 }
 
-requeue() {
+requeue() { # WHAT HAPPENED
     local refusal code
     if [ "$num_restarts" -ge "$MAX_REQUEUES" ]; then
-        say "stopped, and restarted $num_restarts times already (MAX_REQUEUES). Nothing is lost: submit it" \
+        say "$1, and restarted $num_restarts times already (MAX_REQUEUES). Nothing is lost: submit it" \
             "again to continue"
         return
     fi
     refusal=$(scontrol requeue "$job_id" 2>&1)
     code=$?
     if [ $code != 0 ] && [ $code != 143 ]; then # 143: the requeue ended scontrol before it could say so
-        say "stopped, and this site refuses a requeue (${refusal##*: }). Nothing is lost: submit it" \
+        say "$1, and this site refuses a requeue (${refusal##*: }). Nothing is lost: submit it" \
             "again to continue"
         return
     fi
-    say "stopped, and requeued: restart $((num_restarts + 1)) of at most $MAX_REQUEUES"
+    say "$1, and requeued: restart $((num_restarts + 1)) of at most $MAX_REQUEUES"
     trap - TERM
     sleep 300 # the requeue kills this shell; if it ended by itself, the two would race
 }
 
 main() {
-    local code
+    local code what=
     say "job $job_id on $SLURM_JOB_NODELIST, restart $num_restarts of at most $MAX_REQUEUES"
     if [ "$num_restarts" -gt "$MAX_REQUEUES" ]; then
-        requeue
+        requeue stopped
         exit 75
     fi
     prepare
@@ -85,8 +89,12 @@ main() {
     trap 'got_term=1' TERM # bash runs the trap only after srun has returned, so the tasks have their time to stop
     run_tasks "$@"
     code=$?
+    case $code in
+    75) what=stopped ;;
+    76) what="the Hub or a store did not answer" code=1 ;;
+    esac
     say "job run ended with exit code $code"
-    if [ $code = 75 ] && ! slurm_has_decided; then requeue; fi
+    if [ -n "$what" ] && ! slurm_has_decided; then requeue "$what"; fi
     exit $code
 }
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PRE
 
 ACTIVATE = """
 export PATH={bin}:$PATH
-[ "${{SLURM_RESTART_COUNT:-0}}" -lt "${{TEST_FAST_AFTER:-99}}" ] || export JOB_FAKE_STEP_SECS=0
+[ "${{SLURM_RESTART_COUNT:-0}}" -lt "${{TEST_FAST_AFTER:-99}}" ] || export JOB_FAKE_STEP_SECS=0 HF_HUB_OFFLINE=1
 """
-"""In place of a virtual environment's. After so many restarts a run stops being slow."""
+"""In place of a virtual environment's. After so many restarts a run stops being slow, and needs no Hub."""
 
 
 def until(condition: Callable[[], Any], what: Callable[[], str], timeout: float = 150) -> Any:
@@ -156,7 +156,7 @@ class Lab:
 
     def __init__(self, cluster: Cluster, directory: Path, model: Path, dataset: Path) -> None:
         """Name what all runs have in common."""
-        self.cluster, self._directory, self._model, self._dataset = cluster, directory, model, dataset
+        self.cluster, self.directory, self._model, self._dataset = cluster, directory, model, dataset
 
     def submit(
         self,
@@ -169,6 +169,7 @@ class Lab:
         sbatch: Sequence[str] = (),
         options: Sequence[Any] = FAKE,
         fast_after: int = 99,
+        env: Mapping[str, str] | None = None,
     ) -> Submitted:
         """Submit a script to some of the nodes.
 
@@ -180,24 +181,26 @@ class Lab:
             step_secs: time that the fake engine takes for 64 rows.
             sbatch: options of sbatch, which win over the script's.
             options: options of ``job run``, about the engine.
-            fast_after: number of restarts after which the engine takes no time.
+            fast_after: number of restarts after which the engine takes no time, and the Hub is not asked.
+            env: more environment variables.
         """
         home = self._make_home(name)
         others = [f"node{i + 1}" for i in range(NUM_NODES) if i + 1 not in nodes]
         small = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=0", "--time=10"]
-        env = {
+        variables = {
             **self.cluster.env,
             "DS_ACCELERATOR": "cpu",
             "JOB_FAKE_STEP_SECS": str(step_secs),
             "JOB_LEASE_STALE_SECS": str(LEASE_STALE_SECS),
             "TEST_FAST_AFTER": str(fast_after),
+            **(env or {}),
         }
-        output = self._directory / "out" / name
+        output = self.directory / "out" / name
         command = ["sbatch", "--parsable", f"--exclude={','.join(others)}", *small, *sbatch, ROOT / "slurm" / script]
         arguments = [*self.arguments(num_rows), *options]
         job_id = subprocess.run(
             [str(arg) for arg in [*command, *arguments, "--output", output]],
-            env=env,
+            env=variables,
             cwd=home,
             check=True,
             timeout=30,
@@ -215,7 +218,7 @@ class Lab:
 
     def _make_home(self, name: str) -> Path:
         """Make what ``JOB_HOME`` points to: the directory that the script is submitted from."""
-        home = self._directory / "home" / name
+        home = self.directory / "home" / name
         if not home.exists():
             (home / ".venv/bin").mkdir(parents=True)
             (home / ".venv/bin/activate").write_text(ACTIVATE.format(bin=Path(sys.executable).parent))

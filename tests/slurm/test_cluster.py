@@ -248,6 +248,28 @@ def stopped_while_loading(lab: Lab) -> Submitted:
     return run
 
 
+def hub_that_does_not_answer(lab: Lab) -> Submitted:
+    """Let two replicas read a dataset of a Hub that cannot be reached until they are started again."""
+    home, commit = lab.directory / "hf", "c" * 40
+    folder = home / "hub/datasets--acme--data"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "data.jsonl").write_text('{"id": 1, "prompt": "a"}\n' * 640)
+    run = lab.submit(
+        "one-node.sbatch",
+        "no-hub",
+        nodes=[2],
+        num_rows=640,
+        sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
+        options=["--engine", "fake", "--dataset", "acme/data", "--hub-timeout", 1],
+        fast_after=1,
+        env={"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"},
+    )
+    run.wait_done()
+    return run
+
+
 @scenario(time_limit)
 def test_the_time_limit_is_met_twice_and_the_run_finishes(submitted: Submitted, check: Callable[[], None]) -> None:
     """USR1 some time before it, exit 75, back into the queue; one log of all three launches."""
@@ -295,6 +317,16 @@ def test_a_launch_that_is_stopped_while_it_loads_goes_back_into_the_queue(check:
     tasks, and 137 is not requeued.
     """
     check()
+
+
+@scenario(hub_that_does_not_answer)
+def test_a_job_goes_back_into_the_queue_when_the_hub_does_not_answer(submitted: Submitted) -> None:
+    """A regression: an outage of half a minute ended jobs. Other failures still do."""
+    assert submitted.show()["Restarts"] == "1", submitted.log
+    assert "job: The Hub (acme/data) has not answered for 1 s: Connection refused. Nothing is lost" in submitted.log
+    assert submitted.log.count("job run ended with exit code 1\n") == 1
+    assert "the Hub or a store did not answer, and requeued: restart 1 of at most 50" in submitted.log
+    assert read_output(submitted.output).num_rows == 640
 
 
 @scenario(one_node)

@@ -15,7 +15,9 @@ SCRIPTS = ("one-node.sbatch", "multi-node.sbatch", "array.sbatch")
 STUBS = {
     # srun runs its command here, which is what each task does; the tasks' code is what the test asks for
     "srun": 'echo "srun ${*//$\'\\n\'/ }" >>"$CALLS"; while [ "$1" != bash ]; do shift; done; exec "$@"',
-    "job": 'echo "job $*" >>"$CALLS"; [ -z "$SIGNAL" ] || kill -"$SIGNAL" $PPID $$; exit "$CODE"',
+    "job": 'echo "job $*" >>"$CALLS"; [ -z "$SIGNAL" ] || kill -"$SIGNAL" $PPID $$; '
+    'echo "offline $HF_HUB_OFFLINE $HF_DATASETS_OFFLINE" >>"$CALLS.offline"; '
+    '[ "$CODE" = unavailable ] && exit "$JOB_EXIT_UNAVAILABLE" || exit "$CODE"',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"; case $1 in show) echo "JobState=COMPLETING Reason=$REASON" ;; '
     'requeue) [ -z "$REFUSE" ] || { echo "$REFUSE" >&2; exit 1; }; [ -z "$ENDED" ] || kill -TERM $$ ;; esac',
     "sleep": 'echo "sleep $*" >>"$CALLS"',
@@ -50,7 +52,7 @@ class Scripts:
             (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
             (home / "bin" / name).chmod(0o755)
 
-    def run(self, script: str = "one-node.sbatch", *args: str, code: int = 0, **env: str) -> Ended:
+    def run(self, script: str = "one-node.sbatch", *args: str, code: int | str = 0, **env: str) -> Ended:
         """Run it as the batch shell of job 7 does."""
         self._calls.write_text("")
         variables = {
@@ -117,16 +119,40 @@ def test_only_a_stop_on_request_is_requeued(scripts: Scripts) -> None:
     assert "stopped, and requeued: restart 1 of at most 50" in ended.log
 
 
-def test_a_failure_is_not_hidden_by_the_tasks_that_were_stopped_for_it(scripts: Scripts) -> None:
+def test_a_hub_that_does_not_answer_is_waited_for_in_the_queue(scripts: Scripts) -> None:
+    """The code is that of a failure, but this one alone may be over soon."""
+    ended = scripts.run(code="unavailable")
+    assert (ended.exit_code, ended.requeues) == (1, ["7"])
+    assert "job run ended with exit code 1" in ended.log
+    assert "the Hub or a store did not answer, and requeued: restart 1 of at most 50" in ended.log
+    last = scripts.run(code="unavailable", SLURM_RESTART_COUNT="50")
+    assert (last.exit_code, last.requeues) == (1, [])
+    assert "the Hub or a store did not answer, and restarted 50 times already" in last.log
+
+
+@pytest.mark.parametrize(("typed", "seen"), [({}, "1 1"), ({"HF_HUB_OFFLINE": "0"}, "0 0")], ids=repr)
+def test_nodes_with_internet_access_may_go_online(scripts: Scripts, typed: dict[str, str], seen: str) -> None:
+    """The user's own choice wins."""
+    scripts.run(**typed)
+    assert (scripts.home / "calls.offline").read_text() == f"offline {seen}\n"
+
+
+@pytest.mark.parametrize(
+    ("task_codes", "exit_code", "requeues"),
+    [((1, 75), 1, []), ((75, "unavailable", 3), 3, []), (("unavailable", 75), 1, ["7"])],
+    ids=repr,
+)
+def test_a_failure_is_not_hidden_by_the_tasks_that_were_stopped_for_it(
+    scripts: Scripts, task_codes: tuple[int | str, ...], exit_code: int, requeues: list[str]
+) -> None:
     """srun returns the largest code: 1 beside 75 came out as 75, and a failed run was requeued 50 times."""
-    task_codes = (1, 75)
     srun = "".join(f'CODE={code} "$@"; codes+=($?);' for code in task_codes)
     (scripts.home / "bin/srun").write_text(
         '#!/bin/bash\nwhile [ "$1" != bash ]; do shift; done\ncodes=()\n'
         f'{srun}\nprintf \'%s\\n\' ${{codes[@]}} | sort -n | tail -n 1 >"$CALLS.max"\nexit "$(<"$CALLS.max")"\n'
     )
     ended = scripts.run()
-    assert (ended.exit_code, ended.requeues) == (1, []), ended.log
+    assert (ended.exit_code, ended.requeues) == (exit_code, requeues), ended.log
 
 
 @pytest.mark.parametrize("signal", ["TERM", "USR1"])
