@@ -65,6 +65,10 @@ class UsageError(JobError):
     exit_code = EXIT_USAGE
 
 
+class NoRows(UsageError):
+    """Files have no rows, so they may not show which columns there are."""
+
+
 class Unavailable(JobError):
     """A server did not answer for too long. Nothing is lost; the same command may work later.
 

@@ -14,6 +14,13 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("job", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
 
+OPENERS = (
+    *("store", "archive", "_parts", "known", "dataset", "find_dataset(config, **options)"),
+    *("file", "_files[file_idx]"),
+)
+"""What has a method ``open`` that is not about text."""
+
+
 def calls_without_encoding(path: Path) -> Iterator[int]:
     """Yield the lines of a module where a file is read or written in the locale's encoding."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -25,10 +32,7 @@ def calls_without_encoding(path: Path) -> Iterator[int]:
             yield node.lineno
         if node.func.attr == "open":
             owner = ast.unparse(node.func.value)
-            # A store and an archive open objects for bytes.
-            is_path = owner.partition(".")[0] not in ("os", "fsspec", "known") and not owner.endswith(
-                ("store", "archive")
-            )
+            is_path = owner.partition(".")[0] not in ("os", "fsspec") and not owner.endswith(OPENERS)
             modes = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
             if is_path and not any("b" in mode for mode in modes):
                 yield node.lineno

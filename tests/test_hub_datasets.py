@@ -23,6 +23,11 @@ def lines(*prompts: str) -> bytes:
     return "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
 
 
+def long_lines(num_rows: int) -> bytes:
+    """Rows of 2 kB."""
+    return "".join(f'{{"prompt": "row {idx}", "junk": "{"x" * 2000}"}}\n' for idx in range(num_rows)).encode()
+
+
 def parquet(num_rows: int, group: int = 100, *, name: str = "row") -> bytes:
     """Rows of 2 kB, most of it in a column that no prompt needs."""
     stream = io.BytesIO()
@@ -306,3 +311,100 @@ def test_only_the_split_is_fetched(hub: Hub, run: Any) -> None:
     hub.create("dataset", "acme/data").commit({"train.parquet": parquet(500), "test.parquet": parquet(2)})
     assert run("--split", "test").exit_code == 0
     assert sum(request.sent for request in hub.requests("/cdn/")) < 100_000
+
+
+LARGE = {"data/train.parquet": parquet(500)}, {"train.jsonl": long_lines(500)}
+
+
+def fetched(hub: Hub) -> int:
+    """Return how much of the data was sent."""
+    return sum(request.sent for request in hub.requests(r"/cdn/|/resolve/|/resolve-cache/"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt-column", "question"), "no column 'question'"),
+        (("--keep-columns", "nope"), "no column 'nope'"),
+        (("--prompt-template", "{{ question }}"), "'question'"),
+        (("--regex", "("), "--regex"),
+        (("--max-new-tokens", "5000"), "--max-new-tokens is 5000"),
+        (("--output", "a-file"), "it is a file"),
+    ],
+)
+@pytest.mark.parametrize("files", LARGE, ids=["parquet", "lines"])
+def test_what_the_options_show_is_refused_before_data_is_fetched(
+    files: dict[str, bytes],
+    options: tuple[str, ...],
+    message: str,
+    hub: Hub,
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of the dataset had been downloaded and converted by then."""
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("x", encoding="utf-8")
+    hub.create("dataset", "acme/data").commit(files)
+    result = run(*options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert fetched(hub) < 150_000
+
+
+def test_a_column_that_only_later_rows_have_can_be_read_once_the_data_is_here(
+    hub: Hub, run: Any, tmp_path: Path
+) -> None:
+    content = lines(*("x" * 2000 for _ in range(100))) + b'{"late": "a"}\n'
+    hub.create("dataset", "acme/data").commit({"train.jsonl": content})
+    result = run("--prompt-column", "late")
+    assert result.exit_code == 2
+    assert "only the beginning of acme/data/train.jsonl has been looked at" in result.stderr
+    snapshot_download("acme/data", repo_type="dataset")
+    assert run("--prompt-column", "late", "--max-error-rate", "1").exit_code == 0
+    assert prompts(tmp_path / "out")[-1] == "a"
+
+
+def test_a_limit_fetches_the_files_that_hold_its_rows(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """Every file of every split had been fetched and converted for ten rows."""
+    files = {f"data/train-{idx:05}-of-00020.parquet": parquet(30, name=f"{idx}:") for idx in range(20)}
+    hub.create("dataset", "acme/data").commit(files)
+    for limit in (40, 40, 400):
+        output = tmp_path / f"out{limit}"
+        assert run("--limit", limit, "--output", output).exit_code == 0
+        assert prompts(output)[39] == "1: 9"
+        assert len(prompts(output)) == limit
+        if limit == 40:
+            assert len(hub.requests("GET /cdn/")) <= 4
+    assert run("--limit", 4000, "--output", tmp_path / "all").exit_code == 0
+    assert len(prompts(tmp_path / "all")) == 600
+
+
+def test_a_limit_fetches_the_first_lines_of_a_large_file(
+    hub: Hub, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """47 MB were fetched for ten rows of a file of 24 MB."""
+    content = long_lines(3000).replace(b"\n", b"\n\n", 100)
+    hub.create("dataset", "acme/data").commit({"a.jsonl": content, "b.jsonl": lines("z")})
+    options = ("--limit", 500, "--rows-per-shard", 300)
+    assert run(*options).exit_code == 0
+    assert [len(prompts(tmp_path / "out")), prompts(tmp_path / "out")[499]] == [500, "row 499"]
+    assert fetched(hub) < 2_500_000
+    next((tmp_path / "out").rglob("part-00001*")).unlink()
+    offline(monkeypatch)
+    result = run(*options)
+    assert result.exit_code == 0, result.stderr
+    assert "the first 500 rows" in result.stderr
+    assert len(prompts(tmp_path / "out")) == 500
+
+
+@pytest.mark.parametrize("files", LARGE, ids=["parquet", "lines"])
+def test_a_preview_fetches_what_it_shows(files: dict[str, bytes], hub: Hub, run: Any) -> None:
+    hub.create("dataset", "acme/data").commit(files)
+    result = run("--rows", 20, command="preview")
+    assert result.exit_code == 0, result.stderr
+    assert "row 0" in result.stdout
+    assert ("rows were fetched to be looked at" in result.stdout) == ("train.jsonl" in files)  # Parquet counts its rows
+    assert fetched(hub) < 150_000
+    result = run("--rows", "all", command="preview")
+    assert "500 rows" in result.stdout and "were fetched" not in result.stdout

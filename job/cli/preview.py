@@ -67,7 +67,8 @@ class NumRows(click.ParamType[int | None]):
     default="1000",
     show_default=True,
     metavar="N|all",
-    help="Number of rows to read, spread evenly over the dataset (with --streaming: the first N).",
+    help="Number of rows to read, spread evenly over the dataset; the first N if they would have to be fetched, and "
+    "of csv with --streaming.",
 )
 @click.option(
     "--gpu",
@@ -102,7 +103,7 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     device = likely_device(config.engine.device, is_gpu_named=gpu is not None)
     note = Progress(enabled=True).note
     with telling_what_takes_long(note):
-        examined = examine(config, device, needs_weights=False)
+        examined = examine(config, device, needs_weights=False, num_rows=num_rows)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     bar_of_rows = click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty())
     with telling_what_takes_long(note, only_servers=True), bar_of_rows as bar:

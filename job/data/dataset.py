@@ -48,6 +48,8 @@ class OpenDataset:
     """What decides how the bytes of the files become rows. Empty for formats that have one meaning."""
     files: tuple[DataFile, ...] = ()
     """In the order of their rows. Empty if only ``datasets`` knows where the rows come from."""
+    is_partial: bool = False
+    """Whether only the first rows can be read, because more was not needed."""
     other_splits: tuple[str, ...] = ()
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -57,7 +59,9 @@ class OpenDataset:
         """Return a line that says what is read."""
         num_rows = self.source.num_rows
         rows = f"{num_rows:,} row{'' if num_rows == 1 else 's'}"
-        if limit is not None and limit < num_rows:
+        if self.is_partial and limit is not None:
+            rows = f"the first {f'{limit:,} rows' if limit > 1 else 'row'}"
+        elif limit is not None and limit < num_rows:
             rows = f"the first {f'{limit:,} ' if limit > 1 else ''}of {rows}"
         return f"reading {rows} from {self.place}" if self.files else f"reading {rows} of {self.place}"
 

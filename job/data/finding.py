@@ -6,21 +6,22 @@ The rules are in ``listing``; ``datasets`` decides for directories with a datase
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from job.config import DataConfig
-from job.data.dataset import Unread
-from job.data.formats import ENDINGS, READERS, Format, ending_of, format_of_reader
-from job.data.formats.files import load_builder
+from job.data.dataset import OpenDataset, Unread
+from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of, format_of_reader
+from job.data.formats.files import Opened, load_builder
 from job.data.listing import CARD, Listing, data_beside, list_directory
 from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, runs_of
-from job.data.splits import splits_of
-from job.errors import UsageError, is_foreign
+from job.data.splits import choose_split, splits_of
+from job.errors import JobError, UsageError, explain, is_foreign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,7 @@ class Found:
     """The data that the user's options name."""
 
     splits: Mapping[str, tuple[str, ...]]
-    """Split to its files: absolute paths, or names in a tree. Empty if only ``datasets`` knows where the rows come
-    from."""
+    """Split to its files: absolute paths, or names in a tree."""
     builder: Callable[..., Any] | None = None
     """See ``Files``. None if the reader in ``datasets`` needs no more than the files and ``options``."""
     root: Path | None = None
@@ -39,12 +39,42 @@ class Found:
     reader: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     """See ``Files``."""
-    digest: str = ""
-    """Identifies the contents if there are no files."""
     must_choose: bool = False
     """Whether the user must choose a split, because the names only look like several."""
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def chosen(self, config: DataConfig, *, is_older: bool = False) -> tuple[str, Format]:
+        """Return the split to read, and the format of its files.
+
+        Raises:
+            UsageError: there is no such split, or an option is for other data.
+        """
+        split = choose_split(list(self.splits), config, must_choose=self.must_choose)
+        if self.format is not None and config.dataset_config and not is_older:
+            raise UsageError(
+                f"--dataset-config {config.dataset_config} has no effect: no README.md that lists configs chooses the "
+                f"files of --dataset {config.dataset}. Leave it out."
+            )
+        known = self.format or format_of_reader(self.reader, self.splits[split])
+        check_options(known, config)
+        return split, known
+
+    def opened(self, split: str, opened: Opened, **values: Any) -> OpenDataset:
+        """Return the dataset, with what is to be said about it.
+
+        Args:
+            values: its other fields.
+        """
+        return OpenDataset(
+            source=opened.source,
+            reading=opened.reading,
+            split=split,
+            other_splits=tuple(name for name in self.splits if name != split),
+            unread=self.unread,
+            remarks=(*self.remarks, *opened.notes),
+            **values,
+        )
 
 
 def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found:
@@ -97,8 +127,7 @@ def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> F
             raise UsageError(f"--dataset {directory} has the configurations {names}. Choose with --dataset-config.")
         found = _resolved(config)
         files = [file for files in found.splits.values() for file in files]
-        beside = data_beside(directory, files) if files and "://" not in files[0] else ()
-        return replace(found, root=directory, unread=beside)
+        return replace(found, root=directory, unread=data_beside(directory, files))
     return _listed(list_directory(directory), by_splits=True)
 
 
@@ -153,10 +182,11 @@ def _resolved(config: DataConfig) -> Found:
     load = partial(load_builder, config.dataset, config.dataset_config)
     builder = load()
     found = {str(split): tuple(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
-    splits = found or {str(split): () for split in builder.info.splits or ()}
-    return Found(
-        splits=splits, builder=load, reader=builder.name, options=_card_options(builder), digest=str(builder.hash)
-    )
+    for name in (name for files in found.values() for name in files if "://" in name):
+        raise UsageError(
+            f"--dataset {config.dataset}: its {CARD} lists {name}, which is elsewhere. Choose files with --data-files."
+        )
+    return Found(splits=found, builder=load, reader=builder.name, options=_card_options(builder))
 
 
 def _card_options(builder: Any) -> dict[str, Any]:
@@ -169,3 +199,30 @@ def _card_options(builder: Any) -> dict[str, Any]:
     return {entry.name: given[entry.name] for entry in own if given.get(entry.name, entry.default) != entry.default} | (
         {} if builder.info.features is None else {"features": builder.info.features}
     )
+
+
+@contextmanager
+def explained(config: DataConfig) -> Iterator[None]:
+    """Word what libraries raise while a dataset is opened.
+
+    Raises:
+        UsageError: they have raised something.
+    """
+    try:
+        yield
+    except StopIteration:  # datasets raises this on an empty JSON file
+        raise UsageError(f"--dataset {config.dataset} has no rows.") from None
+    except JobError:
+        raise
+    except Exception as error:
+        if not is_foreign(error):
+            raise
+        raise UsageError(f"--dataset {config.dataset}: {explain(error, config.dataset)}{_cache_hint(error)}") from None
+
+
+def _cache_hint(error: Exception) -> str:
+    """Return what to do if the cache of ``datasets`` cannot be written."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    if not isinstance(error, OSError) or error.filename is None or not Path(error.filename).is_relative_to(home):
+        return ""
+    return f". Set HF_HOME, now {home}, to a directory that can be written: the data is converted there."

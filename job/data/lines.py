@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from job.data.line_index import index_lines, read_lines
 from job.data.source import BLOCK_ROWS
-from job.errors import JobError, UsageError, shorten
+from job.errors import JobError, NoRows, UsageError, shorten
 from job.records import Row, RowBlock, RowError
 
 SAMPLE_ROWS = 1000
@@ -58,7 +58,7 @@ class LinesSource:
         self.num_rows = int(self._firsts[-1])
         self._limit = self.num_rows if limit is None else min(limit, self.num_rows)
         if is_json and not self.num_rows:
-            raise UsageError(f"{self._indices[0].name} has no rows, so no columns either.")
+            raise NoRows(f"{self._indices[0].name} has no rows, so no columns either.")
         self.schema = pa.schema([("text", pa.string())])
         if is_json:
             self.schema, _ = self._infer(min(SAMPLE_ROWS, self._limit))

@@ -57,7 +57,7 @@ def _hash_of(path: Path) -> str:
     key = _state(target)
     for root in cache_roots("hashes"):
         with suppress(OSError):
-            kept = (root / key).read_text()
+            kept = (root / key).read_text(encoding="utf-8")
             if SHA256.fullmatch(kept):
                 os.utime(root / key)
                 return kept

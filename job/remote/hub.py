@@ -208,7 +208,7 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
     ref = _folder(kind, name) / "refs" / (revision or "main")
     if is_offline():
         try:
-            return HubRepository(kind=kind, name=name, commit=ref.read_text().strip())
+            return HubRepository(kind=kind, name=name, commit=ref.read_text(encoding="utf-8").strip())
         except OSError:
             raise UsageError(not_cached(kind, name, revision)) from None
     from huggingface_hub import HfApi

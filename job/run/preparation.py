@@ -1,5 +1,7 @@
 """Turns what the user asked for into what the runner needs: checks everything, and claims the run directory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from job.config import RunConfig
 from job.data.runs import read_run
 from job.errors import UsageError
 from job.output.looking.finished import FinishedRows
-from job.output.parts.manifest import Manifest, check_run_directory, claim_run_directory, read_manifest
+from job.output.parts.manifest import Manifest, check_place, check_run_directory, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
@@ -56,6 +58,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     _refuse_output_in_place(config)
     store = open_store(config.output.output)
     found = found_in(store)
+    _refuse_occupied(store, config)
     examined = examine(config, device, found)
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
@@ -138,8 +141,7 @@ def found_in(store: Store) -> Manifest | None:
 def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirectory, Manifest, RunSettings]:
     """Claim the directory for this run; without ``claims``, only check that this would be possible."""
     manifest, timeout_secs = examined.manifest, examined.config.engine.lease_timeout
-    _refuse_inside_run(Path(examined.config.output.output), store)
-    try:
+    with _told_of_place(store):
         store.prepare([""])
         if claims:
             manifest = claim_run_directory(store, manifest)
@@ -150,10 +152,33 @@ def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirect
         directory.prepare()
         settings = set_settings(store, lease_timeout_secs=timeout_secs) if claims else read_settings(store)
         return directory, manifest, settings
+
+
+@contextmanager
+def _told_of_place(store: Store) -> Iterator[None]:
+    """Word the errors of a store that does not work.
+
+    Raises:
+        UsageError: there was one.
+    """
+    try:
+        yield
     except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
         where = store.describe()
+        is_file = isinstance(error, FileExistsError) or Path(where).is_file()
+        reason = "it is a file" if is_file else error.strerror or str(error)
         raise UsageError(f"--output {where} cannot be written: {reason}. Use another directory.") from None
+
+
+def _refuse_occupied(store: Store, config: RunConfig) -> None:
+    """Refuse a directory that cannot become this run's, before anything is fetched for it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    _refuse_inside_run(Path(config.output.output), store)
+    with _told_of_place(store), suppress(FileNotFoundError):
+        check_place(store)
 
 
 def _refuse_inside_run(output: Path, store: Store) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from job.data.compression import TORN, damaged, open_bytes
 from job.data.formats.files import Files, Opened
 from job.data.source import Source, StreamSource, TableSource, count_rows
-from job.errors import UsageError
+from job.errors import NoRows, UsageError
 
 NO_COLUMNS = "it has no rows, so no columns either"
 
@@ -31,8 +31,8 @@ def open_files(files: Files, options: Mapping[str, Any] | None = None) -> Opened
     except Exception as error:
         reason = error.__cause__ or error  # datasets wraps the original error
         if isinstance(reason, TORN):
-            raise damaged(_first_torn(files.local_names) or f"--dataset {files.config.dataset}", reason) from None
-        if files.is_older and files.are_local and not files.options:
+            raise damaged(_first_torn(files.names) or f"--dataset {files.config.dataset}", reason) from None
+        if files.is_older and not files.options:
             raise UsageError(
                 f"The run in --output was started by an earlier version, which read --dataset {files.config.dataset} "
                 "differently. Finish it with that version, or use a new --output."
@@ -66,7 +66,7 @@ def _convert(builder: Any, files: Files) -> Source:
     if builder.info.splits[files.split].num_examples:
         return TableSource(builder.as_dataset(split=datasets.Split(files.split)))
     if not builder.info.features:
-        raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
+        raise NoRows(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
     return TableSource(empty_dataset(builder.info.features, files.split))
 
 
@@ -81,7 +81,7 @@ def _open_stream(builder: Any, files: Files) -> Source:
     if schema is None:
         first = next(tables(), None)
         if first is None:
-            raise UsageError(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
+            raise NoRows(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
         schema = first.schema
     num_rows = known.num_examples if known else 0
     return StreamSource(tables, num_rows or count_rows(tables(), schema, files.config.limit), schema)

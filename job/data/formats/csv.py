@@ -1,8 +1,8 @@
 """Tables of text: csv and, with tabs, tsv. Local files are read by us: once to find the types of all columns and to
 check all rows, and once to write them to an Arrow file, or with ``--streaming`` at every start.
 
-``datasets`` reads what is on the Hub, what a dataset's card describes with options that only pandas knows, and the
-files of runs that an earlier version started.
+``datasets`` reads what a dataset's card describes with options that only pandas knows, and the files of runs that an
+earlier version started.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from job.data.formats.csv_text import BLOCK_BYTES, CsvFile, StraddlingRow
 from job.data.formats.files import Files, Opened
 from job.data.formats.names import name_notes, unique_names
 from job.data.source import ArrowSource, Source, StreamSource
-from job.errors import UsageError
+from job.errors import NoRows, UsageError
 
 READER = "csv-2"
 """Goes into the manifest: the version of the rules in this module, in ``csv_text`` and in ``cells``."""
@@ -45,7 +45,7 @@ def open_files(files: Files, delimiter: str | None = None) -> Opened:
     Raises:
         UsageError: a file is not a table, or the files have different columns.
     """
-    if not files.are_local or files.is_older or files.options.keys() - OUR_OPTIONS:
+    if files.is_older or files.options.keys() - OUR_OPTIONS:
         return _open_by_datasets(files, delimiter)
     delimiter = files.config.csv_delimiter or files.options.get("sep") or files.options.get("delimiter") or delimiter
     encoding = files.config.csv_encoding or files.options.get("encoding")
@@ -58,7 +58,7 @@ def open_files(files: Files, delimiter: str | None = None) -> Opened:
         directory = converted(files.names, READER, facts, table.write)
         source = ArrowSource([directory / TABLE])
     if not source.num_rows:
-        raise UsageError(f"{files.names[0]} has a header and no rows.")
+        raise NoRows(f"{files.names[0]} has a header and no rows.")
     return Opened(source=source, notes=table.notes(source.schema.names), reading=table.reading)
 
 

@@ -19,7 +19,7 @@ class Files:
     config: DataConfig
     split: str
     names: tuple[str, ...]
-    """Absolute paths, or names in ``tree``. Empty if only ``datasets`` knows where the rows come from."""
+    """Absolute paths, or names in ``tree``."""
     builder: Callable[..., Any]
     """Given reader options, returns the ``datasets`` builder for the files. Imports ``datasets``: about a second."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -31,19 +31,9 @@ class Files:
     is_older: bool = False
     """Whether version 0.2 or older started the run: it goes on with the rows that ``datasets`` gives."""
 
-    @property
-    def are_local(self) -> bool:
-        """Whether they are files on this machine."""
-        return bool(self.names) and self.tree is None
-
-    @property
-    def local_names(self) -> tuple[str, ...]:
-        """The paths of local files; empty if the files are remote."""
-        return self.names if self.are_local else ()
-
     def are_named(self, endings: Collection[str]) -> bool:
-        """Whether all files are local and have one of these endings, perhaps before that of a compression."""
-        return self.are_local and all(ending_of(name) in endings for name in self.names)
+        """Whether all files have one of these endings, perhaps before that of a compression."""
+        return all(ending_of(name) in endings for name in self.names)
 
 
 def builder_of(reader: str | None, split: str, names: Sequence[str]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from job.data.conversions import converted
 from job.data.formats import converted as by_datasets
 from job.data.formats.files import Files, Opened
 from job.data.lines import LinesSource
-from job.errors import UsageError
+from job.errors import NoRows, UsageError
 
 READER = "json-2"
 """Goes into the manifest: the version of the rules in this module."""
@@ -38,7 +38,7 @@ def open_files(files: Files) -> Opened:
     Raises:
         UsageError: a file is not JSON, or is damaged.
     """
-    if not files.are_local or files.is_older or files.options:
+    if files.is_older or files.options:
         return by_datasets.open_files(files)
     directory = converted(files.names, READER, [], lambda directory: _write(files.names, directory))
     paths = sorted(str(path) for path in directory.glob("*.jsonl"))
@@ -75,7 +75,7 @@ def _write(files: tuple[str, ...], directory: Path) -> None:
                 f"{values.rows_within!r}, write that list alone to a file: jq '.[{json.dumps(values.rows_within)}]'"
             )
     if not num_rows:
-        raise UsageError(f"{files[0]}: it has no rows, so no columns either.")
+        raise NoRows(f"{files[0]}: it has no rows, so no columns either.")
     (directory / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
 
 

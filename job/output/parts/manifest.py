@@ -126,6 +126,19 @@ def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
     Raises:
         UsageError: as ``claim_run_directory`` does.
     """
+    found = check_place(store)
+    if found is not None:
+        _refuse_if_different(store.describe(MANIFEST), found, wanted)
+    return found
+
+
+def check_place(store: Store) -> Manifest | None:
+    """Return the manifest in the directory; None if the directory can become a run's.
+
+    Raises:
+        UsageError: it holds something else.
+        OSError: it is not there, or cannot be read.
+    """
     # Parts are looked up first: a manifest is always older than its parts.
     has_parts = any(fnmatch(entry.name, PART_PATTERN) for place in ("", PARTS) for entry in store.list(place))
     strangers = sorted(entry.name for entry in store.list() if is_stranger(entry.name))
@@ -140,8 +153,6 @@ def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
         raise UsageError(
             f"--output {store.describe()} holds {strangers[0]}{more}, which no run wrote. Use a new or empty directory."
         )
-    if found is not None:
-        _refuse_if_different(store.describe(MANIFEST), found, wanted)
     return found
 
 
