@@ -1,5 +1,6 @@
 """``job publish``: the dataset on the Hub is the run's parts, after whatever happened on the way."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from job.output.publishing import publisher
 from job.output.publishing.publication import read_publication
 from job.output.publishing.publisher import Publisher
 from job.output.publishing.repository import Repository
+from job.output.store.local import LocalStore
 from tests.conftest import ANN, Result
 from tests.hub import Hub, Repo
 from tests.test_run import read_output, write_jsonl
@@ -337,11 +339,11 @@ def test_a_hub_that_fails_for_a_while_is_waited_for_and_then_named(run_job: RunJ
     hub.fault(match=NAME, status=503)
     result = run_job("publish", output, NAME, "--hub-timeout", 0)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
-    assert f"the Hub ({NAME}) has not answered" in result.stderr
+    assert f"The Hub ({NAME}) does not answer" in result.stderr
 
 
 def test_an_upload_that_is_refused_is_one_line(run_job: RunJob, hub: Hub, output: Path) -> None:
-    hub.fault(match="PUT /lfs/", status=400)
+    hub.fault(match="PUT /lfs/", status=409)
     result = run_job("publish", output, NAME)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
     assert f"{NAME} cannot be published to: " in result.stderr and "SIGNED" not in result.stderr
@@ -398,6 +400,58 @@ def test_nothing_private_is_published(run_job: RunJob, hub: Hub, output: Path, t
     (output / "published.json").unlink()
     assert run_job("publish", output, NAME).exit_code == 0
     assert uploads(hub) == sent, "the copy without the path is the same each time"
+
+
+def test_a_part_that_is_replaced_while_it_is_uploaded(
+    run_job: RunJob, hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent is one of the two, whole; the new one follows."""
+    part, original = output / "data/part-00001.parquet", Repository.commit
+
+    def commit(self: Repository, *args: Any) -> str | None:
+        if not hub.requests("POST .*/commit/"):
+            change_cell(output.parent / "new.parquet", 3, "completion", "new")
+            (output.parent / "new.parquet").replace(part)
+        return original(self, *args)
+
+    shutil.copy(part, output.parent / "new.parquet")
+    monkeypatch.setattr(Repository, "commit", commit)
+    assert run_job("publish", output, NAME).exit_code == 0
+    assert len(hub.requests("POST .*/commit/")) == 2
+    assert rows_of(hub).to_pylist() == read_output(output).to_pylist()
+    assert "new" in rows_of(hub)["completion"].to_pylist()
+
+
+class Unbuffered(io.IOBase):
+    """A file like those of fsspec's object stores."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+        self.read, self.readinto = self._data.read, self._data.readinto
+        self.seek, self.tell = self._data.seek, self._data.tell  # type: ignore[method-assign]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Unbuffered])
+def test_parts_that_are_no_local_files_are_published(
+    run_job: RunJob, hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """As in an object store, whose client has files of its own class."""
+    original = LocalStore.open
+
+    def open_remotely(self: LocalStore, name: str) -> Any:
+        with original(self, name) as file:
+            return kind(file.read())
+
+    monkeypatch.setattr(LocalStore, "open", open_remotely)
+    assert run_job("publish", output, NAME).exit_code == 0
+    monkeypatch.undo()
+    assert files_of(hub)["data/part-00002.parquet"] == (output / "data/part-00002.parquet").read_bytes()
 
 
 def test_a_run_of_version_0_1_keeps_its_layout(run_job: RunJob, hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:

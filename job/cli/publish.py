@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from job.cli.options import options, section
+from job.config import EngineConfig
 from job.errors import EXIT_STOPPED, UsageError
 from job.observe.text import number
 
@@ -55,13 +57,7 @@ class Interval(click.ParamType[int]):
     help="Publish again in such intervals, such as 10m or 2h (a plain number: seconds), until the run is complete "
     "[default: once].",
 )
-@click.option(
-    "--hub-timeout",
-    type=click.FloatRange(min=0),
-    default=600.0,
-    show_default=True,
-    help="Seconds to wait for a Hub that does not answer.",
-)
+@options(*section(EngineConfig, only=["hub_timeout"]))
 @click.pass_context
 def publish(
     ctx: click.Context, /, output: Path, repository: str, is_private: bool, every_secs: int | None, hub_timeout: float
@@ -73,7 +69,7 @@ def publish(
     Killed at any moment, the same command continues. Needs a token with write access: HF_TOKEN, or 'hf auth login'.
 
     Exit codes: 0 everything that is finished is published; 1 a part is damaged, or the Hub cannot be reached; 2 wrong
-    usage, or the repository cannot be written to; 75 --every was stopped with Ctrl-C.
+    usage, or the repository cannot be written to; 75 stopped with Ctrl-C.
     """
     from job.observe.noise import silence_libraries
 
@@ -83,7 +79,7 @@ def publish(
     from job.output.publishing.repository import Repository
     from job.remote.patience import set_patience
 
-    set_patience(hub_timeout)
+    set_patience(EngineConfig(hub_timeout=hub_timeout).hub_timeout)  # checked there
     run = find_run(output)
     if every_secs is None and not run.directory.written_shards():
         raise UsageError(

@@ -55,7 +55,7 @@ class HubRepository:
             return kept
         if is_offline():
             raise UsageError(not_cached(self.kind, self.name, self.commit))
-        tree = _asked(self.kind, self.name, self.commit, self._list)
+        tree = _asked(self.kind, self.name, self.commit, lambda: list_files(self.kind, self.name, self.commit))
         self._keep_listing(tree)
         return tree
 
@@ -151,21 +151,6 @@ class HubRepository:
                 raise
             raise UsageError(not_cached(self.kind, self.name, self.commit, path)) from None
 
-    def _list(self) -> Tree:
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
-
-        entries = HfApi().list_repo_tree(self.name, repo_type=self.kind, revision=self.commit, recursive=True)
-        return _tree(
-            RemoteFile(
-                path=entry.path,
-                num_bytes=entry.size,
-                digest=f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}",
-            )
-            for entry in entries
-            if isinstance(entry, RepoFile)
-        )
-
     @property
     def _listing(self) -> Path:
         return _folder(self.kind, self.name) / "job-trees" / f"{self.commit}.json"
@@ -248,6 +233,27 @@ def _bar_class(server: str) -> Any:
             return shown
 
     return Bar
+
+
+def list_files(kind: str, name: str, commit: str) -> Tree:
+    """Return the files of a commit as the Hub lists them.
+
+    Raises:
+        Exception: whatever ``huggingface_hub`` raises.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    entries = HfApi().list_repo_tree(name, repo_type=kind, revision=commit, recursive=True)
+    return _tree(
+        RemoteFile(
+            path=entry.path,
+            num_bytes=entry.size,
+            digest=f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}",
+        )
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    )
 
 
 def is_offline() -> bool:

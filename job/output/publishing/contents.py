@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,11 +85,12 @@ class PublicParts:
 
     @contextlib.contextmanager
     def open(self, shard_idx: int) -> Iterator[Path | BinaryIO]:
-        """Give what is to be uploaded: a path where there is one, since the client uploads those faster."""
-        store, name = self._run.directory.store, self._names.part(shard_idx)
-        with store.open(name) as file, _without_path(file) as public:
-            path = Path(store.describe(name))
-            yield path if public is file and path.is_file() else public
+        """Give what is to be uploaded. It stays what it is, even if another process replaces the part meanwhile."""
+        with (
+            self._run.directory.store.open(self._names.part(shard_idx)) as file,
+            _without_path(file) as public,
+        ):
+            yield _source(public)
 
     def _read(self, shard_idx: int) -> PublicPart:
         directory, name = self._run.directory, self._names.part(shard_idx)
@@ -123,6 +124,17 @@ def digests_of(file: IO[bytes]) -> tuple[int, tuple[str, str]]:
     return num_bytes, (f"sha256:{sha256.hexdigest()}", f"git:{git.hexdigest()}")
 
 
+def _source(file: BinaryIO) -> Path | BinaryIO:
+    """Return an open file in a form that the client of the Hub takes.
+
+    It uploads paths faster, but opens them several times, to hash and to send them. The path of the descriptor leads to
+    the same contents each time.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no file of this machine
+        return Path(f"/proc/self/fd/{file.fileno()}")
+    return file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(cast("io.RawIOBase", file))
+
+
 @contextlib.contextmanager
 def _without_path(file: BinaryIO) -> Iterator[BinaryIO]:
     """Give a part whose metadata names the model without its path: this one, or a copy.
@@ -143,4 +155,6 @@ def _without_path(file: BinaryIO) -> Iterator[BinaryIO]:
         with pq.ParquetWriter(copy, schema, compression=compression, write_page_checksum=True) as writer:
             for idx in range(part.num_row_groups):
                 writer.write_table(part.read_row_group(idx).replace_schema_metadata(metadata))
+        copy.flush()
+        copy.seek(0)
         yield copy

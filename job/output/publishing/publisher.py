@@ -17,9 +17,8 @@ from job.output.looking.found import FoundRun
 from job.output.parts.card import is_ours, make_card, other_origin
 from job.output.publishing.contents import PublicParts, digests_of
 from job.output.publishing.publication import Publication, read_publication
-from job.output.publishing.repository import Repository, Source
+from job.output.publishing.repository import Head, Repository, Source
 from job.output.store.names import CARD, PART_PATTERN, PUBLISHED, within
-from job.remote.hub import HubRepository
 from job.remote.tree import Tree
 
 MAX_FILES, MAX_BYTES = 100, 5_000_000_000
@@ -81,6 +80,7 @@ class Publisher:
     def publish_repeatedly(self, every_secs: float, wait: Callable[[float], object]) -> Publication:
         """Publish what is finished, again and again, until the run is complete."""
         while not (publication := self.publish()).is_complete:
+            doing("waiting for further parts")
             wait(every_secs)
         return publication
 
@@ -92,22 +92,21 @@ class Publisher:
         """
         self._parts.look()
         head = self._repository.head()
-        files = head.files
         self._check_parts(head)
-        missing, are_all = self._missing(files)
-        present = [idx for idx in self._parts.shards if self._names.part(idx) in files or idx in set(missing)]
+        missing, are_all = self._missing(head.files)
+        present = [idx for idx in self._parts.shards if self._names.part(idx) in head.files or idx in set(missing)]
         is_complete = self._parts.are_complete and are_all
         card = self._card(head, present, is_complete=is_complete)
         if not missing and card is None:
-            return self._keep_record(head.commit, files, is_complete=is_complete)
+            return self._keep_record(head.commit, head.files, is_complete=is_complete)
         self._check_progress(head.commit, missing, card)
         commit = self._commit(head, missing, card, present)
         if commit is None:
             return False
-        self._keep_record(commit, files, missing, is_complete=is_complete)
+        self._keep_record(commit, head.files, missing, is_complete=is_complete)
         return True
 
-    def _check_parts(self, head: HubRepository) -> None:
+    def _check_parts(self, head: Head) -> None:
         """Refuse a repository with parts that are not this run's: readers would take them for its rows.
 
         Raises:
@@ -126,7 +125,7 @@ class Publisher:
                 )
             self._own.add((path, file.digest))
 
-    def _is_own(self, head: HubRepository, shard_idx: int) -> bool:
+    def _is_own(self, head: Head, shard_idx: int) -> bool:
         """Whether a part in the repository is as in the run directory, or an earlier version of it."""
         path = self._names.part(shard_idx)
         if shard_idx in self._parts.shards and self._parts.of(shard_idx).is_at(head.files[path]):
@@ -148,7 +147,7 @@ class Publisher:
             missing.append(shard_idx)
         return missing, True
 
-    def _card(self, head: HubRepository, present: Sequence[int], *, is_complete: bool) -> bytes | None:
+    def _card(self, head: Head, present: Sequence[int], *, is_complete: bool) -> bytes | None:
         """Return the card to be committed; None if the repository has it, or has one that a person wrote.
 
         Raises:
@@ -198,9 +197,7 @@ class Publisher:
         found = {digest for shard_idx in shards for digest in self._parts.of(shard_idx).digests}
         return frozenset(found | set(_digests_of(card) if card is not None else ()))
 
-    def _commit(
-        self, head: HubRepository, shards: Sequence[int], card: bytes | None, present: Sequence[int]
-    ) -> str | None:
+    def _commit(self, head: Head, shards: Sequence[int], card: bytes | None, present: Sequence[int]) -> str | None:
         rows = f"{self._run.plan.count(present):,} of {self._run.plan.num_completions:,} {self._run.plan.unit}"
         with contextlib.ExitStack() as stack:
             files: dict[str, Source] = {

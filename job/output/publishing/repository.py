@@ -7,15 +7,19 @@ publishers, or a publisher and a person, cannot overwrite each other's work.
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, explain, first_line, shorten
-from job.remote.hub import HubRepository, is_offline, pin
+from job.remote.hub import is_offline, list_files
 from job.remote.patience import patiently
-from job.remote.transient import is_transient
+from job.remote.refusals import page
+from job.remote.transient import is_transient, status_of
+from job.remote.tree import Tree
+from job.wording import redacted
 
 Result = TypeVar("Result")
 Source = Path | BinaryIO | bytes
@@ -24,6 +28,14 @@ CHANGED_SINCE = 412
 """The status with which the Hub refuses a commit whose parent is no longer the head of its branch."""
 
 LOG_IN = "Set HF_TOKEN to a token with write access, or run 'hf auth login'."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The current state of a repository."""
+
+    commit: str
+    files: Tree
 
 
 class Repository:
@@ -51,9 +63,7 @@ class Repository:
     @property
     def url(self) -> str:
         """Where people find it."""
-        from huggingface_hub import constants
-
-        return f"{constants.ENDPOINT}/datasets/{self.name}"
+        return page("dataset", self.name)
 
     def create(self) -> None:
         """Make sure that it exists.
@@ -74,17 +84,25 @@ class Repository:
                 "to a new repository."
             )
 
-    def head(self) -> HubRepository:
-        """Return the repository at its current commit."""
-        with self._refusals():
-            return pin("dataset", self.name, None)
+    def head(self) -> Head:
+        """Return the current state."""
+        from huggingface_hub import HfApi
 
-    def read(self, head: HubRepository, path: str) -> bytes:
+        def look() -> Head:
+            commit: Any = HfApi().repo_info(self.name, repo_type="dataset").sha
+            return Head(commit=commit, files=list_files("dataset", self.name, commit))
+
+        return self._ask(look)
+
+    def read(self, head: Head, path: str) -> bytes:
         """Return the contents of a small file."""
-        with self._refusals():
-            return head.fetch([path])[0].read_bytes()
+        from huggingface_hub import hf_hub_download
 
-    def metadata_of(self, head: HubRepository, path: str) -> Mapping[bytes, bytes]:
+        return self._ask(
+            lambda: Path(hf_hub_download(self.name, path, repo_type="dataset", revision=head.commit)).read_bytes()
+        )
+
+    def metadata_of(self, head: Head, path: str) -> Mapping[bytes, bytes]:
         """Return the metadata of a Parquet file, of which only the footer is read; nothing if it is not one."""
         from huggingface_hub import HfFileSystem
 
@@ -99,7 +117,7 @@ class Repository:
 
         return self._ask(read)
 
-    def commit(self, head: HubRepository, files: Mapping[str, Source], message: str) -> str | None:
+    def commit(self, head: Head, files: Mapping[str, Source], message: str) -> str | None:
         """Add or replace files in one commit.
 
         Returns:
@@ -118,7 +136,7 @@ class Repository:
                     self.name, operations, commit_message=message, repo_type="dataset", parent_commit=head.commit
                 )
             except HfHubHTTPError as error:
-                if _status(error) == CHANGED_SINCE:
+                if status_of(error) == CHANGED_SINCE:
                     return None
                 raise
             return done.oid
@@ -146,7 +164,7 @@ class Repository:
         try:
             yield
         except HfHubHTTPError as error:
-            status, reason = _status(error), _plain(error.server_message or first_line(error))
+            status, reason = status_of(error), redacted(shorten(error.server_message or first_line(error), 300))
             if isinstance(error, RepositoryNotFoundError):
                 raise UsageError(f"There is no dataset {self.name} that this token may write to. {LOG_IN}") from None
             if status == 401:
@@ -158,15 +176,6 @@ class Repository:
             raise UsageError(f"{self.name!r} is not the id of a repository: {first_line(error)}") from None
         except (ValueError, RuntimeError) as error:  # the client's, about the card or an upload that was refused
             raise JobError(
-                f"{self.name} cannot be published to: {_plain(explain(error))}. What is published stays; run the "
+                f"{self.name} cannot be published to: {redacted(explain(error))}. What is published stays; run the "
                 "same command to go on."
             ) from None
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _plain(reason: str) -> str:
-    """Return a reason without the queries of URLs, which may be signatures."""
-    return shorten(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", reason), 300)
