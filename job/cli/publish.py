@@ -10,6 +10,7 @@ import click
 from job.cli.options import options, section
 from job.config import EngineConfig
 from job.errors import EXIT_STOPPED, UsageError
+from job.launch.activity import telling_what_takes_long
 from job.observe.text import number
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def publish(
             f"{output} has no finished part yet, so there is nothing to publish. Publish later, or with --every 10m."
         )
     target = Repository(repository, is_private=is_private)
-    target.create()
-    publisher = Publisher(run, target, lambda text: click.echo(text, err=True))
     try:
+        with telling_what_takes_long(_note):
+            target.create()
+        publisher = Publisher(run, target, _note)
         if every_secs is None:
             publication = publisher.publish()
         else:
@@ -97,6 +99,10 @@ def publish(
         click.echo("Stopped. Run the same command to go on: what is published is not sent again.", err=True)
         ctx.exit(EXIT_STOPPED)
     click.echo(describe(run, target.url, publication))
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def describe(run: "FoundRun", url: str, publication: "Publication") -> str:

@@ -236,11 +236,7 @@ def _bar_class(server: str) -> Any:
 
 
 def list_files(kind: str, name: str, commit: str) -> Tree:
-    """Return the files of a commit as the Hub lists them.
-
-    Raises:
-        Exception: whatever ``huggingface_hub`` raises.
-    """
+    """Return the files of a commit as the Hub lists them. Raises whatever ``huggingface_hub`` raises."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
