@@ -93,20 +93,17 @@ def test_a_conversion_is_made_once(tmp_path: Path, cache: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
-@pytest.mark.parametrize("streaming", [False, True])
-def test_compressed_files_are_read_like_plain_ones(tmp_path: Path, ending: str, streaming: bool) -> None:
+def test_compressed_files_are_read_like_plain_ones(tmp_path: Path, ending: str) -> None:
     """A line that is not JSON made the whole file unreadable; of the endings, .gz alone could be read."""
     compress = COMPRESS[ending]
     (tmp_path / f"d.jsonl{ending}").write_bytes(compress(b'{"prompt": "a"}\nno json\n{"prompt": "b"}\n'))
-    assert rows_of(tmp_path / f"d.jsonl{ending}", streaming=streaming) == [
-        *({"prompt": "a"}, "invalid_json", {"prompt": "b"})
-    ]
+    assert rows_of(tmp_path / f"d.jsonl{ending}") == [*({"prompt": "a"}, "invalid_json", {"prompt": "b"})]
     (tmp_path / f"d.csv{ending}").write_bytes(compress(b"prompt,n\na,1\n"))
-    assert rows_of(tmp_path / f"d.csv{ending}", streaming=streaming) == [{"prompt": "a", "n": 1}]
+    assert rows_of(tmp_path / f"d.csv{ending}") == [{"prompt": "a", "n": 1}]
     (tmp_path / f"d.json{ending}").write_bytes(compress(b'[{"prompt": "a"}]'))
-    assert rows_of(tmp_path / f"d.json{ending}", streaming=streaming) == [{"prompt": "a"}]
+    assert rows_of(tmp_path / f"d.json{ending}") == [{"prompt": "a"}]
     (tmp_path / f"d.txt{ending}").write_bytes(compress(b"a\n\nb"))
-    assert rows_of(tmp_path / f"d.txt{ending}", streaming=streaming) == [{"text": "a"}, {"text": ""}, {"text": "b"}]
+    assert rows_of(tmp_path / f"d.txt{ending}") == [{"text": "a"}, {"text": ""}, {"text": "b"}]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])

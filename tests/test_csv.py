@@ -16,8 +16,6 @@ from job.data.opening import OpenDataset, open_dataset
 from job.errors import UsageError
 from tests.test_run import read_output
 
-READ = pytest.mark.parametrize("streaming", [False, True], ids=["converted", "streaming"])
-
 
 def opened(tmp_path: Path, text: str | bytes, name: str = "a.csv", **options: Any) -> OpenDataset:
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -36,12 +34,11 @@ def column(tmp_path: Path, cells: list[str]) -> list[Any]:
     return [row["x"] for row in rows_of(opened(tmp_path, text))]
 
 
-@READ
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
-def test_empty_cells_beyond_the_header_are_left_out(tmp_path: Path, streaming: bool, name: str) -> None:
+def test_empty_cells_beyond_the_header_are_left_out(tmp_path: Path, name: str) -> None:
     """pandas took the first column for an index: all others moved to the left, and the ids were lost."""
     text = b"id,prompt,label\n11,What is rain?,weather,\n12,What is a cat?,animal,\n"
-    dataset = opened(tmp_path, gzip.compress(text) if "gz" in name else text, name, streaming=streaming)
+    dataset = opened(tmp_path, gzip.compress(text) if "gz" in name else text, name)
     assert rows_of(dataset) == [
         {"id": 11, "prompt": "What is rain?", "label": "weather"},
         {"id": 12, "prompt": "What is a cat?", "label": "animal"},
@@ -49,7 +46,6 @@ def test_empty_cells_beyond_the_header_are_left_out(tmp_path: Path, streaming: b
     assert dataset.notes == (f"{name}: each row has 1 empty cell more than the header, left out",)
 
 
-@READ
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -67,11 +63,9 @@ def test_empty_cells_beyond_the_header_are_left_out(tmp_path: Path, streaming: b
         ("id,prompt\n", "has a header and no rows"),
     ],
 )
-def test_rows_that_do_not_fit_the_header_are_refused_with_their_line(
-    tmp_path: Path, text: str, message: str, streaming: bool
-) -> None:
+def test_rows_that_do_not_fit_the_header_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path / 'a.csv'))},? {re.escape(message)}"):
-        opened(tmp_path, text, streaming=streaming)
+        opened(tmp_path, text)
 
 
 def test_rows_are_found_wherever_a_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +149,12 @@ def test_short_files_are_put_together(tmp_path: Path, monkeypatch: pytest.Monkey
     assert rows_of(open_dataset(DataConfig(dataset=str(tmp_path)))) == [{"x": idx, "prompt": idx} for idx in range(20)]
     assert num_looks == 2
     monkeypatch.setattr(csv, "MIN_BATCH_BYTES", 0)
-    list(open_dataset(DataConfig(dataset=str(tmp_path), streaming=True)).source.read(0, 20, ["x"], []))
+    open_dataset(DataConfig(dataset=str(tmp_path), limit=20))  # with a limit, it is converted anew
     assert num_looks == 2 + 40
 
 
-@READ
-def test_a_limit_leaves_the_rows_after_it_out_of_the_types(tmp_path: Path, streaming: bool) -> None:
-    dataset = opened(tmp_path, "prompt,x\na,1\nb,2\nc,text\n", limit=2, streaming=streaming)
+def test_a_limit_leaves_the_rows_after_it_out_of_the_types(tmp_path: Path) -> None:
+    dataset = opened(tmp_path, "prompt,x\na,1\nb,2\nc,text\n", limit=2)
     assert rows_of(dataset) == [{"prompt": "a", "x": 1}, {"prompt": "b", "x": 2}]
 
 

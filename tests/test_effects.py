@@ -86,6 +86,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model": ".", "revision": "main"},
         "--revision has no effect: --model is a local directory. Leave it out.",
     ),
+    "streaming": ({"dataset": ".", "streaming": True}, "--streaming has no effect"),
     "dataset revision": ({"dataset": ".", "dataset_revision": "main"}, "--dataset-revision has no effect"),
     "cache": (
         {"engine": "static", "kv_cache_memory": 2**20},

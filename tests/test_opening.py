@@ -26,8 +26,6 @@ from job.data.source import Source, read_rows
 from job.errors import JobError, UsageError
 from job.records import Row, RowBlock
 
-READ = pytest.mark.parametrize("streaming", [False, True], ids=["converted", "streaming"])
-
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(exist_ok=True, parents=True)
@@ -48,16 +46,15 @@ def values_of(dataset: Path | str, **options: Any) -> list[dict[str, Any]]:
     return [dict(row.values) for row in rows_of(opened(dataset, **options).source)]
 
 
-@READ
 @pytest.mark.parametrize("name", ["a.csv", "d/a.csv"])
-def test_only_an_empty_cell_of_csv_is_a_null(tmp_path: Path, name: str, streaming: bool) -> None:
+def test_only_an_empty_cell_of_csv_is_a_null(tmp_path: Path, name: str) -> None:
     """Prompts NA, None and null were nulls, because pandas takes these words for missing values.
 
     A cell of two quotation marks is an empty text, as `job export` writes it, but in a column of numbers it is a null.
     """
     write(tmp_path / name, 'prompt,n,m\nNA,1,1\nNone,2,NA\n,"",3\n"",4,4\nnull,5,5\n')
     dataset = tmp_path / name if name == "a.csv" else tmp_path / "d"
-    values = values_of(dataset, streaming=streaming)
+    values = values_of(dataset)
     assert [row["prompt"] for row in values] == ["NA", "None", None, "", "null"]
     assert [row["n"] for row in values] == [1, 2, None, 4, 5]
     assert [row["m"] for row in values] == ["1", "NA", "3", "4", "5"]
@@ -72,65 +69,57 @@ def test_a_dataset_may_say_itself_what_is_missing_in_csv(tmp_path: Path) -> None
     assert values_of(tmp_path) == [{"prompt": "yes", "n": 1}, {"prompt": None, "n": 2}]
 
 
-@READ
-def test_csv_columns_are_found_by_their_names(tmp_path: Path, streaming: bool) -> None:
+def test_csv_columns_are_found_by_their_names(tmp_path: Path) -> None:
     """Files with the same columns in another order were refused: "Schema at index 1 was different"."""
     write(tmp_path / "a.csv", "prompt,x\na,1\n")
     write(tmp_path / "b.csv", "x,prompt\n2,b\n")
-    assert values_of(tmp_path / "*.csv", streaming=streaming) == [{"prompt": "a", "x": 1}, {"prompt": "b", "x": 2}]
+    assert values_of(tmp_path / "*.csv") == [{"prompt": "a", "x": 1}, {"prompt": "b", "x": 2}]
 
 
-@READ
-def test_a_csv_column_of_several_types_is_text_as_it_stands_in_the_files(tmp_path: Path, streaming: bool) -> None:
+def test_a_csv_column_of_several_types_is_text_as_it_stands_in_the_files(tmp_path: Path) -> None:
     """A late text among numbers ended the reading: at the start, or of a stream after hours. Large integers would not
     survive as doubles, nor zeros in front."""
     numbers = ["007", str(2**60 + 1), "", *map(str, range(10_000))]
     write(tmp_path / "a.csv", "prompt,x,y,b\n" + "".join(f"p,{n},1,true\n" for n in numbers) + "p,foo,2,\n")
     write(tmp_path / "b.csv", "prompt,x,y,b\np,1.50,3,false\n")
-    source = opened(tmp_path / "*.csv", streaming=streaming).source
+    source = opened(tmp_path / "*.csv").source
     values = [row.values for row in rows_of(source)]
     assert [row["x"] for row in values] == [number or None for number in numbers] + ["foo", "1.50"]
     assert [row["y"] for row in values][-3:] == [1, 2, 3]
     assert [row["b"] for row in values][-3:] == [True, None, False]
 
 
-@READ
 @pytest.mark.parametrize("dataset", ["*.csv", ""])
-def test_csv_files_with_other_columns_are_refused_with_their_names(
-    tmp_path: Path, dataset: str, streaming: bool
-) -> None:
+def test_csv_files_with_other_columns_are_refused_with_their_names(tmp_path: Path, dataset: str) -> None:
     """The message was "Schema at index 1 was different: (and there is no such file or directory)"."""
     write(tmp_path / "a.csv", "prompt,x\na,1\n")
     write(tmp_path / "b.csv", "prompt,x,y\nb,1,2\n")
     message = f"{tmp_path}/a.csv has no column 'y', but {tmp_path}/b.csv has. Give files with the same columns."
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
-        opened(tmp_path / dataset, streaming=streaming)
+        opened(tmp_path / dataset)
 
 
-@READ
-def test_json_files_may_lack_columns_and_have_them_in_any_order(tmp_path: Path, streaming: bool) -> None:
+def test_json_files_may_lack_columns_and_have_them_in_any_order(tmp_path: Path) -> None:
     write(tmp_path / "a.json", '[{"prompt": "a", "x": 1, "n": null}]')
     write(tmp_path / "b.json", '[{"y": 2, "prompt": "b", "n": "text"}]')
-    assert values_of(tmp_path / "*.json", streaming=streaming) == [
+    assert values_of(tmp_path / "*.json") == [
         {"prompt": "a", "x": 1, "n": None},
         {"prompt": "b", "n": "text", "y": 2},
     ]
 
 
-@READ
-def test_a_json_column_of_several_types_is_text_as_in_json_lines(tmp_path: Path, streaming: bool) -> None:
+def test_a_json_column_of_several_types_is_text_as_in_json_lines(tmp_path: Path) -> None:
     """Files of other types were refused; within one file, the types of the first rows decided."""
     write(tmp_path / "a.json", '[{"prompt": "a", "x": 1}]')
     write(tmp_path / "b.json", '[{"prompt": "b", "x": "text"}]')
-    source = opened(tmp_path / "*.json", streaming=streaming).source
+    source = opened(tmp_path / "*.json").source
     source.fix_columns(["x"])
     (block,) = source.read(0, 2, [], ["x"])
     assert block.kept["x"].to_pylist() == ["1", "text"]
 
 
-@READ
 @pytest.mark.parametrize("damage", ["cut", "bytes"])
-def test_a_torn_file_is_told_with_its_name(tmp_path: Path, damage: str, streaming: bool) -> None:
+def test_a_torn_file_is_told_with_its_name(tmp_path: Path, damage: str) -> None:
     """All that was said was "Aborted!", which click makes of an EOFError."""
     whole = gzip.compress(b"".join(json.dumps({"prompt": os.urandom(20).hex()}).encode() + b"\n" for _ in range(3000)))
     (tmp_path / "a.jsonl.gz").write_bytes(whole)
@@ -138,7 +127,7 @@ def test_a_torn_file_is_told_with_its_name(tmp_path: Path, damage: str, streamin
         whole[:20_000] if damage == "cut" else whole[:500] + b"\xff" * 300 + whole[800:]
     )
     with pytest.raises(UsageError, match=f"^{re.escape(str(tmp_path))}/b.jsonl.gz: the file is truncated or damaged: "):
-        opened(tmp_path / "*.jsonl.gz", streaming=streaming)
+        opened(tmp_path / "*.jsonl.gz")
 
 
 class Failing:
@@ -181,18 +170,16 @@ def test_only_data_that_can_come_back_is_promised_to_continue(error: Exception, 
         list(read_rows(Failing(error), "d", range(2), ["text"], []))
 
 
-@READ
-def test_a_csv_file_of_a_header_alone_is_refused(tmp_path: Path, streaming: bool) -> None:
+def test_a_csv_file_of_a_header_alone_is_refused(tmp_path: Path) -> None:
     """The model was loaded for nothing, and the run ended with "0 rows" and exit code 0."""
     with pytest.raises(UsageError, match=r"a\.csv has a header and no rows\.$"):
-        opened(write(tmp_path / "a.csv", "prompt,x\n"), streaming=streaming)
+        opened(write(tmp_path / "a.csv", "prompt,x\n"))
 
 
-@READ
-def test_a_json_file_of_no_rows_is_refused_since_it_has_no_columns(tmp_path: Path, streaming: bool) -> None:
-    """It was refused for 'Instruction "train" corresponds to no data!', or, streaming, for columns that are missing."""
+def test_a_json_file_of_no_rows_is_refused_since_it_has_no_columns(tmp_path: Path) -> None:
+    """It was refused for 'Instruction "train" corresponds to no data!'."""
     with pytest.raises(UsageError, match=r"a.json: it has no rows, so no columns either.$"):
-        opened(write(tmp_path / "a.json", "[]"), streaming=streaming)
+        opened(write(tmp_path / "a.json", "[]"))
 
 
 def test_a_saved_split_may_have_no_rows(tmp_path: Path) -> None:
@@ -493,13 +480,12 @@ def test_a_batch_of_requests_is_indexed_once(tmp_path: Path, run_job: Any, tiny_
     assert pq.read_table(tmp_path / "out" / "data/part-00000.parquet")["custom_id"].to_pylist() == ["a"]
 
 
-@READ
 @pytest.mark.parametrize("dataset", ["a.tsv", "*.tsv", ""])
-def test_cells_of_tsv_are_separated_by_tabs(tmp_path: Path, dataset: str, streaming: bool) -> None:
+def test_cells_of_tsv_are_separated_by_tabs(tmp_path: Path, dataset: str) -> None:
     write(tmp_path / "a.tsv", "prompt\tn\na, b\t1\nNA\t2\n")
     expected = [{"prompt": "a, b", "n": 1}, {"prompt": "NA", "n": 2}]
-    assert values_of(tmp_path / dataset, streaming=streaming) == expected
-    assert values_of("csv", data_files=(f"{tmp_path}/a.tsv",), streaming=streaming) == expected
+    assert values_of(tmp_path / dataset) == expected
+    assert values_of("csv", data_files=(f"{tmp_path}/a.tsv",)) == expected
 
 
 @pytest.mark.parametrize("zone", ["Mars/Base", "tzutc()"])

@@ -13,7 +13,6 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from job.data.formats.parquet import ParquetSource
-from job.data.source import StreamSource
 from job.data.tokenizer import Tokenizer
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.modes.choice_tokens import choice_token_ids
@@ -226,25 +225,6 @@ def test_a_sample_of_rows_is_read(
     if which == "spread":
         assert content["lengths"]["min"] == 1 and content["lengths"]["max"] > 95
         assert 45 <= content["lengths"]["median"] <= 55
-
-
-def test_of_a_stream_the_first_rows_are_read(
-    run_job: RunJob, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To spread them, all before the last one would have to be decoded."""
-    csv = tmp_path / "d.csv"
-    csv.write_text("prompt\n" + "".join(f"prompt {row}\n" for row in range(500)))
-    stops: list[int] = []
-    read = StreamSource.read
-
-    def record(self: Any, start: int, stop: int, *args: Any) -> Any:
-        stops.append(stop)
-        return read(self, start, stop, *args)
-
-    monkeypatch.setattr(StreamSource, "read", record)
-    content = seen(run_job, "--model", tiny_model(), "--dataset", csv, "--streaming", "--rows", 40)
-    assert content["sample"] == {"rows": 40, "which": "first"} and content["plan"]["rows"] == 500
-    assert stops == [100, 40], "once for all options, once for the preview"
 
 
 def test_a_parquet_file_is_read_in_few_runs(

@@ -18,20 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 import job.engine.fake
 from job.engine.fake import FakeEngine
-from job.launch.stop import StopFlag
 from job.output.parts import plan, shard
-from job.output.parts.journal import Journal
-from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
-from job.output.parts.retry_marks import _read
 from job.records import SampleKey
 from tests.conftest import Result
-from tests.run_files import files_of
 from tests.test_run import read_output, write_jsonl
 
 NUM_ROWS, NUM_SAMPLES = 120, 2
@@ -228,47 +222,6 @@ def test_a_restart_computes_only_what_no_journal_holds(
     assert 0 < len(submitted) < num_prompts
     assert len(set(submitted)) == len(submitted)
     assert read_output(tmp_path / "out").equals(expected)
-
-
-def test_a_restart_decodes_a_stream_no_more_often(
-    run_job: Callable[..., Result],
-    run_args: Callable[[Path], list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Kept columns of rows that an earlier worker has finished were fetched at the end: from the stream's start."""
-    num_passes = 0
-    iterate = datasets.IterableDataset.iter
-
-    def count(self: Any, batch_size: int) -> Any:
-        nonlocal num_passes
-        num_passes += 1
-        return iterate(self, batch_size // 100)  # or else all rows are in the first table
-
-    monkeypatch.setattr(datasets.IterableDataset, "iter", count)
-    csv = tmp_path / "data.csv"
-    csv.write_text("id,prompt\n" + "".join(f"{row},number {row}\n" for row in range(NUM_ROWS)))
-
-    def stream_args(output: Path) -> list[str]:
-        return [*run_args(output), "--dataset", str(csv), "--streaming", "--rows-per-shard", "60"]
-
-    assert run_job(*stream_args(tmp_path / "undisturbed")).exit_code == 0
-    whole, num_undisturbed, num_passes = read_output(tmp_path / "undisturbed"), num_passes, 0
-    with monkeypatch.context() as patch:
-        patch.setattr(StopFlag, "__call__", lambda self: True)
-        assert run_job(*stream_args(tmp_path / "out")).exit_code == 75
-    old, new = (files_of(tmp_path / name) for name in ("undisturbed", "out"))
-    for shard_idx in range(2):
-        columns = Columns(modes=())
-        journal = Journal(new.store, new.names.journal(shard_idx, "killed"), columns.journaled)
-        for completion in _read(old.store, old.names.part(shard_idx), columns, ["none"]):
-            if completion.row_idx // 8 % 2:  # every second slice
-                journal.append(completion)
-        journal.close()
-    num_passes = 0
-    assert run_job(*stream_args(tmp_path / "out")).exit_code == 0
-    assert read_output(tmp_path / "out").equals(whole)
-    assert num_passes == num_undisturbed
 
 
 def test_a_finished_run_is_left_alone(

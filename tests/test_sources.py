@@ -24,7 +24,7 @@ from job.data.line_index import index_lines, read_lines
 from job.data.lines import LinesSource
 from job.data.opening import open_dataset
 from job.data.reader import SliceReader
-from job.data.source import Source, StreamSource, check_columns, table_to_block
+from job.data.source import Source, check_columns, table_to_block
 from job.data.source import read_rows as checked_rows
 from job.errors import JobError, UsageError
 from job.records import Row, RowBlock
@@ -130,27 +130,24 @@ def make_run_directory(path: Path) -> Path:
     return parts
 
 
-FORMS: dict[str, tuple[Callable[[Path], Path | str], bool]] = {
-    "jsonl": (make_jsonl, False),
-    "jsonl-glob": (make_jsonl_glob, False),
-    "json-array": (make_json_array, False),
-    "json-array-streaming": (make_json_array, True),
-    "csv": (make_csv, False),
-    "csv-streaming": (make_csv, True),
-    "text": (make_text, False),
-    "parquet": (make_parquet, False),
-    "parquet-directory": (make_parquet_directory, False),
-    "save_to_disk": (make_saved, False),
-    "save_to_disk-dict": (make_saved_dict, False),
-    "earlier-run": (make_run_directory, False),
+FORMS: dict[str, Callable[[Path], Path | str]] = {
+    "jsonl": make_jsonl,
+    "jsonl-glob": make_jsonl_glob,
+    "json-array": make_json_array,
+    "csv": make_csv,
+    "text": make_text,
+    "parquet": make_parquet,
+    "parquet-directory": make_parquet_directory,
+    "save_to_disk": make_saved,
+    "save_to_disk-dict": make_saved_dict,
+    "earlier-run": make_run_directory,
 }
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
     """The same 700 rows in each form."""
-    make, streaming = FORMS[request.param]
-    return open_source(make(tmp_path_factory.mktemp("form")), streaming=streaming).source
+    return open_source(FORMS[request.param](tmp_path_factory.mktemp("form"))).source
 
 
 @pytest.mark.parametrize("form", ["file", "lz4", "stream", "select", "filter", "shuffle", "numpy"])
@@ -335,7 +332,7 @@ def test_views_are_kept_as_what_they_look_at(tmp_path: Path, form: str) -> None:
     else:
         with pa.ipc.new_file(path, values.schema) as writer:
             writer.write_table(values)
-    source = open_source(path, streaming=form == "stream").source
+    source = open_source(path).source
     types = [pa.large_string(), pa.large_binary(), pa.list_(pa.large_string())]
     assert source.schema.types == types
     assert read_kept(source, "s", "b", "n").to_pydict() == values.to_pydict()
@@ -940,12 +937,6 @@ def test_names_with_brackets_are_names(tmp_path: Path, make: Callable[[Path], Pa
     assert [row.values["text"] for row in read_rows(open_source(path).source, 0, 2)] == PROMPTS[:2]
 
 
-def test_streaming_counts_rows_no_further_than_the_limit(tmp_path: Path) -> None:
-    source = open_source(make_csv(tmp_path), streaming=True, limit=10).source
-    assert source.num_rows == 10
-    assert [row.values["text"] for row in read_rows(source)] == PROMPTS[:10]
-
-
 def test_a_limit_leaves_the_rows_behind_it_out_of_the_types(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "x.jsonl", [{"x": 1}, {"x": "two"}])
     source = open_keeping(tmp_path / "x.jsonl", "x", limit=1)
@@ -956,32 +947,6 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     source = open_source(tmp_path / "a.txt").source
     assert source.num_rows == 0 and read_rows(source) == []
-
-
-class CountedStream:
-    """5,000 rows as ``datasets.IterableDataset`` gives them; counts those that it decodes."""
-
-    num_decoded = 0
-
-    def iter(self, batch_size: int) -> Iterator[pa.Table]:
-        for start in range(0, 5000, batch_size):
-            self.num_decoded += batch_size
-            yield pa.table({"text": [f"row {idx}" for idx in range(start, start + batch_size)]})
-
-
-@pytest.mark.parametrize("step", [32, 33, 64, 500, 1500])
-def test_who_goes_forward_decodes_a_stream_once(step: int) -> None:
-    """Where an earlier launch had finished every second slice, each of the others was reached from the start anew."""
-    stream = CountedStream()
-    reader = SliceReader(StreamSource(lambda: stream.iter(1000), 5000, pa.schema([("text", pa.string())])), "data")
-    for start in range(1900, 4968, step):
-        blocks = reader.read(range(start, start + 32), 5000, ("text",), ("text",))
-        values = [text for block in blocks for text in block.kept["text"].to_pylist()]
-        assert values == [f"row {idx}" for idx in range(start, start + 32)]
-    assert stream.num_decoded == 5000
-    (block,) = reader.read(range(10, 42), 5000, ("text",), ())
-    assert [row.row_idx for row in block.rows] == list(range(10, 42))
-    assert stream.num_decoded == 6000
 
 
 def test_slices_are_read_in_one_pass_whatever_the_source(form: Source, monkeypatch: pytest.MonkeyPatch) -> None:

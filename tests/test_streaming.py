@@ -1,8 +1,13 @@
 """Parquet on the Hub that is read in place: few requests, each column chunk once, and whatever the network does."""
 
 import io
+import json
+import os
+import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from job.data.ahead import MAX_BLOCKS, Ahead
 from job.data.formats.parquet import ParquetSource
 from job.errors import JobError, UsageError
+from job.records import Row, RowBlock
 from job.remote.hub import pin
 from tests.conftest import ANN, Result
-from tests.hub import Hub
+from tests.hub import File, Hub
 
 RunJob = Callable[..., Result]
 
@@ -62,7 +69,7 @@ def row_idx_of(source: ParquetSource, start: int, stop: int, columns: Sequence[s
 def run_args(tiny_model: Any, output: Path) -> list[Any]:
     return [
         *("run", "--model", tiny_model(), "--no-chat", "--max-new-tokens", 2, "--engine", "fake"),
-        *("--dataset", "acme/data", "--streaming", "--prompt-column", "prompt", "--rows-per-shard", 500),
+        *("--dataset", "acme/data", "--streaming", "--prompt-column", "prompt"),
         *("--output", output),
     ]
 
@@ -78,7 +85,7 @@ def test_each_column_chunk_is_fetched_once(
     """Each shard of 500 rows fetched the chunk anew, with 5 MB of what follows: 66 times the column."""
     content = parquet(0, 5000, group_rows=group_rows, text_bytes=100)
     commit(hub, {"train": content})
-    result = run_job(*run_args(tiny_model, tmp_path / "out"))
+    result = run_job(*run_args(tiny_model, tmp_path / "out"), "--rows-per-shard", 500)
     assert result.exit_code == 0, result.stderr
     assert output_of(tmp_path / "out")["row_idx"].to_pylist() == [*range(5000)]
     sent = sum(request.sent for request in hub.requests("GET .*(parquet|cdn)"))
@@ -201,3 +208,167 @@ def test_an_answer_without_the_range_is_refused(hub: Hub) -> None:
     hub.fault(match="/cdn/", status=200)
     with pytest.raises(JobError, match=r"data/train.parquet cannot be read in place.*answered 200"):
         opened("train")
+
+
+def test_other_files_than_parquet_are_fetched_with_a_note(
+    hub: Hub, run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """JSON lines were streamed: rows were counted by the card, and slices of helpers read from the start."""
+    lines = "".join(json.dumps({"prompt": f"p{row}"}) + "\n" for row in range(5))
+    hub.create("dataset", "acme/data").commit({"train.jsonl": lines.encode()})
+    result = run_job(*run_args(tiny_model, tmp_path / "out"))
+    assert result.exit_code == 0 and output_of(tmp_path / "out").num_rows == 5
+    assert "--streaming is for Parquet, so what is needed of acme/data is fetched" in result.stderr
+
+
+def test_what_was_fetched_before_is_read_from_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(hub, {"a": parquet(0, 10), "b": parquet(10, 20)})
+    repository = pin("dataset", "acme/data", None)
+    repository.fetch(["data/a.parquet"])
+    hub.log.clear()
+    assert row_idx_of(opened("a", "b"), 0, 20) == [*range(20)]
+    assert len(hub.requests("GET /cdn")) == 2
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert row_idx_of(opened("a"), 0, 10) == [*range(10)]
+    with pytest.raises(UsageError, match=r"data/b\.parquet of acme/data is not in the cache"):
+        opened("a", "b")
+
+
+def block(row_idx: int, text: str = "") -> RowBlock:
+    return RowBlock(rows=[Row(row_idx=row_idx, values={"prompt": text})], kept=pa.table({"": pa.nulls(1)}).select([]))
+
+
+def take(ahead: Ahead) -> int:
+    """Return the next row once it is there."""
+    assert ahead.wait(10)
+    taken = next(ahead)
+    assert taken is not None
+    return taken.rows[0].row_idx
+
+
+def test_a_thread_reads_ahead_within_limits() -> None:
+    read: list[int] = []
+
+    def blocks() -> Iterator[RowBlock]:
+        for row_idx in range(100):
+            read.append(row_idx)
+            yield block(row_idx)
+
+    ahead = Ahead(blocks())
+    assert [take(ahead) for _ in range(50)] == [*range(50)]
+    assert len(read) <= 50 + MAX_BLOCKS + 1
+    assert [take(ahead) for _ in range(50)] == [*range(50, 100)]
+    assert ahead.wait(10)
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_long_rows_are_not_read_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("job.data.ahead.MAX_BYTES", 1000)
+    read: list[int] = []
+
+    def blocks() -> Iterator[RowBlock]:
+        for row_idx in range(100):
+            read.append(row_idx)
+            yield block(row_idx, "x" * 600)
+
+    ahead = Ahead(blocks())
+    for row_idx in range(20):
+        assert take(ahead) == row_idx and len(read) <= row_idx + 3
+
+
+def test_rows_before_an_error_are_given_first() -> None:
+    def blocks() -> Iterator[RowBlock]:
+        yield block(0)
+        raise JobError("no more")
+
+    ahead = Ahead(blocks())
+    assert take(ahead) == 0 and ahead.wait(10)
+    for _ in range(2):
+        with pytest.raises(JobError, match="no more"):
+            next(ahead)
+
+
+def test_a_pass_that_nobody_needs_ends() -> None:
+    ended = threading.Event()
+
+    def blocks() -> Iterator[RowBlock]:
+        try:
+            yield from (block(row_idx) for row_idx in range(1000))
+        finally:
+            ended.set()
+
+    ahead = Ahead(blocks())
+    assert take(ahead) == 0
+    ahead.close()
+    assert ended.wait(10)
+
+
+class Stalled:
+    """A hub that sends the rows of the first files and then nothing."""
+
+    def __init__(self, hub: Hub, num_files: int) -> None:
+        self.hub = hub
+        files = {f"{idx}": parquet(500 * idx, 500 * idx + 500) for idx in range(num_files)}
+        commit(hub, files)
+        first = File(files["0"], large=True).sha256
+        self.fault = hub.fault(match=rf"/cdn/(?!{first})", skip=num_files - 1, stall_secs=3)  # not the footers
+
+    def until(self, output: Path, what: Callable[[Path], bool], then: Callable[[], object]) -> None:
+        """Do something once the output is as far."""
+
+        def watch() -> None:
+            while not what(output):
+                time.sleep(0.02)
+            then()
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def has_rows(output: Path) -> bool:
+    return any(path.stat().st_size for place in ("data/part-*", "journal/*") for path in output.glob(place))
+
+
+@pytest.mark.parametrize("rows_per_shard", [500, 1500])
+def test_a_stop_is_heard_while_the_hub_is_silent(
+    hub: Hub, run_job: RunJob, tiny_model: Any, tmp_path: Path, rows_per_shard: int
+) -> None:
+    """It was heard up to 85 s later, or the run ended with 1. The next start only does what is left: it also reads the
+    columns that are kept of the rows that are finished.
+    """
+    stalled = Stalled(hub, 3)
+    args = [*run_args(tiny_model, tmp_path / "out"), "--keep-columns", "id", "--rows-per-shard", rows_per_shard]
+    stopped: list[float] = []
+
+    def stop() -> None:
+        stopped.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stalled.until(tmp_path / "out", has_rows, stop)
+    result = run_job(*args)
+    assert time.monotonic() - stopped[0] < 2
+    assert result.exit_code == 75, result.stderr
+    hub.heal()
+    commit(hub, {"0": parquet(7000, 7500)})
+    again = run_job(*args)
+    assert again.exit_code == 0 and re.search("(480|500) of 1,500 rows already done", again.stderr)
+    table = output_of(tmp_path / "out")
+    assert table["row_idx"].to_pylist() == table["id"].to_pylist() == [*range(1500)]
+    assert table["error"].null_count == 1500
+
+
+def test_a_hub_that_stays_away_ends_the_run_with_1_and_keeps_what_is_finished(
+    hub: Hub, run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    """It was a traceback after 23 to 94 s."""
+    fault = Stalled(hub, 3).fault
+    fault.status, fault.stall_secs = 503, 0
+    args = [*run_args(tiny_model, tmp_path / "out"), "--hub-timeout", "0.2", "--rows-per-shard", 500]
+    result = run_job(*args)
+    assert result.exit_code == 1 and "Traceback" not in result.stderr
+    assert "The Hub (acme/data)" in result.stderr and "503" in result.stderr
+    assert [path.name for path in tmp_path.glob("out/data/part-*")] == ["part-00000.parquet"]
+    hub.heal()
+    assert run_job(*args).exit_code == 0
+    table = output_of(tmp_path / "out")
+    assert table["row_idx"].to_pylist() == [*range(1500)] and table["error"].null_count == 1500

@@ -67,8 +67,7 @@ class NumRows(click.ParamType[int | None]):
     default="1000",
     show_default=True,
     metavar="N|all",
-    help="Number of rows to read, spread evenly over the dataset; the first N if they would have to be fetched, and "
-    "of csv with --streaming.",
+    help="Number of rows to read, spread evenly over the dataset; the first N if they would have to be fetched.",
 )
 @click.option(
     "--gpu",

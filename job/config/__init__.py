@@ -64,7 +64,7 @@ class DataConfig:
     """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
     streaming: bool = option(
         False,
-        "Read csv and data on the Hub without a local copy. Parquet, JSON lines and text are never copied anyway.",
+        "Read Parquet that lies elsewhere in place, without a local copy: only the columns that are needed.",
         is_switch=True,
     )
     csv_delimiter: str | None = option(

@@ -152,6 +152,9 @@ class RemoteDataset:
 
     def _opened(self, opened: Opened, *, is_partial: bool = False) -> OpenDataset:
         files = self.tree.files
+        if self.config.streaming and not self.is_parquet:
+            note = f"--streaming is for Parquet, so what is needed of {self.tree.name} is fetched"
+            opened = replace(opened, notes=(*opened.notes, note))
         return self.found.opened(
             self.split,
             opened,

@@ -2,17 +2,16 @@
 
 | form                                   | class           | reaching row n                                       |
 |----------------------------------------|-----------------|------------------------------------------------------|
-| Parquet (local; on the Hub: streaming) | ParquetSource   | decodes from the start of its row group              |
+| Parquet, also read in place elsewhere | ParquetSource     | decodes from the start of its row group              |
 | Arrow (``save_to_disk``), map-style    | TableSource     | nothing: memory-mapped                               |
 | csv, converted to Arrow                | ArrowSource     | nothing: memory-mapped                               |
 | JSON lines, text (local)               | LinesSource     | reads at most 256 lines; lines are counted at start  |
-| anything else, streaming               | StreamSource    | decodes everything before it, once per worker        |
 
 ``datasets.split_dataset_by_node`` and ``.skip()`` are not used: the first has lost rows, the second repeats them when
 they are combined (huggingface/datasets#8079, #8568). Rows are addressed by their index in the split alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -193,72 +192,6 @@ class ArrowSource:
         table = self._table.select(union(columns, kept) or self.schema.names[:1])
         for first in range(start, min(stop, self.num_rows), BLOCK_ROWS):
             yield table_to_block(table.slice(first, min(BLOCK_ROWS, stop - first)), first, columns, kept)
-
-
-class StreamSource:
-    """Tables that can only be read in order, from the start.
-
-    It keeps its position and the last decoded table: a caller that reads rows in ascending order, even with gaps,
-    decodes them once.
-    """
-
-    problems: Mapping[str, str] = {}
-    is_remote = False
-
-    def __init__(self, tables: Callable[[], Iterator[pa.Table]], num_rows: int, schema: pa.Schema) -> None:
-        """Wrap what yields the rows.
-
-        Args:
-            tables: starts again at the first row.
-            num_rows: the number from ``count_rows`` or from the dataset's card.
-        """
-        self._start_again = tables
-        self.num_rows, self.schema = num_rows, readable_schema(schema)
-        self._tables: Iterator[pa.Table] = iter(())
-        self._table, self._start = self.schema.empty_table(), 0
-        """The last decoded table, and the index of its first row in the split."""
-        self._restart()
-
-    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Do nothing: the columns and types are valid for all rows."""
-
-    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Continue to ``start``, or restart if it is before the last table."""
-        position = start
-        while position < stop and self._reach(position):
-            first = position - self._start
-            block = self._table.slice(first, min(BLOCK_ROWS, stop - position)).cast(self.schema)
-            yield table_to_block(block, position, columns, kept)
-            position += len(block)
-
-    def _reach(self, row_idx: int) -> bool:
-        """Decode up to the table with this row. Return False if the row does not exist."""
-        if row_idx < self._start:
-            self._restart()
-        while row_idx >= self._start + len(self._table):
-            table = next(self._tables, None)
-            if table is None:
-                return False
-            self._start, self._table = self._start + len(self._table), table
-        return True
-
-    def _restart(self) -> None:
-        self._table, self._start = self.schema.empty_table(), 0
-        self._tables = self._start_again()
-
-
-def count_rows(tables: Iterable[pa.Table], schema: pa.Schema, limit: int | None) -> int:
-    """Count the rows of tables that have to be decoded for it, up to ``limit`` rows.
-
-    Raises:
-        pyarrow.ArrowException: some rows do not fit the schema.
-    """
-    num_rows = 0
-    for table in tables:
-        num_rows += len(table.cast(schema))
-        if limit is not None and num_rows >= limit:
-            return limit
-    return num_rows
 
 
 def check_prompt_type(name: str | None, schema: Any) -> None:

@@ -48,6 +48,11 @@ NEEDS = (
         reason="--model is a local directory",
     ),
     Need(
+        options=("streaming",),
+        is_met=lambda config: not Path(config.data.dataset).exists(),
+        reason="--dataset is local",
+    ),
+    Need(
         options=("dataset_revision",),
         is_met=lambda config: not Path(config.data.dataset).exists(),
         reason="--dataset is local",

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from job.data.reader import SliceReader
-from job.data.source import StreamSource
 from job.launch.stop import StopFlag
 from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
@@ -43,11 +42,7 @@ class OpenShards:
         self._prepared, self._note, self._watch = prepared, note, watch
         self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id = str(prepared.worker)
-        is_stream = isinstance(prepared.source, StreamSource)
-        # Helpers start at the end of a shard. A stream would have to be decoded up to there, again for each slice.
-        self._claims = Claims(self._directory, self._plan, leases, can_help=not is_stream)
-        self._skips = not (is_stream and prepared.kept_columns)
-        """Whether finished rows are skipped: to come back for their kept columns, a stream would have to restart."""
+        self._claims = Claims(self._directory, self._plan, leases)
         name = prepared.config.data.dataset
         self._reader = SliceReader(prepared.source, name)
         self._late_reader = SliceReader(prepared.source, name)
@@ -185,7 +180,7 @@ class OpenShards:
         Rows that need no engine, such as errors, are finished here.
         """
         prepared = self._prepared
-        if self._skips and all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
+        if all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
         until, columns = self._read_until(shard, claim), prepared.renderer.read_columns
         while (blocks := self._reader.read(claim.rows, until, columns, prepared.kept_columns)) is None:

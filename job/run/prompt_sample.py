@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from job.data.source import StreamSource, read_rows
+from job.data.source import read_rows
 from job.data.tokenization import EncodedPrompt
 from job.engine.fit.memory import Room
 from job.engine.model.kv_size import kv_bytes_per_token
@@ -49,8 +49,9 @@ def look_ahead(
         JobError: the dataset cannot be read.
     """
     seen = SeenRows(examined, num_prompts)
-    is_stream = isinstance(examined.source, StreamSource)
-    runs = sample_rows(examined.plan.num_rows, num_rows, num_prompts, max_runs=1 if is_stream else MAX_RUNS)
+    runs = sample_rows(
+        examined.plan.num_rows, num_rows, num_prompts, max_runs=1 if examined.source.is_remote else MAX_RUNS
+    )
     for rows in runs:
         for block in read_rows(
             examined.source, examined.config.data.dataset, rows, examined.renderer.read_columns, examined.kept_columns

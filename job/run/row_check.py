@@ -10,7 +10,7 @@ from typing import Any
 
 from job.config import RunConfig
 from job.data.prompts import PromptRenderer
-from job.data.source import Source, StreamSource, read_rows
+from job.data.source import Source, read_rows
 from job.data.special_tokens import SpecialTokens
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.errors import UsageError
@@ -152,7 +152,7 @@ def look_at_rows(
         return LookedAt(values=[], encoded=[])
     first = look(range(min(NUM_FIRST, num_rows)))
     is_odd = _all_from_options(first.encoded) or first.note_on_equal() is not None
-    if not is_odd or num_rows <= NUM_FIRST or isinstance(source, StreamSource):
+    if not is_odd or num_rows <= NUM_FIRST or source.is_remote:
         return first
     spread = sample_rows(num_rows - NUM_FIRST, NUM_SPREAD, 1, max_runs=20)
     others = [look(range(NUM_FIRST + rows.start, NUM_FIRST + rows.stop)) for rows in spread]

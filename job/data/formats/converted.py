@@ -1,13 +1,11 @@
-"""Files that only ``datasets`` can read: they are converted once to Arrow, or streamed."""
+"""Files that only ``datasets`` can read: they are converted once to Arrow."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from job.data.compression import TORN, damaged, open_bytes
 from job.data.formats.files import Files, Opened
-from job.data.source import Source, StreamSource, TableSource, count_rows
+from job.data.source import Source, TableSource
 from job.errors import NoRows, UsageError
 
 NO_COLUMNS = "it has no rows, so no columns either"
@@ -16,7 +14,7 @@ READ_BYTES = 16 << 20
 
 
 def open_files(files: Files, options: Mapping[str, Any] | None = None) -> Opened:
-    """Convert a split, or open it as a stream.
+    """Convert a split.
 
     Args:
         options: options for the reader in ``datasets``.
@@ -25,9 +23,8 @@ def open_files(files: Files, options: Mapping[str, Any] | None = None) -> Opened
         UsageError: a file is truncated or damaged.
         Exception: the data cannot be read for another reason; ``datasets`` raises any.
     """
-    open_split = _open_stream if files.config.streaming else _convert
     try:
-        return Opened(source=open_split(files.builder(**(options or {})), files))
+        return Opened(source=_convert(files.builder(**(options or {})), files))
     except Exception as error:
         reason = error.__cause__ or error  # datasets wraps the original error
         if isinstance(reason, TORN):
@@ -68,20 +65,3 @@ def _convert(builder: Any, files: Files) -> Source:
     if not builder.info.features:
         raise NoRows(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
     return TableSource(empty_dataset(builder.info.features, files.split))
-
-
-def _open_stream(builder: Any, files: Files) -> Source:
-    dataset = builder.as_streaming_dataset(split=files.split).with_format("arrow")
-    known = (builder.info.splits or {}).get(files.split)
-
-    def tables() -> Iterator[pa.Table]:
-        return iter(dataset.iter(batch_size=1000))
-
-    schema = None if dataset.features is None else dataset.features.arrow_schema
-    if schema is None:
-        first = next(tables(), None)
-        if first is None:
-            raise NoRows(f"--dataset {files.config.dataset}: {NO_COLUMNS}")
-        schema = first.schema
-    num_rows = known.num_examples if known else 0
-    return StreamSource(tables, num_rows or count_rows(tables(), schema, files.config.limit), schema)

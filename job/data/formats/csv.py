@@ -1,5 +1,5 @@
 """Tables of text: csv and, with tabs, tsv. Local files are read by us: once to find the types of all columns and to
-check all rows, and once to write them to an Arrow file, or with ``--streaming`` at every start.
+check all rows, and once to write them to an Arrow file.
 
 ``datasets`` reads what a dataset's card describes with options that only pandas knows, and the files of runs that an
 earlier version started.
@@ -19,7 +19,7 @@ from job.data.formats.csv_head import read_head
 from job.data.formats.csv_text import BLOCK_BYTES, CsvFile, StraddlingRow
 from job.data.formats.files import Files, Opened
 from job.data.formats.names import name_notes, unique_names
-from job.data.source import ArrowSource, Source, StreamSource
+from job.data.source import ArrowSource
 from job.errors import NoRows, UsageError
 
 READER = "csv-2"
@@ -50,13 +50,9 @@ def open_files(files: Files, delimiter: str | None = None) -> Opened:
     delimiter = files.config.csv_delimiter or files.options.get("sep") or files.options.get("delimiter") or delimiter
     encoding = files.config.csv_encoding or files.options.get("encoding")
     table = _Table.of(files.names, delimiter, encoding, files.config.limit)
-    if files.config.streaming:
-        scan = table.scan()
-        source: Source = StreamSource(lambda: table.tables(scan), scan.num_rows, scan.schema)
-    else:
-        facts = [table.limit, *([file.delimiter, file.encoding] for file in table.files)]
-        directory = converted(files.names, READER, facts, table.write)
-        source = ArrowSource([directory / TABLE])
+    facts = [table.limit, *([file.delimiter, file.encoding] for file in table.files)]
+    directory = converted(files.names, READER, facts, table.write)
+    source = ArrowSource([directory / TABLE])
     if not source.num_rows:
         raise NoRows(f"{files.names[0]} has a header and no rows.")
     return Opened(source=source, notes=table.notes(source.schema.names), reading=table.reading)

@@ -42,11 +42,8 @@ def open_files(files: Files) -> Opened:
         return by_datasets.open_files(files)
     directory = converted(files.names, READER, [], lambda directory: _write(files.names, directory))
     paths = sorted(str(path) for path in directory.glob("*.jsonl"))
-    notes = [*_notes(directory)]
-    if files.config.streaming:
-        notes.append(f"--streaming has no effect on .json: the files were written as JSON lines to {directory}")
     source = LinesSource(paths, is_json=True, limit=files.config.limit, names=files.names)
-    return Opened(source=source, notes=tuple(notes), reading={"reader": READER})
+    return Opened(source=source, notes=tuple(_notes(directory)), reading={"reader": READER})
 
 
 def _notes(directory: Path) -> Iterator[str]:

@@ -26,12 +26,8 @@ def open_files(files: Files, *, is_json: bool) -> Opened:
         return by_datasets.open_files(files)
     unpacked = {name: _unpacked(name) for name in packed}
     paths = [unpacked.get(name, name) for name in files.names]
-    notes: tuple[str, ...] = ()
-    if packed and files.config.streaming:
-        where = Path(unpacked[packed[0]]).parent.parent
-        notes = (f"--streaming has no effect on compressed lines: they were unpacked to {where}",)
     source = LinesSource(paths, is_json=is_json, limit=files.config.limit, names=files.names)
-    return Opened(source=source, notes=notes, reading={"reader": READER} if packed else {})
+    return Opened(source=source, reading={"reader": READER} if packed else {})
 
 
 def _unpacked(path: str) -> str:

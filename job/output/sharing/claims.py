@@ -1,7 +1,7 @@
 """What this worker does next: a slice of a shard of its own, a new shard, or a slice of another worker's shard.
 
 The worker that holds a shard's lease writes its part. It works through the shard slice by slice, in ascending order, so
-that a source that can only stream reads its data once. A worker that finds no free shard helps: it takes slices from
+that its data are read once. A worker that finds no free shard helps: it takes slices from
 the end of shards that others hold, and writes its rows to a journal of its own, where the holder finds them. So even
 the last shard, or the only one, keeps all workers busy.
 """
@@ -31,9 +31,9 @@ class Claim:
 class Claims:
     """Hands out work to this worker."""
 
-    def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases, *, can_help: bool = True) -> None:
+    def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases) -> None:
         """List the shards that are not done."""
-        self._directory, self._plan, self._leases, self._can_help = directory, plan, leases, can_help
+        self._directory, self._plan, self._leases = directory, plan, leases
         done = directory.done_shards()
         self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
         if self._remaining:
@@ -92,7 +92,7 @@ class Claims:
         self._shards = deque(others)
         # Include slices that helpers have claimed: only the holder takes over those of dead helpers, in ``acquire``.
         self._own_slices = deque(self._unclaimed(sorted(self._ours)))
-        self._other_slices = deque(self._free_slices(others) if self._can_help else ())
+        self._other_slices = deque(self._free_slices(others))
         return bool(self._remaining)
 
     def _free_slices(self, shards: list[int]) -> list[tuple[int, int]]:
