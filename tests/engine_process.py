@@ -30,6 +30,7 @@ from job.engine.static.engine import StaticEngine
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.modes.structured import StructuredMode
+from job.remote.model_files import ModelFiles
 from job.tasks import Generate, SamplingParams, Score, Task
 from tests.serving import cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
@@ -96,7 +97,7 @@ def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
 def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Complete one job's prompts on all ranks; the leader returns what it got."""
     config = ModelConfig(model=job["model"], dtype=dtype)
-    info = inspect_model(config, replica.device, replica.info.tensor_parallel_size)
+    info = inspect_model(config, ModelFiles(name=config.model), replica.device, replica.info.tensor_parallel_size)
     model = load_model(config, info, replica, [])
     notes: list[str] = []
     observed = observe(patch)

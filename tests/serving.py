@@ -22,6 +22,7 @@ from job.engine.registry import ENGINES
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.records import Generation, Request
+from job.remote.model_files import ModelFiles
 from job.tasks import EndsText, Generate, Grammar, SamplingParams, Task
 from tests.oracle import greedy
 
@@ -54,7 +55,9 @@ def load(model_dir: Path, dtype: str = "float32") -> tuple[LoadedModel, Replica]
     """Load a model in this process, as the job does."""
     replica = Replica(read_process_info({}, 1))
     config = ModelConfig(model=str(model_dir), dtype=dtype)
-    return load_model(config, inspect_model(config, replica.device, 1), replica, []), replica
+    return load_model(
+        config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, []
+    ), replica
 
 
 @cache

@@ -176,20 +176,24 @@ def test_every_kind_of_run_has_its_sentence(output: Path, changes: dict[str, Any
 
 
 def test_only_a_model_of_the_hub_is_a_base_model(output: Path) -> None:
-    """A directory can have a name that looks like an id; its fingerprint is a hash of files and no commit."""
+    """A directory can have a name that looks like an id. Up to version 0.3, the commit identified the model."""
     run = find_run(output)
     named = {"model": "org/name"}
     assert "base_model" not in front_matter(card_of(run, about=named))
+    assert "commit" not in card_of(run, about=named, model={"fingerprint": "unknown"})
     commit = "0123456789" * 4
-    text = card_of(run, about=named, model={"fingerprint": commit})
-    assert front_matter(text)["base_model"] == "org/name"
-    assert f"- Model: `org/name`, commit `{commit}`, in " in text
+    for text in (
+        card_of(run, about=named | {"model_commit": commit}),
+        card_of(run, about=named, model={"fingerprint": commit}),
+    ):
+        assert front_matter(text)["base_model"] == "org/name"
+        assert f"- Model: `org/name`, commit `{commit}`, in " in text
     choices = front_matter(card_of(run, modes={"choices": {"choices": ["a", "b"]}}))
     assert choices["task_categories"] == ["text-classification"]
 
 
 def test_the_yaml_holds_whatever_the_model_is_called(output: Path) -> None:
-    text = card_of(find_run(output), about={"model": "no"}, model={"fingerprint": "main"})
+    text = card_of(find_run(output), about={"model": "no", "model_commit": "1" * 40})
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "no"
 
 

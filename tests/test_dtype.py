@@ -122,7 +122,8 @@ def test_a_float32_checkpoint_is_not_taken_to_bfloat16_unasked(
 ) -> None:
     """It would lose digits that its authors may have meant."""
     model = make_overflowing(tmp_path / "model", dtype=torch.float32)
-    assert info.inspect_model(info.ModelConfig(model=str(model)), torch.device("cuda"), 1).fallback_dtype is None
+    config, files = info.ModelConfig(model=str(model)), info.ModelFiles(name=str(model))
+    assert info.inspect_model(config, files, torch.device("cuda"), 1).fallback_dtype is None
 
 
 def test_a_model_that_fits_float16_stays_in_it(

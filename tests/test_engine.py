@@ -332,6 +332,7 @@ import torch, transformers
 from pathlib import Path
 from job.config import ModelConfig
 from job.launch.replica import Replica
+from job.remote.model_files import ModelFiles
 from job.engine.model.deepspeed_setup import import_deepspeed
 from job.engine.model.loading import load_model
 from job.engine.model.info import inspect_model
@@ -343,7 +344,7 @@ def anonymous():
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 replica = Replica(read_process_info({{}}, 1))
 config = ModelConfig(model={str(model_dir)!r}, dtype="bfloat16")
-info = inspect_model(config, replica.device, 1)
+info = inspect_model(config, ModelFiles(name=config.model), replica.device, 1)
 before = anonymous()
 model = load_model(config, info, replica, [])
 grown = anonymous() - before

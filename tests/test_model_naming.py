@@ -11,7 +11,9 @@ import torch
 
 from job.config import ModelConfig
 from job.engine.model.info import inspect_model
+from job.engine.model.naming import check_name
 from job.errors import UsageError
+from job.remote.model_files import ModelFiles
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
 
@@ -20,7 +22,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
 
 def refusal(model: Path | str, **options: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        inspect_model(ModelConfig(model=str(model), **options), torch.device("cpu"), 1, needs_weights=False)
+        check_name(str(model))
+        config, files = ModelConfig(model=str(model), **options), ModelFiles(name=str(model))
+        inspect_model(config, files, torch.device("cpu"), 1, needs_weights=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -47,11 +51,16 @@ def test_the_directory_inside_is_proposed(tiny_model: Callable[..., Path], tmp_p
 
 
 @pytest.mark.parametrize("name", ["org/name", "name"])
-def test_a_model_of_the_hub_without_a_network_says_how_to_fetch_it(name: str) -> None:
-    assert refusal(name).startswith(
-        f"--model {name}: there is no such directory, it is not in the cache (HF_HOME), and"
+def test_a_model_of_the_hub_without_a_network_says_how_to_fetch_it(
+    run_job: Callable[..., Result], tmp_path: Path, name: str
+) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
+    result = run_job("run", "--model", name, "--dataset", data, "--output", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"job: --model {name}: there is no such directory, and this name is not in the cache (HF_HOME), and "
+        f"HF_HUB_OFFLINE is set. Where there is a network, run 'hf download {name}' with the same HF_HOME.\n",
     )
-    assert f"run 'hf download {name} --local-dir DIR', then give --model DIR." in refusal(name)
 
 
 def test_yarn_stretches_a_model_beyond_its_positions(

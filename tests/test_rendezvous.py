@@ -85,11 +85,12 @@ def test_loading_says_how_far_it_is(tiny_model: Callable[..., Path], monkeypatch
     from job.engine.model import loading
     from job.engine.model.info import inspect_model
     from job.launch.replica import Replica
+    from job.remote.model_files import ModelFiles
 
     heard: list[tuple[Any, ...]] = []
     monkeypatch.setattr(loading, "doing", lambda *args: heard.append(args))
     config = ModelConfig(model=str(tiny_model()), dtype="float32")
     replica = Replica(read_process_info({}, 1))
-    loading.load_model(config, inspect_model(config, replica.device, 1), replica, [])
+    loading.load_model(config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, [])
     counts = [args[1] for args in heard if len(args) == 2]
     assert counts[0].startswith("0 of ") and counts[0].endswith(" tensors") and len(counts) > 5

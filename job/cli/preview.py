@@ -95,6 +95,7 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     from job.remote.patience import set_patience
     from job.run.examination import examine  # imports torch: only now, so that --help is quick
     from job.run.fit import room_on
+    from job.run.pinned import model_files
     from job.run.prompt_sample import look_ahead
 
     silence_progress_bars(verbose=config.verbose)
@@ -102,7 +103,7 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     device = likely_device(config.engine.device, is_gpu_named=gpu is not None)
     note = Progress(enabled=True).note
     with telling_what_takes_long(note):
-        examined = examine(config, device, needs_weights=False, num_rows=num_rows)
+        examined = examine(config, model_files(config), device, needs_weights=False, num_rows=num_rows)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     bar_of_rows = click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty())
     with telling_what_takes_long(note, only_servers=True), bar_of_rows as bar:

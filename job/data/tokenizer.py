@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from job.config import ModelConfig
 from job.data.chat_template import ModelChatTemplate
 from job.errors import UsageError, first_line
+from job.remote.model_code import code_options
+from job.remote.model_files import ModelFiles
 
 Span = tuple[int, int]
 """A range of characters [start, end)."""
@@ -21,8 +21,8 @@ ALIKE_DECODERS = frozenset({"ByteLevel", "Replace", "ByteFallback", "Fuse"})
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer of a model.
+def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
+    """Load the tokenizer of a model, whose small files are there already.
 
     Raises:
         UsageError: it is missing, or cannot be read.
@@ -30,17 +30,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(files.directory, **code_options(files, trust_remote_code))
     except Exception as error:  # OSError, ValueError, KeyError, ... for a missing or unusual tokenizer
-        directory = Path(config.model)
-        if directory.is_dir() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        if not any(files.has(name) for name in TOKENIZER_FILES):
             raise UsageError(
-                f"--model {config.model} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}. "
+                f"--model {files.name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}. "
                 "Copy the tokenizer's files from where the model comes from."
             ) from None
-        raise UsageError(f"--model {config.model}: the tokenizer cannot be loaded: {first_line(error)}") from None
+        raise UsageError(f"--model {files.name}: the tokenizer cannot be loaded: {first_line(error)}") from None
 
 
 class Tokenizer:

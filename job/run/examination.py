@@ -27,13 +27,14 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.records import Request
+from job.remote.model_files import ModelFiles
 from job.run.binding import OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
 from job.run.identity import manifest_of
 from job.run.kept_columns import features_of
 from job.run.odd_texts import notes_on_texts
-from job.run.older_runs import as_started, dataset_commit
+from job.run.older_runs import as_started, dataset_commit, model_fingerprint
 from job.run.resolved import ResolvedRun
 from job.run.row_check import look_at_rows, notes_on_channels
 
@@ -79,6 +80,7 @@ class Examined:
 
 def examine(
     config: RunConfig,
+    files: ModelFiles,
     device: torch.device,
     found: Manifest | None = None,
     *,
@@ -88,6 +90,7 @@ def examine(
     """Open the dataset, the tokenizer and the model's configuration.
 
     Args:
+        files: the model.
         found: the manifest in the run directory, if there is one already.
         needs_weights: whether it is an error if the model has no weights.
         num_rows: more rows than these first ones are not needed.
@@ -100,9 +103,10 @@ def examine(
     config = replace(config, data=replace(config.data, data_files=data_files))
     effect_notes = check_effects(config, is_new=found is None)
     doing(f"reading the configuration of {config.model.model}")
-    info = inspect_model(config.model, device, config.engine.tensor_parallel_size, needs_weights=needs_weights)
+    size = config.engine.tensor_parallel_size
+    info = inspect_model(config.model, files, device, size, needs_weights=needs_weights)
     doing(f"reading the tokenizer of {config.model.model}")
-    tokenizer = _tokenizer(config)
+    tokenizer = _tokenizer(config, files)
     template = tokenizer.chat_template(config.prompt.chat)
     config, date, date_notes = dated(config, found, is_read=template is not None and template.reads_date)
     chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
@@ -128,6 +132,7 @@ def examine(
         *looked_at.notes(config, bound.special_tokens),
         *(() if template is None else notes_on_channels(tokenizer.special_tokens, config)),
     )
+    fingerprint = model_fingerprint(info, config.model, found) if needs_weights else ""  # last: it may take long
     return Examined(
         run=run,
         model_info=info,
@@ -141,13 +146,14 @@ def examine(
         columns=bound.columns,
         kept=bound.kept,
         features=features_of(bound.columns, schema, bound.kept),
-        manifest=manifest_of(run, info, tokenizer.digest, dataset, plan, bound.kept),
+        manifest=manifest_of(run, info, (fingerprint, tokenizer.digest), dataset, plan, bound.kept),
         notes=notes,
     )
 
 
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    tokenizer = Tokenizer(load_tokenizer(config.model), follows_prompt=config.prompt.has_own_rules)
+def _tokenizer(config: RunConfig, files: ModelFiles) -> Tokenizer:
+    inner = load_tokenizer(files, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = Tokenizer(inner, follows_prompt=config.prompt.has_own_rules)
     tokenizer.check_policy(config.prompt.on_long_prompt)
     if config.prompt.special_tokens_in_text == "escape":
         tokenizer.check_escaping()

@@ -25,10 +25,19 @@ MAX_NOT_READ = 1000
 
 
 def manifest_of(
-    run: ResolvedRun, info: ModelInfo, tokenizer_digest: str, dataset: OpenDataset, plan: Plan, kept: Sequence[pa.Field]
+    run: ResolvedRun,
+    info: ModelInfo,
+    digests: tuple[str, str],
+    dataset: OpenDataset,
+    plan: Plan,
+    kept: Sequence[pa.Field],
 ) -> Manifest:
-    """Return a run's manifest: every value that can change its output, and the circumstances."""
-    config = run.config
+    """Return a run's manifest: every value that can change its output, and the circumstances.
+
+    Args:
+        digests: of the model and of its tokenizer.
+    """
+    config, (fingerprint, tokenizer_digest) = run.config, digests
     identity = {
         "dataset": {
             "fingerprint": dataset.fingerprint,
@@ -37,7 +46,7 @@ def manifest_of(
             **dataset.reading,
         },
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
-        "model": {"fingerprint": info.fingerprint, "tokenizer": tokenizer_digest, "dtype": info.dtype},
+        "model": {"fingerprint": fingerprint, "tokenizer": tokenizer_digest, "dtype": info.dtype},
         "prompt": _prompt(run),
         "sampling": config.sampling.options(),
         "modes": {mode.name: given for mode in config.active_modes if (given := mode.given())},
@@ -47,7 +56,7 @@ def manifest_of(
         },
         "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
-    return Manifest(without_defaults(identity), _about(run, dataset))
+    return Manifest(without_defaults(identity), _about(run, info, dataset))
 
 
 def _prompt(run: ResolvedRun) -> dict[str, Any]:
@@ -60,12 +69,13 @@ def _prompt(run: ResolvedRun) -> dict[str, Any]:
     return asdict(run.config.prompt) | looked_up
 
 
-def _about(run: ResolvedRun, dataset: OpenDataset) -> dict[str, Any]:
+def _about(run: ResolvedRun, info: ModelInfo, dataset: OpenDataset) -> dict[str, Any]:
     config = run.config
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "model": config.model.model,
         "revision": config.model.revision,
+        "model_commit": info.files.commit,
         "dataset": config.data.dataset,
         "dataset_config": config.data.dataset_config,
         "dataset_revision": config.data.dataset_revision,
@@ -95,7 +105,7 @@ def metadata_of(config: RunConfig, manifest: Manifest, features: bytes) -> dict[
     return {
         b"job.manifest": manifest.digest.encode(),
         b"job.model": public_name(config.model.model).encode(),
-        b"job.revision": str(config.model.revision or "").encode(),
+        b"job.revision": str(manifest.about.get("model_commit") or config.model.revision or "").encode(),
         b"job.versions": " ".join(f"{name}={number}" for name, number in versions().items()).encode(),
         b"huggingface": features,
         **{key: value for mode in manifest.modes for key, value in mode.part_metadata().items()},

@@ -6,15 +6,28 @@ conversation that ended with the assistant got a second answer; completions of s
 stop strings never matched special tokens.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 
-from job.config import DataConfig, RunConfig
+from job.config import DataConfig, ModelConfig, RunConfig
 from job.data.finding import is_local
+from job.engine.model.info import ModelInfo
+from job.engine.model.naming import MODEL_CONFIG
+from job.engine.model.weights import GENERATION_CONFIG, identify
 from job.errors import UsageError
+from job.fingerprint import fingerprint
 from job.output.parts.manifest import Manifest
+from job.remote.hub import COMMIT
+
+SAMPLED = re.compile("[0-9a-f]{16}")
+"""A hash of places in a local model's files: what identified it up to version 0.3."""
+
+WHOLE = re.compile("[0-9a-f]{64}")
+"""What identifies a model now."""
 
 
 def as_started(config: RunConfig, found: Manifest | None) -> RunConfig:
@@ -52,3 +65,39 @@ def all_columns(schema: pa.Schema, found: Manifest | None) -> Sequence[str]:
         return names
     kept = found.section("columns")["kept"]
     return [field.name for field in schema if f"{field.name}: {field.type}" in kept]
+
+
+def model_commit(found: Manifest | None, model: str) -> str | None:
+    """Return the commit of the Hub with which a run began; None if it is new, or began with another model.
+
+    Raises:
+        UsageError: an older version did not record what its model was.
+    """
+    if found is None:
+        return None
+    known = str(found.section("model")["fingerprint"])
+    if not any(form.fullmatch(known) for form in (SAMPLED, COMMIT, WHOLE)):
+        raise UsageError(
+            f"This run was started by version {found.about.get('versions', {}).get('job', '0.3 or older')}, which did "
+            f"not record the commit of its model ({known!r}): nothing shows whether --model {model} is still the same. "
+            "Use a new --output."
+        )
+    if found.about.get("model") != model:
+        return None
+    return found.about.get("model_commit") or (known if COMMIT.fullmatch(known) else None)
+
+
+def model_fingerprint(info: ModelInfo, config: ModelConfig, found: Manifest | None) -> str:
+    """Return what identifies the model, in the form that the run in the directory has."""
+    files = info.files
+    known = "" if found is None else str(found.section("model")["fingerprint"])
+    if SAMPLED.fullmatch(known) and files.repository is None:
+        return _sampled(files.directory)
+    if COMMIT.fullmatch(known) and files.commit is not None:
+        return files.commit
+    return identify(files, info.weights, trust_remote_code=config.trust_remote_code)
+
+
+def _sampled(directory: Path) -> str:
+    settings = [directory / name for name in (MODEL_CONFIG, GENERATION_CONFIG)]
+    return fingerprint([*sorted(directory.glob("*.safetensors")), *(file for file in settings if file.is_file())])

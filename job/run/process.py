@@ -22,10 +22,12 @@ from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.text import number
 from job.observe.watchdog import Heartbeat
+from job.remote.model_files import ModelFiles
 from job.remote.patience import set_patience
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import NothingSucceeds
 from job.run.model import load_in_range
+from job.run.pinned import pinned_model
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
@@ -56,11 +58,13 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
         replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
     progress = Progress(enabled=info.speaks, shows_rows=config.output.show_rows)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
-        prepared = _in_turn(replica, lambda: prepare(config, replica.device))
+        # Rank 0 alone looks up a branch of the Hub, which may move at any moment, and all processes read that commit.
+        files = replica.agree_in_world(_attempt(replica, lambda: pinned_model(config), info.speaks))
+        prepared = _in_turn(replica, lambda: prepare(config, files, replica.device))
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
     exit_code: int | None = replica.agree_in_world(early)
     if exit_code is None:
-        exit_code = _work(config, replica, prepared, stop, progress, stopwatch)
+        exit_code = _work(config, files, replica, prepared, stop, progress, stopwatch)
     replica.close()
     return exit_code
 
@@ -80,6 +84,7 @@ def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
 
 def _work(
     config: RunConfig,
+    files: ModelFiles,
     replica: Replica,
     prepared: Prepared | None,
     stop: StopFlag,
@@ -91,7 +96,7 @@ def _work(
     with stopwatch.measure("load"), telling_what_takes_long(progress.note):
         if prepared is not None:
             _announce(prepared, replica, progress)
-        model = _load(config, replica, prepared, progress) if config.engine.needs_model else None
+        model = _load(config, files, replica, prepared, progress) if config.engine.needs_model else None
         prepared = _settle_in_turn(replica, prepared, model)
         engine = _build_engine(config, replica, model, heartbeat.beat, progress)
     doing("waiting for the other processes of this launch")
@@ -151,10 +156,14 @@ def _build_engine(
     return kind.build(model, config.engine, replica, should_stop=should_stop, note=progress.note)
 
 
-def _load(config: RunConfig, replica: Replica, prepared: Prepared | None, progress: Progress) -> LoadedModel:
+def _load(
+    config: RunConfig, files: ModelFiles, replica: Replica, prepared: Prepared | None, progress: Progress
+) -> LoadedModel:
     """Load the model on every process of the launch at the same time, in rank 0's dtype."""
     size = replica.info.tensor_parallel_size
-    own = prepared.model_info if prepared else inspect_model(config.model, replica.device, size)
+    inspected = _attempt(replica, lambda: inspect_model(config.model, files, replica.device, size), prepared is None)
+    own = prepared.model_info if prepared else inspected
+    assert own is not None
     stop_token_ids = replica.command(prepared.tokenizer.stop_token_ids if prepared else None)
     fallback_dtype = None if prepared is None or prepared.is_claimed else own.fallback_dtype
     is_restart = prepared is not None and prepared.is_restart

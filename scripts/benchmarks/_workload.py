@@ -57,10 +57,11 @@ def load(dtype: str = "bfloat16", model: Path = MODEL) -> Loaded:
     from job.engine.paged.support import check_support
     from job.launch.environment import read_process_info
     from job.launch.replica import Replica
+    from job.remote.model_files import ModelFiles
 
     config = ModelConfig(model=str(model), dtype=dtype)
     replica = Replica(read_process_info({}, 1))
-    loaded = load_model(config, inspect_model(config, replica.device, 1), replica, [])
+    loaded = load_model(config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, [])
     shapes, reason = check_support(loaded, replica)
     assert reason is None, reason
     return Loaded(loaded, shapes, replica)

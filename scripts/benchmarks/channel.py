@@ -25,11 +25,12 @@ def measure(num_rows: int) -> None:
     from job.launch.environment import read_process_info
     from job.launch.replica import Replica
     from job.records import Request
+    from job.remote.model_files import ModelFiles
     from job.tasks import Generate, SamplingParams
 
     replica = Replica(read_process_info(os.environ, 2))
     config = ModelConfig(model=str(MODEL), dtype="bfloat16")
-    model = load_model(config, inspect_model(config, replica.device, 2), replica, [])
+    model = load_model(config, inspect_model(config, ModelFiles(name=config.model), replica.device, 2), replica, [])
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
     task = Generate(params=SamplingParams(max_new_tokens=24, ignore_eos=True))

@@ -1,25 +1,27 @@
-"""What is known before weights are loaded: configuration, dtype, usable files, the fingerprint of the weights."""
+"""What is known before weights are loaded: configuration, dtype, usable files."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.naming import check_name, why_unreadable
+from job.engine.model.naming import check_repository
 from job.engine.model.tensor_parallel import check_tensor_parallel
-from job.errors import UsageError
-from job.fingerprint import fingerprint
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+from job.engine.model.weights import check_format, weight_files
+from job.errors import UsageError, first_line
+from job.remote.model_code import check_code, code_options
+from job.remote.model_files import ModelFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known about a model before its weights are loaded."""
 
+    files: ModelFiles
+    weights: Sequence[str]
+    """The names of the files with the weights; empty if they were not looked for."""
     config: Any
     """transformers' configuration."""
     dtype: str
@@ -30,30 +32,37 @@ class ModelInfo:
     """The dtype to use if the model overflows ``dtype``: bfloat16 where ``auto`` cast a bfloat16 checkpoint."""
     max_model_len: int
     """The most tokens that a prompt and its completion may have together."""
-    fingerprint: str
-    """Identifies the weights: the commit of a Hub model, or a hash of local files."""
 
 
 def inspect_model(
-    config: ModelConfig, device: torch.device, tensor_parallel_size: int, *, needs_weights: bool = True
+    config: ModelConfig,
+    files: ModelFiles,
+    device: torch.device,
+    tensor_parallel_size: int,
+    *,
+    needs_weights: bool = True,
 ) -> ModelInfo:
-    """Check all that can be checked without the weights.
+    """Check all that can be checked without the weights. Fetches the small files of a Hub model.
 
     Args:
-        needs_weights: if False, the weights may be missing, and their fingerprint is empty.
+        needs_weights: if False, the weights may be missing.
 
     Raises:
         UsageError: the model or its safetensors weights are missing, or its architecture or a length cannot work.
+        Unavailable: the Hub does not answer.
     """
     from transformers import AutoConfig
 
-    check_name(config.model)
+    check_repository(files)
+    if needs_weights:
+        check_format(files)
+    files.fetch_settings(with_code=config.trust_remote_code)
+    check_code(files, trust_remote_code=config.trust_remote_code)
     try:
-        hf_config = AutoConfig.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:  # OSError, ValueError, KeyError, huggingface_hub's own, ...: all for the user to fix
-        raise UsageError(why_unreadable(config.model, error)) from None
+        hf_config = AutoConfig.from_pretrained(files.directory, **code_options(files, config.trust_remote_code))
+    except Exception as error:  # OSError, ValueError, KeyError, ...: all for the user to fix
+        raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
+    weights = weight_files(files) if needs_weights else ()
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -62,15 +71,15 @@ def inspect_model(
             "Use the model in float16 or bfloat16, with a larger --tensor-parallel-size if it does not fit."
         )
     check_tensor_parallel(hf_config, tensor_parallel_size)
-    fingerprint = _weights_fingerprint(config, hf_config) if needs_weights else ""
     dtype, note = resolve_dtype(config.dtype, device)
     return ModelInfo(
+        files=files,
+        weights=weights,
         config=hf_config,
         dtype=dtype,
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config),
-        fingerprint=fingerprint,
     )
 
 
@@ -119,50 +128,3 @@ def _stretched(text: Any, known: int) -> int:
     if any(kind.get("rope_type", kind.get("type")) != "yarn" for kind in kinds):
         return known
     return min(int((kind.get("original_max_position_embeddings") or known) * kind.get("factor", 1)) for kind in kinds)
-
-
-def _weights_fingerprint(config: ModelConfig, hf_config: Any) -> str:
-    directory = Path(config.model)
-    if not directory.is_dir():
-        return str(getattr(hf_config, "_commit_hash", None) or config.revision or "unknown")
-    if any((directory / name).is_file() for name in WEIGHT_FILES):
-        weights = sorted(directory.glob("*.safetensors"))
-        missing = _indexed_files(directory) - {file.name for file in weights}
-        if missing:
-            raise UsageError(
-                f"--model {config.model}: {min(missing)}, which {WEIGHT_FILES[1]} lists, is missing. Copy it again."
-            )
-        for file in weights:
-            _check_complete(file)
-        settings = [directory / name for name in ("config.json", "generation_config.json")]
-        return fingerprint([*weights, *(file for file in settings if file.is_file())])
-    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
-    if pickled:
-        raise UsageError(
-            f"--model {config.model} has pickled weights ({pickled[0].name}), which can run code when they are loaded. "
-            "Convert them: load the model where you trust it, then call save_pretrained, which writes safetensors."
-        )
-    raise UsageError(
-        f"--model {config.model} has no weights: it contains neither {' nor '.join(WEIGHT_FILES)}. "
-        "Download or convert them."
-    )
-
-
-def _indexed_files(directory: Path) -> set[str]:
-    index = directory / WEIGHT_FILES[1]
-    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
-
-
-def _check_complete(file: Path) -> None:
-    """Refuse a safetensors file whose size is not the one in its header, as after an interrupted copy."""
-    try:
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(header_bytes))
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, OverflowError, MemoryError):
-        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
-    if file.stat().st_size != 8 + header_bytes + end:
-        raise UsageError(
-            f"{file} has {file.stat().st_size:,} bytes, but its header says {8 + header_bytes + end:,}. Copy it again."
-        )

@@ -10,6 +10,7 @@ The recipe (each step proved necessary with DeepSpeed 0.19.8):
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from job.engine.model.info import ModelInfo
 from job.errors import JobError, UsageError, first_line
 from job.launch.activity import doing
 from job.launch.replica import Replica
+from job.remote.model_code import code_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ def load_model(
     dtype = getattr(torch, info.dtype)
     failure, model = None, None
     try:
+        info.files.fetch(info.weights)
         doing(f"reading the weights of {config.model}")
         with _counting_tensors(config.model):
             model = _read_weights(config, info)
@@ -125,13 +128,14 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
     Raises:
         UsageError: weights are missing; transformers would fill them with random numbers and only warn.
     """
+    # Never let transformers ask a public service to convert pickled weights, as it does for repositories of the Hub.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     from transformers import AutoModelForCausalLM
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            config.model,
-            revision=getattr(info.config, "_commit_hash", None) or config.revision,
-            trust_remote_code=config.trust_remote_code,
+            info.files.directory,
+            **code_options(info.files, config.trust_remote_code),
             dtype="auto",
             attn_implementation=_attention_of(info.config),
             use_safetensors=True,

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from job.errors import UsageError, first_line
-from job.wording import unreachable
+from job.errors import UsageError
+from job.remote.model_files import ModelFiles
+from job.remote.refusals import not_cached
 
 MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
@@ -31,24 +32,34 @@ def check_name(model: str) -> None:
     if (path / MODEL_CONFIG).is_file():
         return
     if (path / ADAPTER_CONFIG).is_file():
-        raise UsageError(
-            f"--model {model} is an adapter (LoRA or the like), not a whole model. Merge it into its base model first "
-            "(peft: merge_and_unload, then save_pretrained), and name the result."
-        )
+        raise UsageError(_is_adapter(model))
     inside = sorted(str(found.parent) for found in path.glob(f"*/{MODEL_CONFIG}"))
     inside += sorted(str(found.parent) for found in path.glob(f"snapshots/*/{MODEL_CONFIG}"))  # a repository in a cache
     advice = f"Perhaps you mean {inside[-1]}." if inside else "Name the directory that save_pretrained wrote."
     raise UsageError(f"--model {model} has no {MODEL_CONFIG}, so it is not the directory of a model. {advice}")
 
 
-def why_unreadable(model: str, error: Exception) -> str:
-    """Return why transformers could not read a model's configuration."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+def check_repository(files: ModelFiles) -> None:
+    """Check by the names of its files that a repository of the Hub is that of a model.
 
-    causes = (error, error.__cause__, error.__context__)
-    if not Path(model).is_dir() and any(isinstance(e, LocalEntryNotFoundError | OfflineModeIsEnabled) for e in causes):
-        return unreachable("--model", model)
-    advice = (
-        " Accept its terms on the Hub, and set HF_TOKEN." if any(isinstance(e, GatedRepoError) for e in causes) else ""
+    Raises:
+        UsageError: it is an adapter, or something else.
+    """
+    if files.repository is None or files.has(MODEL_CONFIG):
+        return
+    if files.has(ADAPTER_CONFIG):
+        raise UsageError(_is_adapter(files.name))
+    if not files.repository.is_listed:  # the cache may hold a part of it
+        raise UsageError(not_cached("model", files.repository.name, files.commit, MODEL_CONFIG))
+    if any(name.endswith(".gguf") for name in files.names()):
+        raise UsageError(
+            f"--model {files.name} holds GGUF files and no {MODEL_CONFIG}. Name the model that they were made from."
+        )
+    raise UsageError(f"--model {files.name} has no {MODEL_CONFIG}, so it is not a model that transformers loads.")
+
+
+def _is_adapter(model: str) -> str:
+    return (
+        f"--model {model} is an adapter (LoRA or the like), not a whole model. Merge it into its base model first "
+        "(peft: merge_and_unload, then save_pretrained), and name the result."
     )
-    return f"--model {model} cannot be read: {first_line(error)}{advice}"

@@ -112,7 +112,6 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
     and these values, not by its files: without it, a cached run in another ``out`` could be read instead of this one.
     """
     category = next((mode.task_category for mode in manifest.modes if mode.task_category), "text-generation")
-    model_id = _hub_id(manifest)
     return "\n".join(
         [
             "---",
@@ -128,7 +127,7 @@ def _front_matter(manifest: Manifest, counts: Counts) -> str:
             f"- {category}",
             "tags:",
             "- synthetic",
-            *([f"base_model: {json.dumps(model_id)}"] if model_id else []),
+            *([f"base_model: {json.dumps(manifest.about['model'])}"] if _commit(manifest) else []),
             "---",
         ]
     )
@@ -171,11 +170,13 @@ def size_category(num_rows: int) -> str:
     return f"n>{SIZES[-1]}" if idx == len(SIZES) else f"{SIZES[idx - 1]}<n<{SIZES[idx]}"
 
 
-def _hub_id(manifest: Manifest) -> str | None:
-    """Return the model's id on the Hub; None if it came from a directory, whose fingerprint is a hash, not a commit."""
-    name, fingerprint = manifest.about["model"], manifest.section("model")["fingerprint"]
-    is_local = re.fullmatch("[0-9a-f]{16}", fingerprint) is not None
-    return name if not is_local and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
+def _commit(manifest: Manifest) -> str | None:
+    """Return the commit of the model on the Hub; None if it came from a directory.
+
+    Up to version 0.3, the commit was what identified the model.
+    """
+    known = manifest.section("model")["fingerprint"]
+    return manifest.about.get("model_commit") or (known if re.fullmatch("[0-9a-f]{40}", known) else None)
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:
@@ -183,8 +184,8 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     model = f"Model: {_code(public_name(about['model']))}"
     if about["revision"]:
         model += f", revision {_code(about['revision'])}"
-    if _hub_id(manifest):
-        model += f", commit {_code(identity['model']['fingerprint'])}"
+    if commit := _commit(manifest):
+        model += f", commit {_code(commit)}"
     if identity["engine"] != "model":
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"

@@ -13,7 +13,7 @@ from job.errors import shorten
 from job.modes.registry import MODES
 from job.output.parts.defaults import DEFAULTS, defaults_of
 from job.output.parts.input_files import describe_changes
-from job.wording import flag
+from job.wording import flag, listed
 
 if TYPE_CHECKING:
     from job.output.parts.manifest import Manifest
@@ -30,14 +30,17 @@ LABELS = {
 }
 """Fields that are not options."""
 
-OF_DATASET = ("dataset", "dataset_config", "data_files")
-"""Options that say, besides the revision, which files of the Hub are read."""
-
 SOURCES = {
     "dataset.fingerprint": ("dataset", "dataset_config", "dataset_revision", "data_files"),
     "model.fingerprint": ("model", "revision"),
 }
 """Fields that identify contents, and the options that say where the contents come from. These may change alone."""
+
+COMMITS = {
+    "dataset.fingerprint": ("dataset_commit", "dataset_revision"),
+    "model.fingerprint": ("model_commit", "revision"),
+}
+"""What ``about`` calls the commits of the contents on the Hub, and the options that name a commit."""
 
 DERIVED = {
     "model.tokenizer": "a hash of the model's vocabulary and chat template",
@@ -67,8 +70,10 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
         change = _source(name, found, wanted) if name in SOURCES else _change(name, before, after)
         changes.append(f"{change} ({DERIVED[name]})" if name in DERIVED else change)
     causes = [name for name in names if name not in DERIVED]
-    if causes == ["dataset.fingerprint"] and (commits := _commits(found, wanted)):
-        advice = f"Use a new --output, or --dataset-revision {commits[0]} to go on."
+    commits = [_commits(name, found, wanted) for name in causes if name in SOURCES]
+    if causes and len(commits) == len(causes) and all(commits):
+        given = [f"{flag(COMMITS[name][1])} {pair[0]}" for name, pair in zip(causes, commits, strict=True)]
+        advice = f"Use a new --output, or {listed(given)} to go on."
     elif all(name in SOURCES and not _renamed(name, found, wanted) for name in causes):
         advice = "Use a new --output, or restore the old contents to go on."
     else:
@@ -93,25 +98,24 @@ def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
     """Say how contents have changed: the name of where they come from, or what is there under the same name."""
     files = [manifest.about.get("files", {}) if name == "dataset.fingerprint" else {} for manifest in (found, wanted)]
     changes = f": {describe_changes(*files)}" if {*files[0]} & {*files[1]} and max(map(len, files)) > 1 else ""
-    commits = _commits(found, wanted) if name == "dataset.fingerprint" else ()
-    if commits:
-        changes += f" (commit {commits[0]} then, {commits[1]} now)"
+    commits = _commits(name, found, wanted)
+    moved = f" (commit {commits[0]} then, {commits[1]} now)" if commits else ""
     if renamed := _renamed(name, found, wanted):
-        return f"{' and '.join(renamed)}, and the contents differ{changes}"
+        return f"{' and '.join(renamed)}, and the contents differ{moved}{changes}"
     was, now = (_num_rows(manifest) for manifest in (found, wanted))
     rows = f" ({was:,} rows then, {now:,} now)" if name == "dataset.fingerprint" and was and now and was != now else ""
     when = f", {found.about['created']}" if "created" in found.about else ""
     option = SOURCES[name][0]
-    return (
-        f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{when}{changes}{rows}"
-    )
+    details = f"{when}{moved}{changes}{rows}"
+    return f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{details}"
 
 
-def _commits(found: "Manifest", wanted: "Manifest") -> tuple[str, str] | tuple[()]:
-    """Return both commits of a dataset of the Hub, if they differ and all else that names the files is the same."""
-    places = [{option: manifest.about.get(option) for option in OF_DATASET} for manifest in (found, wanted)]
-    was, now = (manifest.about.get("dataset_commit") for manifest in (found, wanted))
-    return (was, now) if was and now and was != now and places[0] == places[1] else ()
+def _commits(name: str, found: "Manifest", wanted: "Manifest") -> tuple[str, ...]:
+    """Return both commits of contents on the Hub, if they differ and all else that says where they are is the same."""
+    commit, revision = COMMITS[name]
+    places = [[side.about.get(option) for option in SOURCES[name] if option != revision] for side in (found, wanted)]
+    was, now = (side.about.get(commit) for side in (found, wanted))
+    return (str(was), str(now)) if was and now and was != now and places[0] == places[1] else ()
 
 
 def _num_rows(manifest: "Manifest") -> int | None:

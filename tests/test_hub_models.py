@@ -1,0 +1,260 @@
+"""Models of the Hub: one commit for all processes, known by contents, and fetched once nothing refuses the run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, snapshot_download
+
+from tests.conftest import Result
+from tests.hub import Hub, Repo
+from tests.run_files import files_of
+from tests.test_run import read_output, write_jsonl
+
+RunJob = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("job.remote.patience.FIRST_PAUSE_SECS", 0.001)
+
+
+@pytest.fixture
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model()
+
+
+@pytest.fixture
+def other(tiny_model: Callable[..., Path]) -> Path:
+    """Return a model with other weights and the same tokenizer."""
+    return tiny_model("llama", num_hidden_layers=3)
+
+
+def contents(directory: Path) -> dict[str, bytes | Path | None]:
+    return {path.name: path for path in directory.iterdir()}
+
+
+@pytest.fixture
+def repo(hub: Hub, tiny: Path) -> Repo:
+    """Return the repository of a model, with much that nobody needs."""
+    repo = hub.create("model", "acme/tiny")
+    repo.commit(
+        contents(tiny)
+        | {"README.md": b"# Tiny", "pytorch_model.bin": b"pickle", "model.gguf": b"gguf", "onnx/model.onnx": b"onnx"}
+    )
+    return repo
+
+
+@pytest.fixture
+def job(run_job: RunJob, tmp_path: Path) -> RunJob:
+    """Return a function that runs ``job run`` over six rows; of options given twice, the last one counts."""
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": f"question {idx}"} for idx in range(6)])
+    base = ["--dataset", data, "--no-chat", "--max-new-tokens", 4, "--rows-per-shard", 2, "--dtype", "float32"]
+
+    def run(*args: Any, model: Any = "acme/tiny", output: str = "out", engine: str = "fake") -> Result:
+        return run_job("run", "--model", model, "--engine", engine, "--output", tmp_path / output, *base, *args)
+
+    return run
+
+
+def done(result: Result) -> Result:
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refusal(result: Result) -> str:
+    assert result.exit_code == 2, (result.exit_code, result.stderr)
+    last = result.stderr.rstrip("\n").splitlines()[-1]
+    assert last.startswith("job: ")
+    return last
+
+
+def manifest(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return found
+
+
+def identity(output: Path) -> str:
+    return str(manifest(output)["identity"]["model"]["fingerprint"])
+
+
+def undo_a_part(output: Path) -> None:
+    files_of(output).part(1).unlink()
+    files_of(output).card.unlink()
+
+
+def fetched(hub: Hub) -> list[str]:
+    """Return the names of the files that were asked for."""
+    return sorted({item.path.partition("?")[0].rpartition("/")[2] for item in hub.requests("/resolve/")})
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, repo: Repo, job: RunJob, tmp_path: Path) -> None:
+    done(job(engine="paged"))
+    small = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert fetched(hub) == sorted([*small, "model.safetensors"])
+    assert len(hub.requests("GET /cdn/")) == 1
+    hub.log.clear()
+    done(job(output="again", engine="paged"))
+    assert [item.path for item in hub.log] == ["/api/models/acme/tiny"]
+    assert read_output(tmp_path / "again").equals(read_output(tmp_path / "out"))
+
+
+def test_another_model_with_the_same_tokenizer_is_another_run(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path
+) -> None:
+    """Both were ``unknown``, so half of the rows were the other model's, and ``job verify`` found nothing."""
+    first = repo.refs["main"]
+    done(job())
+    hub.create("model", "acme/other").commit(contents(other))
+    undo_a_part(tmp_path / "out")
+    message = refusal(job(model="acme/other"))
+    assert '--model was "acme/tiny", now "acme/other", and the contents differ. Use a new --output' in message
+    second = repo.commit(contents(other))
+    message = refusal(job("--revision", "main"))
+    assert f'--revision was not set, now "main", and the contents differ (commit {first} then, {second} now)' in message
+    done(job())
+    assert manifest(tmp_path / "out")["about"]["model_commit"] == first
+
+
+def test_a_branch_that_moves_is_named_with_the_way_back(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path
+) -> None:
+    first = repo.refs["main"]
+    done(job("--revision", "main"))
+    second = repo.commit(contents(other))
+    undo_a_part(tmp_path / "out")
+    message = refusal(job("--revision", "main"))
+    assert "--model acme/tiny has other contents than when the run started, " in message
+    assert f"(commit {first} then, {second} now). Use a new --output, or --revision {first} to go on." in message
+    done(job("--revision", first))
+
+
+def test_a_readme_makes_no_other_model(hub: Hub, repo: Repo, job: RunJob, tmp_path: Path) -> None:
+    done(job())
+    repo.commit({"README.md": b"# A better text"})
+    undo_a_part(tmp_path / "out")
+    done(job("--revision", "main"))
+    done(job(output="new"))
+    assert identity(tmp_path / "new") == identity(tmp_path / "out")
+    assert manifest(tmp_path / "new")["about"]["model_commit"] == repo.refs["main"]
+
+
+def test_a_copy_is_the_same_model(
+    hub: Hub, repo: Repo, job: RunJob, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that it was uploaded from, one from ``hf download --local-dir``, a snapshot; and offline."""
+    done(job())
+    local = Path(snapshot_download("acme/tiny", local_dir=tmp_path / "local"))
+    snapshot = Path(snapshot_download("acme/tiny"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for model in (tiny, local, snapshot, "acme/tiny"):
+        undo_a_part(tmp_path / "out")
+        done(job(model=model))
+    shutil.rmtree(tmp_path / "out")
+    done(job(model=local))
+    assert manifest(tmp_path / "out")["about"]["model_commit"] is None
+    (local / "generation_config.json").write_text('{"eos_token_id": 7}')
+    undo_a_part(tmp_path / "out")
+    assert "has other contents" in refusal(job(model=local))
+
+
+def test_a_run_goes_on_at_its_commit(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though main has moved, and without asking the Hub."""
+    first = repo.refs["main"]
+    done(job(engine="paged"))
+    expected = read_output(tmp_path / "out")
+    repo.commit(contents(other))
+    undo_a_part(tmp_path / "out")
+    hub.log.clear()
+    done(job(engine="paged"))
+    assert hub.log == [] and read_output(tmp_path / "out").equals(expected)
+    assert f"- Model: `acme/tiny`, commit `{first}`, in " in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_download_of_the_whole_repository_serves_offline(
+    hub: Hub, repo: Repo, job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As slurm/README.md says. Clients before version 2 leave no listing."""
+    directory = Path(snapshot_download("acme/tiny"))
+    shutil.rmtree(directory.parents[1] / "trees", ignore_errors=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done(job(engine="paged"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    done(job(output="online", engine="paged"))
+    assert identity(tmp_path / "online") == identity(tmp_path / "out")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (directory / "model.safetensors").unlink()
+    shutil.rmtree(directory.parents[1] / "job-trees")
+    assert "model.safetensors of acme/tiny is not in the cache (HF_HOME)" in refusal(job(output="third"))
+
+
+NO_WEIGHTS: dict[str, tuple[dict[str, bytes | None], str]] = {
+    "pickled": ({"pytorch_model.bin": b"x"}, "has pickled weights (pytorch_model.bin), which can run code"),
+    "GGUF": ({"tiny-q4.gguf": b"x"}, "has its weights in GGUF files (tiny-q4.gguf)."),
+    "GGUF alone": ({"tiny-q4.gguf": b"x", "config.json": None}, "holds GGUF files and no config.json."),
+    "adapter": ({"adapter_config.json": b"{}", "config.json": None}, "is an adapter (LoRA or the like)"),
+    "none": ({}, "has no weights: it contains neither model.safetensors nor"),
+    "data": ({"config.json": None, "train.csv": b"x"}, "has no config.json, so it is not a model that transformers"),
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHTS)
+def test_a_repository_without_usable_weights_is_refused_before_anything_is_fetched(
+    hub: Hub, repo: Repo, job: RunJob, name: str
+) -> None:
+    """transformers took pickled weights from a pull request, or asked a public service to make one."""
+    files, reason = NO_WEIGHTS[name]
+    repo.commit({"model.safetensors": None, "pytorch_model.bin": None, "model.gguf": None})
+    repo.commit(files)
+    assert f"--model acme/tiny {reason}" in refusal(job())
+    assert fetched(hub) == [] and hub.requests("discussions") == []
+
+
+def test_a_missing_shard_is_named_before_any_is_fetched(hub: Hub, repo: Repo, job: RunJob, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    repo.commit(
+        {
+            "model.safetensors": None,
+            "model.safetensors.index.json": json.dumps(index).encode(),
+            "model-00001-of-00002.safetensors": b"x",
+        }
+    )
+    message = refusal(job())
+    assert "model-00002-of-00002.safetensors, which model.safetensors.index.json lists, is missing." in message
+    assert hub.requests("/cdn/") == [] and not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prompt-column", "question"],
+        ["--keep-columns", "x"],
+        ["--regex", "("],
+        ["--max-new-tokens", 100_000],
+        ["--max-model-len", 100_000],
+    ],
+    ids=str,
+)
+def test_a_wrong_option_costs_no_download_of_weights(hub: Hub, repo: Repo, job: RunJob, options: list[Any]) -> None:
+    refusal(job(*options, engine="paged"))
+    assert hub.requests("/cdn/") == []
+
+
+def test_a_preview_fetches_no_weights(hub: Hub, repo: Repo, run_job: RunJob, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a"}])
+    done(run_job("preview", "--model", "acme/tiny", "--dataset", data, "--no-chat"))
+    assert hub.requests("/cdn/") == []
+
+
+def test_a_failing_hub_is_no_wrong_usage(hub: Hub, repo: Repo, job: RunJob) -> None:
+    for match in ("/api/models", "config.json", "/cdn/"):
+        fault = hub.fault(match=match, status=503)
+        result = job("--hub-timeout", 0, engine="paged")
+        assert (result.exit_code, "Hub (acme/tiny) does not answer: 503" in result.stderr) == (1, True), result.stderr
+        hub.faults.remove(fault)
+    done(job(engine="paged"))
