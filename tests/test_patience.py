@@ -1,9 +1,13 @@
 """Trouble of a network: what is retried, for how long, what is said meanwhile, and how a command ends."""
 
 import errno
+import json
+import signal
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,7 +21,9 @@ from job.launch.activity import answers, fails, telling_what_takes_long
 from job.remote import patience
 from job.remote.patience import patiently, set_patience
 from job.remote.transient import is_transient, reason_of_trouble
+from tests.conftest import ANN, Result, finish, start_processes
 from tests.hub import Hub
+from tests.test_run import read_output
 from tests.test_watchdog import wait_for
 
 THE_HUB = "the Hub (acme/data)"
@@ -244,3 +250,81 @@ def test_a_stalled_request_ends(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     hub.fault(match="GET /api", stall_secs=0.5)
     with pytest.raises(httpx2.ReadTimeout):
         HfApi().dataset_info("acme/data")
+
+
+def lines(*prompts: str) -> bytes:
+    return "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
+
+
+@pytest.fixture
+def args(hub: Hub, tiny_model: Callable[..., Path], tmp_path: Path) -> list[Any]:
+    """Return the options of a run over a model and a dataset of the Hub."""
+    hub.create("model", "acme/tiny").commit({path.name: path for path in tiny_model().iterdir()})
+    hub.create("dataset", "acme/data").commit({f"train-{idx}.jsonl": lines(f"question {idx}") for idx in range(3)})
+    return [
+        *["--model", "acme/tiny", "--dataset", "acme/data", "--no-chat", "--max-new-tokens", 4, "--engine", "static"],
+        *["--output", tmp_path / "out", "--dtype", "float32"],
+    ]
+
+
+PHASES = {
+    "the commit of the dataset": r"GET /api/datasets/acme/data(/revision/.*)?$",
+    "the listing of the dataset": "GET /api/datasets/acme/data/tree",
+    "a file of the dataset": "train-1",
+}
+"""What is asked for while a run is prepared."""
+
+
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"reset_after": 5}], ids=str)
+@pytest.mark.parametrize("phase", PHASES)
+def test_trouble_that_stays_is_no_wrong_usage_and_no_traceback(
+    hub: Hub,
+    run_job: Callable[..., Result],
+    args: list[Any],
+    phase: str,
+    trouble: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A regression: exit code 2, with advice about a file pytorch_model.bin; or a traceback."""
+    hub.fault(match=PHASES[phase], **trouble)
+    result = run_job("run", *args, "--hub-timeout", 0.01)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("job: ")]
+    assert result.exit_code == 1 and line.startswith("job: The Hub (acme/"), line
+    monkeypatch.setenv("JOB_EXIT_UNAVAILABLE", "76")
+    assert run_job("preview", *args, "--hub-timeout", 0).exit_code == 76
+
+
+def test_trouble_that_passes_costs_nothing(
+    hub: Hub, run_job: Callable[..., Result], args: list[Any], tmp_path: Path
+) -> None:
+    for match in PHASES.values():
+        hub.fault(match=match, status=503, times=2)
+        hub.fault(match=match, reset_after=3, times=1)
+    result = run_job("run", *args)
+    assert result.exit_code == 0, result.stderr
+    assert read_output(tmp_path / "out")["prompt"].to_pylist() == [f"question {idx}" for idx in range(3)]
+
+
+@pytest.mark.parametrize("command", ["preview", "publish"])
+def test_a_wait_for_the_hub_ends_with_a_signal(
+    hub: Hub,
+    run_job: Callable[..., Result],
+    args: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """At once and in one line; threads that fetch files were waited for."""
+    if command == "publish":
+        assert run_job("run", *args, "--engine", "fake").exit_code == 0
+        args = [tmp_path / "out", "ann/answers"]
+        monkeypatch.setenv("HF_TOKEN", ANN)
+    fault = hub.fault(match="train-1|/api/repos|/api/datasets/ann", stall_secs=60)
+    (process,) = start_processes(["-m", "job", command, *args])
+    wait_for(lambda: fault.struck_at is not None, 60)
+    process.send_signal(signal.SIGINT)
+    since = time.monotonic()
+    (result,) = finish([process], timeout=30)
+    assert time.monotonic() - since < 2
+    assert (result.exit_code, "Traceback" in result.stderr) == (75, False)
+    assert result.stderr.splitlines()[-1].startswith("job: stopped on SIGINT.")

@@ -83,7 +83,7 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     Needs the tokenizer, the model's configuration and the data, but neither weights nor a GPU; writes nothing.
 
     Exit codes: 0 shown; 1 the data cannot be read; 2 job run would refuse these options, or every row that was read
-    would be an error row.
+    would be an error row; 75 stopped on request.
     """
     config = to_config(values)
     for remark in notes_on_repeats():

@@ -9,8 +9,9 @@ import click
 
 from job.cli.options import options, section
 from job.config import EngineConfig
-from job.errors import EXIT_STOPPED, UsageError
+from job.errors import UsageError
 from job.launch.activity import telling_what_takes_long
+from job.launch.stop import StopFlag
 from job.observe.text import number
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ class Interval(click.ParamType[int]):
     "[default: once].",
 )
 @options(*section(EngineConfig, only=["hub_timeout"]))
-@click.pass_context
-def publish(
-    ctx: click.Context, /, output: Path, repository: str, is_private: bool, every_secs: int | None, hub_timeout: float
-) -> None:
+def publish(output: Path, repository: str, is_private: bool, every_secs: int | None, hub_timeout: float) -> None:
     """Publish the run in OUTPUT as the dataset ORG/NAME of the Hugging Face Hub: load_dataset("ORG/NAME") reads it.
 
     Uploads the finished parts and the dataset card, nothing else, and only what is not there yet. As long as rows are
@@ -70,11 +68,12 @@ def publish(
     Killed at any moment, the same command continues. Needs a token with write access: HF_TOKEN, or 'hf auth login'.
 
     Exit codes: 0 everything that is finished is published; 1 a part is damaged, or the Hub cannot be reached; 2 wrong
-    usage, or the repository cannot be written to; 75 stopped with Ctrl-C.
+    usage, or the repository cannot be written to; 75 stopped on request.
     """
     from job.observe.noise import silence_libraries
 
     silence_libraries(verbose=False)
+    StopFlag(ending=". Run the same command to go on: what is published is not sent again").install()
     from job.output.looking.found import find_run
     from job.output.publishing.publisher import Publisher  # imports pyarrow: only now, so that --help is quick
     from job.output.publishing.repository import Repository
@@ -87,17 +86,10 @@ def publish(
             f"{output} has no finished part yet, so there is nothing to publish. Publish later, or with --every 10m."
         )
     target = Repository(repository, is_private=is_private)
-    try:
-        with telling_what_takes_long(_note):
-            target.create()
-        publisher = Publisher(run, target, _note)
-        if every_secs is None:
-            publication = publisher.publish()
-        else:
-            publication = publisher.publish_repeatedly(every_secs, time.sleep)
-    except KeyboardInterrupt:
-        click.echo("Stopped. Run the same command to go on: what is published is not sent again.", err=True)
-        ctx.exit(EXIT_STOPPED)
+    with telling_what_takes_long(_note):
+        target.create()
+    publisher = Publisher(run, target, _note)
+    publication = publisher.publish() if every_secs is None else publisher.publish_repeatedly(every_secs, time.sleep)
     click.echo(describe(run, target.url, publication))
 
 
