@@ -20,11 +20,11 @@ import pyarrow as pa
 import pytest
 
 from job.config import DataConfig
-from job.data import conversions
 from job.data.conversions import converted
 from job.data.formats.json_file import Values
 from job.data.opening import open_dataset
 from job.errors import UsageError
+from job.remote import once
 
 
 @pytest.fixture(autouse=True)
@@ -165,8 +165,8 @@ def test_one_process_converts_and_the_others_wait_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They waited without a word. (Two threads are like two processes here: each opens the lock on its own.)"""
-    monkeypatch.setattr(conversions, "PATIENCE_SECS", 0.0)
-    monkeypatch.setattr(conversions, "POLL_SECS", 0.001)
+    monkeypatch.setattr(once, "PATIENCE_SECS", 0.0)
+    monkeypatch.setattr(once, "POLL_SECS", 0.001)
     (tmp_path / "d.csv").write_text("prompt\na\n")
     started, may_end, made = threading.Event(), threading.Event(), []
 
