@@ -854,7 +854,6 @@ def test_a_directory_of_other_files_is_refused_and_what_lies_beside_a_run_is_not
 ADDRESSES = {
     "--output": ["s3://bucket/out", "gs://b/o", "hf://datasets/x/y", "S3://b/o", "abfss://c@a/o", "hdfs:///o"],
     "--model": ["s3://bucket/model"],
-    "--dataset": ["s3://bucket/d.jsonl", "https://example.org/d.jsonl"],
 }
 
 

@@ -145,7 +145,13 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 MODEL_OPTIONS = options(
-    click.option("--model", required=True, type=Text(), metavar="ID_OR_DIR", help="Model: Hub id or local directory."),
+    click.option(
+        "--model",
+        required=True,
+        type=Text(),
+        metavar="ID_OR_DIR",
+        help="Model: a local directory, or a Hub id: org/name, org/name@revision or hf://org/name.",
+    ),
     *section(ModelConfig),
     *section(EngineConfig, only=["tensor_parallel_size"]),
 )
@@ -156,8 +162,9 @@ DATA_OPTIONS = options(
         required=True,
         type=Text(),
         metavar="ID_OR_PATH",
-        help=f"Dataset: a local file ({', '.join(ENDINGS)}), a glob, or a directory of such files or from "
-        "save_to_disk; anything else is a Hub id.",
+        help=f"Dataset: a file ({', '.join(ENDINGS)}), a glob, or a directory of such files, here or at an address "
+        "such as s3://bucket/data or https://host/file.csv; a directory from save_to_disk; or a Hub id: org/name, "
+        "org/name@revision or hf://datasets/org/name/file.",
     ),
     *section(DataConfig),
 )

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from job.cli.located import located
 from job.config import (
     DataConfig,
     EngineConfig,
@@ -13,7 +14,7 @@ from job.config import (
     SamplingConfig,
 )
 from job.modes.registry import MODES
-from job.output.store.addresses import check_local, check_output
+from job.output.store.addresses import check_output
 
 Section = TypeVar("Section")
 
@@ -25,8 +26,7 @@ def to_config(values: dict[str, Any]) -> RunConfig:
         UsageError: a value is out of range, or a file that it names cannot be read.
     """
     check_output(values["output"])
-    check_local("model", values["model"], "Give a Hub id, or download it and give the directory.")
-    check_local("dataset", values["dataset"], "Give a Hub id, or copy the files to a directory and give that.")
+    values = located(values)
     return RunConfig(
         model=_section(ModelConfig, values),
         data=_section(DataConfig, values),

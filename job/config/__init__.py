@@ -52,7 +52,7 @@ class DataConfig:
     """Which rows to read."""
 
     dataset: str
-    """Hub id, local file, glob or directory."""
+    """Hub id, or a file, glob or directory, here or at an address."""
     dataset_config: str | None = option(None, "Configuration (subset) of a Hub dataset.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     split: str | None = option(
@@ -61,7 +61,7 @@ class DataConfig:
     data_files: tuple[str, ...] = option(
         (), "Files or globs inside the dataset. Repeat or use commas.", may_have_commas=True, is_path=True
     )
-    """Paths or globs inside the dataset, or local files when ``dataset`` is a format name such as ``json``."""
+    """Paths or globs inside the dataset, or files anywhere when ``dataset`` is a format name such as ``json``."""
     streaming: bool = option(
         False,
         "Read Parquet that lies elsewhere in place, without a local copy: only the columns that are needed.",

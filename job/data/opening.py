@@ -21,6 +21,7 @@ from job.data.source import TableSource
 from job.data.splits import choose_split
 from job.errors import UsageError
 from job.fingerprint import digest_of_ends, fingerprint
+from job.remote.addresses import is_address
 from job.wording import flag
 
 
@@ -81,6 +82,8 @@ def find_dataset(
 
 def _check_choosing(path: Path, config: DataConfig, is_older: bool) -> None:
     """Refuse options that choose among files where there is no choice. Older versions ignored most of them."""
+    if is_address(config.dataset):  # known once it is listed
+        return
     is_pattern = not path.exists() and bool(set(config.dataset) & set("*?["))
     kinds = {"a file": path.is_file()}
     if not is_older:

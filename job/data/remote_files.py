@@ -10,15 +10,22 @@ from pathlib import Path
 
 from job.config import DataConfig
 from job.data.finding import Found, configs_in, find_files, is_local
+from job.data.formats import READERS, format_of_reader
 from job.data.listing import CARD, MAX_DESCRIPTION_BYTES
 from job.errors import UsageError
 from job.remote import hub
+from job.remote.addresses import is_address, is_pattern
 from job.remote.outline import Outline, outlined
 from job.remote.refusals import not_cached
+from job.remote.stores import open_addresses
 from job.remote.tree import RemoteTree
+from job.wording import flag
 
 CARDS = (CARD, "dataset_infos.json", ".huggingface.yaml")
 """Files in which ``datasets`` reads what the others are."""
+
+OF_RUN = "manifest.json"
+"""What makes a directory a run."""
 
 COUNTED = re.compile(r"-(\d{5})-of-(\d{5})")
 
@@ -27,15 +34,19 @@ CONVERTED_BRANCH = re.compile(r"([^/]+)/([^/]+)/\d{4}\.parquet")
 
 
 def tree_of(config: DataConfig, commit: str | None) -> RemoteTree | None:
-    """Return the repository that the user named, at one commit; None if the dataset is local.
+    """Return the repository that the user named, at one commit, or the files at an address; None if they are local.
 
     Args:
         commit: the one to use if the user names no revision.
 
     Raises:
         UsageError: it does not exist, or may not be read.
-        Unavailable: the Hub does not answer.
+        Unavailable: the Hub or the store does not answer.
     """
+    if is_address(config.dataset):
+        return open_addresses([config.dataset])
+    if config.dataset in READERS and any(map(is_address, config.data_files)):
+        return open_addresses(config.data_files, "data-files")
     if is_local(config):
         return None
     return hub.pin("dataset", config.dataset, config.dataset_revision or commit)
@@ -48,13 +59,19 @@ def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:
         UsageError: there is no data, or something that could be data would not be read.
         Unavailable: see ``RemoteTree``.
     """
+    if any(map(is_address, config.data_files)):
+        paths = tuple(tree.files)
+        return Found(splits={"train": paths}, format=format_of_reader(config.dataset, paths))
+    if tree.meant:
+        _check_choosing(config)
+        config = replace(config, data_files=(tree.meant,))
     for pattern in config.data_files:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
             raise UsageError(f"--data-files {pattern} is not inside --dataset {tree.name}. Name files that it has.")
     if not config.data_files and (of_configs := _converted_configs(tree)):
         return _of_config(of_configs, config, tree)
     with outlined(tree) as outline:
-        outline.fill(CARDS)
+        outline.fill([*CARDS, OF_RUN])
         is_described = bool(config.data_files or configs_in(outline.root))
         if not is_described:
             _refuse_script(tree)
@@ -62,6 +79,15 @@ def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:
             outline.fill([path for path in small if path.lower().endswith(".json")])
         found = find_files(replace(config, dataset=str(outline.root)), None, is_older=False)
         return _in_tree(found, outline)
+
+
+def _check_choosing(config: DataConfig) -> None:
+    """Refuse options that choose among files where there is no choice."""
+    what = "a pattern" if is_pattern(config.dataset) else "a file"
+    for name in (name for name in ("data_files", "dataset_config") if getattr(config, name)):
+        raise UsageError(
+            f"{flag(name)} is for directories and Hub datasets, but --dataset {config.dataset} is {what}. Leave it out."
+        )
 
 
 def _in_tree(found: Found, outline: Outline) -> Found:

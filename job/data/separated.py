@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from job.remote.addresses import is_address
+
 
 def separated(values: Sequence[str], is_name: Callable[[str], bool]) -> tuple[str, ...]:
     """Split values at commas, but not those that are names as they are.
@@ -34,4 +36,4 @@ def columns_named(values: Sequence[str], columns: Collection[str]) -> tuple[str,
 
 def files_named(values: Sequence[str], dataset: str) -> tuple[str, ...]:
     """Return the files or globs that ``--data-files`` means, inside the dataset or anywhere."""
-    return separated(values, lambda value: any(Path(place, value).exists() for place in (dataset, "")))
+    return separated(values, lambda value: is_address(value) or any(Path(at, value).exists() for at in (dataset, "")))

@@ -41,6 +41,7 @@ class HubRepository:
     name: str
     """``org/name``."""
     commit: str
+    meant: str = ""
 
     @cached_property
     def files(self) -> Tree:

@@ -29,6 +29,10 @@ class RemoteTree(Protocol):
         """What messages call it, such as ``org/name``. The names of its files follow after a slash."""
 
     @property
+    def meant(self) -> str:
+        """What the user has named in it: a glob. Empty: all of it."""
+
+    @property
     def commit(self) -> str | None:
         """What a later start needs to find the same state. None if the files themselves must show it."""
 
