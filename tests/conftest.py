@@ -93,6 +93,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     HUB.heal()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Any:
+    """Return an S3 server, which tests reach through the fixture ``s3``."""
+    from tests.s3 import S3
+
+    return S3()
+
+
+@pytest.fixture
+def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return an S3 server with one empty bucket, ``s3://bucket``, which the clients find: ``tests.s3.S3``."""
+    s3_server.reset()
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("job.remote.patience.FIRST_PAUSE_SECS", 0.001)
+    return s3_server
+
+
 @pytest.fixture
 def observed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Watch what the schedulers of paged engines do during a test: ``serving.Observed``."""

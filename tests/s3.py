@@ -1,10 +1,18 @@
-"""An S3 server in this process (moto), which counts requests and can fail."""
+"""An S3 server in this process (moto), which logs requests and can fail."""
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 BUCKET = "bucket"
+
+
+@dataclass
+class _Fault:
+    when: Callable[[str], object]
+    times: int
+    is_late: bool
 
 
 class S3:
@@ -21,14 +29,24 @@ class S3:
 
         self._app = moto.server.DomainDispatcherApplication(moto.server.create_backend_app)
         self.log: list[str] = []
-        self._faults: list[tuple[Callable[[str], bool], int]] = []
+        self.ignored: set[str] = set()
+        """Headers that the server does not know, such as ``HTTP_IF_MATCH``."""
+        self._faults: list[_Fault] = []
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def fail(self, when: Callable[[str], bool], times: int = 10**9) -> None:
-        """Answer the next requests of this kind with 503."""
-        self._faults.append((when, times))
+    def fail(self, when: Callable[[str], object], times: int = 10**9, *, late: bool = False) -> None:
+        """Answer the next requests of this kind with 503.
+
+        Args:
+            late: do what they ask before: only the answer is lost.
+        """
+        self._faults.append(_Fault(when, times, late))
+
+    def heal(self) -> None:
+        """Answer again."""
+        self._faults.clear()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,14 +90,19 @@ class S3:
         backend.reset()
         backend.create_bucket(BUCKET, "us-east-1")
         self.log.clear()
-        self._faults.clear()
+        self.ignored.clear()
+        self.heal()
 
     def _answer(self, environ: Any, start: Any) -> Any:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO'].removeprefix(f'/{BUCKET}/')}"
         self.log.append(request)
-        for idx, (when, times) in enumerate(self._faults):
-            if times and when(request):
-                self._faults[idx] = when, times - 1
+        for header in self.ignored:
+            environ.pop(header, None)
+        for fault in self._faults:
+            if fault.times > 0 and fault.when(request):
+                fault.times -= 1
+                if fault.is_late:
+                    list(self._app(environ, lambda *args: None))
                 start("503 Slow Down", [("Content-Length", "0")])
                 return [b""]
         return self._app(environ, start)

@@ -104,7 +104,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
 ) -> None:
     """Each round starts 1 to 3 workers and kills all or some of them, until one round is left in peace."""
     rng = random.Random(seed)
-    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.05)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.05)
     args, log = run_args(tmp_path / "out"), tmp_path / "log"
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     num_kills = 0
@@ -179,7 +179,7 @@ def test_all_workers_share_the_only_shard(
     run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One holds it and writes the part; the others help with slices. No row is computed twice."""
-    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.02)
     monkeypatch.setattr("job.run.open_shards.EXCHANGE_SECS", 0.02)
     monkeypatch.setattr("job.run.workers.OTHERS_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.1")
@@ -266,7 +266,7 @@ def test_two_workers_may_start_in_the_same_instant(
     run_args: Callable[[Path], list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One writes the manifest, both do the rows."""
-    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.02)
     barrier = fork.Barrier(4)
 
     def together() -> None:
@@ -316,7 +316,7 @@ def test_a_shard_of_which_others_have_every_slice_is_still_written(
     """A regression: its new holder had no row of it to compute, never opened it, and all waited for ever."""
     args, log = run_args(tmp_path / "out"), tmp_path / "log"
     args[args.index("--rows-per-shard") + 1] = str(NUM_ROWS)
-    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.02)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.3")
     holder = start_until_journal_has(0, args, tmp_path / "out", log)
     helpers = start_workers(1, args, log)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from job.cli.options import split_commas
+from job.cli.options import RUN_ARGUMENT, split_commas
 from job.config import EXPORT_FORMATS
 from job.errors import UsageError
 from job.observe.text import number
@@ -21,7 +21,7 @@ FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".pa
 
 
 @click.command(short_help="Write the rows of a run to one file.")
-@click.argument("output", type=click.Path(path_type=Path))
+@RUN_ARGUMENT
 @click.option(
     "--format",
     "form",
@@ -39,7 +39,7 @@ FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".pa
 @click.option("--partial", is_flag=True, help="Write the parts that exist, even if the run is not finished.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def export(
-    output: Path, form: str | None, to: str, columns: tuple[str, ...], errors: bool, partial: bool, force: bool
+    output: str, form: str | None, to: str, columns: tuple[str, ...], errors: bool, partial: bool, force: bool
 ) -> None:
     """Write the rows of the run in OUTPUT to one file, in their order.
 
@@ -52,7 +52,7 @@ def export(
     from job.output.looking.exporting.run_table import RunTable, Selection
     from job.output.looking.exporting.writers import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.found import find_run
-    from job.output.store.addresses import check_local
+    from job.output.store.addresses import check_local, local_path
 
     check_local("to", to, "Name a local file, and upload it afterwards.")
     form = _format(form, to)
@@ -66,7 +66,7 @@ def export(
     table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial))
     is_shown = sys.stderr.isatty() and not (to == STDOUT and sys.stdout.isatty())
     with (
-        _open(to, output, force=force) as file,
+        _open(to, local_path(output), force=force) as file,
         click.progressbar(length=table.num_parts, label="parts", file=sys.stderr, hidden=not is_shown) as bar,
     ):
         WRITERS[form](table, table.read(lambda: bar.update(1)), file)
@@ -85,7 +85,7 @@ def _format(form: str | None, to: str) -> str:
     return found
 
 
-def _open(to: str, run_dir: Path, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
+def _open(to: str, run_dir: Path | None, *, force: bool) -> contextlib.AbstractContextManager[BinaryIO]:
     from job.output.looking.exporting.target import new_file, standard_output
 
     if to == STDOUT:

@@ -19,10 +19,12 @@ from job.config import (
     SamplingConfig,
 )
 from job.data.formats import ENDINGS
+from job.launch.activity import telling_what_takes_long
 from job.modes.mode import Mode
 from job.modes.options import OptionSpec
 from job.modes.registry import MODES
 from job.modes.texts import expand_home
+from job.output.store.addresses import local_path, normal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
@@ -67,6 +69,28 @@ class Address(click.ParamType[Path]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path."""
         return Path(expand_home(str(value)))
+
+
+class Place(click.ParamType[str]):
+    """A run directory: a path, which may begin with ``~``, or an address."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it in the form in which it is shown."""
+        return normal(expand_home(str(value)))
+
+
+def tell_if_silent(ctx: click.Context, param: click.Parameter, place: str) -> str:
+    """While a command looks at a run in an object store, say so if that does not answer."""
+    if local_path(place) is None:
+        telling = telling_what_takes_long(lambda text: click.echo(text, err=True), only_servers=True)
+        ctx.with_resource(telling)
+    return place
+
+
+RUN_ARGUMENT = click.argument("output", type=Place(), callback=tell_if_silent)
+"""The run that a command looks at."""
 
 
 class Text(click.types.StringParamType):
@@ -178,7 +202,9 @@ MODE_OPTIONS = options(*(option for mode in MODES for option in section(mode)))
 PART_OPTIONS = options(*section(OutputConfig))
 
 OUTPUT_OPTIONS = options(
-    click.option("--output", required=True, type=Address(), metavar="DIR", help="Run directory."),
+    click.option(
+        "--output", required=True, type=Place(), metavar="DIR", help="Run directory, or s3://BUCKET/DIRECTORY."
+    ),
     PART_OPTIONS,
 )
 

@@ -15,7 +15,7 @@ from job.cli.options import (
     PART_OPTIONS,
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
-    Address,
+    Place,
 )
 from job.cli.parsing import to_config
 from job.cli.repeated import RepeatingCommand, notes_on_repeats
@@ -53,7 +53,7 @@ class NumRows(click.ParamType[int | None]):
 @PROMPT_OPTIONS
 @SAMPLING_OPTIONS
 @MODE_OPTIONS
-@click.option("--output", type=Address(), default="preview", metavar="DIR", help="Ignored by preview.")
+@click.option("--output", type=Place(), default="preview", metavar="DIR", help="Ignored by preview.")
 @PART_OPTIONS
 @ENGINE_OPTIONS
 @CONFIG_OPTION

@@ -2,12 +2,11 @@
 
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from job.cli.options import options, section
+from job.cli.options import Place, options, section
 from job.config import EngineConfig
 from job.errors import UsageError
 from job.launch.activity import telling_what_takes_long
@@ -43,7 +42,7 @@ class Interval(click.ParamType[int]):
 
 
 @click.command(short_help="Publish a run as a dataset on the Hub.")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Place())
 @click.argument("repository", metavar="ORG/NAME")
 @click.option(
     "--private",
@@ -60,7 +59,7 @@ class Interval(click.ParamType[int]):
     "[default: once].",
 )
 @options(*section(EngineConfig, only=["hub_timeout"]))
-def publish(output: Path, repository: str, is_private: bool, every_secs: int | None, hub_timeout: float) -> None:
+def publish(output: str, repository: str, is_private: bool, every_secs: int | None, hub_timeout: float) -> None:
     """Publish the run in OUTPUT as the dataset ORG/NAME of the Hugging Face Hub: load_dataset("ORG/NAME") reads it.
 
     Uploads the finished parts and the dataset card, nothing else, and only what is not there yet. As long as rows are

@@ -1,17 +1,16 @@
 """``job retry``: marks error rows, which the next run recomputes."""
 
 from collections import Counter
-from pathlib import Path
 
 import click
 
-from job.cli.options import split_commas
+from job.cli.options import RUN_ARGUMENT, split_commas
 from job.errors import UsageError
 from job.observe.text import number
 
 
 @click.command(short_help="Mark error rows, which the next run recomputes.")
-@click.argument("output", type=click.Path(path_type=Path))
+@RUN_ARGUMENT
 @click.option(
     "--kind",
     "kinds",
@@ -19,7 +18,7 @@ from job.observe.text import number
     callback=split_commas,
     help="Only rows with errors of this kind, such as engine_error; repeat for several [default: all error rows].",
 )
-def retry(output: Path, kinds: tuple[str, ...]) -> None:
+def retry(output: str, kinds: tuple[str, ...]) -> None:
     """Mark the error rows of the run in OUTPUT, its --output.
 
     Then run the same command as before: it recomputes these rows and no others. Their parts stay readable until the new

@@ -1,17 +1,17 @@
 """``job show``: prints rows of a run, finished or not. Only reads; needs no GPU."""
 
 import shutil
-from pathlib import Path
 
 import click
 
+from job.cli.options import RUN_ARGUMENT
 from job.errors import UsageError
 
 MIN_ROWS = click.IntRange(min=1)
 
 
 @click.command(short_help="Read rows of a run in the terminal.")
-@click.argument("output", type=click.Path(path_type=Path))
+@RUN_ARGUMENT
 @click.option("--errors", is_flag=True, help="Rows with an error.")
 @click.option("--cut", is_flag=True, help="Rows whose completion reached --max-new-tokens.")
 @click.option("--unparsed", is_flag=True, help="Rows whose completion does not meet its constraint.")
@@ -21,7 +21,7 @@ MIN_ROWS = click.IntRange(min=1)
 @click.option("--full", "in_full", is_flag=True, help="Show long values in full.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def show(
-    output: Path,
+    output: str,
     errors: bool,
     cut: bool,
     unparsed: bool,

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 from time import sleep
 
 import click
 
+from job.cli.options import RUN_ARGUMENT
 from job.errors import EXIT_DONE, EXIT_FAILED
 
 WATCH_SECS = 5.0
@@ -43,7 +43,7 @@ def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | N
 
 
 @click.command(cls=WatchCommand, short_help="Show a run's progress and workers.")
-@click.argument("output", type=click.Path(path_type=Path))
+@RUN_ARGUMENT
 @click.option(
     "--watch",
     "watch_secs",
@@ -54,7 +54,7 @@ def check_watch_secs(ctx: click.Context, param: click.Parameter, secs: float | N
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one per line.")
 @click.pass_context
-def status(ctx: click.Context, /, output: Path, watch_secs: float | None, as_json: bool) -> None:
+def status(ctx: click.Context, /, output: str, watch_secs: float | None, as_json: bool) -> None:
     """Show how far along the run in OUTPUT is: shards, rows, errors, speed, workers, and what to do next.
 
     Works during the run and after it, on any machine that sees the directory, even without write permission.

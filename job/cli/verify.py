@@ -2,11 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from job.cli.options import RUN_ARGUMENT
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from job.observe.text import number
 
@@ -17,10 +17,10 @@ MAX_PROBLEMS = 20
 
 
 @click.command(short_help="Read and check everything that a run has written.")
-@click.argument("output", type=click.Path(path_type=Path))
+@RUN_ARGUMENT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all problems.")
 @click.pass_context
-def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
+def verify(ctx: click.Context, /, output: str, as_json: bool) -> None:
     """Read every part of the run in OUTPUT in full and check it against the manifest and the plan.
 
     Each part must be readable and belong to this run, with the run's columns, exactly the rows of its shard in order,
@@ -37,7 +37,7 @@ def verify(ctx: click.Context, /, output: Path, as_json: bool) -> None:
         length=run.plan.num_shards, label="parts", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         result = verify_run(run, lambda: bar.update(1))
-    click.echo(json.dumps({"output": str(output), **result.to_dict()}) if as_json else describe(output, result))
+    click.echo(json.dumps({"output": output, **result.to_dict()}) if as_json else describe(output, result))
     ctx.exit(exit_code_of(result))
 
 
@@ -48,7 +48,7 @@ def exit_code_of(result: "Verification") -> int:
     return EXIT_DONE if result.is_complete else EXIT_STOPPED
 
 
-def describe(output: Path, result: "Verification") -> str:
+def describe(output: str, result: "Verification") -> str:
     """Return the report as text; the last line says what to do."""
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in result.errors.most_common())
     rows = [f"{result.num_done:,} done", f"{result.num_errors:,} error", f"{result.num_pending:,} pending"]
@@ -57,7 +57,7 @@ def describe(output: Path, result: "Verification") -> str:
     more = len(result.problems) - MAX_PROBLEMS
     return "\n".join(
         [
-            str(output),
+            output,
             f"  parts    {result.num_parts:,} of {result.total_parts:,} correct",
             f"  rows     {result.total_rows:,} = {' + '.join(rows)}",
             *([f"  errors   {kinds}"] if kinds else []),

@@ -5,7 +5,6 @@ made by the code that opens them.
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from job.config.prompt import PromptConfig as PromptConfig
@@ -125,8 +124,8 @@ class SamplingConfig(SamplingParams):
 class OutputConfig:
     """Where and how rows are written."""
 
-    output: Path
-    """The run directory."""
+    output: str
+    """The run directory: a path, or an address such as ``s3://bucket/run``."""
     rows_per_shard: int = option(10_000, "Number of dataset rows per Parquet part.")
     compression: str = option("zstd", "Parquet compression codec.", choices=COMPRESSIONS)
     include_prompt: bool = option(True, "Write the rendered prompt next to its completion.")

@@ -25,19 +25,30 @@ class _Patience:
 
     def __init__(self) -> None:
         self.secs = 600.0
+        self.wait: Callable[[float], object] = _sleep
+
+
+def _sleep(secs: float) -> None:
+    time.sleep(secs)
 
 
 _current = _Patience()
 
 
-def set_patience(secs: float) -> None:
+def set_patience(secs: float, wait: Callable[[float], object] = _sleep) -> None:
     """Set how long a failing request is retried, for the whole process, and let no request stall forever.
 
     Args:
         secs: 0 means that nothing is retried.
+        wait: sleeps, in any thread; returns True if the process is to end, so that nothing more is waited for.
     """
-    _current.secs = secs
+    _current.secs, _current.wait = secs, wait
     limit_stalls()
+
+
+def lose_patience() -> None:
+    """Retry nothing any more: the process is about to end, and only tries to save what it can."""
+    _current.wait = lambda secs: True
 
 
 def limit_stalls() -> None:
@@ -68,7 +79,8 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
         what: what is waited for, such as ``the Hub (org/name)``.
 
     Raises:
-        Unavailable: it has failed for as long as ``--hub-timeout`` allows, without any success.
+        Unavailable: it has failed for as long as ``--hub-timeout`` allows, without any success; or the process is to
+            end.
         UsageError: the certificate of the server is not trusted.
     """
     start, pause = time.monotonic(), FIRST_PAUSE_SECS
@@ -85,12 +97,13 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
             if left < 0.01:
                 answers(what)
                 raise _unavailable(what, error, secs) from error
-            asked = asked_pause(error)
+            # With jitter: a hundred tasks of a job array that were refused together must not come back together.
+            if _current.wait(min(left, asked_pause(error) + pause * random.uniform(0.5, 1.5))):
+                answers(what)
+                raise _unavailable(what, error, secs) from error
         else:
             answers(what)
             return result
-        # With jitter: a hundred tasks of a job array that were refused together must not come back together.
-        time.sleep(min(left, asked + pause * random.uniform(0.5, 1.5)))
         pause = min(2 * pause, MAX_PAUSE_SECS / 1.5)
 
 

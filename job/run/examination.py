@@ -5,7 +5,6 @@ Each check is next to the code that it protects; this module knows only the orde
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -26,6 +25,7 @@ from job.modes.mode import Probe
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
+from job.output.store.addresses import local_path
 from job.records import Request
 from job.remote.model_files import ModelFiles
 from job.run.binding import OfModel, bind, check_head
@@ -165,7 +165,7 @@ def _open(config: RunConfig, of_model: OfModel, found: Manifest | None, num_rows
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
     dataset = find_dataset(
         config.data,
-        output=Path(config.output.output),
+        output=local_path(config.output.output),
         is_older=found is not None and not found.lists_files,
         commit=dataset_commit(config.data, found),
     )

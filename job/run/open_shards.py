@@ -3,12 +3,12 @@
 claim -> source -> prompts -> tokenizer -> requests ... completions -> journal -> part
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from job.data.reader import SliceReader
+from job.errors import Unavailable
 from job.launch.stop import StopFlag
 from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
@@ -18,13 +18,13 @@ from job.records import Completion, Request, SampleKey
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
-"""How often an idle worker looks for a shard that a dead worker has left."""
+"""How often an idle worker looks for a shard that a dead worker has left; less often if the store asks for it."""
 
 LOOK_SECS = 0.1
 """How often a worker that waits for rows looks whether a stop was requested."""
 
 EXCHANGE_SECS = 5.0
-"""How often a worker reads the journals of the workers that help it."""
+"""How often a worker reads the journals of the workers that help it; less often if the store asks for it."""
 
 
 class OpenShards:
@@ -53,7 +53,11 @@ class OpenShards:
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request | None] = iter(())
         self._prompts: dict[SampleKey, str | None] = {}
-        self._last_look = self._last_exchange = -IDLE_SECS
+        pause_secs = self._directory.store.pause_secs
+        self.idle_secs = max(IDLE_SECS, pause_secs / 6)
+        """How long to wait for other workers before the next look."""
+        self._exchange_secs = max(EXCHANGE_SECS, pause_secs)
+        self._last_look = self._last_exchange = -self.idle_secs
         self.counts = Counts()
         """The rows that this worker has finished."""
         self.recent: dict[int, Counts] = {}
@@ -106,7 +110,7 @@ class OpenShards:
             at_once: look for rows that dead workers have left, even if the last look was just now.
         """
         claim = self._claims.claim()
-        if claim is None and (at_once or time.monotonic() - self._last_look >= IDLE_SECS):
+        if claim is None and (at_once or time.monotonic() - self._last_look >= self.idle_secs):
             self._last_look = time.monotonic()
             claim = self._claims.claim() if self._claims.look_again() else None
         for shard_idx in self._claims.held:
@@ -135,7 +139,7 @@ class OpenShards:
         Args:
             before_part: called before each part gets its name.
         """
-        if time.monotonic() - self._last_exchange >= EXCHANGE_SECS:
+        if time.monotonic() - self._last_exchange >= self._exchange_secs:
             self.exchange()
         for shard in self._open.values():
             shard.sync_if_due()
@@ -165,8 +169,12 @@ class OpenShards:
         for reader in (self._reader, self._late_reader):
             reader.close()
         for shard in self._open.values():
-            with contextlib.suppress(OSError):  # the disk that stopped the run may refuse this, too
+            try:
                 shard.close()
+            except Unavailable:
+                self._note(f"the last rows of shard {shard.shard_idx} could not be stored, and will be recomputed")
+            except OSError:  # the disk that stopped the run may refuse this, too
+                pass
 
     def _shard(self, shard_idx: int) -> OpenShard:
         if shard_idx not in self._open:

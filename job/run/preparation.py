@@ -17,7 +17,7 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
-from job.output.store.addresses import open_store
+from job.output.store.addresses import local_path, open_store
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RunNames
 from job.output.store.store import Store
@@ -80,8 +80,8 @@ def prepare(config: RunConfig, files: ModelFiles, device: torch.device) -> Prepa
 
 def _refuse_output_in_place(config: RunConfig) -> None:
     """Refuse to write parts among the data, where a restart would take them for rows."""
-    dataset, output = Path(config.data.dataset), Path(config.output.output)
-    if dataset.is_dir() and dataset.resolve() == output.resolve():
+    dataset, output = Path(config.data.dataset), local_path(config.output.output)
+    if output is not None and dataset.is_dir() and dataset.resolve() == output.resolve():
         raise UsageError(
             f"--output {output} is the directory of the dataset. Use another one, for example {output / 'completions'}."
         )
@@ -180,8 +180,12 @@ def _refuse_occupied(store: Store, config: RunConfig) -> None:
     Raises:
         UsageError: it cannot.
     """
-    _refuse_inside_run(Path(config.output.output), store)
+    path = local_path(config.output.output)
     with _told_of_place(store), suppress(FileNotFoundError):
+        if path is None:
+            store.prepare([""])
+        else:
+            _refuse_inside_run(path, store)
         check_place(store)
 
 

@@ -51,7 +51,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     """
     watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
     silence_progress_bars(verbose=config.verbose)
-    set_patience(config.engine.hub_timeout)
+    set_patience(config.engine.hub_timeout, stop.wait)
     stopwatch = Stopwatch()
     with told_once(os.environ):
         info = read_process_info(os.environ, config.engine.tensor_parallel_size, sys.argv[1:])

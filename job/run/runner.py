@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from job.engine.protocol import Engine
-from job.errors import EXIT_STOPPED, JobError
+from job.errors import EXIT_STOPPED, JobError, Unavailable
 from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
@@ -22,10 +22,11 @@ from job.output.sharing.leases import Leases
 from job.output.sharing.metrics import MetricsFile, WorkerStats
 from job.output.store.names import PART_PATTERN, within
 from job.records import Completion, Generation
+from job.remote.patience import lose_patience
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import FirstRows
-from job.run.open_shards import IDLE_SECS, OpenShards
+from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
 from job.run.status import published_of
 from job.run.workers import Workers
@@ -88,6 +89,11 @@ class Runner:
                     return self._exit_code()
             # The launcher may stop the other replicas as soon as one exits because all is done: then we are done, too.
             return EXIT_STOPPED if self._shards.look_again() else self._exit_code()
+        except Unavailable:
+            lose_patience()
+            if self._stop():
+                return EXIT_STOPPED
+            raise
         except OSError as error:
             raise JobError(
                 f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Finished rows are "
@@ -163,19 +169,19 @@ class Runner:
         self._engine.keep_alive()
         if self._shards.is_waiting:
             with self._stopwatch.measure("waiting for rows"):
-                return self._shards.wait(IDLE_SECS, self._stop)
+                return self._shards.wait(self._shards.idle_secs, self._stop)
         with self._stopwatch.measure("waiting for other workers"):
-            return self._stop.wait(IDLE_SECS)
+            return self._stop.wait(self._shards.idle_secs)
 
     def _leave(self) -> None:
         """Release everything that is held. Journals keep the finished rows of unfinished shards."""
         self._watchdog.close()
         try:
             self._shards.close()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Unavailable):
                 self._metrics.write(self._stats())
         finally:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Unavailable):
                 self._leases.close()
             self._progress.close()
 

@@ -16,7 +16,7 @@ from job.observe.progress import time_left
 from job.observe.status import Published, StaleLease, Status, Worker
 from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
-from job.output.looking.survey import WAITING_SECS, SeenLease, Survey, survey
+from job.output.looking.survey import SeenLease, Survey, survey
 from job.output.parts.manifest import Manifest
 from job.output.publishing.publication import read_publication
 from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
@@ -34,7 +34,7 @@ UNKNOWN = "unknown"
 class Inspection:
     """Looks at one run, once or repeatedly."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: str | Path) -> None:
         """Find the run in the directory ``output``.
 
         Raises:
@@ -148,7 +148,7 @@ def _workers(seen: Survey, latest: Sequence[LatestStats]) -> list[Worker]:
     holders = set(map(str, leases_of))
     is_worth_waiting = any(not seen.is_done(lease.shard_idx) for lease in seen.leases)
     for worker_id, age in seen.clocks.items():
-        if is_worth_waiting and age < WAITING_SECS and worker_id not in holders:
+        if is_worth_waiting and age < seen.waiting_secs and worker_id not in holders:
             workers.append(_waiting(worker_id, age, latest_of.get(worker_id), seen.now))
     return sorted(workers, key=lambda worker: (worker.state == "waiting", worker.state == "helping", worker.worker_id))
 

@@ -11,7 +11,7 @@ from job.output.sharing.metrics import MetricsReader, WorkerStats
 from job.output.store.directory import RunDirectory
 
 OTHERS_SECS = 10.0
-"""How often the others' figures are read, and finished rows are counted."""
+"""How often the others' figures are read, and finished rows are counted; less often if the store asks for it."""
 
 LOOK_SECS = 0.2
 """How long such a count may take, since the model waits meanwhile. What is left is read the next time."""
@@ -28,7 +28,8 @@ class Workers:
         """
         self._finished, self._directory, self._plan, self._num_replicas = finished, directory, plan, num_replicas
         self._metrics, self._own = MetricsReader(directory.store), directory.names.metrics(worker_id)
-        self._read_at = self._looked_at = -OTHERS_SECS
+        self._others_secs = max(OTHERS_SECS, directory.store.pause_secs)
+        self._read_at = self._looked_at = -self._others_secs
         self._num_done_rows = 0
         self._others: list[WorkerStats] = []
 
@@ -38,8 +39,8 @@ class Workers:
         return max(self._num_replicas, 1 + len(self._others))
 
     def others(self, *, refresh: bool = False) -> list[WorkerStats]:
-        """Return the other workers' latest figures, cached for ``OTHERS_SECS``."""
-        if refresh or time.monotonic() - self._read_at >= OTHERS_SECS:
+        """Return the other workers' latest figures, cached for a while."""
+        if refresh or time.monotonic() - self._read_at >= self._others_secs:
             self._num_done_rows = self._plan.count(self._directory.done_shards())
             self._others = self._metrics.read_others(self._own)
             self._read_at = time.monotonic()
@@ -53,7 +54,7 @@ class Workers:
     @property
     def is_look_due(self) -> bool:
         """Whether the last look is so old that ``progress`` needs another."""
-        return time.monotonic() - self._looked_at >= OTHERS_SECS
+        return time.monotonic() - self._looked_at >= self._others_secs
 
     def look(self) -> None:
         """Count again what is finished of the run."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from job.errors import JobError
+from job.errors import JobError, Unavailable
 from job.output.parts.counts import Counts
 from job.output.store.directory import RunDirectory
 
@@ -104,6 +104,8 @@ def _read(
     def read(shard_idx: int) -> Counts | JobError:
         try:
             return Counts.of_part(directory.store, directory.names.part(shard_idx))
+        except Unavailable:
+            raise
         except JobError as error:
             return error
 

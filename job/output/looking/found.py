@@ -21,7 +21,7 @@ class FoundRun:
     directory: RunDirectory
 
 
-def find_run(output: Path) -> FoundRun:
+def find_run(output: str | Path) -> FoundRun:
     """Find the run in a directory.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from job.errors import JobError, UsageError
 from job.output.looking.footers import count_parts
 from job.output.looking.found import FoundRun
-from job.output.looking.survey import WAITING_SECS, survey
+from job.output.looking.survey import survey
 from job.output.parts.retry_marks import marked_kinds
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RETRIES
@@ -74,7 +74,7 @@ def _refuse_if_alive(run: FoundRun) -> None:
     ages = {
         names.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs for lease in seen.leases if not lease.is_stale
     }
-    ages |= {names.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < WAITING_SECS}
+    ages |= {names.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < seen.waiting_secs}
     if ages:
         name, age = next(iter(ages.items()))
         raise UsageError(

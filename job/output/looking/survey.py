@@ -22,7 +22,8 @@ NUM_THREADS = 32
 """On a network file system, reading a lease takes a round trip."""
 
 WAITING_SECS = 10.0
-"""A waiting worker touches its clock every second; one that has not done so for this long is dead."""
+"""A waiting worker touches its clock every second; one that has not done so for this long is dead. In a store that asks
+for pauses, it does so six times in one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Survey:
     is_store_time: bool
     """False: nothing can be written here, so ``now`` is this machine's time."""
     settings: RunSettings
+    waiting_secs: float = WAITING_SECS
+    """A clock that was touched more recently belongs to a live worker."""
 
     def is_done(self, shard_idx: int) -> bool:
         """Whether nothing is left to do of a shard."""
@@ -88,6 +91,7 @@ def survey(run: FoundRun) -> Survey:
         now=now,
         is_store_time=clock is not None,
         settings=settings,
+        waiting_secs=max(WAITING_SECS, store.pause_secs),
     )
 
 

@@ -16,10 +16,11 @@ from job.output.parts.plan import Plan
 from job.output.parts.retry_marks import completions_to_stay
 from job.output.parts.rows import to_batch
 from job.output.store.directory import RunDirectory
+from job.output.store.store import Stamp
 from job.records import Completion, RowBlock, SampleKey
 
 JOURNAL_SYNC_SECS = 2.0
-"""A kill loses at most the rows that finished in this time."""
+"""A kill loses at most the rows that finished in this time, or in the store's ``pause_secs`` if that is longer."""
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 256 << 20
 """A row group ends at whichever limit comes first, but has at least one row: readers can seek and need little memory,
@@ -68,6 +69,8 @@ class OpenShard:
         self.shard_idx = shard_idx
         self._plan, self._directory, self._format = plan, directory, part_format
         self._store, self._part = directory.store, directory.names.part(shard_idx)
+        self._old_part = self._stamp_of_retried()
+        """What the new part replaces."""
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
@@ -77,8 +80,9 @@ class OpenShard:
         """Name of another worker's journal to its reader."""
         self._kept: dict[int, pa.Table] = {}
         """First row of a block to the kept columns of the block."""
+        sync_secs = max(JOURNAL_SYNC_SECS, self._store.pause_secs)
         unused = _unused_journal(directory, shard_idx, worker_id)
-        self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=JOURNAL_SYNC_SECS)
+        self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=sync_secs)
         # Rows that a retry keeps come first, since the first completion of a row counts.
         self._take(completions_to_stay(directory, shard_idx, part_format.columns))
         self.absorb()
@@ -166,7 +170,7 @@ class OpenShard:
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are missing"
         self.close()
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
-        with self._unless_finished_by_another(), self._store.writing(self._part) as file:
+        with self._unless_finished_by_another(), self._store.writing(self._part, self._old_part) as file:
             self._write(file)
             self._verify(file)
         # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
@@ -176,6 +180,13 @@ class OpenShard:
         # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
         # the old part, with its errors, final.
         self._store.delete(self._directory.names.retry(self.shard_idx))
+
+    def _stamp_of_retried(self) -> Stamp | None:
+        if not self._store.exists(self._directory.names.retry(self.shard_idx)):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            return self._store.stamp(self._part)
+        return None
 
     @contextlib.contextmanager
     def _unless_finished_by_another(self) -> Iterator[None]:

@@ -13,16 +13,20 @@ import contextlib
 import threading
 from collections.abc import Callable
 
+from job.errors import JobError
 from job.output.sharing.settings import LEASE_TIMEOUT_SECS
 from job.output.sharing.worker import WorkerId
 from job.output.store.directory import RunDirectory
-from job.output.store.store import Store
+from job.output.store.store import Stamp, Store
 
 MAX_BEAT_SECS = 5.0
 """The longest time between heartbeats: a restart may shorten the timeout while workers still use the old one."""
 
-SILENT_SECS = 3 * MAX_BEAT_SECS
-"""The silence after which the user is told about a worker that may be dead."""
+MAX_JOIN_SECS = 2.0
+"""How long the end of a worker waits for a heartbeat that the store does not answer."""
+
+SILENT_BEATS = 3
+"""The heartbeats without one after which the user is told about a worker that may be dead."""
 
 
 class Leases:
@@ -46,7 +50,9 @@ class Leases:
         """
         self._store, self._names, self._worker = directory.store, directory.names, worker
         self._timeout_secs = timeout_secs
-        self._beat_secs = min(MAX_BEAT_SECS, timeout_secs / 12) if beat_secs is None else beat_secs
+        longest = max(MAX_BEAT_SECS, self._store.pause_secs / 3)
+        self._beat_secs = min(longest, longest * timeout_secs / LEASE_TIMEOUT_SECS) if beat_secs is None else beat_secs
+        self._silent_secs = SILENT_BEATS * longest
         self._note = note
         self._held: set[str] = set()
         self._silent: set[WorkerId] = set()
@@ -62,13 +68,17 @@ class Leases:
 
     def acquire_name(self, lease: str) -> bool:
         """Try to acquire the lease of this name. True if it is ours."""
-        if self._store.exists(lease) and not self._clear_if_dead(lease):
-            return False
-        # Exclusively: other workers that cleared the dead lease, or saw none, may be trying the same at this moment.
-        if not self._store.create_exclusively(lease, self._worker.to_json(), durable=False):
-            return False
-        self._held.add(lease)
-        return True
+        try:
+            seen = self._store.look(lease)
+        except FileNotFoundError:
+            # Exclusively: other workers that saw none may be trying the same at this moment.
+            is_ours = self._store.create_exclusively(lease, self._worker.to_json(), durable=False)
+        else:
+            # Another worker may have done the same since we looked, and left its own lease, which must stay.
+            is_ours = self._is_dead(seen) and self._store.replace_if_same(lease, seen, self._worker.to_json())
+        if is_ours:
+            self._held.add(lease)
+        return is_ours
 
     def release(self, shard_idx: int, slice_idx: int | None = None) -> None:
         """Give a shard or a slice back."""
@@ -85,29 +95,24 @@ class Leases:
     def close(self) -> None:
         """Give everything back and stop the heartbeat."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(MAX_JOIN_SECS)
         for lease in list(self._held):
             self.release_name(lease)
         self._store.delete(self._clock)
 
-    def _clear_if_dead(self, lease: str) -> bool:
-        """Remove a dead worker's lease. False if the holder is alive, or another worker was faster."""
-        try:
-            seen = content, stamp = self._store.look(lease)
-        except FileNotFoundError:
-            return True  # given back meanwhile: free to claim
+    def _is_dead(self, seen: tuple[bytes, Stamp]) -> bool:
+        """Whether a lease may be taken over."""
+        content, stamp = seen
         silent_secs = self._now() - stamp.written
         holder = WorkerId.from_json(content)
-        is_dead = holder is not None and holder.is_dead()
-        if not is_dead and silent_secs < self._timeout_secs:  # an unreadable one may be half-written
-            self._tell_if_silent(holder, silent_secs)
-            return False
-        # Another worker may have done the same since we looked, and created its own lease, which must stay.
-        return self._store.delete_if_same(lease, seen)
+        if (holder is not None and holder.is_dead()) or silent_secs >= self._timeout_secs:
+            return True
+        self._tell_if_silent(holder, silent_secs)  # an unreadable one may be half-written
+        return False
 
     def _tell_if_silent(self, holder: WorkerId | None, silent_secs: float) -> None:
         """Tell the user why nothing happens: whether a worker on another host is dead, only time can show."""
-        if holder is None or holder in self._silent or silent_secs < SILENT_SECS:
+        if holder is None or holder in self._silent or silent_secs < self._silent_secs:
             return
         self._silent.add(holder)
         self._note(
@@ -122,8 +127,8 @@ class Leases:
     def _beat(self) -> None:
         while not self._stopped.wait(self._beat_secs):
             for lease in list(self._held):
-                # If it is missing, it was taken over. A full or unreachable store is an error in the main thread, too.
-                with contextlib.suppress(OSError):
+                # If it is missing, it was taken over. A full or unreachable store is trouble in the main thread, too.
+                with contextlib.suppress(OSError, JobError):
                     self._store.touch(lease)
 
 

@@ -12,8 +12,11 @@ from typing import Any
 from job.output.store.names import METRICS
 from job.output.store.store import Store
 
-FRESH_SECS = 30.0
-"""A worker that has written nothing for this long is not counted as working."""
+WRITE_SECS = 10.0
+"""The interval of a worker's figures, unless its store asks for a longer one."""
+
+FRESH_SECS = 3 * WRITE_SECS
+"""A worker that has written nothing for this long, or for three intervals, is not counted as working."""
 
 SILENT_SECS = 3600.0
 """One that has written nothing for this long is not read again: a run that was started often has many files."""
@@ -103,9 +106,10 @@ class LatestStats:
 class MetricsFile:
     """Appends a worker's figures every few seconds."""
 
-    def __init__(self, store: Store, name: str, *, every_secs: float = 10.0) -> None:
+    def __init__(self, store: Store, name: str, *, every_secs: float | None = None) -> None:
         """Use this object, which is created with the first line."""
-        self._store, self._name, self._every_secs = store, name, every_secs
+        self._store, self._name = store, name
+        self._every_secs = max(WRITE_SECS, store.pause_secs) if every_secs is None else every_secs
         self._last: float | None = None
         self._num_rows = -1
 
@@ -153,7 +157,8 @@ class MetricsReader:
             if name != own and name not in self._silent and (found := self._latest(name)) is not None:
                 ages[name] = now - found.written, found.stats
         self._silent |= {name for name, (age, _) in ages.items() if age > SILENT_SECS}
-        return [stats for age, stats in ages.values() if age <= FRESH_SECS]
+        fresh_secs = max(FRESH_SECS, 3 * self._store.pause_secs)
+        return [stats for age, stats in ages.values() if age <= fresh_secs]
 
     def _names(self) -> list[str]:
         return [f"{METRICS}/{entry.name}" for entry in self._store.list(METRICS) if entry.name.endswith(".jsonl")]

@@ -25,6 +25,8 @@ DRAFT = re.compile(r"\.(?:(?P<name>.+)\.[^.]+\.tmp|probe-.+|now-.+|.+\.taken-by-
 class LocalStore:
     """The files below one directory."""
 
+    pause_secs = 0.0
+
     def __init__(self, root: Path) -> None:
         """Use this directory, which need not exist yet."""
         self._root = root
@@ -116,8 +118,8 @@ class LocalStore:
             file.write(data)
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Write a draft and rename it."""
+    def writing(self, name: str, over: Stamp | None = None) -> Iterator[BinaryIO]:
+        """Write a draft and rename it. The last writer wins."""
         path = self._path(name)
         draft = self._draft(self._root / path.name)
         with named(path):
@@ -174,18 +176,26 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError), named(path):
             path.unlink()
 
-    def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
-        """Rename the file away and read it: of several processes that try, one succeeds.
+    def replace_if_same(self, name: str, seen: tuple[bytes, Stamp], data: bytes) -> bool:
+        """Remove the old file and create the new one: of several processes that try, one succeeds."""
+        return self._remove_if_same(name, seen[0]) and self.create_exclusively(name, data, durable=False)
+
+    def _remove_if_same(self, name: str, content: bytes) -> bool:
+        """Rename the file away and read it.
 
         Only contents are compared: some FUSE mounts invent inode numbers, and others change the time of a file that is
         renamed. If it turns out to be another file, it is put back. For an instant its name is free, and a third
         process may create its own file: then that one stays.
+
+        Returns:
+            Whether that file is deleted, by whichever process. If several try at once, some may get False although it
+            is.
         """
         path = self._path(name)
         aside = self._draft(path)
         with contextlib.suppress(FileNotFoundError), named(path):
             path.rename(aside)
-            is_same = aside.read_bytes() == seen[0]
+            is_same = aside.read_bytes() == content
             if not is_same:
                 with contextlib.suppress(FileExistsError):
                     link(aside, path)

@@ -45,8 +45,21 @@ RETRIES = "retry"
 OWN = frozenset([PARTS, MANIFEST, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES])
 """All names at the top of a run directory."""
 
+LOGS = frozenset([JOURNALS, METRICS])
+"""Directories of objects that are appended to."""
+
 COMPANIONS = (".log", ".out", ".err", ".toml", ".yaml", ".yml", ".sh", ".sbatch", ".md", "lost+found", "Thumbs.db")
 """Endings of what people and systems put beside a run: scripts, settings, logs."""
+
+
+def is_log(name: str) -> bool:
+    """Whether an object is appended to.
+
+    >>> is_log("journal/00042.w.arrows"), is_log("journal")
+    (True, False)
+    """
+    directory, _, rest = name.partition("/")
+    return bool(rest) and directory in LOGS
 
 
 def is_stranger(name: str) -> bool:

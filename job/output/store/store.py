@@ -52,6 +52,9 @@ class Appender(Protocol):
 class Store(Protocol):
     """The objects of one run."""
 
+    pause_secs: float
+    """How long a process should wait at least between two writes of the same kind; 0 if writes cost nothing."""
+
     def describe(self, name: str = "") -> str:
         """Return an address at which users find an object, or the run directory."""
 
@@ -82,7 +85,7 @@ class Store(Protocol):
         """Return the results of ``read`` and ``stamp`` for the same version of an object."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open an object for reading at any position. Even if it is replaced, this reader sees the old contents."""
+        """Open an object for reading at any position. If it is replaced, the reader sees the old contents, or fails."""
 
     def create_exclusively(self, name: str, data: bytes, *, durable: bool = True) -> bool:
         """Create an object with its whole contents at once, or return False if it exists.
@@ -93,19 +96,23 @@ class Store(Protocol):
     def replace(self, name: str, data: bytes) -> None:
         """Give an object new contents, durably. Readers see the old ones or the new ones, never a mixture."""
 
-    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+    def writing(self, name: str, over: Stamp | None = None) -> AbstractContextManager[BinaryIO]:
         """Write an object that is too large for ``replace``.
 
         The draft lies in the run directory itself, whatever the object's directory is: a reader that takes every file
         of a directory must not find it. The file can be written and read back. When the block ends, the object has
         these contents, durably; if the block raises an exception, nothing has changed.
 
+        Args:
+            over: the version that is to be replaced; None: none is there yet. A store that can compare versions refuses
+                to replace any other one.
+
         Raises:
-            FileNotFoundError: another process has discarded the draft in the meantime.
+            FileNotFoundError: another process has discarded the draft in the meantime, or written the object.
         """
 
     def append(self, name: str) -> AbstractContextManager[Appender]:
-        """Append to an object, which is created with the first bytes."""
+        """Append to an object, which is created with the first bytes. Its name is one of those that are appended to."""
 
     def touch(self, name: str, *, create: bool = False) -> float:
         """Let the store stamp an object as written now, which shows that its owner is alive. Returns that time.
@@ -120,12 +127,11 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Remove an object, if it exists."""
 
-    def delete_if_same(self, name: str, seen: tuple[bytes, Stamp]) -> bool:
-        """Remove an object if it is still the one that ``look`` returned. (It may have been touched since.)
+    def replace_if_same(self, name: str, seen: tuple[bytes, Stamp], data: bytes) -> bool:
+        """Replace an object if it is still the one that ``look`` returned. (It may have been touched since.)
 
         Returns:
-            Whether that object is deleted, by whichever process. If several try at once, some may get False although
-            it is.
+            Whether this process has replaced it. Of several that try, one succeeds at most.
         """
 
     def discard(self, directory: str, pattern: str, *, min_age_secs: float = 0.0) -> None:

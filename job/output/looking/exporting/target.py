@@ -11,13 +11,13 @@ from job.output.store.files import fsync_dir
 
 
 @contextlib.contextmanager
-def new_file(path: Path, run_dir: Path, *, force: bool) -> Iterator[BinaryIO]:
+def new_file(path: Path, run_dir: Path | None, *, force: bool) -> Iterator[BinaryIO]:
     """Open a file under another name in the same directory, and rename it once it is durable.
 
     A pipe or a device is written directly.
 
     Args:
-        run_dir: the run directory, in which the file must not be.
+        run_dir: the run directory, in which the file must not be; None if it is not on a disk.
         force: whether an older file may be replaced.
 
     Raises:
@@ -46,11 +46,11 @@ def new_file(path: Path, run_dir: Path, *, force: bool) -> Iterator[BinaryIO]:
             written.unlink(missing_ok=True)
 
 
-def _check(path: Path, run_dir: Path, *, force: bool) -> None:
+def _check(path: Path, run_dir: Path | None, *, force: bool) -> None:
     real = Path(os.path.realpath(path))
     if real.is_dir():
         raise UsageError(f"--to {path} is a directory. Name a file.")
-    if real.is_relative_to(os.path.realpath(run_dir)):
+    if run_dir is not None and real.is_relative_to(os.path.realpath(run_dir)):
         raise UsageError(
             f"--to {path} is in the run directory, which holds the run's own files only. Name another place."
         )
