@@ -307,6 +307,42 @@ def test_numbers_in_names_show_what_is_missing(
     assert "the cache does not say which files acme/data has" in result.stderr
 
 
+def test_a_snapshot_of_copies_is_known_by_its_contents(
+    hub: Hub, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems without links: the names of files are not hashes there."""
+    hub.create("dataset", "acme/data").commit({"a.jsonl": lines("a", "b")})
+    snapshot_download("acme/data", repo_type="dataset")
+    for listing in (tmp_path / "hf").rglob("trees/*"):
+        listing.unlink()
+    file = next((tmp_path / "hf").rglob("a.jsonl"))
+    file.unlink()
+    file.write_bytes(lines("a", "b"))
+    offline(monkeypatch)
+    assert run("--rows-per-shard", 1).exit_code == 0
+    file.write_bytes(lines("c", "d"))
+    next((tmp_path / "out").rglob("part-00001*")).unlink()
+    result = run("--rows-per-shard", 1)
+    assert result.exit_code == 2
+    assert "has other contents" in result.stderr
+
+
+CSV_CARD = "configs:\n- config_name: default\n  data_files: a.csv\n  {option}"
+
+
+def test_an_edit_of_a_card_is_another_run_only_if_rows_may_change(hub: Hub, run: Any, tmp_path: Path) -> None:
+    repo = hub.create("dataset", "acme/data")
+    repo.commit({"README.md": card(CSV_CARD.format(option="skiprows: 1")), "a.csv": b"x\nprompt\na\nb\n"})
+    assert run().exit_code == 0
+    assert prompts(tmp_path / "out") == ["a", "b"]
+    repo.commit({"README.md": card(CSV_CARD.format(option="skiprows: 1\nlicense: mit"))})
+    assert run("--dataset-revision", "main").exit_code == 0
+    repo.commit({"README.md": card(CSV_CARD.format(option="skiprows: 2"))})
+    result = run("--dataset-revision", "main", "--prompt-column", "a")
+    assert result.exit_code == 2
+    assert "what the dataset's card says about reading the files was" in result.stderr
+
+
 def test_only_the_split_is_fetched(hub: Hub, run: Any) -> None:
     hub.create("dataset", "acme/data").commit({"train.parquet": parquet(500), "test.parquet": parquet(2)})
     assert run("--split", "test").exit_code == 0

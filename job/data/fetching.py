@@ -2,9 +2,11 @@
 needed; and to check options, the beginning of the first file.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,6 +27,9 @@ from job.remote.tree import RemoteTree
 
 LINES, TABLES = ("json_lines", "text"), ("csv", "tsv")
 """Formats whose files may be cut at the end of a line, and those whose header may be read alone."""
+
+BY_OPTIONS = ("csv", "tsv", "json_file", "converted")
+"""Formats for which the options in a dataset's card can change the rows."""
 
 BY_PREFIX_BYTES = 256 << 10
 """Of files that are larger, only the first lines are fetched if these are enough."""
@@ -65,6 +70,11 @@ class RemoteDataset:
         """Whether it can be read where it lies."""
         return self.known.module == "parquet"
 
+    @property
+    def _by_options(self) -> bool:
+        """Whether the dataset's card says how the files are read."""
+        return bool(self.found.options) and self.known.module in BY_OPTIONS
+
     def head(self) -> OpenDataset | None:
         """Return the beginning of the dataset, unless all of it is here. For checks of columns, not for rows."""
         path = next((path for path in self.paths if self.tree.files[path].num_bytes), None)
@@ -85,6 +95,8 @@ class RemoteDataset:
         is_small = self.tree.files[path].num_bytes <= FIRST_BYTES
         if self.is_parquet:
             return self._open_files([path], in_place=True)
+        if self._by_options:
+            return None
         if is_compressed(path) or self.known.module not in LINES + TABLES:
             return self._open_files([path]) if is_small else None
         local = self.tree.fetch([path])[0] if is_small else first_lines(self.tree, path, None)
@@ -155,6 +167,8 @@ class RemoteDataset:
         if self.config.streaming and not self.is_parquet:
             note = f"--streaming is for Parquet, so what is needed of {self.tree.name} is fetched"
             opened = replace(opened, notes=(*opened.notes, note))
+        if self._by_options:
+            opened = replace(opened, reading={**opened.reading, "card_options": _plain(self.found.options)})
         return self.found.opened(
             self.split,
             opened,
@@ -166,6 +180,11 @@ class RemoteDataset:
             commit=self.tree.commit,
             is_partial=is_partial,
         )
+
+
+def _plain(options: Mapping[str, Any]) -> str:
+    """Return options of a reader as text that is the same for the same options."""
+    return json.dumps(options, sort_keys=True, default=lambda value: getattr(value, "to_dict", lambda: str(value))())
 
 
 class _Columns:

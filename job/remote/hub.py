@@ -7,9 +7,8 @@ cache; what it does when the Hub does not answer, which is to take the latest ca
 
 import json
 import re
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from job.errors import JobError, UsageError, call_place
 from job.launch.activity import answers, doing
+from job.remote.hub_cache import file_of_client, files_of_snapshot, folder_of, in_order, write_whole
 from job.remote.patience import patiently
 from job.remote.ranges import HubRanges
 from job.remote.refusals import not_cached, why_not
@@ -27,7 +27,6 @@ from job.remote.tree import RemoteFile, Tree
 NUM_THREADS = 16
 
 COMMIT = re.compile("[0-9a-f]{40}")
-SHA256 = re.compile("[0-9a-f]{64}")
 
 Result = TypeVar("Result")
 
@@ -99,7 +98,7 @@ class HubRepository:
 
     def has(self, path: str) -> bool:
         """Whether a file is in the cache."""
-        return self.path(path).is_file()
+        return _is_whole(self.path(path), self.files.get(path))
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes of a part of a file, or fewer at its end.
@@ -126,7 +125,7 @@ class HubRepository:
     @property
     def snapshot(self) -> Path:
         """The directory with the fetched files of the commit."""
-        return _folder(self.kind, self.name) / "snapshots" / self.commit
+        return folder_of(self.kind, self.name) / "snapshots" / self.commit
 
     def _download(self, path: str, bar: Any) -> Path:
         from huggingface_hub import hf_hub_download
@@ -154,26 +153,26 @@ class HubRepository:
 
     @property
     def _listing(self) -> Path:
-        return _folder(self.kind, self.name) / "job-trees" / f"{self.commit}.json"
+        return folder_of(self.kind, self.name) / "job-trees" / f"{self.commit}.json"
 
     @property
     def _listing_of_client(self) -> Path:
-        return _folder(self.kind, self.name) / "trees" / f"{self.commit}.json"
+        return folder_of(self.kind, self.name) / "trees" / f"{self.commit}.json"
 
     def _kept_listing(self) -> Tree | None:
         """Return the listing that an earlier start has kept, or the one that ``hf download`` has."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return _tree(RemoteFile(**entry) for entry in json.loads(self._listing.read_bytes()))
+            return in_order(RemoteFile(**entry) for entry in json.loads(self._listing.read_bytes()))
         with suppress(OSError, ValueError, KeyError, TypeError):  # from huggingface_hub 2 on
             of_client = json.loads(self._listing_of_client.read_bytes())
-            return _tree(_of_client(path, entry) for path, entry in of_client["files"].items())
+            return in_order(file_of_client(path, entry) for path, entry in of_client["files"].items())
         if is_offline() and self.snapshot.is_dir():
-            return _tree(_of_snapshot(self.snapshot))
+            return in_order(files_of_snapshot(self.snapshot))
         return None
 
     def _keep_listing(self, tree: Tree) -> None:
         with suppress(OSError):  # a cache that cannot be written costs a request at the next start
-            _write(self._listing, json.dumps([asdict(file) for file in tree.values()]))
+            write_whole(self._listing, json.dumps([asdict(file) for file in tree.values()]))
 
 
 def pin(kind: str, name: str, revision: str | None) -> HubRepository:
@@ -191,7 +190,7 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
     """
     if revision is not None and COMMIT.fullmatch(revision):
         return HubRepository(kind=kind, name=name, commit=revision)
-    ref = _folder(kind, name) / "refs" / (revision or "main")
+    ref = folder_of(kind, name) / "refs" / (revision or "main")
     if is_offline():
         try:
             return HubRepository(kind=kind, name=name, commit=ref.read_text(encoding="utf-8").strip())
@@ -201,7 +200,7 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
 
     info: Any = _asked(kind, name, revision, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
     with suppress(OSError):
-        _write(ref, info.sha)
+        write_whole(ref, info.sha)
     return HubRepository(kind=kind, name=name, commit=info.sha)
 
 
@@ -242,7 +241,7 @@ def list_files(kind: str, name: str, commit: str) -> Tree:
     from huggingface_hub.hf_api import RepoFile
 
     entries = HfApi().list_repo_tree(name, repo_type=kind, revision=commit, recursive=True)
-    return _tree(
+    return in_order(
         RemoteFile(
             path=entry.path,
             num_bytes=entry.size,
@@ -260,40 +259,6 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _folder(kind: str, name: str) -> Path:
-    """Return the folder of a repository in the cache of ``huggingface_hub``, whose layout is documented."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-
-
 def _is_whole(local: Path, listed: RemoteFile | None) -> bool:
     """Whether a file is in the cache in full: a disk that was full, or a copy of the cache, may have cut it."""
     return local.is_file() and (listed is None or local.stat().st_size == listed.num_bytes)
-
-
-def _tree(files: Iterable[RemoteFile]) -> Tree:
-    return {file.path: file for file in sorted(files, key=lambda file: file.path)}
-
-
-def _of_client(path: str, entry: dict[str, Any]) -> RemoteFile:
-    sha256 = entry.get("lfs_sha256")
-    digest = f"sha256:{sha256}" if sha256 else f"git:{entry['blob_id']}"
-    return RemoteFile(path=path, num_bytes=entry.get("lfs_size") or entry["size"], digest=digest)
-
-
-def _of_snapshot(directory: Path) -> Iterable[RemoteFile]:
-    """Yield the files of a snapshot without a listing. They are links to blobs, which are named by their hashes."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            name = path.resolve().name
-            digest = f"sha256:{name}" if SHA256.fullmatch(name) else f"git:{name}"
-            yield RemoteFile(path=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=digest)
-
-
-def _write(path: Path, content: str) -> None:
-    """Write a small file at once, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as draft:
-        draft.write(content)
-    Path(draft.name).replace(path)

@@ -20,7 +20,11 @@ def defaults_of(cls: type, *names: str) -> dict[str, Any]:
 
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "dataset": {**defaults_of(DataConfig, "limit", "csv_delimiter", "csv_encoding", "sheet"), "reader": None},
+    "dataset": {
+        **defaults_of(DataConfig, "limit", "csv_delimiter", "csv_encoding", "sheet"),
+        "reader": None,
+        "card_options": None,
+    },
     "prompt": {**defaults_of(PromptConfig), "request_column": None, "text_rules": 1},
     "sampling": _plain(SamplingConfig().options()),
     "columns": defaults_of(OutputConfig, "include_prompt"),

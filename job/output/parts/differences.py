@@ -22,6 +22,7 @@ SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig,
 
 LABELS = {
     "dataset.reader": "the reader of the files",
+    "dataset.card_options": "what the dataset's card says about reading the files",
     "model.tokenizer": "the tokenizer",
     "columns.kept": "the columns of --id-column and --keep-columns",
     "plan.num_rows": "the number of rows",
