@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import os
 import re
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -78,15 +77,3 @@ def public_name(name: str) -> str:
         address = urlsplit(name)
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
     return PurePath(name).name or name if name.startswith(("/", ".", "~")) else name
-
-
-def unreachable(option: str, name: str, repo_type: str = "model") -> str:
-    """Return that a repository of the Hub is not on this machine, and that the Hub cannot be reached."""
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    of_type = "" if repo_type == "model" else f" --repo-type {repo_type}"
-    thing = "directory" if repo_type == "model" else "file or directory"
-    return (
-        f"{option} {name}: there is no such {thing}, it is not in the cache (HF_HOME), and the Hub cannot be reached"
-        f"{', because HF_HUB_OFFLINE is set' if is_offline else ''}. Where there is a network, run "
-        f"'hf download {name}{of_type} --local-dir DIR', then give {option} DIR."
-    )

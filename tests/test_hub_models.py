@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, snapshot_download
 
-from tests.conftest import Result
+from tests.conftest import Result, finish, start_processes
 from tests.hub import Hub, Repo
 from tests.run_files import files_of
 from tests.test_run import read_output, write_jsonl
@@ -258,3 +259,138 @@ def test_a_failing_hub_is_no_wrong_usage(hub: Hub, repo: Repo, job: RunJob) -> N
         assert (result.exit_code, "Hub (acme/tiny) does not answer: 503" in result.stderr) == (1, True), result.stderr
         hub.faults.remove(fault)
     done(job(engine="paged"))
+
+
+def as_of_older_version(output: Path, fingerprint: str) -> None:
+    """Leave only the manifest of a run, with what identified a model up to version 0.3."""
+    found = manifest(output)
+    found["identity"]["model"]["fingerprint"] = fingerprint
+    found["about"].pop("model_commit", None)
+    shutil.rmtree(output)
+    output.mkdir()
+    (output / "manifest.json").write_text(json.dumps(found))
+
+
+def test_a_run_of_an_older_version_needs_to_have_its_commit(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path
+) -> None:
+    first = repo.refs["main"]
+    done(job())
+    for unknown in ("unknown", "main"):
+        as_of_older_version(tmp_path / "out", unknown)
+        message = refusal(job())
+        assert f"which did not record the commit of its model ('{unknown}')" in message and "new --output" in message
+    as_of_older_version(tmp_path / "out", first)
+    second = repo.commit(contents(other))
+    done(job())
+    assert identity(tmp_path / "out") == first
+    as_of_older_version(tmp_path / "out", first)
+    assert "is another run" in refusal(job("--revision", second))
+
+
+def shards(model: Path) -> dict[str, bytes | Path | None]:
+    """Return a model's files with its weights in two shards."""
+    from safetensors.torch import load_file, save
+
+    weights = list(load_file(model / "model.safetensors").items())
+    names = [f"model-0000{idx}-of-00002.safetensors" for idx in (1, 2)]
+    halves = [dict(weights[idx::2]) for idx in (0, 1)]
+    files: dict[str, bytes | Path | None] = {
+        name: save(half, {"format": "pt"}) for name, half in zip(names, halves, strict=True)
+    }
+    index = {
+        "metadata": {},
+        "weight_map": {key: name for name, half in zip(names, halves, strict=True) for key in half},
+    }
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    return contents(model) | {"model.safetensors": None} | files
+
+
+def test_each_shard_is_fetched_once_and_counts(hub: Hub, repo: Repo, job: RunJob, tiny: Path, tmp_path: Path) -> None:
+    done(job(output="whole", engine="paged"))
+    repo.commit(shards(tiny) | {"consolidated.safetensors": b"not in the index"})
+    hub.log.clear()
+    done(job(engine="paged"))
+    assert len(hub.requests("GET /cdn/")) == 2
+    assert read_output(tmp_path / "out").equals(read_output(tmp_path / "whole"))
+    damaged = shards(tiny)["model-00002-of-00002.safetensors"]
+    assert isinstance(damaged, bytes)
+    repo.commit({"model-00002-of-00002.safetensors": damaged[:-1] + b"!"})
+    undo_a_part(tmp_path / "out")
+    assert "the contents differ" in refusal(job("--revision", "main"))
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def with_code(model: Path, repository: str = "") -> dict[str, bytes | Path | None]:
+    """Return a model's files with code for them, in a repository or beside them."""
+    prefix = f"{repository}--" if repository else ""
+    config = json.loads((model / "config.json").read_text())
+    names = {"AutoConfig": f"{prefix}code.OwnConfig", "AutoModelForCausalLM": f"{prefix}code.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": names}
+    return contents(model) | {"config.json": json.dumps(config).encode(), "code.py": CODE.encode()}
+
+
+@pytest.mark.parametrize("repository", ["", "acme/tiny"])
+def test_code_is_that_of_the_commit(
+    hub: Hub, repo: Repo, job: RunJob, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str
+) -> None:
+    """Also where the configuration names the model's own repository, as save_pretrained leaves it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    first = repo.commit(with_code(tiny, repository))
+    done(job("--trust-remote-code", engine="static"))
+    paths = [item.path for item in hub.requests("code.py")]
+    assert paths and all(first in path for path in paths)
+    repo.commit({"code.py": CODE.replace('"own"', '"own" * 1').encode()})
+    undo_a_part(tmp_path / "out")
+    assert "the contents differ" in refusal(job("--trust-remote-code", "--revision", "main"))
+    assert "code.py), which runs with your permissions. Read it, then give --trust-remote-code." in refusal(
+        job(output="without")
+    )
+
+
+def test_code_in_another_repository_is_refused(hub: Hub, repo: Repo, job: RunJob, tiny: Path) -> None:
+    repo.commit(with_code(tiny, "acme/code"))
+    assert "its code lies in another repository (acme/code)" in refusal(job("--trust-remote-code"))
+
+
+OF_ITS_OWN_NODE = (
+    "import os, runpy, sys\n"
+    "os.environ['HF_HUB_CACHE'] += os.environ['RANK']\n"
+    "sys.argv[0] = 'job'\n"
+    "runpy.run_module('job', run_name='__main__', alter_sys=True)\n"
+)
+
+
+@pytest.mark.slow
+def test_all_ranks_read_one_commit_though_main_moves(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path
+) -> None:
+    """Two ranks of one replica held two models. Here they also have two caches, as on two nodes."""
+    first, resolve = repo.refs["main"], repo.resolve
+
+    def resolve_and_move(revision: str) -> str:
+        found = resolve(revision)
+        if revision == "main":
+            repo.commit(contents(other))
+        return found
+
+    repo.resolve = resolve_and_move  # type: ignore[method-assign]
+    args = ["--model", "acme/tiny", "--dataset", tmp_path / "data.jsonl", "--no-chat", "--max-new-tokens", 4]
+    args += ["--dtype", "float32", "--rows-per-shard", 2, "--tensor-parallel-size", 2, "--output", tmp_path / "ranks"]
+    results = finish(start_processes(["-c", OF_ITS_OWN_NODE, "run", *args], world_size=2))
+    assert [result.exit_code for result in results] == [0, 0], results
+    assert len({item.path for item in hub.requests("GET /cdn/")}) == 1 and len(hub.requests("GET /cdn/")) == 2
+    assert manifest(tmp_path / "ranks")["about"]["model_commit"] == first
+    done(job("--revision", first, engine="paged"))
+    assert read_output(tmp_path / "ranks").equals(read_output(tmp_path / "out"))

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from job.data.chat_template import ModelChatTemplate
-from job.errors import UsageError, first_line
-from job.remote.model_code import code_options
+from job.errors import UsageError
+from job.remote.model_code import code_options, why_unreadable
 from job.remote.model_files import ModelFiles
 
 Span = tuple[int, int]
@@ -37,7 +37,9 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
                 f"--model {files.name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}. "
                 "Copy the tokenizer's files from where the model comes from."
             ) from None
-        raise UsageError(f"--model {files.name}: the tokenizer cannot be loaded: {first_line(error)}") from None
+        raise UsageError(
+            f"--model {files.name}: the tokenizer cannot be loaded: {why_unreadable(files, error)}"
+        ) from None
 
 
 class Tokenizer:

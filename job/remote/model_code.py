@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from job.errors import UsageError
+from job.errors import UsageError, first_line
 from job.remote.model_files import ModelFiles
+from job.wording import listed
 
 NAMING_FILES = ("config.json", "tokenizer_config.json")
 """Files whose ``auto_map`` names classes: ``module.Class``, or ``org/name--module.Class`` in another repository."""
@@ -34,6 +35,26 @@ def code_options(files: ModelFiles, trust_remote_code: bool) -> dict[str, Any]:
     if not trust_remote_code:
         return {"trust_remote_code": False}
     return {"trust_remote_code": True} | ({} if files.commit is None else {"code_revision": files.commit})
+
+
+def why_unreadable(files: ModelFiles, error: Exception) -> str:
+    """Return why transformers could not read something of a model."""
+    own_code = sorted({*map(_module, _references(files))})
+    if "trust_remote_code" in str(error) and own_code:
+        return (
+            f"it has code of its own ({listed(own_code)}), which runs with your permissions. Read it, then give "
+            "--trust-remote-code."
+        )
+    return first_line(error)
+
+
+def _module(reference: str) -> str:
+    """Return the file of a class.
+
+    >>> _module("modeling_x.XModel"), _module("org/name--modeling_x.XModel")
+    ('modeling_x.py', 'org/name/modeling_x.py')
+    """
+    return f"{reference.rpartition('.')[0].replace('--', '/')}.py"
 
 
 def _references(files: ModelFiles) -> Iterator[str]:

@@ -10,8 +10,8 @@ from job.config import ModelConfig
 from job.engine.model.naming import check_repository
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.weights import check_format, weight_files
-from job.errors import UsageError, first_line
-from job.remote.model_code import check_code, code_options
+from job.errors import UsageError
+from job.remote.model_code import check_code, code_options, why_unreadable
 from job.remote.model_files import ModelFiles
 
 
@@ -61,7 +61,7 @@ def inspect_model(
     try:
         hf_config = AutoConfig.from_pretrained(files.directory, **code_options(files, config.trust_remote_code))
     except Exception as error:  # OSError, ValueError, KeyError, ...: all for the user to fix
-        raise UsageError(f"--model {config.model} cannot be read: {first_line(error)}") from None
+        raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
     weights = weight_files(files) if needs_weights else ()
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")

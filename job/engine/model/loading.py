@@ -24,7 +24,7 @@ from job.engine.model.info import ModelInfo
 from job.errors import JobError, UsageError, first_line
 from job.launch.activity import doing
 from job.launch.replica import Replica
-from job.remote.model_code import code_options
+from job.remote.model_code import code_options, why_unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,9 @@ def _read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # OSError, SafetensorError, ValueError, ...: from reading files and building modules
-        raise UsageError(f"--model {config.model}: the weights cannot be loaded: {first_line(error)}") from error
+        raise UsageError(
+            f"--model {config.model}: the weights cannot be loaded: {why_unreadable(info.files, error)}"
+        ) from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise UsageError(
