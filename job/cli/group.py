@@ -24,6 +24,7 @@ from job.cli.submit import submit
 from job.cli.verify import verify
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
 from job.launch.environment import is_first_process, told_once
+from job.observe.noise import redact_tracebacks
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What writing to standard output raises if its disk is full or its terminal was closed."""
@@ -116,6 +117,7 @@ def program() -> NoReturn:
     for stream in (sys.stderr, sys.stdout):  # a name that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    redact_tracebacks()
     exit_code = EXIT_DONE
     try:
         main(prog_name="job")

@@ -1,8 +1,16 @@
-"""Silences the libraries unless the user asks for their messages."""
+"""Silences the libraries unless the user asks for their messages, and leaves secrets out of what they say."""
 
+import contextlib
 import logging
 import os
+import sys
+import threading
+import traceback
 import warnings
+from types import TracebackType
+from typing import Any
+
+from job.wording import redacted
 
 
 def silence_libraries(*, verbose: bool) -> None:
@@ -10,6 +18,7 @@ def silence_libraries(*, verbose: bool) -> None:
 
     Their progress bars are hidden, too: they show one per process and file, we show one per launch.
     """
+    _redact_logs()
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -33,3 +42,31 @@ def silence_progress_bars(*, verbose: bool) -> None:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its logged errors are also raised, and we report those
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+def redact_tracebacks() -> None:
+    """Leave secrets out of the tracebacks of bugs: messages of libraries have whole addresses, signatures included."""
+
+    def show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, where))))
+
+    sys.excepthook = show
+    threading.excepthook = lambda args: show(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+
+
+def _redact_logs() -> None:
+    """Leave secrets out of every line that a library logs: with HF_DEBUG, that is each request with its address."""
+    make: Any = logging.getLogRecordFactory()
+    if getattr(make, "redacts", False):
+        return
+
+    def make_redacted(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record: logging.LogRecord = make(*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):  # the text does not fit its values: logging reports that
+            record.msg, record.args = redacted(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = redacted("".join(traceback.format_exception(*record.exc_info))).rstrip()
+        return record
+
+    make_redacted.redacts = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_redacted)

@@ -95,7 +95,6 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
             secs = min(fails(what, reason_of_trouble(error)), time.monotonic() - start)
             left = _current.secs - secs
             if left < 0.01:
-                answers(what)
                 raise _unavailable(what, error, secs) from error
             # With jitter: a hundred tasks of a job array that were refused together must not come back together.
             if _current.wait(min(left, asked_pause(error) + pause * random.uniform(0.5, 1.5))):

@@ -50,6 +50,12 @@ SIGNED = re.compile(r"[?&](Signature|X-Amz-Signature|X-Goog-Signature|sig)=", re
 EXPIRED_STATUS = frozenset({400, 403})
 """What the hosts of large files answer once the signature of a link has expired. A new link is asked for each time."""
 
+TRANSIENT_TEXTS = (
+    "Consistency check failed",  # huggingface_hub: a file was cut off
+    "Cannot send a request, as the client has been closed",  # httpx: another thread has had trouble with its connection
+)
+"""Errors without a class of their own."""
+
 S3_CODES = frozenset({"RequestTimeout", "SlowDown"})
 """Codes of S3 that are transient whatever their status is."""
 
@@ -136,7 +142,7 @@ def _verdict(error: BaseException) -> bool | None:
         return True
     if isinstance(error, OSError) and error.errno in PERMANENT_ERRNO:
         return False
-    return True if str(error).startswith("Consistency check failed") else None  # huggingface_hub: a file was cut off
+    return True if str(error).startswith(TRANSIENT_TEXTS) else None
 
 
 def _code_of_s3(error: BaseException) -> str | None:
