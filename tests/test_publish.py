@@ -140,6 +140,19 @@ def test_every_publishes_until_the_run_is_complete(hub: Hub, output: Path) -> No
     assert rows_of(hub).to_pylist() == read_output(output).to_pylist()
 
 
+def test_ctrl_c_says_how_to_go_on(run_job: RunJob, hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_part(output, 0)
+
+    def interrupt(secs: float) -> None:
+        if secs == 120:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("job.cli.publish.time.sleep", interrupt)
+    result = run_job("publish", output, NAME, "--every", "2m")
+    assert result.exit_code == 75 and "Run the same command to go on" in result.stderr
+    assert len(rows_of(hub)) == 34
+
+
 def test_many_parts_are_several_commits_each_with_its_card(
     run_job: RunJob, hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +206,8 @@ def test_another_commit_in_between_is_not_overwritten(
         return original(self, head, *args)
 
     monkeypatch.setattr(Repository, "commit", commit)
-    assert run_job("publish", output, NAME).exit_code == 0
+    result = run_job("publish", output, NAME)
+    assert result.exit_code == 0 and "has a README.md of its own, which stays as it is" in result.stderr
     files = files_of(hub)
     assert files["notes.txt"] == b"mine" and files["README.md"] == b"# My own words\n"
     assert rows_of(hub).to_pylist() == read_output(output).to_pylist()

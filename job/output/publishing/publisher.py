@@ -47,6 +47,7 @@ class Publisher:
         known = self._recorded.parts if self._recorded else {}
         self._own = {(name, digest) for name, part in known.items() for digest in part.digests}
         """Parts in the repository that are known to be this run's: names and digests."""
+        self._told: set[str] = set()
         self._sent: tuple[str, frozenset[str]] = "", frozenset()
         """The last commit, and the digests of what it should contain."""
 
@@ -163,6 +164,7 @@ class Publisher:
         if found.digest != self._card_digest:
             text = self._repository.read(head, CARD)
             if not is_ours(text):
+                self._tell_once(f"{self._repository.url} has a README.md of its own, which stays as it is.")
                 return None
             if other := other_origin(text.decode(errors="replace"), self._run.manifest):
                 raise UsageError(
@@ -170,6 +172,11 @@ class Publisher:
                     "README.md and parts there."
                 )
         return wanted
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._note(text)
 
     def _wanted_card(self, present: Sequence[int], *, is_complete: bool) -> bytes:
         if is_complete:
