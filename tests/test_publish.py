@@ -21,6 +21,7 @@ from job.output.publishing import publisher
 from job.output.publishing.publication import read_publication
 from job.output.publishing.publisher import Publisher
 from job.output.publishing.repository import Repository
+from job.output.store.addresses import open_store
 from job.output.store.local import LocalStore
 from tests.conftest import ANN, Result
 from tests.hub import Hub, Repo
@@ -138,19 +139,6 @@ def test_every_publishes_until_the_run_is_complete(hub: Hub, output: Path) -> No
     publication = Publisher(find_run(output), repository, print).publish_repeatedly(600, wait)
     assert publication.is_complete and waits == [600] * 3
     assert rows_of(hub).to_pylist() == read_output(output).to_pylist()
-
-
-def test_ctrl_c_says_how_to_go_on(run_job: RunJob, hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_part(output, 0)
-
-    def interrupt(secs: float) -> None:
-        if secs == 120:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("job.cli.publish.time.sleep", interrupt)
-    result = run_job("publish", output, NAME, "--every", "2m")
-    assert result.exit_code == 75 and "Run the same command to go on" in result.stderr
-    assert len(rows_of(hub)) == 34
 
 
 def test_many_parts_are_several_commits_each_with_its_card(
@@ -363,6 +351,14 @@ def test_an_upload_that_is_refused_is_one_line(run_job: RunJob, hub: Hub, output
     assert f"{NAME} cannot be published to: " in result.stderr and "SIGNED" not in result.stderr
 
 
+def test_an_address_of_the_hub_that_is_none_is_one_line(
+    run_job: RunJob, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "hub.example")
+    result = run_job("publish", output, NAME)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and "protocol" in result.stderr
+
+
 def test_a_damaged_part_is_not_published(run_job: RunJob, hub: Hub, output: Path) -> None:
     change_cell(output / "data/part-00001.parquet", 0, "row_idx", 5)
     result = run_job("publish", output, NAME)
@@ -466,6 +462,20 @@ def test_parts_that_are_no_local_files_are_published(
     assert run_job("publish", output, NAME).exit_code == 0
     monkeypatch.undo()
     assert files_of(hub)["data/part-00002.parquet"] == (output / "data/part-00002.parquet").read_bytes()
+
+
+def test_a_run_in_an_object_store_is_published(run_job: RunJob, hub: Hub, output: Path, s3: Any) -> None:
+    place = "s3://bucket/runs/a"
+    store = open_store(place)
+    parts = sorted(output.glob("data/part-*"))
+    for path in (output / "manifest.json", *parts[:2]):
+        store.replace(path.relative_to(output).as_posix(), path.read_bytes())
+    assert "40 of 54 samples in 2 parts" in run_job("publish", place, NAME).stdout
+    store.replace("data/part-00002.parquet", parts[2].read_bytes())
+    assert "complete" in run_job("publish", place, NAME).stdout
+    assert uploads(hub) == 3
+    assert rows_of(hub).to_pylist() == read_output(output).to_pylist()
+    assert f"published {NAME}: all 3 parts" in run_job("status", place).stdout
 
 
 def test_a_run_of_version_0_1_keeps_its_layout(run_job: RunJob, hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow.parquet as pq
 
-from job.errors import JobError, UsageError, explain, first_line, shorten
+from job.errors import JobError, UsageError, explain, first_line, is_foreign, shorten
 from job.remote.hub import is_offline, list_files
 from job.remote.patience import patiently
 from job.remote.refusals import page
@@ -174,7 +174,9 @@ class Repository:
             raise JobError(f"The Hub refused a request for {self.name} (status {status}): {reason}.") from None
         except HFValidationError as error:
             raise UsageError(f"{self.name!r} is not the id of a repository: {first_line(error)}") from None
-        except (ValueError, RuntimeError) as error:  # the client's, about the card or an upload that was refused
+        except Exception as error:  # the client's, such as a RuntimeError about an upload that was refused
+            if isinstance(error, JobError) or not is_foreign(error):
+                raise
             raise JobError(
                 f"{self.name} cannot be published to: {redacted(explain(error))}. What is published stays; run the "
                 "same command to go on."
