@@ -56,6 +56,8 @@ class Runner:
         self._modes = prepared.modes
         self._first_rows = FirstRows(max_error_rate=prepared.config.output.max_error_rate)
         self._shards = OpenShards(prepared, self._leases, progress.note, self._watch)
+        self._outage: Unavailable | None = None
+        """Why no more rows can be read. It ends the run once the rows in flight are finished."""
         self._totals = Counts()
         self._latest: Completion | None = None
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
@@ -106,9 +108,13 @@ class Runner:
         """Keep the engine supplied with claimed rows, and claim more while this worker has less than its share."""
         with self._stopwatch.measure("data"):
             while self._engine.num_pending < self._engine.max_pending:
-                if self._stop() or self._first_rows.are_bad:
+                if self._stop() or self._first_rows.are_bad or self._outage is not None:
                     return
-                request = self._shards.next_request()
+                try:
+                    request = self._shards.next_request()
+                except Unavailable as error:
+                    self._outage = error
+                    return
                 if request is not None:
                     self._engine.submit(request)
                 elif self._shards.is_reading or self._engine.num_pending >= self._share() or not self._shards.claim():
@@ -147,6 +153,8 @@ class Runner:
 
     def _find_work(self) -> bool:
         """Claim rows, or wait briefly for rows that are being read or that others hold. False once all are done."""
+        if self._outage is not None:
+            raise self._outage
         # One step can empty a full engine if its prompts are identical.
         if (request := self._shards.next_request()) is not None:
             self._engine.submit(request)

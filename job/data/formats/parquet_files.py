@@ -109,16 +109,28 @@ class Chunks:
 
     def _piece(self, file: RangedFile, piece: range) -> Future[bytes]:
         future = self._kept.pop((file, piece), None)
+        if future is not None:
+            self._num_bytes -= len(piece)
         if future is None or _has_failed(future):
-            self._num_bytes += len(piece) if future is None else 0
             future = self._pool.submit(file.read, piece.start, piece.stop)
+        self._keep(file, piece, future)
+        return future
+
+    def keep(self, file: RangedFile, content: bytes) -> None:
+        """Keep a whole file that is here already."""
+        future: Future[bytes] = Future()
+        future.set_result(content)
+        with self._lock:
+            self._keep(file, range(len(content)), future)
+
+    def _keep(self, file: RangedFile, piece: range, future: Future[bytes]) -> None:
         self._kept[file, piece] = future
         self._of_file[file].add(piece)
+        self._num_bytes += len(piece)
         while self._num_bytes > KEPT_BYTES and len(self._kept) > 1:
             (old_file, old), _ = self._kept.popitem(last=False)
             self._of_file[old_file].remove(old)
             self._num_bytes -= len(old)
-        return future
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,23 +229,28 @@ def open_remote(files: Sequence[RangedFile]) -> dict[str, ParquetFile]:
     opened: dict[str, ParquetFile] = {}
     pool = ThreadPoolExecutor(NUM_THREADS)
     try:
-        for file, footer in zip(files, pool.map(_footer, files), strict=True):
+        for file, end in zip(files, pool.map(_end, files), strict=True):
+            if len(end) == file.num_bytes:
+                chunks.keep(file, end)
             num_done += 1
             doing(f"reading the footers of {file.tree.name}", f"{num_done:,} of {len(files):,}")
-            opened[file.path] = RemoteParquet(file=file, footer=footer, chunks=chunks)
+            opened[file.path] = RemoteParquet(file=file, footer=end[-_footer_bytes(end) :], chunks=chunks)
     finally:
         pool.shutdown(cancel_futures=True)  # one failure is enough
     return opened
 
 
-def _footer(file: RangedFile) -> bytes:
-    """Return the footer with the 8 bytes that follow it: its length, and a magic number, which pyarrow checks."""
+def _end(file: RangedFile) -> bytes:
+    """Return the end of a file, with at least the footer; all of a small file."""
     start = max(0, file.num_bytes - TAIL_BYTES)
     tail = file.read(start, file.num_bytes)
-    num_bytes = min(int.from_bytes(tail[-8:-4], "little") + 8, file.num_bytes)
-    if num_bytes <= len(tail):
-        return tail[len(tail) - num_bytes :]
-    return file.read(file.num_bytes - num_bytes, start) + tail
+    missing = min(_footer_bytes(tail), file.num_bytes) - len(tail)
+    return file.read(start - missing, start) + tail if missing > 0 else tail
+
+
+def _footer_bytes(end: bytes) -> int:
+    """Return the length of a footer with the 8 bytes that follow it: the length, and a number that pyarrow checks."""
+    return int.from_bytes(end[-8:-4], "little") + 8
 
 
 def _column_chunks(group: pq.RowGroupMetaData, names: Sequence[str]) -> list[range]:
