@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants, snapshot_download
 
-from tests.conftest import Result
+from tests.conftest import Result, finish, start_processes
 from tests.hub import Hub
 from tests.run_files import files_of
 
 ONLY_NAMES = {"de.jsonl": "ja", "en.jsonl": "yes"}
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
 
 
 def lines(*prompts: str) -> bytes:
@@ -83,6 +92,16 @@ FORMS: dict[str, tuple[dict[str, bytes], tuple[str, ...], list[str]]] = {
         {"README.md": describing(train="x/*.jsonl", dev="y/*.jsonl"), "x/a.jsonl": lines("a"), "y/b.jsonl": lines("b")},
         ("--split", "dev"),
         ["b"],
+    ),
+    "archive": (
+        {"README.md": describing(train="a.zip"), "a.zip": zipped("a.jsonl", lines("a")), "b.jsonl": lines("b")},
+        (),
+        ["a"],
+    ),
+    "named archive": (
+        {"a.jsonl.zip": zipped("a.jsonl", lines("a")), "README.md": describing(train="*.zip")},
+        (),
+        ["a"],
     ),
     "patterns": ({"x/a.jsonl": lines("a"), "y.csv": b"prompt\nb\n"}, ("--data-files", "x/*"), ["a"]),
     "limit": ({"a.jsonl": lines("a", "b"), "b.jsonl": lines("c")}, ("--limit", "1"), ["a"]),
@@ -238,6 +257,11 @@ REFUSED: dict[str, tuple[dict[str, bytes], tuple[str, ...], str]] = {
     ),
     "empty": ({}, (), "--dataset acme/data holds no files that can be read. Supported"),
     "script": ({"data.py": PYTHON, "a.jsonl": lines("a")}, (), "is read by a script, data.py, which is not run"),
+    "saved": (
+        {"dataset_info.json": b"{}", "state.json": b"{}", "data-00000-of-00001.arrow": b"ARROW1"},
+        (),
+        "acme/data was written by save_to_disk of datasets. Download it",
+    ),
     "no split": (
         {"train.jsonl": lines("a")},
         ("--split", "test"),
@@ -444,3 +468,23 @@ def test_a_preview_fetches_what_it_shows(files: dict[str, bytes], hub: Hub, run:
     assert fetched(hub) < 150_000
     result = run("--rows", "all", command="preview")
     assert "500 rows" in result.stdout and "were fetched" not in result.stdout
+
+
+@pytest.mark.slow  # two processes
+def test_all_leaders_of_a_launch_read_one_commit(
+    hub: Hub, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each leader of a new run in float16, which has no manifest yet, looked up the branch, which had moved by then."""
+    repo = hub.create("dataset", "acme/data")
+    old = repo.commit({"train.jsonl": lines("old", "older")})
+    base = ["-m", "job", "run", "--model", tiny_model(), "--engine", "fake", "--no-chat", "--max-new-tokens", 4]
+    options = ["--dataset", "acme/data", "--output", tmp_path / "out", "--dtype", "float16", "--rows-per-shard", 1]
+    processes = start_processes([*base, *options], 2)
+    while not hub.requests("/resolve") and processes[0].poll() is None:  # until the first leader fetches
+        time.sleep(0.01)
+    repo.commit({"train.jsonl": lines("new", "newer")})
+    for result in finish(processes):
+        assert result.exit_code == 0, result.stderr
+    assert prompts(tmp_path / "out") == ["old", "older"]
+    assert manifest(tmp_path / "out")["about"]["dataset_commit"] == old
+    assert len(hub.requests("GET /api/datasets/acme/data(/revision/[^/]*)?$")) == 1

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 from job.config import DataConfig
 from job.data.finding import Found, configs_in, find_files, is_local
-from job.data.formats import READERS, format_of_reader
+from job.data.formats import READERS, format_of_reader, saved
 from job.data.listing import CARD, MAX_DESCRIPTION_BYTES
 from job.errors import UsageError
 from job.remote import hub
@@ -77,7 +78,17 @@ def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:
             _refuse_script(tree)
             small = [path for path, file in tree.files.items() if file.num_bytes <= MAX_DESCRIPTION_BYTES]
             outline.fill([path for path in small if path.lower().endswith(".json")])
-        found = find_files(replace(config, dataset=str(outline.root)), None, is_older=False)
+            if saved.is_saved(outline.root):
+                raise UsageError(
+                    f"--dataset {tree.name} was written by save_to_disk of datasets. Download it, and give the "
+                    f"directory: hf download {tree.name} --repo-type dataset --local-dir DIR"
+                )
+        config = replace(config, dataset=str(outline.root))
+        try:
+            found = find_files(config, None, is_older=False)
+        except BadZipFile:  # datasets looks into archives whose names do not say what they hold
+            outline.fill([path for path in tree.files if path.lower().endswith(".zip")])
+            found = find_files(config, None, is_older=False)
         return _in_tree(found, outline)
 
 

@@ -60,7 +60,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
         # Rank 0 alone looks up a branch of the Hub, which may move at any moment, and all processes read that commit.
         files = replica.agree_in_world(_attempt(replica, lambda: pinned_model(config), info.speaks))
-        prepared = _in_turn(replica, lambda: prepare(config, files, replica.device))
+        prepared = _prepare_in_turn(config, files, replica)
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
     exit_code: int | None = replica.agree_in_world(early)
     if exit_code is None:
@@ -107,6 +107,16 @@ def _work(
     launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
     runner = Runner(prepared, engine, stop, heartbeat, progress, stopwatch, launch_id, num_replicas)
     return _lead(runner, engine, stop, progress)
+
+
+def _prepare_in_turn(config: RunConfig, files: ModelFiles, replica: Replica) -> Prepared | None:
+    """Prepare on rank 0 first, then on the other leaders, which read its commit of the dataset. None on followers."""
+    is_first, is_leader = replica.info.speaks, replica.info.is_leader
+    first = _attempt(replica, lambda: prepare(config, files, replica.device), is_first)
+    commit = replica.agree_in_world(first.dataset.commit if first else None)
+    if commit is not None:
+        config = replace(config, data=replace(config.data, dataset_revision=commit))
+    return _attempt(replica, lambda: prepare(config, files, replica.device), is_leader and not is_first) or first
 
 
 def _in_turn(replica: Replica, work: Callable[[], Prepared]) -> Prepared | None:
