@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, snapshot_download
 
-from tests.conftest import Result, finish, start_processes
+from tests.conftest import ANN, Result, finish, start_processes
 from tests.hub import Hub, Repo
 from tests.run_files import files_of
 from tests.test_run import read_output, write_jsonl
@@ -244,6 +244,17 @@ def test_a_missing_shard_is_named_before_any_is_fetched(hub: Hub, repo: Repo, jo
 def test_a_wrong_option_costs_no_download_of_weights(hub: Hub, repo: Repo, job: RunJob, options: list[Any]) -> None:
     refusal(job(*options, engine="paged"))
     assert hub.requests("/cdn/") == []
+
+
+def test_a_gated_model_is_refused_with_its_page_and_read_with_a_token(
+    hub: Hub, job: RunJob, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its listing is public; its files are not."""
+    hub.create("model", "acme/gated", gated=True, readers=("ann",)).commit(contents(tiny))
+    message = refusal(job(model="acme/gated"))
+    assert f"Accept its terms on its page, {hub.url}/acme/gated, then set HF_TOKEN" in message
+    monkeypatch.setenv("HF_TOKEN", ANN)
+    done(job(model="acme/gated"))
 
 
 def test_a_preview_fetches_no_weights(hub: Hub, repo: Repo, run_job: RunJob, tmp_path: Path) -> None:
