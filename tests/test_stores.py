@@ -32,25 +32,10 @@ def parquet(*prompts: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture(scope="session")
-def s3_of_session() -> S3:
-    return S3()
-
-
-@pytest.fixture
-def s3(s3_of_session: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """Return a server with one empty bucket, ``s3://bucket``, which the clients find."""
-    s3_of_session.reset()
-    for name, value in s3_of_session.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of botocore, which waits
-    yield s3_of_session
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JOB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of botocore, which waits
     monkeypatch.setattr(patience, "FIRST_PAUSE_SECS", 0.001)
     return tmp_path / "cache"
 
@@ -79,6 +64,8 @@ class Web(http.server.SimpleHTTPRequestHandler):
         self.log.append(f"{self.command} {self.path}?{query}")
         if self.path in self.refused:
             return self.send_error(self.refused[self.path])
+        if self.headers.get("If-Match", etag := self.headers_of_files.get("ETag")) != etag:
+            return self.send_error(412)
         super().do_GET()
 
     def do_HEAD(self) -> None:
@@ -187,6 +174,7 @@ REFUSALS = {
     ): "--data-files s3://bucket/d/a.jsonl is an address. Give",
     ("json", "--data-files", "s3://bucket/d"): "",
     ("json", "--data-files", "a.jsonl", "--data-files", "s3://bucket/d"): "names files on this machine and elsewhere.",
+    ("s3://bucket/d", "--output", "s3://bucket/d/"): "--output s3://bucket/d is the directory of the dataset.",
     ("gs://bucket/x.jsonl",): "gs:// needs the package gcsfs. Install it: pip install gcsfs.",
     ("nonsense://bucket/x.jsonl",): "--dataset nonsense://bucket/x.jsonl cannot be read: Protocol not known: nonsense.",
     ("file:///data/x.jsonl",): "file:///data/x.jsonl is the address of a local file. Write /data/x.jsonl.",
@@ -212,6 +200,7 @@ def test_without_credentials_the_refusal_says_how_to_read_public_data(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     result = run("s3://bucket/a.jsonl")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert result.exit_code == 2 and "set FSSPEC_S3_ANON=true" in result.stderr
 
 
@@ -264,6 +253,21 @@ def test_large_files_come_in_blocks(s3: S3, monkeypatch: pytest.MonkeyPatch) -> 
     assert tree.read("a.txt", 250, 260) == content[250:260] and tree.read("a.txt", 1279, 5000) == content[-1:]
 
 
+def test_parquet_is_read_where_it_lies(
+    s3: S3, run: Any, web: Any, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(p__a_parquet=parquet("a", "b"), p__b_parquet=parquet("c"))
+    result = run("s3://bucket/p", "--streaming")
+    assert result.exit_code == 0, result.stderr
+    assert prompts(tmp_path / "out") == ["a", "b", "c"]
+    assert not [*own_cache.rglob("*.parquet")]
+    monkeypatch.setattr("job.data.formats.parquet_files.TAIL_BYTES", 100)
+    url, root, _ = web
+    (root / "a.parquet").write_bytes(parquet("a", "b"))
+    result = run(f"{url}/a.parquet", "--streaming")
+    assert result.exit_code == 2 and "this server does not send parts of files" in result.stderr
+
+
 @pytest.mark.parametrize("headers", [{"ETag": '"v1"'}, {}, None], ids=["etag", "time", "neither"])
 def test_a_web_server(run: Any, web: Any, tmp_path: Path, headers: dict[str, str] | None) -> None:
     """Without ranges, and with ETag, Last-Modified or neither of them: then the contents say what it is."""
@@ -289,6 +293,18 @@ def test_the_index_of_a_web_server(run: Any, web: Any, tmp_path: Path) -> None:
         result = run(f"{url}/{form}")
         assert result.exit_code == 0, result.stderr
         assert prompts(tmp_path / "out") == ["a", "b"]
+
+
+def test_a_file_of_a_web_server_that_changes_is_not_read_on(web: Any) -> None:
+    url, root, handler = web
+    (root / "a.txt").write_bytes(b"old ")
+    handler.headers_of_files = {"ETag": '"v1"'}
+    tree = open_addresses([f"{url}/a.txt"])
+    assert tree.read("a.txt", 0, 4) == b"old "
+    (root / "a.txt").write_bytes(b"new ")
+    handler.headers_of_files = {"ETag": '"v2"'}
+    with pytest.raises(UsageError, match=r"a\.txt has changed since it was listed"):
+        tree.read("a.txt", 0, 4)
 
 
 def test_what_a_web_server_refuses(run: Any, web: Any) -> None:

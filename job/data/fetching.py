@@ -88,7 +88,8 @@ class RemoteDataset:
         if opened is None:
             return None
         remark = f"only the beginning of {self.tree.name}/{path} has been looked at, before the dataset is fetched"
-        advice = "if a later row has what is missing, fetch it first, for example with hf download"
+        how = ", for example with hf download" if self.tree.commit else ""
+        advice = f"if a later row has what is missing, fetch it first{how}"
         return replace(self._opened(opened, is_partial=True), remarks=(f"{remark}; {advice}",))
 
     def _open_head(self, path: str) -> Opened | None:

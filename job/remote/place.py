@@ -15,7 +15,8 @@ from job.wording import redacted
 
 STALL_SECS = 30.0
 
-CHECKSUMS = ("md5Hash", "ETag", "etag", "Content-MD5", "Digest", "checksum", "sha")
+ETAGS = ("ETag", "etag")
+CHECKSUMS = ("md5Hash", "Content-MD5", "Digest", "checksum", "sha")
 TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
 """What file systems call what they know of a file, the most telling first."""
 
@@ -26,6 +27,9 @@ NO_CREDENTIALS = (
     "ClientAuthenticationError",
 )
 """Names of errors of the clients of S3, Google and Azure."""
+
+PLAIN = {"Accept-Encoding": "identity"}
+"""What lets the sizes of a web server be those of the files."""
 
 State = tuple[int, str]
 """Size and digest of a file."""
@@ -106,8 +110,8 @@ class Place:
     def _read(self, location: str, state: State, start: int, stop: int) -> bytes:
         if not self.system.async_impl:
             found: bytes = self.system.cat_file(location, start, stop)
-        else:  # opened in this way, a file is pinned by s3fs, and nothing is read ahead
-            known: dict[str, Any] = {"size": state[0]} if self.is_web else {}
+        else:  # opened in this way, a file of S3 is pinned to its ETag, and nothing is read ahead
+            known: dict[str, Any] = {"size": state[0], "headers": _only_if(state)} if self.is_web else {}
             with self.system.open(location, "rb", cache_type="none", **known) as file:
                 if not self.is_web and state_of(file.details) != state:
                     raise self._has_changed(location)
@@ -174,11 +178,26 @@ def state_of(info: Mapping[str, Any]) -> State:
     if info.get("size") is None:
         return NO_STATE
     size = int(info["size"])
-    if checksum := next((info[name] for name in CHECKSUMS if info.get(name)), None):
-        return size, "etag:" + str(checksum).strip('"')
+    for kind, names in (("etag", ETAGS), ("checksum", CHECKSUMS)):
+        if value := next((info[name] for name in names if info.get(name)), None):
+            return size, f"{kind}:" + str(value).strip('"')
     if time := next((info[name] for name in TIMES if info.get(name)), None):
         return size, f"time:{time.isoformat() if hasattr(time, 'isoformat') else time}, {size} bytes"
     return NO_STATE
+
+
+def _only_if(state: State) -> dict[str, str]:
+    """Return headers for a request that a web server answers only if a file is still as it was.
+
+    >>> _only_if((3, "etag:ab"))["If-Match"], sorted(_only_if((3, "etag:W/ab")))
+    ('"ab"', ['Accept-Encoding'])
+    """
+    kind, _, value = state[1].partition(":")
+    if kind == "etag" and not value.startswith("W/"):
+        return {**PLAIN, "If-Match": f'"{value}"'}
+    if kind == "time":
+        return {**PLAIN, "If-Unmodified-Since": value.removesuffix(f", {state[0]} bytes")}
+    return PLAIN
 
 
 def _in_brackets(said: str, address: str) -> str:
@@ -206,7 +225,7 @@ def _web_options() -> dict[str, Any]:
             "trust_env": True,
             "timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECS, sock_read=STALL_SECS),
         },
-        "headers": {"Accept-Encoding": "identity"},  # sizes are those of the files
+        "headers": PLAIN,
     }
     users = {**fsspec.config.conf.get("http", {}), **fsspec.config.conf.get("https", {})}
     return {**ours, **users}

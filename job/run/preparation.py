@@ -17,10 +17,11 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.shard import PartFormat
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
-from job.output.store.addresses import local_path, open_store
+from job.output.store.addresses import local_path, normal, open_store
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RunNames
 from job.output.store.store import Store
+from job.remote.addresses import is_address
 from job.remote.model_files import ModelFiles
 from job.run.examination import Examined, examine
 from job.run.identity import dtype_of, in_dtype, metadata_of
@@ -81,6 +82,8 @@ def prepare(config: RunConfig, files: ModelFiles, device: torch.device) -> Prepa
 def _refuse_output_in_place(config: RunConfig) -> None:
     """Refuse to write parts among the data, where a restart would take them for rows."""
     dataset, output = Path(config.data.dataset), local_path(config.output.output)
+    if output is None and is_address(config.data.dataset) and normal(config.data.dataset) == config.output.output:
+        raise UsageError(f"--output {config.output.output} is the directory of the dataset. Use another one.")
     if output is not None and dataset.is_dir() and dataset.resolve() == output.resolve():
         raise UsageError(
             f"--output {output} is the directory of the dataset. Use another one, for example {output / 'completions'}."
