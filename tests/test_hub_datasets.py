@@ -248,7 +248,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], tuple[str, ...], str]] = {
     "unknown config": (
         {"README.md": describing(train="a.jsonl"), "a.jsonl": lines("a")},
         ("--dataset-config", "fr"),
-        "--dataset acme/data: BuilderConfig 'fr' not found. Available: ['default']",
+        "--dataset acme/data has no configuration 'fr'. Configurations: default. Set --dataset-config.",
     ),
     "yaml": (
         {"README.md": card("a: b: c"), "a.jsonl": lines("a")},
@@ -311,6 +311,9 @@ def test_a_file_that_is_not_cached_is_missed_offline(hub: Hub, run: Any, monkeyp
     if "does not say which files" not in result.stderr:  # version 1 of the client keeps no listing
         assert result.exit_code == 2
         assert "b.jsonl of acme/data is not in the cache" in result.stderr
+    result = run("--dataset-revision", "v9")
+    assert result.exit_code == 2
+    assert "job: --dataset acme/data: revision v9 is not in the cache (HF_HOME), and" in result.stderr
 
 
 def test_numbers_in_names_show_what_is_missing(

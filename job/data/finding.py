@@ -125,6 +125,11 @@ def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> F
         if config.dataset_config is None and len(configs) > 1 and not any(configs.values()):
             names = ", ".join(configs)
             raise UsageError(f"--dataset {directory} has the configurations {names}. Choose with --dataset-config.")
+        if configs and config.dataset_config is not None and config.dataset_config not in configs:
+            raise UsageError(
+                f"--dataset {directory} has no configuration {config.dataset_config!r}. Configurations: "
+                f"{', '.join(configs)}. Set --dataset-config."
+            )
         found = _resolved(config)
         files = [file for files in found.splits.values() for file in files]
         return replace(found, root=directory, unread=data_beside(directory, files))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from job.errors import first_line
+from job.remote.hub_cache import folder_of
 
 
 def why_not(kind: str, name: str, error: Exception, revision: str | None = None) -> str:
@@ -66,10 +67,14 @@ def not_cached(kind: str, name: str, revision: str | None, path: str = "") -> st
     """Return what to do about something that is not in the cache, offline."""
     repo_type = "" if kind == "model" else f" --repo-type {kind}"
     at = f" --revision {revision}" if revision else ""
-    local = "" if path else f"there is no such {'directory' if kind == 'model' else 'file or directory'}, and "
-    what = f"{path} of {name}" if path else "this name"
+    if path:
+        what = f"{path} of {name}"
+    elif revision and folder_of(kind, name).is_dir():
+        what = f"revision {revision}"
+    else:
+        what = f"there is no such {'directory' if kind == 'model' else 'file or directory'}, and this name"
     return (
-        f"--{kind} {name}: {local}{what} is not in the cache (HF_HOME), and HF_HUB_OFFLINE is set. Where there is a "
+        f"--{kind} {name}: {what} is not in the cache (HF_HOME), and HF_HUB_OFFLINE is set. Where there is a "
         f"network, run 'hf download {name}{repo_type}{at}' with the same HF_HOME."
     )
 
