@@ -134,6 +134,7 @@ def run_job() -> Callable[..., Result]:
     from click.testing import CliRunner
 
     from job.cli import main
+    from job.remote import patience
 
     def run(*args: Any) -> Result:
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -144,6 +145,7 @@ def run_job() -> Callable[..., Result]:
             for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
             signal.set_wakeup_fd(-1)
+            patience._current.wait = patience._sleep  # a run that was stopped waits for nothing more
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Result(result.exit_code, result.stdout, result.stderr)

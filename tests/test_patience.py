@@ -52,6 +52,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def default_patience() -> Iterator[None]:
+    set_patience(600)
     yield
     set_patience(600)
     answers(THE_HUB)

@@ -28,7 +28,7 @@ from tests.test_run import read_output, write_jsonl
 
 RunJob = Callable[..., Result]
 OUT = "s3://bucket/runs/a"
-NUM_ROWS, NUM_SAMPLES = 60, 2
+NUM_ROWS, NUM_SAMPLES = 40, 2
 NUM_SEEDS = int(os.environ.get("JOB_KILL_SEEDS", "3"))
 
 
@@ -47,7 +47,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def args(output: object) -> list[str]:
         return [
             *["run", "--engine", "fake", "--model", str(tiny_model()), "--dataset", str(data)],
-            *["--output", str(output), "--rows-per-shard", "25", "--keep-columns", "id", "--max-error-rate", "1"],
+            *["--output", str(output), "--rows-per-shard", "20", "--keep-columns", "id", "--max-error-rate", "1"],
             *["--num-samples", str(NUM_SAMPLES), "--temperature", "1"],
         ]
 
@@ -71,7 +71,7 @@ def assert_finished(s3: S3, expected: Any) -> None:
     """Check that the run is the undisturbed one, and that nothing is left of its work."""
     assert table_in(s3).equals(expected)
     left = [key.removeprefix("runs/a/") for key in s3.keys if "/metrics/" not in key]
-    parts = [f"data/part-{idx:05d}.parquet" for idx in range(3)]
+    parts = [f"data/part-{idx:05d}.parquet" for idx in range(2)]
     assert left == ["README.md", *parts, "manifest.json", "totals.json"]
 
 
@@ -81,13 +81,13 @@ def test_a_run_in_a_bucket_is_that_of_a_directory(
     """Every command works on it. Nothing contains the secret key."""
     results = [run_job(*run_args(f"{OUT}/"))]
     assert_finished(s3, expected)
-    assert f"120 samples of 60 rows in 3 parts: {OUT}/data/part-*.parquet" in results[0].stdout
+    assert f"80 samples of 40 rows in 2 parts: {OUT}/data/part-*.parquet" in results[0].stdout
     for command, said in {
         ("status", OUT): f"Done: every row is in a part. job verify {OUT} checks them all.",
         ("verify", OUT): "Correct and complete.",
         ("show", OUT, "--row", "3"): "3 and more",
-        ("export", OUT, "--to", tmp_path / "out.jsonl"): "120 rows",
-        ("retry", OUT): "18 samples will be recomputed",
+        ("export", OUT, "--to", tmp_path / "out.jsonl"): "80 rows",
+        ("retry", OUT): "12 samples will be recomputed",
     }.items():
         results.append(run_job(*command))
         assert results[-1].exit_code == 0 and said in results[-1].stdout + results[-1].stderr
@@ -98,7 +98,7 @@ def test_a_run_in_a_bucket_is_that_of_a_directory(
     texts = [result.stdout + result.stderr for result in results] + [str(s3.read(key)) for key in s3.keys]
     assert not [text for text in texts if "SECRET" in text]
     again = run_job(*run_args(OUT), "--seed", "5")
-    assert again.exit_code == 2 and f"{OUT}/manifest.json is another run: seed was 0, now 5" in again.stderr
+    assert again.exit_code == 2 and f"{OUT}/manifest.json is another run: --seed was 0, now 5" in again.stderr
 
 
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
@@ -150,7 +150,7 @@ def test_every_request_may_fail(s3: S3, run_job: RunJob, run_args: Any, expected
     result = run_job(*run_args(OUT))
     assert result.exit_code == 0, result.stderr
     assert_finished(s3, expected)
-    assert len(seen) > 30
+    assert len(seen) > 20
 
 
 def test_a_store_that_stays_away_ends_the_run_and_the_same_command_continues(
@@ -163,7 +163,7 @@ def test_a_store_that_stays_away_ends_the_run_and_the_same_command_continues(
     assert "503" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     s3.heal()
     result = run_job(*run_args(OUT))
-    assert result.exit_code == 0 and "0 of 120" not in result.stderr
+    assert result.exit_code == 0 and " 0 of 80" not in result.stderr
     assert_finished(s3, expected)
 
 
@@ -234,17 +234,19 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_part_is_never_replaced_by_a_worker_that_comes_late(s3: S3, run_job: RunJob, run_args: Any) -> None:
+def test_a_part_is_never_replaced_by_a_worker_that_comes_late(s3: S3) -> None:
     """In a directory the last one wins. Here the first does, so that readers never see a part change."""
-    assert run_job(*run_args(OUT)).exit_code == 0
-    store, before = open_store(OUT), s3.read("runs/a/data/part-00000.parquet")
+    store = open_store(OUT)
+    with store.writing("data/part-00000.parquet") as file:
+        file.write(b"first")
     with pytest.raises(FileNotFoundError), store.writing("data/part-00000.parquet") as file:
         file.write(b"late")
     stamp = store.stamp("data/part-00000.parquet")
+    assert s3.read("runs/a/data/part-00000.parquet") == b"first"
     store.replace("data/part-00000.parquet", b"retried")
     with pytest.raises(FileNotFoundError), store.writing("data/part-00000.parquet", stamp) as file:
         file.write(b"late")
-    assert before[:4] == b"PAR1" and s3.read("runs/a/data/part-00000.parquet") == b"retried"
+    assert s3.read("runs/a/data/part-00000.parquet") == b"retried"
 
 
 def test_a_lease_that_was_taken_over_is_not_touched(s3: S3) -> None:
