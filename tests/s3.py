@@ -31,6 +31,8 @@ class S3:
         self.log: list[str] = []
         self.ignored: set[str] = set()
         """Headers that the server does not know, such as ``HTTP_IF_MATCH``."""
+        self.reads_bare_versions = False
+        """Whether ``If-Match`` with quotes never holds for a PUT, as in Ceph 16."""
         self._faults: list[_Fault] = []
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -91,11 +93,14 @@ class S3:
         backend.create_bucket(BUCKET, "us-east-1")
         self.log.clear()
         self.ignored.clear()
+        self.reads_bare_versions = False
         self.heal()
 
     def _answer(self, environ: Any, start: Any) -> Any:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO'].removeprefix(f'/{BUCKET}/')}"
         self.log.append(request)
+        if self.reads_bare_versions and environ["REQUEST_METHOD"] == "PUT" and "HTTP_IF_MATCH" in environ:
+            environ["HTTP_IF_MATCH"] = f'"{environ["HTTP_IF_MATCH"]}"'
         for header in self.ignored:
             environ.pop(header, None)
         for fault in self._faults:

@@ -111,6 +111,16 @@ def test_a_store_that_ignores_conditions_is_refused(s3: S3, run_job: RunJob, run
     assert "job publish" in result.stderr and s3.keys == []
 
 
+def test_a_store_that_wants_versions_without_quotes_gets_them(s3: S3) -> None:
+    """Ceph 16 refused every lease that was to be touched or taken over."""
+    s3.reads_bare_versions = True
+    store = open_store(OUT)
+    store.prepare([""])
+    assert store.create_exclusively("leases/1", b"ours", durable=False) and store.touch("leases/1")
+    seen = store.look("leases/1")
+    assert store.replace_if_same("leases/1", seen, b"theirs") and not store.replace_if_same("leases/1", seen, b"late")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

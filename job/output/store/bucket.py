@@ -65,6 +65,8 @@ class Bucket:
     def __init__(self, name: str) -> None:
         """Use this bucket, which must exist. Nothing is sent yet."""
         self.name = name
+        self.quotes_versions = True
+        """Whether PUTs give a version in quotes, as the standard has it. Ceph 16 understands them only without."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None, *, etag: str | None = None) -> tuple[bytes, Found]:
         """Return a range of an object and what the object is. A negative start counts from the end.
@@ -117,7 +119,8 @@ class Bucket:
         Raises:
             Changed: something else is there.
         """
-        condition = {} if over is None else {"IfNoneMatch": "*"} if over == ABSENT else {"IfMatch": over}
+        version = over if over is None or self.quotes_versions else over.strip('"')
+        condition = {} if version is None else {"IfNoneMatch": "*"} if version == ABSENT else {"IfMatch": version}
         tries = 0
 
         def put() -> Put:

@@ -18,13 +18,15 @@ from fnmatch import fnmatchcase
 from typing import BinaryIO
 
 from job.errors import UsageError
-from job.output.store.bucket import ABSENT, Bucket, Changed
+from job.output.store.bucket import ABSENT, Bucket, Changed, Put
 from job.output.store.names import is_log
 from job.output.store.ranges import open_object
 from job.output.store.segments import Segment, SegmentAppender, delete_segments, read_segments, segments_of
 from job.output.store.store import Appender, Entry, Stamp
 
 PROBE = ".probe-"
+
+ADVICE = "Use a directory on a shared disk, and publish it with 'job publish', or copy it afterwards."
 
 
 class ObjectStore:
@@ -40,7 +42,7 @@ class ObjectStore:
             prefix: without a slash at its end.
         """
         self._bucket, self._prefix = bucket, prefix
-        self._is_known = False
+        self._is_prepared = self._is_known = False
         """Whether the run directory exists, as far as prefixes do: something is in it, or this process prepares it."""
         self._own: dict[str, tuple[bytes, str]] = {}
         """What this process has created and may touch: name to contents and version."""
@@ -56,20 +58,26 @@ class ObjectStore:
         Raises:
             UsageError: it ignores conditions, as many stores do, so that two workers would overwrite each other.
         """
-        if self._is_known:
+        if self._is_prepared:
             return
         probe = self._key(f"{PROBE}{secrets.token_hex(6)}")
         try:
             first = self._bucket.put(probe, b"1", over=ABSENT)
             self._check_refused(probe, ABSENT)
-            second = self._bucket.put(probe, b"2", over=first.etag)
+            second = self._replace(probe, first)
             self._check_refused(probe, first.etag)
             self._bucket.delete(probe)
             self._check_refused(probe, second.etag)
         finally:
             with contextlib.suppress(OSError):
                 self._bucket.delete(probe)
-        self._is_known = True
+        self._is_prepared = self._is_known = True
+
+    def _replace(self, probe: str, seen: Put) -> Put:
+        for self._bucket.quotes_versions in (True, False):
+            with contextlib.suppress(Changed):
+                return self._bucket.put(probe, b"2", over=seen.etag)
+        raise UsageError(f"--output {self.describe()}: this store does not understand If-Match. {ADVICE}")
 
     def _check_refused(self, probe: str, over: str) -> None:
         try:
@@ -79,7 +87,7 @@ class ObjectStore:
         header = "If-None-Match" if over == ABSENT else "If-Match"
         raise UsageError(
             f"--output {self.describe()}: this store ignores {header}, so two workers could overwrite each other's "
-            "work. Use a directory on a shared disk, and publish it with 'job publish', or copy it afterwards."
+            f"work. {ADVICE}"
         )
 
     def list(self, directory: str = "") -> Sequence[Entry]:
