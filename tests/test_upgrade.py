@@ -324,7 +324,14 @@ def test_values_without_a_default_are_named_by_both_versions(tmp_path: Path) -> 
 
 
 FROZEN: Mapping[str, Mapping[str, Any]] = {
-    "dataset": {"limit": None, "csv_delimiter": None, "csv_encoding": None, "sheet": None, "reader": None},
+    "dataset": {
+        "limit": None,
+        "csv_delimiter": None,
+        "csv_encoding": None,
+        "sheet": None,
+        "card_options": None,
+        "reader": None,
+    },
     "prompt": {
         "prompt_column": None,
         "messages_column": None,
