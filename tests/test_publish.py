@@ -290,7 +290,7 @@ def test_a_private_repository_is_private_and_a_public_one_is_refused(run_job: Ru
     [
         (None, NAME, "There is no token for the Hub. Set HF_TOKEN"),
         ("hf_stale", NAME, "The Hub does not accept the token"),
-        (ANN, "bob/answers", "This token may not write to bob/answers"),
+        (ANN, "bob/answers", "required permissions to perform this action. Set HF_TOKEN to"),
         (ANN, "bob/open", "This token may not write to bob/open"),
         (ANN, "bob/private", "bob/private"),
         (ANN, "answers", "is not the id of a repository. Write USER/NAME"),

@@ -97,7 +97,7 @@ REFUSALS = {
     "gated": ("acme/gated", None, None, "is gated. Accept its terms on its page, http://127.0.0.1:"),
     "gated, another account": ("acme/gated", None, BOB, "is gated, and the account of your token has no access to it."),
     "revision": ("acme/open", "v9", None, "has no branch, tag or commit 'v9' on the Hub. Check --revision."),
-    "commit": ("acme/open", "1" * 40, None, f"has no branch, tag or commit '{'1' * 40}' on the Hub. Check --revision."),
+    "commit": ("acme/open", "1" * 40, None, f"acme/open: the Hub has no commit {'1' * 40}. It may have been"),
     "token": ("acme/open", None, "hf_old", "the Hub does not accept your token; it is invalid or has expired."),
     "name": ("acme/open/x", None, None, "cannot be read: Repo id must be in the form"),
 }

@@ -3,7 +3,7 @@
 from typing import Any
 
 from job.errors import first_line
-from job.remote.hub_cache import folder_of
+from job.remote.hub_cache import SHA1, folder_of
 
 
 def why_not(kind: str, name: str, error: Exception, revision: str | None = None) -> str:
@@ -40,6 +40,11 @@ def why_not(kind: str, name: str, error: Exception, revision: str | None = None)
         return (
             f"{option}: the Hub does not accept your token; it is invalid or has expired. Set HF_TOKEN to a new one, "
             "or run 'hf auth login'. Public repositories need none: 'hf auth logout' and unset HF_TOKEN."
+        )
+    if isinstance(error, RevisionNotFoundError) and revision and SHA1.fullmatch(revision):
+        return (
+            f"{option}: the Hub has no commit {revision}. It may have been removed with the history of its branch. "
+            f"Check {revision_option(kind)}; a run that began at it goes on only where it is in the cache (HF_HOME)."
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{option} has no branch, tag or commit {revision!r} on the Hub. Check {revision_option(kind)}."

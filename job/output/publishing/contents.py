@@ -97,8 +97,9 @@ class PublicParts:
         try:
             _, schema = check_part(self._run, shard_idx, self._like)
         except PartProblem as problem:
+            reason = str(problem).rstrip(".")
             raise JobError(
-                f"{directory.store.describe(name)} {problem}. It was not published. Remove it and run the same job run "
+                f"{directory.store.describe(name)} {reason}. It was not published. Remove it and run the same job run "
                 "command: its rows will be recomputed."
             ) from None
         self._like = self._like or schema
