@@ -171,10 +171,19 @@ def test_a_run_goes_on_at_its_commit_without_asking_the_hub(hub: Hub, run: Any, 
     assert all(text in result.stderr for text in ("--dataset-revision", old, new))
 
 
+def test_the_same_command_goes_on_after_a_branch_has_moved(hub: Hub, run: Any, tmp_path: Path) -> None:
+    repo = hub.create("dataset", "acme/data")
+    repo.commit({"train.jsonl": lines("old")})
+    assert run("--dataset-revision", "main").exit_code == 0
+    repo.commit({"train.jsonl": lines("new")})
+    assert run("--dataset-revision", "main").exit_code == 0
+    assert prompts(tmp_path / "out") == ["old"]
+
+
 def test_a_refusal_says_which_revision_goes_on(hub: Hub, run: Any) -> None:
     repo = hub.create("dataset", "acme/data")
     old = repo.commit({"train.jsonl": lines("old")})
-    assert run("--dataset-revision", "main").exit_code == 0
+    assert run().exit_code == 0
     repo.commit({"train.jsonl": lines("new")})
     result = run("--dataset-revision", "main")
     assert result.exit_code == 2

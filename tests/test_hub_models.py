@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, snapshot_download
 
+from job.run import preparation
 from tests.conftest import ANN, Result, finish, start_processes
 from tests.hub import Hub, Repo
 from tests.run_files import files_of
@@ -120,17 +121,40 @@ def test_another_model_with_the_same_tokenizer_is_another_run(
     assert manifest(tmp_path / "out")["about"]["model_commit"] == first
 
 
-def test_a_branch_that_moves_is_named_with_the_way_back(
+def test_the_same_command_goes_on_after_a_branch_has_moved(hub: Hub, repo: Repo, job: RunJob, other: Path) -> None:
+    done(job("--revision", "main"))
+    repo.commit(contents(other))
+    done(job("--revision", "main"))
+
+
+def test_a_branch_that_has_moved_is_named_with_the_way_back(
     hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path
 ) -> None:
     first = repo.refs["main"]
-    done(job("--revision", "main"))
+    done(job())
     second = repo.commit(contents(other))
     undo_a_part(tmp_path / "out")
     message = refusal(job("--revision", "main"))
-    assert "--model acme/tiny has other contents than when the run started, " in message
-    assert f"(commit {first} then, {second} now). Use a new --output, or --revision {first} to go on." in message
+    assert (
+        f"the contents differ (commit {first} then, {second} now). Use a new --output, or --revision {first} to go on"
+        in message
+    )
     done(job("--revision", first))
+
+
+def test_a_launch_goes_on_with_the_commit_of_one_that_began_a_moment_ago(
+    hub: Hub, repo: Repo, job: RunJob, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks of a job array look the branch up, it moves in between, and the first one claims the directory."""
+    first = repo.refs["main"]
+    done(job())
+    repo.commit(contents(other))
+    undo_a_part(tmp_path / "out")
+    answers = [None]
+    look = preparation.found_in
+    monkeypatch.setattr(preparation, "found_in", lambda store: answers.pop() if answers else look(store))
+    done(job())
+    assert not answers and manifest(tmp_path / "out")["about"]["model_commit"] == first
 
 
 def test_a_readme_makes_no_other_model(hub: Hub, repo: Repo, job: RunJob, tmp_path: Path) -> None:

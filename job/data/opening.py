@@ -60,7 +60,7 @@ def find_dataset(
     Args:
         output: the run directory, which is never its own input.
         is_older: whether version 0.2 or older started the run: it goes on with what ``datasets`` reads.
-        commit: the commit at which the run began. The user may name another revision.
+        commit: the commit at which the run began, with which it goes on.
 
     Raises:
         UsageError: the dataset, split or file does not exist.

@@ -38,7 +38,7 @@ def tree_of(config: DataConfig, commit: str | None) -> RemoteTree | None:
     """Return the repository that the user named, at one commit, or the files at an address; None if they are local.
 
     Args:
-        commit: the one to use if the user names no revision.
+        commit: the one to use, whatever revision the user names; None: look the revision up.
 
     Raises:
         UsageError: it does not exist, or may not be read.
@@ -50,7 +50,7 @@ def tree_of(config: DataConfig, commit: str | None) -> RemoteTree | None:
         return open_addresses(config.data_files, "data-files")
     if is_local(config):
         return None
-    return hub.pin("dataset", config.dataset, config.dataset_revision or commit)
+    return hub.pin("dataset", config.dataset, commit or config.dataset_revision)
 
 
 def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:

@@ -41,7 +41,8 @@ def as_started(config: RunConfig, found: Manifest | None) -> RunConfig:
 
 
 def dataset_commit(data: DataConfig, found: Manifest | None) -> str | None:
-    """Return the commit of the dataset with which the run in the directory goes on; None if there is none.
+    """Return the commit of the dataset with which the run in the directory goes on, though its branch may have moved;
+    None if there is none, or if the user names another revision than the run began with.
 
     Raises:
         UsageError: version 0.3 or older started the run on a dataset of the Hub, whose files it read in another way.
@@ -49,7 +50,7 @@ def dataset_commit(data: DataConfig, found: Manifest | None) -> str | None:
     if found is None or found.about["dataset"] != data.dataset or is_local(data):
         return None
     if (commit := found.about.get("dataset_commit")) is not None:
-        return str(commit)
+        return str(commit) if data.dataset_revision in (None, found.about["dataset_revision"]) else None
     if any(num_bytes is not None for num_bytes, _ in found.about.get("files", {}).values()):
         return None  # it was local, and is missing: the Hub is asked, as for a new run
     raise UsageError(
@@ -67,8 +68,9 @@ def all_columns(schema: pa.Schema, found: Manifest | None) -> Sequence[str]:
     return [field.name for field in schema if f"{field.name}: {field.type}" in kept]
 
 
-def model_commit(found: Manifest | None, model: str) -> str | None:
-    """Return the commit of the Hub with which a run began; None if it is new, or began with another model.
+def model_commit(config: ModelConfig, found: Manifest | None) -> str | None:
+    """Return the commit of the model with which the run in the directory goes on, though its branch may have moved;
+    None if there is none, or if the user names another model or revision than the run began with.
 
     Raises:
         UsageError: an older version did not record what its model was.
@@ -79,10 +81,10 @@ def model_commit(found: Manifest | None, model: str) -> str | None:
     if not any(form.fullmatch(known) for form in (SAMPLED, COMMIT, WHOLE)):
         raise UsageError(
             f"This run was started by version {found.about.get('versions', {}).get('job', '0.3 or older')}, which did "
-            f"not record the commit of its model ({known!r}): nothing shows whether --model {model} is still the same. "
-            "Use a new --output."
+            f"not record the commit of its model ({known!r}): nothing shows whether --model {config.model} is still "
+            "the same. Use a new --output."
         )
-    if found.about.get("model") != model:
+    if found.about.get("model") != config.model or config.revision not in (None, found.about["revision"]):
         return None
     return found.about.get("model_commit") or (known if COMMIT.fullmatch(known) else None)
 

@@ -25,6 +25,7 @@ from job.remote.addresses import is_address
 from job.remote.model_files import ModelFiles
 from job.run.examination import Examined, examine
 from job.run.identity import dtype_of, in_dtype, metadata_of
+from job.run.pinned import model_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,14 @@ class Prepared(Examined):
         return len(self.directory.done_shards()) == self.plan.num_shards
 
 
-def prepare(config: RunConfig, files: ModelFiles, device: torch.device) -> Prepared:
+def prepare(config: RunConfig, device: torch.device, files: ModelFiles | None = None) -> Prepared:
     """Examine what was asked for, and claim the run directory.
 
     A new run in float16 claims it later, in ``settle``: the manifest records the dtype, and many models overflow
     float16.
 
     Args:
-        files: the model, the same on all processes of the launch.
+        files: the model as the first process of the launch has found it. None: this is the first process.
 
     Raises:
         UsageError: something cannot work as asked.
@@ -64,7 +65,7 @@ def prepare(config: RunConfig, files: ModelFiles, device: torch.device) -> Prepa
     store = open_store(config.output.output)
     found = found_in(store)
     _refuse_occupied(store, config)
-    examined = examine(config, files, device, found)
+    examined = examine(config, files or model_files(config, found), device, found)
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
     is_open = found is None and examined.model_info.dtype == "float16"
@@ -72,10 +73,10 @@ def prepare(config: RunConfig, files: ModelFiles, device: torch.device) -> Prepa
         prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)
     except UsageError:
         if found is None and found_in(store) is not None:  # just started by another launch, perhaps on another day
-            return prepare(config, files, device)
+            return prepare(config, device, files)
         raise
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
-        return prepare(config, files, device)
+        return prepare(config, device, files)
     return prepared
 
 
@@ -100,7 +101,7 @@ def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:
         return prepared
     settled = _prepared(_in_dtype(prepared, dtype), prepared.directory.store, prepared.worker, claims=True)
     if Columns.of(settled.manifest) != settled.columns:  # another version started this run in the meantime
-        return settle(prepare(settled.config, settled.model_info.files, device), dtype, device)
+        return settle(prepare(settled.config, device, settled.model_info.files), dtype, device)
     return settled
 
 

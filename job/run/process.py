@@ -27,7 +27,6 @@ from job.remote.patience import set_patience
 from job.run.conclusion import conclude, exit_code_of
 from job.run.first_rows import NothingSucceeds
 from job.run.model import load_in_range
-from job.run.pinned import pinned_model
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
@@ -58,9 +57,7 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
         replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
     progress = Progress(enabled=info.speaks, shows_rows=config.output.show_rows)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
-        # Rank 0 alone looks up a branch of the Hub, which may move at any moment, and all processes read that commit.
-        files = replica.agree_in_world(_attempt(replica, lambda: pinned_model(config), info.speaks))
-        prepared = _prepare_in_turn(config, files, replica)
+        prepared, files = _prepare_in_turn(config, replica)
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
     exit_code: int | None = replica.agree_in_world(early)
     if exit_code is None:
@@ -109,14 +106,22 @@ def _work(
     return _lead(runner, engine, stop, progress)
 
 
-def _prepare_in_turn(config: RunConfig, files: ModelFiles, replica: Replica) -> Prepared | None:
-    """Prepare on rank 0 first, then on the other leaders, which read its commit of the dataset. None on followers."""
+def _prepare_in_turn(config: RunConfig, replica: Replica) -> tuple[Prepared | None, ModelFiles]:
+    """Prepare on rank 0 first, then on the other leaders.
+
+    Rank 0 alone looks up branches of the Hub, which may move at any moment, and all processes read those commits.
+
+    Returns:
+        What a leader needs (None on followers), and where the model is.
+    """
     is_first, is_leader = replica.info.speaks, replica.info.is_leader
-    first = _attempt(replica, lambda: prepare(config, files, replica.device), is_first)
-    commit = replica.agree_in_world(first.dataset.commit if first else None)
+    first = _attempt(replica, lambda: prepare(config, replica.device), is_first)
+    found = None if first is None else (first.model_info.files, first.dataset.commit)
+    files, commit = replica.agree_in_world(found)
     if commit is not None:
         config = replace(config, data=replace(config.data, dataset_revision=commit))
-    return _attempt(replica, lambda: prepare(config, files, replica.device), is_leader and not is_first) or first
+    other = _attempt(replica, lambda: prepare(config, replica.device, files), is_leader and not is_first)
+    return first or other, files
 
 
 def _in_turn(replica: Replica, work: Callable[[], Prepared]) -> Prepared | None:
