@@ -67,7 +67,7 @@ class StoreFiles:
         missing = [path for path in dict.fromkeys(paths) if _kept(self._key(path)) is None]
         if missing:
             transfer = _Transfer(self.name, [self.files[path].num_bytes for path in missing])
-            with ThreadPoolExecutor(NUM_THREADS) as blocks, ThreadPoolExecutor(NUM_THREADS // 2) as pool:
+            with ThreadPoolExecutor(NUM_THREADS) as blocks, ThreadPoolExecutor(NUM_THREADS) as pool:
                 list(pool.map(lambda path: self._fetch(path, blocks, transfer), missing))
             self._check_unchanged(missing)
         found = [self.path(path) for path in paths]
