@@ -175,7 +175,9 @@ def _told_of_place(store: Store) -> Iterator[None]:
         where = store.describe()
         is_file = isinstance(error, FileExistsError) or Path(where).is_file()
         reason = "it is a file" if is_file else error.strerror or str(error)
-        raise UsageError(f"--output {where} cannot be written: {reason}. Use another directory.") from None
+        raise UsageError(
+            f"--output {where} cannot be written: {reason}. Correct that, or use another --output."
+        ) from None
 
 
 def _refuse_occupied(store: Store, config: RunConfig) -> None:
