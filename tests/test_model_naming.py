@@ -44,6 +44,18 @@ def test_what_is_not_the_directory_of_a_model_is_named(tiny_model: Callable[...,
     assert "is an adapter (LoRA or the like), not a whole model. Merge it into its base model first" in refusal(adapter)
 
 
+def test_an_adapter_beside_the_weights_is_refused_if_it_would_be_loaded(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peft, transformers loaded it on top of the model, whose identity stayed the same."""
+    shutil.copytree(tiny_model(), tmp_path / "m")
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    config, files = ModelConfig(model=str(tmp_path / "m")), ModelFiles(name=str(tmp_path / "m"))
+    inspect_model(config, files, torch.device("cpu"), 1)  # without peft, it is only a file
+    monkeypatch.setattr("job.engine.model.naming.find_spec", lambda name: name == "peft" or None)
+    assert "Merge it into the model, or delete this file." in refusal(tmp_path / "m")
+
+
 @pytest.mark.parametrize("inside", ["checkpoint-500", "snapshots/0a1b2c"])
 def test_the_directory_inside_is_proposed(tiny_model: Callable[..., Path], tmp_path: Path, inside: str) -> None:
     shutil.copytree(tiny_model(), tmp_path / "m" / inside)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.naming import check_repository
+from job.engine.model.naming import check_no_adapter, check_repository
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.weights import check_format, weight_files
 from job.errors import UsageError
@@ -57,6 +57,7 @@ def inspect_model(
     if needs_weights:
         check_format(files)
     files.fetch_settings(with_code=config.trust_remote_code)
+    check_no_adapter(files)
     check_code(files, trust_remote_code=config.trust_remote_code)
     try:
         hf_config = AutoConfig.from_pretrained(files.directory, **code_options(files, config.trust_remote_code))

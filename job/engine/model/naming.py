@@ -1,6 +1,7 @@
 """What ``--model`` names: a directory with a model, or a Hub id. Explains what else it may be, and what to give."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from job.errors import UsageError
@@ -56,6 +57,21 @@ def check_repository(files: ModelFiles) -> None:
             f"--model {files.name} holds GGUF files and no {MODEL_CONFIG}. Name the model that they were made from."
         )
     raise UsageError(f"--model {files.name} has no {MODEL_CONFIG}, so it is not a model that transformers loads.")
+
+
+def check_no_adapter(files: ModelFiles) -> None:
+    """Check that nothing but the model's own weights will be loaded: transformers also loads an adapter that lies
+    beside them, if peft is installed, and the adapter is not part of what identifies the model.
+
+    Raises:
+        UsageError: there is one, and peft is installed.
+    """
+    adapter = files.directory / ADAPTER_CONFIG
+    if adapter.is_file() and find_spec("peft") is not None:
+        raise UsageError(
+            f"--model {files.name} has an adapter beside its weights ({adapter}), which would be loaded on top of them, "
+            "since peft is installed. Merge it into the model, or delete this file."
+        )
 
 
 def _is_adapter(model: str) -> str:
