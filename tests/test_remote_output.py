@@ -298,6 +298,8 @@ def test_what_is_appended_to_is_a_series_of_objects(s3: S3, monkeypatch: pytest.
     with open_store(OUT).append(name) as end:  # as after a restart
         end.append(b"b")
     assert store.read(name) == whole + b"b"
+    # A reader that is beyond the end of a journal has to notice that it was cut.
+    assert store.look(name, 20)[1].num_bytes == len(whole) + 1
 
 
 def test_what_lies_beyond_a_gap_does_not_count(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

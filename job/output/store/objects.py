@@ -136,7 +136,9 @@ class ObjectStore:
         stamp = _stamp(segments)
         start = max(0, stamp.num_bytes + start) if start < 0 else start
         data = read_segments(self._bucket, segments, start)
-        return data, Stamp(stamp.identity, max(stamp.num_bytes, start + len(data)), stamp.written)
+        # More may have been appended since the listing. A position beyond the end says nothing about the size.
+        num_bytes = start + len(data) if data else stamp.num_bytes
+        return data, Stamp(stamp.identity, num_bytes, stamp.written)
 
     def open(self, name: str) -> BinaryIO:
         """Open an object. Ranges are fetched as they are read, all of the same version."""

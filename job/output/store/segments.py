@@ -39,7 +39,7 @@ class Segment:
 
 
 def segments_of(bucket: Bucket, key: str) -> Sequence[Segment]:
-    """Return the segments of an object, up to the first that is missing. None if the object does not exist.
+    """Return the segments of an object, up to the first that is missing. Without any, the object does not exist.
 
     What lies beyond a gap was written by a worker that did not know yet that its journal had been deleted.
     """
