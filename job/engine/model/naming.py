@@ -69,8 +69,8 @@ def check_no_adapter(files: ModelFiles) -> None:
     adapter = files.directory / ADAPTER_CONFIG
     if adapter.is_file() and find_spec("peft") is not None:
         raise UsageError(
-            f"--model {files.name} has an adapter beside its weights ({adapter}), which would be loaded on top of them, "
-            "since peft is installed. Merge it into the model, or delete this file."
+            f"--model {files.name} has an adapter beside its weights ({adapter}), which would be loaded on top of "
+            "them, since peft is installed. Merge it into the model, or delete this file."
         )
 
 
