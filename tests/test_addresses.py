@@ -97,6 +97,7 @@ REFUSALS = {
     ("model", "hf://datasets/org/name"): "is a dataset of the Hub. A model is hf://org/name, or org/name.",
     ("model", "https://huggingface.co/datasets/org/name"): "is the page of a dataset.",
     ("model", "hf://org/name/folder"): "names something inside a repository. Give the repository: org/name.",
+    ("dataset", "https://[abc"): "is not an address: Invalid IPv6 URL.",
     ("model", "s3://bucket/model"): "is an address, not a path. Give a Hub id, or copy the model to a directory",
 }
 

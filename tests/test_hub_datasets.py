@@ -17,7 +17,11 @@ from huggingface_hub import constants, snapshot_download
 from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunConfig, SamplingConfig
 from job.data.dataset import OpenDataset
 from job.data.opening import find_dataset
+from job.data.remote_files import contents_of
+from job.remote import beginning, hub_cache
+from job.remote import hub as hub_module
 from job.remote.model_files import ModelFiles
+from job.remote.tree import RemoteFile
 from job.run import process
 from tests.conftest import Result
 from tests.hub import Hub
@@ -473,6 +477,48 @@ def test_a_limit_fetches_the_first_lines_of_a_large_file(
     assert result.exit_code == 0, result.stderr
     assert "the first 500 rows" in result.stderr
     assert len(prompts(tmp_path / "out")) == 500
+
+
+def test_two_processes_fetch_the_first_lines_of_a_file(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever came second found a directory in the way, which was an error of usage."""
+    monkeypatch.setenv("JOB_CACHE", str(tmp_path / "cache"))
+    hub.create("dataset", "acme/data").commit({"a.jsonl": long_lines(300)})
+    tree = hub_module.pin("dataset", "acme/data", None)
+    rename = Path.rename
+
+    def rename_late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        assert beginning.first_lines(tree, "a.jsonl", 3) is not None
+        return path.rename(target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    local = beginning.first_lines(tree, "a.jsonl", 3)
+    assert local is not None and local.read_bytes().startswith(b'{"prompt": "row 0"')
+    assert [path.parent for path in (tmp_path / "cache").rglob("*.jsonl")] == [local.parent]
+
+
+def test_what_is_not_parquet_is_not_fetched_for_its_footer(hub: Hub, run: Any) -> None:
+    """Its last bytes were taken for the length of a footer, which may be gigabytes."""
+    hub.create("dataset", "acme/data").commit({"a.parquet": b"\x00\x0f" * 200_000})
+    result = run("--streaming")
+    assert result.exit_code == 2 and "a.parquet" in result.stderr
+    assert fetched(hub) < 100_000
+
+
+def test_the_identity_of_files_without_hashes_includes_their_names() -> None:
+    """A web server's ETag is the time and size of a file; those unpacked together are often the same in both."""
+    digests = {"a.csv": "etag:5f-10", "b.csv": "etag:5f-10", "x.txt.gz": "sha256:1", "x.jsonl.gz": "sha256:1"}
+    files = {path: RemoteFile(path=path, num_bytes=10, digest=digest) for path, digest in digests.items()}
+    tree: Any = SimpleNamespace(files=files)
+    assert len({contents_of(tree, [path]) for path in files}) == len(files)
+
+
+def test_what_is_kept_in_a_shared_cache_can_be_read_by_others(tmp_path: Path) -> None:
+    hub_cache.write_whole(tmp_path / "refs" / "main", "0123")
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "refs" / "main").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("files", LARGE, ids=["parquet", "lines"])

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 from job.config import DataConfig
 from job.data.finding import Found, configs_in, find_files, is_local
-from job.data.formats import READERS, format_of_reader, saved
+from job.data.formats import READERS, ending_of, format_of_reader, saved
 from job.data.listing import CARD, MAX_DESCRIPTION_BYTES
 from job.errors import UsageError
 from job.remote import hub
@@ -159,10 +159,15 @@ def _of_config(of_configs: dict[str, dict[str, list[str]]], config: DataConfig, 
 def contents_of(tree: RemoteTree, paths: Sequence[str]) -> str:
     """Hash what the files hold, by their digests. Of their names, only the endings count, since they decide how the
     contents are read; other files of the tree do not count.
+
+    An ETag or a time identifies a state of one file only: servers make both of the time and size, which are often the
+    same for all files of a directory. Names count there.
     """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{Path(path).suffix}\0{tree.files[path].digest}\0".encode())
+        known = tree.files[path].digest
+        name = path if known.startswith(("etag:", "time:")) else ending_of(path) + Path(path).suffix
+        digest.update(f"{name}\0{known}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -133,7 +133,10 @@ def _of_scheme(text: str, kind: str) -> HubAddress:
 
 
 def _of_page(text: str, kind: str) -> HubAddress | None:
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError as error:
+        raise UsageError(f"--{kind} {redacted(text)} is not an address: {error}.") from None
     if url.scheme.lower() not in ("http", "https") or url.netloc.lower() not in _hub_hosts():
         return None
     found = PAGE.fullmatch(unquote(url.path))

@@ -45,8 +45,11 @@ def first_lines(tree: RemoteTree, path: str, num_lines: int | None) -> Path | No
             if not _write(draft / name, tree, path, num_lines):
                 return None
             found = root / key
-            if not (found / name).is_file():
+            try:
                 draft.rename(found)
+            except OSError:
+                if not (found / name).is_file():  # otherwise another process has made it meanwhile
+                    raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     call_place(found, str(PurePosixPath(tree.name, path).parent))

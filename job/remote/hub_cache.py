@@ -1,7 +1,7 @@
 """The cache of ``huggingface_hub``, whose layout is documented: what it says about the files of a commit."""
 
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def files_of_snapshot(directory: Path) -> Iterable[RemoteFile]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a small file at once, so that no reader sees half of it."""
+    """Write a small file at once, so that no reader sees half of it. Whoever shares the cache may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as draft:
-        draft.write(content)
-    Path(draft.name).replace(path)
+    draft = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    draft.write_text(content, encoding="utf-8")
+    draft.replace(path)

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -179,7 +180,8 @@ def _file(path: str, source: Source, state: State) -> RemoteFile:
     """Return a file with what identifies it. If the server says too little, it is fetched, and its contents do."""
     if state != NO_STATE:
         return RemoteFile(path=path, num_bytes=state[0], digest=state[1])
-    draft = writable_root(KIND, say) / f"{os.getpid()}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.tmp"
+    folder = Path(tempfile.mkdtemp(dir=writable_root(KIND, say), suffix=".tmp"))
+    draft = folder / "draft"
     try:
         source.place.copy(source.location, draft)
         with draft.open("rb") as stream:
@@ -193,7 +195,7 @@ def _file(path: str, source: Source, state: State) -> RemoteFile:
         if _kept(key) is None:
             _keep(key, path, make)
     finally:
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return file
 
 

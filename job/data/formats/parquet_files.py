@@ -28,6 +28,9 @@ TAIL_BYTES = 32 << 10
 PIECE_BYTES = 16 << 20
 """The most that one request asks for: what is interrupted begins anew."""
 
+MAGIC = (b"PAR1", b"PARE")
+"""What a Parquet file ends with. The second is of encrypted ones."""
+
 MAX_GAP_BYTES = 16 << 10
 """What lies as close together is fetched with one request."""
 
@@ -249,8 +252,11 @@ def _end(file: RangedFile) -> bytes:
 
 
 def _footer_bytes(end: bytes) -> int:
-    """Return the length of a footer with the 8 bytes that follow it: the length, and a number that pyarrow checks."""
-    return int.from_bytes(end[-8:-4], "little") + 8
+    """Return the length of a footer with the 8 bytes that follow it: the length, and a number that pyarrow checks.
+
+    Of a file that is not Parquet, the length could be anything.
+    """
+    return (int.from_bytes(end[-8:-4], "little") if end[-4:] in MAGIC else 0) + 8
 
 
 def _column_chunks(group: pq.RowGroupMetaData, names: Sequence[str]) -> list[range]:
