@@ -545,7 +545,7 @@ def test_all_leaders_of_a_launch_read_one_commit(
     def prepare(config: RunConfig, *args: Any) -> Any:
         read.append(find_dataset(config.data).open())
         repo.commit({"train.jsonl": lines("new")})
-        return SimpleNamespace(dataset=read[-1])
+        return SimpleNamespace(dataset=read[-1], model_info=SimpleNamespace(files=ModelFiles(name="m")))
 
     class Launch:
         """Rank 0 of a launch, or another leader, which hears what rank 0 says."""
@@ -572,5 +572,5 @@ def test_all_leaders_of_a_launch_read_one_commit(
     )
     for speaks in (True, False):
         launch: Any = Launch(speaks=speaks)
-        process._prepare_in_turn(config, ModelFiles(name="m"), launch)
+        assert process._prepare_in_turn(config, launch)[1] == ModelFiles(name="m")
     assert [dataset.commit for dataset in read] == [old, old]
