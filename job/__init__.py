@@ -1,3 +1,3 @@
 """Batch offline LLM inference over datasets."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -41,10 +41,15 @@ CHOICES = [
     *("--engine", "fake", "--keep-columns", "id", "--rows-per-shard", 20, "--choices", "yes", "--choices", "no"),
     *("--num-samples", 4, "--temperature", 0.5, "--limit", 39, "--max-error-rate", 1),
 ]
-UNFINISHED = {"unfinished": (SAMPLES, 24), "unfinished-choices": (CHOICES, 20), "unfinished-0.2": (SAMPLES, 24)}
+UNFINISHED = {
+    "unfinished": (SAMPLES, 24),
+    "unfinished-choices": (CHOICES, 20),
+    "unfinished-0.2": (SAMPLES, 24),
+    "unfinished-0.3": (SAMPLES, 24),
+}
 """Run to its options and the rows that its part and its journal lack."""
 
-FINISHED = ("finished", "choices", "schema", "finished-0.2")
+FINISHED = ("finished", "choices", "schema", "finished-0.2", "finished-0.3")
 
 
 @pytest.fixture
@@ -58,8 +63,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def is_of_0_2(name: str) -> bool:
-    return name.endswith("-0.2")
+def has_error_kind(name: str) -> bool:
+    """Whether version 0.2 or later started a run."""
+    return name.endswith(("-0.2", "-0.3"))
+
+
+def first_part(run: Path) -> Path:
+    return next(path for path in (run / "part-00000.parquet", run / "data/part-00000.parquet") if path.exists())
 
 
 def complete(run_job: RunJob, output: str, options: list[Any]) -> Result:
@@ -72,13 +82,13 @@ def complete(run_job: RunJob, output: str, options: list[Any]) -> Result:
 def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, runs: Path, name: str) -> None:
     """The rows of its journal are kept, its parts keep their columns, and the result is that of a run of today."""
     options, num_missing = UNFINISHED[name]
-    first = (runs / name / "part-00000.parquet").read_bytes()
+    first = first_part(runs / name).read_bytes()
     assert f"this launch {num_missing} samples," in complete(run_job, name, options).stdout
-    assert (runs / name / "part-00000.parquet").read_bytes() == first
+    assert first_part(runs / name).read_bytes() == first
     complete(run_job, "new", options)
     expected = read_output(runs / "new")
-    assert read_output(runs / name).equals(expected if is_of_0_2(name) else expected.drop_columns(["error_kind"]))
-    schemas = [pq.read_schema(path) for path in sorted((runs / name).glob("part-*"))]
+    assert read_output(runs / name).equals(expected if has_error_kind(name) else expected.drop_columns(["error_kind"]))
+    schemas = [pq.read_schema(path) for path in sorted(first_part(runs / name).parent.glob("part-*"))]
     assert len(schemas) == 2 and schemas[0].equals(schemas[1], check_metadata=False)
     features = {schema.metadata[b"huggingface"] for schema in schemas}
     assert len(features) == 1, "datasets reads all parts with one description"
@@ -138,7 +148,7 @@ def test_a_finished_run_of_an_older_version_verifies_and_exports(run_job: RunJob
     assert pq.read_table(runs / "all.parquet").equals(table)
     lines = [json.loads(line) for line in (runs / "all.jsonl").read_text().splitlines()]
     assert [line["completion"] for line in lines] == table["completion"].to_pylist()
-    assert is_of_0_2(name) == ("error_kind" in table.column_names) == ("error_kind" in lines[0])
+    assert has_error_kind(name) == ("error_kind" in table.column_names) == ("error_kind" in lines[0])
     header = (runs / "all.csv").read_text().splitlines()[0]
     assert header == ",".join(f'"{column}"' for column in table.column_names)
 
@@ -185,7 +195,7 @@ def test_times_of_24_hours_in_an_older_run_are_read_as_null(run_job: RunJob, run
     assert scores[:3] == ["01:00:00", None, None] and scores.count(None) == len(scores) - 3
 
 
-@pytest.mark.parametrize("name", ["unfinished", "unfinished-0.2"])
+@pytest.mark.parametrize("name", ["unfinished", "unfinished-0.2", "unfinished-0.3"])
 def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, name: str) -> None:
     """Version 0.1 has no column error_kind: the kinds come from the texts."""
     complete(run_job, name, SAMPLES)
@@ -197,7 +207,7 @@ def test_error_rows_of_an_older_run_are_retried(run_job: RunJob, runs: Path, nam
     assert run_job("verify", name).exit_code == 0
 
 
-@pytest.mark.parametrize("name", UNFINISHED)
+@pytest.mark.parametrize("name", [name for name in UNFINISHED if name != "unfinished-0.3"])
 def test_the_parts_of_an_older_run_stay_in_its_directory(run_job: RunJob, runs: Path, name: str) -> None:
     """Its workers, which may still be running, look for them there; and so does its card."""
     assert f"in 2 parts: {name}/part-*.parquet\n" in complete(run_job, name, UNFINISHED[name][0]).stdout
@@ -394,8 +404,8 @@ def test_of_an_identity_without_defaults_nothing_is_lost() -> None:
 
 def test_the_frozen_runs_have_the_columns_that_they_began_with(runs: Path) -> None:
     """Those of version 0.1: no error_kind, and derived columns at the end."""
-    names = {name: pq.read_schema(runs / name / "part-00000.parquet").names for name in (*FINISHED, *UNFINISHED)}
-    assert all(is_of_0_2(name) == ("error_kind" in of_run) for name, of_run in names.items())
+    names = {name: pq.read_schema(first_part(runs / name)).names for name in (*FINISHED, *UNFINISHED)}
+    assert all(has_error_kind(name) == ("error_kind" in of_run) for name, of_run in names.items())
     assert names["schema"][-2:] == ["parse_ok", "parsed"] and names["finished"][-2:] == ["majority", "majority_share"]
     assert isinstance(pq.read_schema(runs / "schema/part-00000.parquet").field("parsed").type, pa.StructType)
 
