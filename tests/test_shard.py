@@ -308,6 +308,26 @@ def test_two_workers_may_finish_the_same_shard(paths: RunFiles, monkeypatch: pyt
     assert not list(paths.root.glob(".part*")) and not paths.directory.journals(0)
 
 
+def test_a_worker_that_was_overtaken_leaves_a_later_retry_alone(
+    paths: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removed the marker of the retry and its journals, so that the errors stayed without a word."""
+    slow = open_shard(paths, worker="slow")
+    verify = OpenShard._verify
+
+    def overtaken(self: OpenShard, file: BinaryIO) -> None:
+        if self is slow:
+            finish(open_shard(paths, worker="fast"))
+            paths.store.replace(paths.names.retry(0), b"{}")
+            leave_journal(paths, "retry", completion(0))
+        verify(self, file)
+
+    monkeypatch.setattr(OpenShard, "_verify", overtaken)
+    paths.retry_dir.mkdir()
+    finish(slow)
+    assert paths.directory.shards_to_retry() == {0} and len(paths.directory.journals(0)) == 1
+
+
 @pytest.mark.parametrize("step", [OpenShard.sync, OpenShard.close, finish], ids=["sync", "close", "finish"])
 def test_a_journal_that_went_with_its_shard_is_no_failure(
     paths: RunFiles, monkeypatch: pytest.MonkeyPatch, step: Callable[[OpenShard], None]

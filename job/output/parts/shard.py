@@ -170,9 +170,14 @@ class OpenShard:
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are missing"
         self.close()
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
-        with self._unless_finished_by_another(), self._store.writing(self._part, self._old_part) as file:
-            self._write(file)
-            self._verify(file)
+        is_written = False
+        with self._unless_finished_by_another():
+            with self._store.writing(self._part, self._old_part) as file:
+                self._write(file)
+                self._verify(file)
+            is_written = True
+        if not is_written:
+            return  # what is left belongs to the other worker, or by now to a retry, whose marker must stay
         # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
         self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
         for journal in self._directory.journals(self.shard_idx):
