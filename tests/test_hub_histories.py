@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(constants, name, 0.3)
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
-    monkeypatch.setattr("job.run.runner.IDLE_SECS", 0.02)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.02)
     monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
     yield
 

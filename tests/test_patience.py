@@ -1,6 +1,7 @@
 """Trouble of a network: what is retried, for how long, what is said meanwhile, and how a command ends."""
 
 import errno
+import importlib
 import io
 import json
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,9 @@ from tests.conftest import ANN, Result, finish, start_processes
 from tests.hub import Hub
 from tests.test_run import read_output
 from tests.test_watchdog import wait_for
+
+HTTPX: Any = importlib.import_module(type(huggingface_hub.get_session()).__module__.partition(".")[0])
+"""The client of ``huggingface_hub``: httpx2, or httpx up to version 1."""
 
 THE_HUB = "the Hub (acme/data)"
 SIGNED = "http://cdn/blob?Expires=1&Signature=SIGNED-12ab"
@@ -68,7 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def answer(status: int, url: str = "http://hub/x", kind: Any = HfHubHTTPError, **headers: str) -> Exception:
     """Return the error of the client for an answer of a server."""
-    response = httpx2.Response(status, headers=headers, request=httpx2.Request("GET", url))
+    response = HTTPX.Response(status, headers=headers, request=HTTPX.Request("GET", url))
     error: Exception = kind(f"{status} for {url}", response=response)
     return error
 
@@ -92,11 +96,11 @@ UNTRUSTED = ssl.SSLCertVerificationError(
 TRANSIENT = [
     *(answer(status) for status in (408, 425, 429, 500, 502, 503, 504, 522)),
     answer(403, SIGNED),
-    httpx2.ConnectError("[Errno 111] Connection refused"),
-    httpx2.ReadError("[Errno 104] Connection reset by peer"),
-    httpx2.ReadTimeout("The read operation timed out"),
-    httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
-    httpx2.ProxyError("503 Service Unavailable"),
+    HTTPX.ConnectError("[Errno 111] Connection refused"),
+    HTTPX.ReadError("[Errno 104] Connection reset by peer"),
+    HTTPX.ReadTimeout("The read operation timed out"),
+    HTTPX.RemoteProtocolError("peer closed connection without sending complete message body"),
+    HTTPX.ProxyError("503 Service Unavailable"),
     requests.exceptions.ConnectionError("reset"),
     requests.exceptions.ChunkedEncodingError("cut off"),
     socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
@@ -107,17 +111,17 @@ TRANSIENT = [
     caused_by(LocalEntryNotFoundError("An error happened, and we cannot find the files"), answer(503)),
     caused_by(OSError(errno.EIO, "reduce your request rate"), from_botocore(503, "SlowDown")),
     from_botocore(400, "RequestTimeout"),
-    caused_by(OSError("Can't load the model"), httpx2.ReadError("reset")),
+    caused_by(OSError("Can't load the model"), HTTPX.ReadError("reset")),
     RuntimeError("Cannot send a request, as the client has been closed."),
 ]
 PERMANENT = [
     *(answer(status) for status in (400, 401, 403, 404, 410, 416, 501)),
     answer(403, kind=GatedRepoError),
     caused_by(LocalEntryNotFoundError("An error happened, and we cannot find the files"), answer(403)),
-    httpx2.UnsupportedProtocol("Request URL is missing an 'http://' or 'https://' protocol."),
-    httpx2.LocalProtocolError("Illegal header value"),
-    httpx2.ProxyError("407 Proxy Authentication Required"),
-    caused_by(httpx2.ConnectError("certificate verify failed"), UNTRUSTED),
+    HTTPX.UnsupportedProtocol("Request URL is missing an 'http://' or 'https://' protocol."),
+    HTTPX.LocalProtocolError("Illegal header value"),
+    HTTPX.ProxyError("407 Proxy Authentication Required"),
+    caused_by(HTTPX.ConnectError("certificate verify failed"), UNTRUSTED),
     caused_by(requests.exceptions.SSLError("bad"), UNTRUSTED),
     OfflineModeIsEnabled("offline"),
     caused_by(ConnectionError("Couldn't reach 'acme/data' on the Hub"), OfflineModeIsEnabled("offline")),
@@ -156,7 +160,7 @@ def test_what_waiting_does_not_help_is_raised_at_once(error: Exception, clock: C
 
 def test_a_certificate_of_a_proxy_is_explained(clock: Clock) -> None:
     def action() -> None:
-        raise httpx2.ConnectError(str(UNTRUSTED.strerror)) from UNTRUSTED
+        raise HTTPX.ConnectError(str(UNTRUSTED.strerror)) from UNTRUSTED
 
     with pytest.raises(UsageError) as raised:
         patiently(THE_HUB, action)
@@ -191,7 +195,7 @@ def test_pauses_grow_differ_and_end_at_the_limit(clock: Clock) -> None:
 def test_nothing_is_retried_with_a_timeout_of_0(clock: Clock) -> None:
     set_patience(0)
     with pytest.raises(Unavailable, match="does not answer: reset"):
-        patiently(THE_HUB, lambda: (_ for _ in ()).throw(httpx2.ReadError("reset")))
+        patiently(THE_HUB, lambda: (_ for _ in ()).throw(HTTPX.ReadError("reset")))
     assert clock.pauses == []
 
 
@@ -214,7 +218,7 @@ def test_success_of_another_thread_starts_the_limit_anew(clock: Clock) -> None:
     def action() -> None:
         if clock.now < 550:
             answers(THE_HUB)  # as a thread does that has fetched its file
-        raise httpx2.ReadError("reset")
+        raise HTTPX.ReadError("reset")
 
     with pytest.raises(Unavailable, match="has not answered for 600 s"):
         patiently(THE_HUB, action)
@@ -240,7 +244,7 @@ def test_a_line_says_which_server_does_not_answer(only_servers: bool) -> None:
 def test_reasons_have_no_address_and_no_secret() -> None:
     """A link to a large file is as good as a password until its signature expires."""
     assert reason_of_trouble(answer(403, SIGNED)) == "403 Forbidden (the link to the file has expired)"
-    assert reason_of_trouble(httpx2.ReadError(f"reset: {SIGNED}")).endswith("Expires=1&Signature=***")
+    assert reason_of_trouble(HTTPX.ReadError(f"reset: {SIGNED}")).endswith("Expires=1&Signature=***")
     assert explain(answer(404, SIGNED)).endswith("Expires=1&Signature=***")
     assert explain(ValueError("at https://me:pw@host/x with Bearer abc")) == "at https://***@host/x with Bearer ***"
     assert reason_of_trouble(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
@@ -254,7 +258,7 @@ def test_a_stalled_request_ends(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(patience, "STALL_SECS", 0.05)
     set_patience(600)
     hub.fault(match="GET /api", stall_secs=0.5)
-    with pytest.raises(httpx2.ReadTimeout):
+    with pytest.raises(HTTPX.ReadTimeout):
         HfApi().dataset_info("acme/data")
 
 
