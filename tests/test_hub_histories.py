@@ -27,7 +27,7 @@ from tests.hub import Hub, Repo
 from tests.test_resume import exit_codes, start_workers
 from tests.test_run import read_output
 
-NUM_HISTORIES = int(os.environ.get("JOB_HUB_HISTORIES", "3"))
+NUM_HISTORIES = int(os.environ.get("JOB_HUB_HISTORIES", "1"))
 """Set it to 100 for a thorough run, which takes half an hour."""
 
 NUM_ROWS, NUM_FILES = 150, 3

@@ -29,7 +29,7 @@ from tests.test_run import read_output, write_jsonl
 RunJob = Callable[..., Result]
 OUT = "s3://bucket/runs/a"
 NUM_ROWS, NUM_SAMPLES = 40, 2
-NUM_SEEDS = int(os.environ.get("JOB_KILL_SEEDS", "3"))
+NUM_SEEDS = int(os.environ.get("JOB_KILL_SEEDS", "1"))
 
 
 @pytest.fixture
