@@ -29,7 +29,7 @@ from tests.test_run import read_output, write_jsonl
 RunJob = Callable[..., Result]
 OUT = "s3://bucket/runs/a"
 NUM_ROWS, NUM_SAMPLES = 40, 2
-NUM_SEEDS = int(os.environ.get("JOB_KILL_SEEDS", "1"))
+NUM_SEEDS = int(os.environ.get("JOB_KILL_SEEDS", "2"))
 
 
 @pytest.fixture
@@ -222,10 +222,7 @@ def kill_at_random(seed: int, args: list[str], log: Path, monkeypatch: pytest.Mo
     ("seed", "num_rounds"),
     [
         (0, 2),
-        *(
-            pytest.param(seed, 4, marks=pytest.mark.slow)
-            for seed in range(1, int(os.environ.get("JOB_KILL_SEEDS", "3")))
-        ),
+        *(pytest.param(seed, 4, marks=pytest.mark.slow) for seed in range(1, NUM_SEEDS)),
     ],
 )
 def test_kills_at_random_moments_lose_and_double_nothing(
