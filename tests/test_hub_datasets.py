@@ -18,7 +18,7 @@ from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, RunC
 from job.data.dataset import OpenDataset
 from job.data.opening import find_dataset
 from job.data.remote_files import contents_of
-from job.remote import beginning, hub_cache
+from job.remote import beginning, cache
 from job.remote import hub as hub_module
 from job.remote.model_files import ModelFiles
 from job.remote.tree import RemoteFile
@@ -516,7 +516,7 @@ def test_the_identity_of_files_without_hashes_includes_their_names() -> None:
 
 
 def test_what_is_kept_in_a_shared_cache_can_be_read_by_others(tmp_path: Path) -> None:
-    hub_cache.write_whole(tmp_path / "refs" / "main", "0123")
+    cache.write_whole(tmp_path / "refs" / "main", "0123")
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "refs" / "main").stat().st_mode == (tmp_path / "plain").stat().st_mode
 

@@ -7,15 +7,13 @@ process while others wait (``once``). What nobody has used for a month is delete
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
-from job.remote.cache import cache_roots, writable_root
+from job.remote.cache import kept_directory, writable_root
 from job.remote.once import made_once, say
 
 KIND = "datasets"
@@ -34,15 +32,13 @@ def converted(files: Sequence[str], reader: str, facts: Any, make: Callable[[Pat
     """
     before = [_state(file) for file in files]
     key = _key(files, [reader, facts])
-    found = next((path for root in cache_roots(KIND) if (path := root / key).is_dir()), None)
+    found = kept_directory(KIND, key)
     if found is None:
         found = _made(writable_root(KIND, say), key, files, make)
         for file, state in zip(files, before, strict=True):
             if _state(file) != state:
                 shutil.rmtree(found, ignore_errors=True)
                 raise UsageError(f"{file} has changed while it was read. Start again once it is complete.")
-    with suppress(OSError):  # somebody else's, which we may read
-        os.utime(found)
     return found
 
 

@@ -34,7 +34,7 @@ PAGE = re.compile(
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 NO_IDS = ("datasets", "spaces", "docs", "papers", "collections", "blog", "api", "models", "buckets")
-"""What is no organization although a page's path begins with it."""
+"""How the paths of pages begin that do not belong to an organization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from job.errors import call_place
 from job.launch.activity import doing
-from job.remote.cache import cache_roots, delete_unused, writable_root
+from job.remote.cache import delete_unused, kept_directory, writable_root
 from job.remote.tree import RemoteTree
 
 KIND = "beginnings"
@@ -36,7 +36,7 @@ def first_lines(tree: RemoteTree, path: str, num_lines: int | None) -> Path | No
     facts = (path, file.num_bytes, file.digest, num_lines)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     name = PurePosixPath(path).name
-    found = next((root / key for root in cache_roots(KIND) if (root / key / name).is_file()), None)
+    found = kept_directory(KIND, key)
     if found is None:
         root = writable_root(KIND)
         delete_unused(root)

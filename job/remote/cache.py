@@ -4,7 +4,9 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from job.errors import UsageError
@@ -62,6 +64,23 @@ def writable_root(kind: str, tell: Callable[[str], None] = lambda text: None) ->
             tell(f"the cache is {root}, because the usual one cannot be written ({failures[0]})")
         return root
     raise UsageError(f"There is no place for a cache ({'; '.join(failures)}). {ADVICE}.")
+
+
+def kept_directory(kind: str, key: str) -> Path | None:
+    """Return a directory of the cache, and mark it as used; None if it is not there."""
+    found = next((path for root in cache_roots(kind) if (path := root / key).is_dir()), None)
+    if found is not None:
+        with suppress(OSError):  # somebody else's, which we may read
+            os.utime(found)
+    return found
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write a small file at once, so that no reader sees half of it. Whoever shares the cache may read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    draft.write_text(content, encoding="utf-8")
+    draft.replace(path)
 
 
 def delete_unused(root: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from job.errors import UsageError
 from job.launch.activity import doing
-from job.remote.cache import cache_roots, delete_unused, writable_root
+from job.remote.cache import cache_roots, delete_unused, writable_root, write_whole
 
 NUM_THREADS = 8
 
@@ -30,6 +29,8 @@ def hashes_of(paths: Sequence[Path], what: str) -> list[str]:
         paths: local files. A link into the Hub's cache is known by the name of the blob, without being read.
         what: what is read, for whoever waits.
     """
+    if not paths:
+        return []
     done, lock = [0], threading.Lock()
 
     def hash_one(path: Path) -> str:
@@ -79,7 +80,4 @@ def _state(path: Path) -> str:
 
 def _keep(key: str, digest: str) -> None:
     with suppress(OSError, UsageError):  # a cache that cannot be written costs time at the next start
-        root = writable_root("hashes")
-        with tempfile.NamedTemporaryFile("w", dir=root, delete=False, encoding="ascii") as draft:
-            draft.write(digest)
-        Path(draft.name).replace(root / key)
+        write_whole(writable_root("hashes") / key, digest)

@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 
 from job.errors import JobError, UsageError, call_place
 from job.launch.activity import answers, doing
-from job.remote.hub_cache import file_of_client, files_of_snapshot, folder_of, in_order, write_whole
+from job.remote.cache import write_whole
+from job.remote.hub_cache import file_of_client, files_of_snapshot, folder_of, in_order
 from job.remote.patience import patiently
 from job.remote.ranges import HubRanges
 from job.remote.refusals import not_cached, why_not
-from job.remote.tree import RemoteFile, Tree
-
-NUM_THREADS = 16
+from job.remote.tree import NUM_THREADS, RemoteFile, Tree
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -41,6 +40,7 @@ class HubRepository:
     """``org/name``."""
     commit: str
     meant: str = ""
+    """See ``RemoteTree``: options say what is meant in a repository."""
 
     @cached_property
     def files(self) -> Tree:
@@ -55,7 +55,7 @@ class HubRepository:
             return kept
         if is_offline():
             raise UsageError(not_cached(self.kind, self.name, self.commit))
-        tree = _asked(self.kind, self.name, self.commit, lambda: list_files(self.kind, self.name, self.commit))
+        tree = self._asked(lambda: list_files(self.kind, self.name, self.commit))
         self._keep_listing(tree)
         return tree
 
@@ -80,7 +80,7 @@ class HubRepository:
             local = self.path(path)
             if not _is_whole(local, tree.get(path)):
                 bar = _bar_class(f"the Hub ({self.name})")
-                local = _asked(self.kind, self.name, self.commit, lambda: self._download(path, bar))
+                local = self._asked(lambda: self._download(path, bar))
             with lock:
                 done[0] += 1
                 doing(what, f"{done[0]:,} of {len(paths):,}")
@@ -116,7 +116,10 @@ class HubRepository:
         ranges = self._ranges.setdefault(
             path, HubRanges(self.kind, self.name, self.commit, path, self.files[path].num_bytes)
         )
-        return _asked(self.kind, self.name, self.commit, lambda: ranges.read(start, stop))
+        return self._asked(lambda: ranges.read(start, stop))
+
+    def _asked(self, action: Callable[[], Result]) -> Result:
+        return _asked(self.kind, self.name, self.commit, action)
 
     @cached_property
     def _ranges(self) -> dict[str, HubRanges]:

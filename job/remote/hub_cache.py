@@ -1,7 +1,6 @@
 """The cache of ``huggingface_hub``, whose layout is documented: what it says about the files of a commit."""
 
 import re
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,7 @@ def files_of_snapshot(directory: Path) -> Iterable[RemoteFile]:
     files = [path for path in directory.rglob("*") if path.is_file()]
     names = {path: path.resolve().name for path in files}
     copies = [path for path, name in names.items() if not (SHA256.fullmatch(name) or SHA1.fullmatch(name))]
-    names |= zip(copies, hashes_of(copies, f"files of {directory.parents[1].name}") if copies else [], strict=True)
+    names |= zip(copies, hashes_of(copies, f"files of {directory.parents[1].name}"), strict=True)
     for path, name in names.items():
         digest = f"sha256:{name}" if SHA256.fullmatch(name) else f"git:{name}"
         yield RemoteFile(path=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, digest=digest)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a small file at once, so that no reader sees half of it. Whoever shares the cache may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{uuid.uuid4().hex}.tmp")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)

@@ -94,7 +94,7 @@ def patiently(what: str, action: Callable[[], Result]) -> Result:
                 raise
             secs = min(fails(what, reason_of_trouble(error)), time.monotonic() - start)
             left = _current.secs - secs
-            if left < 0.01:
+            if left < 0.01:  # without ``answers``: the other threads are to give up, too, not to wait anew
                 raise _unavailable(what, error, secs) from error
             # With jitter: a hundred tasks of a job array that were refused together must not come back together.
             if _current.wait(min(left, asked_pause(error) + pause * random.uniform(0.5, 1.5))):

@@ -1,9 +1,9 @@
 """An address that ``fsspec`` can reach, and what is asked of it there: with patience, and with refusals in one line.
 
-Knows what the file systems of ``fsspec`` have not in common: what each knows of a file, and which options it needs.
+Knows where the file systems of ``fsspec`` differ: what each knows about a file, and which options it needs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from job.errors import JobError, UsageError, first_line
 from job.remote.addresses import Address, full_address, is_web, scheme_of
 from job.remote.patience import patiently
+from job.remote.transient import causes_of
 from job.wording import redacted
 
 STALL_SECS = 30.0
@@ -148,7 +149,7 @@ class Place:
 
     def _refusal(self, error: Exception) -> UsageError:
         """Return why something cannot be read, in one line."""
-        causes = list(_causes(error))
+        causes = list(causes_of(error))
         named, scheme = f"--{self.option} {self.shown}", scheme_of(self.full)
         statuses = {getattr(cause, "status", None) for cause in causes}
         said = redacted(first_line(error)).rstrip(".")
@@ -203,13 +204,6 @@ def _only_if(state: State) -> dict[str, str]:
 def _in_brackets(said: str, address: str) -> str:
     """Return what a library says, unless it is only the address."""
     return f" ({said})" if " " in said and address not in said else ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
 def _web_options() -> dict[str, Any]:

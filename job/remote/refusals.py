@@ -4,6 +4,7 @@ from typing import Any
 
 from job.errors import first_line
 from job.remote.hub_cache import SHA1, folder_of
+from job.remote.transient import status_of
 
 
 def why_not(kind: str, name: str, error: Exception, revision: str | None = None) -> str:
@@ -24,7 +25,7 @@ def why_not(kind: str, name: str, error: Exception, revision: str | None = None)
     )
 
     option = f"--{kind} {name}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     server_says = str(getattr(error, "server_message", None) or "")
     if isinstance(error, GatedRepoError) and status == 403:
         return (

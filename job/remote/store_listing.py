@@ -11,9 +11,8 @@ from urllib.parse import unquote
 from job.launch.activity import doing
 from job.remote.addresses import is_pattern
 from job.remote.place import NO_STATE, Place, State, state_of
+from job.remote.tree import NUM_THREADS
 from job.wording import redacted
-
-NUM_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,19 +14,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import UsageError, call_place
 from job.launch.activity import doing
-from job.remote.cache import cache_roots, writable_root
+from job.remote.cache import kept_directory, writable_root
 from job.remote.once import made_once, say
 from job.remote.place import NO_STATE, NoRangesError, Place, State
 from job.remote.store_listing import list_place
-from job.remote.tree import RemoteFile, Tree
-
-NUM_THREADS = 16
+from job.remote.tree import NUM_THREADS, RemoteFile, Tree
 
 BLOCK_BYTES = 32 << 20
 """Larger files are fetched in blocks of this size, several at a time."""
@@ -218,11 +215,7 @@ def _keep(key: str, what: str, make: Callable[[Path], None]) -> None:
 
 def _kept(key: str) -> Path | None:
     """Return the folder of a fetched file in the cache, and mark it as used."""
-    found = next((path for root in cache_roots(KIND) if (path := root / key[:2] / key).is_dir()), None)
-    if found is not None:
-        with suppress(OSError):
-            os.utime(found)
-    return found
+    return kept_directory(f"{KIND}/{key[:2]}", key)
 
 
 def _key(url: str, file: RemoteFile) -> str:

@@ -78,7 +78,7 @@ def reason_of_trouble(error: BaseException) -> str:
 
 def untrusted_certificate(error: BaseException) -> str | None:
     """Return why the certificate of a server is not trusted; None if that is not the trouble."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         text = str(cause)
         if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in text:
             return re.sub(r"^.*certificate verify failed: | \(_ssl\.c:\d+\).*$", "", first_line(cause))
@@ -106,7 +106,7 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what caused it, as far as the libraries have noted it."""
     seen: BaseException | None = error
     while seen is not None:
@@ -116,7 +116,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _deciding(error: BaseException) -> BaseException | None:
     """Return the error that makes this one transient; None if it is not."""
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     is_offline = any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in causes)  # by choice
     if is_offline or untrusted_certificate(error) is not None:
         return None

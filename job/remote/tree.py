@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+NUM_THREADS = 16
+"""How many requests for files are made at a time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:

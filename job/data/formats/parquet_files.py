@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from job.data.source import BLOCK_ROWS
 from job.launch.activity import doing
 from job.remote.ranges import RangedFile
-
-NUM_THREADS = 16
+from job.remote.tree import NUM_THREADS
 
 TAIL_BYTES = 32 << 10
 """What is read from the end of a file to begin with: most footers fit."""
