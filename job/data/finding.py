@@ -22,6 +22,7 @@ from job.data.patterns import list_patterns
 from job.data.runs import RunInput, read_run, runs_of
 from job.data.splits import choose_split, splits_of
 from job.errors import JobError, UsageError, explain, is_foreign
+from job.wording import flag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found
         return _listed(_list_run(run))
     if path.is_dir():
         return _find_in_directory(path, config, is_older)
-    if ending_of(config.dataset) in ENDINGS or path.exists() or any(c in config.dataset for c in "*?["):
+    if _names_files(config.dataset):
         return _listed(list_patterns([config.dataset], output))
     raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
 
@@ -102,8 +103,44 @@ def is_local(config: DataConfig) -> bool:
     """Whether a dataset's name can only mean files of this machine."""
     name = config.dataset
     is_reader = name in READERS and bool(config.data_files)
-    is_file = Path(name).exists() or ending_of(name) in ENDINGS or any(c in name for c in "*?[")
-    return is_reader or is_file or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    return is_reader or _names_files(name) or name.count("/") > 1 or name.startswith((".", "/", "~"))
+
+
+def _names_files(name: str) -> bool:
+    return Path(name).exists() or ending_of(name) in ENDINGS or any(c in name for c in "*?[")
+
+
+def refuse_choosing(config: DataConfig, what: str) -> None:
+    """Refuse options that choose among files if the dataset is a file, or has been chosen already.
+
+    Args:
+        what: what the dataset is.
+
+    Raises:
+        UsageError: such an option was given.
+    """
+    for name in (name for name in ("data_files", "dataset_config") if getattr(config, name)):
+        raise UsageError(
+            f"{flag(name)} is for directories and Hub datasets, but --dataset {config.dataset} is {what}. Leave it out."
+        )
+
+
+def check_config(dataset: object, wanted: str | None, configs: Mapping[str, bool]) -> None:
+    """Check that it is clear which configuration is meant.
+
+    Args:
+        configs: each configuration, and whether it is the default.
+
+    Raises:
+        UsageError: it does not exist, or the user must choose one.
+    """
+    names = ", ".join(configs)
+    if wanted is None and len(configs) > 1 and not any(configs.values()):
+        raise UsageError(f"--dataset {dataset} has the configurations {names}. Choose with --dataset-config.")
+    if wanted is not None and wanted not in configs:
+        raise UsageError(
+            f"--dataset {dataset} has no configuration {wanted!r}. Configurations: {names}. Set --dataset-config."
+        )
 
 
 def _list_run(run: RunInput) -> Listing:
@@ -122,14 +159,8 @@ def _list_run(run: RunInput) -> Listing:
 def _find_in_directory(directory: Path, config: DataConfig, is_older: bool) -> Found:
     configs = configs_in(directory)
     if is_older or configs:
-        if config.dataset_config is None and len(configs) > 1 and not any(configs.values()):
-            names = ", ".join(configs)
-            raise UsageError(f"--dataset {directory} has the configurations {names}. Choose with --dataset-config.")
-        if configs and config.dataset_config is not None and config.dataset_config not in configs:
-            raise UsageError(
-                f"--dataset {directory} has no configuration {config.dataset_config!r}. Configurations: "
-                f"{', '.join(configs)}. Set --dataset-config."
-            )
+        if configs:
+            check_config(directory, config.dataset_config, configs)
         found = _resolved(config)
         files = [file for files in found.splits.values() for file in files]
         return replace(found, root=directory, unread=data_beside(directory, files))

@@ -3,15 +3,16 @@ of their format opens them (``formats``). Files that lie elsewhere are fetched f
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from job.config import DataConfig
 from job.data.dataset import DataFile, OpenDataset, writable
 from job.data.fetching import RemoteDataset
-from job.data.finding import Found, explained, find_files
+from job.data.finding import Found, explained, find_files, refuse_choosing
 from job.data.formats import CONVERTED, check_options, saved
 from job.data.formats.files import Files, builder_of
 from job.data.heads import check_heads
@@ -22,7 +23,6 @@ from job.data.splits import choose_split
 from job.errors import UsageError
 from job.fingerprint import digest_of_ends, fingerprint
 from job.remote.addresses import is_address
-from job.wording import flag
 
 
 class Dataset(Protocol):
@@ -76,12 +76,12 @@ def find_dataset(
         if (tree := tree_of(config, commit)) is not None:
             return RemoteDataset.of(find_in_tree(tree, config), config, tree)
         if saved.is_saved(path):
-            return _SavedDataset(path, config)
-        return _LocalDataset(find_files(config, output, is_older), config, is_older)
+            return _LocalDataset(config, partial(_open_saved, path, config))
+        return _LocalDataset(config, partial(_open_files, find_files(config, output, is_older), config, is_older))
 
 
 def _check_choosing(path: Path, config: DataConfig, is_older: bool) -> None:
-    """Refuse options that choose among files where there is no choice. Older versions ignored most of them."""
+    """Refuse options that choose among files if there is nothing to choose. Older versions ignored most of them."""
     if is_address(config.dataset):  # known once it is listed
         return
     is_pattern = not path.exists() and bool(set(config.dataset) & set("*?["))
@@ -89,80 +89,61 @@ def _check_choosing(path: Path, config: DataConfig, is_older: bool) -> None:
     if not is_older:
         kinds |= {"from save_to_disk": saved.is_saved(path), "a pattern": is_pattern}
     for what in (what for what, is_it in kinds.items() if is_it):
-        for name in (name for name in ("data_files", "dataset_config") if getattr(config, name)):
-            raise UsageError(
-                f"{flag(name)} is for directories and Hub datasets, but --dataset {path} is {what}. Leave it out."
-            )
-
-
-@dataclass(frozen=True)
-class _SavedDataset:
-    """A directory of ``save_to_disk``."""
-
-    path: Path
-    config: DataConfig
-
-    def head(self) -> None:
-        """Return nothing: there is no need."""
-
-    def open(self, num_rows: int | None = None) -> OpenDataset:
-        """Map the files."""
-        with explained(self.config):
-            return self._open()
-
-    def _open(self) -> OpenDataset:
-        path, config = self.path, self.config
-        check_options(CONVERTED, config)
-        names = saved.split_names(path)
-        if names is not None:
-            split = choose_split(names, config)
-            dataset = saved.load_saved(path / split)
-        else:
-            dataset = saved.load_saved(path)
-            split = choose_split([str(dataset.split or config.split or "train")], config)
-        files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() also leaves its caches there
-        return OpenDataset(
-            source=TableSource(dataset),
-            fingerprint=fingerprint(files),
-            split=split,
-            files=_data_files(files, path),
-            other_splits=tuple(name for name in names or () if name != split),
-            unread=data_beside(path / split if names is not None else path, files),
-        )
+        refuse_choosing(config, what)
 
 
 @dataclass(frozen=True)
 class _LocalDataset:
     """Files of this machine."""
 
-    found: Found
     config: DataConfig
-    is_older: bool
+    opener: Callable[[], OpenDataset]
 
     def head(self) -> None:
-        """Return nothing: there is no need."""
+        """Return nothing: all of the dataset can be read at once."""
 
     def open(self, num_rows: int | None = None) -> OpenDataset:
         """Open all files."""
         with explained(self.config):
-            return self._open()
+            return self.opener()
 
-    def _open(self) -> OpenDataset:
-        found = self.found
-        split, known = found.chosen(self.config, is_older=self.is_older)
-        names = found.splits[split]
-        files = Files(
-            config=self.config,
-            split=split,
-            names=names,
-            builder=found.builder or builder_of(known.reader, split, names),
-            options=found.options,
-            is_older=self.is_older,
-        )
-        if not self.is_older:
-            check_heads(names, known)
-        opened = known.open(files)
-        return found.opened(split, opened, fingerprint=fingerprint(names), files=_data_files(names, found.root))
+
+def _open_saved(path: Path, config: DataConfig) -> OpenDataset:
+    """Map the files of a directory of ``save_to_disk``."""
+    check_options(CONVERTED, config)
+    names = saved.split_names(path)
+    if names is not None:
+        split = choose_split(names, config)
+        dataset = saved.load_saved(path / split)
+    else:
+        dataset = saved.load_saved(path)
+        split = choose_split([str(dataset.split or config.split or "train")], config)
+    files = [file["filename"] for file in dataset.cache_files]  # not *.arrow: map() also leaves its caches there
+    return OpenDataset(
+        source=TableSource(dataset),
+        fingerprint=fingerprint(files),
+        split=split,
+        files=_data_files(files, path),
+        other_splits=tuple(name for name in names or () if name != split),
+        unread=data_beside(path / split if names is not None else path, files),
+    )
+
+
+def _open_files(found: Found, config: DataConfig, is_older: bool) -> OpenDataset:
+    split, known = found.chosen(config, is_older=is_older)
+    names = found.splits[split]
+    files = Files(
+        config=config,
+        split=split,
+        names=names,
+        builder=found.builder or builder_of(known.reader, split, names),
+        options=found.options,
+        is_older=is_older,
+    )
+    if not is_older:
+        check_heads(names, known)
+    opened = known.open(files)
+    return found.opened(split, opened, fingerprint=fingerprint(names), files=_data_files(names, found.root))
 
 
 def _data_files(names: Sequence[str], root: Path | None) -> tuple[DataFile, ...]:

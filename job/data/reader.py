@@ -8,7 +8,7 @@ from job.records import RowBlock
 
 
 class SliceReader:
-    """Reads one slice after the other. What lies behind a network is read by a thread, ahead of the slices."""
+    """Reads one slice after the other. What comes over a network is read by a thread, ahead of the slices."""
 
     def __init__(self, source: Source, name: str) -> None:
         """Wrap a source. Nothing is read until ``read`` is called.

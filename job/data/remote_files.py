@@ -10,7 +10,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 from job.config import DataConfig
-from job.data.finding import Found, configs_in, find_files, is_local
+from job.data.finding import Found, check_config, configs_in, find_files, is_local, refuse_choosing
 from job.data.formats import READERS, ending_of, format_of_reader, saved
 from job.data.listing import CARD, MAX_DESCRIPTION_BYTES
 from job.errors import UsageError
@@ -20,7 +20,6 @@ from job.remote.outline import Outline, outlined
 from job.remote.refusals import not_cached
 from job.remote.stores import open_addresses
 from job.remote.tree import RemoteTree
-from job.wording import flag
 
 CARDS = (CARD, "dataset_infos.json", ".huggingface.yaml")
 """Files in which ``datasets`` reads what the others are."""
@@ -64,7 +63,7 @@ def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:
         paths = tuple(tree.files)
         return Found(splits={"train": paths}, format=format_of_reader(config.dataset, paths))
     if tree.meant:
-        _check_choosing(config)
+        refuse_choosing(config, "a pattern" if is_pattern(config.dataset) else "a file")
         config = replace(config, data_files=(tree.meant,))
     for pattern in config.data_files:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
@@ -90,15 +89,6 @@ def find_in_tree(tree: RemoteTree, config: DataConfig) -> Found:
             outline.fill([path for path in tree.files if path.lower().endswith(".zip")])
             found = find_files(config, None, is_older=False)
         return _in_tree(found, outline)
-
-
-def _check_choosing(config: DataConfig) -> None:
-    """Refuse options that choose among files where there is no choice."""
-    what = "a pattern" if is_pattern(config.dataset) else "a file"
-    for name in (name for name in ("data_files", "dataset_config") if getattr(config, name)):
-        raise UsageError(
-            f"{flag(name)} is for directories and Hub datasets, but --dataset {config.dataset} is {what}. Leave it out."
-        )
 
 
 def _in_tree(found: Found, outline: Outline) -> Found:
@@ -144,14 +134,8 @@ def _converted_configs(tree: RemoteTree) -> dict[str, dict[str, list[str]]]:
 
 
 def _of_config(of_configs: dict[str, dict[str, list[str]]], config: DataConfig, tree: RemoteTree) -> Found:
-    names = ", ".join(of_configs)
-    if config.dataset_config is None and len(of_configs) > 1 and "default" not in of_configs:
-        raise UsageError(f"--dataset {tree.name} has the configurations {names}. Choose with --dataset-config.")
+    check_config(tree.name, config.dataset_config, {name: name == "default" for name in of_configs})
     wanted = config.dataset_config or ("default" if "default" in of_configs else next(iter(of_configs)))
-    if wanted not in of_configs:
-        raise UsageError(
-            f"--dataset {tree.name} has no configuration {wanted!r}. Configurations: {names}. Set --dataset-config."
-        )
     splits = {split: tuple(paths) for split, paths in of_configs[wanted].items()}
     return Found(splits=splits, reader="parquet", remarks=_remarks(tree))
 
