@@ -23,7 +23,7 @@ from job.output.store.addresses import open_store
 from job.output.store.objects import ObjectStore
 from tests.conftest import Result
 from tests.s3 import S3
-from tests.test_resume import exit_codes, start_workers
+from tests.test_resume import exit_codes, sampled_run, start_workers
 from tests.test_run import read_output, write_jsonl
 
 RunJob = Callable[..., Result]
@@ -44,14 +44,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
     monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=8))
 
-    def args(output: object) -> list[str]:
-        return [
-            *["run", "--engine", "fake", "--model", str(tiny_model()), "--dataset", str(data)],
-            *["--output", str(output), "--rows-per-shard", "20", "--keep-columns", "id", "--max-error-rate", "1"],
-            *["--num-samples", str(NUM_SAMPLES), "--temperature", "1"],
-        ]
-
-    return args
+    return lambda output: sampled_run(tiny_model(), data, output, rows_per_shard=20, num_samples=NUM_SAMPLES)
 
 
 @pytest.fixture

@@ -68,6 +68,15 @@ def start_until_journal_has(num_bytes: int, args: list[str], output: Path, log: 
     return worker
 
 
+def sampled_run(model: Path, data: Path, output: object, *, rows_per_shard: int, num_samples: int) -> list[str]:
+    """Return the command line of a run with samples and kept columns on the fake engine."""
+    return [
+        *["run", "--engine", "fake", "--model", str(model), "--dataset", str(data), "--output", str(output)],
+        *["--rows-per-shard", str(rows_per_shard), "--keep-columns", "id", "--max-error-rate", "1"],
+        *["--num-samples", str(num_samples), "--temperature", "1"],
+    ]
+
+
 @pytest.fixture
 def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
     """Return the command line of a run whose rows are of all kinds, for an output directory."""
@@ -77,14 +86,7 @@ def run_args(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 8)
     monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
 
-    def args(output: Path) -> list[str]:
-        return [
-            *["run", "--engine", "fake", "--model", str(tiny_model()), "--dataset", str(data)],
-            *["--output", str(output), "--rows-per-shard", "25", "--keep-columns", "id", "--max-error-rate", "1"],
-            *["--num-samples", str(NUM_SAMPLES), "--temperature", "1"],
-        ]
-
-    return args
+    return lambda output: sampled_run(tiny_model(), data, output, rows_per_shard=25, num_samples=NUM_SAMPLES)
 
 
 @pytest.fixture

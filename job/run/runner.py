@@ -212,7 +212,7 @@ class Runner:
             errors=totals.errors,
             first_errors=totals.first_errors,
             outcome=totals.lines(self._prepared.manifest),
-            published=published_of(self._directory, {idx: part.identity for idx, part in self._directory.parts()}),
+            published=published_of(self._directory),
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),

@@ -115,11 +115,17 @@ def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestSta
     )
 
 
-def published_of(directory: RunDirectory, parts: Mapping[int, str]) -> Published | None:
-    """Return where a run was published last, and how many of these parts (shard to identity) are there."""
+def published_of(directory: RunDirectory, parts: Mapping[int, str] | None = None) -> Published | None:
+    """Return where a run was published last, and how many of its parts are there as they are now.
+
+    Args:
+        parts: shard to identity. None: list them, if the run was published at all.
+    """
     publication = read_publication(directory.store)
     if publication is None:
         return None
+    if parts is None:
+        parts = {shard_idx: part.identity for shard_idx, part in directory.parts()}
     current = ((directory.names.part(shard_idx), identity) for shard_idx, identity in parts.items())
     return Published(
         repository=publication.repository, commit=publication.commit, parts=publication.num_current(current)

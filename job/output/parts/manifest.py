@@ -140,9 +140,9 @@ def check_place(store: Store) -> Manifest | None:
         OSError: it is not there, or cannot be read.
     """
     # Parts are looked up first: a manifest is always older than its parts.
-    has_parts = any(fnmatch(entry.name, PART_PATTERN) for place in ("", PARTS) for entry in store.list(place))
-    strangers = sorted(entry.name for entry in store.list() if is_stranger(entry.name))
-    strangers += sorted(within(PARTS, entry.name) for entry in store.list(PARTS) if entry.name[0] != ".")
+    top, parts = ([entry.name for entry in store.list(place)] for place in ("", PARTS))
+    has_parts = any(fnmatch(name, PART_PATTERN) for name in (*top, *parts))
+    strangers = sorted(filter(is_stranger, top)) + sorted(within(PARTS, name) for name in parts if name[0] != ".")
     found = read_manifest(store)
     if found is None and has_parts:
         raise UsageError(

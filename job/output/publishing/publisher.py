@@ -25,7 +25,7 @@ MAX_FILES, MAX_BYTES = 100, 5_000_000_000
 """Limits on the parts of one commit: a commit of many files may be refused, and a failed one has to be repeated."""
 
 MAX_CONFLICTS = 20
-"""So often in a row, somebody else may have committed first."""
+"""How many times in a row another commit may come first."""
 
 
 class Publisher:

@@ -164,10 +164,8 @@ class Repository:
         try:
             yield
         except HfHubHTTPError as error:
-            status, reason = (
-                status_of(error),
-                redacted(shorten(error.server_message or first_line(error), 300)).rstrip("."),
-            )
+            status = status_of(error)
+            reason = redacted(shorten(error.server_message or first_line(error), 300)).rstrip(".")
             if isinstance(error, RepositoryNotFoundError):
                 raise UsageError(f"There is no dataset {self.name} that this token may write to. {LOG_IN}") from None
             if status == 401:

@@ -11,6 +11,7 @@ show it, and of several conditional PUTs one succeeds.
 import base64
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from job.errors import UsageError, first_line
 from job.remote.patience import patiently
-from job.remote.transient import is_transient, reason_of_trouble, untrusted_certificate
+from job.remote.transient import is_transient, reason_of_trouble, status_of, untrusted_certificate
 
 Result = TypeVar("Result")
 
@@ -75,7 +76,7 @@ class Bucket:
             etag: the version that is wanted.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: the object does not exist.
             Changed: it has been replaced since it had this ``etag``.
         """
         wanted: dict[str, Any] = {} if etag is None else {"IfMatch": etag}
@@ -102,7 +103,7 @@ class Bucket:
         """Return what an object is.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: the object does not exist.
         """
         answer = self._ask(key, lambda: self._client.head_object(Bucket=self.name, Key=key))
         return self._found(key, answer)
@@ -112,8 +113,8 @@ class Bucket:
 
         Args:
             data: the contents; a file is read from its beginning.
-            over: only over the version with this ``etag``; ``ABSENT``: only if there is no such object; None: whatever
-                is there.
+            over: the ``etag`` of the version to replace; ``ABSENT``: the object must not exist yet; None: replace
+                whatever is there.
             patient: whether to try again while the store does not answer.
 
         Raises:
@@ -121,31 +122,28 @@ class Bucket:
         """
         version = over if over is None or self.quotes_versions else over.strip('"')
         condition = {} if version is None else {"IfNoneMatch": "*"} if version == ABSENT else {"IfMatch": version}
-        tries = 0
-
-        def put() -> Put:
-            nonlocal tries
-            tries += 1
-            if not isinstance(data, bytes):
-                data.seek(0)
-            try:
-                answer = self._client.put_object(Bucket=self.name, Key=key, Body=data, ContentMD5=checksum, **condition)
-            except self._errors.ClientError as error:
-                # If the answer to an earlier try was lost, the object that is in the way may be ours.
-                if tries > 1 and _status(error) == 412 and isinstance(data, bytes):
-                    found = self._client.get_object(Bucket=self.name, Key=key)
-                    if found["Body"].read() == data:
-                        return Put(etag=found["ETag"], time=_date(found))
-                raise
-            return Put(etag=answer["ETag"], time=_date(answer))
-
-        checksum = _md5(data)
+        values = {"ContentMD5": _md5(data), **condition}
+        tries = itertools.count()
         try:
-            return self._ask(key, put, patient=patient)
+            return self._ask(key, lambda: self._put(key, data, values, is_first=next(tries) == 0), patient=patient)
         except FileNotFoundError:  # so some stores answer a condition on an object that is missing
             if over is None:
                 raise
             raise Changed(key) from None
+
+    def _put(self, key: str, data: bytes | BinaryIO, values: dict[str, Any], *, is_first: bool) -> Put:
+        """Send a PUT. If it is not the first, the object that is in the way may be ours: the answer was lost."""
+        if not isinstance(data, bytes):
+            data.seek(0)
+        try:
+            answer = self._client.put_object(Bucket=self.name, Key=key, Body=data, **values)
+        except self._errors.ClientError as error:
+            if not is_first and status_of(error) == 412 and isinstance(data, bytes):
+                found = self._client.get_object(Bucket=self.name, Key=key)
+                if found["Body"].read() == data:
+                    return Put(etag=found["ETag"], time=_date(found))
+            raise
+        return Put(etag=answer["ETag"], time=_date(answer))
 
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
@@ -202,7 +200,7 @@ class Bucket:
         try:
             yield
         except errors.ClientError as error:
-            status, code = _status(error), error.response.get("Error", {}).get("Code", "")
+            status, code = status_of(error), error.response.get("Error", {}).get("Code", "")
             if status == 416:
                 raise _BeyondEnd from None
             if status == 412:
@@ -265,10 +263,6 @@ def check_client() -> None:
 
 class _BeyondEnd(Exception):
     """A range begins where the object ends, or later."""
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _date(answer: Any) -> float:

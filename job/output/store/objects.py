@@ -53,7 +53,7 @@ class ObjectStore:
         return f"s3://{self._bucket.name}/{self._key(name)}"
 
     def prepare(self, directories: Sequence[str]) -> None:
-        """Check that the store keeps its word, with a probe. There are no directories to create.
+        """Check with a probe that the store obeys conditions. There are no directories to create.
 
         Raises:
             UsageError: it ignores conditions, as many stores do, so that two workers would overwrite each other.

@@ -17,7 +17,7 @@ def open_object(bucket: Bucket, key: str) -> BinaryIO:
     """Open an object for reading. If it is replaced while it is read, reading fails.
 
     Raises:
-        FileNotFoundError: there is no such object.
+        FileNotFoundError: the object does not exist.
     """
     return cast(BinaryIO, io.BufferedReader(_Ranges(bucket, key), BLOCK_BYTES))
 
