@@ -28,7 +28,7 @@ from job.output.parts.plan import Plan
 from job.output.store.addresses import local_path
 from job.records import Request
 from job.remote.model_files import ModelFiles
-from job.run.binding import OfModel, bind, check_head
+from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
 from job.run.identity import manifest_of
@@ -36,7 +36,7 @@ from job.run.kept_columns import features_of
 from job.run.odd_texts import notes_on_texts
 from job.run.older_runs import as_started, dataset_commit, model_fingerprint
 from job.run.resolved import ResolvedRun
-from job.run.row_check import look_at_rows, notes_on_channels
+from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,38 +105,26 @@ def examine(
     doing(f"reading the configuration of {config.model.model}")
     size = config.engine.tensor_parallel_size
     info = inspect_model(config.model, files, device, size, needs_weights=needs_weights)
-    doing(f"reading the tokenizer of {config.model.model}")
-    tokenizer = _tokenizer(config, files)
-    template = tokenizer.chat_template(config.prompt.chat)
-    config, date, date_notes = dated(config, found, is_read=template is not None and template.reads_date)
-    chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
-    of_model = OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template)
+    config, of_model, date_notes = _of_model(config, files, info, found)
     dataset = _open(config, of_model, found, num_rows)
     doing("checking the options against the data")
     bound = bind(config, of_model, dataset, found)
-    run, renderer, modes, requests = bound.run, bound.renderer, bound.modes, bound.requests
+    run, renderer, modes = bound.run, bound.renderer, bound.modes
     config, schema = run.config, dataset.source.schema
     plan = _plan(config, dataset.source)
     looked_at = look_at_rows(dataset.source, config.data.dataset, plan.num_rows, renderer, bound.tokenization)
     if found is None:
         looked_at.refuse_if_none_works()
     notes = (
-        *dataset.notes,
-        *_note_on_part(dataset, plan, config.data.limit),
-        *effect_notes,
-        *bound.notes,
-        *notes_on_texts(config.prompt, config.sampling, schema.names),
-        *date_notes,
-        *(() if requests is None else requests.notes(dataset.source, plan.num_rows)),
-        *modes.notes_on(lambda: looked_at.first_prompt),
-        *looked_at.notes(config, bound.special_tokens),
-        *(() if template is None else notes_on_channels(tokenizer.special_tokens, config)),
+        *(*dataset.notes, *_note_on_part(dataset, plan, config.data.limit)),
+        *(*effect_notes, *bound.notes, *notes_on_texts(config.prompt, config.sampling, schema.names), *date_notes),
+        *_notes_on_rows(bound, of_model, dataset, plan, looked_at),
     )
     fingerprint = model_fingerprint(info, config.model, found) if needs_weights else ""  # last: it may take long
     return Examined(
         run=run,
         model_info=info,
-        tokenizer=tokenizer,
+        tokenizer=of_model.tokenizer,
         dataset=dataset,
         renderer=renderer,
         modes=modes,
@@ -146,9 +134,33 @@ def examine(
         columns=bound.columns,
         kept=bound.kept,
         features=features_of(bound.columns, schema, bound.kept),
-        manifest=manifest_of(run, info, (fingerprint, tokenizer.digest), dataset, plan, bound.kept),
+        manifest=manifest_of(run, info, (fingerprint, of_model.tokenizer.digest), dataset, plan, bound.kept),
         notes=notes,
     )
+
+
+def _of_model(
+    config: RunConfig, files: ModelFiles, info: ModelInfo, found: Manifest | None
+) -> tuple[RunConfig, OfModel, Sequence[str]]:
+    """Read the tokenizer and its chat template. Returns the configuration with the run's date, and notes on that."""
+    doing(f"reading the tokenizer of {config.model.model}")
+    tokenizer = _tokenizer(config, files)
+    template = tokenizer.chat_template(config.prompt.chat)
+    config, date, notes = dated(config, found, is_read=template is not None and template.reads_date)
+    chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
+    return config, OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template), notes
+
+
+def _notes_on_rows(
+    bound: Bound, of_model: OfModel, dataset: OpenDataset, plan: Plan, looked_at: LookedAt
+) -> Iterator[str]:
+    config = bound.run.config
+    if bound.requests is not None:
+        yield from bound.requests.notes(dataset.source, plan.num_rows)
+    yield from bound.modes.notes_on(lambda: looked_at.first_prompt)
+    yield from looked_at.notes(config, bound.special_tokens)
+    if of_model.template is not None:
+        yield from notes_on_channels(of_model.tokenizer.special_tokens, config)
 
 
 def _tokenizer(config: RunConfig, files: ModelFiles) -> Tokenizer:
