@@ -7,7 +7,9 @@ import torch
 
 from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
 from job.engine.logits.pipeline import TokenChoice, choose
-from job.engine.logits.sampling import SamplingBatch, largest
+from job.engine.logits.reductions import largest
+from job.engine.logits.sampling import SamplingBatch
+from job.engine.transfers import Parcel
 from job.tasks import SamplingParams
 from tests.test_token_choice import occurred
 
@@ -43,7 +45,8 @@ def test_logits_of_tokens_that_are_not_allowed_become_minus_infinity(
 ) -> None:
     masks, allowed = random_masks(vocab_size, num_tokens)
     logits = torch.randn(NUM_ROWS, vocab_size).to(dtype)
-    assert torch.equal(masks.apply(logits), torch.where(torch.from_numpy(allowed), logits, -torch.inf))
+    applied = masks.send(Parcel(logits.device)).apply(logits)
+    assert torch.equal(applied, torch.where(torch.from_numpy(allowed), logits, -torch.inf))
 
 
 @pytest.mark.parametrize(("vocab_size", "num_tokens"), SIZES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.sampling import token_logprobs
+from job.engine.logits.reductions import token_logprobs
 from job.engine.model.loading import LoadedModel
 from job.engine.static.token_choice import HasLeft, LeadingChooser
 from job.launch.environment import read_process_info

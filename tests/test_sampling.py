@@ -15,17 +15,14 @@ from transformers import (
 )
 
 from job.draws import philox4x32, row_bits
-from job.engine.logits import sampling
+from job.engine.logits import noise, sampling
 from job.engine.logits.history import TokenHistory
+from job.engine.logits.noise import gumbel_noise
 from job.engine.logits.pipeline import choose
-from job.engine.logits.sampling import (
-    SamplingBatch,
-    gumbel_noise,
-    largest,
-    penalize_repetition,
-    token_logprobs,
-)
+from job.engine.logits.reductions import largest, token_logprobs
+from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
 from job.engine.static.token_choice import Row
+from job.engine.transfers import Parcel
 from job.records import SampleKey
 from job.tasks import SamplingParams
 
@@ -48,7 +45,8 @@ def choose_tokens(
     logits: torch.Tensor, params: SamplingParams, keys: Sequence[SampleKey], positions: Sequence[int]
 ) -> torch.Tensor:
     """Choose for rows with the same parameters."""
-    return sampling.choose_tokens(logits, SamplingBatch([params] * len(keys), keys, positions))
+    parcel = Parcel(logits.device)
+    return Sampler(SamplingBatch([params] * len(keys), keys, positions), parcel)(logits).tokens
 
 
 @pytest.mark.parametrize(
@@ -107,8 +105,8 @@ def bits_that_give(number: int, token_id: int) -> int:
             result = value ^ (result >> num_bits)
         return result * pow(factor % 2**64, -1, 2**64) % 2**64
 
-    value = unmix(unmix(number, 31, sampling._MIX_2), 27, sampling._MIX_1)
-    value = (unmix(value, 30, 1) - token_id * sampling._GOLDEN) % 2**64
+    value = unmix(unmix(number, 31, noise._MIX_2), 27, noise._MIX_1)
+    value = (unmix(value, 30, 1) - token_id * noise._GOLDEN) % 2**64
     return value - (value >> 63 << 64)
 
 

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from job.engine.logits import masks as masks_module
+from job.engine.logits import sampling
 from job.engine.logits.history import Occurrences, TokenHistory
 from job.engine.logits.masks import Masks, empty_words
-from job.engine.logits.pipeline import TokenChoice, choose
-from job.engine.logits.sampling import SamplingBatch, choose_tokens, penalize_repetition, token_logprobs
+from job.engine.logits.pipeline import TokenChoice, choose, start_choice
+from job.engine.logits.reductions import token_logprobs
+from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
 from job.engine.paged.schedule.sequences import Sequence
+from job.engine.transfers import Parcel
 from job.tasks import SamplingParams
 from tests.serving import ask
 
@@ -37,6 +41,10 @@ def random_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
 def batch_of(params: SamplingParams | Many[SamplingParams], num_rows: int) -> SamplingBatch:
     all_params = [params] * num_rows if isinstance(params, SamplingParams) else params
     return SamplingBatch(all_params, [(row_idx, 0) for row_idx in range(num_rows)], [0] * num_rows)
+
+
+def draw(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    return Sampler(batch, Parcel(logits.device))(logits).tokens
 
 
 def choose_alike(logits: torch.Tensor, params: SamplingParams) -> TokenChoice:
@@ -77,8 +85,8 @@ def test_draws_go_by_row_and_position() -> None:
     params, logits = SamplingParams(temperature=1.0), random_logits(2)
     batch = SamplingBatch([params, params], [(3, 0), (9, 0)], [0, 2])
     alone = [SamplingBatch([params], [(3, 0)], [0]), SamplingBatch([params], [(9, 0)], [2])]
-    expected = [int(choose_tokens(logits[[idx]], one)) for idx, one in enumerate(alone)]
-    assert choose_tokens(logits, batch).tolist() == expected
+    expected = [int(draw(logits[[idx]], one)) for idx, one in enumerate(alone)]
+    assert draw(logits, batch).tolist() == expected
 
 
 MIXED = (
@@ -133,6 +141,46 @@ def test_each_row_of_a_mixed_batch_gets_the_token_that_it_gets_alone(with_masks:
         if masks is not None and row in rows:
             token = together.tokens[row]
             assert words[row, token // 32] >> token % 32 & 1
+
+
+@pytest.mark.parametrize("num_candidates", [8, 100])
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_a_host_that_may_not_look_chooses_the_same_tokens(
+    num_candidates: int, with_masks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, looking means waiting: nuclei that are too wide are found out later, and masks are always applied."""
+    num_rows, vocab_size = 8 * len(MIXED), 700
+    generator = torch.Generator().manual_seed(5)
+    scale = torch.tensor([0.05, 1.0, 4.0]).repeat(num_rows)[:num_rows, None]
+    logits = (torch.randn(num_rows, vocab_size, generator=generator) * scale).bfloat16()
+    logits[7, 3] = logits[6, 9] = torch.nan
+    seen = torch.rand(num_rows, vocab_size, generator=generator) < 0.3
+    params = [SamplingParams(**MIXED[idx % len(MIXED)]) for idx in range(num_rows)]
+    words = np.random.default_rng(1).integers(0, 2**32, (num_rows, 22), np.uint32)
+    rows = np.arange(0, num_rows, 3)
+    masks = Masks(words[rows], rows) if with_masks else None
+    monkeypatch.setattr(sampling, "NUM_CANDIDATES", num_candidates)
+    for batch in (batch_of(params, num_rows), batch_of(params[0], num_rows), batch_of(params[6], num_rows)):
+        with monkeypatch.context() as patch:
+            expected = choose(logits, batch, occurred(seen), masks)
+            patch.setattr(sampling, "may_read", lambda device: False)
+            patch.setattr(masks_module, "may_read", lambda device: False)
+            started = start_choice(logits, batch, occurred(seen), masks)
+            choice = started.result()
+            again = choose(logits, batch, occurred(seen), masks)
+        assert started.tokens.tolist() == choice.tokens and choice.is_finite == again.is_finite == expected.is_finite
+        assert all(choice.is_exact[row] for row in range(num_rows) if not has_nucleus(batch, row) or row in (6, 7))
+        for row, is_finite in enumerate(expected.is_finite):
+            for found in [again] + [choice] * choice.is_exact[row] if is_finite else []:
+                assert (found.tokens[row], found.logprobs[row]) == (expected.tokens[row], expected.logprobs[row])
+        if batch.params[0].top_p < 1:
+            assert not all(choice.is_exact) and any(choice.is_exact), "nuclei of both kinds"
+
+
+def has_nucleus(batch: SamplingBatch, row: int) -> bool:
+    """Return whether a row's token comes from a nucleus of the whole vocabulary."""
+    params = batch.params[row]
+    return params.temperature > 0 and params.top_p < 1 and not params.top_k
 
 
 def test_a_mixed_batch_is_chosen_in_a_handful_of_groups() -> None:
@@ -208,9 +256,9 @@ def test_a_slot_whose_update_failed_is_collected_again(monkeypatch: pytest.Monke
     first, second = running(0, list(range(15)), 0), running(1, [17, 18], 0)
     bench.step(first)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "tensor", lambda *_, **__: 1 / 0)
+        patch.setattr(torch.Tensor, "index_fill_", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            bench.history.seen([second], random_logits(1))
+            bench.history.seen([second], VOCAB, Parcel(torch.device("cpu")))()
     for _ in range(3):
         bench.step(second)
 

@@ -5,6 +5,7 @@ memory. PyTorch gives a pinned block to somebody else only when the copies from 
 buffers to look after. On a CPU, host and device are the same, and nothing is pinned.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,7 @@ class Upload:
             into: [N] uint8 on the device, to write to; N is ``num_bytes`` of the arrays or more. By default, a new one.
         """
         sizes = [_aligned(array.nbytes) for array in arrays]
-        host = _host_memory(sum(sizes), torch.uint8, is_pinned=self._device.type != "cpu")
-        numbers = host.numpy()
+        host, numbers = _host_buffer(sum(sizes), is_pinned=self._device.type != "cpu")
         begin = 0
         for array, size in zip(arrays, sizes, strict=True):
             numbers[begin : begin + array.nbytes].view(array.dtype)[:] = array.ravel()
@@ -43,6 +43,37 @@ class Upload:
         return [_part(part, array) for part, array in zip(parts, arrays, strict=True)]
 
 
+Sent = Callable[[], torch.Tensor]
+"""Returns a tensor on the device; the first call sends it."""
+
+
+class Parcel:
+    """Collects arrays one by one, and sends all of them in one copy when the first is needed on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty."""
+        self.device = device
+        self._arrays: list[npt.NDArray[Any]] = []
+        self._tensors: list[torch.Tensor] = []
+
+    def add(self, array: npt.NDArray[Any]) -> Sent:
+        """Add an array; see ``Sent``. Nothing can be added after the first was needed."""
+        assert not self._tensors, "the parcel is on its way"
+        idx = len(self._arrays)
+        self._arrays.append(array)
+        return lambda: self._send()[idx]
+
+    def _send(self) -> list[torch.Tensor]:
+        if not self._tensors:
+            self._tensors = Upload(self.device)(*self._arrays)
+        return self._tensors
+
+
+def may_read(device: torch.device) -> bool:
+    """Return whether the host may look at a tensor there without waiting for the work in front of it."""
+    return device.type == "cpu"
+
+
 def num_bytes(*arrays: npt.NDArray[Any]) -> int:
     """Return how many bytes an upload of arrays takes on the device."""
     return sum(_aligned(array.nbytes) for array in arrays)
@@ -53,10 +84,9 @@ class Download:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         """Start the copy, after what the device's current stream has still to do."""
-        self._tensor, self._copied = tensor, None
+        self._host = tensor.to("cpu", non_blocking=True)  # which pins the memory
+        self._copied = None
         if tensor.device.type != "cpu":
-            self._tensor = _host_memory(tensor.shape, tensor.dtype, is_pinned=True)
-            self._tensor.copy_(tensor, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(tensor.device))
 
@@ -64,7 +94,7 @@ class Download:
         """Wait for the copy, and for nothing that the device was given after it."""
         if self._copied is not None:
             self._copied.synchronize()
-        array: npt.NDArray[Any] = self._tensor.numpy()
+        array: npt.NDArray[Any] = self._host.numpy()
         return array
 
 
@@ -72,8 +102,10 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _host_memory(shape: int | torch.Size, dtype: torch.dtype, *, is_pinned: bool) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, pin_memory=is_pinned)
+def _host_buffer(size: int, *, is_pinned: bool) -> tuple[torch.Tensor, npt.NDArray[np.uint8]]:
+    """Return [size] uint8, and an array that is the same memory."""
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned)
+    return buffer, buffer.numpy()
 
 
 def _part(part: torch.Tensor, array: npt.NDArray[Any]) -> torch.Tensor:

@@ -1,13 +1,19 @@
 """Which tokens have occurred in each row, for the penalties of the pipeline: kept from step to step, on the device.
 
 A row says only where it is, what its tokens are, and how many of them are its prompt; everything that a penalty needs
-is computed from that here.
+is computed from that here. A token counts once it is among the row's tokens, so a choice that is thrown away leaves no
+trace.
+
+Letters: B rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+
+from job.engine.transfers import Parcel
 
 
 class RowTokens(Protocol):
@@ -40,27 +46,36 @@ class TokenHistory:
         """Return what has occurred in the rows of a step. Costs nothing until it is asked."""
         return Occurrences(self, rows)
 
-    def seen(self, rows: Sequence[RowTokens], logits: torch.Tensor) -> torch.Tensor:
-        """Return [len(rows), V] bool: the tokens in the prompt and the completion of each row.
+    def seen(self, rows: Sequence[RowTokens], vocab_size: int, parcel: Parcel) -> Callable[[], torch.Tensor]:
+        """Add what is new in some rows to a parcel, and return what gives the tokens that have occurred in them.
 
-        Args:
-            logits: [., V] of the step, for their width and device.
+        Returns:
+            A function that returns [len(rows), V] bool, on the parcel's device. To be called once, before this again.
         """
         if self._seen is None:
-            self._seen = torch.zeros(len(self._rows), logits.shape[1], dtype=torch.bool, device=logits.device)
-        new: list[tuple[int, int]] = []
+            self._seen = torch.zeros(len(self._rows), vocab_size, dtype=torch.bool, device=parcel.device)
+        memory, fresh, places = self._seen, [], []
         for row in rows:
-            if self._rows[row.slot] is not row:  # another row had the slot
-                self._seen[row.slot] = False
-                self._num_seen[row.slot] = 0
+            slot = row.slot
+            if self._rows[slot] is not row:  # another row had the slot
+                fresh.append(slot)
+                self._num_seen[slot] = 0
             # Until the tensor is up to date, nobody owns the slot: if memory runs out, it is collected from scratch.
-            self._rows[row.slot] = None
-            new += [(row.slot, token) for token in row.token_ids[self._num_seen[row.slot] :]]
-        slots, tokens = torch.tensor(new, dtype=torch.int64, device=logits.device).reshape(-1, 2).unbind(1)
-        self._seen[slots, tokens] = True
-        for row in rows:
-            self._rows[row.slot], self._num_seen[row.slot] = row, len(row.token_ids)
-        return self._seen[torch.tensor([row.slot for row in rows], device=logits.device)]
+            self._rows[slot] = None
+            begin = slot * vocab_size
+            places += [begin + token for token in row.token_ids[self._num_seen[slot] :]]
+        # Filled by an index and a number: a number that is assigned to ``memory[index]`` is copied to the device first.
+        cleared, added = parcel.add(np.array(fresh, np.int64)), parcel.add(np.array(places, np.int64))
+        slots = parcel.add(np.array([row.slot for row in rows], np.int64))
+
+        def update() -> torch.Tensor:
+            memory.index_fill_(0, cleared(), False)
+            memory.view(-1).index_fill_(0, added(), True)
+            for row in rows:
+                self._rows[row.slot], self._num_seen[row.slot] = row, len(row.token_ids)
+            return memory.index_select(0, slots())
+
+        return update
 
 
 class Occurrences:
@@ -70,10 +85,6 @@ class Occurrences:
         """Ask this history about rows, one per row of the step's logits."""
         self._history, self._rows = history, rows
 
-    def seen(self, rows: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
-        """Return [len(rows), V] bool: the tokens in the prompts and completions of some of the step's rows.
-
-        Args:
-            logits: [., V] of the step, for their width and device.
-        """
-        return self._history.seen([self._rows[row] for row in rows], logits)
+    def seen(self, rows: Sequence[int], vocab_size: int, parcel: Parcel) -> Callable[[], torch.Tensor]:
+        """Do ``TokenHistory.seen`` for some of the step's rows."""
+        return self._history.seen([self._rows[row] for row in rows], vocab_size, parcel)

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from job.engine.logits.sampling import largest
+from job.engine.logits.reductions import largest
+from job.engine.transfers import Parcel, Sent, may_read
 
 Words = npt.NDArray[np.uint32]
 
 _WORD, _PIECE = 32, 16
+_LOW = (1 << _PIECE) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,49 @@ class Masks:
         result: npt.NDArray[np.bool_] = np.logical_and(is_inside, has_bit)
         return result
 
+    def send(self, parcel: Parcel) -> "SentMasks":
+        """Add the masks to a parcel."""
+        return SentMasks(len(self.rows), parcel.add(self.words.view(np.int32)), parcel.add(self.rows))
+
+    def best(self, logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        """Return [B] int64: the allowed token with the largest logit.
+
+        Args:
+            best: [B] int64: the best of all tokens. If the host may look at it, it usually sees that no row needs a
+                second look.
+        """
+        masks = self._that_forbid(best.numpy()) if may_read(best.device) else self
+        if len(masks.rows) == 0:
+            return best
+        return masks.send(Parcel(logits.device)).best(logits, best)
+
+    def _that_forbid(self, tokens: npt.NDArray[np.int64]) -> "Masks":
+        """Return the masks that do not allow the token of their row, for tokens [B]."""
+        forbidding = np.flatnonzero(~self.allow(tokens[self.rows]))
+        return Masks(self.words[forbidding], self.rows[forbidding])
+
+
+@dataclass(frozen=True, slots=True)
+class SentMasks:
+    """Masks on the device; see ``Masks``."""
+
+    num_rows: int
+    words: Sent
+    """[M, W] int32."""
+    rows: Sent
+    """[M] int64."""
+
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits [B, V] with minus infinity for all tokens that are not allowed."""
-        if len(self.rows) == len(logits):
+        if self.num_rows == len(logits):
             return self._apply(logits)
-        rows = torch.from_numpy(self.rows).to(logits.device)
-        return logits.index_copy(0, rows, self._apply(logits.index_select(0, rows)))
+        return logits.index_copy(0, self.rows(), self._apply(logits.index_select(0, self.rows())))
+
+    def best(self, logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        """Return [B] int64: the allowed token with the largest logit; for rows without a mask, the one in ``best``."""
+        if self.num_rows == len(logits):
+            return largest(self._apply(logits))[1]
+        return best.index_copy(0, self.rows(), largest(self._apply(logits.index_select(0, self.rows())))[1])
 
     def _apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask [M, V].
@@ -51,23 +90,12 @@ class Masks:
         has compiled it, which needs a C++ compiler and most of a minute; without that, it is four times slower.
         """
         num_rows, vocab_size = logits.shape
-        pieces = self.words.view(np.uint16)[:, : -(-vocab_size // _PIECE)].astype(np.int32)
-        pieces = np.pad(pieces, ((0, 0), (0, -(-vocab_size // _PIECE) - pieces.shape[1])))
-        bias = F.embedding(torch.from_numpy(pieces).to(logits.device), _biases(logits.dtype, logits.device))
+        words = self.words()
+        pieces = torch.stack([words & _LOW, (words >> _PIECE) & _LOW], dim=-1).view(num_rows, -1)
+        width = -(-vocab_size // _PIECE)
+        pieces = F.pad(pieces[:, :width], (0, max(0, width - pieces.shape[1])))
+        bias = F.embedding(pieces, _biases(logits.dtype, logits.device))
         return logits + bias.view(num_rows, -1)[:, :vocab_size]
-
-    def best(self, logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-        """Return [B] int64: the allowed token with the largest logit.
-
-        Args:
-            best: [B] int64: the best of all tokens. It is usually allowed, and then the row needs no second look.
-        """
-        others = np.flatnonzero(~self.allow(best.numpy(force=True)[self.rows]))
-        if len(others) == 0:
-            return best
-        rows = torch.from_numpy(self.rows[others]).to(logits.device)
-        masks = Masks(self.words[others], np.arange(len(others)))
-        return best.index_copy(0, rows, largest(masks.apply(logits.index_select(0, rows)))[1])
 
 
 def empty_words(num_rows: int, vocab_size: int) -> Words:

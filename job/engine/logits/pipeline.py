@@ -4,16 +4,22 @@ finite? -> masks -> repetition penalty -> temperature, filters, draw (``sampling
 
 The rows of a batch may differ in everything; what a row gets does not depend on the other rows (law 5).
 
+A choice is started and waited for separately, so that a device can go on with the tokens before the host knows them.
+To start it, one copy goes to the device, and nothing that the host does depends on what the tensors there hold.
+
 Letters: B rows, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from job.engine.logits.history import Occurrences
 from job.engine.logits.masks import Masks
-from job.engine.logits.sampling import SamplingBatch, choose_tokens, largest, penalize_repetition, token_logprobs
+from job.engine.logits.reductions import largest, token_logprobs
+from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
+from job.engine.transfers import Download, Parcel
 from job.tasks import SamplingParams
 
 
@@ -27,12 +33,58 @@ class TokenChoice:
     """Natural logarithms of the tokens' probabilities in the model's own distribution; None where not requested."""
     is_finite: list[bool]
     """Whether the logits of each row are finite. Minus infinity counts as finite: models rule out tokens with it."""
+    is_exact: list[bool]
+    """Whether each token is the right one. If not, the row must be chosen for again, in the batch's ``wide`` rows."""
+
+
+class PendingChoice:
+    """A choice that the device may still be computing."""
+
+    tokens: torch.Tensor
+    """[B] int64, on the device: what will be chosen. Within the vocabulary even where it is meaningless."""
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        is_finite: torch.Tensor,
+        is_exact: torch.Tensor | None = None,
+        logprobs: torch.Tensor | None = None,
+        logprob_rows: list[int] | None = None,
+    ) -> None:
+        """Start to copy a choice to the host: [B] each, and [R] float32 log probabilities of some rows."""
+        self.tokens, self._logprob_rows = tokens, logprob_rows or []
+        flags = [is_finite, torch.ones_like(is_finite) if is_exact is None else is_exact | ~is_finite]
+        parts = [tokens.int(), *(flag.int() for flag in flags)]
+        if logprobs is not None:
+            parts.append(logprobs.view(torch.int32))
+        self._copied = Download(torch.cat(parts))
+
+    def result(self) -> TokenChoice:
+        """Wait for the choice, and return it."""
+        num_rows = len(self.tokens)
+        numbers = self._copied.result()
+        tokens, is_finite, is_exact = numbers[: 3 * num_rows].reshape(3, -1).tolist()
+        logprobs: list[float | None] = [None] * num_rows
+        for row, value in zip(self._logprob_rows, numbers[3 * num_rows :].view(np.float32).tolist(), strict=True):
+            logprobs[row] = value
+        return TokenChoice(tokens, logprobs, list(map(bool, is_finite)), list(map(bool, is_exact)))
 
 
 def choose(
     logits: torch.Tensor, batch: SamplingBatch, occurred: Occurrences, masks: Masks | None = None
 ) -> TokenChoice:
-    """Choose the next token of each row.
+    """Choose the next token of each row, and wait for it; see ``start_choice``. All tokens are exact."""
+    choice = start_choice(logits, batch, occurred, masks).result()
+    if all(choice.is_exact):
+        return choice
+    wide = {*batch.wide, *(row for row, is_exact in enumerate(choice.is_exact) if not is_exact)}
+    return choose(logits, replace(batch, wide=wide), occurred, masks)
+
+
+def start_choice(
+    logits: torch.Tensor, batch: SamplingBatch, occurred: Occurrences, masks: Masks | None = None
+) -> PendingChoice:
+    """Start to choose the next token of each row.
 
     Args:
         logits: [B, V] in the model's dtype; not modified.
@@ -43,41 +95,43 @@ def choose(
     is_finite = top.isfinite()  # if one logit is NaN, the largest is NaN
     if all(_is_plain(params) for params in batch.distinct_params):
         # Greedy decoding, the usual case, needs neither a copy of the logits nor a conversion to float32.
-        tokens = best if masks is None else masks.best(logits, best)
-        return _to_host(tokens, is_finite, [None] * len(batch))
+        return PendingChoice(best if masks is None else masks.best(logits, best), is_finite)
+    parcel = Parcel(logits.device)
+    sent_masks = None if masks is None else masks.send(parcel)
+    penalties, sampler = _Penalties(batch, occurred, logits.shape[1], parcel), Sampler(batch, parcel)
+    rows = batch.rows_where(lambda params: params.logprobs)
+    index = parcel.add(np.array(rows, np.int64))
+
     raw = torch.where(is_finite[:, None], logits, 0.0)
-    scores = (raw if masks is None else masks.apply(raw)).float()
-    tokens = choose_tokens(_penalize(scores, batch, occurred), batch)
-    return _to_host(tokens, is_finite, _logprobs(raw, tokens, batch))
-
-
-def _to_host(tokens: torch.Tensor, is_finite: torch.Tensor, logprobs: list[float | None]) -> TokenChoice:
-    """Copy [B] tokens and [B] flags to the host together, since each copy waits for the device."""
-    token_ids, flags = torch.stack([tokens, is_finite.long()]).tolist()
-    return TokenChoice(token_ids, logprobs, [flag == 1 for flag in flags])
+    scores = (raw if sent_masks is None else sent_masks.apply(raw)).float()
+    drawn = sampler(penalties(scores))
+    logprobs = None
+    if rows:
+        some = slice(None) if len(rows) == len(batch) else index()
+        logprobs = token_logprobs(raw[some], drawn.tokens[some])
+    return PendingChoice(drawn.tokens, is_finite, drawn.is_exact, logprobs, rows)
 
 
 def _is_plain(params: SamplingParams) -> bool:
     return params.temperature == 0 and params.repetition_penalty == 1 and not params.logprobs
 
 
-def _penalize(scores: torch.Tensor, batch: SamplingBatch, occurred: Occurrences) -> torch.Tensor:
-    rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
-    if not rows:
-        return scores
-    penalty = batch.select(rows).numbers("repetition_penalty", scores.device)
-    seen = occurred.seen(rows, scores)
-    if len(rows) == len(batch):
-        return penalize_repetition(scores, seen, penalty)
-    index = torch.tensor(rows, device=scores.device)
-    return scores.index_copy(0, index, penalize_repetition(scores[index], seen, penalty))
+class _Penalties:
+    """The repetition penalties of a batch."""
 
+    def __init__(self, batch: SamplingBatch, occurred: Occurrences, vocab_size: int, parcel: Parcel) -> None:
+        self._rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
+        self._is_for_all = len(self._rows) == len(batch)
+        if self._rows:
+            self._penalty = parcel.add(batch.select(self._rows).numbers("repetition_penalty"))
+            self._seen = occurred.seen(self._rows, vocab_size, parcel)
+            self._index = parcel.add(np.array(self._rows, np.int64))
 
-def _logprobs(raw: torch.Tensor, tokens: torch.Tensor, batch: SamplingBatch) -> list[float | None]:
-    rows = batch.rows_where(lambda params: params.logprobs)
-    logprobs: list[float | None] = [None] * len(batch)
-    if rows:
-        index = slice(None) if len(rows) == len(batch) else torch.tensor(rows, device=raw.device)
-        for row, value in zip(rows, token_logprobs(raw[index], tokens[index]).tolist(), strict=True):
-            logprobs[row] = value
-    return logprobs
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores [B, V] float32 with the penalties."""
+        if not self._rows:
+            return scores
+        if self._is_for_all:
+            return penalize_repetition(scores, self._seen(), self._penalty())
+        some = penalize_repetition(scores.index_select(0, self._index()), self._seen(), self._penalty())
+        return scores.index_copy(0, self._index(), some)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from job.engine.failures import failed
-from job.engine.logits.sampling import log_totals
+from job.engine.logits.reductions import log_totals
+from job.engine.transfers import Download, Upload
 from job.records import Generation, Request
 
 Floats = npt.NDArray[np.float64]
@@ -56,6 +57,7 @@ class ChoiceTrie:
         for choice in choices:
             self._insert(choice)
         self._first_edges = np.cumsum([0, *(len(edges) for edges in self._nodes)])
+        self._edge_tokens = [np.array(list(edges), np.int64) for edges in self._nodes]
         self._places = [{token: place for place, token in enumerate(edges)} for edges in self._nodes]
         self._paths = [self._edges_of(choice) for choice in choices]
         self.branches = tuple(self._branches())
@@ -76,7 +78,7 @@ class ChoiceTrie:
 
     def edge_tokens(self, node: int) -> npt.NDArray[np.int64]:
         """Return the tokens of a node's edges, in the order of ``edges``."""
-        return np.array(list(self._nodes[node]), np.int64)
+        return self._edge_tokens[node]
 
     def generation(self, request: Request, logprobs: Floats) -> Generation:
         """Return a request's answer from the log probabilities of all edges: the log-likelihood of each choice."""
@@ -124,17 +126,36 @@ def trie_of(choice_ids: tuple[tuple[int, ...], ...]) -> ChoiceTrie:
     return ChoiceTrie(choice_ids)
 
 
+class PendingScores:
+    """The log probabilities of nodes' edges, which the device may still be computing."""
+
+    def __init__(self, values: torch.Tensor, totals: torch.Tensor, num_edges: npt.NDArray[np.int64]) -> None:
+        """Start to copy scores to the host.
+
+        Args:
+            values: [E] float32: the log probabilities of all nodes' edges, node after node.
+            totals: [W] float32: what ``log_totals`` gives for the nodes' logits.
+            num_edges: [W]: how many edges each node has.
+        """
+        self._ends = np.cumsum(num_edges)
+        self._copied = Download(torch.cat([values, totals]))
+
+    def result(self) -> tuple[list[Floats], list[bool]]:
+        """Wait for the scores. Return those of each node, and whether the node's logits are finite."""
+        values, totals = np.split(self._copied.result().astype(np.float64), [int(self._ends[-1])])
+        # A total is NaN or infinite if a logit is NaN or +inf, and -inf if all are.
+        return np.split(values, self._ends[:-1]), np.isfinite(totals).tolist()
+
+
+def start_scores(logits: torch.Tensor, nodes: Sequence[tuple[ChoiceTrie, int]]) -> PendingScores:
+    """Start to compute the log probabilities of nodes' edges, from the nodes' logits [W, V]; W is at least 1."""
+    tokens_of = [trie.edge_tokens(node) for trie, node in nodes]
+    num_edges = np.array(list(map(len, tokens_of)), np.int64)
+    rows, tokens = Upload(logits.device)(np.repeat(np.arange(len(nodes)), num_edges), np.concatenate(tokens_of))
+    totals = log_totals(logits)
+    return PendingScores(logits[rows, tokens].float() - totals[rows], totals, num_edges)
+
+
 def edge_logprobs(logits: torch.Tensor, nodes: Sequence[tuple[ChoiceTrie, int]]) -> tuple[list[Floats], list[bool]]:
-    """Return the log probabilities of nodes' edges, from the nodes' logits [W, V], and which of those are finite."""
-    totals = log_totals(logits)  # NaN or infinite if a logit is NaN or +inf, and -inf if all are
-    is_finite = totals.isfinite().tolist()
-    rows_of: dict[tuple[ChoiceTrie, int], list[int]] = {}
-    for row, key in enumerate(nodes):
-        rows_of.setdefault(key, []).append(row)
-    found: dict[int, Floats] = {}
-    for (trie, node), rows in rows_of.items():
-        tokens = torch.from_numpy(trie.edge_tokens(node)).to(logits.device)
-        index = torch.tensor(rows, device=logits.device)
-        values = logits[index[:, None], tokens].float() - totals[index][:, None]
-        found |= zip(rows, values.double().cpu().numpy(), strict=True)
-    return [found[idx] for idx in range(len(nodes))], is_finite
+    """Return the scores that ``start_scores`` starts to compute."""
+    return start_scores(logits, nodes).result()

@@ -1,0 +1,37 @@
+"""What a choice needs of whole rows of logits: the largest one, and log probabilities.
+
+Letters: B rows, V vocabulary.
+"""
+
+import torch
+
+_CPU_PIECE, _CUDA_PIECE = 2**18, 2**27
+"""How many logits are processed together: as many as fit into a core's cache, or are negligible in a GPU's memory."""
+
+
+def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logit of each row and its first index, both [B]. The logit is NaN if the row has a NaN.
+
+    Works in two rounds: torch's ``argmax`` over [256, 49152] bfloat16 takes a CPU 23 ms, this takes 3 ms.
+    """
+    num_rows, vocab_size = logits.shape
+    width = next((width for width in (256, 128, 64) if vocab_size % width == 0), vocab_size)
+    blocks = logits.view(num_rows, -1, width)
+    value, block = blocks.amax(dim=-1).float().max(dim=-1)
+    inside = blocks[torch.arange(num_rows, device=logits.device), block].float().argmax(dim=-1)
+    return value, block * width + inside
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return [B] float32: natural logarithms of the probabilities of ``tokens`` [B] under logits [B, V]."""
+    return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - log_totals(logits)
+
+
+def log_totals(logits: torch.Tensor) -> torch.Tensor:
+    """Return [B] float32: the logarithm of each row's sum of exponentials, for logits [B, V] of any floating dtype.
+
+    Converts a few rows at a time, so that the float32 copies stay in a CPU's cache: this halves the time for
+    [256, 49152] bfloat16.
+    """
+    num_rows = max(1, (_CPU_PIECE if logits.device.type == "cpu" else _CUDA_PIECE) // logits.shape[-1])
+    return torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, num_rows)])
