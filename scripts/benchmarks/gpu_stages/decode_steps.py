@@ -1,0 +1,44 @@
+"""The ms of a decode step of the job's engine, with and without what makes it fast."""
+
+import gc
+from typing import Any
+
+import torch
+from _model_shapes import SHAPES
+from step_model import StepModel
+
+from . import engines, figures
+from .device import ON_CUDA
+from .models import make_model, make_prompts
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "launched kernel by kernel": {"cuda_graphs": False},
+}
+"""Fields of ``EngineConfig`` that differ from the default."""
+
+
+def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[str, Any] | None = None) -> None:
+    """Measure each variant with ``rows`` rows that have three quarters to all of ``context`` tokens."""
+    model = make_model(shape)
+    prompts = make_prompts(rows, context, SHAPES[shape].vocab)
+    mean = sum(map(len, prompts)) / rows + num_steps / 2
+    for name, variant in VARIANTS.items():
+        engine, notes = engines.build(model, {"max_batch_rows": rows, **(options or {}), **variant})
+        engines.submit(engine, prompts, 2 * num_steps + 64)
+        engines.reach_decoding(engine, rows)
+        ms = engines.step_ms(engine, num_steps)
+        step, card = StepModel.decode(SHAPES[shape], rows, mean, is_fused=True), figures.card()
+        expected = {"ms": step.expected(card, is_recorded=variant.get("cuda_graphs", True)) * 1e3}
+        figures.save(
+            f"{shape}, {rows} x {round(mean)}, {name}",
+            expected,
+            ms=ms,
+            tokens_per_s=rows / ms * 1e3,
+            share_of_floor=step.floor(card) * 1e3 / ms,
+            notes=notes,
+        )
+        del engine
+        gc.collect()
+        if ON_CUDA:
+            torch.cuda.empty_cache()
