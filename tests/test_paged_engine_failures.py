@@ -274,7 +274,8 @@ def test_a_row_that_does_not_fit_into_the_cache_is_an_error_row(served: Served, 
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "told"), [(20, "Only 20 bytes are left for the KV cache"), (2**60, "cannot be alloc")]
+    ("num_bytes", "told"),
+    [(20, "Only 20 bytes are left for the KV cache"), (2**60, "are left for each process on this")],
 )
 def test_a_cache_that_cannot_be_had_ends_the_run_with_a_line(served: Served, num_bytes: int, told: str) -> None:
     """Not with an error row for every row, and not with a traceback."""

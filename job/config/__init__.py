@@ -167,8 +167,8 @@ class EngineConfig:
     Static: rows of a batch times (longest prompt + max_new_tokens). None: as many as free memory allows."""
     kv_cache_memory: int | None = option(
         None,
-        "Memory for the KV cache of each process, e.g. 20GiB [default: 85 % of the free memory on a GPU; 40 % on a "
-        "CPU].",
+        "Memory for the KV cache of each process, e.g. 20GiB [default: on a GPU, all that the weights and the largest "
+        "step leave; on a CPU, 40 % of what is free].",
         metavar="SIZE",
         is_size=True,
     )

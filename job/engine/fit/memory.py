@@ -48,7 +48,7 @@ class Fit:
     """Of keys and values."""
     max_rows: int
     spare_bytes: int
-    """What is left for activations."""
+    """What is left when everything has its memory; below 0 if it does not fit."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +57,7 @@ class Fit:
 
     def fits(self, row_tokens: int) -> bool:
         """Whether a row of this length can be computed."""
-        return self.activation_bytes <= self.spare_bytes and self.num_tokens >= row_tokens
+        return self.spare_bytes >= 0 and self.num_tokens >= row_tokens
 
     def num_rows(self, row_tokens: int) -> int:
         """Return how many rows of this length are computed at once."""
@@ -86,18 +86,21 @@ def fit(config: Any, shape: ModelShape, dtype: str, room: Room, engine: EngineCo
     weights = shape.params_of_process(size) * itemsize
     num_processes = 1 if room.is_gpu else size  # a machine's memory is that of all its processes
     free, logits = room.num_bytes - weights * num_processes, logits_bytes(max_rows, shape.vocab_size)
-    cache = cuda_cache_bytes(free, logits) if room.is_gpu else cpu_cache_bytes(free, num_processes)
-    if engine.kv_cache_memory is not None:
-        cache = engine.kv_cache_memory
+    activations = max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * itemsize
+    if room.is_gpu:
+        cache = most = cuda_cache_bytes(free, activations, logits, records=engine.cuda_graphs)
+    else:
+        cache, most = cpu_cache_bytes(free, num_processes), free // num_processes - logits - activations
+    cache = max(0, cache) if engine.kv_cache_memory is None else engine.kv_cache_memory
     return Fit(
         tensor_parallel_size=size,
         weight_bytes=weights,
         logits_bytes=logits,
-        activation_bytes=max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * itemsize,
-        cache_bytes=max(0, cache),
+        activation_bytes=activations,
+        cache_bytes=cache,
         bytes_per_token=token_bytes,
         max_rows=max_rows,
-        spare_bytes=free // num_processes - logits - cache,
+        spare_bytes=most - cache,
     )
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
 from job.config import EngineConfig
 from job.engine.model.loading import LoadedModel
+from job.engine.paged.attention.backends import Backend
 from job.engine.paged.attention.cache import LayerShape
+from job.engine.paged.largest_step import DeviceMemory, LargestStep, find_largest_step
 from job.engine.static.limits import LOGITS_COPIES
 from job.errors import JobError
 from job.launch.replica import Replica
@@ -17,8 +18,13 @@ from job.launch.replica import Replica
 CPU_MEMORY_SHARE = 0.4
 """Share of the memory free after loading, divided among the processes of a host. It is touched only when it is used."""
 
-CUDA_MEMORY_SHARE = 0.85
-"""Share of the device's memory left after loading and after what choosing tokens needs; the rest is for activations."""
+CUDA_RESERVE = 2**29
+"""What a GPU's cache leaves free on top of the largest step: some 40 recorded steps at about 2 MiB for their launches,
+workspaces of the matrix products for two streams (32 MiB each on Hopper), kernels that are loaded when they are first
+launched, and the partial sums of split attention (8 MiB for each split of 512 rows of 32 heads of 128). Estimated."""
+
+WINDOWS_SHARE = 0.85
+"""Share of what is left that the cache gets if attention copies keys and values out of it, a layer at a time."""
 
 CPU_ROWS, CPU_TOKENS = 256, 2048
 CUDA_ROWS, CUDA_TOKENS = 512, 4096
@@ -31,6 +37,8 @@ class Budget:
     max_rows: int
     max_tokens: int
     num_pages: int
+    smaller_steps: str | None = None
+    """Why steps are smaller than they should be, if they are."""
 
 
 def decide_budget(
@@ -38,35 +46,70 @@ def decide_budget(
     shapes: Mapping[int, LayerShape],
     config: EngineConfig,
     replica: Replica,
-    page_tokens: int,
+    backend: Backend,
+    memory: DeviceMemory | None,
 ) -> Budget:
     """Return the user's limits, or defaults for the device. All ranks of a replica must call this together.
 
+    Args:
+        memory: the device's, if it is one on which the largest step is run; None for a CPU.
+
     Raises:
-        JobError: there is not enough memory for a single page.
+        JobError: there is not enough memory for a single page, for a step, or for the cache that the user wants.
     """
-    max_rows, max_tokens = row_limits(config, on_cuda=replica.device.type == "cuda")
-    num_bytes = config.kv_cache_memory
-    if num_bytes is None:
-        num_bytes = _free_share(replica, logits_bytes(max_rows, model.module.config.get_text_config().vocab_size))
-    page_bytes = page_tokens * sum(shape.num_bytes for shape in shapes.values())
+    max_rows, max_tokens = row_limits(config, on_cuda=memory is not None)
+    smaller_steps = None
+    if memory is None:
+        free_bytes, num_processes = free_host_bytes(), replica.info.local_world_size
+        num_bytes, most_bytes = cpu_cache_bytes(free_bytes, num_processes), free_bytes // num_processes
+    else:
+        step = find_largest_step(model.module, replica, memory, max_rows=max_rows, max_tokens=max_tokens)
+        if step.max_tokens < max_tokens:
+            smaller_steps = f"a step of {max_tokens:,} tokens does not fit into memory beside the weights"
+        max_rows, max_tokens = step.max_rows, step.max_tokens
+        num_bytes = most_bytes = _beside(step, memory.free_bytes(), config, backend)
+    num_bytes = _checked(config.kv_cache_memory, most_bytes, replica) or num_bytes
+    page_bytes = backend.page_tokens * sum(shape.num_bytes for shape in shapes.values())
     # Ranks may have different amounts of free memory, and with uneven heads, pages of different sizes.
     num_pages, fewest_bytes, page_bytes = min(replica.gather((num_bytes // page_bytes, num_bytes, page_bytes)))
     if num_pages < 1:
         raise JobError(
-            f"Only {_size(fewest_bytes)} are left for the KV cache, but a page of {page_tokens} tokens takes "
+            f"Only {_size(fewest_bytes)} are left for the KV cache, but a page of {backend.page_tokens} tokens takes "
             f"{_size(page_bytes)}. Use a larger --kv-cache-memory or --tensor-parallel-size."
         )
-    return Budget(max_rows=max_rows, max_tokens=max_tokens, num_pages=num_pages)
+    return Budget(max_rows=max_rows, max_tokens=max_tokens, num_pages=num_pages, smaller_steps=smaller_steps)
+
+
+def _beside(step: LargestStep, free_bytes: int, config: EngineConfig, backend: Backend) -> int:
+    records = config.cuda_graphs and backend.recorder is not None
+    left = max(0, cuda_cache_bytes(free_bytes, step.forward_bytes, step.choice_bytes, records=records))
+    return int(left * WINDOWS_SHARE) if backend.copies_windows else left
+
+
+def _checked(wanted: int | None, most_bytes: int, replica: Replica) -> int | None:
+    """Return the size of the cache that the user wants.
+
+    Raises:
+        JobError: one of the ranks has no room for it.
+    """
+    most_bytes = min(replica.gather(most_bytes))
+    if wanted is None or wanted <= most_bytes:
+        return wanted
+    on_cuda = replica.device.type == "cuda"
+    raise JobError(
+        f"--kv-cache-memory is {_size(wanted)}, but {_size(most_bytes)} are left for each process "
+        f"{'after the weights and the largest step' if on_cuda else 'on this machine'}. "
+        f"Use {most_bytes >> 20}MiB or less, or leave it out."
+    )
 
 
 def _size(num_bytes: int) -> str:
     """Return a size in the largest unit in which it is not a fraction.
 
-    >>> _size(20), _size(2**14), _size(3 * 2**19)
-    ('20 bytes', '16.0 KiB', '1.5 MiB')
+    >>> _size(20), _size(2**14), _size(3 * 2**19), _size(2**34)
+    ('20 bytes', '16.0 KiB', '1.5 MiB', '16.0 GiB')
     """
-    for unit, exponent in (("MiB", 20), ("KiB", 10)):
+    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if num_bytes >= 2**exponent:
             return f"{num_bytes / 2**exponent:,.1f} {unit}"
     return f"{num_bytes:,} bytes"
@@ -83,20 +126,24 @@ def logits_bytes(max_rows: int, vocab_size: int) -> int:
     return max_rows * vocab_size * 4 * LOGITS_COPIES
 
 
-def cuda_cache_bytes(free_bytes: int, for_logits: int) -> int:
-    """Return the memory for the KV cache, of what is free after loading."""
-    return max(0, int((free_bytes - for_logits) * CUDA_MEMORY_SHARE))
+def cuda_cache_bytes(free_bytes: int, forward_bytes: int, choice_bytes: int, *, records: bool) -> int:
+    """Return the memory for the KV cache, of what is free after loading; below 0 if the rest alone does not fit.
+
+    Args:
+        forward_bytes: what the largest step takes while the model runs. Recorded steps take as much again: they have
+            memory of their own.
+        choice_bytes: what it takes while tokens are chosen.
+
+    >>> cuda_cache_bytes(2**34, 2**30, 2**31, records=True) / 2**30
+    12.5
+    """
+    recorded_bytes = forward_bytes if records else 0
+    return free_bytes - max(forward_bytes, choice_bytes) - recorded_bytes - CUDA_RESERVE
 
 
 def cpu_cache_bytes(free_bytes: int, num_processes: int) -> int:
     """Return the memory for the KV cache of each process of a host, of what is free after loading."""
     return int(free_bytes * CPU_MEMORY_SHARE) // num_processes
-
-
-def _free_share(replica: Replica, for_logits: int) -> int:
-    if replica.device.type == "cuda":
-        return cuda_cache_bytes(torch.cuda.mem_get_info(replica.device)[0], for_logits)
-    return cpu_cache_bytes(free_host_bytes(), replica.info.local_world_size)
 
 
 def free_host_bytes() -> int:

@@ -18,6 +18,7 @@ from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
+from job.engine.paged.largest_step import CudaMemory
 from job.engine.paged.schedule.pages import Pages
 from job.engine.paged.schedule.scheduler import Scheduler, Work
 from job.engine.paged.schedule.sequences import Sequence
@@ -58,7 +59,9 @@ class PagedEngine:
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
-        budget = decide_budget(model, shapes, config, replica, backend.page_tokens)
+        memory = CudaMemory(replica.device) if replica.device.type == "cuda" else None
+        budget = decide_budget(model, shapes, config, replica, backend, memory)
+        self.smaller_steps = budget.smaller_steps
         cache = allocate(backend, shapes, budget.num_pages, replica)
         if replica.device.type == "cpu":
             keep_freed_memory()

@@ -63,6 +63,8 @@ class Backend:
     """Whether pages are [tokens, heads, size] instead of [heads, tokens, size]."""
     reads_hidden: bool
     """Whether it multiplies hidden values by zero instead of skipping them, so that a NaN among them does harm."""
+    copies_windows: bool = False
+    """Whether it copies the keys and values of a step's sequences out of the cache, which takes memory of its own."""
     attend: Callable[[KVCache, Layout, torch.device], Attend]
     """Makes the attention of one step."""
     recorder: MakeRecorder | None = None
@@ -79,6 +81,7 @@ TORCH = Backend(
     page_tokens=plain.PAGE_TOKENS,
     tokens_first=False,
     reads_hidden=True,
+    copies_windows=True,
     attend=plain.TorchAttention,
 )
 COMPILED = Backend(
