@@ -29,6 +29,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Tiny models gain nothing from a second thread, and on a busy machine threads wait for each other: 70 s instead of 1.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; see tests/interpreting.py
 
 
 @pytest.fixture(scope="session", autouse=True)

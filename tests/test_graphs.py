@@ -1,6 +1,6 @@
-"""The CUDA path's own logic, on a CPU: torch's kernel is replaced by a loop, a recorded step by one that runs again.
+"""The CUDA path's own logic, on a CPU: plain operations compute what the kernels do, and a replay runs the step again.
 
-What only a GPU can show (the kernel, the recording) is in test_cuda.py.
+What only a GPU can show (the compiled kernel, the recording) is in test_cuda.py.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from job.engine.paged import engine as paged_engine
-from job.engine.paged.attention.backends import VARLEN, _plain
-from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.attention.backends import TRITON
 from job.engine.paged.cuda.graphs import DecodeGraphs, RecordedStep
 from job.engine.paged.engine import PagedEngine
+from tests import plain_launches
 from tests.serving import (
     MODES,
     Served,
@@ -31,30 +31,8 @@ from tests.serving import (
     tokens,
 )
 
-NUM_PAGES = 40
-"""Of 256 tokens; ``make_engine`` counts in pages of 32."""
-
-
-def loop(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    starts: torch.Tensor,
-    *_: Any,
-    scale: float,
-    window_size: tuple[int, int],
-    seqused_k: torch.Tensor,
-    block_table: torch.Tensor,
-    **__: Any,
-) -> torch.Tensor:
-    """Compute what ``varlen_attn`` says that it computes, with a page table: one sequence at a time."""
-    args = AttentionArgs(scale, None if window_size[0] < 0 else window_size[0] + 1)
-    outputs = []
-    for idx, num_keys in enumerate(seqused_k.tolist()):
-        own = query[starts[idx] : starts[idx + 1]]
-        key, value = (pool[block_table[idx]].flatten(0, 1)[:num_keys] for pool in (keys, values))
-        outputs.append(_plain(own, key, value, num_keys - len(own), args))
-    return torch.cat(outputs)
+NUM_PAGES = 160
+"""Of 64 tokens; ``make_engine`` counts in pages of 32."""
 
 
 @pytest.fixture
@@ -85,8 +63,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         monkeypatch.setattr(self, "replay", replay, raising=False)
 
     monkeypatch.setattr(RecordedStep, "record", remember)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", loop)
-    monkeypatch.setattr(paged_engine, "choose_backend", lambda shapes, replica: (VARLEN, None))
+    plain_launches.use(monkeypatch)
+    monkeypatch.setattr(paged_engine, "choose_backend", lambda shapes, replica: (TRITON, None))
     return replayed
 
 
@@ -98,19 +76,19 @@ def served(tiny_model: Callable[..., Path]) -> Served:
 
 def engine_of(served: Served, **options: Any) -> PagedEngine:
     """Return an engine with so many pages of the size of this backend."""
-    return make_engine(served, **{"num_pages": NUM_PAGES * 8, **options})
+    return make_engine(served, **{"num_pages": NUM_PAGES * 2, **options})
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tokens_equal_transformers(mode: str, served: Served, recorded: list[tuple[int, int]], tiny_model: Any) -> None:
-    """Of prompts in one page and in two, in all shapes of the engine."""
+    """Of prompts in one page and in five, in all shapes of the engine."""
     prompts = [*make_prompts(), [5 + idx % 200 for idx in range(250)], [7 + idx % 150 for idx in range(300)]]
-    options = {**MODES[mode], "num_pages": 7 * 8 if "num_pages" in MODES[mode] else NUM_PAGES * 8}
+    options = {**MODES[mode], "num_pages": 7 * 8 if "num_pages" in MODES[mode] else NUM_PAGES * 2}
     found = tokens(complete(engine_of(served, **options), prompts))
     assert found == expected_tokens(tiny_model("llama"), prompts, 12)
     assert recorded
     if mode == "one row":  # elsewhere the longest rows may never be in a step of single tokens
-        assert {width for _, width in recorded} == {1, 2}
+        assert {width for _, width in recorded} == {1, 2, 4, 8}
 
 
 def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(

@@ -13,7 +13,7 @@ import torch
 
 from job.engine.paged.attention import plain
 from job.engine.paged.attention.backends import COMPILED, TORCH, Backend
-from job.engine.paged.attention.cache import KVCache, LayerShape, Placement
+from job.engine.paged.attention.cache import KVCache, LayerShape
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import MAX_PADDING, BlockTables, Layout
 from job.engine.paged.cuda.graphs import DecodeGraphs
@@ -86,7 +86,6 @@ class Bench:
         *,
         backend: Backend = TORCH,
         num_pages: int = 64,
-        tokens_first: bool = False,
     ) -> None:
         """Begin with NaN everywhere."""
         self.backend = backend
@@ -96,7 +95,7 @@ class Bench:
             idx: LayerShape(shape.heads, shape.key_size, shape.value_size, torch.float32, shape.group)
             for idx, shape in enumerate(shapes)
         }
-        self.cache = KVCache(layers, num_pages=num_pages, page_tokens=P, tokens_first=tokens_first, device=CPU)
+        self.cache = KVCache(layers, num_pages=num_pages, page_tokens=P, device=CPU)
         for pool in (*self.cache.keys.values(), *self.cache.values.values()):
             pool.fill_(torch.nan)
         self.tables = BlockTables(200)
@@ -303,32 +302,6 @@ def test_nan_in_one_sequence_leaves_its_neighbors_alone(
     bench.step({2: 12, 3: 3}, NO_FRILLS)
     bench.step({0: lengths[0], 1: lengths[1], 2: 1, 3: 2}, NO_FRILLS, spoil=spoilt)
     bench.step({0: 1, 1: 1, 2: 1, 3: 1}, NO_FRILLS, spoil=spoilt)
-
-
-class Writer(Bench):
-    """Writes, and asks nothing."""
-
-    def _compute(self, layout: Layout, items: list[tuple[int, int]], args: AttentionArgs, spoil: int | None) -> None:
-        placement = Placement.of(self.cache, layout, CPU)
-        for layer_idx in range(len(self.shapes)):
-            _, key, value = self._new_tokens(layer_idx, items, spoil)
-            placement.write(layer_idx, key, value)
-
-
-def test_both_orders_of_memory_hold_the_same() -> None:
-    """Tokens before heads is what a kernel for CUDA wants; writes, copies and clearing are the same."""
-    shapes = [SHAPES["grouped_sizes"], SHAPES["sizes"]]
-    heads_first, tokens_first = (Writer(shapes, 8, tokens_first=order) for order in (False, True))
-    for bench in (heads_first, tokens_first):
-        random_steps(bench, NO_FRILLS, 5)
-    assert heads_first.pages == tokens_first.pages
-    for layer_idx in range(2):
-        for one, other in (
-            (heads_first.cache.keys[layer_idx], tokens_first.cache.keys[layer_idx]),
-            (heads_first.cache.values[layer_idx], tokens_first.cache.values[layer_idx]),
-        ):
-            torch.testing.assert_close(one, other.transpose(1, 2), rtol=0, atol=0, equal_nan=True)
-            assert one.isfinite().any() and one.isnan().any()
 
 
 def test_block_tables_grow_with_the_longest_sequence() -> None:

@@ -59,8 +59,6 @@ class Backend:
     """Returns why it cannot serve a model's layers, or None."""
 
     page_tokens: int
-    tokens_first: bool
-    """Whether pages are [tokens, heads, size] instead of [heads, tokens, size]."""
     reads_hidden: bool
     """Whether it multiplies hidden values by zero instead of skipping them, so that a NaN among them does harm."""
     copies_windows: bool = False
@@ -72,14 +70,11 @@ class Backend:
 
     def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
         """Allocate a cache of ``num_pages`` pages."""
-        return KVCache(
-            shapes, num_pages=num_pages, page_tokens=self.page_tokens, tokens_first=self.tokens_first, device=device
-        )
+        return KVCache(shapes, num_pages=num_pages, page_tokens=self.page_tokens, device=device)
 
 
 TORCH = Backend(
     page_tokens=plain.PAGE_TOKENS,
-    tokens_first=False,
     reads_hidden=True,
     copies_windows=True,
     attend=plain.TorchAttention,
@@ -87,20 +82,18 @@ TORCH = Backend(
 COMPILED = Backend(
     problem=cpu_attention.problem,
     page_tokens=cpu_attention.PAGE_TOKENS,
-    tokens_first=False,
     reads_hidden=False,
     attend=cpu_attention.CompiledAttention,
 )
-VARLEN = Backend(
+TRITON = Backend(
     problem=cuda_attention.problem,
     page_tokens=cuda_attention.PAGE_TOKENS,
-    tokens_first=True,
-    reads_hidden=True,
-    attend=cuda_attention.VarlenAttention.for_step,
-    recorder=functools.partial(DecodeGraphs, attend=cuda_attention.VarlenAttention.for_recorded_step),
+    reads_hidden=False,
+    attend=cuda_attention.TritonAttention.for_step,
+    recorder=functools.partial(DecodeGraphs, attend=cuda_attention.TritonAttention.for_recorded_step),
 )
 
-KERNELS = {"cuda": VARLEN, "cpu": COMPILED}
+KERNELS = {"cuda": TRITON, "cpu": COMPILED}
 """The backend that is tried first on each type of device; plain operations serve what it cannot."""
 
 

@@ -40,7 +40,7 @@ class LayerShape:
 
 
 class KVCache:
-    """Pages [pages, H, P, D], or [pages, P, H, D] where a kernel wants tokens before heads."""
+    """Pages [pages, H, P, D]."""
 
     def __init__(
         self,
@@ -48,19 +48,18 @@ class KVCache:
         *,
         num_pages: int,
         page_tokens: int,
-        tokens_first: bool,
         device: torch.device,
     ) -> None:
         """Allocate the pages, and a spare one that no sequence owns. A CPU's memory is touched only when it is used."""
-        self.page_tokens, self.tokens_first, self._device = page_tokens, tokens_first, device
+        self.shapes, self.page_tokens, self._device = shapes, page_tokens, device
         self._num_pages = num_pages + 1
         self.spare_page = num_pages
         self.keys = {idx: self._pool(shape, shape.key_size) for idx, shape in shapes.items()}
         self.values = {idx: self._pool(shape, shape.value_size) for idx, shape in shapes.items()}
 
     def _pool(self, shape: LayerShape, size: int) -> torch.Tensor:
-        inner = (self.page_tokens, shape.num_heads) if self.tokens_first else (shape.num_heads, self.page_tokens)
-        return torch.empty(self._num_pages, *inner, size, dtype=shape.dtype, device=self._device)
+        pages = (self._num_pages, shape.num_heads, self.page_tokens, size)
+        return torch.empty(pages, dtype=shape.dtype, device=self._device)
 
     def clear(self, dirty: npt.NDArray[np.int32]) -> None:
         """Zero the pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
@@ -97,7 +96,7 @@ class Placement:
             pool.view(-1, pool.shape[-1]).index_copy_(0, self._lines_of(new.shape[1]), new.reshape(-1, new.shape[2]))
             if self._copied is not None:
                 donors, pages, places = self._copied
-                by_token = pool if self._cache.tokens_first else pool.transpose(1, 2)
+                by_token = pool.transpose(1, 2)
                 by_token[pages, places] = by_token[donors, places]
 
     def _lines_of(self, num_heads: int) -> torch.Tensor:
@@ -105,9 +104,6 @@ class Placement:
         if num_heads not in self._lines:
             heads = torch.arange(num_heads, device=self._pages.device)
             pages, places = self._pages[:, None], self._places[:, None]
-            if self._cache.tokens_first:
-                lines = (pages * self._cache.page_tokens + places) * num_heads + heads
-            else:
-                lines = (pages * num_heads + heads) * self._cache.page_tokens + places
+            lines = (pages * num_heads + heads) * self._cache.page_tokens + places
             self._lines[num_heads] = lines.reshape(-1)
         return self._lines[num_heads]
