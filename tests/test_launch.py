@@ -13,7 +13,7 @@ import pytest
 from job.errors import UsageError
 from job.launch import slurm
 from job.launch.environment import export_process_info, is_first_process, read_process_info
-from tests.conftest import finish, free_port, start_processes
+from tests.conftest import Result, finish, free_port, start_processes
 from tests.oracle import greedy_texts
 from tests.test_run import read_output, write_jsonl
 
@@ -168,18 +168,19 @@ def smollm2() -> Path:
 
 
 @pytest.mark.slow
-def test_smollm2_gives_the_tokens_of_transformers_in_every_layout(smollm2: Path, tmp_path: Path) -> None:
-    """9 heads and 3 KV heads, cut unevenly in two; and two such replicas on one run directory."""
-    layouts = {"1": 1, "2": 2, "2x2": 4}
-    for name, world_size in layouts.items():
-        args = run_questions(smollm2, tmp_path / name, "--tensor-parallel-size", min(2, world_size))
-        results = finish(start_processes(["-m", "job", *args], world_size))
-        assert [result.exit_code for result in results] == [0] * world_size, results
-        assert "6 rows in 3 parts" in results[0].stdout
-        assert [result.stdout for result in results[1:]] == [""] * (world_size - 1), "one process speaks"
-    tables = {name: read_output(tmp_path / name) for name in layouts}
-    expected = greedy_texts(smollm2, tables["1"]["prompt"].to_pylist(), 8, special=False)
-    for table in tables.values():
+def test_smollm2_gives_the_tokens_of_transformers_in_every_layout(
+    smollm2: Path, run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    """One process; and two replicas of two processes on one run directory, 9 heads and 3 KV heads cut unevenly."""
+    alone = run_job(*run_questions(smollm2, tmp_path / "1"))
+    args = run_questions(smollm2, tmp_path / "2x2", "--tensor-parallel-size", 2)
+    results = finish(start_processes(["-m", "job", *args], 4))
+    assert [result.exit_code for result in (alone, *results)] == [0] * 5, results
+    assert "6 rows in 3 parts" in alone.stdout and "6 rows in 3 parts" in results[0].stdout
+    assert [result.stdout for result in results[1:]] == [""] * 3, "one process speaks"
+    tables = [read_output(tmp_path / name) for name in ("1", "2x2")]
+    expected = greedy_texts(smollm2, tables[0]["prompt"].to_pylist(), 8, special=False)
+    for table in tables:
         assert table["completion"].to_pylist() == expected
         assert table["row_idx"].to_pylist() == list(range(6))
 

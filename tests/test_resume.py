@@ -157,24 +157,41 @@ NAMES = ("manifest.json", "README.md", "totals.json", "data", "journal", "leases
 def test_a_kill_before_any_write_loses_and_doubles_nothing(
     run_job: Callable[..., Result], run_args: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
-    """One step after the other, until a run comes to its end alive."""
+    """One write after the other, two at a time, until a run comes to its end alive."""
     small = ["--limit", "20", "--rows-per-shard", "10"]
     assert run_job(*run_args(tmp_path / "undisturbed"), *small).exit_code == 0
     expected = read_output(tmp_path / "undisturbed")
-    for step in itertools.count():
-        args, log = [*run_args(tmp_path / f"out{step}"), *small], tmp_path / "log"
-        worker = fork.Process(target=_launch_and_die, args=(step, args, log))
-        worker.start()
-        if exit_codes([worker]) == [0]:
+    for first in itertools.count(0, 2):
+        steps = (first, first + 1)
+        runs = [([*run_args(tmp_path / f"out{step}"), *small], tmp_path / f"log{step}") for step in steps]
+        codes = run_at_once(_launch_and_die, [(step, *run) for step, run in zip(steps, runs, strict=True)])
+        assert set(codes) <= {0, -signal.SIGKILL}, [log.read_text() for _, log in runs]
+        killed = [at for at, code in enumerate(codes) if code != 0]
+        assert run_at_once(_launch, [runs[at] for at in killed]) == [0] * len(killed), [
+            log.read_text() for _, log in runs
+        ]
+        for at in killed:
+            assert_whole(tmp_path / f"out{steps[at]}", expected, f"killed before write {steps[at]}")
+        if len(killed) < 2:
             break
-        assert worker.exitcode == -signal.SIGKILL, log.read_text()
-        assert exit_codes(start_workers(1, args, log)) == [0], log.read_text()
-        assert read_output(tmp_path / f"out{step}").equals(expected), f"killed before write {step}"
-        names = {str(path.relative_to(tmp_path / f"out{step}")) for path in (tmp_path / f"out{step}").rglob("*")}
-        parts = {"data/part-00000.parquet", "data/part-00001.parquet"}
-        left = {name for name in names - parts - set(NAMES) if not name.startswith("metrics/")}
-        assert all(Path(name).name.startswith(".") for name in left), f"killed before write {step}: {left}"
-    assert step > 40
+    assert first + len(killed) > 40
+
+
+def run_at_once(target: Callable[..., None], many: list[tuple[Any, ...]]) -> list[int]:
+    """Call a function in a process for each tuple of arguments, and return their exit codes."""
+    workers = [fork.Process(target=target, args=args) for args in many]
+    for worker in workers:
+        worker.start()
+    return exit_codes(workers)
+
+
+def assert_whole(output: Path, expected: Any, message: str) -> None:
+    """See that a run directory holds the expected table, and that nothing visible is left over."""
+    assert read_output(output).equals(expected), message
+    names = {str(path.relative_to(output)) for path in output.rglob("*")}
+    parts = {"data/part-00000.parquet", "data/part-00001.parquet"}
+    left = {name for name in names - parts - set(NAMES) if not name.startswith("metrics/")}
+    assert all(Path(name).name.startswith(".") for name in left), f"{message}: {left}"
 
 
 def test_all_workers_share_the_only_shard(

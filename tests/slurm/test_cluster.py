@@ -66,15 +66,15 @@ def check(submitted: Submitted, run_job: Callable[..., Result], tmp_path: Path) 
 
 
 def time_limit(lab: Lab) -> Submitted:
-    """Meet the time limit twice."""
+    """Meet the time limit once."""
     run = lab.submit(
         "one-node.sbatch",
         "time-limit",
         nodes=[1],
         num_rows=12_800,
         step_secs=0.5,
-        sbatch=["--time=1", "--signal=USR1@10"],
-        fast_after=2,
+        sbatch=["--time=1", "--signal=USR1@10"],  # Slurm knows no shorter one
+        fast_after=1,
     )
     run.wait_done()
     return run
@@ -271,11 +271,11 @@ def hub_that_does_not_answer(lab: Lab) -> Submitted:
 
 
 @scenario(time_limit)
-def test_the_time_limit_is_met_twice_and_the_run_finishes(submitted: Submitted, check: Callable[[], None]) -> None:
-    """USR1 some time before it, exit 75, back into the queue; one log of all three launches."""
+def test_the_time_limit_is_met_and_the_run_finishes(submitted: Submitted, check: Callable[[], None]) -> None:
+    """USR1 some time before it, exit 75, back into the queue; one log of both launches."""
     check()
     num_restarts = int(submitted.show()["Restarts"])
-    assert num_restarts >= 2, "more on a machine that is so slow that a signal comes before the run has begun"
+    assert num_restarts >= 1, "more on a machine that is so slow that a signal comes before the run has begun"
     assert submitted.log.count("job run ended with exit code 75") == num_restarts
     assert submitted.log.count("stopped on SIGUSR1") > 0
     assert submitted.log.count("job run ended with exit code 0") == 1
