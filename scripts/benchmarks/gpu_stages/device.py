@@ -1,9 +1,13 @@
 """The device, and time on it."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import tests.interpreting  # noqa: F401  it patches the interpreter
 
 ON_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CUDA else "cpu")

@@ -52,6 +52,14 @@ STAGES = (
         rehearsal={"copy_bytes": 2**16, "width": 64, "launches": 10},
     ),
     Stage(
+        name="kernels",
+        finds="whether the kernels are right: their tests, compiled, in all precisions",
+        limit_secs=150,
+        module="gpu_stages.kernels",
+        values={"files": ["tests/test_kernels.py"], "cases": 100, "workers": 12},
+        rehearsal={"expression": "test_head_sizes or test_a_row_does_not", "cases": 0, "workers": 1},
+    ),
+    Stage(
         name="parity",
         finds="whether tokens in float32 equal transformers'",
         limit_secs=120,
@@ -68,6 +76,19 @@ STAGES = (
             "num_new": 4,
             "variants": {"chunks": {"max_batch_rows": 2, "max_batch_tokens": 8}},
         },
+    ),
+    Stage(
+        name="attention",
+        finds="attention against the bandwidth, and against torch's on contiguous keys",
+        limit_secs=90,
+        module="gpu_stages.attention",
+        values={
+            "shapes": [EIGHT_B, SMALL],
+            "decode": [[256, 1024], [512, 512], [16, 4096], [1, 8192]],
+            "prompts": [[4, 1024], [1, 4096], [16, 256]],
+            "splits": [256, 512, 2048],
+        },
+        rehearsal={"shapes": ["tiny-llama"], "decode": [[2, 70]], "prompts": [[1, 20]], "splits": [64]},
     ),
     Stage(
         name=f"decode-{EIGHT_B}",
@@ -95,6 +116,14 @@ STAGES = (
     ),
     _throughput("ours", SMALL, 2048, 300, 60, "tokens per second of the job's engine"),
     _throughput("generate_batch", SMALL, 2048, 300, 90, "the same of transformers' continuous batching"),
+    Stage(
+        name="engine-tests",
+        finds="tests/test_cuda.py: float32 against transformers, recorded against launched",
+        limit_secs=150,
+        module="gpu_stages.kernels",
+        values={"files": ["tests/test_cuda.py"], "cases": 0, "workers": 3},
+        rehearsal={"workers": 1},
+    ),
     Stage(
         name=f"profile-{EIGHT_B}",
         finds="share of gaps and host waits in decode steps; a trace",
