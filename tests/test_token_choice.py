@@ -250,17 +250,31 @@ def test_tokens_that_came_without_being_chosen_are_seen() -> None:
         row.token_ids += forced
 
 
-def test_a_slot_whose_update_failed_is_collected_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory may run out between clearing a slot and entering the tokens of its new row."""
-    bench = Penalized(1)
-    first, second = running(0, list(range(15)), 0), running(1, [17, 18], 0)
-    bench.step(first)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "index_fill_", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            bench.history.seen([second], VOCAB, Parcel(torch.device("cpu")))()
-    for _ in range(3):
-        bench.step(second)
+@pytest.mark.parametrize("failing", ["index_fill_", "index_select"])
+def test_a_slot_whose_update_failed_is_collected_again(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may run out while the tokens of its new row are entered; the former row may even come back to it."""
+    for comes_next in (0, 1):
+        bench = Penalized(1)
+        rows = [running(0, list(range(10)), 0), running(1, [17, 18], 0)]
+        bench.step(rows[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, failing, lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                bench.history.seen([rows[1]], VOCAB, Parcel(torch.device("cpu")))()
+        for _ in range(3):
+            bench.step(rows[comes_next])
+
+
+def test_a_choice_that_is_thrown_away_leaves_no_trace() -> None:
+    """The row's token is chosen again, from other logits: the first one has not occurred."""
+    bench, row = Penalized(1), running(0, [1, 2, 3], 0)
+    bench.step(row)
+    for token in (4, 11):
+        logits = torch.full((1, VOCAB), -1.0)
+        logits[0, token] = 9.0
+        assert choose(logits, batch_of(bench.params, 1), bench.history.of([row])).tokens == [token]
+    seen = bench.history.seen([row], VOCAB, Parcel(torch.device("cpu")))()
+    assert seen.nonzero()[:, 1].tolist() == sorted(row.token_ids)
 
 
 def test_nothing_is_kept_of_rows_without_a_penalty() -> None:

@@ -56,12 +56,13 @@ class Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class NoTensorsOfNumbers(TorchFunctionMode):
-    """Refuses ``torch.tensor`` on the device: it waits for a copy, which a ``Recorder`` does not see."""
+class NoHiddenCopies(TorchFunctionMode):
+    """Refuses what copies numbers to the device where a ``Recorder`` does not see it, and waits for that."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function, unless it is one of those."""
+        """Run a function, unless it makes a tensor of numbers there, or assigns a number to ``tensor[index]``."""
         assert func not in (torch.tensor, torch.as_tensor) or not (kwargs or {}).get("device"), "the host waits"
+        assert func is not torch.Tensor.__setitem__ or isinstance(args[2], torch.Tensor), "the host waits"
         return func(*args, **(kwargs or {}))
 
 
@@ -78,7 +79,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: pytest.fail("waits"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    with NoTensorsOfNumbers():
+    with NoHiddenCopies():
         yield
 
 
@@ -165,6 +166,7 @@ def test_scores_take_one_copy_there_and_one_back_and_never_wait() -> None:
         lambda tensor: torch.equal(tensor, tensor),
         lambda tensor: tensor[torch.tensor([0, 2])],
         lambda tensor: torch.tensor([0, 2], device=tensor.device),
+        lambda tensor: tensor.__setitem__(tensor.long(), 1.0),
     ],
 )
 def test_this_device_notices_who_looks(wait: Callable[[torch.Tensor], Any]) -> None:

@@ -10,6 +10,7 @@ To start it, one copy goes to the device, and nothing that the host does depends
 Letters: B rows, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,25 +50,32 @@ class PendingChoice:
         is_finite: torch.Tensor,
         is_exact: torch.Tensor | None = None,
         logprobs: torch.Tensor | None = None,
-        logprob_rows: list[int] | None = None,
+        logprob_rows: Sequence[int] = (),
     ) -> None:
         """Start to copy a choice to the host: [B] each, and [R] float32 log probabilities of some rows."""
-        self.tokens, self._logprob_rows = tokens, logprob_rows or []
-        flags = [is_finite, torch.ones_like(is_finite) if is_exact is None else is_exact | ~is_finite]
-        parts = [tokens.int(), *(flag.int() for flag in flags)]
+        self.tokens, self._logprob_rows, self._has_exact = tokens, logprob_rows, is_exact is not None
+        parts = [tokens.int(), is_finite.int()]
+        if is_exact is not None:
+            parts.append((is_exact | ~is_finite).int())
         if logprobs is not None:
             parts.append(logprobs.view(torch.int32))
         self._copied = Download(torch.cat(parts))
 
     def result(self) -> TokenChoice:
         """Wait for the choice, and return it."""
-        num_rows = len(self.tokens)
-        numbers = self._copied.result()
-        tokens, is_finite, is_exact = numbers[: 3 * num_rows].reshape(3, -1).tolist()
+        num_rows, numbers = len(self.tokens), self._copied.result()
+        tokens, is_finite, *is_exact = numbers[: (2 + self._has_exact) * num_rows].reshape(-1, num_rows)
         logprobs: list[float | None] = [None] * num_rows
-        for row, value in zip(self._logprob_rows, numbers[3 * num_rows :].view(np.float32).tolist(), strict=True):
-            logprobs[row] = value
-        return TokenChoice(tokens, logprobs, list(map(bool, is_finite)), list(map(bool, is_exact)))
+        if self._logprob_rows:
+            values = numbers[-len(self._logprob_rows) :].view(np.float32).tolist()
+            for row, value in zip(self._logprob_rows, values, strict=True):
+                logprobs[row] = value
+        return TokenChoice(
+            tokens=tokens.tolist(),
+            logprobs=logprobs,
+            is_finite=(is_finite == 1).tolist(),
+            is_exact=(is_exact[0] == 1).tolist() if is_exact else [True] * num_rows,
+        )
 
 
 def choose(
@@ -123,7 +131,8 @@ class _Penalties:
         self._rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
         self._is_for_all = len(self._rows) == len(batch)
         if self._rows:
-            self._penalty = parcel.add(batch.select(self._rows).numbers("repetition_penalty"))
+            penalized = batch if self._is_for_all else batch.select(self._rows)
+            self._penalty = parcel.add(penalized.numbers("repetition_penalty"))
             self._seen = occurred.seen(self._rows, vocab_size, parcel)
             self._index = parcel.add(np.array(self._rows, np.int64))
 

@@ -18,6 +18,7 @@ Letters: B rows, V vocabulary, N candidates.
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from job.draws import row_bits
 from job.engine.logits.noise import gumbel_noise
 from job.engine.logits.reductions import largest, log_totals
-from job.engine.transfers import Parcel, may_read
+from job.engine.transfers import Parcel, Sent, may_read
 from job.records import SampleKey
 from job.tasks import MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY, MIN_TEMPERATURE, SamplingParams
 
@@ -51,7 +52,7 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingBatch:
     """How the next tokens of B rows are chosen. Rows may differ in everything."""
 
@@ -66,7 +67,7 @@ class SamplingBatch:
     def __len__(self) -> int:
         return len(self.params)
 
-    @property
+    @cached_property
     def distinct_params(self) -> Sequence[SamplingParams]:
         """Each object among the parameters once: a run whose rows are all alike has a single one."""
         return list({id(params): params for params in self.params}.values())
@@ -80,9 +81,11 @@ class SamplingBatch:
             wide=[idx for idx, row in enumerate(rows) if row in self.wide] if self.wide else (),
         )
 
-    def rows_where(self, condition: Callable[[SamplingParams], bool]) -> list[int]:
+    def rows_where(self, condition: Callable[[SamplingParams], bool]) -> Sequence[int]:
         """Return the rows whose parameters meet a condition."""
         found = {id(params): condition(params) for params in self.distinct_params}
+        if len(found) == 1:
+            return range(len(self)) if all(found.values()) else ()
         return [row for row, params in enumerate(self.params) if found[id(params)]]
 
     def numbers(self, name: str) -> npt.NDArray[np.float32]:
@@ -152,11 +155,12 @@ class Sampler:
         if self._of_all is not None:
             return self._of_all(logits)
         tokens = torch.empty(self._num_rows, dtype=torch.int64, device=logits.device)
-        is_exact = torch.ones(self._num_rows, dtype=torch.bool, device=logits.device)
+        is_exact: torch.Tensor | None = None
         for rows, algorithm in self._of_groups:
             drawn = algorithm(logits.index_select(0, rows()))
             tokens.index_copy_(0, rows(), drawn.tokens)
             if drawn.is_exact is not None:
+                is_exact = torch.ones_like(tokens, dtype=torch.bool) if is_exact is None else is_exact
                 is_exact.index_copy_(0, rows(), drawn.is_exact)
         return Drawn(tokens, is_exact)
 
@@ -166,7 +170,9 @@ def _algorithm_of(batch: SamplingBatch, parcel: Parcel) -> Algorithm:
     name = _algorithm(batch.params[0])
     if name == "greedy":
         return lambda logits: Drawn(largest(logits)[1])
-    bits = parcel.add(row_bits([params.seed for params in batch.params], batch.keys, batch.positions))
+    seeds = {params.seed for params in batch.distinct_params}
+    seed = seeds.pop() if len(seeds) == 1 else [params.seed for params in batch.params]
+    bits = parcel.add(row_bits(seed, batch.keys, batch.positions))
     temperature = parcel.add(batch.numbers("temperature"))
     kind: Callable[[SamplingBatch, Parcel], Callable[[torch.Tensor, torch.Tensor], Drawn]]
     kind = _Race if name == "race" else _Nucleus if name == "top_p" else _TopK
@@ -178,9 +184,10 @@ class _Race:
     """Draws from all tokens, or from those that min-p leaves."""
 
     def __init__(self, batch: SamplingBatch, parcel: Parcel) -> None:
-        floors = [math.log(params.min_p) if params.min_p else -math.inf for params in batch.params]
-        has_floor = any(params.min_p for params in batch.distinct_params)
-        self._floor = parcel.add(np.array(floors, np.float32)[:, None]) if has_floor else None
+        self._floor: Sent | None = None
+        if any(params.min_p for params in batch.distinct_params):
+            floors = [math.log(params.min_p) if params.min_p else -math.inf for params in batch.params]
+            self._floor = parcel.add(np.array(floors, np.float32)[:, None])
 
     def __call__(self, logits: torch.Tensor, bits: torch.Tensor) -> Drawn:
         if self._floor is not None:

@@ -7,10 +7,12 @@ from collections import abc
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
+from job.engine.transfers import Upload
 from job.records import Generation, Request
 
 
@@ -84,8 +86,8 @@ class LogitsTasks:
             (kind,) = work_of
             return [(self._kinds[kind], work, self._kinds[kind].read(work, logits))]
         parts: list[Part] = []
-        for kind, items in work_of.items():
-            rows = torch.tensor(rows_of[kind], dtype=torch.int64, device=logits.device)
+        indices = Upload(logits.device)(*(np.array(rows_of[kind], np.int64) for kind in work_of))
+        for (kind, items), rows in zip(work_of.items(), indices, strict=True):
             parts.append((self._kinds[kind], items, self._kinds[kind].read(items, logits.index_select(0, rows))))
         return parts
 
