@@ -34,6 +34,8 @@ def build_paged(
     engine = PagedEngine(model, shapes, config, replica, should_stop)
     if engine.no_kernel is not None:
         note(f"attention runs in plain torch operations, which are slower: {engine.no_kernel}")
+    if engine.fused is not None:
+        note(f"fused: {engine.fused}")
     if engine.smaller_steps is not None:
         note(f"steps have at most {engine.scheduler.max_tokens:,} tokens: {engine.smaller_steps}")
     if engine.no_graphs is not None:

@@ -13,7 +13,7 @@ import torch
 from job.config import EngineConfig
 from job.engine.failures import OUT_OF_MEMORY, describe_failure, failed, not_finite
 from job.engine.model.loading import LoadedModel
-from job.engine.paged.attention.backends import allocate, choose_backend
+from job.engine.paged.attention.backends import TRITON, allocate, choose_backend
 from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.budget import decide_budget
 from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
@@ -59,6 +59,12 @@ class PagedEngine:
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         backend, self.no_kernel = choose_backend(shapes, replica)
+        self.fused: str | None = None
+        # Before the budget, which measures the largest step as it will be run.
+        if config.fused and backend is TRITON and replica.device.type == "cuda":
+            from job.engine.paged.cuda.fused import fuse  # needs Triton
+
+            self.fused = fuse(model.module)
         memory = CudaMemory(replica.device) if replica.device.type == "cuda" else None
         budget = decide_budget(model, shapes, config, replica, backend, memory)
         self.smaller_steps = budget.smaller_steps
