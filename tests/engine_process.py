@@ -2,10 +2,10 @@
 
 Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
 perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
-choices in place of params, answer (of StructuredMode), num_pages and breaks; or mixed in
-place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its
-generations, [key, token ids, finish reason, error] of every request, what the user was told, how often a row was
-preempted, and the sizes of its weights and its KV cache.
+choices in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA
+with plain operations); or mixed in place of prompts and params, for the requests of test_mixed_tasks. The leader writes
+for each job its generations, [key, token ids, finish reason, error] of every request, what the user was told, how often
+a row was preempted and a step replayed, and the sizes of its weights and its KV cache.
 """
 
 import json
@@ -101,6 +101,11 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
     model = load_model(config, info, replica, [])
     notes: list[str] = []
     observed = observe(patch)
+    replayed = []
+    if "records" in job:
+        from tests import plain_launches
+
+        replayed = plain_launches.record(patch)
     engine = build(job, model, replica, notes)
     if "breaks" in job:
         break_model(model.module, job["breaks"], patch)
@@ -121,6 +126,7 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
         "generations": rows,
         "scores": scores,
         "notes": notes,
+        "num_replayed": len(replayed),
         "num_preempted": len(observed.put_back),
         "num_params": sum(parameter.numel() for parameter in model.module.parameters()),
         "kv_bytes_per_token": kv_bytes_of(engine) if isinstance(engine, PagedEngine) else None,

@@ -3,19 +3,19 @@
 What only a GPU can show (the compiled kernel, the recording) is in test_cuda.py.
 """
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from job.engine.paged import engine as paged_engine
-from job.engine.paged.attention.backends import TRITON
-from job.engine.paged.cuda.graphs import DecodeGraphs, RecordedStep
+from job.engine.paged.cuda import steps
+from job.engine.paged.cuda.numbers import StepShape
+from job.engine.paged.cuda.steps import DeviceSteps
 from job.engine.paged.engine import PagedEngine
+from job.engine.paged.executor import Executor
+from job.engine.transfers import Upload, num_bytes
 from tests import plain_launches
 from tests.serving import (
     MODES,
@@ -36,36 +36,9 @@ NUM_PAGES = 160
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Let engines take the way of CUDA. Returns the sizes and widths that are replayed."""
-    replayed: list[tuple[int, int]] = []
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    fakes = {
-        "graph_pool_handle": lambda: None,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": lambda _: contextlib.nullcontext(),
-        "set_stream": lambda _: None,
-        "CUDAGraph": lambda: None,
-        "graph": lambda *_, **__: contextlib.nullcontext(),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    record = RecordedStep.record
-
-    def remember(self: RecordedStep, module: Any, memory: Any, logits: torch.Tensor) -> None:
-        record(self, module, memory, logits)
-
-        def replay() -> torch.Tensor:
-            replayed.append(self.tensors.tables.shape)
-            return logits.copy_(self._run(module))
-
-        monkeypatch.setattr(self, "replay", replay, raising=False)
-
-    monkeypatch.setattr(RecordedStep, "record", remember)
-    plain_launches.use(monkeypatch)
-    monkeypatch.setattr(paged_engine, "choose_backend", lambda shapes, replica: (TRITON, None))
-    return replayed
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[StepShape]:
+    """Let engines take the way of CUDA. Returns the shapes that are replayed."""
+    return plain_launches.record(monkeypatch)
 
 
 @pytest.fixture
@@ -80,19 +53,21 @@ def engine_of(served: Served, **options: Any) -> PagedEngine:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_tokens_equal_transformers(mode: str, served: Served, recorded: list[tuple[int, int]], tiny_model: Any) -> None:
+def test_tokens_equal_transformers(mode: str, served: Served, recorded: list[StepShape], tiny_model: Any) -> None:
     """Of prompts in one page and in five, in all shapes of the engine."""
     prompts = [*make_prompts(), [5 + idx % 200 for idx in range(250)], [7 + idx % 150 for idx in range(300)]]
     options = {**MODES[mode], "num_pages": 7 * 8 if "num_pages" in MODES[mode] else NUM_PAGES * 2}
-    found = tokens(complete(engine_of(served, **options), prompts))
+    engine = engine_of(served, **options)
+    assert engine.no_graphs is None
+    found = tokens(complete(engine, prompts))
     assert found == expected_tokens(tiny_model("llama"), prompts, 12)
     assert recorded
-    if mode == "one row":  # elsewhere the longest rows may never be in a step of single tokens
-        assert {width for _, width in recorded} == {1, 2, 4, 8}
+    assert any(any(shape.num_chunks) for shape in recorded), "steps with prompts, too"
+    assert any(not any(shape.num_chunks) for shape in recorded)
 
 
 def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
-    served: Served, recorded: list[tuple[int, int]]
+    served: Served, recorded: list[StepShape]
 ) -> None:
     """A regression: the last token of a shared prompt is a step of one token, and copies a page."""
 
@@ -107,32 +82,68 @@ def test_samples_that_share_all_of_a_prompt_are_those_of_launched_steps(
     assert draw(cuda_graphs=True) == expected and recorded
 
 
-def test_all_recorded_steps_leave_their_logits_in_one_place(served: Served, recorded: list[tuple[int, int]]) -> None:
+def test_all_recorded_steps_leave_their_logits_in_one_place(served: Served, recorded: list[StepShape]) -> None:
     engine = engine_of(served, config={"max_batch_rows": 5})
     complete(engine, make_prompts())
-    graphs = engine._executor._recorder
-    assert isinstance(graphs, DecodeGraphs) and graphs._logits is not None
-    assert len(graphs._logits) == 8, "the size that holds five rows"
-    assert len({size for size, _ in graphs._recorded}) > 2
-    assert {step._logits.data_ptr() for step in graphs._recorded.values()} == {graphs._logits.data_ptr()}
+    runner = engine._executor._steps
+    assert isinstance(runner, DeviceSteps) and runner._logits is not None
+    assert len(runner._logits) == 8, "the size that holds five rows"
+    assert len({shape.num_tokens for shape in runner._recorded}) > 2
 
 
 def test_a_model_whose_steps_cannot_be_recorded_is_served_without(
-    served: Served, recorded: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+    served: Served, recorded: list[StepShape], monkeypatch: pytest.MonkeyPatch, tiny_model: Any
 ) -> None:
     """And no row is to blame."""
 
     def fail(*_: Any) -> None:
         raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
 
-    monkeypatch.setattr(RecordedStep, "record", fail)
+    monkeypatch.setattr(steps.Graphs, "record", fail)
     engine, prompts = engine_of(served), make_prompts()
     assert engine.no_graphs == "Cannot copy between CPU and CUDA tensors during CUDA graph capture"
     assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, 12)
     assert not recorded
 
 
-def test_nothing_is_recorded_unless_asked_for(served: Served, recorded: list[tuple[int, int]]) -> None:
-    engine = engine_of(served, config={"cuda_graphs": False})
-    assert engine._executor._recorder is None and engine.no_graphs is None
-    assert isinstance(engine_of(served)._executor._recorder, DecodeGraphs)
+def test_nothing_is_recorded_unless_asked_for(served: Served, recorded: list[StepShape], tiny_model: Any) -> None:
+    engine, prompts = engine_of(served, config={"cuda_graphs": False}), make_prompts()
+    assert engine.no_graphs is None
+    assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, 12)
+    assert not recorded
+
+
+def test_a_step_with_prompts_of_much_work_is_launched(
+    served: Served, recorded: list[StepShape], monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+) -> None:
+    monkeypatch.setattr(steps, "MAX_RECORDED_WORK", 0)
+    prompts = make_prompts()
+    assert tokens(complete(engine_of(served), prompts)) == expected_tokens(tiny_model("llama"), prompts, 12)
+    assert recorded and not any(any(shape.num_chunks) for shape in recorded)
+
+
+def test_a_step_goes_to_the_device_in_one_copy(
+    served: Served, recorded: list[StepShape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 bytes for a decoding row: id, position, place, index, two for a page, and a tile of 16."""
+    sent: list[int] = []
+    sent_by_steps: list[list[int]] = []
+    send, run = Upload.__call__, Executor.run
+
+    def count(self: Upload, *arrays: Any, into: torch.Tensor | None = None) -> list[torch.Tensor]:
+        sent.append(num_bytes(*arrays))
+        return send(self, *arrays, into=into)
+
+    def run_and_count(*args: Any) -> torch.Tensor:
+        sent.clear()
+        logits = run(*args)
+        sent_by_steps.append(list(sent))
+        return logits
+
+    engine = engine_of(served, config={"max_batch_rows": 8})
+    monkeypatch.setattr(Upload, "__call__", count)
+    monkeypatch.setattr(Executor, "run", run_and_count)
+    complete(engine, [[5 + idx, 7, 9] for idx in range(8)])
+    monkeypatch.undo()
+    others = sent_by_steps[1:]
+    assert others and others == [[8 * 40]] * len(others)

@@ -23,30 +23,12 @@ from job.engine.paged.cuda.launches import (
     tiles_of,
 )
 from tests.interpreting import DEVICE
+from tests.plain_launches import attend_by_loop
 from tests.serving import complete, expected_tokens, generate, make_engine, serve, tokens
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = [dtype for dtype in TOLERANCES if DEVICE == "cuda" or dtype != torch.bfloat16]
 NUM_CASES = int(os.environ.get("JOB_TEST_CASES", "12"))
-
-
-def attend_by_loop(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position: int, args: AttentionArgs
-) -> torch.Tensor:
-    """Attend in float64 with [q, H * G, K] to [k, H, K] and [k, H, V]; the first query is at ``position``."""
-    group = query.shape[1] // key.shape[1]
-    query, key, value = (tensor.double() for tensor in (query, key, value))
-    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query, key) * args.scale
-    if args.softcap is not None:
-        scores = torch.tanh(scores / args.softcap) * args.softcap
-    at, own = torch.arange(len(key)), position + torch.arange(len(query))[:, None]
-    hidden = at > own if args.window is None else (at > own) | (at <= own - args.window)
-    scores = scores.masked_fill(hidden, -torch.inf)
-    if args.sinks is not None:
-        sinks = args.sinks.cpu().double()[:, None, None].expand(-1, len(query), 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1)[..., : len(key)], value)
 
 
 class Case:

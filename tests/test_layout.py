@@ -12,24 +12,26 @@ import pytest
 import torch
 
 from job.engine.paged.attention import plain
-from job.engine.paged.attention.backends import COMPILED, TORCH, Backend
+from job.engine.paged.attention.backends import COMPILED, TORCH, TRITON, Backend
 from job.engine.paged.attention.cache import KVCache, LayerShape
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import MAX_PADDING, BlockTables, Layout
-from job.engine.paged.cuda.graphs import DecodeGraphs
 from job.engine.paged.schedule.step import Step, rows
+from tests import plain_launches
 
 P = 8
 """Tokens per page."""
 
 CPU = torch.device("cpu")
 
-BACKENDS = {"torch": TORCH, "compiled": COMPILED}
+BACKENDS = {"torch": TORCH, "compiled": COMPILED, "triton": TRITON}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Whoever attends."""
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Whoever attends. Plain operations compute what the kernels for CUDA do."""
+    if request.param == "triton":
+        plain_launches.replace(monkeypatch)
     return BACKENDS[request.param]
 
 
@@ -349,16 +351,3 @@ def test_sequences_are_grouped_so_that_padding_stays_small(seed: int) -> None:
         assert group.num_keys == ends.max() and group.pages.shape[1] == -(-group.num_keys // P)
     assert sorted(answered) == list(range(len(layout.token_ids)))
     assert len(layout.rectangles) < 40
-
-
-def test_only_steps_of_one_token_per_row_may_be_replayed() -> None:
-    """A regression: a row that shared its whole prompt but the last token looked so, and the recorded step did not copy
-    the page that it shared.
-    """
-    step = Step(token_ids=np.zeros(2, np.int32), sequences=rows([(0, 5, 1, 1), (1, 3, 1, 1)], 4))
-    tables = BlockTables(2)
-    tables.add(rows([(0, 0, 0), (1, 0, 1)], 3))
-    assert DecodeGraphs.may_replay(Layout(step, tables, P))
-    copying = Step(token_ids=step.token_ids, sequences=step.sequences, copies=rows([(0, 1, 3)], 3))
-    assert not DecodeGraphs.may_replay(Layout(copying, tables, P))
-    assert not DecodeGraphs.may_replay(layout_of([(5, 1), (0, 2)]))

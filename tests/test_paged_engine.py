@@ -126,6 +126,8 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     for breaks in BREAKS:
         config = {"max_batch_tokens": 64, "max_batch_rows": 8}
         jobs[breaks] = {"model": "llama", "breaks": breaks, "prompts": breaking_prompts(), "config": config}
+    jobs["recorded"] = {"model": "llama", "records": True, "num_pages": 400, "config": {"cuda_graphs": True}}
+    jobs["unasked"] = {**jobs["recorded"], "config": {}}
     for job in jobs.values():
         job["model"] = str(tiny_model(job["model"]))
         job.setdefault("prompts", make_prompts())
@@ -146,6 +148,14 @@ def test_greedy_equals_transformers_on_two_ranks(
     assert [ids for _, ids, _, _ in output["generations"]] == expected
     assert (output["num_preempted"] > 0) == (name != UNSUPPORTED)
     assert len(output["notes"]) == (name == UNSUPPORTED)
+
+
+def test_recorded_steps_on_two_ranks(tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any]) -> None:
+    """Both ranks record the same steps, since their collectives must meet. Not yet unless asked for."""
+    expected = expected_tokens(tiny_model("llama"), make_prompts(), MAX_NEW_TOKENS)
+    for name in ("recorded", "unasked"):
+        assert [ids for _, ids, _, _ in on_two_ranks[name]["generations"]] == expected
+        assert (on_two_ranks[name]["num_replayed"] > 0) == (name == "recorded")
 
 
 def test_a_step_of_more_tokens_than_a_message_holds_reaches_both_ranks(

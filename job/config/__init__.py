@@ -177,7 +177,9 @@ class EngineConfig:
         "On a GPU, compute norms, rotations, gates and the choice of the largest logit by one kernel each, and merge "
         "products of the same input.",
     )
-    cuda_graphs: bool = option(True, "On a GPU, record decode steps as CUDA graphs and replay them.")
+    cuda_graphs: bool | None = option(
+        None, "On a GPU, record steps as CUDA graphs and replay them [default: unless the model is sharded]."
+    )
     stall_timeout: float = option(1800.0, "Give up after this many seconds without a token (0: never).")
     hub_timeout: float = option(
         600.0,

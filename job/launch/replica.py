@@ -7,6 +7,7 @@ processes carries what they must agree on before the work begins.
 """
 
 import contextlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -72,6 +73,8 @@ class Replica:
         try:
             self._peers = Peers(self.info, stop)  # first: a signal may come while the others are still missing
             store = rendezvous.wait_for_all()
+            # NCCL would otherwise serialize recorded all-reduces with others, which makes the host wait for the device.
+            os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
             dist.init_process_group(self.backend, store=store, rank=self.info.rank, world_size=self.info.world_size)
         except (RuntimeError, ValueError) as error:
             raise JobError(

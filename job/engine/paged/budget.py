@@ -81,7 +81,7 @@ def decide_budget(
 
 
 def _beside(step: LargestStep, free_bytes: int, config: EngineConfig, backend: Backend) -> int:
-    records = config.cuda_graphs and backend.recorder is not None
+    records = config.cuda_graphs is not False and backend.steps is not None
     left = max(0, cuda_cache_bytes(free_bytes, step.forward_bytes, step.choice_bytes, records=records))
     return int(left * WINDOWS_SHARE) if backend.copies_windows else left
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
-from job.engine.paged.attention.backends import Backend, Recorder
+from job.engine.paged.attention.backends import Backend, Steps
 from job.engine.paged.attention.cache import KVCache
 from job.engine.paged.attention.interface import Attend, attending
 from job.engine.paged.attention.layout import BlockTables, Layout
 from job.engine.paged.schedule.step import Step
+from job.launch.replica import Replica
 
 
 class Executor:
@@ -17,24 +18,29 @@ class Executor:
     def __init__(self, module: Any, backend: Backend, cache: KVCache, *, num_slots: int, device: torch.device) -> None:
         """Run a model on an empty cache that the backend allocated."""
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
-        self._num_slots, self._tables = num_slots, BlockTables(num_slots)
-        self._recorder: Recorder | None = None
+        self._tables = BlockTables(num_slots)
+        self._steps: Steps | None = None
+        if backend.steps is not None:
+            self._steps = backend.steps(module, cache, device, num_slots=num_slots)
 
-    def record_steps(self) -> str | None:
-        """Record steps and replay them, if the backend can. Only for a replica of one process.
+    def record_steps(self, replica: Replica) -> str | None:
+        """Record steps from now on, unless one of the ranks cannot. All ranks of a replica must call this together.
 
         Returns:
-            Why this model's steps cannot be recorded (they are then launched kernel by kernel), or None.
+            Why this model's steps cannot be recorded, or None. Nothing happens if the backend has no such steps.
         """
-        if self._backend.recorder is None:
+        if self._steps is None:
             return None
-        recorder = self._backend.recorder(self._module, self._cache, self._device, max_rows=self._num_slots)
-        problem = recorder.problem()
-        self._recorder = recorder if problem is None else None
-        return problem
+        problems = [problem for problem in replica.gather_status(self._steps.record()) if problem is not None]
+        if problems:
+            self._steps.launch_all()
+        return problems[0] if problems else None
 
-    def run(self, step: Step) -> torch.Tensor:
+    def run(self, step: Step, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """Compute a step. It may be run again: it then writes to the same places.
+
+        Args:
+            chosen: [step.num_chosen or more] int64, on the device: the latest choice; not needed if that is 0.
 
         Returns:
             [W, V]: logits of the wanted tokens, in the model's dtype; one meaningless row if no tokens are wanted.
@@ -42,19 +48,21 @@ class Executor:
         self._tables.add(step.new_pages)
         if self._backend.reads_hidden:
             self._cache.clear(step.pages_to_clear)
+        if self._steps is not None:
+            return self._steps.run(step, self._tables, chosen)
         layout = Layout(step, self._tables, self._cache.page_tokens)
-        if self._recorder is not None and self._recorder.may_replay(layout):
-            return self._recorder.run(layout)
         attend = self._backend.attend(self._cache, layout, self._device)
-        return run_model(self._module, layout, attend, self._device)
+        return run_model(self._module, layout, attend, self._device, chosen)
 
 
-def run_model(module: Any, layout: Layout, attend: Attend, device: torch.device) -> torch.Tensor:
+def run_model(
+    module: Any, layout: Layout, attend: Attend, device: torch.device, chosen: torch.Tensor | None = None
+) -> torch.Tensor:
     """Run the model over a step's tokens; see ``Executor.run``."""
     wanted = layout.wanted_tokens if len(layout.wanted_tokens) else layout.positions[:1] * 0
     with torch.inference_mode(), attending(attend):
         output = module(
-            input_ids=torch.from_numpy(layout.token_ids)[None].to(device),
+            input_ids=layout.tokens(device, chosen)[None],
             position_ids=torch.from_numpy(layout.positions)[None].to(device),
             use_cache=False,
             # DeepSpeed's sharded head needs the three dimensions [1, N, hidden] that this keeps.

@@ -1,6 +1,5 @@
 """Which attention serves a model on a device: a kernel where one can be trusted, plain operations elsewhere."""
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from job.engine.paged.attention.interface import Attend, AttentionArgs
 from job.engine.paged.attention.layout import BlockTables, Layout
 from job.engine.paged.cpu import attention as cpu_attention
 from job.engine.paged.cuda import attention as cuda_attention
-from job.engine.paged.cuda.graphs import DecodeGraphs
 from job.engine.paged.schedule.step import Step, rows
 from job.errors import JobError, first_line
 from job.launch.replica import Replica
@@ -27,28 +25,31 @@ TRIAL_STEPS = (((0, 0, 300), (1, 0, 40)), ((0, 300, 1), (1, 40, 270)), ((0, 301,
 """The steps that a kernel is tried on: (slot, tokens before, tokens now) for each sequence of a step."""
 
 
-class Recorder(Protocol):
-    """Records the steps of a model once and replays them, so that the host need not launch each kernel."""
+class Steps(Protocol):
+    """Runs the steps of a model in a device's own way, and can record them."""
 
-    def problem(self) -> str | None:
-        """Return why the model's steps cannot be recorded; None if they can."""
-
-    def may_replay(self, layout: Layout) -> bool:
-        """Whether a step is of a kind that is recorded."""
-
-    def run(self, layout: Layout) -> torch.Tensor:
-        """Compute a step that may be replayed and whose new pages have been cleared.
+    def record(self) -> str | None:
+        """Record steps from now on and replay them, so that the host need not launch each kernel.
 
         Returns:
-            [N, V]: logits, which the next step overwrites.
+            Why this model's steps cannot be recorded (they are then launched kernel by kernel), or None.
+        """
+
+    def launch_all(self) -> None:
+        """Record no more."""
+
+    def run(self, step: Step, tables: BlockTables, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Compute a step whose new pages are in the tables; see ``Executor.run``.
+
+        The next step may overwrite the logits.
         """
 
 
-class MakeRecorder(Protocol):
-    """Makes a recorder."""
+class MakeSteps(Protocol):
+    """Makes ``Steps``."""
 
-    def __call__(self, module: Any, cache: KVCache, device: torch.device, *, max_rows: int) -> Recorder:
-        """Record the steps of a module over a cache, of at most ``max_rows`` sequences."""
+    def __call__(self, module: Any, cache: KVCache, device: torch.device, *, num_slots: int) -> Steps:
+        """Run the steps of a module over an empty cache, for this many sequences at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,8 @@ class Backend:
     """Whether it copies the keys and values of a step's sequences out of the cache, which takes memory of its own."""
     attend: Callable[[KVCache, Layout, torch.device], Attend]
     """Makes the attention of one step."""
-    recorder: MakeRecorder | None = None
-    """Makes a recorder of steps with this attention. None: every step is launched."""
+    steps: MakeSteps | None = None
+    """Makes what runs steps with this attention. None: the executor runs them, and none is recorded."""
 
     def allocate(self, shapes: Mapping[int, LayerShape], num_pages: int, device: torch.device) -> KVCache:
         """Allocate a cache of ``num_pages`` pages."""
@@ -85,12 +86,21 @@ COMPILED = Backend(
     reads_hidden=False,
     attend=cpu_attention.CompiledAttention,
 )
+
+
+def _device_steps(module: Any, cache: KVCache, device: torch.device, *, num_slots: int) -> Steps:
+    """Make ``DeviceSteps``. Imported here, since it needs Triton."""
+    from job.engine.paged.cuda.steps import DeviceSteps
+
+    return DeviceSteps(module, cache, device, num_slots=num_slots)
+
+
 TRITON = Backend(
     problem=cuda_attention.problem,
     page_tokens=cuda_attention.PAGE_TOKENS,
     reads_hidden=False,
     attend=cuda_attention.TritonAttention.for_step,
-    recorder=functools.partial(DecodeGraphs, attend=cuda_attention.TritonAttention.for_recorded_step),
+    steps=_device_steps,
 )
 
 KERNELS = {"cuda": TRITON, "cpu": COMPILED}

@@ -52,13 +52,13 @@ class KVCache:
     ) -> None:
         """Allocate the pages, and a spare one that no sequence owns. A CPU's memory is touched only when it is used."""
         self.shapes, self.page_tokens, self._device = shapes, page_tokens, device
-        self._num_pages = num_pages + 1
+        self.num_pages = num_pages
         self.spare_page = num_pages
         self.keys = {idx: self._pool(shape, shape.key_size) for idx, shape in shapes.items()}
         self.values = {idx: self._pool(shape, shape.value_size) for idx, shape in shapes.items()}
 
     def _pool(self, shape: LayerShape, size: int) -> torch.Tensor:
-        pages = (self._num_pages, shape.num_heads, self.page_tokens, size)
+        pages = (self.num_pages + 1, shape.num_heads, self.page_tokens, size)
         return torch.empty(pages, dtype=shape.dtype, device=self._device)
 
     def clear(self, dirty: npt.NDArray[np.int32]) -> None:

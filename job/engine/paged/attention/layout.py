@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from job.engine.paged.schedule.step import Step
 
@@ -33,9 +34,18 @@ class BlockTables:
             self._pages = np.concatenate([self._pages, np.zeros_like(self._pages)], axis=1)
         self._pages[new_pages[:, 0], new_pages[:, 1]] = new_pages[:, 2]
 
+    @property
+    def all(self) -> Ints:
+        """[slots, .]: of all sequences."""
+        return self._pages
+
     def of(self, slots: npt.NDArray[np.int32]) -> Ints:
         """Return [N, .]: the pages of sequences; entries after a sequence's own pages are meaningless."""
         return self._pages[slots]
+
+    def pages_of(self, slots: npt.NDArray[np.int32], indices: npt.NDArray[np.int32]) -> Ints:
+        """Return [T]: the page of each slot with this index in its sequence."""
+        return self._pages[slots, indices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Layout:
 
     def __init__(self, step: Step, tables: BlockTables, page_tokens: int) -> None:
         """Compute them for a step whose pages are already in the tables."""
+        self.step, self.tables = step, tables
         slots, starts, counts, num_wanted = step.sequences.astype(np.int64).T
         self.page_tokens, self.pages = page_tokens, tables.of(slots)
         self.starts, self.counts, self.ends = starts, counts, starts + counts
@@ -72,6 +83,18 @@ class Layout:
         first_wanted = self.offsets[1:] - num_wanted
         before = np.cumsum(num_wanted) - num_wanted
         self.wanted_tokens: Ints = np.arange(num_wanted.sum()) + np.repeat(first_wanted - before, num_wanted)
+
+    def tokens(self, device: torch.device, chosen: torch.Tensor | None) -> torch.Tensor:
+        """Return [T] int64 on the device, without waiting for the tokens that only the device knows.
+
+        Args:
+            chosen: [.] int64, on the device: the latest choice; used if a token is one of these, see ``Step``.
+        """
+        token_ids = torch.from_numpy(self.token_ids).to(device)
+        if not len(self.token_ids) or self.token_ids.min() >= 0:
+            return token_ids
+        assert chosen is not None
+        return resolved(token_ids, chosen)
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:
@@ -102,3 +125,9 @@ class Layout:
             positions=np.minimum(self.starts[group, None] + within, self.ends[group, None] - 1),
             num_keys=num_keys,
         )
+
+
+def resolved(token_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return ids [T] of which none is negative: -1 - k stands for the k-th token of ``chosen`` [.]."""
+    known = chosen[(-1 - token_ids).clamp(min=0)].to(token_ids.dtype)
+    return torch.where(token_ids < 0, known, token_ids)

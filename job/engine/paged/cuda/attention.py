@@ -7,21 +7,20 @@ Letters: T tokens, P tokens per page, H key-value heads, G queries per head.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from job.engine.paged.attention.cache import KVCache, LayerShape, Placement
+from job.engine.paged.attention.cache import KVCache, LayerShape
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout
-from job.engine.paged.cuda.graphs import RecordedTensors
 from job.engine.transfers import Upload
 from job.errors import first_line
 
 if TYPE_CHECKING:
     from job.engine.paged.cuda.launches import Blocks
+    from job.engine.paged.cuda.numbers import Form, StepNumbers
 
 PAGE_TOKENS = 64
 """As many as the kernel reads at once: then the page is one number per iteration."""
@@ -29,73 +28,28 @@ PAGE_TOKENS = 64
 MAX_HEAD_SIZE = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """What the programs of a step do; see ``kernels.attend``. Sequences with a single token come first."""
-
-    num_single: int
-    """The number of sequences with one token."""
-    max_keys: int
-    """The most keys that any of these attends to."""
-    single: torch.Tensor
-    """[num_single, 4] int32: a tile for each of these."""
-    chunks: Mapping[int, torch.Tensor]
-    """For each size of a tile, [., 4] int32: the tiles of all other sequences. Empty if there are none."""
-
-
 class TritonAttention:
     """Implements ``Attend`` for one step."""
 
-    def __init__(
-        self, cache: KVCache, tiles: Tiles, tables: torch.Tensor, places: torch.Tensor, copies: Placement | None = None
-    ) -> None:
+    def __init__(self, cache: KVCache, numbers: "StepNumbers[torch.Tensor]", tables: torch.Tensor) -> None:
         """Attend in any step.
 
         Args:
-            tables: [slots, width] int32: the pages of each slot that a tile names.
-            places: [T] int32: where the step's keys and values go: page * P + place in the page.
-            copies: stores instead in a step that also copies pages.
+            numbers: tensors on the device.
+            tables: [slots + 1, width] int32: the pages of each slot, those of this step included.
         """
-        self._cache, self._tiles, self._tables, self._places, self._copies = cache, tiles, tables, places, copies
+        self._cache, self._numbers, self._tables = cache, numbers, tables
+        self._copies = Copies(numbers.copies, cache) if numbers.shape.num_copies else None
 
     @classmethod
     def for_step(cls, cache: KVCache, layout: Layout, device: torch.device) -> "TritonAttention":
-        """Attend in a step that is launched."""
-        from job.engine.paged.cuda.launches import tiles_of
+        """Attend in a step that does not come with tensors and tables on the device."""
+        from job.engine.paged.cuda.numbers import numbers_of
 
-        num_single, num_sequences = int((layout.counts == 1).sum()), len(layout.counts)
-        width = -(-int(layout.ends.max()) // cache.page_tokens)
-
-        def tiles(part: slice, size: int) -> Any:
-            slots = np.arange(num_sequences)
-            return tiles_of(slots[part], layout.starts[part], layout.counts[part], layout.offsets[:-1][part], size)
-
-        sizes = sorted(chunk_sizes(cache)) if num_single < num_sequences else []
-        lines = layout.token_pages * cache.page_tokens + layout.token_places
-        tables, places, single, *chunks = Upload(device)(
-            layout.pages[:, :width].astype(np.int32),
-            lines.astype(np.int32),
-            tiles(slice(None, num_single), 1),
-            *(tiles(slice(num_single, None), size) for size in sizes),
-        )
-        parts = Tiles(
-            num_single=num_single,
-            max_keys=int(layout.ends[:num_single].max(initial=0)),
-            single=single,
-            chunks=dict(zip(sizes, chunks, strict=True)),
-        )
-        copies = Placement.of(cache, layout, device) if len(layout.copies) else None
-        return cls(cache, parts, tables, places, copies)
-
-    @classmethod
-    def for_recorded_step(cls, cache: KVCache, tensors: RecordedTensors) -> "TritonAttention":
-        """Attend in a step of one token per row whose tensors are refilled before each replay."""
-        num_rows, width = tensors.tables.shape
-        order = torch.arange(num_rows, dtype=torch.int32, device=tensors.tables.device)
-        single = torch.stack([order, order, torch.ones_like(order), tensors.num_keys - 1], dim=1)
-        tiles = Tiles(num_single=num_rows, max_keys=width * cache.page_tokens, single=single, chunks={})
-        places = (tensors.pages * cache.page_tokens + tensors.places).to(torch.int32)
-        return cls(cache, tiles, tensors.tables, places)
+        host_tables = layout.tables.all
+        numbers = numbers_of(layout.step, layout.tables, form_of(cache, len(host_tables), host_tables.shape[1]))
+        *arrays, tables = Upload(device)(*numbers.arrays, host_tables.astype(np.int32))
+        return cls(cache, numbers.like(arrays), tables)
 
     def __call__(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
@@ -104,22 +58,23 @@ class TritonAttention:
         from job.engine.paged.cuda.launches import SPLIT_TOKENS, Pool, blocks_for, store_launch
 
         pool = Pool(self._cache.keys[layer_idx], self._cache.values[layer_idx])
-        if self._copies is None:
-            store_launch(pool, _dense(key), _dense(value), self._places).run()
-        else:
-            self._copies.write(layer_idx, key, value)
+        store_launch(pool, _dense(key), _dense(value), self._numbers.places).run()
+        if self._copies is not None:
+            self._copies.apply(pool.keys, pool.values)
         query = _dense(query)
         output = query.new_empty(*query.shape[:2], value.shape[-1])
-        sizes = (query.shape[1] // key.shape[1], key.shape[-1], value.shape[-1], query.dtype.itemsize)
-        if self._tiles.num_single:
-            max_keys = self._tiles.max_keys
-            # A window may begin within a split, and end in the one after its last whole one.
-            num_keys = max_keys if args.window is None else min(max_keys, args.window + SPLIT_TOKENS)
+        group, shape = query.shape[1] // key.shape[1], self._numbers.shape
+        sizes = (group, key.shape[-1], value.shape[-1], query.dtype.itemsize)
+        if shape.num_single:
+            max_splits = shape.max_splits
+            if args.window is not None:  # it may begin within a split, and end in the one after its last whole one
+                max_splits = min(max_splits, -(-args.window // SPLIT_TOKENS) + 1)
             blocks = blocks_for(*sizes, decode=True)
-            self._attend(output, query, pool, self._tiles.single, args, blocks, -(-num_keys // SPLIT_TOKENS))
-        if self._tiles.chunks:
+            self._attend(output, query, pool, self._numbers.single, args, blocks, max_splits)
+        if any(shape.num_chunks):
             blocks = blocks_for(*sizes, decode=False)
-            self._attend(output, query, pool, self._tiles.chunks[blocks.queries(sizes[0])], args, blocks, 1)
+            chunks = dict(zip(tile_sizes(self._cache), self._numbers.chunks, strict=True))
+            self._attend(output, query, pool, chunks[blocks.queries(group)], args, blocks, 1)
         return output
 
     def _attend(
@@ -140,16 +95,60 @@ class TritonAttention:
             launch.run()
 
 
-def chunk_sizes(cache: KVCache) -> set[int]:
-    """Return the sizes of tiles that the layers of a cache need in chunks of prompts."""
+class Copies:
+    """The first tokens of some pages, which become those of other pages once the step's own are stored."""
+
+    def __init__(self, copies: torch.Tensor, cache: KVCache) -> None:
+        """Take [3, .] int32: from page, to page, number of tokens. Padding copies none."""
+        self._copies, self._cache = copies.long(), cache
+        self._lines: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def apply(self, *pools: torch.Tensor) -> None:
+        """Copy in pools [pages, H, P, size]."""
+        for pool in pools:
+            sources, targets = self._lines_of(pool.shape[1])
+            lines = pool.view(-1, pool.shape[-1])
+            lines.index_copy_(0, targets, lines.index_select(0, sources))
+
+    def _lines_of(self, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return [. * H * P] twice: lines of a pool. What is not copied is a line of the spare page, and stays."""
+        if num_heads not in self._lines:
+            sources, targets, counts = self._copies[:, :, None, None]
+            heads = torch.arange(num_heads, device=counts.device)[:, None]
+            at = torch.arange(self._cache.page_tokens, device=counts.device)
+            is_copied = at < counts
+            sources, targets = (
+                (torch.where(is_copied, pages, self._cache.spare_page) * num_heads + heads) * len(at) + at
+                for pages in (sources, targets)
+            )
+            self._lines[num_heads] = (sources.flatten(), targets.flatten())
+        return self._lines[num_heads]
+
+
+def form_of(cache: KVCache, num_slots: int, table_width: int) -> "Form":
+    """Return what the numbers of steps depend on."""
+    from job.engine.paged.cuda.numbers import Form
+
+    return Form(
+        page_tokens=cache.page_tokens,
+        spare_page=cache.spare_page,
+        table_width=table_width,
+        spare_slot=num_slots,
+        tile_sizes=tile_sizes(cache),
+    )
+
+
+def tile_sizes(cache: KVCache) -> tuple[int, ...]:
+    """Return the sizes of tiles that the layers of a cache need in chunks of prompts, in ascending order."""
     from job.engine.paged.cuda.launches import blocks_for
 
-    return {
+    sizes = {
         blocks_for(shape.group, shape.key_size, shape.value_size, shape.dtype.itemsize, decode=False).queries(
             shape.group
         )
         for shape in cache.shapes.values()
     }
+    return tuple(sorted(sizes))
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
