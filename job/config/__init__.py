@@ -16,6 +16,7 @@ from job.modes.registry import active
 from job.modes.texts import is_encoding, read_delimiter
 from job.tasks import SamplingParams
 
+KV_CACHE_DTYPES = ("auto", "fp8")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 DEVICES = ("auto", "cuda", "cpu")
@@ -36,12 +37,20 @@ class ModelConfig:
         "if the processor supports it, else float32.",
         choices=DTYPES,
     )
+    kv_cache_dtype: str = option(
+        "auto",
+        "Precision of the KV cache. auto is that of the model; fp8 (e4m3) holds more tokens in the same memory, and "
+        "changes some of them. It cannot change on a restart.",
+        choices=KV_CACHE_DTYPES,
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     max_model_len: int | None = option(None, "Maximum number of prompt plus completion tokens [default: the model's].")
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a Hub id or a directory")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        choices = ", ".join(KV_CACHE_DTYPES)
+        require(self.kv_cache_dtype in KV_CACHE_DTYPES, "kv-cache-dtype", self.kv_cache_dtype, f"one of {choices}")
         if self.max_model_len is not None:
             require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
 

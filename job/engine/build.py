@@ -9,6 +9,7 @@ from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
+from job.errors import JobError
 from job.launch.replica import Replica
 
 
@@ -29,6 +30,11 @@ def build_paged(
     shapes, reason = check_support(model, replica)
     if reason is not None:
         model_type = model.module.config.model_type
+        if model.cache_dtype not in (None, model.dtype):
+            raise JobError(
+                f"--kv-cache-dtype fp8 needs the paged engine, which cannot serve model type {model_type!r}: {reason}. "
+                "Leave it out, with a new --output."
+            )
         note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
         return build_static(model, config, replica, should_stop=should_stop, note=note)
     engine = PagedEngine(model, shapes, config, replica, should_stop)

@@ -61,8 +61,10 @@ def report_fit(
             full_kv_cache_bytes=found.max_rows * median * found.bytes_per_token,
         )
 
-    asked = fit(info.config, shape, info.dtype, room, config.engine, config.engine.tensor_parallel_size)
-    smallest = next(fits_from(info.config, shape, info.dtype, room, config.engine, longest), None)
+    size, kv_cache_dtype = config.engine.tensor_parallel_size, config.model.kv_cache_dtype
+    of_model = (info.config, shape, info.dtype, room, config.engine)
+    asked = fit(*of_model, size, kv_cache_dtype=kv_cache_dtype)
+    smallest = next(fits_from(*of_model, longest, kv_cache_dtype=kv_cache_dtype), None)
     timed = asked if asked is not None and asked.fits(longest) else smallest
     return FitReport(
         device=room.name,

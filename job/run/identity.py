@@ -46,7 +46,12 @@ def manifest_of(
             **dataset.reading,
         },
         "plan": {"num_rows": plan.num_rows, "rows_per_shard": plan.rows_per_shard},
-        "model": {"fingerprint": fingerprint, "tokenizer": tokenizer_digest, "dtype": info.dtype},
+        "model": {
+            "fingerprint": fingerprint,
+            "tokenizer": tokenizer_digest,
+            "dtype": info.dtype,
+            "kv_cache_dtype": config.model.kv_cache_dtype,
+        },
         "prompt": _prompt(run),
         "sampling": config.sampling.options(),
         "modes": {mode.name: given for mode in config.active_modes if (given := mode.given())},

@@ -11,7 +11,7 @@ import pyarrow as pa
 from job.data.source import read_rows
 from job.data.tokenization import EncodedPrompt
 from job.engine.fit.memory import Room
-from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.model.kv_size import kv_bytes_per_token, stored_dtype
 from job.engine.paged.schedule.pages import num_common
 from job.modes.registry import MODES
 from job.observe.histogram import Histogram
@@ -166,7 +166,8 @@ def _which(runs: Sequence[range], plan: Plan) -> str:
 
 def _kv_memory(examined: Examined, num_shared_tokens: int) -> KvMemory | None:
     config, info = examined.config, examined.model_info
-    num_bytes = kv_bytes_per_token(info.config, info.dtype, config.engine.tensor_parallel_size)
+    dtype = stored_dtype(config.model.kv_cache_dtype, info.dtype)
+    num_bytes = kv_bytes_per_token(info.config, dtype, config.engine.tensor_parallel_size)
     if not num_bytes:
         return None
     num_new_tokens = examined.modes.length.num_tokens

@@ -12,7 +12,7 @@ import torch
 from job.config import EngineConfig
 from job.engine.fit.gpus import Gpu
 from job.engine.fit.shape import ModelShape
-from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.model.kv_size import kv_bytes_per_token, stored_dtype
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.paged.budget import cpu_cache_bytes, cuda_cache_bytes, logits_bytes, row_limits
 from job.errors import UsageError
@@ -64,11 +64,21 @@ class Fit:
         return min(self.max_rows, self.num_tokens // max(1, row_tokens))
 
 
-def fit(config: Any, shape: ModelShape, dtype: str, room: Room, engine: EngineConfig, size: int) -> Fit | None:
+def fit(
+    config: Any,
+    shape: ModelShape,
+    dtype: str,
+    room: Room,
+    engine: EngineConfig,
+    size: int,
+    *,
+    kv_cache_dtype: str = "auto",
+) -> Fit | None:
     """Return what a run needs at a tensor-parallel size.
 
     Args:
         config: transformers' configuration.
+        dtype: the model's.
         engine: the limits that the user has set.
 
     Returns:
@@ -78,7 +88,7 @@ def fit(config: Any, shape: ModelShape, dtype: str, room: Room, engine: EngineCo
         check_tensor_parallel(config, size)
     except UsageError:
         return None
-    token_bytes = kv_bytes_per_token(config, dtype, size)
+    token_bytes = kv_bytes_per_token(config, stored_dtype(kv_cache_dtype, dtype), size)
     if not token_bytes:
         return None
     itemsize = getattr(torch, dtype).itemsize
@@ -105,11 +115,18 @@ def fit(config: Any, shape: ModelShape, dtype: str, room: Room, engine: EngineCo
 
 
 def fits_from(
-    config: Any, shape: ModelShape, dtype: str, room: Room, engine: EngineConfig, row_tokens: int
+    config: Any,
+    shape: ModelShape,
+    dtype: str,
+    room: Room,
+    engine: EngineConfig,
+    row_tokens: int,
+    *,
+    kv_cache_dtype: str = "auto",
 ) -> Iterator[Fit]:
     """Yield what a run needs at each size at which a row of this length fits, the smallest first."""
     for size in SIZES:
-        found = fit(config, shape, dtype, room, engine, size)
+        found = fit(config, shape, dtype, room, engine, size, kv_cache_dtype=kv_cache_dtype)
         if found is not None and found.fits(row_tokens):
             yield found
 

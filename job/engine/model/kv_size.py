@@ -7,12 +7,25 @@ import torch
 from job.engine.model.tensor_parallel import num_kv_heads
 from job.errors import UsageError
 
+FP8 = "float8_e4m3fn"
+
+
+def stored_dtype(kv_cache_dtype: str, dtype: str) -> str:
+    """Return the dtype of stored keys and values.
+
+    Args:
+        kv_cache_dtype: one of ``config.KV_CACHE_DTYPES``.
+        dtype: the model's.
+    """
+    return FP8 if kv_cache_dtype == "fp8" else dtype
+
 
 def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> int | None:
     """Return the bytes of one token's keys and values, on the process of a replica that holds the most heads.
 
     Args:
         config: transformers' configuration.
+        dtype: of stored keys and values.
 
     Returns:
         None if the configuration does not give the sizes under the usual names.

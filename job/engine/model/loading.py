@@ -23,6 +23,7 @@ from job.config import ModelConfig
 from job.engine.failures import is_out_of_memory
 from job.engine.model.deepspeed_setup import import_deepspeed, quiet_stdout
 from job.engine.model.info import ModelInfo
+from job.engine.model.kv_size import stored_dtype
 from job.errors import JobError, UsageError, first_line
 from job.launch.activity import doing
 from job.launch.replica import Replica
@@ -38,6 +39,8 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     dtype: torch.dtype
+    cache_dtype: torch.dtype | None = None
+    """Of stored keys and values. None: ``dtype``."""
 
 
 def load_model(
@@ -79,6 +82,7 @@ def load_model(
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
         dtype=dtype,
+        cache_dtype=getattr(torch, stored_dtype(config.kv_cache_dtype, info.dtype)),
     )
 
 

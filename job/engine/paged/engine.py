@@ -7,6 +7,7 @@ the slots of rows that have ended.
 
 from collections import abc
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -54,10 +55,11 @@ class PagedEngine:
         """Allocate the cache. All ranks of a replica must do this together.
 
         Args:
-            shapes: what each layer stores, from ``check_support``.
+            shapes: what each layer computes for a token, from ``check_support``.
             should_stop: called by the leader before every step; True makes ``step`` return at once.
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
+        shapes = {idx: replace(shape, stored=model.cache_dtype) for idx, shape in shapes.items()}
         backend, self.no_kernel = choose_backend(shapes, replica)
         self.fused: str | None = None
         # Before the budget, which measures the largest step as it will be run.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from job.config import DataConfig, OutputConfig, PromptConfig, SamplingConfig
+from job.config import DataConfig, ModelConfig, OutputConfig, PromptConfig, SamplingConfig
 
 
 def _plain(value: Any) -> Any:
@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "reader": None,
         "card_options": None,
     },
+    "model": defaults_of(ModelConfig, "kv_cache_dtype"),
     "prompt": {**defaults_of(PromptConfig), "request_column": None, "text_rules": 1},
     "sampling": _plain(SamplingConfig().options()),
     "columns": defaults_of(OutputConfig, "include_prompt"),

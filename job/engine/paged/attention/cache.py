@@ -13,6 +13,9 @@ import torch
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout
 
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -27,6 +30,9 @@ class LayerShape:
     is_plain: bool = True
     """Whether it attends without soft-capping and sinks."""
 
+    stored: torch.dtype | None = None
+    """The dtype of its pages. None: ``dtype``, that of what it computes."""
+
     @classmethod
     def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
         """Derive it from what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
@@ -34,9 +40,14 @@ class LayerShape:
         return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, is_plain)
 
     @property
+    def cache_dtype(self) -> torch.dtype:
+        """The dtype of its pages."""
+        return self.stored or self.dtype
+
+    @property
     def num_bytes(self) -> int:
         """Bytes per token."""
-        return self.num_heads * (self.key_size + self.value_size) * self.dtype.itemsize
+        return self.num_heads * (self.key_size + self.value_size) * self.cache_dtype.itemsize
 
 
 class KVCache:
@@ -59,14 +70,30 @@ class KVCache:
 
     def _pool(self, shape: LayerShape, size: int) -> torch.Tensor:
         pages = (self.num_pages + 1, shape.num_heads, self.page_tokens, size)
-        return torch.empty(pages, dtype=shape.dtype, device=self._device)
+        return torch.empty(pages, dtype=shape.cache_dtype, device=self._device)
 
     def clear(self, dirty: npt.NDArray[np.int32]) -> None:
         """Zero the pages [., 1] that a step takes: what a former holder left, perhaps NaN, would spoil the sums."""
         if len(dirty):
             pages = torch.from_numpy(dirty[:, 0].copy()).long().to(self._device)
             for pool in (*self.keys.values(), *self.values.values()):
-                pool.index_fill_(0, pages, 0)
+                movable(pool).index_fill_(0, pages, 0)
+
+
+def to_stored(new: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return keys or values in the dtype of their pages.
+
+    8-bit floats end at 448, and what is larger becomes that. But infinity becomes NaN, so that a row that overflows is
+    found to be broken.
+    """
+    if dtype != FP8:
+        return new.to(dtype)
+    return (new.clamp(-FP8_MAX, FP8_MAX) + (new - new)).to(dtype)
+
+
+def movable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view that torch can index, fill and copy: on a CPU, it can do little of that with 8-bit floats."""
+    return tensor.view(torch.uint8) if tensor.dtype == FP8 else tensor
 
 
 class Placement:
@@ -93,6 +120,7 @@ class Placement:
     def write(self, layer_idx: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store the keys and values [T, H, D] of the step's tokens, then copy what the step copies."""
         for pool, new in ((self._cache.keys[layer_idx], key), (self._cache.values[layer_idx], value)):
+            pool, new = movable(pool), movable(to_stored(new, pool.dtype))
             pool.view(-1, pool.shape[-1]).index_copy_(0, self._lines_of(new.shape[1]), new.reshape(-1, new.shape[2]))
             if self._copied is not None:
                 donors, pages, places = self._copied

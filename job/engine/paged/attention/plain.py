@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from job.engine.paged.attention.cache import KVCache, Placement
+from job.engine.paged.attention.cache import KVCache, Placement, movable
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout, Rectangle
 
@@ -58,7 +58,7 @@ class TorchAttention:
         num_rows, width = tokens.shape
         # The queries of a head's group are laid end to end, so that keys need not be repeated for each of them.
         queries = query[tokens].permute(0, 2, 3, 1, 4).reshape(num_rows, num_heads, group * width, size)
-        key, value = (_windows(pool, pages, rectangle.num_keys) for pool in (keys, values))
+        key, value = (_windows(pool, pages, rectangle.num_keys).to(query.dtype) for pool in (keys, values))
         num_scores = queries.shape[:-1].numel() * rectangle.num_keys
         is_plain = args.softcap is None and args.sinks is None
         if is_plain and (self._device.type != "cpu" or num_scores > MAX_SCORES):
@@ -95,7 +95,8 @@ def _windows(pool: torch.Tensor, pages: torch.Tensor, num_keys: int) -> torch.Te
     """Copy the pages [n, k] of sequences out of a pool [pages, H, P, D] into [n, H, num_keys, D]."""
     num_rows, num_pages = pages.shape
     _, num_heads, page_tokens, size = pool.shape
-    windows = pool[pages.view(-1)].view(num_rows, num_pages, num_heads, page_tokens, size).transpose(1, 2)
+    found = movable(pool)[pages.view(-1)].view(pool.dtype)
+    windows = found.view(num_rows, num_pages, num_heads, page_tokens, size).transpose(1, 2)
     return windows.reshape(num_rows, num_heads, num_pages * page_tokens, size)[:, :, :num_keys]
 
 

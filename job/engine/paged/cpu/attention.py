@@ -68,6 +68,8 @@ class CompiledAttention:
 def problem(shapes: Mapping[int, LayerShape]) -> str | None:
     """Return why the kernel cannot serve a model's layers, or None. Compiles what is not compiled yet."""
     for shape in shapes.values():
+        if shape.cache_dtype != shape.dtype:
+            return "the kernel for CPUs does not read a KV cache in fp8"
         if shape.dtype not in NUMBER_BITS:
             return f"the kernel for CPUs does not support {shape.dtype}"
         try:

@@ -5,6 +5,16 @@ import triton.language as tl
 
 
 @triton.jit
+def _narrowed(new, LARGEST: tl.constexpr):
+    """Return numbers that the pages can hold: at most ``LARGEST``, but NaN for infinity, which must not be hidden."""
+    if LARGEST > 0:
+        new = new.to(tl.float32)
+        return tl.minimum(tl.maximum(new, -LARGEST), LARGEST) + (new - new)
+    else:
+        return new
+
+
+@triton.jit
 def store_kernel(
     keys,  # the pool of pages
     values,
@@ -28,6 +38,7 @@ def store_kernel(
     V: tl.constexpr,
     K_PADDED: tl.constexpr,
     V_PADDED: tl.constexpr,
+    LARGEST: tl.constexpr,  # what the pages can hold, if that is less than what the model computes; else 0
 ):
     """Store one token's keys and values of all heads. Grid: (T,)."""
     token = tl.program_id(0)
@@ -39,9 +50,9 @@ def store_kernel(
     is_real = (heads < H) & (dims < K)
     new = tl.load(key + token * key_token_stride + heads * key_head_stride + dims, mask=is_real)
     to = keys + page * key_page_stride + place * key_place_stride + heads * key_pool_head_stride + dims
-    tl.store(to, new.to(to.dtype.element_ty), mask=is_real)
+    tl.store(to, _narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
     dims = tl.arange(0, V_PADDED)[None, :]
     is_real = (heads < H) & (dims < V)
     new = tl.load(value + token * value_token_stride + heads * value_head_stride + dims, mask=is_real)
     to = values + page * value_page_stride + place * value_place_stride + heads * value_pool_head_stride + dims
-    tl.store(to, new.to(to.dtype.element_ty), mask=is_real)
+    tl.store(to, _narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
