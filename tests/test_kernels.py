@@ -13,6 +13,7 @@ import torch
 
 from job.engine.paged import engine as paged_engine
 from job.engine.paged.attention.backends import TRITON
+from job.engine.paged.attention.cache import FP8, to_stored
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.cuda.launches import (
     Blocks,
@@ -44,9 +45,10 @@ class Case:
         value_size: int | None = None,
         page: int = 16,
         dtype: torch.dtype = torch.float32,
+        stored: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
-        """Take (tokens before, tokens now) of each sequence."""
+        """Take (tokens before, tokens now) of each sequence, and the dtype of pages, if it is another."""
         self.generator = torch.Generator().manual_seed(seed)
         self.group, self.dtype = group, dtype
         value_size = value_size or key_size
@@ -57,6 +59,10 @@ class Case:
         self.query = self.numbers(int(self.counts.sum()), heads * group, key_size)
         self.key = [self.numbers(int(end), heads, key_size) for end in self.ends]
         self.value = [self.numbers(int(end), heads, value_size) for end in self.ends]
+        if stored is not None:  # the interpreter takes the smallest of its numbers for 0
+            self.key, self.value = (
+                [to_stored(x + x.sign() * 2**-6, stored).to(dtype) for x in side] for side in (self.key, self.value)
+            )
 
         num_pages = [-(-int(end) // page) for end in self.ends]
         order = self.shuffled(sum(num_pages) + 1)
@@ -64,7 +70,7 @@ class Case:
         unused = order.pop()
         tables = torch.full((len(lengths) + 1, max(num_pages) + 1), unused, dtype=torch.int32)
         keys, values = (
-            torch.full((sum(num_pages) + 1, heads, page, size), torch.nan, dtype=dtype, device=DEVICE)
+            torch.full((sum(num_pages) + 1, heads, page, size), torch.nan, device=DEVICE).to(stored or dtype)
             for size in (key_size, value_size)
         )
         self.pool = Pool(keys, values)
@@ -153,6 +159,33 @@ def test_caps_and_sinks_and_splits(
     sinks = torch.randn(2, generator=case.generator).to(DEVICE) if with_sinks else None
     args = AttentionArgs(0.125, window, softcap, sinks)
     case.check(BLOCKS, args, max_splits=max_splits, split_tokens=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pages_of_8_bit_floats(dtype: torch.dtype) -> None:
+    """They are read exactly; rounding is all that differs."""
+    case = Case(RAGGED, dtype=dtype, stored=FP8)
+    case.check(BLOCKS)
+    case = Case(DECODE, dtype=dtype, stored=FP8)
+    case.check(BLOCKS, max_splits=3, split_tokens=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_8_bit_floats_are_stored_as_plain_operations_store_them(dtype: torch.dtype) -> None:
+    """Large numbers become the largest, and infinity NaN: no overflow is hidden."""
+    new = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0)).to(dtype) * 30
+    if DEVICE == "cpu":  # the interpreter rounds some of them, and NaN, in other ways than any device
+        new = to_stored(new, FP8).to(dtype)
+    new[0, 0, :4] = torch.tensor([448.0, 464.0, 480.0, -6e4])
+    if DEVICE == "cuda":
+        new[0, 0, 4:8] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-3])
+    pool = Pool(*(torch.zeros(1, 1, 16, 64, device=DEVICE).to(FP8) for _ in range(2)))
+    places = torch.tensor([3], dtype=torch.int32, device=DEVICE)
+    store_launch(pool, new.to(DEVICE), new.to(DEVICE), places).run()
+    for stored in (pool.keys, pool.values):
+        found, expected = stored[0, 0, 3].float().cpu(), to_stored(new, FP8)[0, 0].float()
+        assert torch.equal(found.nan_to_num(-1.5), expected.nan_to_num(-1.5))
+    assert expected[:4].tolist() == [448, 448, 448, -448]
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:

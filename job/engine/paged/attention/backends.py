@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from job.engine.paged.attention import plain
-from job.engine.paged.attention.cache import KVCache, LayerShape
+from job.engine.paged.attention.cache import KVCache, LayerShape, to_stored
 from job.engine.paged.attention.interface import Attend, AttentionArgs
 from job.engine.paged.attention.layout import BlockTables, Layout
 from job.engine.paged.cpu import attention as cpu_attention
@@ -182,8 +182,8 @@ def _error_with(args: AttentionArgs, backend: Backend, shape: LayerShape, device
         found = backend.attend(cache, layout, device)(0, query, key, value, args)
         for (slot, before, count), begin in zip(spans, layout.offsets, strict=False):
             part = slice(begin, begin + count)
-            keys[slot].append(key[part])
-            values[slot].append(value[part])
+            for kept, new in ((keys, key), (values, value)):  # what pages round is no error of the kernel's
+                kept[slot].append(to_stored(new[part], shape.cache_dtype).to(shape.dtype))
             expected = _plain(query[part], torch.cat(keys[slot]), torch.cat(values[slot]), before, args)
             error = max(error, float((found[part].float() - expected).abs().max()))
     return error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from job.engine.paged.attention.cache import KVCache, LayerShape
+from job.engine.paged.attention.cache import FP8, KVCache, LayerShape, movable
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout
 from job.engine.transfers import Upload
@@ -26,6 +26,9 @@ PAGE_TOKENS = 64
 """As many as the kernel reads at once: then the page is one number per iteration."""
 
 MAX_HEAD_SIZE = 256
+
+FP8_CAPABILITY = (8, 9)
+"""Older GPUs have no instruction that converts e4m3, and Triton does not compile for them."""
 
 
 class TritonAttention:
@@ -107,7 +110,7 @@ class Copies:
         """Copy in pools [pages, H, P, size]."""
         for pool in pools:
             sources, targets = self._lines_of(pool.shape[1])
-            lines = pool.view(-1, pool.shape[-1])
+            lines = movable(pool).view(-1, pool.shape[-1])
             lines.index_copy_(0, targets, lines.index_select(0, sources))
 
     def _lines_of(self, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,6 +163,12 @@ def problem(shapes: Mapping[int, LayerShape]) -> str | None:
     for shape in shapes.values():
         if shape.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the kernel does not support {shape.dtype}"
+        if (
+            shape.cache_dtype == FP8
+            and torch.cuda.is_available()
+            and torch.cuda.get_device_capability() < FP8_CAPABILITY
+        ):
+            return "the kernel reads a KV cache in fp8 only on GPUs of compute capability 8.9 or more"
         if (size := max(shape.key_size, shape.value_size)) > MAX_HEAD_SIZE:
             return f"the kernel supports heads of a size up to {MAX_HEAD_SIZE}, not {size}"
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from job.engine.paged.attention.cache import FP8, FP8_MAX
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.cuda.kernels.attend import attend_kernel
 from job.engine.paged.cuda.kernels.combine import combine_kernel
@@ -220,5 +221,6 @@ def store_launch(pool: Pool, key: torch.Tensor, value: torch.Tensor, places: tor
         "V": value.shape[-1],
         "K_PADDED": padded(key.shape[-1]),
         "V_PADDED": padded(value.shape[-1]),
+        "LARGEST": FP8_MAX if pool.keys.dtype == FP8 else 0.0,
     }
     return Launch(store_kernel, (len(key),), arguments, {"num_warps": 4})
