@@ -99,7 +99,7 @@ def test_a_run_keeps_its_dtype_and_older_runs_go_on() -> None:
     assert describe_differences(older, fp8) == (
         'is another run: --kv-cache-dtype was "auto", now "fp8". Use a new --output, or the old value.'
     )
-    with pytest.raises(UsageError, match=r"--kv-cache-dtype is int4; it must be one of auto, fp8"):
+    with pytest.raises(UsageError, match=r"--kv-cache-dtype is 'int4'; it must be one of auto, fp8"):
         ModelConfig(model="m", kv_cache_dtype="int4")
 
 
