@@ -1,6 +1,7 @@
 """``scripts/bench gpu``: every stage is rehearsed on a CPU, none can stop the others; and the step model."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(tmp_path: Path, monkeypatch: 
     (tmp_path / "probe.py").write_text(PROBE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(processes.START, "spawn")  # this process has threads, which would be lost in a fork
+    monkeypatch.setattr(processes, "IMPORTS", ())
 
     def stage(name: str, limit_secs: int = 60, **values: Any) -> plan.Stage:
         return plan.Stage(name=name, finds="something", limit_secs=limit_secs, module="probe", values=values)
@@ -81,12 +83,15 @@ def test_a_stage_that_fails_does_not_stop_the_next(tmp_path: Path, monkeypatch: 
     assert text.endswith("## No time left for\n\nanother\n")
 
 
-def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
-    """Rather than started and killed."""
-    from gpu_stages import plan, running
+def test_what_there_is_no_time_for_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than begun and killed; the processes that wait for their turn are ended."""
+    from gpu_stages import plan, processes, running
 
-    assert list(running.run_stages(plan.STAGES, tmp_path, 5, is_rehearsal=False)) == []
-    assert not (tmp_path / "log.txt").exists()
+    monkeypatch.setenv(processes.START, "spawn")
+    monkeypatch.setattr(processes, "IMPORTS", ())
+    assert list(running.run_stages(plan.STAGES[:2], tmp_path, 5, is_rehearsal=False)) == []
+    assert not (tmp_path / "figures.jsonl").exists()
+    assert multiprocessing.active_children() == []
 
 
 def test_gaps_are_what_no_kernel_covers() -> None:

@@ -1,9 +1,10 @@
 """``job run`` from JSON lines to Parquet on a model of real shape: once undisturbed, once killed and resumed."""
 
 import json
+import signal
+import sys
 import tempfile
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,13 @@ def _make_inputs(directory: Path, shape: str, rows: int) -> None:
             file.write(json.dumps({"id": row, "question": f"Question {row}: " + "what is it? " * (2 + row % 9)}) + "\n")
 
 
-def _start(directory: Path, command: list[str]) -> BaseProcess:
-    return processes.start(
-        "gpu_stages.end_to_end", "job", {"command": command}, log=directory / "log", env={}, is_leader=False
-    )
+def _prepare(directory: Path, command: list[str]) -> processes.Child:
+    values = {"command": command}
+    return processes.prepare("gpu_stages.end_to_end", "job", values, log=directory / "log", env={}, leads_group=False)
 
 
 def job(*, command: list[str]) -> None:
     """Run the command line in this process."""
-    import sys
-
     from job.cli import program
 
     sys.argv = ["job", *command]
@@ -70,21 +68,23 @@ def job(*, command: list[str]) -> None:
 
 
 def _run(directory: Path, command: list[str]) -> float:
+    """Run a command, and return the seconds that its process took."""
     begin = time.perf_counter()
-    process = _start(directory, command)
-    process.join()
-    _expect(process.exitcode == 0, directory)
+    child = _prepare(directory, command)
+    child.finish()
+    _expect(child.process.exitcode == 0, directory)
     return time.perf_counter() - begin
 
 
 def _run_until_killed(directory: Path, command: list[str], output: Path) -> int:
     """Kill a run once its first part is finished, and return how many parts it had."""
-    process = _start(directory, command)
-    while process.is_alive() and not any(output.glob("data/part-*.parquet")):
+    child = _prepare(directory, command)
+    child.may_begin.set()
+    while child.process.is_alive() and not any(output.glob("data/part-*.parquet")):
         time.sleep(0.005)
-    process.kill()
-    process.join()
-    _expect(process.exitcode == -9, directory)
+    child.process.kill()
+    child.process.join()
+    _expect(child.process.exitcode == -signal.SIGKILL, directory)
     return len(list(output.glob("data/part-*.parquet")))
 
 

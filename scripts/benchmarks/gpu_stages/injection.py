@@ -31,14 +31,15 @@ def main(*, architectures: list[str] | None = None, limit_secs: int = 150) -> No
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "log"
-            process = processes.start(
-                "gpu_stages.injection", "inject", {"name": name}, log=log, env={}, is_leader=False
+            child = processes.prepare(
+                "gpu_stages.injection", "inject", {"name": name}, log=log, env={}, leads_group=False
             )
-            process.join(limit_secs)
-            problem = None if process.exitcode == 0 else f"ended with exit code {process.exitcode}"
-            if process.is_alive():
+            problem = None
+            if not child.finish(limit_secs):
                 problem = f"had not ended after {limit_secs} s"
-                process.kill()
+                child.process.kill()
+            elif child.process.exitcode != 0:
+                problem = f"ended with exit code {child.process.exitcode}"
             output = log.read_text(encoding="utf-8", errors="replace")
         print(output, flush=True)
         if problem is not None:

@@ -35,42 +35,69 @@ class Outcome:
 def run_stages(stages: Sequence[Stage], out: Path, secs: float, *, is_rehearsal: bool) -> Iterator[Outcome]:
     """Run stages until the time is over; those that were not started are left out.
 
+    While a stage runs, the process of the next one imports its libraries, which takes seconds.
+
     Args:
         out: where ``log.txt`` and ``figures.jsonl`` go.
         secs: for all of them.
     """
     deadline = time.monotonic() + secs
-    for stage in stages:
-        left = deadline - time.monotonic()
-        if left >= min(SHORTEST_SECS, stage.limit_secs):
-            yield _run(stage, out, min(left, stage.limit_secs), is_rehearsal=is_rehearsal)
+    running: Process | None = None
+    following: Process | None = None
+    try:
+        for at, stage in enumerate(stages):
+            running = following or Process(stage, out, is_rehearsal=is_rehearsal)
+            following = Process(stages[at + 1], out, is_rehearsal=is_rehearsal) if at + 1 < len(stages) else None
+            left = deadline - time.monotonic()
+            if left >= min(SHORTEST_SECS, stage.limit_secs):
+                yield running.finish(min(left, stage.limit_secs))
+            running.kill()
+    finally:
+        for process in (running, following):
+            if process is not None:
+                process.kill()
 
 
-def _run(stage: Stage, out: Path, limit_secs: float, *, is_rehearsal: bool) -> Outcome:
-    log, lines = out / "log.txt", out / "figures.jsonl"
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n#### {stage.name}\n")
-    begin_of_log, num_figures = log.stat().st_size, len(figures.read(lines))
-    values = {**stage.values, **(stage.rehearsal if is_rehearsal else {})}
-    values = {
-        name: value.replace("{OUT}", str(out)) if isinstance(value, str) else value for name, value in values.items()
-    }
-    env = {figures.PATH: str(lines), figures.STAGE: stage.name, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    begin = time.monotonic()
-    process = processes.start(stage.module, "main", values, log=log, env=env, is_leader=True)
-    process.join(limit_secs)
-    problem = None
-    if process.is_alive():
-        problem = f"killed at its limit of {limit_secs:.0f} s"
-    elif process.exitcode != 0:
-        problem = f"failed with exit code {process.exitcode}"
-    elif len(figures.read(lines)) == num_figures:
-        problem = "saved no figures"
-    processes.kill_group(process)
-    with log.open(encoding="utf-8", errors="replace") as file:
-        file.seek(begin_of_log)
-        tail = [line for line in file.read().splitlines() if line.strip()][-TAIL_LINES:]
-    return Outcome(stage=stage, problem=problem, secs=time.monotonic() - begin, tail="\n".join(tail))
+class Process:
+    """The process of a stage."""
+
+    def __init__(self, stage: Stage, out: Path, *, is_rehearsal: bool) -> None:
+        """Let it import what it needs."""
+        self._stage, self._log, self._lines = stage, out / "log.txt", out / "figures.jsonl"
+        values = {**stage.values, **(stage.rehearsal if is_rehearsal else {})}
+        for name, value in values.items():
+            values[name] = value.replace("{OUT}", str(out)) if isinstance(value, str) else value
+        env = {
+            figures.PATH: str(self._lines),
+            figures.STAGE: stage.name,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._child = processes.prepare(stage.module, "main", values, log=self._log, env=env, leads_group=True)
+
+    def finish(self, limit_secs: float) -> Outcome:
+        """Run it until it ends, or to its limit."""
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(f"\n#### {self._stage.name}\n")
+        begin_of_log, num_figures = self._log.stat().st_size, len(figures.read(self._lines))
+        begin = time.monotonic()
+        is_over = self._child.finish(limit_secs)
+        secs = time.monotonic() - begin
+        problem = None
+        if not is_over:
+            problem = f"killed at its limit of {limit_secs:.0f} s"
+        elif self._child.process.exitcode != 0:
+            problem = f"failed with exit code {self._child.process.exitcode}"
+        elif len(figures.read(self._lines)) == num_figures:
+            problem = "saved no figures"
+        with self._log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(begin_of_log)
+            tail = [line for line in file.read().splitlines() if line.strip()][-TAIL_LINES:]
+        return Outcome(stage=self._stage, problem=problem, secs=secs, tail="\n".join(tail))
+
+    def kill(self) -> None:
+        """End it and all that it started."""
+        self._child.kill_group()
 
 
 def prepare(*, is_rehearsal: bool) -> None:
