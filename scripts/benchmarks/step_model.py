@@ -41,10 +41,11 @@ ROTATION_BYTES = {False: 20, True: 4}
 """Per number of the queries and keys: negate half, concatenate, two products, a sum."""
 GATE_BYTES = {False: 10, True: 6}
 """Per number of an MLP's inner width."""
-RESIDUAL_BYTES = 6
+RESIDUAL_BYTES = {False: 12, True: 10}
+"""Per number of the hidden states, in both sums of a layer. Fused: one of them with the norm that follows."""
 
-NORM_LAUNCHES, ROTATION_LAUNCHES, GATE_LAUNCHES, PRODUCT_LAUNCHES = (
-    {False: many, True: few} for many, few in ((8, 1), (10, 1), (2, 1), (7, 4))
+NORM_LAUNCHES, ROTATION_LAUNCHES, GATE_LAUNCHES, RESIDUAL_LAUNCHES, PRODUCT_LAUNCHES = (
+    {False: many, True: few} for many, few in ((8, 1), (10, 1), (2, 1), (2, 1), (7, 4))
 )
 
 
@@ -171,8 +172,8 @@ class StepModel:
             ),
             Part(
                 name="residual sums",
-                num_bytes=2 * RESIDUAL_BYTES * per_layer * shape.hidden,
-                launches=2 * shape.layers,
+                num_bytes=RESIDUAL_BYTES[fused] * per_layer * shape.hidden,
+                launches=RESIDUAL_LAUNCHES[fused] * shape.layers,
             ),
             Part(name="choice of the tokens", num_bytes=self.wanted * shape.vocab * HALF, launches=8),
         ]

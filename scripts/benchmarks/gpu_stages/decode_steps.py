@@ -1,18 +1,23 @@
 """The ms of a decode step of the job's engine, with and without what makes it fast."""
 
 import gc
+from dataclasses import fields
 from typing import Any
 
 import torch
 from _model_shapes import SHAPES
 from step_model import StepModel
 
+from job.config import EngineConfig
+
 from . import engines, figures
 from .device import ON_CUDA
 from .models import make_model, make_prompts
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "not fused": {"fused": False},  # first: what is fused stays so
     "all": {},
+    "without overlap": {"overlap": False},
     "launched kernel by kernel": {"cuda_graphs": False},
 }
 """Fields of ``EngineConfig`` that differ from the default."""
@@ -24,11 +29,13 @@ def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[s
     prompts = make_prompts(rows, context, SHAPES[shape].vocab)
     mean = sum(map(len, prompts)) / rows + num_steps / 2
     for name, variant in VARIANTS.items():
+        if not set(variant) <= {field.name for field in fields(EngineConfig)}:
+            continue
         engine, notes = engines.build(model, {"max_batch_rows": rows, **(options or {}), **variant})
         engines.submit(engine, prompts, 2 * num_steps + 64)
         engines.reach_decoding(engine, rows)
         ms = engines.step_ms(engine, num_steps)
-        step, card = StepModel.decode(SHAPES[shape], rows, mean, is_fused=True), figures.card()
+        step, card = StepModel.decode(SHAPES[shape], rows, mean, is_fused=variant.get("fused", True)), figures.card()
         expected = {"ms": step.expected(card, is_recorded=variant.get("cuda_graphs", True)) * 1e3}
         figures.save(
             f"{shape}, {rows} x {round(mean)}, {name}",

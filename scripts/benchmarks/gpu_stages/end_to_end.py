@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from tests.tiny import make_tokenizer
 
-from . import processes
 from .figures import save
 from .models import make_model
+from .processes import Child, prepare
 
 
 def main(*, shape: str, rows: int, rows_per_shard: int, num_new: int, options: list[str]) -> None:
@@ -25,23 +25,37 @@ def main(*, shape: str, rows: int, rows_per_shard: int, num_new: int, options: l
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        _make_inputs(directory, shape, rows)
         command = ["run", "--model", str(directory / "model"), "--dataset", str(directory / "rows.jsonl")]
         command += ["--prompt-column", "question", "--no-chat", "--ignore-eos", "--max-new-tokens", str(num_new)]
         command += ["--rows-per-shard", str(rows_per_shard), *options]
         whole, resumed = directory / "whole", directory / "resumed"
-        secs = _run(directory, [*command, "--output", str(whole)])
+        # All at once, since each needs seconds for its imports.
+        children = {
+            "whole": _prepare(directory, [*command, "--output", str(whole)]),
+            "killed": _prepare(directory, [*command, "--output", str(resumed)]),
+            "resumed": _prepare(directory, [*command, "--output", str(resumed)]),
+            "verify whole": _prepare(directory, ["verify", str(whole)]),
+            "verify resumed": _prepare(directory, ["verify", str(resumed)]),
+        }
+        _make_inputs(directory, shape, rows)
+        secs = _finish(children["whole"], directory)
+        _finish(children["verify whole"], directory)
         save(
             f"{shape}, {rows} rows + {num_new} tokens, undisturbed",
             secs=secs,
             rows_per_s=rows / secs,
-            **_check(directory, whole, rows),
+            **_contents(whole, rows),
         )
-        kept = _run_until_killed(directory, [*command, "--output", str(resumed)], resumed)
-        secs = _run(directory, [*command, "--output", str(resumed)])
-        found = _check(directory, resumed, rows)
-        same = _completions(whole) == _completions(resumed)
-        save(f"{shape}, killed and resumed", parts_at_kill=kept, secs=secs, equal_to_undisturbed=same, **found)
+        num_parts = _kill_after_a_part(children["killed"], directory, resumed)
+        secs = _finish(children["resumed"], directory)
+        _finish(children["verify resumed"], directory)
+        save(
+            f"{shape}, killed and resumed",
+            parts_at_kill=num_parts,
+            secs=secs,
+            equal_to_undisturbed=_completions(whole) == _completions(resumed),
+            **_contents(resumed, rows),
+        )
 
 
 def _make_inputs(directory: Path, shape: str, rows: int) -> None:
@@ -54,9 +68,9 @@ def _make_inputs(directory: Path, shape: str, rows: int) -> None:
             file.write(json.dumps({"id": row, "question": f"Question {row}: " + "what is it? " * (2 + row % 9)}) + "\n")
 
 
-def _prepare(directory: Path, command: list[str]) -> processes.Child:
+def _prepare(directory: Path, command: list[str]) -> Child:
     values = {"command": command}
-    return processes.prepare("gpu_stages.end_to_end", "job", values, log=directory / "log", env={}, leads_group=False)
+    return prepare("gpu_stages.end_to_end", "job", values, log=directory / "log", env={}, leads_group=False)
 
 
 def job(*, command: list[str]) -> None:
@@ -67,18 +81,16 @@ def job(*, command: list[str]) -> None:
     program()
 
 
-def _run(directory: Path, command: list[str]) -> float:
-    """Run a command, and return the seconds that its process took."""
+def _finish(child: Child, directory: Path) -> float:
+    """Let a command run, and return the seconds that it took, most of its imports left out."""
     begin = time.perf_counter()
-    child = _prepare(directory, command)
     child.finish()
     _expect(child.process.exitcode == 0, directory)
     return time.perf_counter() - begin
 
 
-def _run_until_killed(directory: Path, command: list[str], output: Path) -> int:
+def _kill_after_a_part(child: Child, directory: Path, output: Path) -> int:
     """Kill a run once its first part is finished, and return how many parts it had."""
-    child = _prepare(directory, command)
     child.may_begin.set()
     while child.process.is_alive() and not any(output.glob("data/part-*.parquet")):
         time.sleep(0.005)
@@ -94,14 +106,11 @@ def _expect(is_well: bool, directory: Path) -> None:
     assert is_well, "job run ended otherwise than expected"
 
 
-def _check(directory: Path, output: Path, rows: int) -> dict[str, Any]:
-    """Let ``job verify`` look at a run, and count what is in it."""
-    _run(directory, ["verify", str(output)])
+def _contents(output: Path, rows: int) -> dict[str, Any]:
+    """Count what is in a run."""
     table = pq.read_table(output / "data")
-    errors = sum(error is not None for error in table.column("error").to_pylist())
-    found = sorted(table.column("row_idx").to_pylist())
-    assert found == list(range(rows)), "a row is missing or doubled"
-    return {"rows": len(found), "error_rows": errors}
+    assert sorted(table.column("row_idx").to_pylist()) == list(range(rows)), "a row is missing or doubled"
+    return {"rows": table.num_rows, "error_rows": table.num_rows - table.column("error").null_count}
 
 
 def _completions(output: Path) -> list[str]:

@@ -55,13 +55,14 @@ def prepare(
     """Have another process that will call a function of a module, with its output at the end of a file.
 
     Args:
-        leads_group: begin a process group, so that ``kill_group`` also ends what the process starts.
+        leads_group: begin a process group, so that ``kill_group`` also ends what the process starts. One that does not
+            ends with the process that prepared it.
     """
     sys.stdout.flush()
     context = multiprocessing.get_context(os.environ[START])
     may_begin = context.Event()
     args = (module, function, dict(values), str(log), dict(env), leads_group, IMPORTS, may_begin, os.getpid())
-    process = context.Process(target=_enter, args=args)
+    process = context.Process(target=_enter, args=args, daemon=not leads_group)
     process.start()
     return Child(process=process, may_begin=may_begin)
 
