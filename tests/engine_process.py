@@ -32,7 +32,7 @@ from job.launch.replica import Replica
 from job.modes.structured import StructuredMode
 from job.remote.model_files import ModelFiles
 from job.tasks import Generate, SamplingParams, Score, Task
-from tests.serving import cache_bytes, complete, finish, observe
+from tests.serving import OVERLAP, cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
 
 EXIT_CODE = 3
@@ -41,7 +41,7 @@ EXIT_CODE = 3
 
 def build(job: dict, model: LoadedModel, replica: Replica, notes: list[str]) -> Engine:
     """Build the engine that a job names."""
-    values = {"tensor_parallel_size": replica.info.tensor_parallel_size, **job.get("config", {})}
+    values = {"tensor_parallel_size": replica.info.tensor_parallel_size, "overlap": OVERLAP, **job.get("config", {})}
     name = job.get("engine", "paged")
     if name == "static":
         return StaticEngine(model, EngineConfig(**values), replica)

@@ -1,5 +1,6 @@
 """Paged engines on tiny models in this process. A model is loaded once per session; every test makes its own engine."""
 
+import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from job.tasks import EndsText, Generate, Grammar, SamplingParams, Task
 from tests.oracle import greedy
 
 MAX_NEW_TOKENS = 12
+
+OVERLAP: bool | None = bool(int(os.environ.get("JOB_TEST_OVERLAP", "0"))) or None
+"""Whether engines overlap unless a test says otherwise. JOB_TEST_OVERLAP=1 lets all tests of the engine run so."""
 
 AMPLE_PAGES = 256
 
@@ -82,7 +86,8 @@ def make_engine(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PagedEngine:
     """Return an engine with an empty cache."""
-    engine_config = EngineConfig(**{"kv_cache_memory": cache_bytes(served.shapes, num_pages), **(config or {})})
+    defaults = {"kv_cache_memory": cache_bytes(served.shapes, num_pages), "overlap": OVERLAP}
+    engine_config = EngineConfig(**{**defaults, **(config or {})})
     return PagedEngine(served.model, served.shapes, engine_config, served.replica, should_stop)
 
 

@@ -111,8 +111,14 @@ def test_one_step_holds_several_kinds_of_tasks(tiny_model: Callable[..., Path], 
     """Or else the tests here would hold for nothing."""
     engine = make_engine(serve(tiny_model()), config={"max_batch_rows": 64})
     num_kinds = []
-    read = engine._tasks.read
-    monkeypatch.setattr(engine._tasks, "read", lambda *args: [num_kinds.append(len(parts := read(*args))), parts][1])
+    start = engine._tasks.start
+
+    def counted(*args: Any) -> Any:
+        choice = start(*args)
+        num_kinds.append(len(choice._parts))
+        return choice
+
+    monkeypatch.setattr(engine._tasks, "start", counted)
     finish(engine, requests())
     assert max(num_kinds) == 2
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from job.engine.paged.schedule.pages import Pages
-from job.engine.paged.schedule.scheduler import Scheduler, Work
+from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step
+from job.engine.paged.schedule.work import Work
 from job.records import Request
 from job.tasks import Generate, SamplingParams
 

@@ -189,6 +189,9 @@ class EngineConfig:
     cuda_graphs: bool | None = option(
         None, "On a GPU, record steps as CUDA graphs and replay them [default: unless the model is sharded]."
     )
+    overlap: bool | None = option(
+        None, "Prepare the next step while the device computes one; the rows stay the same [default: on a GPU]."
+    )
     stall_timeout: float = option(1800.0, "Give up after this many seconds without a token (0: never).")
     hub_timeout: float = option(
         600.0,

@@ -129,6 +129,9 @@ def trie_of(choice_ids: tuple[tuple[int, ...], ...]) -> ChoiceTrie:
 class PendingScores:
     """The log probabilities of nodes' edges, which the device may still be computing."""
 
+    tokens = None
+    """No token is chosen."""
+
     def __init__(self, values: torch.Tensor, totals: torch.Tensor, num_edges: npt.NDArray[np.int64]) -> None:
         """Start to copy scores to the host.
 

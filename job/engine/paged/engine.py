@@ -3,6 +3,11 @@
 A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules a
 step, sends it to the replica, passes its logits to the tasks that need them (decoding or scoring choices), and refills
 the slots of rows that have ended.
+
+A step is launched, its choice (what the tasks make of its logits) is started and then collected. With overlap, a step's
+choice is collected after the next step was launched, so the host works while the device does. A row's latest token may
+then be known to the device alone when its next step is scheduled (it is pending), and what was computed for a row that
+had ended is dropped. Everything else that a choice needs is known when it is started, so the tokens are the same.
 """
 
 from collections import abc
@@ -21,10 +26,11 @@ from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
 from job.engine.paged.largest_step import CudaMemory
 from job.engine.paged.schedule.pages import Pages
-from job.engine.paged.schedule.scheduler import Scheduler, Work
+from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
-from job.engine.paged.tasks.logits_task import LogitsTasks
+from job.engine.paged.schedule.work import Work
+from job.engine.paged.tasks.logits_task import Choice, LogitsTasks
 from job.engine.task_kinds import require_served, servers
 from job.errors import JobError
 from job.launch.replica import Replica
@@ -88,6 +94,9 @@ class PagedEngine:
             max_tokens=budget.max_tokens,
             share_prefixes=config.share_prefixes,
         )
+        self._overlaps = replica.device.type == "cuda" if config.overlap is None else config.overlap
+        self._choice: Choice | None = None
+        """What has been started, and is not collected yet."""
         self._num_finished_tokens = 0
 
     @property
@@ -108,7 +117,7 @@ class PagedEngine:
     @property
     def num_computed_tokens(self) -> int:
         """See ``Engine``."""
-        return self._num_finished_tokens + sum(sequence.num_cached for sequence in self.scheduler.running)
+        return self._num_finished_tokens + sum(sequence.num_computed for sequence in self.scheduler.running)
 
     @property
     def in_flight(self) -> list[Request]:
@@ -126,15 +135,17 @@ class PagedEngine:
         if self._should_stop():
             return []
         work = self.scheduler.next_work()
-        generations = self._give_up_on_unfit()
-        if not work:
-            return generations
-        self._tasks.expect(work)
+        logits, failure = None, None
         try:
-            logits = self._run(self.scheduler.to_step(work))
-            return generations + self._advance(work, logits)
-        except StepFailed as failure:
-            return generations + self._recover(work, str(failure))
+            logits = self._launch(work) if work else None
+        except StepFailed as error:
+            failure = str(error)
+        generations = self._collect() + self._give_up_on_unfit()
+        if failure is not None:
+            generations += self._recover(work, failure)
+        elif logits is not None:
+            generations += self._start(work, logits)
+        return generations if self._overlaps else generations + self._collect()
 
     def keep_alive(self) -> None:
         """See ``Engine``."""
@@ -156,20 +167,32 @@ class PagedEngine:
                 except StepFailed:
                     continue  # the leader has seen it, and decides what comes next
 
-    def _run(self, step: Step) -> torch.Tensor:
-        """Send a step to the replica, and execute it."""
-        self._replica.broadcast_ints(step.pack())
-        return self._execute(step)
+    def _launch(self, work: abc.Sequence[Work]) -> torch.Tensor:
+        """Send a step to the replica, and execute it.
 
-    def _execute(self, step: Step) -> torch.Tensor:
+        Raises:
+            StepFailed: at least one rank failed.
+        """
+        if not self._overlaps:
+            self._tasks.expect(work)
+        step = self.scheduler.to_step(work)
+        for item in work:
+            item.sequence.num_cached = item.end
+        self._replica.broadcast_ints(step.pack())
+        return self._execute(step, None if self._choice is None else self._choice.tokens)
+
+    def _execute(self, step: Step, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """Execute a step on this rank, then find out whether any rank failed.
+
+        Args:
+            chosen: on the leader, the tokens that were chosen last.
 
         Raises:
             StepFailed: at least one rank failed.
         """
         failure, logits = None, None
         try:
-            logits = self._executor.run(step)
+            logits = self._executor.run(step, self._on_all_ranks(step, chosen))
         except JobError:
             raise
         except Exception as error:  # whatever the model's code raises on these rows
@@ -183,19 +206,41 @@ class PagedEngine:
         assert logits is not None
         return logits
 
-    def _advance(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Generation]:
-        """Use a step's logits, and return the requests that are finished.
+    def _on_all_ranks(self, step: Step, chosen: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the tokens that a step takes from the latest choice, which the leader passes."""
+        if not step.num_chosen or not self._replica.has_followers:
+            return chosen
+        with torch.inference_mode():
+            if chosen is None:
+                chosen = torch.empty(step.num_chosen, dtype=torch.int64, device=self._replica.device)
+            return self._replica.broadcast_tensor(chosen[: step.num_chosen])
 
-        Raises:
-            StepFailed: the leader failed while it read them; none of the step's results are used.
-        """
+    def _start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Generation]:
+        """Start to use a step's logits. If that fails, none of the step's results are used."""
+        if self._overlaps:
+            self._tasks.expect(work)  # not before: the rows have only just got their latest tokens
         try:
-            read = self._tasks.read(work, logits)
+            self._choice = self._tasks.start(work, logits)
+        except Exception as error:  # the leader alone has failed
+            return self._recover(work, describe_failure(error))
+        for idx, sequence in enumerate(self._choice.sequences):
+            sequence.pending = idx
+        return []
+
+    def _collect(self) -> list[Generation]:
+        """Wait for what was started last, advance the rows, and return the requests that are finished."""
+        if self._choice is None:
+            return []
+        choice, self._choice = self._choice, None
+        for sequence in choice.sequences:
+            sequence.pending = None
+        try:
+            results = choice.results()
         except Exception as error:
-            raise StepFailed(describe_failure(error)) from None
-        outcome = self._tasks.take(work, read)
-        for item in work:
-            item.sequence.num_cached = item.end
+            return self._recover(choice.work, describe_failure(error))
+        outcome = choice.take(results)
+        for sequence in outcome.inexact:
+            self.scheduler.step_back(sequence)
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
             self._num_finished_tokens += len(sequence.token_ids)
@@ -214,7 +259,7 @@ class PagedEngine:
         return []
 
     def _fail(self, sequence: Sequence, kind: str, detail: str) -> list[Generation]:
-        self._num_finished_tokens += sequence.num_cached
+        self._num_finished_tokens += sequence.num_computed
         self.scheduler.drop(sequence)
         return self._tasks.fail(sequence, failed(sequence.request, kind, detail))
 
@@ -228,15 +273,24 @@ class PagedEngine:
         return [generation for row, failure in failures for generation in self._tasks.fail(row, failure)]
 
     def _recover(self, work: abc.Sequence[Work], reason: str) -> list[Generation]:
-        """Handle a failed step: make steps smaller, search for the row at fault, or turn a row into an error row."""
-        rows = [item.sequence for item in work]
+        """Handle a failed step: make steps smaller, search for the row at fault, or turn a row into an error row.
+
+        Rows of the step that have left meanwhile may have been at fault, so one that remains alone is not to blame.
+        """
+        left = [item for item in work if item.sequence.slot >= 0]
+        for item in left:
+            item.sequence.num_cached = item.start
+        rows = [item.sequence for item in left]
+        is_single = len(left) == len(work) == 1
         if reason == OUT_OF_MEMORY:
-            if len(rows) == 1 and work[0].num_tokens <= SMALL_CHUNK:
+            if is_single and work[0].num_tokens <= SMALL_CHUNK:
                 return self._fail(rows[0], "out_of_memory", OUT_OF_MEMORY)
             self.scheduler.shrink(sum(item.num_tokens for item in work))
             self.scheduler.put_back(rows)
-        elif len(rows) == 1:
+        elif is_single:
             return self._fail(rows[0], "engine_error", reason)
+        elif len(left) < len(work):
+            self.scheduler.put_back(rows)
         else:
             self.scheduler.separate(rows)
         return []

@@ -90,7 +90,7 @@ class DeviceSteps:
     def run(self, step: Step, tables: BlockTables, chosen: torch.Tensor | None) -> torch.Tensor:
         """See ``Steps``."""
         numbers = numbers_of(step, tables, self._form)
-        num_chosen = max(0, -int(step.token_ids.min(initial=0)))
+        num_chosen = step.num_chosen
         shape = self._recorded_shape(numbers.shape) if self._graphs is not None else None
         if shape is None or num_chosen > len(self._chosen):
             return self._forward(numbers.like(self._upload(*numbers.arrays)), chosen)

@@ -9,13 +9,13 @@ Rules, in this order:
 
 from collections import abc, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from job.engine.paged.schedule.pages import Match, Pages
 from job.engine.paged.schedule.sequences import Sequence, in_order
 from job.engine.paged.schedule.step import Step, rows
+from job.engine.paged.schedule.work import Work
 
 ROWS_PER_RESERVED_PAGE = 8
 """One page is kept free for this many running rows: if a row is admitted into the last pages and soon preempted, its
@@ -23,24 +23,6 @@ prompt is computed twice."""
 
 SMALL_STEP = 16
 """Tokens. Steps become smaller than this only by halving the limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a step computes for a sequence: its next tokens."""
-
-    sequence: Sequence
-    num_tokens: int
-
-    @property
-    def end(self) -> int:
-        """The number of tokens in the cache after the step."""
-        return self.sequence.num_cached + self.num_tokens
-
-    @property
-    def num_wanted(self) -> int:
-        """How many of the last tokens need logits."""
-        return max(0, self.end - max(self.sequence.num_cached, self.sequence.first_wanted))
 
 
 class Scheduler:
@@ -96,18 +78,20 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbors may share it."""
+        if sequence.slot < 0:
+            return self.drop(sequence)
         # Retain before the release: a page without a holder, even for a moment, is freed and leaves the prefix cache.
         self._retain(sequence.pages[: self.pages.num_needed(min(sequence.num_prompt, sequence.num_cached))])
         self._release(sequence)
 
     def drop(self, sequence: Sequence) -> None:
         """Drop a sequence that has failed. What it left in the cache is of no use to others."""
-        self._release(sequence)
+        self._take_out(sequence)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
-        """Take running sequences out; they are recomputed from their first token, before others."""
+        """Take sequences out; they are recomputed from their first token, before others."""
         for sequence in list(sequences)[::-1]:  # last first, so that appendleft leaves them in their order
-            self._release(sequence)
+            self._take_out(sequence)
             self._returned.appendleft(sequence)
 
     def may_share(self, sequence: Sequence) -> bool:
@@ -115,16 +99,21 @@ class Scheduler:
         return self._share and sequence.may_share
 
     def isolate(self, sequence: Sequence) -> None:
-        """Take a running sequence out, and recompute it without sharing: what it shares may be corrupted."""
+        """Take a sequence out, and recompute it without sharing: what it shares may be corrupted."""
         # Forget the pages before the release: rows that hold them go on, but no other row may find them.
         self.pages.forget(sequence.pages)
         sequence.may_share = False
         self.put_back([sequence])
 
+    def step_back(self, sequence: Sequence) -> None:
+        """Let the next step compute a sequence's last known token again."""
+        if sequence.slot >= 0:
+            sequence.num_cached = len(sequence.token_ids) - 1
+
     def separate(self, sequences: abc.Sequence[Sequence]) -> None:
         """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
         for sequence in sequences:
-            self._release(sequence)
+            self._take_out(sequence)
         # Halves go before groups that were set apart earlier, so that a search ends before the next one begins. They
         # are not computed together with other rows, since a failure would then count against those, too.
         half = -(-len(sequences) // 2)
@@ -166,13 +155,13 @@ class Scheduler:
             self._grow(admitted, num_tokens)  # cannot fail: _admit has counted pages for the whole sequence
             self._schedule(admitted, num_tokens, work)
             budget -= num_tokens
-        items = [Work(sequence, num_tokens) for sequence, num_tokens in work.items()]
+        items = [Work.of(sequence, num_tokens) for sequence, num_tokens in work.items()]
         return sorted(items, key=lambda item: item.num_tokens > 1)  # single tokens first, as ``Step`` promises
 
     def to_step(self, work: abc.Sequence[Work]) -> Step:
         """Return what the replica must receive."""
-        token_ids = [token for item in work for token in item.sequence.token_ids[item.sequence.num_cached : item.end]]
-        sequences = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
+        token_ids = [token for item in work for token in item.token_ids]
+        sequences = [(w.sequence.slot, w.start, w.num_tokens, w.num_wanted) for w in work]
         return Step(
             token_ids=np.array(token_ids, np.int32),
             sequences=rows(sequences, 4),
@@ -219,10 +208,10 @@ class Scheduler:
     def _admit(self) -> Sequence | None:
         """Move the first waiting sequence into a slot, with the cached part of its prompt. None if it must wait."""
         queue = self._queue()
-        if not queue or len(self.running) >= self.max_rows:
+        if not queue or len(self.running) >= self.max_rows or not queue[0].num_missing:
             return None
         match = self._match(queue[0])
-        num_new = self.pages.num_needed(len(queue[0].token_ids)) - len(match.pages)
+        num_new = self.pages.num_needed(queue[0].num_tokens) - len(match.pages)
         if num_new + len(self.running) // ROWS_PER_RESERVED_PAGE > self.pages.num_free:
             if self.running:
                 return None  # a running row will end and free its pages
@@ -230,7 +219,7 @@ class Scheduler:
             # may have consisted of retained pages, which are free now.
             self._retain(())
             match = Match(())
-            if self.pages.num_needed(len(queue[0].token_ids)) > self.pages.num_free:
+            if self.pages.num_needed(queue[0].num_tokens) > self.pages.num_free:
                 self.unfit.append(queue.popleft())
                 return None
         sequence = queue.popleft()
@@ -278,6 +267,15 @@ class Scheduler:
             self._waiting = deque(in_order([*self._waiting, *self._arrived]))
             self._arrived = []
         return self._waiting
+
+    def _take_out(self, sequence: Sequence) -> None:
+        """Remove a sequence that was running when its latest step began; it may have been preempted since."""
+        if sequence.slot >= 0:
+            self._release(sequence)
+        elif sequence in self._returned:
+            self._returned.remove(sequence)
+        else:
+            self.unfit.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -27,6 +27,10 @@ class Sequence:
     """How many tokens after the prompt were given, not generated: those of a choice."""
     wanted_from: int | None = None
     """From this token on, all logits are wanted. None: only those of the last token, to choose the next one."""
+    max_length: int | None = None
+    """With this many tokens, prompt included, it ends at the latest. None: no token is chosen for it."""
+    pending: int | None = None
+    """If its next token has been chosen, but only the device knows it yet: the token's place in the latest choice."""
 
     @classmethod
     def of(cls, request: Request) -> "Sequence":
@@ -49,14 +53,25 @@ class Sequence:
         return self.token_ids[self.num_prompt :]
 
     @property
+    def num_tokens(self) -> int:
+        """The number of tokens so far, including one that is pending."""
+        return len(self.token_ids) + (self.pending is not None)
+
+    @property
+    def num_computed(self) -> int:
+        """How many of its own tokens are computed: the cache may also hold one that was computed after its end."""
+        return min(self.num_cached, len(self.token_ids))
+
+    @property
     def first_wanted(self) -> int:
         """The position of the first token whose logits are wanted."""
-        return len(self.token_ids) - 1 if self.wanted_from is None else self.wanted_from
+        return self.num_tokens - 1 if self.wanted_from is None else self.wanted_from
 
     @property
     def num_missing(self) -> int:
-        """The number of tokens that must be computed before the next one can be chosen."""
-        return len(self.token_ids) - self.num_cached
+        """The number of tokens to compute before the next one can be chosen; 0 if the last one is pending."""
+        is_last_pending = self.pending is not None and self.num_tokens == self.max_length
+        return 0 if is_last_pending else self.num_tokens - self.num_cached
 
 
 def in_order(waiting: Iterable[Sequence]) -> list[Sequence]:

@@ -29,7 +29,8 @@ class Step:
     kind: int = RUN
     """RUN, KEEP_ALIVE or CLOSE."""
     token_ids: Array = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[T], sequence after sequence. For CLOSE: the exit code."""
+    """[T], sequence after sequence; -1 - k for the k-th token of the latest choice, which the host does not know yet.
+    For CLOSE: the exit code."""
     sequences: Array = field(default_factory=lambda: _empty(4))
     """[N, 4]: slot, number of tokens before, number of tokens now, and how many of the last of these need logits."""
     new_pages: Array = field(default_factory=lambda: _empty(3))
@@ -38,6 +39,11 @@ class Step:
     """[., 1]: pages to clear before use: what a former holder left, perhaps NaN, would spoil the sums."""
     copies: Array = field(default_factory=lambda: _empty(3))
     """[., 3]: from page, to page, number of tokens."""
+
+    @property
+    def num_chosen(self) -> int:
+        """How many tokens of the latest choice the step may need: the first ones."""
+        return max(0, -int(self.token_ids.min(initial=0)))
 
     def pack(self) -> Array:
         """Return the step as one array."""

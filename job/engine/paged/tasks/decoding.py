@@ -8,17 +8,14 @@ from job.engine.failures import failed
 from job.engine.logits.constraint import Constraints, Matcher
 from job.engine.logits.endings import LENGTH, End, end_of, find_stops
 from job.engine.logits.history import TokenHistory
-from job.engine.logits.pipeline import TokenChoice, choose
+from job.engine.logits.pipeline import PendingChoice, TokenChoice, start_choice
 from job.engine.logits.sampling import SamplingBatch
 from job.engine.model.loading import LoadedModel
-from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
+from job.engine.paged.schedule.work import Work
 from job.engine.paged.tasks.logits_task import Outcome
 from job.records import Generation, Request
 from job.tasks import EndsText, Generate
-
-Read = tuple[list[Sequence], TokenChoice]
-"""The rows whose next token a step chooses, and what was chosen."""
 
 
 class Decoding:
@@ -35,43 +32,49 @@ class Decoding:
         self._constraints = Constraints()
         self._matchers: dict[Sequence, Matcher] = {}
         self._history = TokenHistory(num_slots)
+        self._wide: set[Sequence] = set()
+        """Rows for which a token was not exact, see ``SamplingBatch.wide``; they stay wide, or it would happen again
+        and again."""
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
-        return [Sequence.of(request)]
+        row = Sequence.of(request)
+        row.max_length = row.num_prompt + _task_of(row).params.max_new_tokens
+        return [row]
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
         matchers: dict[int, Matcher] = {}
-        for idx, row in enumerate(_wanted(work)):
-            task = _task_of(row)
+        for idx, item in enumerate(work):
+            row, task = item.sequence, _task_of(item.sequence)
             if task.grammar is not None:
                 if row not in self._matchers:
                     self._matchers[row] = self._constraints.begin(task.grammar, self._eos_of(task))
                 matchers[idx] = self._matchers[row]
         self._constraints.expect(matchers)
 
-    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Read | None:
+    def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> PendingChoice:
         """See ``LogitsTask``."""
-        rows = _wanted(work)
-        if not rows:
-            return None
+        rows = [item.sequence for item in work]
         batch = SamplingBatch(
             params=[_task_of(row).params for row in rows],
             keys=[row.request.key for row in rows],
             positions=[row.num_generated for row in rows],
+            wide=[idx for idx, row in enumerate(rows) if row in self._wide] if self._wide else (),
         )
-        return rows, choose(logits, batch, self._history.of(rows), self._constraints.masks())
+        return start_choice(logits, batch, self._history.of(rows), self._constraints.masks())
 
-    def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
+    def take(self, work: abc.Sequence[Work], result: TokenChoice) -> Outcome:
         """See ``LogitsTask``."""
-        if read is None:
-            return Outcome()
-        rows, choice = read
+        rows = [item.sequence for item in work]
+        non_finite = [row for row, is_finite in zip(rows, result.is_finite, strict=True) if not is_finite]
+        inexact = [row for row, is_exact in zip(rows, result.is_exact, strict=True) if not is_exact]
+        self._wide.update(inexact)
+        unusable = {*non_finite, *inexact}
         ends: dict[Sequence, End] = {}
         texts: dict[Sequence, tuple[EndsText, list[int]]] = {}
-        for row, token, logprob, is_finite in zip(rows, choice.tokens, choice.logprobs, choice.is_finite, strict=True):
-            if not is_finite:
+        for row, token, logprob in zip(rows, result.tokens, result.logprobs, strict=True):
+            if row in unusable:
                 continue
             end = self._append(row, token, logprob)
             if end is not None:
@@ -80,17 +83,22 @@ class Decoding:
                 texts[row] = (ends_text, row.completion_ids)
         ends |= find_stops(texts)
         for row in ends:
-            self._matchers.pop(row, None)
+            self._forget(row)
         return Outcome(
             ended=list(ends),
-            non_finite=[row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite],
+            non_finite=non_finite,
+            inexact=inexact,
             generations=[_generation(row, end) for row, end in ends.items()],
         )
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``."""
-        self._matchers.pop(sequence, None)
+        self._forget(sequence)
         return [failure]
+
+    def _forget(self, row: Sequence) -> None:
+        self._matchers.pop(row, None)
+        self._wide.discard(row)
 
     def _append(self, row: Sequence, token: int, logprob: float | None) -> End | None:
         """Append a token to a row, and the tokens that must follow it; return why the row ends, if it does."""
@@ -106,11 +114,6 @@ class Decoding:
 
     def _eos_of(self, task: Generate) -> frozenset[int]:
         return frozenset() if task.params.ignore_eos else self._eos_token_ids
-
-
-def _wanted(work: abc.Sequence[Work]) -> list[Sequence]:
-    """Return the sequences whose next token a step chooses."""
-    return [item.sequence for item in work if item.num_wanted]
 
 
 def _task_of(row: Sequence) -> Generate:

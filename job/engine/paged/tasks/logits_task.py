@@ -1,6 +1,7 @@
 """The interface of tasks. The engine schedules and runs steps; a task uses their logits and decides when rows end.
 
-One step may contain sequences of several kinds of tasks: ``LogitsTasks`` gives each kind its own rows.
+What a task computes from logits is started and collected separately, so that the host can do other work in between. One
+step may contain sequences of several kinds of tasks: ``LogitsTasks`` gives each kind its own rows.
 """
 
 from collections import abc
@@ -10,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
+from job.engine.paged.schedule.work import Work
 from job.engine.transfers import Upload
 from job.records import Generation, Request
 
@@ -24,42 +25,85 @@ class Outcome:
     """Sequences that need no further step."""
     non_finite: list[Sequence] = field(default_factory=list)
     """Sequences whose logits are not finite; the logits were not used."""
+    inexact: list[Sequence] = field(default_factory=list)
+    """Sequences whose token was not the right one and was not used: it must be chosen again, from the same logits."""
     generations: list[Generation] = field(default_factory=list)
     """Requests that are finished."""
+
+
+class Pending(Protocol):
+    """What a device may still be computing from logits."""
+
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """[B] int64, on the device: the next token of each sequence; None if no tokens are chosen."""
+
+    def result(self) -> Any:
+        """Wait for it, and return what ``LogitsTask.take`` needs."""
 
 
 class LogitsTask(Protocol):
     """One kind of task. Exists on the leader only. The constructor takes a ``LoadedModel`` and ``num_slots``.
 
-    Logits are used in two phases, so that a step that fails has changed nothing: ``read`` computes and may raise, for
-    example if memory runs out; ``take`` changes sequences, and a failure there is an error of a single row.
+    Logits are used in two phases, so that a step that fails has changed nothing: what ``start`` begins may raise until
+    its result is there, for example if memory runs out; ``take`` changes sequences, and a failure there is an error of
+    a single row. In all of these, each item of ``work`` wants logits.
     """
 
     def begin(self, request: Request) -> list[Sequence]:
         """Return the sequences that a request needs."""
 
     def expect(self, work: abc.Sequence[Work]) -> None:
-        """Prepare for a step before it runs: what else its logits need can be computed meanwhile."""
+        """Prepare for a step's logits while the model computes them: what else is needed can be computed meanwhile."""
 
-    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Any:
-        """Return what ``take`` needs from a step's logits [W, V]: those of the wanted tokens, sequence after sequence.
+    def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Pending:
+        """Start to compute what ``take`` needs from logits [W, V]: those of the wanted tokens, sequence after sequence.
 
-        Changes no sequence.
+        Does not wait for the device, and changes no sequence.
         """
 
-    def take(self, work: abc.Sequence[Work], read: Any) -> Outcome:
-        """Advance the sequences by what was read. Does not raise."""
+    def take(self, work: abc.Sequence[Work], result: Any) -> Outcome:
+        """Advance the sequences by the result of what was started for the same work. Does not raise."""
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """Drop a sequence that cannot be computed, and return its request's ``failure`` once that is finished."""
 
 
-Part = tuple[LogitsTask, abc.Sequence[Work], Any]
-"""A task, its share of a step's work, and what it read from the logits."""
+Part = tuple[LogitsTask, abc.Sequence[Work], Pending]
+"""A task, its share of a step's work, and what it has started."""
+
+
+class Choice:
+    """What all tasks compute from the logits of a step, which the device may still be computing."""
+
+    def __init__(self, parts: abc.Sequence[Part]) -> None:
+        """Put the parts of the tasks together."""
+        self._parts = parts
+        self.work = [item for _, work, _ in parts for item in work]
+        choosing = [(work, pending.tokens) for _, work, pending in parts if pending.tokens is not None]
+        self.sequences = [item.sequence for work, _ in choosing for item in work]
+        """The sequences whose next tokens are chosen."""
+        tokens = [tokens for _, tokens in choosing]
+        self.tokens = torch.cat(tokens) if len(tokens) > 1 else next(iter(tokens), None)
+        """[len(self.sequences)] int64, on the device: these tokens. None if there are none."""
+
+    def results(self) -> list[Any]:
+        """Wait for the result of each part."""
+        return [pending.result() for *_, pending in self._parts]
+
+    def take(self, results: abc.Sequence[Any]) -> Outcome:
+        """Advance all sequences by the results. Does not raise."""
+        outcomes = [task.take(work, result) for (task, work, _), result in zip(self._parts, results, strict=True)]
+        return Outcome(
+            ended=[sequence for outcome in outcomes for sequence in outcome.ended],
+            non_finite=[sequence for outcome in outcomes for sequence in outcome.non_finite],
+            inexact=[sequence for outcome in outcomes for sequence in outcome.inexact],
+            generations=[generation for outcome in outcomes for generation in outcome.generations],
+        )
 
 
 class LogitsTasks:
-    """All kinds of tasks of an engine. Implements ``LogitsTask``."""
+    """All kinds of tasks of an engine."""
 
     def __init__(self, kinds: abc.Mapping[type, LogitsTask]) -> None:
         """Serve requests whose ``task`` is of one of these classes."""
@@ -76,42 +120,38 @@ class LogitsTasks:
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
+        work_of, _ = _divide(work)
         for kind, task in self._kinds.items():  # also those without work: what they expected before no longer holds
-            task.expect([item for item in work if type(item.sequence.request.task) is kind])
+            task.expect(work_of.get(kind, ()))
 
-    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Part]:
-        """See ``LogitsTask``. All kinds read before any takes: if one raises, none has changed a sequence."""
-        work_of, rows_of = self._divide(work)
-        if len(work_of) == 1:
-            (kind,) = work_of
-            return [(self._kinds[kind], work, self._kinds[kind].read(work, logits))]
+    def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Choice:
+        """See ``LogitsTask``. Logits that are no longer needed are dropped."""
+        work_of, rows_of = _divide(work)
+        if not work_of:
+            return Choice([])
+        num_rows = sum(item.num_wanted for item in work)
         parts: list[Part] = []
-        indices = Upload(logits.device)(*(np.array(rows_of[kind], np.int64) for kind in work_of))
-        for (kind, items), rows in zip(work_of.items(), indices, strict=True):
-            parts.append((self._kinds[kind], items, self._kinds[kind].read(items, logits.index_select(0, rows))))
-        return parts
-
-    def take(self, work: abc.Sequence[Work], read: abc.Sequence[Part]) -> Outcome:
-        """See ``LogitsTask``."""
-        outcomes = [task.take(items, part) for task, items, part in read]
-        return Outcome(
-            ended=[sequence for outcome in outcomes for sequence in outcome.ended],
-            non_finite=[sequence for outcome in outcomes for sequence in outcome.non_finite],
-            generations=[generation for outcome in outcomes for generation in outcome.generations],
-        )
+        is_all = [len(rows) for rows in rows_of.values()] == [num_rows]
+        indices = () if is_all else Upload(logits.device)(*(np.array(rows, np.int64) for rows in rows_of.values()))
+        own = [logits] if is_all else [logits.index_select(0, index) for index in indices]
+        for (kind, items), some in zip(work_of.items(), own, strict=True):
+            parts.append((self._kinds[kind], items, self._kinds[kind].start(items, some)))
+        return Choice(parts)
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``."""
         return self._kinds[type(sequence.request.task)].fail(sequence, failure)
 
-    def _divide(self, work: abc.Sequence[Work]) -> tuple[dict[type, list[Work]], dict[type, list[int]]]:
-        """Return the work of each kind, and which rows of the step's logits belong to it."""
-        work_of: dict[type, list[Work]] = {}
-        rows_of: dict[type, list[int]] = {}
-        num_rows = 0
-        for item in work:
+
+def _divide(work: abc.Sequence[Work]) -> tuple[dict[type, list[Work]], dict[type, list[int]]]:
+    """Return the work of each kind whose logits are needed, and which rows of the step's logits these are."""
+    work_of: dict[type, list[Work]] = {}
+    rows_of: dict[type, list[int]] = {}
+    num_rows = 0
+    for item in work:
+        if item.is_needed:
             kind = type(item.sequence.request.task)
             work_of.setdefault(kind, []).append(item)
             rows_of.setdefault(kind, []).extend(range(num_rows, num_rows + item.num_wanted))
-            num_rows += item.num_wanted
-        return work_of, rows_of
+        num_rows += item.num_wanted
+    return work_of, rows_of

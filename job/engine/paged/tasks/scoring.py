@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from job.engine.logits.trie import Branch, ChoiceTrie, Floats, edge_logprobs, trie_of
+from job.engine.logits.trie import Branch, ChoiceTrie, Floats, PendingScores, start_scores, trie_of
 from job.engine.model.loading import LoadedModel
-from job.engine.paged.schedule.scheduler import Work
 from job.engine.paged.schedule.sequences import Sequence
+from job.engine.paged.schedule.work import Work
 from job.engine.paged.tasks.logits_task import Outcome
 from job.records import Generation, Request, SampleKey
 from job.tasks import Score
@@ -26,11 +26,6 @@ class Scored:
     edge_logprobs: Floats
     num_branches_left: int
     failure: Generation | None = None
-
-
-Read = tuple[list[tuple[Sequence, int, Floats]], list[Sequence]]
-"""For each wanted node: its sequence, its number, and the log probabilities of its edges. Then all sequences whose
-logits are not finite."""
 
 
 class Scoring:
@@ -61,22 +56,16 @@ class Scoring:
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
 
-    def read(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Read | None:
+    def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> PendingScores:
         """See ``LogitsTask``."""
-        wanted = [(item.sequence, node) for item in work for node in self._nodes(item)]
-        if not wanted:
-            return None
-        nodes = [(self._scored[row.request.key].trie, node) for row, node in wanted]
-        logprobs, is_finite = edge_logprobs(logits, nodes)
-        scores = [(row, node, values) for (row, node), values in zip(wanted, logprobs, strict=True)]
-        return scores, list({row: None for (row, _), finite in zip(wanted, is_finite, strict=True) if not finite})
+        return start_scores(logits, [(self._scored[row.request.key].trie, node) for row, node in self._wanted(work)])
 
-    def take(self, work: abc.Sequence[Work], read: Read | None) -> Outcome:
+    def take(self, work: abc.Sequence[Work], result: tuple[list[Floats], list[bool]]) -> Outcome:
         """See ``LogitsTask``."""
-        if read is None:
-            return Outcome()
-        scores, non_finite = read
-        for row, node, values in scores:
+        logprobs, is_finite = result
+        wanted = self._wanted(work)
+        non_finite = list({row: None for (row, _), finite in zip(wanted, is_finite, strict=True) if not finite})
+        for (row, node), values in zip(wanted, logprobs, strict=True):
             if row not in non_finite:
                 scored = self._scored[row.request.key]
                 scored.edge_logprobs[scored.trie.edges(node)] = values
@@ -88,6 +77,10 @@ class Scoring:
         """See ``LogitsTask``. The request is finished when its other branches are."""
         self._scored[sequence.request.key].failure = failure
         return self._leave(sequence)
+
+    def _wanted(self, work: abc.Sequence[Work]) -> list[tuple[Sequence, int]]:
+        """Return the nodes whose logits a step gives, each with its sequence."""
+        return [(item.sequence, node) for item in work for node in self._nodes(item)]
 
     def _nodes(self, item: Work) -> tuple[int, ...]:
         """Return the nodes of a sequence whose logits a step gives."""
