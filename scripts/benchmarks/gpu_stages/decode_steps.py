@@ -1,14 +1,11 @@
 """The ms of a decode step of the job's engine, with and without what makes it fast."""
 
 import gc
-from dataclasses import fields
 from typing import Any
 
 import torch
 from _model_shapes import SHAPES
 from step_model import StepModel
-
-from job.config import EngineConfig
 
 from . import engines, figures
 from .device import ON_CUDA
@@ -28,9 +25,7 @@ def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[s
     model = make_model(shape)
     prompts = make_prompts(rows, context, SHAPES[shape].vocab)
     mean = sum(map(len, prompts)) / rows + num_steps / 2
-    for name, variant in VARIANTS.items():
-        if not set(variant) <= {field.name for field in fields(EngineConfig)}:
-            continue
+    for name, variant in engines.known(VARIANTS).items():
         engine, notes = engines.build(model, {"max_batch_rows": rows, **(options or {}), **variant})
         engines.submit(engine, prompts, 2 * num_steps + 64)
         engines.reach_decoding(engine, rows)

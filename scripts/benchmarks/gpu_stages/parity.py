@@ -14,9 +14,6 @@ from . import engines
 from .device import DEVICE, ON_CUDA
 from .figures import save
 
-LENGTHS = (1, 5, 17, 40, 60, 60, 300)
-NUM_NEW = 12
-
 
 def main(*, architectures: list[str], lengths: list[int], num_new: int, variants: dict[str, dict[str, Any]]) -> None:
     """Compare every architecture in every variant of the engine.
@@ -32,7 +29,7 @@ def main(*, architectures: list[str], lengths: list[int], num_new: int, variants
         with tempfile.TemporaryDirectory() as directory:
             make_model(Path(directory), name)
             expected = [_greedy(_load(directory, name), prompt, num_new) for prompt in prompts]
-            for variant, options in variants.items():
+            for variant, options in engines.known(variants).items():
                 engine, notes = engines.build(_load(directory, name), options)
                 engines.submit(engine, prompts, num_new)
                 _, tokens = engines.finish(engine)

@@ -68,13 +68,21 @@ STAGES = (
             "architectures": ["llama", "qwen2", "qwen3", "gemma2", "mistral", "gpt_neox", "opt"],
             "lengths": [1, 5, 17, 40, 60, 60, 300],
             "num_new": 12,
-            "variants": {"all rows": {}, "chunks": {"max_batch_rows": 4, "max_batch_tokens": 64}},
+            "variants": {
+                "all rows": {},
+                "chunks": {"max_batch_rows": 4, "max_batch_tokens": 64},
+                "without overlap": {"overlap": False},
+            },
         },
         rehearsal={
             "architectures": ["llama", "gemma2"],
             "lengths": [1, 5, 20],
             "num_new": 4,
-            "variants": {"chunks": {"max_batch_rows": 2, "max_batch_tokens": 8}},
+            "variants": {
+                "chunks": {"max_batch_rows": 2, "max_batch_tokens": 8},
+                "kernels interpreted": {"attention_backend": "triton", "max_batch_tokens": 16},
+                "overlapped": {"overlap": True},
+            },
         },
     ),
     Stage(
