@@ -28,7 +28,8 @@ def main(*, architectures: list[str], lengths: list[int], num_new: int, variants
     for name in architectures:
         with tempfile.TemporaryDirectory() as directory:
             make_model(Path(directory), name)
-            expected = [_greedy(_load(directory, name), prompt, num_new) for prompt in prompts]
+            model = _load(directory, name)
+            expected = [_greedy(model, prompt, num_new) for prompt in prompts]
             for variant, options in engines.known(variants).items():
                 engine, notes = engines.build(_load(directory, name), options)
                 engines.submit(engine, prompts, num_new)
