@@ -98,12 +98,24 @@ class StepModel:
     pairs: float
     """Pairs of a query and a key that it sees."""
     is_fused: bool = True
+    kv_itemsize: int = HALF
+    """Bytes of a number in the KV cache."""
 
     @classmethod
-    def decode(cls, shape: ModelShape, rows: int, context: float, *, is_fused: bool = True) -> "StepModel":
+    def decode(
+        cls, shape: ModelShape, rows: int, context: float, *, is_fused: bool = True, kv_itemsize: int = HALF
+    ) -> "StepModel":
         """One token for each of ``rows`` rows that have ``context`` tokens on average."""
         keys = rows * context
-        return cls(shape=shape, tokens=rows, wanted=rows, keys_read=keys, pairs=keys, is_fused=is_fused)
+        return cls(
+            shape=shape,
+            tokens=rows,
+            wanted=rows,
+            keys_read=keys,
+            pairs=keys,
+            is_fused=is_fused,
+            kv_itemsize=kv_itemsize,
+        )
 
     @classmethod
     def prompts(cls, shape: ModelShape, tokens: int, length: float, *, is_fused: bool = True) -> "StepModel":
@@ -148,7 +160,7 @@ class StepModel:
             ),
             Part(
                 name="attention",
-                num_bytes=self.keys_read * shape.kv_bytes(),
+                num_bytes=self.keys_read * shape.kv_bytes(self.kv_itemsize),
                 operations=4 * self.pairs * shape.heads * shape.head_size * shape.layers,
                 launches=shape.layers * (2 if self.keys_read > 1024 * self.tokens else 1),  # a second one joins splits
                 byte_share=ATTENTION_SHARE,

@@ -14,10 +14,11 @@ from .models import make_model, make_prompts
 VARIANTS: dict[str, dict[str, Any]] = {
     "not fused": {"fused": False},  # first: what is fused stays so
     "all": {},
+    "KV cache in fp8": {"kv_cache_dtype": "fp8"},
     "without overlap": {"overlap": False},
     "launched kernel by kernel": {"cuda_graphs": False},
 }
-"""Fields of ``EngineConfig`` that differ from the default."""
+"""Options of ``engines.build`` that differ from the default."""
 
 
 def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[str, Any] | None = None) -> None:
@@ -30,7 +31,9 @@ def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[s
         engines.submit(engine, prompts, 2 * num_steps + 64)
         engines.reach_decoding(engine, rows)
         ms = engines.step_ms(engine, num_steps)
-        step, card = StepModel.decode(SHAPES[shape], rows, mean, is_fused=variant.get("fused", True)), figures.card()
+        kv_itemsize = 1 if variant.get("kv_cache_dtype") == "fp8" else 2
+        is_fused, card = variant.get("fused", True), figures.card()
+        step = StepModel.decode(SHAPES[shape], rows, mean, is_fused=is_fused, kv_itemsize=kv_itemsize)
         expected = {"ms": step.expected(card, is_recorded=variant.get("cuda_graphs", True)) * 1e3}
         figures.save(
             f"{shape}, {rows} x {round(mean)}, {name}",

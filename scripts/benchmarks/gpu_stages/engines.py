@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from job.config import EngineConfig
+from job.engine.model.kv_size import stored_dtype
 from job.engine.model.loading import LoadedModel
 from job.engine.paged.attention import interface
 from job.engine.protocol import Engine
@@ -17,12 +20,14 @@ from job.tasks import Generate, SamplingParams
 
 from .device import wait
 
+CACHE_DTYPE = "kv_cache_dtype"
+
 
 def build(module: Any, options: Mapping[str, Any]) -> tuple[Engine, list[str]]:
     """Build the engine as ``job run`` does.
 
     Args:
-        options: fields of ``EngineConfig``.
+        options: fields of ``EngineConfig``, and ``kv_cache_dtype`` of ``ModelConfig``.
 
     Returns:
         The engine, and what the user would be told: which kernels or recordings are not used, and why.
@@ -30,16 +35,24 @@ def build(module: Any, options: Mapping[str, Any]) -> tuple[Engine, list[str]]:
     notes: list[str] = []
     if module.config._attn_implementation == interface.NAME:  # an earlier engine's: it holds no more
         module.set_attn_implementation("sdpa")
-    loaded = LoadedModel(module=module, eos_token_ids=(), pad_token_id=0, dtype=module.dtype)
+    of_engine = {name: value for name, value in options.items() if name != CACHE_DTYPE}
+    cache_dtype = stored_dtype(options.get(CACHE_DTYPE, "auto"), str(module.dtype).removeprefix("torch."))
+    loaded = LoadedModel(
+        module=module,
+        eos_token_ids=(),
+        pad_token_id=0,
+        dtype=module.dtype,
+        cache_dtype=getattr(torch, cache_dtype),
+    )
     replica = Replica(read_process_info({}, 1))
-    config = EngineConfig(**options)
+    config = EngineConfig(**of_engine)
     engine = ENGINES["paged"].build(loaded, config, replica, should_stop=lambda: False, note=notes.append)
     return engine, notes
 
 
 def known(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the variants whose options this version of the job has."""
-    names = {field.name for field in fields(EngineConfig)}
+    names = {CACHE_DTYPE, *(field.name for field in fields(EngineConfig))}
     return {name: options for name, options in variants.items() if set(options) <= names}
 
 
