@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from job.config import EngineConfig
 from job.engine.logits.reductions import in_two_rounds
+from job.engine.paged.attention.interface import NAME, attending
 from job.engine.paged.cuda import fused_launches as launches
 from job.engine.paged.cuda.fused import fuse
 from job.engine.paged.cuda.fused_modules import MergedLinear, Siblings
@@ -116,6 +118,56 @@ def test_the_engine_gives_the_same_tokens(tiny_model: Callable[..., Path], name:
     engine = PagedEngine(model, shapes, EngineConfig(kv_cache_memory=2**24, max_batch_rows=4), replica)
     generations = complete(engine, prompts, generate(max_new_tokens=4))
     assert tokens(generations) == expected_tokens(tiny_model(name), prompts, 4)
+
+
+class LaunchCount(TorchDispatchMode):
+    """Counts the kernels that operations launch on a device: all but views and allocations, and attention."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(part.alias_info is not None and not part.alias_info.is_write for part in func._schema.returns)
+        self.total += not is_view and func.overloadpacket._qualified_op_name not in FREE
+        return func(*args, **(kwargs or {}))
+
+
+FREE = {
+    "aten::_unsafe_view",
+    *(f"aten::{name}" for name in ["empty", "empty_like", "empty_strided", "new_empty", "detach"]),
+}
+
+
+def launches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many kernels a step of a model launches, without attention and the storing of keys and values."""
+    ids = torch.arange(3, 93, 10, device=DEVICE)[None]
+    # In inference mode, casts and products would be counted before they are taken apart.
+    with monkeypatch.context() as patch, torch.no_grad(), LaunchCount() as count:
+
+        def launch(self: Any) -> None:
+            count.total += 1
+
+        patch.setattr(launches.Launch, "run", launch)
+        with attending(lambda layer_idx, query, key, value, args: query):
+            model(input_ids=ids, position_ids=torch.arange(9, device=DEVICE)[None], use_cache=False)
+    return count.total
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("llama", 37, 9), ("qwen3", 53, 11), ("gemma2", 61, 12), ("phi3", 37, 10)]
+)
+def test_a_layer_launches_far_fewer_kernels(
+    name: str, before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside attention: the difference between models of two layers and of one."""
+    models = [make(name, torch.float16, num_hidden_layers=num_layers) for num_layers in (1, 2)]
+    for model in models:
+        model.set_attn_implementation(NAME)
+    one, two = (launches_of(model, monkeypatch) for model in models)
+    found = [two - one]
+    for model in models:
+        fuse(model)
+    one, two = (launches_of(model, monkeypatch) for model in models)
+    assert [*found, two - one] == [before, after]
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

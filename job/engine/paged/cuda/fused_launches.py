@@ -133,7 +133,9 @@ def rotate_launch(
         "REST_PADDED": padded(max(1, size - 2 * half), 1),
         "HEADS": heads_each,
     }
-    return Launch(rotate_kernel, (num_tokens, -(-(num_queries + num_keys) // heads_each)), arguments, {"num_warps": 2})
+    grid = (num_tokens, -(-(num_queries + num_keys) // heads_each))
+    # With 1,024 angles on two warps, the compiler has to spill registers.
+    return Launch(rotate_kernel, grid, arguments, {"num_warps": 2 if padded(half, 1) <= 64 else 4})
 
 
 def gate(both: torch.Tensor, activation: str) -> torch.Tensor:
