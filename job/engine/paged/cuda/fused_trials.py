@@ -65,7 +65,7 @@ def scaling_of(norm: Any) -> Scaling | None:
         faster = Norm(norm, scaling)
         if _difference(own(norm, exact).float(), faster(exact).float()) <= 1e-5:
             found.append((_difference(own(norm, rounded), faster(rounded)), idx))
-    best, idx = min(found)
+    best, idx = min(found, default=(torch.inf, 0))
     return SCALINGS[idx] if best <= max(1e-5, 4 * torch.finfo(weight.dtype).eps) else None
 
 
