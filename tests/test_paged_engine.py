@@ -121,6 +121,7 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
     jobs[UNSUPPORTED] = {"model": UNSUPPORTED, "engine": "chosen"}
     for draw, params in DRAWS.items():
         jobs[draw] = {"model": "llama", "params": {**greedy_params, **params}, **forced}
+    jobs["overlap"] = {"model": "llama", **forced, "config": {**forced["config"], "overlap": True}}
     config = {"max_batch_tokens": 8192, "max_batch_rows": 16}
     jobs["long step"] = {"model": "llama", "prompts": long_prompts(), "params": {"max_new_tokens": 3}, "config": config}
     for breaks in BREAKS:
@@ -156,6 +157,12 @@ def test_recorded_steps_on_two_ranks(tiny_model: Callable[..., Path], on_two_ran
     for name in ("recorded", "unasked"):
         assert [ids for _, ids, _, _ in on_two_ranks[name]["generations"]] == expected
         assert (on_two_ranks[name]["num_replayed"] > 0) == (name == "recorded")
+
+
+def test_overlap_on_two_ranks(tiny_model: Callable[..., Path], on_two_ranks: dict[str, Any]) -> None:
+    """The follower gets the tokens that a step takes from the latest choice."""
+    expected = expected_tokens(tiny_model("llama"), make_prompts(), MAX_NEW_TOKENS)
+    assert [ids for _, ids, _, _ in on_two_ranks["overlap"]["generations"]] == expected
 
 
 def test_a_step_of_more_tokens_than_a_message_holds_reaches_both_ranks(
