@@ -30,7 +30,7 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{stage.name:28} {stage.limit_secs:4} s  {stage.finds}" for stage in STAGES))
         return 0
-    stages, out = args.stages, args.out
+    stages, out = args.stages, args.out.resolve()  # a stage may change its directory
     out.mkdir(parents=True, exist_ok=True)
     for name in ("figures.jsonl", "log.txt", "summary.md"):
         (out / name).unlink(missing_ok=True)
