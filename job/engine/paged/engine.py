@@ -176,8 +176,8 @@ class PagedEngine:
         if not self._overlaps:
             self._tasks.expect(work)
         step = self.scheduler.to_step(work)
-        for item in work:
-            item.sequence.num_cached = item.end
+        for sequence, start, num_tokens, _ in work:
+            sequence.num_cached = start + num_tokens
         self._replica.broadcast_ints(step.pack())
         return self._execute(step, None if self._choice is None else self._choice.tokens)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from job.engine.paged.schedule.pages import Match, Pages
-from job.engine.paged.schedule.sequences import Sequence, in_order
+from job.engine.paged.schedule.sequences import Sequence, decoding_first, in_order
 from job.engine.paged.schedule.step import Step, rows
-from job.engine.paged.schedule.work import Work
+from job.engine.paged.schedule.work import Work, token_ids_of
 
 ROWS_PER_RESERVED_PAGE = 8
 """One page is kept free for this many running rows: if a row is admitted into the last pages and soon preempted, its
@@ -132,19 +132,17 @@ class Scheduler:
     def next_work(self) -> list[Work]:
         """Decide the next step; empty if nothing can be computed. ``to_step`` turns it into what the replica gets."""
         self._begin()
-        work: dict[Sequence, int] = {}
+        work: dict[Sequence, Work] = {}
         budget = self.max_tokens
-        # Decoding rows come first: a chunk of a prompt may take the whole budget, and they would have to wait. The list
-        # is a copy, since preemption takes rows out of ``running`` meanwhile.
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_missing > 1):
+        for sequence, num_missing in decoding_first(self.running):
             if sequence.slot < 0:
                 continue  # preempted earlier in this loop
-            num_tokens = min(sequence.num_missing, budget)
+            num_tokens = num_missing if num_missing < budget else budget
             while num_tokens and not self._grow(sequence, num_tokens):
                 # The row that was admitted last has the least to lose. It may have been scheduled above: then its
                 # tokens are not computed, and the pages that it was given are released within the same step.
                 victim = self.running[-1]
-                budget += work.pop(victim, 0)
+                budget += work.pop(victim).num_tokens if victim in work else 0
                 self._preempt(victim)
                 num_tokens = 0 if victim is sequence else num_tokens
             if num_tokens:
@@ -155,33 +153,36 @@ class Scheduler:
             self._grow(admitted, num_tokens)  # cannot fail: _admit has counted pages for the whole sequence
             self._schedule(admitted, num_tokens, work)
             budget -= num_tokens
-        items = [Work.of(sequence, num_tokens) for sequence, num_tokens in work.items()]
-        return sorted(items, key=lambda item: item.num_tokens > 1)  # single tokens first, as ``Step`` promises
+        single = [item for item in work.values() if item.num_tokens == 1]  # these come first, as ``Step`` promises
+        return single if len(single) == len(work) else single + [w for w in work.values() if w.num_tokens > 1]
 
     def to_step(self, work: abc.Sequence[Work]) -> Step:
         """Return what the replica must receive."""
-        token_ids = [token for item in work for token in item.token_ids]
-        sequences = [(w.sequence.slot, w.start, w.num_tokens, w.num_wanted) for w in work]
+        slots = [item.sequence.slot for item in work]
+        columns = [slots, *([item[idx] for item in work] for idx in (1, 2, 3))]  # NumPy is slow to read many tuples
         return Step(
-            token_ids=np.array(token_ids, np.int32),
-            sequences=rows(sequences, 4),
+            token_ids=np.array(token_ids_of(work), np.int32),
+            sequences=np.array(columns, np.int32).T,
             new_pages=rows(self._new_pages, 3),
             pages_to_clear=np.array(self._pages_to_clear, np.int32).reshape(-1, 1),
             copies=rows(self._copies, 3),
         )
 
-    def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, int]) -> None:
-        work[sequence] = num_tokens
+    def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, Work]) -> None:
+        work[sequence] = Work.of(sequence, num_tokens)
         # Pages are described before they are computed: rows that are admitted in the same step find them, but read them
         # only after all rows of the step have written. Only prompts are described: completions are never shared.
-        if self.may_share(sequence) and sequence.num_cached < sequence.num_prompt:
+        if sequence.num_cached < sequence.num_prompt and self.may_share(sequence):
             end = min(sequence.num_cached + num_tokens, sequence.num_prompt)
             first_idx = sequence.num_cached // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[:end], first_idx)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence the pages for its next tokens. If too few are free, take none and return False."""
-        num_lacking = self.pages.num_needed(sequence.num_cached + num_tokens) - len(sequence.pages)
+        num_tokens += sequence.num_cached
+        if num_tokens <= len(sequence.pages) * self.pages.page_tokens:
+            return True  # the usual case: a row needs a new page only once in ``page_tokens`` steps
+        num_lacking = self.pages.num_needed(num_tokens) - len(sequence.pages)
         if num_lacking > self.pages.num_free:
             self._retain(())  # give up pages that might have been shared before a row loses its work
         if num_lacking > self.pages.num_free:

@@ -31,16 +31,16 @@ class Sequence:
     """With this many tokens, prompt included, it ends at the latest. None: no token is chosen for it."""
     pending: int | None = None
     """If its next token has been chosen, but only the device knows it yet: the token's place in the latest choice."""
+    num_prompt: int = field(init=False)
+    """The number of tokens in the prompt, including those that were given after it."""
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt_ids) + self.num_forced
 
     @classmethod
     def of(cls, request: Request) -> "Sequence":
         """Return the sequence of a request that needs only one."""
         return cls(request, list(request.prompt_ids))
-
-    @property
-    def num_prompt(self) -> int:
-        """The number of tokens in the prompt, including those that were given after it."""
-        return len(self.request.prompt_ids) + self.num_forced
 
     @property
     def num_generated(self) -> int:
@@ -70,8 +70,12 @@ class Sequence:
     @property
     def num_missing(self) -> int:
         """The number of tokens to compute before the next one can be chosen; 0 if the last one is pending."""
-        is_last_pending = self.pending is not None and self.num_tokens == self.max_length
-        return 0 if is_last_pending else self.num_tokens - self.num_cached
+        num_tokens = len(self.token_ids)  # not ``num_tokens``: this is called for every row of every step
+        if self.pending is not None:
+            num_tokens += 1
+            if num_tokens == self.max_length:
+                return 0
+        return num_tokens - self.num_cached
 
 
 def in_order(waiting: Iterable[Sequence]) -> list[Sequence]:
@@ -91,6 +95,17 @@ def in_order(waiting: Iterable[Sequence]) -> list[Sequence]:
         family.sort(key=lambda sequence: (-sequence.num_prompt, sequence.request.key))
     families.sort(key=lambda family: (-family[0].num_prompt, family[0].request.key))
     return [sequence for family in families for sequence in family]
+
+
+def decoding_first(running: abc.Sequence[Sequence]) -> list[tuple[Sequence, int]]:
+    """Return rows in the order in which a step serves them, each with its ``num_missing``.
+
+    Decoding rows come first: a chunk of a prompt may take the whole budget, and they would have to wait. The list is
+    never ``running`` itself: a preemption takes rows out of that while the list is read.
+    """
+    rows = [(sequence, sequence.num_missing) for sequence in running]
+    decoding = [row for row in rows if row[1] <= 1]
+    return rows if len(decoding) == len(rows) else decoding + [row for row in rows if row[1] > 1]
 
 
 def _are_family(left: abc.Sequence[int], right: abc.Sequence[int]) -> bool:

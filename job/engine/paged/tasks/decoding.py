@@ -30,7 +30,8 @@ class Decoding:
         """
         self._eos_token_ids = frozenset(model.eos_token_ids)
         self._constraints = Constraints()
-        self._matchers: dict[Sequence, Matcher] = {}
+        self._matchers: dict[Sequence, Matcher | None] = {}
+        """Of all rows that have a grammar; None until it is first needed."""
         self._history = TokenHistory(num_slots)
         self._wide: set[Sequence] = set()
         """Rows for which a token was not exact, see ``SamplingBatch.wide``; they stay wide, or it would happen again
@@ -40,18 +41,14 @@ class Decoding:
         """See ``LogitsTask``."""
         row = Sequence.of(request)
         row.max_length = row.num_prompt + _task_of(row).params.max_new_tokens
+        if _task_of(row).grammar is not None:
+            self._matchers[row] = None
         return [row]
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
-        matchers: dict[int, Matcher] = {}
-        for idx, item in enumerate(work):
-            row, task = item.sequence, _task_of(item.sequence)
-            if task.grammar is not None:
-                if row not in self._matchers:
-                    self._matchers[row] = self._constraints.begin(task.grammar, self._eos_of(task))
-                matchers[idx] = self._matchers[row]
-        self._constraints.expect(matchers)
+        rows = enumerate(item.sequence for item in work) if self._matchers else ()
+        self._constraints.expect({idx: self._matcher(row) for idx, row in rows if row in self._matchers})
 
     def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> PendingChoice:
         """See ``LogitsTask``."""
@@ -74,7 +71,7 @@ class Decoding:
         ends: dict[Sequence, End] = {}
         texts: dict[Sequence, tuple[EndsText, list[int]]] = {}
         for row, token, logprob in zip(rows, result.tokens, result.logprobs, strict=True):
-            if row in unusable:
+            if unusable and row in unusable:
                 continue
             end = self._append(row, token, logprob)
             if end is not None:
@@ -96,16 +93,27 @@ class Decoding:
         self._forget(sequence)
         return [failure]
 
+    def _matcher(self, row: Sequence) -> Matcher:
+        """Return the matcher of a row that has a grammar."""
+        matcher, task = self._matchers[row], _task_of(row)
+        if matcher is None:
+            assert task.grammar is not None
+            matcher = self._matchers[row] = self._constraints.begin(task.grammar, self._eos_of(task))
+        return matcher
+
     def _forget(self, row: Sequence) -> None:
         self._matchers.pop(row, None)
         self._wide.discard(row)
 
     def _append(self, row: Sequence, token: int, logprob: float | None) -> End | None:
         """Append a token to a row, and the tokens that must follow it; return why the row ends, if it does."""
-        task, matcher = _task_of(row), self._matchers.get(row)
         row.token_ids.append(token)
         if logprob is not None:
             row.logprobs.append(logprob)
+        matcher = self._matchers.get(row) if self._matchers else None
+        if matcher is None and token not in self._eos_token_ids and len(row.token_ids) != row.max_length:
+            return None  # the usual case
+        task = _task_of(row)
         if matcher is not None:
             matcher.accept(token)
             if not task.params.logprobs:  # a log probability needs a step that computes its token

@@ -6,6 +6,7 @@ step may contain sequences of several kinds of tasks: ``LogitsTasks`` gives each
 
 from collections import abc
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,22 +121,16 @@ class LogitsTasks:
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
-        work_of, _ = _divide(work)
+        work_of = _divide(work)
         for kind, task in self._kinds.items():  # also those without work: what they expected before no longer holds
             task.expect(work_of.get(kind, ()))
 
     def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Choice:
         """See ``LogitsTask``. Logits that are no longer needed are dropped."""
-        work_of, rows_of = _divide(work)
-        if not work_of:
-            return Choice([])
-        num_rows = sum(item.num_wanted for item in work)
+        work_of = _divide(work)
         parts: list[Part] = []
-        is_all = [len(rows) for rows in rows_of.values()] == [num_rows]
-        indices = () if is_all else Upload(logits.device)(*(np.array(rows, np.int64) for rows in rows_of.values()))
-        own = [logits] if is_all else [logits.index_select(0, index) for index in indices]
-        for (kind, items), some in zip(work_of.items(), own, strict=True):
-            parts.append((self._kinds[kind], items, self._kinds[kind].start(items, some)))
+        for (kind, items), own in zip(work_of.items(), _logits_of(work_of, work, logits), strict=True):
+            parts.append((self._kinds[kind], items, self._kinds[kind].start(items, own)))
         return Choice(parts)
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
@@ -143,15 +138,29 @@ class LogitsTasks:
         return self._kinds[type(sequence.request.task)].fail(sequence, failure)
 
 
-def _divide(work: abc.Sequence[Work]) -> tuple[dict[type, list[Work]], dict[type, list[int]]]:
-    """Return the work of each kind whose logits are needed, and which rows of the step's logits these are."""
+def _divide(work: abc.Sequence[Work]) -> dict[type, list[Work]]:
+    """Return the work of each kind whose logits are needed."""
     work_of: dict[type, list[Work]] = {}
-    rows_of: dict[type, list[int]] = {}
-    num_rows = 0
     for item in work:
         if item.is_needed:
             kind = type(item.sequence.request.task)
-            work_of.setdefault(kind, []).append(item)
-            rows_of.setdefault(kind, []).extend(range(num_rows, num_rows + item.num_wanted))
-        num_rows += item.num_wanted
-    return work_of, rows_of
+            if kind in work_of:
+                work_of[kind].append(item)
+            else:
+                work_of[kind] = [item]
+    return work_of
+
+
+def _logits_of(
+    work_of: abc.Mapping[type, list[Work]], work: abc.Sequence[Work], logits: torch.Tensor
+) -> abc.Sequence[torch.Tensor]:
+    """Return the logits [., V] of each kind, from those of the whole step [W, V]."""
+    num_wanted = [item.num_wanted for item in work]
+    if len(work_of) == 1 and sum(num_wanted) == sum(item.num_wanted for items in work_of.values() for item in items):
+        return [logits]
+    ends = dict(zip(work, accumulate(num_wanted), strict=True))
+    rows_of = [
+        [row for item in items for row in range(ends[item] - item.num_wanted, ends[item])] for items in work_of.values()
+    ]
+    indices = Upload(logits.device)(*(np.array(rows, np.int64) for rows in rows_of)) if rows_of else ()
+    return [logits.index_select(0, index) for index in indices]
