@@ -170,9 +170,9 @@ class EngineConfig:
     max_batch_rows: int | None = option(None, "Maximum number of rows computed at once [default: 512; 256 on a CPU].")
     max_batch_tokens: int | None = option(
         None,
-        "Maximum number of tokens computed in one step, including chunks of prompts [default: 4096; 2048 on a CPU].",
+        "Maximum number of tokens computed in one step, including chunks of prompts [default: 8192; 2048 on a CPU].",
     )
-    """Maximum number of tokens computed in one step, including chunks of prompts. None: 2048 on a CPU, 4096 on a GPU.
+    """Maximum number of tokens computed in one step, including chunks of prompts. None: 2048 on a CPU, 8192 on a GPU.
     Static: rows of a batch times (longest prompt + max_new_tokens). None: as many as free memory allows."""
     kv_cache_memory: int | None = option(
         None,

@@ -27,7 +27,7 @@ WINDOWS_SHARE = 0.85
 """Share of what is left that the cache gets if attention copies keys and values out of it, a layer at a time."""
 
 CPU_ROWS, CPU_TOKENS = 256, 2048
-CUDA_ROWS, CUDA_TOKENS = 512, 4096
+CUDA_ROWS, CUDA_TOKENS = 512, 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ class PagedEngine:
             max_rows=budget.max_rows,
             max_tokens=budget.max_tokens,
             share_prefixes=config.share_prefixes,
+            holds_rows=self._executor.records_steps,
         )
         self._overlaps = replica.device.type == "cuda" if config.overlap is None else config.overlap
         self._choice: Choice | None = None

@@ -20,8 +20,14 @@ class Executor:
         self._module, self._backend, self._cache, self._device = module, backend, cache, device
         self._tables = BlockTables(num_slots)
         self._steps: Steps | None = None
+        self._records = False
         if backend.steps is not None:
             self._steps = backend.steps(module, cache, device, num_slots=num_slots)
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether decode steps are recorded and replayed."""
+        return self._records
 
     def record_steps(self, replica: Replica) -> str | None:
         """Record steps from now on, unless one of the ranks cannot. All ranks of a replica must call this together.
@@ -32,6 +38,7 @@ class Executor:
         if self._steps is None:
             return None
         problems = [problem for problem in replica.gather_status(self._steps.record()) if problem is not None]
+        self._records = not problems
         if problems:
             self._steps.launch_all()
         return problems[0] if problems else None

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from job.engine.paged.schedule.admission import Admission
 from job.engine.paged.schedule.pages import Match, Pages
 from job.engine.paged.schedule.sequences import Sequence, decoding_first, in_order
 from job.engine.paged.schedule.step import Step, rows
@@ -28,14 +29,18 @@ SMALL_STEP = 16
 class Scheduler:
     """Holds all sequences of the engine, from submitted to finished."""
 
-    def __init__(self, pages: Pages, *, max_rows: int, max_tokens: int, share_prefixes: bool = True) -> None:
+    def __init__(
+        self, pages: Pages, *, max_rows: int, max_tokens: int, share_prefixes: bool = True, holds_rows: bool = False
+    ) -> None:
         """Schedule over these pages.
 
         Args:
             max_rows: the number of slots.
             max_tokens: the most tokens per step; raised to ``max_rows`` if it is less.
             share_prefixes: whether common beginnings are computed only once.
+            holds_rows: whether new rows wait to be admitted together; see ``admission``.
         """
+        self._admission = Admission(max_rows, is_held=holds_rows)
         self.pages, self.max_rows, self._share = pages, max_rows, share_prefixes
         self.max_tokens = max(max_tokens, max_rows)
         self.running: list[Sequence] = []
@@ -148,12 +153,17 @@ class Scheduler:
             if num_tokens:
                 self._schedule(sequence, num_tokens, work)
                 budget -= num_tokens
-        while budget and (admitted := self._admit()) is not None:
+        self._admission.begin_step(num_running=len(self.running))
+        while budget and self._admission.is_open and (admitted := self._admit()) is not None:
+            self._admission.count()
             num_tokens = min(admitted.num_missing, budget)
             self._grow(admitted, num_tokens)  # cannot fail: _admit has counted pages for the whole sequence
             self._schedule(admitted, num_tokens, work)
             budget -= num_tokens
+        if budget and self._admission.is_open:  # the loop has ended since no row was waiting, or had room
+            self._admission.close(num_running=len(self.running), lacks_pages=bool(self._queue()))
         single = [item for item in work.values() if item.num_tokens == 1]  # these come first, as ``Step`` promises
+        self._admission.end_step(has_prompts=len(single) < len(work))
         return single if len(single) == len(work) else single + [w for w in work.values() if w.num_tokens > 1]
 
     def to_step(self, work: abc.Sequence[Work]) -> Step:
