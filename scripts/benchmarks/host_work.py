@@ -60,7 +60,7 @@ def make_engine(num_rows: int) -> PagedEngine:
 def silence(engine: PagedEngine) -> None:
     """Let the engine's model and choice cost nothing."""
     logits = torch.zeros(8192, 64)
-    choices = {n: TokenChoice([5] * n, [0.0] * n, [True] * n) for n in range(1025)}
+    choices = {n: TokenChoice([5] * n, [0.0] * n, [True] * n, [True] * n) for n in range(1025)}
     tokens = torch.full((1024,), 5)
 
     def run(step: Step, *_: Any) -> torch.Tensor:
