@@ -90,7 +90,7 @@ def replace(patch: pytest.MonkeyPatch) -> None:
 def use(patch: pytest.MonkeyPatch) -> None:
     """Let engines take the way of CUDA, with these."""
     replace(patch)
-    patch.setattr(paged_engine, "choose_backend", lambda shapes, replica: (TRITON, None))
+    patch.setattr(paged_engine, "choose_backend", lambda *args: (TRITON, None))
 
 
 def record(patch: pytest.MonkeyPatch) -> list[StepShape]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from job.engine.paged.attention import backends
+from job.engine.paged.attention import trial
 from job.engine.paged.attention.backends import COMPILED, TORCH, choose_backend
 from job.engine.paged.attention.cache import LayerShape
 from job.engine.paged.attention.interface import AttentionArgs
@@ -89,8 +89,8 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
 
 
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, replica: Replica) -> None:
-    plain = backends._plain
-    monkeypatch.setattr(backends, "_plain", lambda *args: plain(*args) + 1)
+    plain = trial.plain
+    monkeypatch.setattr(trial, "plain", lambda *args: plain(*args) + 1)
     backend, reason = choose_backend(SHAPES, replica)
     assert backend is TORCH and reason is not None and reason.startswith("its results are off by 1.")
 

@@ -213,7 +213,9 @@ def test_the_engine_with_the_kernels_gives_the_tokens_of_transformers(
 ) -> None:
     """A prompt of two pages in chunks beside single tokens."""
     prompts = [[5 + at * 7 % 200 for at in range(length)] for length in (70, 3)]
-    monkeypatch.setattr(paged_engine, "choose_backend", lambda shapes, replica: (TRITON, TRITON.problem(shapes)))
+    monkeypatch.setattr(
+        paged_engine, "choose_backend", lambda shapes, replica, _: (TRITON, TRITON.problem(shapes, replica.device))
+    )
     engine = make_engine(serve(tiny_model(name)), config={"max_batch_tokens": 48, "cuda_graphs": False})
     assert engine.no_kernel is None
     found = tokens(complete(engine, prompts, generate(max_new_tokens=3)))

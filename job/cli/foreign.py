@@ -35,6 +35,7 @@ _NAMES = {
     "--max-batch-rows": "batch-size max-num-seqs max-running-requests per-device-eval-batch-size max-batch-size "
     "max-concurrent-requests max-concurrent-generations max-concurrency",
     "--max-batch-tokens": "max-num-batched-tokens chunked-prefill-size max-prefill-tokens",
+    "--attention-backend": "attn-implementation attention-implementation attn-backend",
     "--no-cuda-graphs": "enforce-eager disable-cuda-graph",
     "--id-column": "id id-field row-id",
     "--device": "cpu cuda use-cpu use-cuda",

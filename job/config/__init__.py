@@ -20,6 +20,7 @@ KV_CACHE_DTYPES = ("auto", "fp8")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
 DEVICES = ("auto", "cuda", "cpu")
+ATTENTION_BACKENDS = ("auto", "triton", "cpp", "plain")
 ENGINES = tuple(registry.ENGINES)
 EXPORT_FORMATS = ("jsonl", "csv", "parquet", "openai-batch")
 
@@ -186,6 +187,12 @@ class EngineConfig:
         "On a GPU, compute norms, rotations, gates and the choice of the largest logit by one kernel each, and merge "
         "products of the same input.",
     )
+    attention_backend: str = option(
+        "auto",
+        "triton: our kernels for GPUs. cpp: our kernel for CPUs. plain: torch operations, which are slower. auto is "
+        "the kernel for the device, or plain, with a note, where it cannot serve.",
+        choices=ATTENTION_BACKENDS,
+    )
     cuda_graphs: bool | None = option(
         None, "On a GPU, record steps as CUDA graphs and replay them [default: unless the model is sharded]."
     )
@@ -218,6 +225,8 @@ class EngineConfig:
         if self.lease_timeout is not None:
             require(15 <= self.lease_timeout <= 86_400, "lease-timeout", self.lease_timeout, "15 to 86400 seconds")
         require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
+        backends = f"one of {', '.join(ATTENTION_BACKENDS)}"
+        require(self.attention_backend in ATTENTION_BACKENDS, "attention-backend", self.attention_backend, backends)
         require(self.engine in ENGINES, "engine", self.engine, f"one of {', '.join(ENGINES)}")
         if self.tensor_parallel_size > 1 and not self.needs_model:
             raise UsageError(f"--engine {self.engine} has no model to share. Use --tensor-parallel-size 1.")

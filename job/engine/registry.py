@@ -49,7 +49,7 @@ class EngineKind:
         return engine
 
 
-OF_PAGES = ("kv_cache_memory", "kv_cache_dtype", "fused", "cuda_graphs", "overlap")
+OF_PAGES = ("kv_cache_memory", "kv_cache_dtype", "attention_backend", "fused", "cuda_graphs", "overlap")
 
 ENGINES: Mapping[str, EngineKind] = {
     "paged": EngineKind(needs_model=True, module="job.engine.build", builder="build_paged"),

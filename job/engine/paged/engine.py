@@ -66,7 +66,7 @@ class PagedEngine:
         """
         self._replica, self._should_stop, self._dtype = replica, should_stop, model.dtype
         shapes = {idx: replace(shape, stored=model.cache_dtype) for idx, shape in shapes.items()}
-        backend, self.no_kernel = choose_backend(shapes, replica)
+        backend, self.no_kernel = choose_backend(shapes, replica, config.attention_backend)
         self.fused: str | None = None
         # Before the budget, which measures the largest step as it will be run.
         if config.fused and backend is TRITON and replica.device.type == "cuda":

@@ -27,8 +27,8 @@ class LayerShape:
     dtype: torch.dtype
     group: int = 1
     """Queries per key-value head."""
-    is_plain: bool = True
-    """Whether it attends without soft-capping and sinks."""
+    has_softcap: bool = False
+    has_sinks: bool = False
 
     stored: torch.dtype | None = None
     """The dtype of its pages. None: ``dtype``, that of what it computes."""
@@ -36,8 +36,9 @@ class LayerShape:
     @classmethod
     def of(cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs) -> "LayerShape":
         """Derive it from what the layer computed: queries [T, H * G, D], keys and values [T, H, D]."""
-        group, is_plain = query.shape[1] // key.shape[1], args.softcap is None and args.sinks is None
-        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, is_plain)
+        group = query.shape[1] // key.shape[1]
+        has_softcap, has_sinks = args.softcap is not None, args.sinks is not None
+        return cls(key.shape[1], key.shape[2], value.shape[2], key.dtype, group, has_softcap, has_sinks)
 
     @property
     def cache_dtype(self) -> torch.dtype:

@@ -65,8 +65,10 @@ class CompiledAttention:
         return output
 
 
-def problem(shapes: Mapping[int, LayerShape]) -> str | None:
-    """Return why the kernel cannot serve a model's layers, or None. Compiles what is not compiled yet."""
+def problem(shapes: Mapping[int, LayerShape], device: torch.device) -> str | None:
+    """Return why the kernel cannot serve a model's layers on a device, or None. Compiles what is not compiled yet."""
+    if device.type != "cpu":
+        return f"the kernel for CPUs cannot serve {device.type}"
     for shape in shapes.values():
         if shape.cache_dtype != shape.dtype:
             return "the kernel for CPUs does not read a KV cache in fp8"

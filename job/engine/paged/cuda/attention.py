@@ -15,8 +15,8 @@ import torch
 from job.engine.paged.attention.cache import FP8, KVCache, LayerShape, movable
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import Layout
+from job.engine.paged.cuda import compiling
 from job.engine.transfers import Upload
-from job.errors import first_line
 
 if TYPE_CHECKING:
     from job.engine.paged.cuda.launches import Blocks
@@ -26,6 +26,9 @@ PAGE_TOKENS = 64
 """As many as the kernel reads at once: then the page is one number per iteration."""
 
 MAX_HEAD_SIZE = 256
+
+TRIAL_TOKENS = 1100
+"""More than the keys of one split, ``launches.SPLIT_TOKENS``."""
 
 FP8_CAPABILITY = (8, 9)
 """Older GPUs have no instruction that converts e4m3, and Triton does not compile for them."""
@@ -158,21 +161,17 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def problem(shapes: Mapping[int, LayerShape]) -> str | None:
-    """Return why the kernel cannot serve a model's layers, or None."""
+def problem(shapes: Mapping[int, LayerShape], device: torch.device) -> str | None:
+    """Return why the kernel cannot serve a model's layers on a device, or None."""
     for shape in shapes.values():
         if shape.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the kernel does not support {shape.dtype}"
         if (
             shape.cache_dtype == FP8
-            and torch.cuda.is_available()
-            and torch.cuda.get_device_capability() < FP8_CAPABILITY
+            and device.type == "cuda"
+            and torch.cuda.get_device_capability(device) < FP8_CAPABILITY
         ):
             return "the kernel reads a KV cache in fp8 only on GPUs of compute capability 8.9 or more"
         if (size := max(shape.key_size, shape.value_size)) > MAX_HEAD_SIZE:
             return f"the kernel supports heads of a size up to {MAX_HEAD_SIZE}, not {size}"
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return first_line(error)
-    return None
+    return compiling.problem(device)
