@@ -370,6 +370,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "num_samples": 1,
     },
     "columns": {"include_prompt": True},
+    "model": {"kv_cache_dtype": "auto"},
     "modes.completion": {"logprobs": False},
     "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
     "modes.aggregate": {"aggregate": None},

@@ -49,7 +49,7 @@ _NAMES = {
 
 _REASONS = {
     "Quantized layers cannot be sharded by DeepSpeed. Use --dtype float16 and a larger --tensor-parallel-size.": (
-        "load-in-8bit load-in-4bit quantization quantization-config bnb-4bit kv-cache-dtype"
+        "load-in-8bit load-in-4bit quantization quantization-config bnb-4bit"
     ),
     "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size.": (
         "device-map parallelize max-memory offload-folder cpu-offload-gb cpu-offload"
