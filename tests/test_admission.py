@@ -116,6 +116,16 @@ def test_every_run_ends_with_few_pages(seed: int, num_pages: int) -> None:
     assert not run.scheduler.unfit
 
 
+def test_few_pages_are_used_although_there_are_many_slots() -> None:
+    """What is empty is counted among the slots that can be used at all."""
+    rng = random.Random(3)
+    rows = [(rng.randrange(100, 250), rng.randrange(20, 200)) for _ in range(80)]
+    runs = [Run(rows, holds_rows=holds_rows, num_pages=300, max_rows=256) for holds_rows in (False, True)]
+    for run in runs:
+        run.finish()
+    assert len(runs[1].admitted) < 1.15 * len(runs[0].admitted)
+
+
 def test_rows_that_end_with_their_prompt_are_not_held() -> None:
     """Scoring: nothing is decoded, so nothing is gained by waiting."""
     run = Run([(20, 1)] * 200, holds_rows=True)

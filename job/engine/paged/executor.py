@@ -37,7 +37,9 @@ class Executor:
         """
         if self._steps is None:
             return None
-        problems = [problem for problem in replica.gather_status(self._steps.record()) if problem is not None]
+        num_params = max(replica.gather(sum(param.numel() for param in self._module.parameters())))
+        problem = self._steps.record(num_params)
+        problems = [text for text in replica.gather_status(problem) if text is not None]
         self._records = not problems
         if problems:
             self._steps.launch_all()

@@ -22,8 +22,11 @@ from job.launch.replica import Replica
 class Steps(Protocol):
     """Runs the steps of a model in a device's own way, and can record them."""
 
-    def record(self) -> str | None:
+    def record(self, num_params: int) -> str | None:
         """Record steps from now on and replay them, so that the host need not launch each kernel.
+
+        Args:
+            num_params: of the rank that has most: all ranks must record the same steps.
 
         Returns:
             Why this model's steps cannot be recorded (they are then launched kernel by kernel), or None.

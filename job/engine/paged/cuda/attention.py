@@ -61,7 +61,7 @@ class TritonAttention:
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
     ) -> torch.Tensor:
         """See ``Attend``."""
-        from job.engine.paged.cuda.launches import SPLIT_TOKENS, Pool, blocks_for, store_launch
+        from job.engine.paged.cuda.launches import SPLIT_TOKENS, Pool, blocks_for, shared_memory, store_launch
 
         pool = Pool(self._cache.keys[layer_idx], self._cache.values[layer_idx])
         store_launch(pool, _dense(key), _dense(value), self._numbers.places).run()
@@ -78,7 +78,7 @@ class TritonAttention:
             blocks = blocks_for(*sizes, decode=True)
             self._attend(output, query, pool, self._numbers.single, args, blocks, max_splits)
         if any(shape.num_chunks):
-            blocks = blocks_for(*sizes, decode=False)
+            blocks = blocks_for(*sizes, decode=False, shared_bytes=shared_memory(query.device))
             chunks = dict(zip(tile_sizes(self._cache), self._numbers.chunks, strict=True))
             self._attend(output, query, pool, chunks[blocks.queries(group)], args, blocks, 1)
         return output

@@ -3,6 +3,7 @@
 Letters: T tokens, N sequences, H key-value heads, G queries per key-value head, K and V head sizes, P tokens per page.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,15 +73,38 @@ def padded(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def blocks_for(group: int, key_size: int, value_size: int, itemsize: int, *, decode: bool) -> Blocks:
-    """Return the block shapes: by registers and shared memory, from the compiled code; not measured on a device yet."""
+LARGE_SHARED_MEMORY = 227 * 1024
+"""Bytes that a block may have on an H100. It is 99 KiB on cards for workstations."""
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Return how many bytes of shared memory a block may have."""
+    if device.type != "cuda":
+        return LARGE_SHARED_MEMORY
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+def blocks_for(
+    group: int, key_size: int, value_size: int, itemsize: int, *, decode: bool, shared_bytes: int = LARGE_SHARED_MEMORY
+) -> Blocks:
+    """Return the block shapes: by registers and shared memory, from the compiled code; not measured on a device yet.
+
+    Args:
+        shared_bytes: what a block may have; with less, fewer keys are in flight.
+    """
     width = padded(max(key_size, value_size))
     is_wide = width * itemsize > 256  # more than 128 numbers of 16 bits
     if decode:
         return Blocks(padded(group), 32 if is_wide else 64, 4, 2 if width * itemsize > 512 else 3)
     if itemsize == 4:
         return Blocks(max(32, padded(group)), 32, 4, 2)
-    return Blocks(max(64 if is_wide else 128, padded(group)), 64, 4 if width <= 64 else 8, 2 if is_wide else 3)
+    rows, keys = max(64 if is_wide else 128, padded(group)), 64
+    query_bytes = rows * padded(key_size) * itemsize
+    stage_bytes = keys * (padded(key_size) + padded(value_size)) * itemsize
+    num_stages = max(1, min(2 if is_wide else 3, (shared_bytes - 1024 - query_bytes) // stage_bytes))
+    return Blocks(rows, keys, 8, num_stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +162,12 @@ def attend_launches(
         max_splits: of any tile; above 1 all tiles must be of one query.
         empty: allocates what the splits leave for the second launch.
     """
-    num_tokens, num_query_heads, key_size = query.shape
+    _, num_query_heads, key_size = query.shape
     value_size, group = pool.values.shape[-1], num_query_heads // pool.num_heads
     is_split = max_splits > 1
     partial, weight = output, output
     if is_split:
-        lines = (num_tokens, num_query_heads, max_splits)
+        lines = (len(tiles), num_query_heads, max_splits)
         partial = empty(*lines, value_size, dtype=torch.float32, device=query.device)
         weight = empty(*lines, dtype=torch.float32, device=query.device)
     shared = {

@@ -40,6 +40,10 @@ MAX_RECORDED_WORK = 4e12
 host needs to launch it, so it is launched as it is, without padding."""
 
 
+MAX_RECORDED_STEPS = 96
+"""More are launched: each takes memory. Decode steps of all sizes and steps with prompts of all sizes are some 80."""
+
+
 class RecordedStep:
     """A step of one shape: the memory that it reads, and its replay."""
 
@@ -69,10 +73,13 @@ class DeviceSteps:
         self._recorded: dict[StepShape, RecordedStep] = {}
         self._chosen = torch.zeros(max(num_slots, 1), dtype=torch.int64, device=device)
         self._logits: torch.Tensor | None = None
-        self._num_params = sum(param.numel() for param in module.parameters())
+        self._num_params = 0
+        self._met: set[StepShape] = set()
+        self._unrecordable: set[StepShape] = set()
 
-    def record(self) -> str | None:
+    def record(self, num_params: int) -> str | None:
         """See ``Steps``."""
+        self._num_params = num_params
         try:
             self._graphs = Graphs()
             self._record(self._decode_shape(1))
@@ -94,7 +101,9 @@ class DeviceSteps:
         shape = self._recorded_shape(numbers.shape) if self._graphs is not None else None
         if shape is None or num_chosen > len(self._chosen):
             return self._forward(numbers.like(self._upload(*numbers.arrays)), chosen)
-        recorded = self._recorded.get(shape) or self._record(shape)
+        recorded = self._recorded.get(shape) or self._record_if_frequent(shape)
+        if recorded is None:
+            return self._forward(numbers.like(self._upload(*numbers.arrays)), chosen)
         recorded.fill(numbers)
         if num_chosen:
             assert chosen is not None
@@ -117,6 +126,20 @@ class DeviceSteps:
                 )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _record_if_frequent(self, shape: StepShape) -> RecordedStep | None:
+        """Record a shape that is met for the second time. None: this step must be launched.
+
+        No row is to blame if a shape cannot be recorded, for example since memory is short: it is launched forever.
+        """
+        if shape not in self._met or len(self._recorded) >= MAX_RECORDED_STEPS or shape in self._unrecordable:
+            self._met.add(shape)
+            return None
+        try:
+            return self._record(shape)
+        except Exception:  # whatever recording may raise; launching shows whether the step itself is at fault
+            self._unrecordable.add(shape)
+            return None
 
     def _record(self, shape: StepShape) -> RecordedStep:
         """Record a step of padding only: the numbers do not change which kernels are launched."""

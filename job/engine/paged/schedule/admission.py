@@ -39,7 +39,8 @@ class Admission:
             return
         num_free = self._num_slots - num_running
         is_time = self._num_quiet_steps >= QUIET_STEPS * self._num_prompt_steps
-        if is_time or not num_running or num_free - self._num_unusable >= MAX_EMPTY_SHARE * self._num_slots:
+        num_usable = self._num_slots - self._num_unusable
+        if is_time or not num_running or num_free - self._num_unusable >= MAX_EMPTY_SHARE * num_usable:
             self._num_left = max(1, num_free)  # slots that become free meanwhile are for the next round
             self._num_prompt_steps = self._num_quiet_steps = self._num_unusable = 0
 

@@ -76,7 +76,7 @@ def _attend_to(
     key_lines = page * key_page_stride + (at % P) * key_place_stride
     value_lines = page * value_page_stride + (at % P) * value_place_stride
 
-    # What lies behind the end is never read: it may be NaN of a former holder, and 0 * NaN is NaN.
+    # What is after the end is never read: it may be NaN of a former holder, and 0 * NaN is NaN.
     if MASKED:
         key = tl.load(
             keys + key_lines[None, :] + key_dims[:, None],
@@ -129,8 +129,8 @@ def _attend_to(
 @triton.jit(do_not_specialize=["split_tokens", "table_stride"])
 def attend_kernel(
     output,  # [T, H * G, V]
-    partial,  # [T, H * G, splits, V] float32
-    weight,  # [T, H * G, splits] float32: log2 of each split's sum of weights
+    partial,  # [tiles, H * G, splits, V] float32
+    weight,  # [tiles, H * G, splits] float32: log2 of each split's sum of weights
     query,  # [T, H * G, K]
     keys,  # the pool of pages
     values,
@@ -239,7 +239,7 @@ def attend_kernel(
     if SPLIT:
         acc = acc / total[:, None]
         split = tl.program_id(2)
-        lines = (tokens * (tl.num_programs(1) * G) + heads) * tl.num_programs(2) + split
+        lines = (tile.to(tl.int64) * (tl.num_programs(1) * G) + heads) * tl.num_programs(2) + split
         tl.store(partial + lines[:, None] * V + value_dims[None, :], acc, mask=is_stored)
         tl.store(weight + lines, top + tl.log2(total), mask=is_real)
     else:

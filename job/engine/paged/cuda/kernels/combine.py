@@ -9,8 +9,8 @@ from job.engine.paged.cuda.kernels.attend import LOG2_E
 @triton.jit(do_not_specialize=["split_tokens", "num_splits"])
 def combine_kernel(
     output,  # [T, H * G, V]
-    partial,  # [T, H * G, splits, V] float32
-    weight,  # [T, H * G, splits] float32
+    partial,  # [tiles, H * G, splits, V] float32
+    weight,  # [tiles, H * G, splits] float32
     tiles,  # [., 4] int32, of one query each
     sinks,  # [H * G]
     split_tokens,
@@ -35,7 +35,7 @@ def combine_kernel(
         begin = tl.maximum(position - WINDOW + 1, 0)
     num_own = position // split_tokens - begin // split_tokens + 1
 
-    line = (first.to(tl.int64) * tl.num_programs(1) + head) * num_splits
+    line = (tile.to(tl.int64) * tl.num_programs(1) + head) * num_splits
     splits, dims = tl.arange(0, S), tl.arange(0, V_PADDED)
     logs = tl.load(weight + line + splits, mask=splits < num_own, other=float("-inf"))
     parts = tl.load(
