@@ -40,8 +40,8 @@ class ModelConfig:
     )
     kv_cache_dtype: str = option(
         "auto",
-        "Precision of the KV cache. auto is that of the model; fp8 (e4m3) holds more tokens in the same memory, and "
-        "changes some of them. It cannot change on a restart.",
+        "Precision of the KV cache. auto: the model's own. fp8 (e4m3): more tokens fit into the same memory, but some "
+        "completions change. It cannot change on a restart.",
         choices=KV_CACHE_DTYPES,
     )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
@@ -184,20 +184,20 @@ class EngineConfig:
     )
     fused: bool = option(
         True,
-        "On a GPU, compute norms, rotations, gates and the choice of the largest logit by one kernel each, and merge "
-        "products of the same input.",
+        "On a GPU, run norms, rotations, gates and the choice of the largest logit as one kernel each, and merge "
+        "products of the same input. Only what passes a trial is replaced.",
     )
     attention_backend: str = option(
         "auto",
-        "triton: our kernels for GPUs. cpp: our kernel for CPUs. plain: torch operations, which are slower. auto is "
-        "the kernel for the device, or plain, with a note, where it cannot serve.",
+        "What computes attention. triton: our kernels for GPUs. cpp: our kernel for CPUs. plain: torch operations, "
+        "which are slower. auto: the kernel for the device, or plain, with a note, if that cannot be used.",
         choices=ATTENTION_BACKENDS,
     )
     cuda_graphs: bool | None = option(
-        None, "On a GPU, record steps as CUDA graphs and replay them [default: unless the model is sharded]."
+        None, "On a GPU, record steps as CUDA graphs and replay them [default: on, unless the model is sharded]."
     )
     overlap: bool | None = option(
-        None, "Prepare the next step while the device computes one; the rows stay the same [default: on a GPU]."
+        None, "Prepare the next step while the device computes one; the rows stay the same [default: on for a GPU]."
     )
     stall_timeout: float = option(1800.0, "Give up after this many seconds without a token (0: never).")
     hub_timeout: float = option(
@@ -235,6 +235,10 @@ class EngineConfig:
         for name in ("max_batch_rows", "max_batch_tokens", "kv_cache_memory"):
             value = getattr(self, name)
             require(value is None or value > 0, name.replace("_", "-"), value, "at least 1")
+
+    def records_steps(self, *, is_sharded: bool) -> bool:
+        """Whether to record steps on a GPU. Sharded steps contain collectives; that must be asked for."""
+        return not is_sharded if self.cuda_graphs is None else self.cuda_graphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ def fit(
     free, logits = room.num_bytes - weights * num_processes, logits_bytes(max_rows, shape.vocab_size)
     activations = max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * itemsize
     if room.is_gpu:
-        cache = most = cuda_cache_bytes(free, activations, logits, records=engine.cuda_graphs is not False)
+        cache = most = cuda_cache_bytes(free, activations, logits, records=engine.records_steps(is_sharded=size > 1))
     else:
         cache, most = cpu_cache_bytes(free, num_processes), free // num_processes - logits - activations
     cache = max(0, cache) if engine.kv_cache_memory is None else engine.kv_cache_memory

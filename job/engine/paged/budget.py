@@ -19,7 +19,7 @@ CPU_MEMORY_SHARE = 0.4
 """Share of the memory free after loading, divided among the processes of a host. It is touched only when it is used."""
 
 CUDA_RESERVE = 2**29
-"""What a GPU's cache leaves free on top of the largest step: some 40 recorded steps at about 2 MiB for their launches,
+"""What a GPU's cache leaves free on top of the largest step: up to 96 recorded steps at about 2 MiB for their launches,
 workspaces of the matrix products for two streams (32 MiB each on Hopper), kernels that are loaded when they are first
 launched, and the partial sums of split attention (8 MiB for each split of 512 rows of 32 heads of 128). Estimated."""
 
@@ -27,6 +27,9 @@ WINDOWS_SHARE = 0.85
 """Share of what is left that the cache gets if attention copies keys and values out of it, a layer at a time."""
 
 CPU_ROWS, CPU_TOKENS = 256, 2048
+TABLE_ITEM_BYTES = 4
+"""Of a page's number in the block tables."""
+
 CUDA_ROWS, CUDA_TOKENS = 512, 8192
 
 
@@ -67,9 +70,12 @@ def decide_budget(
         if step.max_tokens < max_tokens:
             smaller_steps = f"a step of {max_tokens:,} tokens does not fit into memory beside the weights"
         max_rows, max_tokens = step.max_rows, step.max_tokens
-        num_bytes = most_bytes = _beside(step, memory.free_bytes(), config, backend)
+        records = backend.steps is not None and config.records_steps(is_sharded=replica.has_followers)
+        num_bytes = most_bytes = _beside(step, memory.free_bytes(), backend, records=records)
     num_bytes = _checked(config.kv_cache_memory, most_bytes, replica) or num_bytes
     page_bytes = backend.page_tokens * sum(shape.num_bytes for shape in shapes.values())
+    if backend.steps is not None:
+        page_bytes += TABLE_ITEM_BYTES * (max_rows + 1)  # a column of the block tables on the device
     # Ranks may have different amounts of free memory, and with uneven heads, pages of different sizes.
     num_pages, fewest_bytes, page_bytes = min(replica.gather((num_bytes // page_bytes, num_bytes, page_bytes)))
     if num_pages < 1:
@@ -80,8 +86,7 @@ def decide_budget(
     return Budget(max_rows=max_rows, max_tokens=max_tokens, num_pages=num_pages, smaller_steps=smaller_steps)
 
 
-def _beside(step: LargestStep, free_bytes: int, config: EngineConfig, backend: Backend) -> int:
-    records = config.cuda_graphs is not False and backend.steps is not None
+def _beside(step: LargestStep, free_bytes: int, backend: Backend, *, records: bool) -> int:
     left = max(0, cuda_cache_bytes(free_bytes, step.forward_bytes, step.choice_bytes, records=records))
     return int(left * WINDOWS_SHARE) if backend.copies_windows else left
 

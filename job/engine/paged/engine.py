@@ -82,8 +82,7 @@ class PagedEngine:
             speed_up(model.module)
         self._executor = Executor(model.module, backend, cache, num_slots=budget.max_rows, device=replica.device)
         self.no_graphs: str | None = None
-        # With several ranks, recorded steps contain collectives. That has not run on GPUs yet, so it must be asked for.
-        if config.cuda_graphs or (config.cuda_graphs is None and not replica.has_followers):
+        if config.records_steps(is_sharded=replica.has_followers):
             self.no_graphs = self._executor.record_steps(replica)
         self._tasks = LogitsTasks(
             {kind: task(model, num_slots=budget.max_rows) for kind, task in servers("paged").items()}

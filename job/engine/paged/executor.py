@@ -26,7 +26,7 @@ class Executor:
 
     @property
     def records_steps(self) -> bool:
-        """Whether decode steps are recorded and replayed."""
+        """Whether steps are recorded and replayed."""
         return self._records
 
     def record_steps(self, replica: Replica) -> str | None:
@@ -38,7 +38,7 @@ class Executor:
         if self._steps is None:
             return None
         num_params = max(replica.gather(sum(param.numel() for param in self._module.parameters())))
-        problem = self._steps.record(num_params)
+        problem = self._steps.record(num_params, is_sharded=replica.has_followers)
         problems = [text for text in replica.gather_status(problem) if text is not None]
         self._records = not problems
         if problems:

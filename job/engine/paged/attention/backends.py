@@ -22,11 +22,12 @@ from job.launch.replica import Replica
 class Steps(Protocol):
     """Runs the steps of a model in a device's own way, and can record them."""
 
-    def record(self, num_params: int) -> str | None:
+    def record(self, num_params: int, *, is_sharded: bool) -> str | None:
         """Record steps from now on and replay them, so that the host need not launch each kernel.
 
         Args:
             num_params: of the rank that has most: all ranks must record the same steps.
+            is_sharded: whether there are other ranks, so that a recording that fails here alone ends the step.
 
         Returns:
             Why this model's steps cannot be recorded (they are then launched kernel by kernel), or None.

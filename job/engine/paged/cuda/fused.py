@@ -110,7 +110,8 @@ class Fusion:
         own = getattr(forward, "__globals__", {}).get(ROTATION)
         if own is None or ROTATION not in forward.__code__.co_names:
             return
-        like = next(module.parameters())
+        if (like := next(module.parameters(), None)) is None:
+            return
         rotation = self._once((own, like.dtype), lambda: rotation_for(own, like))
         if rotation is not None:
             self._replace(module, with_rotation(module, rotation), "rotations")
@@ -131,9 +132,12 @@ class Fusion:
     def _once(self, key: Hashable, attempt: Callable[[], Any]) -> Any:
         """Return what an attempt returns, or None if it fails; the same for the same key."""
         if key not in self._tried:
-            self._tried[key] = None
-            with contextlib.suppress(Exception):  # whatever a class that was only guessed at raises
+            try:
                 self._tried[key] = attempt()
+            except torch.OutOfMemoryError:  # says nothing about the class
+                raise
+            except Exception:  # whatever a class that was only guessed at raises
+                self._tried[key] = None
         return self._tried[key]
 
 

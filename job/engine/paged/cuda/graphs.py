@@ -5,7 +5,7 @@ has not run on a GPU yet.
 
 With tensor parallelism, a recorded step contains NCCL's all-reduces: AutoTP's ``LinearAllreduce`` calls
 ``torch.distributed.all_reduce``, which can be recorded once the communicator exists. All ranks record the same steps in
-the same order, since what is recorded follows from the step alone.
+the same order, since what is recorded follows from the steps that all of them get.
 """
 
 from collections.abc import Callable

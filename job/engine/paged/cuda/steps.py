@@ -73,17 +73,18 @@ class DeviceSteps:
         self._recorded: dict[StepShape, RecordedStep] = {}
         self._chosen = torch.zeros(max(num_slots, 1), dtype=torch.int64, device=device)
         self._logits: torch.Tensor | None = None
-        self._num_params = 0
+        self._num_params, self._is_sharded = 0, False
         self._met: set[StepShape] = set()
         self._unrecordable: set[StepShape] = set()
 
-    def record(self, num_params: int) -> str | None:
+    def record(self, num_params: int, *, is_sharded: bool) -> str | None:
         """See ``Steps``."""
-        self._num_params = num_params
+        self._num_params, self._is_sharded = num_params, is_sharded
         try:
             self._graphs = Graphs()
-            self._record(self._decode_shape(1))
+            # The largest first: what it leaves in the pool of memory serves the smaller ones.
             self._record(self._decode_shape(min(self._max_rows, SIZES[-1])))
+            self._record(self._decode_shape(1))
         except Exception as error:  # whatever the model does that cannot be recorded
             self.launch_all()
             return first_line(error)
@@ -117,10 +118,12 @@ class DeviceSteps:
         with torch.inference_mode():
             lines, pages = numbers.gained
             self._tables.view(-1).index_copy_(0, lines.long(), pages)
+            token_ids = numbers.token_ids if chosen is None else resolved(numbers.token_ids, chosen)
             with attending(TritonAttention(self._cache, numbers, self._tables)):
                 output = self._module(
-                    input_ids=(numbers.token_ids if chosen is None else resolved(numbers.token_ids, chosen))[None],
-                    position_ids=numbers.positions[None],
+                    # In the dtypes that the model was checked with.
+                    input_ids=token_ids.long()[None],
+                    position_ids=numbers.positions.long()[None],
                     use_cache=False,
                     logits_to_keep=numbers.wanted,
                 )
@@ -139,6 +142,8 @@ class DeviceSteps:
             return self._record(shape)
         except Exception:  # whatever recording may raise; launching shows whether the step itself is at fault
             self._unrecordable.add(shape)
+            if self._is_sharded:  # the other ranks may be waiting in a collective of the recording
+                raise
             return None
 
     def _record(self, shape: StepShape) -> RecordedStep:
