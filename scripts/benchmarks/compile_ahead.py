@@ -42,8 +42,8 @@ TYPES = {
     torch.int64: "*i64",
 }
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}
-"""Shared memory of a multiprocessor that blocks can have."""
+SHARED_KIB = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228}
+"""Shared memory of a multiprocessor, of which each block takes one more than it asks for."""
 
 REGISTERS, WARPS, BLOCKS = 65536, {80: 64, 86: 48, 89: 48, 90: 64, 100: 64}, 32
 """What else a multiprocessor has."""
@@ -149,7 +149,7 @@ def attention_launches(
     output = meta(256, num_heads * group, value_size, dtype=dtype)
     tiles, tables = meta(256, 4, dtype=torch.int32), meta(512, 256, dtype=torch.int32)
     for kind in ("decode", "split", "chunk"):
-        shared = SHARED_KIB[capability] * 1024
+        shared = (SHARED_KIB[capability] - 1) * 1024
         blocks = blocks_for(group, key_size, value_size, dtype.itemsize, decode=kind != "chunk", shared_bytes=shared)
         max_splits = 4 if kind == "split" else 1
         launches = attend_launches(output, query, pool, tiles, tables, args, blocks=blocks, max_splits=max_splits)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -48,12 +47,6 @@ def build(module: Any, options: Mapping[str, Any]) -> tuple[Engine, list[str]]:
     config = EngineConfig(**of_engine)
     engine = ENGINES["paged"].build(loaded, config, replica, should_stop=lambda: False, note=notes.append)
     return engine, notes
-
-
-def known(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the variants whose options this version of the job has."""
-    names = {CACHE_DTYPE, *(field.name for field in fields(EngineConfig))}
-    return {name: options for name, options in variants.items() if set(options) <= names}
 
 
 def submit(engine: Engine, prompts: list[list[int]], num_new: int) -> None:

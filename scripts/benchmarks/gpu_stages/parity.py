@@ -30,7 +30,7 @@ def main(*, architectures: list[str], lengths: list[int], num_new: int, variants
             make_model(Path(directory), name)
             model = _load(directory, name)
             expected = [_greedy(model, prompt, num_new) for prompt in prompts]
-            for variant, options in engines.known(variants).items():
+            for variant, options in variants.items():
                 engine, notes = engines.build(_load(directory, name), options)
                 engines.submit(engine, prompts, num_new)
                 _, tokens = engines.finish(engine)

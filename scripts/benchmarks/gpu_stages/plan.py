@@ -80,7 +80,6 @@ STAGES = (
             "num_new": 4,
             "variants": {
                 "chunks": {"max_batch_rows": 2, "max_batch_tokens": 8},
-                "kernels interpreted": {"attention_backend": "triton", "max_batch_tokens": 16},
                 "overlapped": {"overlap": True},
             },
         },
