@@ -20,6 +20,7 @@ from job.engine.paged.cuda.launches import SPLIT_TOKENS
 from job.errors import JobError
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
+from tests import plain_launches
 from tests.interpreting import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is pretended here")
@@ -64,14 +65,16 @@ def test_one_that_is_named_and_cannot_serve_is_an_error(replica: Replica, monkey
 CAPPED = LayerShape(1, 16, 16, torch.float32, group=2, has_softcap=True, has_sinks=True)
 
 
-@pytest.mark.slow
-def test_the_kernel_passes_its_trial() -> None:
+def test_the_kernel_passes_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself takes minutes in the interpreter: with JOB_TEST_CASES=300."""
+    if "JOB_TEST_CASES" not in os.environ:
+        plain_launches.replace(monkeypatch)
     assert TRIAL_TOKENS > SPLIT_TOKENS
     assert largest_error(TRITON, CAPPED, CPU) < 1e-5
 
 
-@pytest.mark.slow
 def test_a_kernel_that_is_wrong_beyond_a_split_alone_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_launches.replace(monkeypatch)
     attend = TritonAttention._attend
 
     def spoilt(self: Any, output: torch.Tensor, *args: Any) -> None:

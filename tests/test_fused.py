@@ -28,7 +28,7 @@ from job.engine.paged.support import check_support
 from tests.interpreting import DEVICE
 from tests.serving import complete, expected_tokens, generate, load, make_prompts, tokens
 
-NUM_CASES = int(os.environ.get("JOB_TEST_CASES", "4"))
+NUM_CASES = int(os.environ.get("JOB_TEST_CASES", "2"))
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3}
 """Relative to the largest value: the order of a sum in float32; four roundings to the eleven bits of float16."""
@@ -96,7 +96,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert difference <= tolerance * max(1.0, float(expected.abs().max()))
 
 
-HALF = ["llama", "qwen3", "gemma2", "olmo2", "phi3"] if NUM_CASES < 16 else list(FUSED)
+HALF = ["llama", "gemma2"] if NUM_CASES < 16 else list(FUSED)
 """Which of them are also tried in float16, where norms of different classes round differently."""
 
 
@@ -108,7 +108,7 @@ def test_logits_stay(name: str, dtype: torch.dtype) -> None:
     assert_close(logits_of(model), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"] if NUM_CASES < 16 else ["llama", "qwen3", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["gemma2"] if NUM_CASES < 16 else ["llama", "qwen3", "gemma2", "gpt_neox"])
 def test_the_engine_gives_the_same_tokens(tiny_model: Callable[..., Path], name: str) -> None:
     """In one step of several prompts, and in steps of single tokens."""
     prompts = [prompt[:20] for prompt in make_prompts()[:2]]

@@ -29,7 +29,7 @@ from tests.serving import complete, expected_tokens, generate, make_engine, serv
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = [dtype for dtype in TOLERANCES if DEVICE == "cuda" or dtype != torch.bfloat16]
-NUM_CASES = int(os.environ.get("JOB_TEST_CASES", "12"))
+NUM_CASES = int(os.environ.get("JOB_TEST_CASES", "6"))
 
 
 class Case:
