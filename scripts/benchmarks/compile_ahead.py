@@ -123,7 +123,7 @@ def assemble(ptx: str, capability: int) -> str:
     assembler = directory / ("ptxas-blackwell" if capability >= 100 else "ptxas")
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp) / "kernel.ptx"
-        path.write_text(ptx)
+        path.write_text(ptx, encoding="utf-8")
         command = [assembler, "-v", f"--gpu-name={target[1]}", path, "-o", path.with_suffix(".cubin")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -102,7 +102,7 @@ def _kill_after_a_part(child: Child, directory: Path, output: Path) -> int:
 
 def _expect(is_well: bool, directory: Path) -> None:
     print((directory / "log").read_text(encoding="utf-8"), flush=True)
-    (directory / "log").write_text("")
+    (directory / "log").write_text("", encoding="utf-8")
     assert is_well, "job run ended otherwise than expected"
 
 
