@@ -195,6 +195,8 @@ class Simulation:
         """Execute a step as all ranks do."""
         expected = [(w.sequence.slot, w.sequence.num_cached, w.num_tokens, w.num_wanted) for w in work]
         assert [tuple(row) for row in step.sequences.tolist()] == expected
+        places = [(slot, idx) for slot, idx, _ in step.new_pages.tolist()]
+        assert len(places) == len(set(places)), "a device would enter either page"
         self.cache.execute(step, {item.sequence.slot: item.sequence.token_ids for item in work})
         self.events["shared"] += len(step.new_pages) - len(step.pages_to_clear)
         self.events["copied"] += len(step.copies)

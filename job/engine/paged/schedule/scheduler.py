@@ -113,7 +113,7 @@ class Scheduler:
     def step_back(self, sequence: Sequence) -> None:
         """Let the next step compute a sequence's last known token again."""
         if sequence.slot >= 0:
-            sequence.num_cached = len(sequence.token_ids) - 1
+            sequence.num_cached = min(sequence.num_cached, len(sequence.token_ids) - 1)
 
     def separate(self, sequences: abc.Sequence[Sequence]) -> None:
         """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
