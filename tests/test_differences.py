@@ -21,10 +21,11 @@ def questions(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "questions.jsonl", [{"id": f"q{i}", "prompt": f"question {i}?"} for i in range(57)])
 
 
-def test_a_refused_restart_says_what_has_changed_and_what_can_be_done(
-    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
-) -> None:
-    """In the words of whoever typed the command; what only follows from an option is not the first thing said."""
+def test_refusals_of_a_restart(run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path) -> None:
+    """They say what has changed and what can be done, in the words of whoever typed the command.
+
+    What only follows from an option is not the first thing said.
+    """
     base = ["run", "--engine", "fake", "--model", tiny_model(), "--dtype", "float32", "--output", tmp_path / "out"]
     assert run_job(*base, "--dataset", questions, "--limit", 24).exit_code == 0
     where = f"job: {tmp_path}/out/manifest.json is"
@@ -42,7 +43,7 @@ def test_a_refused_restart_says_what_has_changed_and_what_can_be_done(
     message = refusal("--dataset", questions, "--limit", 24, "--max-new-tokens", 200)
     assert message.startswith(f"{where} another run: --max-new-tokens was 256, now 200; --max-prompt-tokens was ")
     assert "(if not given, what --max-new-tokens leaves of the model's length). Use a new --output, or" in message
-    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "another question"}])
+    other = write_jsonl(tmp_path / "o.jsonl", [{"prompt": "another question"}])
     message = refusal("--dataset", other, "--limit", 24)
     assert (
         f'--dataset was "{questions}", now "{other}", and the contents differ. Use a new --output, or the old value.'

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,8 +211,8 @@ def test_launchers_start_the_job(tiny_model: Callable[..., Path], tmp_path: Path
 def test_a_mistake_is_told_once_by_a_launch_of_several(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """All processes leave with exit code 2, before weights are loaded."""
     args = run_questions(tiny_model(), tmp_path / "out", "--tensor-parallel-size", 2, "--prompt-column", "text")
-    results = finish(start_processes(["-m", "job", *args], 4))
-    assert [result.exit_code for result in results] == [2] * 4
+    results = finish(start_processes(["-m", "job", *args], 2))
+    assert [result.exit_code for result in results] == [2] * 2
     errors = "".join(result.stderr for result in results)
     assert errors.count("has no column 'text'") == 1
     assert "Traceback" not in errors
@@ -229,13 +228,13 @@ def test_one_process_concludes_a_finished_run_for_all(tiny_model: Callable[..., 
         "def count(directory): print('footers', file=sys.stderr); return count_all(directory)\n"
         "totals.count_all = count; program()"
     )
-    results = finish(start_processes(["-c", code, *args], 3))
-    assert [result.exit_code for result in results] == [0] * 3, results
-    assert [result.stderr.count("footers") for result in results] == [1, 0, 0]
+    results = finish(start_processes(["-c", code, *args], 2))
+    assert [result.exit_code for result in results] == [0] * 2, results
+    assert [result.stderr.count("footers") for result in results] == [1, 0]
     assert "all 6 rows are already done" in results[0].stderr
     (tmp_path / "out/data/part-00001.parquet").write_bytes(b"damaged")
-    results = finish(start_processes(["-c", code, *args], 3))
-    assert [result.exit_code for result in results] == [1] * 3, results
+    results = finish(start_processes(["-c", code, *args], 2))
+    assert [result.exit_code for result in results] == [1] * 2, results
     errors = "".join(result.stderr for result in results)
     assert errors.count("job: ") == 1 and "part-00001.parquet is not a part of this run" in errors
 
@@ -258,29 +257,6 @@ def test_a_full_disk_under_the_log_does_not_end_a_run(
     if full == "stdout":
         assert "the summary cannot be written to standard output: No space left on device" in result.stderr
     assert (told.returncode, told.stderr) == (1, "job: the output cannot be written: No space left on device.\n")
-
-
-@pytest.mark.slow
-def test_all_ranks_leave_a_batch_when_a_stop_is_requested(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    """In the middle of a batch that would last for minutes, whichever ranks the signal reaches; with exit code 75."""
-    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(8)])
-    args = [
-        *["-m", "job", "run", "--model", tiny_model(max_position_embeddings=100_000), "--dataset", data],
-        *["--output", tmp_path / "out", "--dtype", "float32", "--tensor-parallel-size", 2],
-        *["--max-new-tokens", 90_000, "--ignore-eos"],
-    ]
-    processes = start_processes(args, 2)
-    while not list((tmp_path / "out").glob("leases/0*")):
-        assert processes[0].poll() is None, processes[0].communicate()
-        time.sleep(0.05)
-    start = time.monotonic()
-    for process in processes:
-        process.terminate()
-    results = finish(processes, timeout=60)
-    assert [result.exit_code for result in results] == [75, 75], results
-    assert time.monotonic() - start < 30
-    assert "stopped on SIGTERM" in results[0].stderr
-    assert list((tmp_path / "out/leases").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -61,8 +61,9 @@ def test_a_process_of_another_launch_does_not_take_part(monkeypatch: pytest.Monk
         one.wait_for_all()
 
 
-def test_what_takes_long_is_told() -> None:
+def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is quick is not."""
+    monkeypatch.setattr(activity, "_current", activity._Activity())
     notes: list[str] = []
     heard = threading.Event()
 

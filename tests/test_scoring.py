@@ -149,7 +149,7 @@ def review_prompts(model_dir: str) -> tuple[list[list[int]], list[list[int]]]:
 
     Not of all 200, because the oracle computes each text anew, in fp32; JOB_SCORED_ROWS=200 takes all, some minutes.
     """
-    num_rows = int(os.environ.get("JOB_SCORED_ROWS", "8"))
+    num_rows = int(os.environ.get("JOB_SCORED_ROWS", "5"))
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [json.loads(line)["text"] for line in REVIEWS.open()][:num_rows]
     assert len(texts) == num_rows

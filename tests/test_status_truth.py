@@ -31,7 +31,7 @@ from tests.conftest import Result, finish, start_processes
 from tests.run_files import files_of
 from tests.test_run import write_jsonl
 
-NUM_HISTORIES = 300
+NUM_HISTORIES = int(os.environ.get("JOB_STATUS_HISTORIES", "100"))
 KINDS = ("engine_error", "null_prompt")
 
 
