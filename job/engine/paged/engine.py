@@ -30,7 +30,7 @@ from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.step import CLOSE, KEEP_ALIVE, RUN, Step, close_step
 from job.engine.paged.schedule.work import Work
-from job.engine.paged.tasks.logits_task import Choice, LogitsTasks
+from job.engine.paged.tasks.logits_task import Choice, Expected, LogitsTasks
 from job.engine.task_kinds import require_served, servers
 from job.errors import JobError
 from job.launch.replica import Replica
@@ -135,6 +135,8 @@ class PagedEngine:
         if self._should_stop():
             return []
         work = self.scheduler.next_work()
+        # With overlap, later: the rows have not got their latest tokens yet.
+        expected = None if self._overlaps else self._tasks.expect(work)
         logits, failure = None, None
         try:
             logits = self._launch(work) if work else None
@@ -144,7 +146,7 @@ class PagedEngine:
         if failure is not None:
             generations += self._recover(work, failure)
         elif logits is not None:
-            generations += self._start(work, logits)
+            generations += self._start(work, logits, expected or self._tasks.expect(work))
         return generations if self._overlaps else generations + self._collect()
 
     def keep_alive(self) -> None:
@@ -173,8 +175,6 @@ class PagedEngine:
         Raises:
             StepFailed: at least one rank failed.
         """
-        if not self._overlaps:
-            self._tasks.expect(work)
         step = self.scheduler.to_step(work)
         for sequence, start, num_tokens, _ in work:
             sequence.num_cached = start + num_tokens
@@ -215,12 +215,10 @@ class PagedEngine:
                 chosen = torch.empty(step.num_chosen, dtype=torch.int64, device=self._replica.device)
             return self._replica.broadcast_tensor(chosen[: step.num_chosen])
 
-    def _start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> list[Generation]:
+    def _start(self, work: abc.Sequence[Work], logits: torch.Tensor, expected: Expected) -> list[Generation]:
         """Start to use a step's logits. If that fails, none of the step's results are used."""
-        if self._overlaps:
-            self._tasks.expect(work)  # not before: the rows have only just got their latest tokens
         try:
-            self._choice = self._tasks.start(work, logits)
+            self._choice = self._tasks.start(expected, work, logits)
         except Exception as error:  # the leader alone has failed
             return self._recover(work, describe_failure(error))
         for idx, sequence in enumerate(self._choice.sequences):

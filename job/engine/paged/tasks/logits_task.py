@@ -103,6 +103,10 @@ class Choice:
         )
 
 
+Expected = dict[type, list[Work]]
+"""Of each kind of task: the work of which the logits are needed."""
+
+
 class LogitsTasks:
     """All kinds of tasks of an engine."""
 
@@ -119,17 +123,24 @@ class LogitsTasks:
         """See ``LogitsTask``."""
         return self._kinds[type(request.task)].begin(request)
 
-    def expect(self, work: abc.Sequence[Work]) -> None:
-        """See ``LogitsTask``."""
-        work_of = _divide(work)
+    def expect(self, work: abc.Sequence[Work]) -> Expected:
+        """See ``LogitsTask``. Returns what ``start`` needs."""
+        work_of: Expected = {}
+        for item in work:
+            if item.is_needed:
+                kind = type(item.sequence.request.task)
+                if kind in work_of:
+                    work_of[kind].append(item)
+                else:
+                    work_of[kind] = [item]
         for kind, task in self._kinds.items():  # also those without work: what they expected before no longer holds
             task.expect(work_of.get(kind, ()))
+        return work_of
 
-    def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> Choice:
-        """See ``LogitsTask``. Logits that are no longer needed are dropped."""
-        work_of = _divide(work)
+    def start(self, expected: Expected, work: abc.Sequence[Work], logits: torch.Tensor) -> Choice:
+        """See ``LogitsTask``. Logits that are not expected are dropped."""
         parts: list[Part] = []
-        for (kind, items), own in zip(work_of.items(), _logits_of(work_of, work, logits), strict=True):
+        for (kind, items), own in zip(expected.items(), _logits_of(expected, work, logits), strict=True):
             parts.append((self._kinds[kind], items, self._kinds[kind].start(items, own)))
         return Choice(parts)
 
@@ -138,26 +149,11 @@ class LogitsTasks:
         return self._kinds[type(sequence.request.task)].fail(sequence, failure)
 
 
-def _divide(work: abc.Sequence[Work]) -> dict[type, list[Work]]:
-    """Return the work of each kind whose logits are needed."""
-    work_of: dict[type, list[Work]] = {}
-    for item in work:
-        if item.is_needed:
-            kind = type(item.sequence.request.task)
-            if kind in work_of:
-                work_of[kind].append(item)
-            else:
-                work_of[kind] = [item]
-    return work_of
-
-
-def _logits_of(
-    work_of: abc.Mapping[type, list[Work]], work: abc.Sequence[Work], logits: torch.Tensor
-) -> abc.Sequence[torch.Tensor]:
+def _logits_of(work_of: Expected, work: abc.Sequence[Work], logits: torch.Tensor) -> abc.Sequence[torch.Tensor]:
     """Return the logits [., V] of each kind, from those of the whole step [W, V]."""
-    num_wanted = [item.num_wanted for item in work]
-    if len(work_of) == 1 and sum(num_wanted) == sum(item.num_wanted for items in work_of.values() for item in items):
+    if len(work_of) == 1 and sum(item.num_wanted for items in work_of.values() for item in items) == len(logits):
         return [logits]
+    num_wanted = [item.num_wanted for item in work]
     ends = dict(zip(work, accumulate(num_wanted), strict=True))
     rows_of = [
         [row for item in items for row in range(ends[item] - item.num_wanted, ends[item])] for items in work_of.values()
