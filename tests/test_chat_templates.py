@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from job.config import PromptConfig
 from job.data.chat_template import ModelChatTemplate
@@ -17,7 +18,7 @@ from job.records import Prompt, Row
 from tests import chat_templates
 from tests.conftest import Result
 from tests.test_run import read_output
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import TEMPLATES_DIR, make_chat_model, make_chat_tokenizer, make_model, make_tokenizer
 
 RunJob = Callable[..., Result]
 DAY = datetime.date(2024, 2, 29)
@@ -31,7 +32,13 @@ def template(text: str, *, continues: bool = False) -> ModelChatTemplate:
 
 def render(text: str, messages: list[dict[str, Any]], **options: Any) -> Prompt:
     config = PromptConfig(messages_column="m", **options)
-    renderer = PromptRenderer(config, template(text, continues=config.continues_last_turn), ["m"])
+    return render_with(template(text, continues=config.continues_last_turn), messages, config)
+
+
+def render_with(
+    chat_template: ModelChatTemplate, messages: list[dict[str, Any]], config: PromptConfig | None = None
+) -> Prompt:
+    renderer = PromptRenderer(config or PromptConfig(messages_column="m"), chat_template, ["m"])
     return renderer.render(Row(row_idx=0, values={"m": messages}))
 
 
@@ -123,6 +130,25 @@ def test_real_templates_lose_nothing(text: str, messages: Any) -> None:
     assert prompt.error is None
     if "strftime_now" not in text:
         assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+FAMILIES = sorted(path.stem for path in TEMPLATES_DIR.glob("*.jinja"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
+def test_templates_of_all_families_lose_nothing(family: str, messages: Any) -> None:
+    tokenizer = make_chat_tokenizer(family)
+    prompt = render_with(ModelChatTemplate(tokenizer, DAY), messages)
+    assert prompt.error is None
+    assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_tiny_chat_model_has_its_markers_as_tokens(tmp_path: Path) -> None:
+    model = make_chat_model(tmp_path / "model", "qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert len(tokenizer.encode("<|im_start|><think></think>")) == 3
+    assert json.loads((model / "config.json").read_text())["vocab_size"] == len(tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tiny random models of several architectures, with a byte-level tokenizer. Made in milliseconds, exact in fp32."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+TEMPLATES_DIR = Path(__file__).parent / "templates"
+"""Chat templates that behave like those of public models, by name: ``qwen3``, ``deepseek_r1``, ``gpt_oss``, ..."""
+
+MARKER = re.compile(r"<\|[^|>]+\|>|<\w+_of_turn>|\[/?INST\]")
+"""What those templates write as single tokens."""
+
 VOCAB_SIZE = 260
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -37,6 +44,16 @@ def make_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Return the same tokenizer with a chat template of ``tests/templates`` and a token for each of its markers."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (TEMPLATES_DIR / f"{template}.jinja").read_text()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.add_tokens(sorted({*MARKER.findall(tokenizer.chat_template)}), special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])  # these are not special: they are part of the text
     return tokenizer
 
 
@@ -89,3 +106,9 @@ def make_model(
     model.save_pretrained(directory)
     (tokenizer or make_tokenizer(chat=chat)).save_pretrained(directory)
     return directory
+
+
+def make_chat_model(directory: Path, template: str, name: str = "llama", **changes: Any) -> Path:
+    """Write a random model that has a chat template of ``tests/templates``."""
+    tokenizer = make_chat_tokenizer(template)
+    return make_model(directory, name, tokenizer=tokenizer, vocab_size=len(tokenizer), **changes)
