@@ -403,7 +403,9 @@ def test_the_examples_of_config_files_run(
 
 
 def test_there_is_an_example_of_each_mode() -> None:
-    assert {path.stem for path in CONFIGS} == {"completion", "choices", "few-shot", "json-schema", "majority"}
+    assert {path.stem for path in CONFIGS} == {
+        *("completion", "choices", "few-shot", "json-schema", "majority", "self-consistency")
+    }
 
 
 @pytest.mark.skipif("JOB_TEST_MODEL" not in os.environ, reason="JOB_TEST_MODEL names no model; scripts/test sets it")

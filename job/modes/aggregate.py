@@ -1,11 +1,12 @@
-"""Majority vote: writes next to each sample the completion that most samples of its row agree on."""
+"""Majority vote: writes next to each sample what most samples of its row agree on, their completion or their answer."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from job.errors import UsageError
+from job.modes.extraction import ANSWER
 from job.modes.mode import Mode
 from job.modes.options import option
 from job.records import Completion
@@ -26,7 +27,8 @@ class AggregateMode(Mode):
 
     aggregate: str | None = option(
         None,
-        "With --num-samples: write the completion that most samples of a row agree on, and their share.",
+        "With --num-samples: write the completion (with --extract, the answer) that most samples of a row agree on, "
+        "and their share.",
         choices=AGGREGATES,
     )
 
@@ -43,28 +45,35 @@ class AggregateMode(Mode):
 
         return [pa.field("majority", pa.string()), pa.field("majority_share", pa.float64())]
 
-    def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
+    def derive(self, completions: Sequence[Completion], earlier: "Mapping[str, pa.Array]") -> "Mapping[str, pa.Array]":
         """See ``Mode``."""
         import pyarrow as pa
 
-        winners = majorities(completions)
+        winners = majorities(completions, earlier[ANSWER].to_pylist() if ANSWER in earlier else None)
         text, share = zip(*(winners[completion.row_idx] for completion in completions), strict=True)
         return {"majority": pa.array(text, pa.string()), "majority_share": pa.array(share, pa.float64())}
 
 
-def majorities(completions: Iterable[Completion]) -> dict[int, tuple[str | None, float | None]]:
-    """Return each row's most frequent completion, and the share of its samples that have it.
+def majorities(
+    completions: Sequence[Completion], answers: Sequence[str | None] | None = None
+) -> dict[int, tuple[str | None, float | None]]:
+    """Return each row's most frequent answer, and the share of its samples that have it.
 
-    Ties go to the lowest sample_idx. Samples with an error or cut by ``max_new_tokens`` do not vote, but count in the
-    share. (None, None) if no sample votes.
+    Ties go to the lowest sample_idx. Samples with an error, without an answer or cut by ``max_new_tokens`` do not vote,
+    but count in the share. (None, None) if no sample votes.
+
+    Args:
+        answers: of each completion. None: the completions are the answers.
     """
+    if answers is None:
+        answers = [completion.completion for completion in completions]
     votes: dict[int, Counter[str]] = {}
     num_samples = Counter[int]()
-    for completion in sorted(completions, key=lambda completion: completion.key):
+    for completion, answer in sorted(zip(completions, answers, strict=True), key=lambda pair: pair[0].key):
         counted = votes.setdefault(completion.row_idx, Counter())
         num_samples[completion.row_idx] += 1
-        if completion.completion is not None and completion.finish_reason == "stop":
-            counted[completion.completion] += 1
+        if answer is not None and completion.finish_reason == "stop":
+            counted[answer] += 1
     return {row_idx: _winner(counted, num_samples[row_idx]) for row_idx, counted in votes.items()}
 
 

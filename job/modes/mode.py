@@ -218,8 +218,13 @@ class Mode:
         """Return the columns that are computed from a row's other columns when a part is written."""
         return []
 
-    def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
-        """Return the derived columns of completions, which include all samples of each row."""
+    def derive(self, completions: Sequence[Completion], earlier: "Mapping[str, pa.Array]") -> "Mapping[str, pa.Array]":
+        """Return the derived columns of completions.
+
+        Args:
+            completions: all samples of each row.
+            earlier: the columns that the modes before this one derived from them.
+        """
         return {}
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":

@@ -9,12 +9,14 @@ from typing import Any
 from job.modes.aggregate import AggregateMode
 from job.modes.choices import ChoicesMode
 from job.modes.completion import CompletionMode
+from job.modes.extraction import ExtractionMode
 from job.modes.mode import Mode
 from job.modes.structured import StructuredMode
 
 MODES: tuple[type[Mode], ...] = (
     CompletionMode,
     ChoicesMode,
+    ExtractionMode,
     AggregateMode,
     StructuredMode,
 )

@@ -99,7 +99,7 @@ class StructuredMode(Mode):
             *([] if shape is None else [pa.field("parsed", shape.arrow_type)]),
         ]
 
-    def derive(self, completions: Sequence[Completion]) -> "Mapping[str, pa.Array]":
+    def derive(self, completions: Sequence[Completion], earlier: "Mapping[str, pa.Array]") -> "Mapping[str, pa.Array]":
         """See ``Mode``."""
         import pyarrow as pa
 
@@ -148,6 +148,16 @@ class StructuredMode(Mode):
         if self.json_schema is None or response_format.get("type") != "json_schema" or not isinstance(asked, dict):
             return False
         return bool(asked.get("schema") == json.loads(self.json_schema))
+
+    def properties(self) -> tuple[str, ...] | None:
+        """Return the names of the properties that the schema's objects may have; None without a schema."""
+        from job.arrow.json_schema import read_schema
+
+        shape = self._shape()
+        if shape is None:
+            return None
+        named = read_schema(str(self.json_schema)).get("properties")  # an object that may have others has no shape
+        return tuple(name for name, _ in shape.members) or (tuple(named) if isinstance(named, dict) else ())
 
     def _shape(self) -> "Shape | None":
         """Return how the schema's values are laid out in Arrow; None without a schema."""

@@ -86,4 +86,7 @@ class Columns:
 
     def derive(self, completions: Sequence[Completion]) -> Mapping[str, pa.Array]:
         """Return the derived columns of completions, which must include all samples of each row."""
-        return {name: array for mode in self.modes for name, array in mode.derive(completions).items()}
+        columns: dict[str, pa.Array] = {}
+        for mode in self.modes:
+            columns |= mode.derive(completions, columns)
+        return columns
