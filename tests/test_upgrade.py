@@ -355,6 +355,9 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "date": None,
         "last_assistant_turn": "error",
         "special_tokens_in_text": "allow",
+        "chat_template": None,
+        "chat_template_kwargs": None,
+        "reasoning_effort": None,
         "text_rules": 1,
     },
     "sampling": {
@@ -374,6 +377,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.completion": {"logprobs": False},
     "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
     "modes.aggregate": {"aggregate": None},
+    "modes.extraction": {"extract": None, "extract_field": None},
     "modes.structured": {"json_schema": None, "regex": None, "grammar": None},
 }
 """The defaults that manifests of formats 3 and 4 leave out."""

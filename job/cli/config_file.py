@@ -3,13 +3,14 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from job.cli.foreign import advice_on
+from job.cli.json_object import JsonObject
 from job.errors import UsageError, shorten
 
 OTHER_LANGUAGES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON", ".ini": "INI", ".py": "Python"}
@@ -20,7 +21,8 @@ EXAMPLE = 'model = "..." or max-new-tokens = 64'
 def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
     """Make the files' values the defaults of the options, so that the command line wins, then the later file.
 
-    Keys are option names, with ``-`` or ``_``. Tables only group them for the reader.
+    Keys are option names, with ``-`` or ``_``. Tables only group them for the reader, but for those that are the value
+    of an option.
 
     Raises:
         UsageError: a file is not TOML, or names an unknown option.
@@ -28,7 +30,7 @@ def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[P
     options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     del options[param.name]
     for path in paths:
-        values = dict(_values(path))
+        values = dict(_values(path, {name for name, option in options.items() if isinstance(option.type, JsonObject)}))
         for name, value in values.items():
             if name not in options:
                 raise UsageError(f"--config {path}: there is no option {name!r}. {_advice(name, options)}")
@@ -38,15 +40,19 @@ def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[P
         ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
-def _values(path: Path) -> Iterator[tuple[str, Any]]:
+def _values(path: Path, objects: Collection[str | None]) -> Iterator[tuple[str, Any]]:
     """Yield the names and values in a file.
+
+    Args:
+        objects: options whose value may be a table.
 
     Raises:
         UsageError: it is not TOML, or names an option twice.
     """
     seen = set()
     for key, value in _parse(path).items():
-        for inner_key, inner in (value if isinstance(value, dict) else {key: value}).items():
+        is_group = isinstance(value, dict) and key.replace("-", "_") not in objects
+        for inner_key, inner in (value if is_group else {key: value}).items():
             name = inner_key.replace("-", "_")
             if name in seen:
                 raise UsageError(f"--config {path}: {name} is given twice. Leave one out.")
@@ -125,6 +131,8 @@ def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
         fits, need = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif option.type is click.FLOAT:
         fits, need = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(option.type, JsonObject):
+        fits, need = isinstance(value, dict | str), "a table, or a string with a JSON object"
     else:
         fits, need = isinstance(value, str), "a string"
     if not fits:

@@ -19,6 +19,7 @@ _NAMES = {
     "--prompt-template": "prompt template prompt-format doc-to-text",
     "--system-prompt": "system-instruction system-message system",
     "--chat": "apply-chat-template use-chat-template",
+    "--chat-template-kwargs": "default-chat-template-kwargs chat-template-args chat-template-variables template-kwargs",
     "--examples": "num-fewshot fewshot few-shot fewshot-as-multiturn shots",
     "--num-samples": "n best-of num-return-sequences num-completions num-generations rollouts-per-document",
     "--temperature": "do-sample temp",
@@ -71,9 +72,9 @@ _REASONS = {
         "offset skip skip-rows start start-idx end end-idx shuffle sample-rows"
     ),
     "Use job preview: it takes the same options, and computes nothing.": "dry-run dryrun plan",
-    "Thinking cannot be switched on or off. To change the chat template, edit a copy of the model's directory.": (
-        "enable-thinking reasoning-parser thinking think reasoning-effort"
-    ),
+    "Use --reasoning-effort none or high, or the variable of the chat template: --chat-template-kwargs "
+    """'{"enable_thinking": false}'.""": "enable-thinking disable-thinking no-think thinking think",
+    "What a model thinks is the beginning of its completion.": "reasoning-parser",
     "To begin the answers yourself, end each conversation with the assistant's message, and use --last-assistant-turn "
     "continue.": "prefill assistant-prefix response-prefix",
     "Use --verbose to see the messages of libraries.": "debug log",
@@ -89,8 +90,6 @@ _REASONS = {
     "There is no beam search. Use --num-samples with a --temperature.": (
         "num-beams beam-size beam-width use-beam-search length-penalty early-stopping"
     ),
-    "The model's own chat template is used. To change it, edit a copy of the model's directory, or write the markup "
-    "into --prompt-template with --no-chat.": "chat-template chat-template-kwargs",
     "The tokenizer is the one in the model's directory.": "tokenizer tokenizer-mode tokenizer-name tokenizer-path",
     "Set the environment variable HF_HOME to choose where the Hub's files are kept.": "download-dir cache-dir",
     "Set the environment variable HF_TOKEN to open gated models.": "token hf-token use-auth-token auth-token",

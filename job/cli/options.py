@@ -10,6 +10,7 @@ import click
 
 from job.cli.config_file import read_config_files
 from job.cli.foreign import advice_on_value
+from job.cli.json_object import JsonObject
 from job.config import (
     DataConfig,
     EngineConfig,
@@ -145,6 +146,8 @@ def _param_type(kind: type, spec: OptionSpec) -> Any:
     """Return click's type for a field's type."""
     if spec.is_size:
         return Size()
+    if spec.is_object:
+        return JsonObject()
     if spec.choices:
         return Word(spec.choices)
     return Text() if spec.is_path else kind

@@ -1,16 +1,22 @@
 """How a row becomes a prompt: the options, and the text of the files that they name."""
 
 import contextlib
+import json
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from job.errors import UsageError, require
 from job.modes.options import option
-from job.modes.texts import read_examples, read_system_prompt, read_template
+from job.modes.texts import read_chat_template, read_examples, read_system_prompt, read_template
 
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
 LAST_TURN_POLICIES = ("error", "drop", "continue")
 SPECIAL_TOKEN_POLICIES = ("allow", "escape", "error")
+REASONING_EFFORTS = ("none", "low", "medium", "high")
+
+CHAT_OPTIONS = ("messages_column", "system_prompt", "chat_template", "chat_template_kwargs", "reasoning_effort")
+"""What needs a chat template."""
 
 TEXT_RULES = 2
 """The current value of ``PromptConfig.text_rules``."""
@@ -40,6 +46,25 @@ class PromptConfig:
         is_path=True,
     )
     chat: bool | None = option(None, "Apply the tokenizer's chat template [default: if it has one].")
+    chat_template: str | None = option(
+        None,
+        "Jinja2 chat template in place of the tokenizer's, or a file with one.",
+        metavar="TEXT_OR_FILE",
+        read=read_chat_template,
+    )
+    chat_template_kwargs: str | None = option(
+        None,
+        "Variables for the chat template: a JSON object such as '{\"enable_thinking\": false}'. In a --config file it "
+        "may be a table.",
+        metavar="JSON",
+        is_object=True,
+    )
+    reasoning_effort: str | None = option(
+        None,
+        "How much the model is to think, if its chat template has a variable for it. For a template that only knows "
+        "on and off, none is off and the others are on.",
+        choices=REASONING_EFFORTS,
+    )
     date: str | None = option(
         None,
         "Today's date for chat templates that write it into prompts [default: the day on which the run was first "
@@ -77,6 +102,12 @@ class PromptConfig:
         return self.prompt_column or "prompt"
 
     @property
+    def template_variables(self) -> dict[str, Any]:
+        """The variables for the chat template that were given by name."""
+        variables: dict[str, Any] = json.loads(self.chat_template_kwargs or "{}")
+        return variables
+
+    @property
     def has_own_rules(self) -> bool:
         """Whether the run makes text as this version does, not as versions 0.1 and 0.2 did."""
         return self.text_rules > 1
@@ -91,8 +122,8 @@ class PromptConfig:
         if len(ways) > 1:
             names = " and ".join("--" + n.replace("_", "-") for n in ways)
             raise UsageError(f"{names} were given together. Give only one: it defines the prompt.")
-        if self.chat is False and (self.messages_column or self.system_prompt):
-            flag = "--messages-column" if self.messages_column else "--system-prompt"
+        if self.chat is False and (name := next((n for n in CHAT_OPTIONS if getattr(self, n)), None)):
+            flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
         if self.max_prompt_tokens is not None:
             require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
@@ -100,9 +131,10 @@ class PromptConfig:
             ("on_long_prompt", LONG_PROMPT_POLICIES),
             ("last_assistant_turn", LAST_TURN_POLICIES),
             ("special_tokens_in_text", SPECIAL_TOKEN_POLICIES),
+            ("reasoning_effort", (None, *REASONING_EFFORTS)),
         ):
             value = getattr(self, name)
-            require(value in policies, name.replace("_", "-"), value, f"one of {', '.join(policies)}")
+            require(value in policies, name.replace("_", "-"), value, f"one of {', '.join(filter(None, policies))}")
         require(self.date is None or _is_date(self.date), "date", self.date, "a date such as 2026-11-30")
 
 

@@ -45,14 +45,17 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
 class Tokenizer:
     """Wraps a transformers tokenizer. Implements ``job.modes.mode.Tokens``."""
 
-    def __init__(self, inner: Any, *, follows_prompt: bool = True) -> None:
+    def __init__(self, inner: Any, *, follows_prompt: bool = True, chat_template: str | None = None) -> None:
         """Wrap a tokenizer, and turn off its own truncation and padding.
 
         Args:
+            chat_template: takes the place of its own, if given.
             follows_prompt: whether ``decode`` returns text as it follows a prompt. Many tokenizers (SentencePiece)
                 drop the space before the first word of a text; a completion is not the start of a text.
         """
         self.inner = inner
+        if chat_template is not None:
+            inner.chat_template = chat_template
         self._follows_prompt = follows_prompt
         # The Rust tokenizer inside the transformers one: same ids and text, three times as fast, in whole batches.
         self._backend = getattr(inner, "backend_tokenizer", None)
@@ -94,13 +97,14 @@ class Tokenizer:
             chat: the user's choice; None means to use a template if there is one.
 
         Raises:
-            UsageError: the user asked for a template, but the tokenizer has none, or has several.
+            UsageError: the user asked for a template, but the tokenizer has none, has several, or it is not one.
         """
         if chat is False or (chat is None and not self.inner.chat_template):
             return None
         if not self.inner.chat_template:
             raise UsageError(
-                "--chat was given, but the tokenizer has no chat template. Leave it out, or use a chat model."
+                "--chat was given, but the tokenizer has no chat template. Leave it out, give one with "
+                "--chat-template, or use a chat model."
             )
         return ModelChatTemplate(self.inner)
 

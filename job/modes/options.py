@@ -27,6 +27,8 @@ class OptionSpec:
     """Whether the value may be a path that begins with ``~``."""
     is_switch: bool = False
     """Whether there is ``--no-`` although the default is False."""
+    is_object: bool = False
+    """Whether the value is a JSON object, which may be a table in a TOML file. It is kept as text."""
 
 
 def option(default: Any, help: str, **attributes: Any) -> Any:

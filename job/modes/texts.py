@@ -58,6 +58,16 @@ def read_template(value: str) -> str:
     )
 
 
+def read_chat_template(value: str) -> str:
+    """Return the chat template that ``--chat-template`` gives or names."""
+    return read_text_or_file(
+        "--chat-template",
+        value,
+        is_text=lambda text: "{{" in text or "{%" in text,
+        example="a chat template, which has {{ ... }} in it",
+    )
+
+
 def read_system_prompt(value: str) -> str:
     """Return the text that ``--system-prompt`` gives or names."""
     return read_text_or_file(

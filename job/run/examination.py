@@ -15,6 +15,7 @@ from job.data.opening import find_dataset
 from job.data.prompts import PromptRenderer
 from job.data.separated import files_named
 from job.data.source import Source
+from job.data.template_variables import variables_of
 from job.data.tokenization import Tokenization
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.engine.model.info import ModelInfo, inspect_model
@@ -105,7 +106,7 @@ def examine(
     doing(f"reading the configuration of {config.model.model}")
     size = config.engine.tensor_parallel_size
     info = inspect_model(config.model, files, device, size, needs_weights=needs_weights)
-    config, of_model, date_notes = _of_model(config, files, info, found)
+    config, of_model, template_notes = _of_model(config, files, info, found)
     dataset = _open(config, of_model, found, num_rows)
     doing("checking the options against the data")
     bound = bind(config, of_model, dataset, found)
@@ -117,7 +118,7 @@ def examine(
         looked_at.refuse_if_none_works()
     notes = (
         *(*dataset.notes, *_note_on_part(dataset, plan, config.data.limit)),
-        *(*effect_notes, *bound.notes, *notes_on_texts(config.prompt, config.sampling, schema.names), *date_notes),
+        *(*effect_notes, *bound.notes, *notes_on_texts(config.prompt, config.sampling, schema.names), *template_notes),
         *_notes_on_rows(bound, of_model, dataset, plan, looked_at),
     )
     fingerprint = model_fingerprint(info, config.model, found) if needs_weights else ""  # last: it may take long
@@ -142,13 +143,18 @@ def examine(
 def _of_model(
     config: RunConfig, files: ModelFiles, info: ModelInfo, found: Manifest | None
 ) -> tuple[RunConfig, OfModel, Sequence[str]]:
-    """Read the tokenizer and its chat template. Returns the configuration with the run's date, and notes on that."""
+    """Read the tokenizer and its chat template. Returns the configuration with the run's date, and notes on the
+    template.
+    """
     doing(f"reading the tokenizer of {config.model.model}")
     tokenizer = _tokenizer(config, files)
     template = tokenizer.chat_template(config.prompt.chat)
     config, date, notes = dated(config, found, is_read=template is not None and template.reads_date)
-    chat_template = None if template is None else template.of_run(date, continues=config.prompt.continues_last_turn)
-    return config, OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template), notes
+    variables, more_notes = variables_of(config.prompt, template)
+    continues = config.prompt.continues_last_turn
+    chat_template = None if template is None else template.of_run(date, variables, continues=continues)
+    of_model = OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template)
+    return config, of_model, [*notes, *more_notes]
 
 
 def _notes_on_rows(
@@ -165,9 +171,10 @@ def _notes_on_rows(
 
 def _tokenizer(config: RunConfig, files: ModelFiles) -> Tokenizer:
     inner = load_tokenizer(files, trust_remote_code=config.model.trust_remote_code)
-    tokenizer = Tokenizer(inner, follows_prompt=config.prompt.has_own_rules)
-    tokenizer.check_policy(config.prompt.on_long_prompt)
-    if config.prompt.special_tokens_in_text == "escape":
+    prompt = config.prompt
+    tokenizer = Tokenizer(inner, follows_prompt=prompt.has_own_rules, chat_template=prompt.chat_template)
+    tokenizer.check_policy(prompt.on_long_prompt)
+    if prompt.special_tokens_in_text == "escape":
         tokenizer.check_escaping()
     return tokenizer
 
