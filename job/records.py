@@ -75,6 +75,8 @@ class Prompt:
     text: str | None
     content_span: tuple[int, int] | None = None
     """Where the row's own content is in ``text``: the part that may be cut when the prompt is too long."""
+    prefill: str = ""
+    """The end of ``text`` that is the beginning of the answer."""
     literal_spans: Sequence[tuple[int, int]] = ()
     """Where ``text`` has special tokens that are to be read as plain text, in order."""
     error: RowError | None = None

@@ -125,7 +125,7 @@ def test_options_with_an_effect_and_defaults_are_taken(options: dict[str, Any]) 
 
 
 def test_the_table_names_options_that_exist() -> None:
-    names = {field.name for kind in SECTIONS for field in fields(kind) if "option" in field.metadata}
+    names = {field.name for kind in (*SECTIONS, PromptConfig) for field in fields(kind) if "option" in field.metadata}
     assert {name for need in NEEDS for name in need.options} <= names
     assert ChoicesMode.ignores <= names
 

@@ -404,7 +404,16 @@ def test_the_examples_of_config_files_run(
 
 def test_there_is_an_example_of_each_mode() -> None:
     assert {path.stem for path in CONFIGS} == {
-        *("chat-template", "choices", "completion", "few-shot", "json-schema", "majority", "self-consistency")
+        *(
+            "chat-template",
+            "choices",
+            "completion",
+            "few-shot",
+            "json-schema",
+            "majority",
+            "prefill",
+            "self-consistency",
+        )
     }
 
 

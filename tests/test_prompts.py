@@ -447,7 +447,8 @@ def test_a_column_called_row_is_that_column() -> None:
 def test_a_template_that_names_no_column_is_refused(template: str, columns: list[str], example: str) -> None:
     """All rows had the same prompt, ``Q: {question}``, and the run ended well: Python's braces are single."""
     message = (
-        "--prompt-template names no column, so all prompts would be the same. Write a column in double braces, such as "
+        "--prompt-template names no column, so it would be the same for all rows. Write a column in double braces, "
+        "such as "
         f"{example}. Columns: {', '.join(columns)}."
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):

@@ -358,6 +358,8 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "chat_template": None,
         "chat_template_kwargs": None,
         "reasoning_effort": None,
+        "prefill": None,
+        "include_prefill": False,
         "text_rules": 1,
     },
     "sampling": {

@@ -40,6 +40,7 @@ _NAMES = {
     "--no-cuda-graphs": "enforce-eager disable-cuda-graph",
     "--id-column": "id id-field row-id",
     "--device": "cpu cuda use-cpu use-cuda",
+    "--prefill": "assistant-prefix response-prefix assistant-prefill answer-prefix",
     "--last-assistant-turn": "continue-final-message add-generation-prompt",
     "--csv-delimiter": "delimiter sep separator",
     "--csv-encoding": "encoding",
@@ -75,8 +76,6 @@ _REASONS = {
     "Use --reasoning-effort none or high, or the variable of the chat template: --chat-template-kwargs "
     """'{"enable_thinking": false}'.""": "enable-thinking disable-thinking no-think thinking think",
     "What a model thinks is the beginning of its completion.": "reasoning-parser",
-    "To begin the answers yourself, end each conversation with the assistant's message, and use --last-assistant-turn "
-    "continue.": "prefill assistant-prefix response-prefix",
     "Use --verbose to see the messages of libraries.": "debug log",
     "There are no tasks to choose or to number: rows come from --dataset, prompts from --prompt-template or "
     "--messages-column, and every process takes its share.": "tasks task include-path",

@@ -279,6 +279,11 @@ class RunConfig:
                 f"{wrong} and {ending[0]} were given together. Leave out {wrong}: "
                 f"{ending[0]} decides where completions end."
             )
+        if ending and self.prompt.include_prefill:
+            raise UsageError(
+                f"--include-prefill and {ending[0]} were given together. Leave out --include-prefill: a completion is "
+                f"then what {ending[0]} allows, and nothing else."
+            )
         answering = [mode.flag for mode in self.active_modes if mode.answers]
         if len(answering) > 1:
             names = " and ".join(answering)

@@ -8,7 +8,7 @@ from typing import Any
 
 from job.errors import UsageError, require
 from job.modes.options import option
-from job.modes.texts import read_chat_template, read_examples, read_system_prompt, read_template
+from job.modes.texts import read_chat_template, read_examples, read_prefill, read_system_prompt, read_template
 
 LONG_PROMPT_POLICIES = ("error", "truncate-left", "truncate-right")
 LAST_TURN_POLICIES = ("error", "drop", "continue")
@@ -65,6 +65,14 @@ class PromptConfig:
         "on and off, none is off and the others are on.",
         choices=REASONING_EFFORTS,
     )
+    prefill: str | None = option(
+        None,
+        "Text that begins the answer, which the model continues, or a file with it. It may be a Jinja2 template over "
+        "the columns.",
+        metavar="TEXT_OR_FILE",
+        read=read_prefill,
+    )
+    include_prefill: bool = option(False, "Begin the completion column with the prefill.", is_switch=True)
     date: str | None = option(
         None,
         "Today's date for chat templates that write it into prompts [default: the day on which the run was first "
@@ -114,8 +122,8 @@ class PromptConfig:
 
     @property
     def continues_last_turn(self) -> bool:
-        """Whether the model continues a conversation's last turn if that is the assistant's."""
-        return self.has_own_rules and self.last_assistant_turn == "continue"
+        """Whether the model continues a conversation's last turn if that is the assistant's, as with a prefill."""
+        return self.has_own_rules and (self.last_assistant_turn == "continue" or self.prefill is not None)
 
     def __post_init__(self) -> None:
         ways = [n for n in ("prompt_column", "messages_column", "prompt_template") if getattr(self, n) is not None]
@@ -125,6 +133,12 @@ class PromptConfig:
         if self.chat is False and (name := next((n for n in CHAT_OPTIONS if getattr(self, n)), None)):
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
+        require(self.prefill != "", "prefill", self.prefill, "a non-empty text")
+        if self.prefill is not None and self.last_assistant_turn == "continue":
+            raise UsageError(
+                "--prefill and --last-assistant-turn continue were given together. Give only one: each begins the "
+                "answer."
+            )
         if self.max_prompt_tokens is not None:
             require(self.max_prompt_tokens > 0, "max-prompt-tokens", self.max_prompt_tokens, "at least 1")
         for name, policies in (

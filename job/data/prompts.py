@@ -12,6 +12,7 @@ from job.data import omissions
 from job.data.chat_template import ChatTemplate
 from job.data.examples import Example, conversation_of, insert_turns, parse_examples, text_of
 from job.data.messages import TYPE_NAMES, Content, Messages, ended_by_user, last_text, parse_messages
+from job.data.prefill import PREFILL_MARK, Prefill
 from job.data.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens
 from job.data.templates import Template
 from job.errors import UsageError, reason_of, shorten
@@ -38,11 +39,11 @@ def needed_columns(config: PromptConfig, columns: Collection[str]) -> list[str]:
     Args:
         columns: columns of the dataset that are known so far.
     """
-    if config.prompt_template is not None:
-        template = _template(config, columns)
-        names = ["*"] if template.needs_all else template.columns
-        return [name for name in names if name != "examples" or config.examples is None]
-    return [name for name in (config.text_column, config.messages_column) if name is not None]
+    if config.prompt_template is None:
+        return [name for name in (config.text_column, config.messages_column) if name is not None]
+    template = _template(config, columns)
+    names = ["*"] if template.needs_all else template.columns
+    return [name for name in names if name != "examples" or config.examples is None]
 
 
 class PromptRenderer:
@@ -73,6 +74,7 @@ class PromptRenderer:
         self._special_tokens, self._last_turn = special_tokens, config.last_assistant_turn
         self._omissions = omissions.Omissions(chat_template) if chat_template and config.has_own_rules else None
         examples = () if config.examples is None else parse_examples(config.examples)
+        self._prefill = Prefill(config.prefill, columns)
         self._template_values: dict[str, Any] = {}
         self._extract: Callable[[Mapping[str, Any]], Content]
         if requests is not None:
@@ -90,7 +92,7 @@ class PromptRenderer:
             self._template_values["examples"] = [example.values for example in examples]
             examples = ()  # the template includes them
         self._check(config, columns)
-        for name in mode_columns:
+        for name in (*self._prefill.columns, *mode_columns):
             if name not in columns:
                 raise UsageError(f"The dataset has {no_column(name, columns)}.")
         self._mode_columns = tuple(mode_columns)
@@ -100,20 +102,28 @@ class PromptRenderer:
     @property
     def read_columns(self) -> list[str]:
         """The columns that rows must have, for their prompts and for the modes."""
-        return list(dict.fromkeys([*self.columns, *self._mode_columns]))
+        return list(dict.fromkeys([*self.columns, *self._prefill.columns, *self._mode_columns]))
 
     def render(self, row: Row) -> Prompt:
         """Return the prompt of a row, or the reason why there is none."""
         if row.error is not None:
             return Prompt(row_idx=row.row_idx, text=None, error=row.error)
         try:
-            content = self._content_of(self._special_tokens.checked(row.values))
-            text, literal_spans = self._special_tokens.restored(self._apply_chat_template(content))
+            checked = self._special_tokens.checked(row.values)
+            content = self._content_of(checked)
+            asked, prefill = self._apply_chat_template(content), self._prefill.render(checked)
+            text, literal_spans = self._special_tokens.restored(asked + prefill)
+            asked, _ = self._special_tokens.restored(asked)
             start = len(self._head) if text.startswith(self._head) else 0
             own_text, _ = self._special_tokens.restored(last_text(content))
-            span = find_content(text.removesuffix(self._suffix), own_text, start)
-            values = {name: row.values.get(name) for name in self._mode_columns}
-            return Prompt(row_idx=row.row_idx, text=text, content_span=span, literal_spans=literal_spans, values=values)
+            return Prompt(
+                row_idx=row.row_idx,
+                text=text,
+                content_span=find_content(asked.removesuffix(self._suffix), own_text, start),
+                prefill=text[len(asked) :],
+                literal_spans=literal_spans,
+                values={name: row.values.get(name) for name in self._mode_columns},
+            )
         except RowRejected as rejected:
             return Prompt(row_idx=row.row_idx, text=rejected.text, error=rejected.row_error)
 
@@ -140,16 +150,16 @@ class PromptRenderer:
                 raise RowRejected(
                     "invalid_messages", "a text cannot replace messages; use --prompt-column or --prompt-template"
                 )
-            is_template = self._extract == self._from_template
-            content = self._from_template(dict.fromkeys(self.columns, text)) if is_template else text
-            return Prompt(row_idx=-1, text=self._apply_chat_template(content))
+            is_template, values = self._extract == self._from_template, dict.fromkeys(self.read_columns, text)
+            content = self._from_template(values) if is_template else text
+            return Prompt(row_idx=-1, text=self._apply_chat_template(content) + self._prefill.render(values))
         except RowRejected as rejected:
             return Prompt(row_idx=-1, text=None, error=rejected.row_error)
 
     @property
     def suffix(self) -> str:
-        """The text that the chat template adds after the user's message; empty without a chat template."""
-        return self._suffix
+        """The text after the user's message: what the chat template adds, and the prefill if all rows have the same."""
+        return self._suffix + self._prefill.constant
 
     def _content_of(self, values: Mapping[str, Any]) -> Content:
         """Return what a row asks.
@@ -233,6 +243,7 @@ class PromptRenderer:
         return parse_messages(value, f"column {name!r}")
 
     def _apply_chat_template(self, content: Content) -> str:
+        """Return the prompt without its prefill."""
         if self._chat_template is None:
             assert isinstance(content, str), "messages without a chat template are refused at the start"
             return text_of(self._shots) + content
@@ -240,6 +251,8 @@ class PromptRenderer:
         if self._system_prompt is not None:
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
         messages = insert_turns(conversation_of(self._shots), messages)
+        if self._prefill.is_given:
+            messages = [*messages, {"role": "assistant", "content": PREFILL_MARK}]
         try:
             text = self._chat_template(messages)
         except Exception as error:  # chat templates raise their own errors for roles that they do not accept
@@ -247,7 +260,7 @@ class PromptRenderer:
         omission = None if self._omissions is None else self._omissions.find(messages, text)
         if omission is not None:
             raise RowRejected("dropped_message", f"the chat template {omission}")
-        return text
+        return text.removesuffix(PREFILL_MARK)
 
 
 def find_content(text: str, content: str, start: int = 0) -> tuple[int, int] | None:

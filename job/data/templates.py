@@ -45,10 +45,18 @@ CLOCK_METHODS = frozenset({"now", "today", "utcnow", "fromtimestamp", "utcfromti
 class Template:
     """A template, and the columns that it needs."""
 
-    def __init__(self, text: str, columns: Collection[str] = (), *, is_older: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        columns: Collection[str] = (),
+        *,
+        option: str = "--prompt-template",
+        is_older: bool = False,
+    ) -> None:
         """Compile it.
 
         Args:
+            option: which gives it, for messages.
             columns: columns of the dataset, if they are known. A column with the name of a Jinja2 function, such as
                 ``range``, hides the function.
             is_older: whether a run of version 0.1 or 0.2 goes on with it: every line end becomes ``\\n``, as Jinja2 has
@@ -67,12 +75,12 @@ class Template:
             line = text.split("\n")[error.lineno - 1].strip() if text else ""
             reason = str(error.message).rstrip(".")
             raise UsageError(
-                f"--prompt-template, line {error.lineno}: {reason}. The line is: {shorten(line)}{_hint(line, columns)}"
+                f"{option}, line {error.lineno}: {reason}. The line is: {shorten(line)}{_hint(line, columns)}"
             ) from None
         except jinja2.UndefinedError as error:  # constants are joined here: {{ 'a' ~ {}.x }}
-            raise UsageError(f"--prompt-template: {first_line(error)}.") from None
+            raise UsageError(f"{option}: {first_line(error)}.") from None
         if columns and not names:
-            raise UsageError(_advice(text, columns))
+            raise UsageError(_advice(text, columns, option))
         of_row = set() if ROW in columns or ROW not in names else _columns_of_row(tree, columns)
         self.needs_all = of_row is None
         """Whether the columns that it uses are known only while it runs."""
@@ -174,12 +182,12 @@ def _columns_of_row(tree: jinja2.nodes.Template, columns: Collection[str]) -> se
     return set(keys) if len(keys) == uses and all(isinstance(key, str) for key in keys) else None
 
 
-def _advice(text: str, columns: Collection[str]) -> str:
+def _advice(text: str, columns: Collection[str], option: str) -> str:
     """Return the message for a template without columns, such as one with ``{question}``, as in Python."""
     meant = [name for name in re.findall(r"\{\s*(\w+)\s*\}", text) if name in columns]
     example = meant[0] if meant else next(iter(columns))
     return (
-        "--prompt-template names no column, so all prompts would be the same. Write a column in double braces, such as "
+        f"{option} names no column, so it would be the same for all rows. Write a column in double braces, such as "
         f"{in_braces(example)}. Columns: {', '.join(columns)}."
     )
 

@@ -85,17 +85,23 @@ class BoundModes:
         return replace(self, modes=tuple(modes))
 
     def complete(
-        self, generations: Sequence[Generation], texts: Sequence[str], prompts: Sequence[str | None]
+        self,
+        generations: Sequence[Generation],
+        texts: Sequence[str],
+        prompts: Sequence[str | None],
+        prefills: Sequence[str] | None = None,
     ) -> list[Completion]:
         """Return the output rows.
 
         Args:
             texts: the decoded text of each generation.
             prompts: the prompt to write next to each.
+            prefills: the end of each prompt that is the beginning of the answer. None: there are none.
         """
-        return [self._complete(*each) for each in zip(generations, texts, prompts, strict=True)]
+        rows = zip(generations, texts, prompts, prefills or [""] * len(texts), strict=True)
+        return [self._complete(*row) for row in rows]
 
-    def _complete(self, generation: Generation, text: str, prompt: str | None) -> Completion:
+    def _complete(self, generation: Generation, text: str, prompt: str | None, prefill: str) -> Completion:
         answer = Answer(
             completion=None if generation.error else text,
             finish_reason=generation.finish_reason,
@@ -107,10 +113,14 @@ class BoundModes:
             row_idx=generation.request.row_idx,
             sample_idx=generation.request.sample_idx,
             prompt=prompt,
-            completion=answer.completion,
+            completion=self._with_prefill(answer.completion, prefill),
             finish_reason=answer.finish_reason,
             num_prompt_tokens=len(generation.request.prompt_ids),
             num_completion_tokens=answer.num_completion_tokens,
             error=generation.error,
             values=answer.values,
         )
+
+    def _with_prefill(self, completion: str | None, prefill: str) -> str | None:
+        includes = completion is not None and self.config.prompt.include_prefill
+        return f"{prefill}{completion}" if includes else completion

@@ -70,13 +70,12 @@ def read_chat_template(value: str) -> str:
 
 def read_system_prompt(value: str) -> str:
     """Return the text that ``--system-prompt`` gives or names."""
-    return read_text_or_file(
-        "--system-prompt",
-        value,
-        is_text=lambda text: re.fullmatch(r"\S*[\w-]\.(txt|md|jinja|jinja2|j2|prompt|system)", text) is None,
-        example="a text",
-        drops_last_newline=True,
-    )
+    return _read_words("--system-prompt", value)
+
+
+def read_prefill(value: str) -> str:
+    """Return the text that ``--prefill`` gives or names."""
+    return _read_words("--prefill", value)
 
 
 def read_examples(path: str) -> str:
@@ -125,3 +124,14 @@ def is_encoding(name: str) -> bool:
     except LookupError:
         return False
     return True
+
+
+def _read_words(option: str, value: str) -> str:
+    """Return a text that may be anything but what looks like the name of a file."""
+    return read_text_or_file(
+        option,
+        value,
+        is_text=lambda text: re.fullmatch(r"\S*[\w-]\.(txt|md|jinja|jinja2|j2|prompt|system)", text) is None,
+        example="a text",
+        drops_last_newline=True,
+    )

@@ -13,6 +13,7 @@ from job.config import RunConfig
 from job.data.chat_template import ModelChatTemplate
 from job.data.dataset import OpenDataset
 from job.data.openai_batch import BODY_COLUMN, ID_COLUMN, Requests, open_requests, recognizes_requests
+from job.data.prefill import Prefill
 from job.data.prompts import PromptRenderer, needed_columns
 from job.data.source import check_columns, check_prompt_type
 from job.data.special_tokens import SpecialTokens
@@ -129,7 +130,8 @@ def _with_columns(config: RunConfig, dataset: OpenDataset, *, chat: bool) -> Res
     if recognizes_requests(config.prompt, columns):
         run = replace(run, batch_id_column=ID_COLUMN)
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
-    dataset.source.fix_columns(run.named_columns, [*needed, *config.mode_columns])
+    of_prefill = Prefill(run.config.prompt.prefill, columns).needed
+    dataset.source.fix_columns(run.named_columns, [*needed, *of_prefill, *config.mode_columns])
     return run
 
 

@@ -43,6 +43,12 @@ NEEDS = (
         remedy="Set --temperature",
     ),
     Need(
+        options=("include_prefill",),
+        is_met=lambda config: config.prompt.prefill is not None,
+        reason="no answer has a prefill",
+        remedy="Set --prefill",
+    ),
+    Need(
         options=("revision",),
         is_met=lambda config: not Path(config.model.model).is_dir(),
         reason="--model is a local directory",

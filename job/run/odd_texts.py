@@ -16,9 +16,15 @@ def notes_on_texts(prompt: PromptConfig, sampling: SamplingConfig, columns: Sequ
     named = [name for name in BRACES.findall(prompt.system_prompt or "") if name in columns]
     if named:
         yield f"--system-prompt is not a template: {named[0]} in braces stays as typed; use --prompt-template for it"
+    if (prompt.prefill or "").endswith(" "):
+        yield (
+            "--prefill ends with a space, which most models write as the beginning of the next word: they continue a "
+            "text without it better"
+        )
     options = (
         ("--prompt-template", [prompt.prompt_template or ""]),
         ("--system-prompt", [prompt.system_prompt or ""]),
+        ("--prefill", [prompt.prefill or ""]),
         ("--stop", sampling.stop),
     )
     for option, texts in options:

@@ -14,7 +14,7 @@ from job.output.parts.counts import Counts
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
-from job.records import Completion, Request, SampleKey
+from job.records import Completion, Prompt, Request, SampleKey
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
@@ -52,7 +52,7 @@ class OpenShards:
         self._last_shard_idx: int | None = None
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request | None] = iter(())
-        self._prompts: dict[SampleKey, str | None] = {}
+        self._prompts: dict[SampleKey, Prompt] = {}
         pause_secs = self._directory.store.pause_secs
         self.idle_secs = max(IDLE_SECS, pause_secs / 6)
         """How long to wait for other workers before the next look."""
@@ -122,8 +122,8 @@ class OpenShards:
         self._feed = self._requests(shard, claim)
         return True
 
-    def prompts_of(self, keys: Sequence[SampleKey]) -> list[str | None]:
-        """Return the prompt texts of finished requests, and forget them."""
+    def prompts_of(self, keys: Sequence[SampleKey]) -> list[Prompt | None]:
+        """Return the prompts of finished requests, and forget them."""
         return [self._prompts.pop(key, None) for key in keys]
 
     def add(self, completions: Sequence[Completion]) -> None:
@@ -204,7 +204,7 @@ class OpenShards:
                     if encoded.request is None:
                         self._add(shard, encoded.completion(sample_idx=key[1]))
                     else:
-                        self._prompts[key] = encoded.prompt.text
+                        self._prompts[key] = encoded.prompt
                         yield replace(encoded.request, sample_idx=key[1])
 
     def _read_until(self, shard: OpenShard, claim: Claim) -> int:

@@ -143,7 +143,9 @@ class Runner:
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
         texts = self._prepared.tokenizer.decode([generation.token_ids for generation in generations])
-        self._shards.add(self._modes.complete(generations, texts, prompts))
+        prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]
+        prefills = ["" if prompt is None else prompt.prefill for prompt in prompts]
+        self._shards.add(self._modes.complete(generations, texts, prompt_texts, prefills))
 
     def _commit(self) -> None:
         """Make finished rows durable, and turn complete shards into parts."""
