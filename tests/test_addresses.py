@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from job.cli.located import located
 from job.errors import UsageError
+from job.run.located import located
 from tests.conftest import Result
 from tests.hub import Hub
 

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 import job
-from job.cli.parsing import to_config
 from job.cli.run import run
 from job.config import RunConfig
 from job.errors import UsageError
 from job.launch.environment import not_a_multiple, read_process_info, told_once
 from job.observe.progress import Progress
+from job.run.parsing import to_config
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True}
 """Options that are not known here are those of ``job run``."""

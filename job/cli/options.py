@@ -1,6 +1,5 @@
 """The options that define a run, each made from a field of the configuration or of a mode."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from job.modes.options import OptionSpec
 from job.modes.registry import MODES
 from job.modes.texts import expand_home
 from job.output.store.addresses import local_path, normal
+from job.run.options import size_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
@@ -51,15 +51,11 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes. GB and GiB are both 1024 ** 3, as for memory in Slurm.
-
-        >>> Size().convert("1.5GiB", None, None), Size().convert("512m", None, None)
-        (1610612736, 536870912)
-        """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(value), re.IGNORECASE)
-        if match is None:
+        """Return the number of bytes."""
+        size = size_of(str(value))
+        if size is None:
             self.fail(f"{value!r} is not a size such as 20GiB or 512MiB.", param, ctx)
-        return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+        return size
 
 
 class Address(click.ParamType[Path]):

@@ -17,7 +17,6 @@ from job.cli.options import (
     SAMPLING_OPTIONS,
     Place,
 )
-from job.cli.parsing import to_config
 from job.cli.repeated import RepeatingCommand, notes_on_repeats
 from job.engine.fit.gpus import GPUS
 from job.errors import UsageError
@@ -25,6 +24,7 @@ from job.launch.activity import telling_what_takes_long
 from job.launch.stop import StopFlag
 from job.observe.noise import silence_libraries, silence_progress_bars
 from job.observe.progress import Progress
+from job.run.parsing import to_config
 
 ALL_ROWS = "all"
 

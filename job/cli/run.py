@@ -17,12 +17,12 @@ from job.cli.options import (
     PROMPT_OPTIONS,
     SAMPLING_OPTIONS,
 )
-from job.cli.parsing import to_config
 from job.cli.repeated import RepeatingCommand, notes_on_repeats
 from job.launch.environment import is_first_process, told_once
 from job.launch.stop import StopFlag
-from job.observe.noise import silence_libraries
+from job.observe.noise import silence_libraries, silence_progress_bars
 from job.observe.progress import Progress
+from job.run.parsing import to_config
 
 
 @click.command(cls=RepeatingCommand, short_help="Complete every row of a dataset.")
@@ -57,4 +57,9 @@ def run(ctx: click.Context, /, **values: Any) -> None:
         Progress(enabled=is_first).note(note)
     from job.run.process import launch  # imports torch: only now, so that --help is quick
 
-    ctx.exit(launch(config, stop))
+    silence_progress_bars(verbose=config.verbose)
+
+    def progress_of(speaks: bool) -> Progress:
+        return Progress(enabled=speaks, shows_rows=config.output.show_rows)
+
+    ctx.exit(launch(config, stop, progress_of=progress_of, typed=sys.argv[1:]))

@@ -115,6 +115,10 @@ def _wrong_world(info: ProcessInfo, options: Sequence[str]) -> str:
     return f"{problem} Start them with: {shell_line([*command, *options])}"
 
 
+EXPORTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
+"""The variables that a run sets for torch and DeepSpeed."""
+
+
 def export_process_info(info: ProcessInfo, env: MutableMapping[str, str], num_visible_devices: int) -> None:
     """Set the variables that torch and DeepSpeed read.
 

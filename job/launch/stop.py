@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -61,6 +61,16 @@ class StopFlag:
         # the other processes to join or for rank 0 to convert a dataset. This file descriptor is written immediately.
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(reading, writing), name="signals", daemon=True).start()
+
+    @contextlib.contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Make signals set the flag in here, without ever ending the process. Only in the main thread."""
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def begin_work(self) -> None:
         """From now on, make signals set the flag."""

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +43,27 @@ def silence_progress_bars(*, verbose: bool) -> None:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its logged errors are also raised, and we report those
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def quiet_libraries(*, verbose: bool) -> Iterator[None]:
+    """Turn off their progress bars and warnings in here only: the process is not ours alone."""
+    import datasets
+    import transformers
+
+    log, datasets_log = transformers.utils.logging, logging.getLogger("datasets")
+    levels = log.get_verbosity(), datasets_log.level
+    has_bars = not datasets.are_progress_bars_disabled(), log.is_progress_bar_enabled()
+    silence_progress_bars(verbose=verbose)
+    try:
+        yield
+    finally:
+        log.set_verbosity(levels[0])
+        datasets_log.setLevel(levels[1])
+        if has_bars[0]:
+            datasets.enable_progress_bars()
+        if has_bars[1]:
+            log.enable_progress_bar()
 
 
 def redact_tracebacks() -> None:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from job.observe.row_report import describe_briefly
 from job.observe.summary import Summary
@@ -101,13 +101,15 @@ def describe(progress: RunProgress) -> str:
 class Progress:
     """Shows progress. Only one process of a launch does; the others pass ``enabled=False``."""
 
-    def __init__(self, *, enabled: bool, shows_rows: bool | None = None) -> None:
+    def __init__(self, *, enabled: bool, shows_rows: bool | None = None, summary_file: TextIO | None = None) -> None:
         """Prepare to write to stderr, with a bar if it is a terminal. The bar appears with the first ``show``.
 
         Args:
             shows_rows: whether a finished row is shown every minute. None: on a terminal, since a log may be read by
                 others.
+            summary_file: where the summary goes. None: stdout.
         """
+        self._summary_file = summary_file
         self.is_enabled = enabled
         self._bar: Any = None
         self._task: Any = None
@@ -156,11 +158,11 @@ class Progress:
             self.note(describe_briefly(row))
 
     def finish(self, summary: Summary) -> None:
-        """Print the summary on stdout."""
+        """Print the summary."""
         if not self.is_enabled:
             return
         try:
-            print(summary, flush=True)
+            print(summary, file=self._summary_file, flush=True)
         except OSError as error:
             self.note(f"the summary cannot be written to standard output: {error.strerror}")
 

@@ -1,8 +1,7 @@
 """One process of a launch, from start to end: join the others, prepare, load, then lead or follow."""
 
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,7 +16,6 @@ from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch
 from job.launch.replica import Replica
 from job.launch.stop import StopFlag
-from job.observe.noise import silence_progress_bars
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
 from job.observe.text import number
@@ -36,11 +34,15 @@ READ_SECS = 5.0
 Result = TypeVar("Result")
 
 
-def launch(config: RunConfig, stop: StopFlag) -> int:
+def launch(
+    config: RunConfig, stop: StopFlag, *, progress_of: Callable[[bool], Progress], typed: Sequence[str] = ("run", "...")
+) -> int:
     """Run this process's part of ``job run``.
 
     Args:
-        stop: until the work begins, it ends the process immediately.
+        stop: asks it to stop.
+        progress_of: returns how progress is shown, given whether this process is the one of the launch that does.
+        typed: what the user typed after ``job``, for the command that a message proposes.
 
     Returns:
         The exit code.
@@ -49,13 +51,12 @@ def launch(config: RunConfig, stop: StopFlag) -> int:
         JobError: the run cannot start or continue; the error has the exit code.
     """
     watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
-    silence_progress_bars(verbose=config.verbose)
     set_patience(config.engine.hub_timeout, stop.wait)
     stopwatch = Stopwatch()
     with told_once(os.environ):
-        info = read_process_info(os.environ, config.engine.tensor_parallel_size, sys.argv[1:])
-        replica = Replica(info, stop, Progress(enabled=True).note, config.engine.device)
-    progress = Progress(enabled=info.speaks, shows_rows=config.output.show_rows)
+        info = read_process_info(os.environ, config.engine.tensor_parallel_size, typed)
+        replica = Replica(info, stop, progress_of(True).note, config.engine.device)
+    progress = progress_of(info.speaks)
     with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
         prepared, files = _prepare_in_turn(config, replica)
     early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)

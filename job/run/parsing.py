@@ -3,7 +3,6 @@
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from job.cli.located import located
 from job.config import (
     DataConfig,
     EngineConfig,
@@ -15,6 +14,7 @@ from job.config import (
 )
 from job.modes.registry import MODES
 from job.output.store.addresses import check_output
+from job.run.located import located
 
 Section = TypeVar("Section")
 
