@@ -109,7 +109,7 @@ def completion_of(
     request = Request(row_idx=0, sample_idx=0, prompt_ids=[5], task=Generate(params=SamplingParams()))
     generation = Generation(request=request, token_ids=ids, finish_reason="length")
     [text] = tokenizer.decode([ids])
-    answer = Answer(completion=text, finish_reason="length", num_completion_tokens=len(ids))
+    answer = Answer(completion=text, finish_reason="length", num_completion_tokens=len(ids), token_ids=ids)
     return mode.ends_text([ids])[0], mode.complete(answer, generation)
 
 

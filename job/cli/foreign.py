@@ -75,7 +75,8 @@ _REASONS = {
     "Use job preview: it takes the same options, and computes nothing.": "dry-run dryrun plan",
     "Use --reasoning-effort none or high, or the variable of the chat template: --chat-template-kwargs "
     """'{"enable_thinking": false}'.""": "enable-thinking disable-thinking no-think thinking think",
-    "What a model thinks is the beginning of its completion.": "reasoning-parser",
+    "Reasoning goes to a column of its own. Use --reasoning-markers to say what marks it, --max-reasoning-tokens to "
+    "bound it.": "reasoning-parser think-end-token thinking-token-budget thinking-budget max-thinking-tokens",
     "Use --verbose to see the messages of libraries.": "debug log",
     "There are no tasks to choose or to number: rows come from --dataset, prompts from --prompt-template or "
     "--messages-column, and every process takes its share.": "tasks task include-path",

@@ -106,6 +106,7 @@ class BoundModes:
             completion=None if generation.error else text,
             finish_reason=generation.finish_reason,
             num_completion_tokens=len(generation.token_ids),
+            token_ids=generation.token_ids,
         )
         for mode in self.modes if generation.error is None else ():
             answer = mode.complete(answer, generation)

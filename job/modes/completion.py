@@ -97,7 +97,7 @@ class BoundCompletion(BoundMode):
         """Cut the text before the first stop string."""
         text = str(answer.completion)
         if self._reads_special:  # they are not part of the completion before the stop string, either
-            [text] = self._tokens.decode([list(generation.token_ids)], special_tokens=True)
+            [text] = self._tokens.decode([list(answer.token_ids)], special_tokens=True)
         end = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=None)
         text = self._special.sub("", text[:end]) if self._reads_special else text[:end]
         values = {}

@@ -61,6 +61,8 @@ class Answer:
     completion: str | None
     finish_reason: str | None
     num_completion_tokens: int
+    token_ids: Sequence[int] = ()
+    """The generated tokens that ``completion`` is the text of."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The values of the measured columns, by name."""
 
@@ -197,6 +199,20 @@ class Mode:
         Raises:
             UsageError: they contradict each other.
         """
+
+    def settled(
+        self, config: "RunConfig", tokens: Tokens, template: str | None, found: "Sequence[Mode] | None"
+    ) -> Self:
+        """Return the mode with what its options leave to the model. All modes are asked, active or not.
+
+        Args:
+            template: the text of the chat template; None if prompts are plain text.
+            found: the active modes of the run that is continued; None for a new run.
+
+        Raises:
+            UsageError: the mode cannot work with this model.
+        """
+        return self
 
     def doubts(self) -> Iterator[Doubt]:
         """Yield what is odd about the options, if the mode is asked for."""

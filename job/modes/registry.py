@@ -11,9 +11,11 @@ from job.modes.choices import ChoicesMode
 from job.modes.completion import CompletionMode
 from job.modes.extraction import ExtractionMode
 from job.modes.mode import Mode
+from job.modes.reasoning import ReasoningMode
 from job.modes.structured import StructuredMode
 
 MODES: tuple[type[Mode], ...] = (
+    ReasoningMode,
     CompletionMode,
     ChoicesMode,
     ExtractionMode,

@@ -149,6 +149,9 @@ def _of_model(
     doing(f"reading the tokenizer of {config.model.model}")
     tokenizer = _tokenizer(config, files)
     template = tokenizer.chat_template(config.prompt.chat)
+    text = None if template is None else template.text
+    settled = (mode.settled(config, tokenizer, text, None if found is None else found.modes) for mode in config.modes)
+    config = replace(config, modes=tuple(settled))
     config, date, notes = dated(config, found, is_read=template is not None and template.reads_date)
     variables, more_notes = variables_of(config.prompt, template)
     continues = config.prompt.continues_last_turn

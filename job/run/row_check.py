@@ -14,6 +14,7 @@ from job.data.source import Source, read_rows
 from job.data.special_tokens import SpecialTokens
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.errors import UsageError
+from job.modes.reasoning import ReasoningMode
 
 NUM_FIRST, NUM_SPREAD = 100, 1000
 """How many rows to look at: at the start of the dataset, and spread over the rest."""
@@ -114,7 +115,7 @@ class LookedAt:
 
 def notes_on_channels(special_tokens: Collection[str], config: RunConfig) -> list[str]:
     """Return a note on a model that answers in channels."""
-    if not all(token in special_tokens for token in CHANNELS):
+    if not all(token in special_tokens for token in CHANNELS) or _separates_reasoning(config):
         return []
     flag = _constraint(config)
     if flag is not None:
@@ -126,8 +127,14 @@ def notes_on_channels(special_tokens: Collection[str], config: RunConfig) -> lis
 
 
 def _constraint(config: RunConfig) -> str | None:
-    """Return the option that constrains completions; None if none does."""
+    """Return the option that constrains completions from their first token; None if none does."""
+    if _separates_reasoning(config):
+        return None
     return next((mode.flag for mode in config.active_modes if mode.decides_end), None)
+
+
+def _separates_reasoning(config: RunConfig) -> bool:
+    return any(isinstance(mode, ReasoningMode) for mode in config.active_modes)
 
 
 def look_at_rows(

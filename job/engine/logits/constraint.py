@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from job.engine.logits.masks import Masks, allow_alike, allow_only, empty_words
+from job.engine.logits.masks import Masks, allow_alike, allow_besides, allow_only, empty_words
 from job.errors import first_line
 from job.tasks import Grammar
 
@@ -81,6 +81,17 @@ class Matcher:
             self.inner.consume_tokens(list(self.forced))
 
 
+class Allowed(NamedTuple):
+    """Which tokens may come next in a row."""
+
+    matcher: Matcher | None = None
+    """Those that it allows, unless there is ``only``."""
+    only: int | None = None
+    """The token that must come next."""
+    besides: int | None = None
+    """A token that is allowed, too."""
+
+
 @dataclass(slots=True)
 class Compiled:
     """A compiled grammar, and how many rows have started with a copy of it."""
@@ -111,15 +122,15 @@ class Constraints:
         compiled.num_begun += 1
         return Matcher(compiled.matcher.deep_copy(), grammar, eos_token_ids)
 
-    def expect(self, matchers: Mapping[int, Matcher]) -> None:
+    def expect(self, allowed: Mapping[int, Allowed]) -> None:
         """Start computing the masks for the next tokens of some rows, and return at once.
 
         A single thread computes one step after another, so the matchers of a failed step may be passed again anytime.
 
         Args:
-            matchers: by row, for the rows of the next step that have one, in the order of the rows.
+            allowed: by row, for the rows of the next step that may not take any token, in the order of the rows.
         """
-        self._masks = self._thread.submit(self._compute, dict(matchers)) if matchers else None
+        self._masks = self._thread.submit(self._compute, dict(allowed)) if allowed else None
 
     def masks(self) -> Masks | None:
         """Wait for the masks that were last expected, and return them. None: every row may take any token."""
@@ -135,19 +146,20 @@ class Constraints:
     def _thread(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="masks")
 
-    def _compute(self, matchers: Mapping[int, Matcher]) -> Masks:
-        assert self._vocab_size is not None
-        words = empty_words(len(matchers), self._vocab_size)
-        rows = list(enumerate(matchers.values()))
-        open_rows = [(row, matcher) for row, matcher in rows if not matcher.forced]
-        if open_rows:  # llguidance releases the interpreter's lock
+    def _compute(self, allowed: Mapping[int, Allowed]) -> Masks:
+        rows = list(enumerate(allowed.values()))
+        words = empty_words(len(rows), self._vocab_size or 1 + max(each.only or 0 for _, each in rows))
+        matchers = [(row, each.matcher) for row, each in rows if each.matcher is not None and each.only is None]
+        if matchers:  # llguidance releases the interpreter's lock
             num_rows, width = words.shape
-            inner = [(matcher.inner, row) for row, matcher in open_rows]
+            inner = [(matcher.inner, row) for row, matcher in matchers]
             self._executor.unsafe_compute_mask_ptr(inner, words.ctypes.data, width * words.itemsize, num_rows)
-        for eos_token_id, eos_token_ids in {(m.eos_token_id, m.eos_token_ids) for _, m in open_rows}:
-            alike = [row for row, m in open_rows if (m.eos_token_id, m.eos_token_ids) == (eos_token_id, eos_token_ids)]
+        for eos_token_id, eos_token_ids in {(m.eos_token_id, m.eos_token_ids) for _, m in matchers}:
+            alike = [row for row, m in matchers if (m.eos_token_id, m.eos_token_ids) == (eos_token_id, eos_token_ids)]
             allow_alike(words, alike, eos_token_id, eos_token_ids - {eos_token_id})
-        for row, matcher in rows:
-            if matcher.forced:
-                allow_only(words, row, matcher.forced[0])
-        return Masks(words, np.array(list(matchers), np.int64))
+        for row, each in rows:
+            if each.only is not None:
+                allow_only(words, row, each.only)
+            if each.besides is not None:
+                allow_besides(words, row, each.besides)
+        return Masks(words, np.array(list(allowed), np.int64))

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from job.engine.logits.constraint import Matcher
+from job.engine.logits.guide import Guide
 from job.errors import first_line
 from job.records import RowError
 from job.tasks import EndsText, Generate
@@ -24,17 +24,17 @@ STOP, LENGTH = End("stop"), End("length")
 
 
 def end_of(
-    task: Generate, eos_token_ids: Collection[int], last_token: int, num_tokens: int, matcher: Matcher | None
+    task: Generate, eos_token_ids: Collection[int], last_token: int, num_tokens: int, guide: Guide | None
 ) -> End | None:
     """Return why a completion ends with its latest token, apart from stop strings; None if it goes on.
 
     Args:
         num_tokens: in the completion, including the latest.
-        matcher: for a completion with a grammar; it has accepted the latest token.
+        guide: if the completion has one; it has accepted the latest token.
     """
-    if matcher is not None and matcher.failure is not None:
-        return End(None, RowError("constraint_failed", matcher.failure))
-    if last_token in eos_token_ids or (matcher is not None and matcher.has_ended):
+    if guide is not None and guide.failure is not None:
+        return End(None, RowError("constraint_failed", guide.failure))
+    if last_token in eos_token_ids or (guide is not None and guide.has_ended):
         return STOP
     return LENGTH if num_tokens >= task.params.max_new_tokens else None
 

@@ -106,7 +106,12 @@ def empty_words(num_rows: int, vocab_size: int) -> Words:
 def allow_only(words: Words, row: int, token: int) -> None:
     """Allow a row only this token."""
     words[row] = 0
-    words[row, token // _WORD] = np.uint32(1 << token % _WORD)
+    allow_besides(words, row, token)
+
+
+def allow_besides(words: Words, row: int, token: int) -> None:
+    """Allow a row this token, too."""
+    words[row, token // _WORD] |= np.uint32(1 << token % _WORD)
 
 
 def allow_alike(words: Words, rows: Sequence[int], token: int, others: Collection[int]) -> None:

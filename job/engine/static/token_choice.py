@@ -15,8 +15,9 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from job.engine.failures import describe_failure
-from job.engine.logits.constraint import Constraints, Matcher
+from job.engine.logits.constraint import Constraints
 from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch
@@ -99,10 +100,11 @@ class LeadingChooser(Chooser):
         self._tasks = [_task_of(request) for request in requests]
         self._going = list(range(len(requests)))
         """Rows that have not ended."""
-        self._matchers: dict[int, Matcher] = {}
-        for row, task in enumerate(self._tasks):
-            if task.grammar is not None:
-                self._matchers[row] = constraints.begin(task.grammar, self._eos_of(task))
+        self._guides = {
+            row: Guide(task, requests[row].prompt_ids, self._eos_of(task), constraints)
+            for row, task in enumerate(self._tasks)
+            if guides(task)
+        }
         self.rows = [Row(row, list(r.prompt_ids), len(r.prompt_ids)) for row, r in enumerate(requests)]
         self._history = TokenHistory(len(requests))
         self.logprobs: list[list[float]] = [[] for _ in requests]
@@ -158,20 +160,22 @@ class LeadingChooser(Chooser):
         """Record the rows that end with their latest token."""
         texts = {}
         for row in rows:
-            task, tokens, matcher = self._tasks[row], self.rows[row], self._matchers.get(row)
+            task, tokens, guide = self._tasks[row], self.rows[row], self._guides.get(row)
             last = tokens.token_ids[-1]
-            if matcher is not None:
-                matcher.accept(last)
-            end = end_of(task, self._eos_of(task), last, tokens.num_generated, matcher)
+            if guide is not None:
+                guide.accept(last)
+            end = end_of(task, self._eos_of(task), last, tokens.num_generated, guide)
             if end is not None:
                 self.ends[row] = end
             if (end is None or end is LENGTH) and task.ends_text is not None:
-                texts[row] = (task.ends_text, tokens.completion_ids)
+                answer_ids = tokens.completion_ids if guide is None else guide.answer_ids(tokens.completion_ids)
+                if answer_ids:
+                    texts[row] = (task.ends_text, answer_ids)
         self.ends |= find_stops(texts)
 
     def _expect_masks(self) -> None:
-        going = enumerate(self._going)
-        self._constraints.expect({idx: self._matchers[row] for idx, row in going if row in self._matchers})
+        going = ((idx, self._guides[row].allowed()) for idx, row in enumerate(self._going) if row in self._guides)
+        self._constraints.expect({idx: tokens for idx, tokens in going if tokens is not None})
 
     def _eos_of(self, task: Generate) -> frozenset[int]:
         return frozenset() if task.params.ignore_eos else self._eos_token_ids

@@ -5,8 +5,9 @@ from collections import abc
 import torch
 
 from job.engine.failures import failed
-from job.engine.logits.constraint import Constraints, Matcher
+from job.engine.logits.constraint import Constraints
 from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import PendingChoice, TokenChoice, start_choice
 from job.engine.logits.sampling import SamplingBatch
@@ -30,8 +31,8 @@ class Decoding:
         """
         self._eos_token_ids = frozenset(model.eos_token_ids)
         self._constraints = Constraints()
-        self._matchers: dict[Sequence, Matcher | None] = {}
-        """Of all rows that have a grammar; None until it is first needed."""
+        self._guides: dict[Sequence, Guide | None] = {}
+        """Of all rows that have one; None until it is first needed."""
         self._history = TokenHistory(num_slots)
         self._wide: set[Sequence] = set()
         """Rows for which a token was not exact, see ``SamplingBatch.wide``; they stay wide, or it would happen again
@@ -41,14 +42,15 @@ class Decoding:
         """See ``LogitsTask``."""
         row = Sequence.of(request)
         row.max_length = row.num_prompt + _task_of(row).params.max_new_tokens
-        if _task_of(row).grammar is not None:
-            self._matchers[row] = None
+        if guides(_task_of(row)):
+            self._guides[row] = None
         return [row]
 
     def expect(self, work: abc.Sequence[Work]) -> None:
         """See ``LogitsTask``."""
-        rows = enumerate(item.sequence for item in work) if self._matchers else ()
-        self._constraints.expect({idx: self._matcher(row) for idx, row in rows if row in self._matchers})
+        rows = enumerate(item.sequence for item in work) if self._guides else ()
+        allowed = ((idx, self._guide(row).allowed()) for idx, row in rows if row in self._guides)
+        self._constraints.expect({idx: tokens for idx, tokens in allowed if tokens is not None})
 
     def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> PendingChoice:
         """See ``LogitsTask``."""
@@ -76,8 +78,9 @@ class Decoding:
             end = self._append(row, token, logprob)
             if end is not None:
                 ends[row] = end
-            if (end is None or end is LENGTH) and (ends_text := _task_of(row).ends_text) is not None:
-                texts[row] = (ends_text, row.completion_ids)
+            ends_text = _task_of(row).ends_text if end is None or end is LENGTH else None
+            if ends_text is not None and (answer_ids := self._answer_ids(row)):
+                texts[row] = (ends_text, answer_ids)
         ends |= find_stops(texts)
         for row in ends:
             self._forget(row)
@@ -93,16 +96,21 @@ class Decoding:
         self._forget(sequence)
         return [failure]
 
-    def _matcher(self, row: Sequence) -> Matcher:
-        """Return the matcher of a row that has a grammar."""
-        matcher, task = self._matchers[row], _task_of(row)
-        if matcher is None:
-            assert task.grammar is not None
-            matcher = self._matchers[row] = self._constraints.begin(task.grammar, self._eos_of(task))
-        return matcher
+    def _guide(self, row: Sequence) -> Guide:
+        """Return the guide of a row that has one."""
+        guide, task = self._guides[row], _task_of(row)
+        if guide is None:
+            guide = Guide(task, row.request.prompt_ids, self._eos_of(task), self._constraints)
+            self._guides[row] = guide
+        return guide
+
+    def _answer_ids(self, row: Sequence) -> list[int]:
+        """Return the tokens of a row's answer so far; all of its completion unless it reasons."""
+        guide = self._guides.get(row)
+        return row.completion_ids if guide is None else guide.answer_ids(row.completion_ids)
 
     def _forget(self, row: Sequence) -> None:
-        self._matchers.pop(row, None)
+        self._guides.pop(row, None)
         self._wide.discard(row)
 
     def _append(self, row: Sequence, token: int, logprob: float | None) -> End | None:
@@ -110,15 +118,15 @@ class Decoding:
         row.token_ids.append(token)
         if logprob is not None:
             row.logprobs.append(logprob)
-        matcher = self._matchers.get(row) if self._matchers else None
-        if matcher is None and token not in self._eos_token_ids and len(row.token_ids) != row.max_length:
+        guide = self._guides.get(row) if self._guides else None
+        if guide is None and token not in self._eos_token_ids and len(row.token_ids) != row.max_length:
             return None  # the usual case
         task = _task_of(row)
-        if matcher is not None:
-            matcher.accept(token)
+        if guide is not None:
+            guide.accept(token)
             if not task.params.logprobs:  # a log probability needs a step that computes its token
-                row.token_ids += matcher.take_forced(task.params.max_new_tokens - row.num_generated)
-        return end_of(task, self._eos_of(task), row.token_ids[-1], row.num_generated, matcher)
+                row.token_ids += guide.take_forced(task.params.max_new_tokens - row.num_generated)
+        return end_of(task, self._eos_of(task), row.token_ids[-1], row.num_generated, guide)
 
     def _eos_of(self, task: Generate) -> frozenset[int]:
         return frozenset() if task.params.ignore_eos else self._eos_token_ids

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from job.errors import require
 from job.modes.options import option
+from job.tasks.reasoning import Reasoning as Reasoning
 
 EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 """Takes several completions as token ids and returns, for each, whether its last token completed a stop string."""
@@ -79,9 +80,11 @@ class Generate:
 
     params: SamplingParams
     grammar: Grammar | None = None
-    """The constraint on the completion. None: any text."""
+    """The constraint on the answer. None: any text."""
     ends_text: EndsText | None = None
-    """Finds stop strings. None: there are none."""
+    """Finds stop strings, in the tokens of the answer. None: there are none."""
+    reasoning: Reasoning | None = None
+    """How the completion may reason before the answer. None: all of it is the answer."""
 
     @property
     def is_deterministic(self) -> bool:
