@@ -14,17 +14,22 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from job.config import EngineConfig
 from job.engine.logits.reductions import in_two_rounds
-from job.engine.paged.attention.interface import NAME, attending
+from job.engine.paged.attention.cache import FP8
+from job.engine.paged.attention.interface import NAME, DelayedRotation, attending
 from job.engine.paged.cuda import fused_launches as launches
 from job.engine.paged.cuda.fused import fuse
 from job.engine.paged.cuda.fused_modules import MergedLinear, Siblings
 from job.engine.paged.cuda.fused_trials import largest_agrees, scaling_of
+from job.engine.paged.cuda.launches import Pool
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
+from tests import plain_launches
 from tests.interpreting import DEVICE
 from tests.serving import complete, expected_tokens, generate, load, make_prompts, tokens
 
@@ -108,13 +113,21 @@ def test_logits_stay(name: str, dtype: torch.dtype) -> None:
     assert_close(logits_of(model), expected)
 
 
-@pytest.mark.parametrize("name", ["gemma2"] if NUM_CASES < 16 else ["llama", "qwen3", "gemma2", "gpt_neox"])
-def test_the_engine_gives_the_same_tokens(tiny_model: Callable[..., Path], name: str) -> None:
-    """In one step of several prompts, and in steps of single tokens."""
+STORED = {"gemma2": 2, "llama": 2, "qwen3": 2, "gpt_neox": 0}
+"""Architectures, and of how many layers the rotation is done by the kernel that stores keys."""
+
+
+@pytest.mark.parametrize("name", ["gemma2"] if NUM_CASES < 16 else STORED)
+def test_the_engine_gives_the_same_tokens(
+    tiny_model: Callable[..., Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one step of several prompts, and in steps of single tokens, with plain attention over the cache."""
     prompts = [prompt[:20] for prompt in make_prompts()[:2]]
     model, replica = load(tiny_model(name))
     shapes, _ = check_support(model, replica)
-    assert fuse(model.module) != "nothing"
+    assert (f"{STORED[name]} rotations with the storing" in fuse(model.module)) == (STORED[name] > 0)
+    monkeypatch.setattr(plain_launches, "store_launch", launches.store_launch)  # the rotation needs its arguments
+    plain_launches.use(monkeypatch)
     engine = PagedEngine(model, shapes, EngineConfig(kv_cache_memory=2**24, max_batch_rows=4), replica)
     generations = complete(engine, prompts, generate(max_new_tokens=4))
     assert tokens(generations) == expected_tokens(tiny_model(name), prompts, 4)
@@ -134,6 +147,16 @@ class LaunchCount(TorchDispatchMode):
 FREE = {f"aten::{name}" for name in ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "detach")}
 
 
+class Attention:
+    """Attends to nothing, and rotates without a launch of its own."""
+
+    def rotate_next(self, rotation: Any) -> None:
+        pass
+
+    def __call__(self, layer_idx: int, query: torch.Tensor, *_: Any) -> torch.Tensor:
+        return query.new_empty(query.shape)
+
+
 def launches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many kernels a step of a model launches, without attention and the storing of keys and values."""
     ids = torch.arange(3, 93, 10, device=DEVICE)[None]
@@ -144,13 +167,13 @@ def launches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> int:
             count.total += 1
 
         patch.setattr(launches.Launch, "run", launch)
-        with attending(lambda layer_idx, query, key, value, args: query):
+        with attending(Attention()):
             model(input_ids=ids, position_ids=torch.arange(9, device=DEVICE)[None], use_cache=False)
     return count.total
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "after"), [("llama", 37, 9), ("qwen3", 53, 11), ("gemma2", 61, 12), ("phi3", 37, 10)]
+    ("name", "before", "after"), [("llama", 37, 8), ("qwen3", 53, 10), ("gemma2", 61, 11), ("phi3", 36, 9)]
 )
 def test_a_layer_launches_far_fewer_kernels(
     name: str, before: int, after: int, monkeypatch: pytest.MonkeyPatch
@@ -208,6 +231,72 @@ def test_rotations_equal_transformers(dtype: torch.dtype) -> None:
         exact = (tensor.double()[None] for tensor in (query, key, cos, sin))
         for tensor, expected in zip(found, apply_rotary_pos_emb(*exact, unsqueeze_dim=2), strict=True):
             assert_close(tensor, expected[0].to(dtype))
+
+
+def stored_by_two(pool: Pool, rotation: DelayedRotation, value: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Rotate, then store: what ``rotate_and_store`` does in one."""
+    query, key = launches.rotate(rotation.query, rotation.key, rotation.cosines, rotation.sines)
+    launches.store_launch(pool, key, value, places).run()
+    return query
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rotating_and_storing_at_once_equals_one_after_the_other(dtype: torch.dtype) -> None:
+    """To the bit: of views, to any place of a page, to pages of 8-bit floats, too."""
+    rng = random.Random(1)
+    for case in range(NUM_CASES):
+        torch.manual_seed(case)
+        half, rest, page = rng.choice([1, 5, 8, 40]), rng.choice([0, 0, 3]), rng.choice([16, 48])
+        num_tokens, group, keys, value_size = (
+            rng.randint(1, 5),
+            rng.randint(1, 5),
+            rng.randint(1, 3),
+            rng.choice([7, 16]),
+        )
+        size, stored = 2 * half + rest, rng.choice([dtype, FP8])
+        both = numbers(num_tokens, keys * group + keys, size, dtype=dtype) * rng.choice([1, 300])
+        values = numbers(num_tokens, keys + 1, value_size, dtype=dtype)[:, :keys]
+        cos, sin = numbers(2, num_tokens, 2 * half, dtype=dtype)
+        rotation = DelayedRotation(both[:, : keys * group], both[:, keys * group :], cos, sin)
+        places = torch.tensor(rng.sample(range(3 * page), num_tokens), dtype=torch.int32, device=DEVICE)
+        pools = [
+            Pool(*(torch.zeros(4, keys, page, width, device=DEVICE).to(stored) for width in (size, value_size)))
+            for _ in range(2)
+        ]
+        before = both.clone()
+        ways = (launches.rotate_and_store, stored_by_two)
+        found, expected = (way(pool, rotation, values, places) for way, pool in zip(ways, pools, strict=True))
+        assert torch.equal(found, expected) and torch.equal(both, before)
+        for one, other in ((pools[0].keys, pools[1].keys), (pools[0].values, pools[1].values)):
+            assert torch.equal(one.float().nan_to_num(7), other.float().nan_to_num(7)) and bool(one.float().any())
+
+
+class CuriousAttention(LlamaAttention):
+    """Scales its queries after their rotation, as llama 4 does in some layers."""
+
+    is_curious = False
+
+    def forward(self, hidden_states: torch.Tensor, position_embeddings: Any, attention_mask: Any, **_: Any) -> Any:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            product(hidden_states).view(heads).transpose(1, 2) for product in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query = query * 2 if self.is_curious else query
+        attend = ALL_ATTENTION_FUNCTIONS[NAME]
+        return self.o_proj(attend(self, query, key, value, attention_mask)[0].flatten(-2)), None
+
+
+def test_a_layer_that_looks_at_its_rotated_queries_rotates_them_itself() -> None:
+    """Though other layers of its class do not. A layer that is called in another way than any known one, too."""
+    model = make("llama", num_hidden_layers=3)
+    model.set_attn_implementation(NAME)
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = CuriousAttention
+    model.model.layers[1].self_attn.is_curious = True
+    model.model.layers[2].self_attn.head_dim = 7
+    found = fuse(model)
+    assert "1 rotations with the storing of keys" in found and ", 2 rotations," in found
 
 
 @pytest.mark.parametrize("activation", launches.ACTIVATIONS)

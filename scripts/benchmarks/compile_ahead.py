@@ -23,12 +23,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.attention.interface import AttentionArgs, DelayedRotation
 from job.engine.paged.cuda.fused_launches import (
     Scaling,
     gate_launch,
     largest_launch,
     norm_launch,
+    rotate_and_store_launch,
     rotate_launch,
 )
 from job.engine.paged.cuda.launches import Launch, Pool, attend_launches, blocks_for, store_launch
@@ -156,7 +157,11 @@ def attention_launches(
         for launch, part in zip(launches, (kind, "combine"), strict=False):
             yield f"{name}, {part} {blocks.rows}x{blocks.keys}" if part != "combine" else f"{name}, combine", launch
     key, value = (meta(256, num_heads, size, dtype=dtype) for size in (key_size, value_size))
-    yield f"{name}, store", store_launch(pool, key, value, meta(256, dtype=torch.int32))
+    places = meta(256, dtype=torch.int32)
+    yield f"{name}, store", store_launch(pool, key, value, places)
+    angles = meta(256, key_size, dtype=dtype)
+    rotation = DelayedRotation(query, key, angles, angles)
+    yield f"{name}, rotate and store", rotate_and_store_launch(query, pool, rotation, value, places)
 
 
 def fused_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:

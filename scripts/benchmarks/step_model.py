@@ -38,14 +38,15 @@ NORM_BYTES = {False: 36, True: 4}
 """Per number of a norm's input. transformers' own, not fused: cast (reads 2, writes 4), square (4, 4), mean (4),
 scale (4, 4), cast (4, 2), weigh (2, 2). Fused: read once, written once; the same holds for the two below."""
 ROTATION_BYTES = {False: 20, True: 4}
-"""Per number of the queries and keys: negate half, concatenate, two products, a sum."""
+"""Per number of the queries and keys: negate half, concatenate, two products, a sum. Fused: of the queries alone, and
+without a launch, since keys are rotated as they are stored, and queries by the same kernel."""
 GATE_BYTES = {False: 10, True: 6}
 """Per number of an MLP's inner width."""
 RESIDUAL_BYTES = {False: 12, True: 10}
 """Per number of the hidden states, in both sums of a layer. Fused: one of them with the norm that follows."""
 
 NORM_LAUNCHES, ROTATION_LAUNCHES, GATE_LAUNCHES, RESIDUAL_LAUNCHES, PRODUCT_LAUNCHES = (
-    {False: many, True: few} for many, few in ((8, 1), (10, 1), (2, 1), (2, 1), (7, 4))
+    {False: many, True: few} for many, few in ((8, 1), (10, 0), (2, 1), (2, 1), (7, 4))
 )
 
 
@@ -174,7 +175,7 @@ class StepModel:
             ),
             Part(
                 name="rotation",
-                num_bytes=ROTATION_BYTES[fused] * per_layer * heads,
+                num_bytes=ROTATION_BYTES[fused] * per_layer * (shape.heads * shape.head_size if fused else heads),
                 launches=ROTATION_LAUNCHES[fused] * shape.layers,
             ),
             Part(

@@ -58,6 +58,35 @@ class Attend(Protocol):
         """Return [T, H * G, D of value] from [T, H * G, D], [T, H, D] and [T, H, D of value]."""
 
 
+class RotatingAttend(Attend, Protocol):
+    """An ``Attend`` that can rotate queries and keys itself, in the pass that stores the keys."""
+
+    def rotate_next(self, rotation: "DelayedRotation") -> None:
+        """Rotate what the next call gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedRotation:
+    """A rotation (RoPE) that has not been done yet. R numbers of each head are rotated, by halves."""
+
+    query: torch.Tensor
+    """[T, H * G, D]."""
+    key: torch.Tensor
+    """[T, H, D]."""
+    cosines: torch.Tensor
+    """[T, R]."""
+    sines: torch.Tensor
+    """[T, R]."""
+
+    def is_of(self, query: torch.Tensor, key: torch.Tensor) -> bool:
+        """Whether queries and keys are the ones to be rotated: not copies, nor anything computed from them."""
+        pairs = ((self.query, query), (self.key, key))
+        return all(
+            own.data_ptr() == other.data_ptr() and own.shape == other.shape and own.stride() == other.stride()
+            for own, other in pairs
+        )
+
+
 _attend: ContextVar[Attend] = ContextVar("attend")
 
 
@@ -69,6 +98,12 @@ def attending(attend: Attend) -> Iterator[None]:
         yield
     finally:
         _attend.reset(token)
+
+
+def rotating() -> RotatingAttend | None:
+    """Return the attention of models that are called now, if it can rotate."""
+    attend: Any = _attend.get(None)
+    return attend if hasattr(attend, "rotate_next") else None
 
 
 def paged_attention(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from job.engine.paged.attention.cache import FP8, KVCache, LayerShape, movable
-from job.engine.paged.attention.interface import AttentionArgs
+from job.engine.paged.attention.interface import AttentionArgs, DelayedRotation
 from job.engine.paged.attention.layout import Layout
 from job.engine.paged.cuda import compiling
 from job.engine.transfers import Upload
@@ -46,6 +46,7 @@ class TritonAttention:
         """
         self._cache, self._numbers, self._tables = cache, numbers, tables
         self._copies = Copies(numbers.copies, cache) if numbers.shape.num_copies else None
+        self._rotation: DelayedRotation | None = None
 
     @classmethod
     def for_step(cls, cache: KVCache, layout: Layout, device: torch.device) -> "TritonAttention":
@@ -57,17 +58,21 @@ class TritonAttention:
         *arrays, tables = Upload(device)(*numbers.arrays, host_tables.astype(np.int32))
         return cls(cache, numbers.like(arrays), tables)
 
+    def rotate_next(self, rotation: DelayedRotation) -> None:
+        """See ``RotatingAttend``."""
+        assert self._rotation is None, "a layer has rotated and not attended"
+        self._rotation = rotation
+
     def __call__(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: AttentionArgs
     ) -> torch.Tensor:
         """See ``Attend``."""
-        from job.engine.paged.cuda.launches import SPLIT_TOKENS, Pool, blocks_for, shared_memory, store_launch
+        from job.engine.paged.cuda.launches import SPLIT_TOKENS, Pool, blocks_for, shared_memory
 
         pool = Pool(self._cache.keys[layer_idx], self._cache.values[layer_idx])
-        store_launch(pool, _dense(key), _dense(value), self._numbers.places).run()
+        query = self._store(pool, query, key, _dense(value))
         if self._copies is not None:
             self._copies.apply(pool.keys, pool.values)
-        query = _dense(query)
         output = query.new_empty(*query.shape[:2], value.shape[-1])
         group, shape = query.shape[1] // key.shape[1], self._numbers.shape
         sizes = (group, key.shape[-1], value.shape[-1], query.dtype.itemsize)
@@ -82,6 +87,19 @@ class TritonAttention:
             chunks = dict(zip(tile_sizes(self._cache), self._numbers.chunks, strict=True))
             self._attend(output, query, pool, chunks[blocks.queries(group)], args, blocks, 1)
         return output
+
+    def _store(self, pool: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Store keys and values, and return the queries; both rotated, if that has been left to do here."""
+        from job.engine.paged.cuda.launches import store_launch
+
+        rotation, self._rotation = self._rotation, None
+        if rotation is None:
+            store_launch(pool, _dense(key), value, self._numbers.places).run()
+            return _dense(query)
+        from job.engine.paged.cuda.fused_launches import rotate_and_store
+
+        assert rotation.is_of(query, key), "a layer has computed something from queries or keys before their rotation"
+        return rotate_and_store(pool, rotation, value, self._numbers.places)
 
     def _attend(
         self,

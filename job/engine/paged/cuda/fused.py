@@ -25,6 +25,7 @@ from job.engine.paged.cuda.fused_modules import (
 )
 from job.engine.paged.cuda.fused_trials import (
     activation_of,
+    attentions_agree,
     largest_agrees,
     layers_agree,
     linears_agree,
@@ -113,8 +114,14 @@ class Fusion:
         if (like := next(module.parameters(), None)) is None:
             return
         rotation = self._once((own, like.dtype), lambda: rotation_for(own, like))
-        if rotation is not None:
-            self._replace(module, with_rotation(module, rotation), "rotations")
+        if rotation is None:
+            return
+        at_once, delayed = with_rotation(module, rotation), with_rotation(module, rotation.delayed())
+        # Each layer is tried: some do more with their queries and keys than others of their class.
+        if self._once(id(module), lambda: attentions_agree(module, at_once, delayed)):
+            self._replace(module, delayed, "rotations with the storing of keys")
+        else:
+            self._replace(module, at_once, "rotations")
 
     def layer(self, module: Any) -> None:
         """Let the norm before the MLP of a decoder layer add the residual."""

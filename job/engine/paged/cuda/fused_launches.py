@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from job.engine.paged.attention.interface import DelayedRotation
 from job.engine.paged.cuda.kernels.gate import gate_kernel
 from job.engine.paged.cuda.kernels.largest import largest_kernel
 from job.engine.paged.cuda.kernels.norm import norm_kernel
 from job.engine.paged.cuda.kernels.rotate import rotate_kernel
-from job.engine.paged.cuda.launches import Launch, padded
+from job.engine.paged.cuda.kernels.rotate_and_store import rotate_and_store_kernel
+from job.engine.paged.cuda.launches import Launch, Pool, padded, store_launch
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -108,12 +110,38 @@ def rotate_launch(
     sines: torch.Tensor,
 ) -> Launch:
     """Return the launch of ``rotate``; the last dimension of all tensors is dense."""
-    num_tokens, num_queries, size = query.shape
-    num_keys, half = key.shape[1], cosines.shape[-1] // 2
-    heads_each = min(8, padded(num_queries + num_keys, 1))
+    arguments = {"new_query": new_query, "new_key": new_key, **_rotation(query, key, cosines, sines)}
+    return _rotation_launch(rotate_kernel, arguments, len(query))
+
+
+def rotate_and_store(pool: Pool, rotation: DelayedRotation, value: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the rotated queries [T, H * G, D]; store the rotated keys, and values [T, H, V], at ``places`` [T]."""
+    new_query = rotation.query.new_empty(rotation.query.shape)
+    if len(new_query):
+        rotate_and_store_launch(new_query, pool, rotation, value, places).run()
+    return new_query
+
+
+def rotate_and_store_launch(
+    new_query: torch.Tensor, pool: Pool, rotation: DelayedRotation, value: torch.Tensor, places: torch.Tensor
+) -> Launch:
+    """Return the launch of ``rotate_and_store``; the last dimension of all tensors is dense."""
+    arguments = _rotation(rotation.query, rotation.key, rotation.cosines, rotation.sines)
+    stored = store_launch(pool, rotation.key, value, places).arguments
     arguments = {
         "new_query": new_query,
-        "new_key": new_key,
+        **{name: argument for name, argument in stored.items() if name not in ("H", "H_PADDED", "K", "K_PADDED")},
+        **arguments,
+        "KEYS_PADDED": stored["H_PADDED"],
+    }
+    return _rotation_launch(rotate_and_store_kernel, arguments, len(new_query), num_more=1)
+
+
+def _rotation(query: torch.Tensor, key: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments of both kernels that rotate."""
+    _, num_queries, size = query.shape
+    num_keys, half = key.shape[1], cosines.shape[-1] // 2
+    return {
         "query": query,
         "key": key,
         "cosines": cosines,
@@ -131,11 +159,15 @@ def rotate_launch(
         "HALF_PADDED": padded(half, 1),
         "REST": size - 2 * half,
         "REST_PADDED": padded(max(1, size - 2 * half), 1),
-        "HEADS": heads_each,
+        "HEADS": min(8, padded(num_queries + num_keys, 1)),
     }
-    grid = (num_tokens, -(-(num_queries + num_keys) // heads_each))
+
+
+def _rotation_launch(kernel: Any, arguments: dict[str, Any], num_tokens: int, num_more: int = 0) -> Launch:
+    num_blocks = -(-(arguments["QUERIES"] + arguments["KEYS"]) // arguments["HEADS"])
     # With 1,024 angles on two warps, the compiler has to spill registers.
-    return Launch(rotate_kernel, grid, arguments, {"num_warps": 2 if padded(half, 1) <= 64 else 4})
+    options = {"num_warps": 2 if arguments["HALF_PADDED"] <= 64 else 4}
+    return Launch(kernel, (num_tokens, num_blocks + num_more), arguments, options)
 
 
 def gate(both: torch.Tensor, activation: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from job.engine.paged.attention.interface import DelayedRotation, rotating
 from job.engine.paged.cuda.fused_launches import Scaling, add_and_norm, gate, rotate
 
 ROTATION = "apply_rotary_pos_emb"
@@ -99,15 +100,28 @@ class GatedMLP:
 class Rotation:
     """Takes the place of a modeling file's rotation of queries and keys."""
 
-    def __init__(self, own: Callable[..., Any], *, may_be_partial: bool) -> None:
-        """Keep the original for what the kernel does not serve."""
-        self._own, self._may_be_partial = own, may_be_partial
+    def __init__(self, own: Callable[..., Any], *, may_be_partial: bool, is_delayed: bool = False) -> None:
+        """Keep the original for what the kernel does not serve.
+
+        Args:
+            is_delayed: whether an attention that can rotate is to do it. The caller must do nothing with queries and
+                keys but pass them on.
+        """
+        self._own, self._may_be_partial, self._is_delayed = own, may_be_partial, is_delayed
+
+    def delayed(self) -> "Rotation":
+        """Return the rotation that leaves the work to the attention."""
+        return Rotation(self._own, may_be_partial=self._may_be_partial, is_delayed=True)
 
     def __call__(self, q: Any, k: Any, cos: Any, sin: Any, *rest: Any, **options: Any) -> Any:
         """Rotate [1, H, T, D] by angles [1, T, R]."""
         if rest or options or not self._serves(q, k, cos, sin):
             return self._own(q, k, cos, sin, *rest, **options)
-        query, key = rotate(q[0].transpose(0, 1), k[0].transpose(0, 1), cos[0], sin[0])
+        query, key = q[0].transpose(0, 1), k[0].transpose(0, 1)
+        if self._is_delayed and (attend := rotating()) is not None:
+            attend.rotate_next(DelayedRotation(query, key, cos[0], sin[0]))
+            return q, k
+        query, key = rotate(query, key, cos[0], sin[0])
         return query.transpose(0, 1)[None], key.transpose(0, 1)[None]
 
     def _serves(self, q: Any, k: Any, cos: Any, sin: Any) -> bool:

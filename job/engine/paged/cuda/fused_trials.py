@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from job.engine.logits.reductions import in_two_rounds
-from job.engine.paged.cuda.fused_launches import ACTIVATIONS, Scaling, gate, largest
+from job.engine.paged.attention.interface import NAME, DelayedRotation, attending
+from job.engine.paged.cuda.fused_launches import ACTIVATIONS, Scaling, gate, largest, rotate_and_store
 from job.engine.paged.cuda.fused_modules import AddingLayer, GatedMLP, Norm, Rotation
+from job.engine.paged.cuda.launches import Pool
 
 SCALINGS = (Scaling(), Scaling(is_wide=True), Scaling(offset=1.0, is_wide=True))
 """Llama's, OLMo 2's and Gemma's."""
@@ -106,6 +108,54 @@ def rotation_for(own: Callable[..., Any], like: torch.Tensor) -> Rotation | None
             return found
         found = rotation
     return found
+
+
+def attentions_agree(module: Any, at_once: Callable[..., Any], delayed: Callable[..., Any]) -> bool:
+    """Whether an attention does nothing with rotated queries and keys but attend, so that its rotation can wait.
+
+    Args:
+        at_once: its forward.
+        delayed: the same, but the rotation is left to an ``Attend`` that can do it.
+    """
+    if module.config._attn_implementation != NAME:
+        return False
+    weight = next(parameter for parameter in module.parameters() if parameter.dim() == 2)
+    cos, sin = _numbers(weight, 2, 1, 5, module.head_dim)
+    options = {"position_embeddings": (cos, sin), "attention_mask": None}
+    last = next(part for name, part in module.named_children() if name in ("o_proj", "out_proj", "dense"))
+    found: list[torch.Tensor] = []
+    with _as_forward(last, lambda values: values):  # which may reduce over ranks
+        for forward, attend in ((at_once, _sum), (delayed, _Rotating())):
+            with attending(attend):
+                found.append(forward(hidden_states=_numbers(weight, 1, 5, weight.shape[1]), **options)[0])
+    return torch.equal(*found)
+
+
+def _sum(layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: Any) -> torch.Tensor:
+    """Implement ``Attend`` with something that depends on all that it gets."""
+    group = query.shape[1] // key.shape[1]
+    return query + key.repeat_interleave(group, dim=1).roll(1, -1) + value.repeat_interleave(group, dim=1).roll(2, -1)
+
+
+class _Rotating:
+    """Implements ``RotatingAttend`` like ``_sum``, of what has been stored."""
+
+    def __init__(self) -> None:
+        self._rotation: DelayedRotation | None = None
+
+    def rotate_next(self, rotation: DelayedRotation) -> None:
+        self._rotation = rotation
+
+    def __call__(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: Any
+    ) -> torch.Tensor:
+        rotation, self._rotation = self._rotation, None
+        assert rotation is not None and rotation.is_of(query, key)
+        pool = Pool(*(new.new_zeros(1, new.shape[1], 16, new.shape[2]) for new in (key, value)))
+        places = torch.arange(len(key), dtype=torch.int32, device=key.device)
+        query = rotate_and_store(pool, rotation, value, places)
+        key, value = (pages[0, :, : len(key)].transpose(0, 1) for pages in (pool.keys, pool.values))
+        return _sum(layer_idx, query, key, value, args)
 
 
 def layers_agree(module: Any, layer: AddingLayer) -> bool:

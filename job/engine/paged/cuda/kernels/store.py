@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _narrowed(new, LARGEST: tl.constexpr):
+def narrowed(new, LARGEST: tl.constexpr):
     """Return numbers that the pages can hold: at most ``LARGEST``, but NaN for infinity, which must not be hidden."""
     if LARGEST > 0:
         new = new.to(tl.float32)
@@ -50,9 +50,9 @@ def store_kernel(
     is_real = (heads < H) & (dims < K)
     new = tl.load(key + token * key_token_stride + heads * key_head_stride + dims, mask=is_real)
     to = keys + page * key_page_stride + place * key_place_stride + heads * key_pool_head_stride + dims
-    tl.store(to, _narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
+    tl.store(to, narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
     dims = tl.arange(0, V_PADDED)[None, :]
     is_real = (heads < H) & (dims < V)
     new = tl.load(value + token * value_token_stride + heads * value_head_stride + dims, mask=is_real)
     to = values + page * value_page_stride + place * value_place_stride + heads * value_pool_head_stride + dims
-    tl.store(to, _narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
+    tl.store(to, narrowed(new, LARGEST).to(to.dtype.element_ty), mask=is_real)
