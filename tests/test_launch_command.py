@@ -40,7 +40,7 @@ def start(args: list[Any], cwd: Path, step_secs: float = 0) -> subprocess.Popen[
 def busy(run_of: list[Any], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a launch of two processes that both have work."""
     process = start(["--processes", 2, *run_of], tmp_path, step_secs=1)
-    wait_for(lambda: len({path.read_text() for path in (tmp_path / "out").glob("leases/0*")}) >= 2, 100)
+    wait_for(lambda: len({path.read_text() for path in (tmp_path / "out").glob("leases/0*")}) >= 2, 200)
     yield process
     process.kill()
 
@@ -82,7 +82,7 @@ def test_a_signal_stops_all_processes(busy: subprocess.Popen[str], tmp_path: Pat
 def test_a_signal_before_anything_was_started_ends_a_launch(run_of: list[Any], tmp_path: Path) -> None:
     """The launcher imports DeepSpeed for seconds before it starts a process."""
     process = start(["--processes", 2, *run_of], tmp_path)
-    wait_for(lambda: bool(psutil.Process(process.pid).children()), 60)
+    wait_for(lambda: bool(psutil.Process(process.pid).children()), 180)
     since = time.monotonic()
     process.terminate()
     (result,) = finish([process], timeout=30)

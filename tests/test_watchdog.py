@@ -29,7 +29,7 @@ def test_a_stalled_engine_ends_with_the_rows_it_was_at(tiny_model: Callable[...,
     assert "In flight: rows 0, 1, 2, 3, 4, 5, 6, 7 and 56 more." in line
 
 
-def wait_for(condition: Callable[[], Any], secs: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], secs: float = 180) -> Any:
     """Return what the condition gives as soon as it is true."""
     end = time.monotonic() + secs
     while not (value := condition()):
