@@ -79,6 +79,12 @@ def test_a_prefill_may_be_a_template() -> None:
         renderer(None, ["q"], prompt_column="q", prefill="{{ begin")
 
 
+def test_choices_are_tokenized_after_the_prefill_if_all_rows_have_the_same() -> None:
+    assert renderer(None, prefill="Answer:").suffix == "Answer:"
+    assert renderer("gemma", prefill="Answer:").suffix == "<end_of_turn>\n<start_of_turn>model\nAnswer:"
+    assert renderer(None, prefill="{{ prompt }}").suffix == ""
+
+
 def test_few_shot_examples_come_before_it() -> None:
     shots = '{"prompt": "1?", "completion": "one"}'
     text = render("gemma", {"prompt": "2?"}, examples=shots, prefill="t").text
