@@ -412,6 +412,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "json-schema",
             "majority",
             "prefill",
+            "reasoning",
             "self-consistency",
         )
     }
