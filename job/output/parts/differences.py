@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
 
-MAX_SHOWN = 300
-"""Characters of a value: enough for two paths whose ends differ."""
-
 LABELS = {
     "dataset.reader": "the reader of the files",
     "dataset.card_options": "what the dataset's card says about reading the files",
@@ -178,4 +175,4 @@ def _show(value: Any) -> str:
         return "not set"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value, MAX_SHOWN)
+    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)
