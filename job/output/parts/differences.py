@@ -92,7 +92,8 @@ def _advice_on_limit(before: Mapping[str, Any]) -> str:
 def _renamed(name: str, found: "Manifest", wanted: "Manifest") -> list[str]:
     """Describe the options that say where contents come from, if they differ."""
     pairs = [(option, found.about.get(option), wanted.about.get(option)) for option in SOURCES[name]]
-    return [f"{flag(option)} was {_show(was)}, now {_show(now)}" for option, was, now in pairs if was != now]
+    # Not shortened much: long paths often differ at their ends.
+    return [f"{flag(option)} was {_show(was, 500)}, now {_show(now, 500)}" for option, was, now in pairs if was != now]
 
 
 def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
@@ -165,7 +166,7 @@ def _where(one: str, other: str) -> str:
     return f"they differ at character {place}: {' and '.join(excerpts)}"
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, max_characters: int = 80) -> str:
     """Return a value for a message.
 
     >>> _show(None), _show([]), _show(True), _show("a"), _show(0.5)
@@ -175,4 +176,4 @@ def _show(value: Any) -> str:
         return "not set"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)
+    return shorten(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value, max_characters)
