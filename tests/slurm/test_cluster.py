@@ -117,7 +117,7 @@ def power_cut(lab: Lab) -> Submitted:
         "power-cut",
         nodes=[3, 4],
         num_rows=3840,
-        step_secs=0.25,
+        step_secs=0.75,  # both workers must be seen at work, also on a busy machine
         sbatch=["--array=0-1", "--gpus-per-node=4"],
     )
     run.wait_for_workers(2)
