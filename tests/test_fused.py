@@ -26,7 +26,7 @@ from job.engine.paged.cuda import fused_launches as launches
 from job.engine.paged.cuda.fused import fuse
 from job.engine.paged.cuda.fused_modules import MergedLinear, Siblings
 from job.engine.paged.cuda.fused_trials import largest_agrees, scaling_of
-from job.engine.paged.cuda.launches import Pool
+from job.engine.paged.cuda.launches import Pool, store_launch
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
 from tests import plain_launches
@@ -126,7 +126,6 @@ def test_the_engine_gives_the_same_tokens(
     model, replica = load(tiny_model(name))
     shapes, _ = check_support(model, replica)
     assert (f"{STORED[name]} rotations with the storing" in fuse(model.module)) == (STORED[name] > 0)
-    monkeypatch.setattr(plain_launches, "store_launch", launches.store_launch)  # the rotation needs its arguments
     plain_launches.use(monkeypatch)
     engine = PagedEngine(model, shapes, EngineConfig(kv_cache_memory=2**24, max_batch_rows=4), replica)
     generations = complete(engine, prompts, generate(max_new_tokens=4))
@@ -236,7 +235,7 @@ def test_rotations_equal_transformers(dtype: torch.dtype) -> None:
 def stored_by_two(pool: Pool, rotation: DelayedRotation, value: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Rotate, then store: what ``rotate_and_store`` does in one."""
     query, key = launches.rotate(rotation.query, rotation.key, rotation.cosines, rotation.sines)
-    launches.store_launch(pool, key, value, places).run()
+    store_launch(pool, key, value, places).run()
     return query
 
 

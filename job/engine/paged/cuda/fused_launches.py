@@ -16,7 +16,7 @@ from job.engine.paged.cuda.kernels.largest import largest_kernel
 from job.engine.paged.cuda.kernels.norm import norm_kernel
 from job.engine.paged.cuda.kernels.rotate import rotate_kernel
 from job.engine.paged.cuda.kernels.rotate_and_store import rotate_and_store_kernel
-from job.engine.paged.cuda.launches import Launch, Pool, padded, store_launch
+from job.engine.paged.cuda.launches import Launch, Pool, padded, stored
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -126,13 +126,11 @@ def rotate_and_store_launch(
     new_query: torch.Tensor, pool: Pool, rotation: DelayedRotation, value: torch.Tensor, places: torch.Tensor
 ) -> Launch:
     """Return the launch of ``rotate_and_store``; the last dimension of all tensors is dense."""
-    arguments = _rotation(rotation.query, rotation.key, rotation.cosines, rotation.sines)
-    stored = store_launch(pool, rotation.key, value, places).arguments
     arguments = {
         "new_query": new_query,
-        **{name: argument for name, argument in stored.items() if name not in ("H", "H_PADDED", "K", "K_PADDED")},
-        **arguments,
-        "KEYS_PADDED": stored["H_PADDED"],
+        **stored(pool, rotation.key, value, places),
+        **_rotation(rotation.query, rotation.key, rotation.cosines, rotation.sines),
+        "KEYS_PADDED": padded(pool.num_heads, 1),
     }
     return _rotation_launch(rotate_and_store_kernel, arguments, len(new_query), num_more=1)
 

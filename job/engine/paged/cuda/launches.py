@@ -223,6 +223,18 @@ def attend_launches(
 def store_launch(pool: Pool, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> Launch:
     """Return the launch that stores [T, H, K] and [T, H, V] at ``places`` [T] int32: page * P + place in the page."""
     arguments = {
+        **stored(pool, key, value, places),
+        "H": pool.num_heads,
+        "H_PADDED": padded(pool.num_heads, 1),
+        "K": key.shape[-1],
+        "K_PADDED": padded(key.shape[-1]),
+    }
+    return Launch(store_kernel, (len(key),), arguments, {"num_warps": 4})
+
+
+def stored(pool: Pool, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments of every kernel that stores keys and values."""
+    return {
         "keys": pool.keys,
         "values": pool.values,
         "key": key,
@@ -239,12 +251,7 @@ def store_launch(pool: Pool, key: torch.Tensor, value: torch.Tensor, places: tor
         "value_pool_head_stride": pool.values.stride(1),
         "value_place_stride": pool.values.stride(2),
         "P": pool.page_tokens,
-        "H": pool.num_heads,
-        "H_PADDED": padded(pool.num_heads, 1),
-        "K": key.shape[-1],
         "V": value.shape[-1],
-        "K_PADDED": padded(key.shape[-1]),
         "V_PADDED": padded(value.shape[-1]),
         "LARGEST": FP8_MAX if pool.keys.dtype == FP8 else 0.0,
     }
-    return Launch(store_kernel, (len(key),), arguments, {"num_warps": 4})

@@ -10,6 +10,25 @@ import triton.language as tl
 
 
 @triton.jit
+def rotated(queries, keys, cosine, sine, is_query, is_key, HALF: tl.constexpr, HALF_PADDED: tl.constexpr):
+    """Return the first and the second halves [HEADS, HALF_PADDED] of rotated heads, each a query or a key."""
+    at = tl.arange(0, HALF_PADDED)[None, :]
+    is_dim = at < HALF
+    left_cosine = tl.load(cosine + at, mask=is_dim, other=0.0).to(tl.float32)
+    left_sine = tl.load(sine + at, mask=is_dim, other=0.0).to(tl.float32)
+    right_cosine = tl.load(cosine + HALF + at, mask=is_dim, other=0.0).to(tl.float32)
+    right_sine = tl.load(sine + HALF + at, mask=is_dim, other=0.0).to(tl.float32)
+    # A head is a query or a key, so one of the two loads gives zeros.
+    left = tl.load(queries + at, mask=is_query & is_dim, other=0.0)
+    left += tl.load(keys + at, mask=is_key & is_dim, other=0.0)
+    right = tl.load(queries + HALF + at, mask=is_query & is_dim, other=0.0)
+    right += tl.load(keys + HALF + at, mask=is_key & is_dim, other=0.0)
+    new_left = left.to(tl.float32) * left_cosine - right.to(tl.float32) * left_sine
+    new_right = right.to(tl.float32) * right_cosine + left.to(tl.float32) * right_sine
+    return new_left.to(left.dtype), new_right.to(left.dtype)
+
+
+@triton.jit
 def rotate_kernel(
     new_query,  # [T, QUERIES, D], dense
     new_key,  # [T, KEYS, D], dense
@@ -43,22 +62,12 @@ def rotate_kernel(
 
     at = tl.arange(0, HALF_PADDED)[None, :]
     is_dim = at < HALF
-    cosine, sine = cosines + token * cosine_stride + at, sines + token * sine_stride + at
-    left_cosine = tl.load(cosine, mask=is_dim, other=0.0).to(tl.float32)
-    left_sine = tl.load(sine, mask=is_dim, other=0.0).to(tl.float32)
-    right_cosine = tl.load(cosine + HALF, mask=is_dim, other=0.0).to(tl.float32)
-    right_sine = tl.load(sine + HALF, mask=is_dim, other=0.0).to(tl.float32)
-    # A head is a query or a key, so one of the two loads gives zeros.
-    left = tl.load(queries + at, mask=is_query & is_dim, other=0.0)
-    left += tl.load(keys + at, mask=is_key & is_dim, other=0.0)
-    right = tl.load(queries + HALF + at, mask=is_query & is_dim, other=0.0)
-    right += tl.load(keys + HALF + at, mask=is_key & is_dim, other=0.0)
-    new_left = left.to(tl.float32) * left_cosine - right.to(tl.float32) * left_sine
-    new_right = right.to(tl.float32) * right_cosine + left.to(tl.float32) * right_sine
-    tl.store(new_queries + at, new_left.to(left.dtype), mask=is_query & is_dim)
-    tl.store(new_queries + HALF + at, new_right.to(left.dtype), mask=is_query & is_dim)
-    tl.store(new_keys + at, new_left.to(left.dtype), mask=is_key & is_dim)
-    tl.store(new_keys + HALF + at, new_right.to(left.dtype), mask=is_key & is_dim)
+    cosine, sine = cosines + token * cosine_stride, sines + token * sine_stride
+    left, right = rotated(queries, keys, cosine, sine, is_query, is_key, HALF, HALF_PADDED)
+    tl.store(new_queries + at, left, mask=is_query & is_dim)
+    tl.store(new_queries + HALF + at, right, mask=is_query & is_dim)
+    tl.store(new_keys + at, left, mask=is_key & is_dim)
+    tl.store(new_keys + HALF + at, right, mask=is_key & is_dim)
     if REST > 0:
         at = tl.arange(0, REST_PADDED)[None, :]
         is_dim = at < REST

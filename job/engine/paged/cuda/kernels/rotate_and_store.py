@@ -8,6 +8,7 @@ Letters: T tokens, D head size, V size of values, R numbers that are rotated, P 
 import triton
 import triton.language as tl
 
+from job.engine.paged.cuda.kernels.rotate import rotated
 from job.engine.paged.cuda.kernels.store import narrowed
 
 
@@ -75,24 +76,13 @@ def rotate_and_store_kernel(
 
         at = tl.arange(0, HALF_PADDED)[None, :]
         is_dim = at < HALF
-        cosine, sine = cosines + token * cosine_stride + at, sines + token * sine_stride + at
-        left_cosine = tl.load(cosine, mask=is_dim, other=0.0).to(tl.float32)
-        left_sine = tl.load(sine, mask=is_dim, other=0.0).to(tl.float32)
-        right_cosine = tl.load(cosine + HALF, mask=is_dim, other=0.0).to(tl.float32)
-        right_sine = tl.load(sine + HALF, mask=is_dim, other=0.0).to(tl.float32)
-        # A head is a query or a key, so one of the two loads gives zeros.
-        left = tl.load(queries + at, mask=is_query & is_dim, other=0.0)
-        left += tl.load(keys_from + at, mask=is_key & is_dim, other=0.0)
-        right = tl.load(queries + HALF + at, mask=is_query & is_dim, other=0.0)
-        right += tl.load(keys_from + HALF + at, mask=is_key & is_dim, other=0.0)
-        new_left = (left.to(tl.float32) * left_cosine - right.to(tl.float32) * left_sine).to(left.dtype)
-        new_right = (right.to(tl.float32) * right_cosine + left.to(tl.float32) * right_sine).to(left.dtype)
-        tl.store(new_queries + at, new_left, mask=is_query & is_dim)
-        tl.store(new_queries + HALF + at, new_right, mask=is_query & is_dim)
-        stored_left = narrowed(new_left, LARGEST).to(keys.dtype.element_ty)
-        stored_right = narrowed(new_right, LARGEST).to(keys.dtype.element_ty)
-        tl.store(keys_to + at, stored_left, mask=is_key & is_dim)
-        tl.store(keys_to + HALF + at, stored_right, mask=is_key & is_dim)
+        cosine, sine = cosines + token * cosine_stride, sines + token * sine_stride
+        left, right = rotated(queries, keys_from, cosine, sine, is_query, is_key, HALF, HALF_PADDED)
+        tl.store(new_queries + at, left, mask=is_query & is_dim)
+        tl.store(new_queries + HALF + at, right, mask=is_query & is_dim)
+        left, right = narrowed(left, LARGEST), narrowed(right, LARGEST)
+        tl.store(keys_to + at, left.to(keys.dtype.element_ty), mask=is_key & is_dim)
+        tl.store(keys_to + HALF + at, right.to(keys.dtype.element_ty), mask=is_key & is_dim)
         if REST > 0:
             at = tl.arange(0, REST_PADDED)[None, :]
             is_dim = at < REST
