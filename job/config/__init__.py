@@ -241,6 +241,10 @@ class EngineConfig:
         return not is_sharded if self.cuda_graphs is None else self.cuda_graphs
 
 
+SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
+"""The classes whose fields are options of a run, beside those of the modes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything that ``job run`` was asked to do, as typed; where a file was given for a text, the file's text."""

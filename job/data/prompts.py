@@ -113,7 +113,7 @@ class PromptRenderer:
             content = self._content_of(checked)
             asked, prefill = self._apply_chat_template(content), self._prefill.render(checked)
             text, literal_spans = self._special_tokens.restored(asked + prefill)
-            asked, _ = self._special_tokens.restored(asked)
+            asked = self._special_tokens.restored(asked)[0] if prefill else text
             start = len(self._head) if text.startswith(self._head) else 0
             own_text, _ = self._special_tokens.restored(last_text(content))
             return Prompt(

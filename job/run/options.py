@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
 from typing import Any, SupportsIndex, get_args, get_type_hints
 
-from job.config import DataConfig, EngineConfig, ModelConfig, OutputConfig, PromptConfig, SamplingConfig
+from job.config import SECTIONS
 from job.errors import UsageError, require, shorten
 from job.modes.options import OptionSpec
 from job.modes.registry import MODES
@@ -20,8 +20,6 @@ from job.wording import flag
 REQUIRED = ("model", "dataset", "output")
 
 TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-
-SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig, *MODES)
 
 
 def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _declared() -> Iterator[tuple[str, tuple[Field[Any], Any]]]:
     """Yield the name of each option that is declared at a field, with the field and the type of its values."""
-    for section in SECTIONS:
+    for section in (*SECTIONS, *MODES):
         hints = get_type_hints(section)
         yield from ((field.name, (field, hints[field.name])) for field in fields(section) if "option" in field.metadata)
 

@@ -146,7 +146,7 @@ class PagedEngine:
         if failure is not None:
             generations += self._recover(work, failure)
         elif logits is not None:
-            generations += self._start(work, logits, expected or self._tasks.expect(work))
+            generations += self._start(work, logits, self._tasks.expect(work) if expected is None else expected)
         return generations if self._overlaps else generations + self._collect()
 
     def keep_alive(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from job.config import DataConfig, EngineConfig, ModelConfig, OutputConfig, PromptConfig, SamplingConfig
+from job.config import SECTIONS
 from job.errors import shorten
 from job.modes.registry import MODES
 from job.output.parts.defaults import DEFAULTS, defaults_of
@@ -17,8 +17,6 @@ from job.wording import flag, listed
 
 if TYPE_CHECKING:
     from job.output.parts.manifest import Manifest
-
-SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
 
 LABELS = {
     "dataset.reader": "the reader of the files",
