@@ -57,6 +57,7 @@ def tasks() -> list[Task]:
         generate(temperature=1.5, top_k=20, seed=4, logprobs=True),
         generate(temperature=1.0, top_p=0.9, seed=3),
         generate(repetition_penalty=1.7),
+        generate(frequency_penalty=2.0, presence_penalty=1.0),
         generate(ends_text=ends_at(*range(2, 60))),
         generate(ends_text=ends_at(*range(60, 120)), temperature=1.0),
         generate(grammar_of("(ab|cd)+-[0-9]{2,4}, and so on")),

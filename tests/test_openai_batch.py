@@ -198,6 +198,7 @@ def test_what_a_run_does_anyway_may_be_asked_for(body: dict[str, Any]) -> None:
         (chat(temperature=0), "parameter_mismatch: temperature is 0, the run's is 0.7"),
         (chat(top_p=1), "parameter_mismatch: top_p is 1, the run's is 0.9"),
         (chat(seed=0), "parameter_mismatch: seed is 0, the run's is 3"),
+        (chat(presence_penalty=0.5), "parameter_mismatch: presence_penalty is 0.5, the run's is 0.0"),
         (chat(n=1), "parameter_mismatch: n is 1, the run's is 2"),
         (chat(stop="END"), 'parameter_mismatch: stop is ["END"], the run\'s is ["\\n", "END"]'),
         (chat(stop=5), "parameter_mismatch: stop is 5, the run's is "),
@@ -206,7 +207,6 @@ def test_what_a_run_does_anyway_may_be_asked_for(body: dict[str, Any]) -> None:
         (chat(tool_choice="required"), 'unsupported_parameter: tool_choice is "required"'),
         (chat(logit_bias={"5": 1}), 'unsupported_parameter: logit_bias is {"5": 1}'),
         (chat(top_logprobs=5), "unsupported_parameter: top_logprobs is 5"),
-        (chat(presence_penalty=0.5), "unsupported_parameter: presence_penalty is 0.5"),
         (chat(reasoning_effort="x" * 100), f'unsupported_parameter: reasoning_effort is "{"x" * 76}...'),
         (chat(response_format={"type": "json_object"}), "unsupported_parameter: response_format is {"),
         (

@@ -411,6 +411,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "few-shot",
             "json-schema",
             "majority",
+            "penalties",
             "prefill",
             "reasoning",
             "self-consistency",

@@ -101,6 +101,8 @@ MIXED = (
     {"repetition_penalty": 1.9},
     {"repetition_penalty": 0.6, "temperature": 1.0, "logprobs": True},
     {"logprobs": True},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -2.0, "repetition_penalty": 1.2, "temperature": 1.0, "logprobs": True},
 )
 """Parameters of rows that meet in one batch: every algorithm, with and without its neighbors' options."""
 
@@ -260,7 +262,7 @@ def test_a_slot_whose_update_failed_is_collected_again(failing: str, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(torch.Tensor, failing, lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                bench.history.seen([rows[1]], VOCAB, Parcel(torch.device("cpu")))()
+                bench.history.all.of([rows[1]], VOCAB, Parcel(torch.device("cpu")))()
         for _ in range(3):
             bench.step(rows[comes_next])
 
@@ -273,11 +275,11 @@ def test_a_choice_that_is_thrown_away_leaves_no_trace() -> None:
         logits = torch.full((1, VOCAB), -1.0)
         logits[0, token] = 9.0
         assert choose(logits, batch_of(bench.params, 1), bench.history.of([row])).tokens == [token]
-    seen = bench.history.seen([row], VOCAB, Parcel(torch.device("cpu")))()
+    seen = bench.history.all.of([row], VOCAB, Parcel(torch.device("cpu")))()
     assert seen.nonzero()[:, 1].tolist() == sorted(row.token_ids)
 
 
 def test_nothing_is_kept_of_rows_without_a_penalty() -> None:
     history, row = TokenHistory(1), running(0, [1, 2], 0)
     choose(random_logits(1), batch_of(SamplingParams(temperature=1.0), 1), history.of([row]))
-    assert history._seen is None
+    assert history.all._memory is None and history.generated._memory is None

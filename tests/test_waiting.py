@@ -90,13 +90,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "top-k": [{"temperature": 1.0, "top_k": 20, "top_p": 0.9}],
     "top-p": [{"temperature": 1.0, "top_p": 0.9, "min_p": 0.02}],
     "penalty": [{"repetition_penalty": 1.3}],
+    "counts": [{"presence_penalty": 0.4, "frequency_penalty": -0.2}],
     "logprobs": [{"logprobs": True}],
     "mixed": [
         {},
         {"temperature": 0.7, "repetition_penalty": 1.3},
         {"temperature": 1.0, "top_k": 20, "logprobs": True},
         {"temperature": 1.0, "top_p": 0.9},
-        {"temperature": 1.0, "min_p": 0.1, "seed": 5},
+        {"temperature": 1.0, "min_p": 0.1, "seed": 5, "frequency_penalty": 0.3},
     ],
 }
 

@@ -23,7 +23,7 @@ _NAMES = {
     "--examples": "num-fewshot fewshot few-shot fewshot-as-multiturn shots",
     "--num-samples": "n best-of num-return-sequences num-completions num-generations rollouts-per-document",
     "--temperature": "do-sample temp",
-    "--repetition-penalty": "presence-penalty frequency-penalty repeat-penalty",
+    "--repetition-penalty": "repeat-penalty",
     "--stop": "stop-token stop-tokens stop-sequences stop-strings stop-words until stop-sequence",
     "--seed": "random-seed rng-seed",
     "--logprobs": "top-logprobs prompt-logprobs return-logprobs output-scores output-logprobs",

@@ -77,7 +77,9 @@ class ChoicesMode(Mode):
     name: ClassVar[str] = "choices"
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
-    ignores: ClassVar[frozenset[str]] = frozenset(["max_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty"])
+    ignores: ClassVar[frozenset[str]] = frozenset(
+        ["max_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
+    )
     task_category: ClassVar[str | None] = "text-classification"
     empty_preview: ClassVar[Mapping[str, Any]] = {"choices": []}
 

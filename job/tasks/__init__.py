@@ -39,6 +39,10 @@ class SamplingParams:
     top_k: int = option(0, "Sample from the K most likely tokens (0: off).")
     min_p: float = option(0.0, "Drop tokens less likely than this times the most likely one (0: off).")
     repetition_penalty: float = option(1.0, "Above 1, make tokens that were already seen less likely (1: off).")
+    presence_penalty: float = option(
+        0.0, "Take this off the logit of each token that was generated already: -2 to 2 (0: off)."
+    )
+    frequency_penalty: float = option(0.0, "The same, once for each time that the token was generated.")
     logprobs: bool = False
     """Return the log probabilities of the generated tokens, in the model's own distribution."""
     seed: int = option(0, "Random seed. Every draw depends only on it, row_idx, sample_idx and position.")
@@ -51,6 +55,8 @@ class SamplingParams:
         require(self.top_k >= 0, "top-k", self.top_k, "0 (off) or more")
         require(0 <= self.min_p <= 1, "min-p", self.min_p, "between 0 and 1")
         require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
+        require(-2 <= self.presence_penalty <= 2, "presence-penalty", self.presence_penalty, "between -2 and 2")
+        require(-2 <= self.frequency_penalty <= 2, "frequency-penalty", self.frequency_penalty, "between -2 and 2")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
 
 

@@ -1,6 +1,7 @@
 """From a step's logits to tokens: one pipeline for all engines, on the leader only.
 
-finite? -> masks -> repetition penalty -> temperature, filters, draw (``sampling``) -> log probabilities
+finite? -> masks -> penalties: repetition, then frequency and presence -> temperature, filters, draw (``sampling``)
+-> log probabilities, which are those of the logits before all of this
 
 The rows of a batch may differ in everything; what a row gets does not depend on the other rows (law 5).
 
@@ -10,7 +11,7 @@ To start it, one copy goes to the device, and nothing that the host does depends
 Letters: B rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from job.engine.logits.history import Occurrences
 from job.engine.logits.masks import Masks
 from job.engine.logits.reductions import largest, token_logprobs
-from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
+from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_occurrence, penalize_repetition
 from job.engine.transfers import Download, Parcel
 from job.tasks import SamplingParams
 
@@ -121,26 +122,66 @@ def start_choice(
 
 
 def _is_plain(params: SamplingParams) -> bool:
-    return params.temperature == 0 and params.repetition_penalty == 1 and not params.logprobs
+    is_penalized = _penalizes_repetition(params) or _penalizes_occurrence(params)
+    return params.temperature == 0 and not params.logprobs and not is_penalized
+
+
+def _penalizes_repetition(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1
+
+
+def _penalizes_occurrence(params: SamplingParams) -> bool:
+    return params.frequency_penalty != 0 or params.presence_penalty != 0
 
 
 class _Penalties:
-    """The repetition penalties of a batch."""
+    """The penalties of a batch for tokens that have occurred."""
 
     def __init__(self, batch: SamplingBatch, occurred: Occurrences, vocab_size: int, parcel: Parcel) -> None:
-        self._rows = batch.rows_where(lambda params: params.repetition_penalty != 1)
-        self._is_for_all = len(self._rows) == len(batch)
-        if self._rows:
-            penalized = batch if self._is_for_all else batch.select(self._rows)
-            self._penalty = parcel.add(penalized.numbers("repetition_penalty"))
-            self._seen = occurred.seen(self._rows, vocab_size, parcel)
-            self._index = parcel.add(np.array(self._rows, np.int64))
+        self._vocab_size, self._parcel = vocab_size, parcel
+        self._steps = [
+            *self._step(batch, _penalizes_repetition, ["repetition_penalty"], occurred.seen, penalize_repetition),
+            *self._step(
+                batch,
+                _penalizes_occurrence,
+                ["frequency_penalty", "presence_penalty"],
+                occurred.counts,
+                penalize_occurrence,
+            ),
+        ]
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """Return scores [B, V] float32 with the penalties."""
-        if not self._rows:
-            return scores
-        if self._is_for_all:
-            return penalize_repetition(scores, self._seen(), self._penalty())
-        some = penalize_repetition(scores.index_select(0, self._index()), self._seen(), self._penalty())
-        return scores.index_copy(0, self._index(), some)
+        for step in self._steps:
+            scores = step(scores)
+        return scores
+
+    def _step(
+        self,
+        batch: SamplingBatch,
+        condition: Callable[[SamplingParams], bool],
+        names: Sequence[str],
+        look_up: Callable[[Sequence[int], int, Parcel], Callable[[], torch.Tensor]],
+        penalize: Callable[..., torch.Tensor],
+    ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Return what applies one kind of penalty to the rows that have it; nothing if none has.
+
+        Args:
+            condition: whether a row has it.
+            names: the parameters that it takes.
+            look_up: finds what has occurred in some rows.
+        """
+        rows = batch.rows_where(condition)
+        if not rows:
+            return []
+        penalized = batch if len(rows) == len(batch) else batch.select(rows)
+        numbers = [self._parcel.add(penalized.numbers(name)) for name in names]
+        occurred, index = look_up(rows, self._vocab_size, self._parcel), self._parcel.add(np.array(rows, np.int64))
+
+        def apply(scores: torch.Tensor) -> torch.Tensor:
+            if len(rows) == len(batch):
+                return penalize(scores, occurred(), *(number() for number in numbers))
+            some = penalize(scores.index_select(0, index()), occurred(), *(number() for number in numbers))
+            return scores.index_copy(0, index(), some)
+
+        return [apply]

@@ -25,8 +25,10 @@ from job.tasks import MAX_TEMPERATURE, SamplingParams
 FEWEST_TOKENS = 16
 """If not even a step of so few tokens fits, the model is too large."""
 
-HARDEST = SamplingParams(temperature=MAX_TEMPERATURE, top_p=0.999, repetition_penalty=1.5, logprobs=True)
-"""A flat distribution whose nucleus holds most of the vocabulary, which is therefore sorted."""
+HARDEST = SamplingParams(
+    temperature=MAX_TEMPERATURE, top_p=0.999, repetition_penalty=1.5, presence_penalty=0.5, logprobs=True
+)
+"""A flat distribution whose nucleus holds most of the vocabulary, which is therefore sorted; every kind of penalty."""
 
 
 class DeviceMemory(Protocol):
