@@ -20,7 +20,7 @@ import torch
 from job.engine.logits.history import Occurrences
 from job.engine.logits.masks import Masks
 from job.engine.logits.reductions import largest, token_logprobs
-from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_occurrence, penalize_repetition
+from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
 from job.engine.transfers import Download, Parcel
 from job.tasks import SamplingParams
 
@@ -134,6 +134,20 @@ def _penalizes_occurrence(params: SamplingParams) -> bool:
     return params.frequency_penalty != 0 or params.presence_penalty != 0
 
 
+def _penalize_occurrence(
+    logits: torch.Tensor, counts: torch.Tensor, frequency: torch.Tensor, presence: torch.Tensor
+) -> torch.Tensor:
+    """Make tokens that were generated less likely, as OpenAI's API documents it.
+
+    Args:
+        logits: [B, V] float32.
+        counts: [B, V] int32: how often each token was generated.
+        frequency: [B, 1] float32, taken off once for each time.
+        presence: [B, 1] float32, taken off once.
+    """
+    return logits - frequency * counts - presence * (counts > 0)
+
+
 class _Penalties:
     """The penalties of a batch for tokens that have occurred."""
 
@@ -146,7 +160,7 @@ class _Penalties:
                 _penalizes_occurrence,
                 ["frequency_penalty", "presence_penalty"],
                 occurred.counts,
-                penalize_occurrence,
+                _penalize_occurrence,
             ),
         ]
 

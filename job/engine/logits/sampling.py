@@ -52,20 +52,6 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def penalize_occurrence(
-    logits: torch.Tensor, counts: torch.Tensor, frequency: torch.Tensor, presence: torch.Tensor
-) -> torch.Tensor:
-    """Make tokens that were generated less likely, as OpenAI's API documents it.
-
-    Args:
-        logits: [B, V] float32.
-        counts: [B, V] int32: how often each token was generated.
-        frequency: [B, 1] float32, taken off once for each time.
-        presence: [B, 1] float32, taken off once.
-    """
-    return logits - frequency * counts - presence * (counts > 0)
-
-
 @dataclass(frozen=True)
 class SamplingBatch:
     """How the next tokens of B rows are chosen. Rows may differ in everything."""
