@@ -369,6 +369,8 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "seed": 0,
         "ignore_eos": False,
         "stop": [],
