@@ -273,6 +273,7 @@ def test_many_workers_write_it_at_once(output: Path) -> None:
     def conclude(number: int) -> None:
         directory = find_run(output).directory
         directory.sweep()
+        directory.discard_drafts()
         write_card(directory.store, run.manifest, counts)
 
     with ThreadPoolExecutor(16) as pool:

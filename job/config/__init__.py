@@ -86,7 +86,7 @@ class DataConfig:
         None, "Encoding of csv files, for example cp1252 [default: UTF-8, or UTF-16 if the file is marked so]."
     )
     sheet: str | None = option(None, "Sheet of an .xlsx file [default: the first].")
-    limit: int | None = option(None, "Process only the first N rows.")
+    limit: int | None = option(None, "Process only the first N rows. A larger limit continues the same run.")
     id_column: str | None = option(None, "Column to write right after the indices.")
     keep_columns: tuple[str, ...] = option(
         (), "Columns to copy to the output; '*' for all. Repeat or use commas.", may_have_commas=True

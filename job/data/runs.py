@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 PART = re.compile(r"part-(\d+)\.parquet")
@@ -17,17 +18,20 @@ class RunInput:
     """A run directory."""
 
     path: Path
-    num_rows: int
-    """The rows of its plan."""
-    rows_per_shard: int
+    shards: Sequence[int]
+    """The rows of each of its parts."""
     parts: Sequence[Path]
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of its plan."""
+        return sum(self.shards)
 
     @property
     def num_missing(self) -> int:
         """How many rows are not in parts yet."""
         there = {int(match[1]) for part in self.parts if (match := PART.fullmatch(part.name))}
-        missing = set(range(-(-self.num_rows // self.rows_per_shard))) - there
-        return sum(min(self.rows_per_shard, self.num_rows - idx * self.rows_per_shard) for idx in missing)
+        return sum(num_rows for idx, num_rows in enumerate(self.shards) if idx not in there)
 
     @property
     def state(self) -> str:
@@ -47,12 +51,20 @@ def read_run(folder: Path) -> RunInput | None:
     parts = sorted(path for place in (folder, folder / "data") for path in place.glob("part-*.parquet"))
     try:
         plan = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]["plan"]
-        num_rows, rows_per_shard = int(plan["num_rows"]), max(1, int(plan["rows_per_shard"]))
+        growth = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("growth/[0-9]*"))]
+        totals = [int(each["num_rows"]) for each in (plan, *growth)]
+        shards = _shards(totals, max(1, int(plan["rows_per_shard"])))
     except (OSError, ValueError, LookupError, TypeError):  # a manifest of something else, or a damaged one
         if not (parts or (folder / "journal").is_dir()):
             return None
-        num_rows, rows_per_shard = 0, 1
-    return RunInput(path=folder, num_rows=num_rows, rows_per_shard=rows_per_shard, parts=parts)
+        shards = []
+    return RunInput(path=folder, shards=shards, parts=parts)
+
+
+def _shards(totals: Sequence[int], rows_per_shard: int) -> list[int]:
+    """Return the rows of each shard of a run that has grown to these numbers of rows, one after the other."""
+    added = [max(0, stop - start) for start, stop in pairwise((0, *totals))]
+    return [min(rows_per_shard, rows - start) for rows in added for start in range(0, rows, rows_per_shard)]
 
 
 def runs_of(files: Sequence[Path]) -> list[RunInput]:

@@ -6,6 +6,7 @@ from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS, JobError
 from job.output.looking.totals import add_up, read_totals
 from job.output.parts.card import write_card
 from job.output.parts.counts import Counts
+from job.output.parts.growth import read_growth
 from job.output.sharing.leases import Leases
 from job.output.store.names import CONCLUSION
 from job.run.preparation import Prepared
@@ -28,14 +29,22 @@ def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[]
     directory = prepared.directory
     try:
         directory.sweep()
+        if _is_latest(prepared):
+            directory.discard_drafts()
         totals = _add_up_once(prepared, leases, wait)
     except OSError as error:
         path = error.filename or directory.store.describe()
         raise JobError(
             f"{path}: {error.strerror or error}. All rows are finished; fix this and run the same command."
         ) from None
-    write_card(directory.store, prepared.manifest, totals)
+    if _is_latest(prepared):
+        write_card(directory.store, prepared.manifest, totals)
     return totals
+
+
+def _is_latest(prepared: Prepared) -> bool:
+    """Whether the run has not grown since. If it has, its other workers write drafts and, at the end, the card."""
+    return read_growth(prepared.directory.store) == prepared.manifest.growth
 
 
 def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], bool]) -> Counts:

@@ -129,7 +129,7 @@ class OpenShards:
     def add(self, completions: Sequence[Completion]) -> None:
         """Add finished rows to their shards."""
         for completion in completions:
-            shard = self._open.get(completion.row_idx // self._plan.rows_per_shard)
+            shard = self._open.get(self._plan.shard_of(completion.row_idx))
             if shard is not None:  # otherwise the worker that this one helped has finished the shard
                 self._add(shard, completion)
 

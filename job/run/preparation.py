@@ -116,13 +116,13 @@ def _prepared(
     config = examined.config
     values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
     directory, manifest, settings = _claim(store, examined, claims=claims)
-    values["manifest"] = manifest
+    values |= {"manifest": manifest, "plan": manifest.plan}
     return Prepared(
         **values,
         is_restart=found is not None,
         is_claimed=claims,
         directory=directory,
-        finished=FinishedRows(directory, examined.plan),
+        finished=FinishedRows(directory, manifest.plan),
         settings=settings,
         part_format=PartFormat.build(
             pa.schema(examined.kept),
@@ -156,7 +156,7 @@ def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirect
         else:
             check_run_directory(store, manifest)
         # Only now is it known who started the run, perhaps an older version a moment ago, and where its parts lie.
-        directory = RunDirectory(store, RunNames(examined.plan.num_shards, manifest.part_dir))
+        directory = RunDirectory(store, RunNames(manifest.plan.num_shards, manifest.part_dir))
         directory.prepare()
         settings = set_settings(store, lease_timeout_secs=timeout_secs) if claims else read_settings(store)
         return directory, manifest, settings

@@ -17,6 +17,7 @@ from job.observe.status import Published, StaleLease, Status, Worker
 from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.survey import SeenLease, Survey, survey
+from job.output.parts.growth import read_growth
 from job.output.parts.manifest import Manifest
 from job.output.publishing.publication import read_publication
 from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
@@ -41,7 +42,10 @@ class Inspection:
             UsageError: there is none.
         """
         self._output = str(output)
-        self._run = find_run(output)
+        self._find()
+
+    def _find(self) -> None:
+        self._run = find_run(self._output)
         self._metrics = MetricsReader(self._run.directory.store)
         self._finished = FinishedRows(self._run.directory, self._run.plan, self._run.manifest.modes)
 
@@ -52,6 +56,8 @@ class Inspection:
             JobError: the directory cannot be read.
         """
         try:
+            if read_growth(self._run.directory.store) != self._run.manifest.growth:
+                self._find()
             latest = self._metrics.read()
             self._finished.read_journals(budget_secs=READ_SECS)
             seen = survey(self._run)

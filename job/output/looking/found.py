@@ -54,11 +54,11 @@ def find_run(output: str | Path) -> FoundRun:
 
 def _plan_of(manifest: Manifest, store: Store) -> Plan:
     try:
-        cut, sampling = manifest.section("plan"), manifest.section("sampling")
-        numbers = (cut["num_rows"], cut["rows_per_shard"], sampling["num_samples"])
+        plan = manifest.plan
+        numbers = (plan.num_rows, plan.rows_per_shard, plan.num_samples)
         if not all(isinstance(number, int) for number in numbers) or numbers[0] < 0 or min(numbers[1:]) < 1:
             raise ValueError(f"{numbers[0]} rows, {numbers[1]} per shard, {numbers[2]} samples")
+        return plan
     except (LookupError, TypeError, ValueError) as error:
         path = store.describe(MANIFEST)
         raise UsageError(f"{path} does not say how the run is cut into shards ({error!r}).") from None
-    return Plan(num_rows=numbers[0], rows_per_shard=numbers[1], num_samples=numbers[2])

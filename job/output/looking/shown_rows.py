@@ -76,7 +76,7 @@ def _places(run: FoundRun, wanted: Wanted) -> Iterator[Place]:
 def _shards(run: FoundRun, row_idx: int | None) -> Iterator[int]:
     """Yield the shards that may have wanted rows."""
     if row_idx is not None:
-        yield row_idx // run.plan.rows_per_shard
+        yield run.plan.shard_of(row_idx)
         return
     yield from sorted(run.directory.written_shards() | run.directory.journaled_shards())
 

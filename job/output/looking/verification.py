@@ -7,14 +7,15 @@ have moved.
 import fnmatch
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from job.errors import JobError
 from job.output.looking.found import FoundRun
 from job.output.looking.part_check import PartProblem, check_part
-from job.output.store.names import PART_PATTERN, within
+from job.output.parts.growth import read_growth
+from job.output.store.names import PART_PATTERN, RunNames, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,15 @@ def _verify_shard(run: FoundRun, shard_idx: int, like: pa.Schema | None, result:
 
 def _foreign_parts(run: FoundRun) -> list[Problem]:
     """Find files that readers would mistake for parts of this run. They skip names that begin with a dot or ``_``."""
-    names = run.directory.names
-    first, last = names.part(0), names.part(run.plan.num_shards - 1)
-    found = [entry.name for entry in run.directory.store.list(names.part_dir) if entry.name[0] not in "._"]
-    if not names.part_dir:
+    part_dir = run.directory.names.part_dir
+    found = [entry.name for entry in run.directory.store.list(part_dir) if entry.name[0] not in "._"]
+    # Read after the parts are listed: the run may have grown since it was found.
+    plan = replace(run.manifest, growth=read_growth(run.directory.store)).plan
+    names = RunNames(plan.num_shards, part_dir)
+    first, last = names.part(0), names.part(plan.num_shards - 1)
+    if not part_dir:
         found = fnmatch.filter(found, PART_PATTERN)
-    foreign = sorted(within(names.part_dir, name) for name in found if names.shard_of(name) is None)
+    foreign = sorted(within(part_dir, name) for name in found if names.shard_of(name) is None)
     # A name that cannot be printed, or not on one line, is shown as Python would write it.
     shown = [name if name.isprintable() else ascii(name) for name in foreign]
     return [Problem(name, f"is not a part of this run: the plan has {first} to {last}") for name in shown]

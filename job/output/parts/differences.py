@@ -41,6 +41,9 @@ COMMITS = {
 }
 """What ``about`` calls the commits of the contents on the Hub, and the options that name a commit."""
 
+OF_LIMIT = {"dataset.limit", "plan.num_rows"}
+"""The fields that a larger ``--limit`` changes."""
+
 DERIVED = {
     "model.tokenizer": "a hash of the model's vocabulary and chat template",
     "prompt.max_prompt_tokens": "if not given, what --max-new-tokens leaves of the model's length",
@@ -53,14 +56,14 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
     """Say how the wanted run differs from the one that was found, each field with both values, and what to do.
 
     Returns:
-        The sentences that follow the manifest's name; None if it is the same run.
+        The sentences that follow the manifest's name; None if it is the same run, or the same with a larger limit.
     """
     before, after = _flatten(found.meaning), _flatten(wanted.meaning)
     names = [name for name in before | after if before.get(name) != after.get(name)]
-    if not names:
+    if not names or is_growth(found, wanted):
         return None
-    if "dataset.limit" in names and set(names) <= {"dataset.limit", "plan.num_rows"}:
-        return f"is a run of other rows: {_change('dataset.limit', before, after)}. {_advice_on_limit(before)}"
+    if "dataset.limit" in names and set(names) <= OF_LIMIT:
+        return f"is a run of more rows: {_change('dataset.limit', before, after)}. {_advice_on_limit(before)}"
     if {"dataset.limit", "dataset.fingerprint"} & set(names):
         names = [name for name in names if name != "plan.num_rows"]  # the other two say it
     names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
@@ -80,11 +83,19 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
     return f"is another run: {'; '.join(changes)}. {advice}"
 
 
+def is_growth(found: "Manifest", wanted: "Manifest") -> bool:
+    """Whether the wanted run is the one that was found, with a larger limit."""
+    before, after = _flatten(found.meaning), _flatten(wanted.meaning)
+    names = {name for name in before | after if before.get(name) != after.get(name)}
+    was, now = before.get("dataset.limit"), after.get("dataset.limit")
+    return "dataset.limit" in names <= OF_LIMIT and was is not None and (now is None or now > was)
+
+
 def _advice_on_limit(before: Mapping[str, Any]) -> str:
-    """Say what can be done if nothing but ``--limit`` has changed: the plan of a run is fixed."""
+    """Say what can be done if nothing but ``--limit`` has changed, and it has not grown."""
     limit = before.get("dataset.limit")
     old = "leave out --limit" if limit is None else f"give --limit {limit}"
-    return f"The rows of a run cannot change once it has started. Use a new --output for these, or {old} to go on."
+    return f"A run can grow, but not shrink. Use a new --output for fewer rows, or {old} to go on."
 
 
 def _renamed(name: str, found: "Manifest", wanted: "Manifest") -> list[str]:

@@ -1,7 +1,7 @@
 """``manifest.json``: what a run is. Written once by the first process, compared by every later one (law 4).
 
 ``identity`` holds every value that can change the output; a restart must have the same values. ``about`` is for
-people: when, which versions, where the model was.
+people: when, which versions, where the model was. If ``--limit`` grows, that is recorded beside it (``growth``).
 
 Options with default values are left out of the identity, so that a version with more options recognizes the same run:
 an option that the manifest does not name has its default. ``section`` returns the values with the defaults filled in.
@@ -9,7 +9,7 @@ an option that the manifest does not name has its default. ``section`` returns t
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,11 @@ from job.errors import UsageError
 from job.modes.mode import Mode
 from job.modes.registry import modes_of
 from job.output.parts.defaults import DEFAULTS, without_defaults
-from job.output.parts.differences import describe_differences
+from job.output.parts.differences import describe_differences, is_growth
+from job.output.parts.growth import Growth, add_growth, read_growth
 from job.output.parts.older_formats import from_format_2
-from job.output.store.names import MANIFEST, PART_PATTERN, PARTS, is_stranger, within
+from job.output.parts.plan import Plan
+from job.output.store.names import MANIFEST, PART_PATTERN, PARTS, RunNames, is_stranger, within
 from job.output.store.store import Store
 
 FORMAT_VERSION = 4
@@ -37,6 +39,8 @@ class Manifest:
     identity: dict[str, Any]
     about: dict[str, Any]
     format_version: int = FORMAT_VERSION
+    growth: tuple[Growth, ...] = ()
+    """How the run has grown since it began."""
 
     @property
     def digest(self) -> str:
@@ -59,13 +63,35 @@ class Manifest:
         return self.format_version >= 4
 
     @cached_property
-    def meaning(self) -> dict[str, Any]:
-        """The identity in the form of this version, without defaults."""
+    def beginning(self) -> dict[str, Any]:
+        """The identity in the form of this version, without defaults, as the run began."""
         return without_defaults(from_format_2(self.identity) if self.is_format_2 else self.identity)
+
+    @cached_property
+    def meaning(self) -> dict[str, Any]:
+        """The same with the latest limit."""
+        if not self.growth:
+            return self.beginning
+        began, latest = self.beginning, self.growth[-1]
+        dataset = {**began["dataset"], "limit": latest.limit}
+        plan = {**began["plan"], "num_rows": latest.num_rows}
+        return without_defaults({**began, "dataset": dataset, "plan": plan})
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the values of a section, including those that have their default."""
         return {**DEFAULTS.get(name, {}), **self.meaning[name]}
+
+    @property
+    def plan(self) -> Plan:
+        """How the run's rows are cut into shards."""
+        plan = self.section("plan")
+        totals = [self.beginning["plan"]["num_rows"], *(each.num_rows for each in self.growth)]
+        return Plan(
+            num_rows=plan["num_rows"],
+            rows_per_shard=plan["rows_per_shard"],
+            num_samples=self.section("sampling")["num_samples"],
+            cuts=tuple(sorted({total for total in totals if 0 < total < plan["num_rows"]})) if self.growth else (),
+        )
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
@@ -93,7 +119,7 @@ def read_manifest(store: Store) -> Manifest | None:
                 f"{path} has format {version}; this version reads {READABLE_FORMATS[0]} to {FORMAT_VERSION}. "
                 "Use the version that wrote it. To start a run, use a new --output."
             )
-        manifest = Manifest(content["identity"], content["about"], version)
+        manifest = Manifest(content["identity"], content["about"], version, read_growth(store))
         assert manifest.modes is not None and manifest.about is not None
         return manifest
     except FileNotFoundError:
@@ -103,7 +129,7 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
-    """Make the directory belong to this run, or continue the same run in it.
+    """Make the directory belong to this run, or continue the same run in it, with a larger limit if that is wanted.
 
     Returns:
         The manifest on disk, whichever process wrote it.
@@ -117,11 +143,18 @@ def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
         found = read_manifest(store)
         assert found is not None, "the manifest was just created, here or by another process"
         _refuse_if_different(store.describe(MANIFEST), found, wanted)
+    while is_growth(found, wanted):  # else it has grown in the meantime, perhaps even further
+        grown = Growth.now(wanted.section("dataset")["limit"], wanted.section("plan")["num_rows"])
+        _refuse_too_many_shards(store, found, replace(found, growth=(*found.growth, grown)))
+        add_growth(store, found.growth, grown)
+        found = replace(found, growth=read_growth(store))
+        _refuse_if_different(store.describe(MANIFEST), found, wanted)
     return found
 
 
 def check_run_directory(store: Store, wanted: Manifest) -> Manifest | None:
-    """Return the manifest of the same run, if it is there; None if the directory can become this run's.
+    """Return the manifest of the same run, perhaps with a smaller limit, if it is there; None if the directory can
+    become this run's.
 
     Raises:
         UsageError: as ``claim_run_directory`` does.
@@ -154,6 +187,16 @@ def check_place(store: Store) -> Manifest | None:
             f"--output {store.describe()} holds {strangers[0]}{more}, which no run wrote. Use a new or empty directory."
         )
     return found
+
+
+def _refuse_too_many_shards(store: Store, found: Manifest, grown: Manifest) -> None:
+    """Refuse to grow to a number of shards with more digits than the names of the parts that are there."""
+    numbers = [RunNames(manifest.plan.num_shards).number(0) for manifest in (found, grown)]
+    if len(set(numbers)) > 1:
+        raise UsageError(
+            f"{store.describe()} would grow to {grown.plan.num_shards:,} parts, but the names of its parts have room "
+            f"for {len(numbers[0])} digits. Use a new --output with a larger --rows-per-shard."
+        )
 
 
 def _refuse_if_different(where: str, found: Manifest, wanted: Manifest) -> None:

@@ -1,7 +1,8 @@
-"""Which rows belong to which shard. Depends on the dataset and ``rows_per_shard`` alone (law 2)."""
+"""Which rows belong to which shard. Depends on the dataset, ``rows_per_shard`` and the limits alone (law 2)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from job.records import SampleKey
 
@@ -18,17 +19,26 @@ class Plan:
     >>> plan = Plan(num_rows=25, rows_per_shard=10)
     >>> plan.num_shards, plan.rows(2)
     (3, range(20, 25))
+
+    The shards of a run that grows keep their rows, even a short last one: new shards begin after them.
+
+    >>> grown = Plan(num_rows=48, rows_per_shard=10, cuts=(25,))
+    >>> grown.num_shards, grown.rows(2), grown.rows(3), grown.shard_of(47)
+    (6, range(20, 25), range(25, 35), 5)
     """
 
     num_rows: int
     rows_per_shard: int
     num_samples: int = 1
     """Completions of each row."""
+    cuts: tuple[int, ...] = ()
+    """The numbers of rows that the run had before it grew, in ascending order and without ``num_rows``."""
 
     @property
     def num_shards(self) -> int:
         """Number of part files. A dataset without rows gives one empty part, so that readers find a schema."""
-        return max(1, -(-self.num_rows // self.rows_per_shard))
+        first, rows = list(self._pieces())[-1]
+        return first + self._num_shards_of(rows)
 
     @property
     def num_completions(self) -> int:
@@ -46,8 +56,24 @@ class Plan:
 
     def rows(self, shard_idx: int) -> range:
         """Return the row indices of a shard."""
-        start = shard_idx * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, self.num_rows))
+        first, piece = [(first, piece) for first, piece in self._pieces() if first <= shard_idx][-1]
+        start = piece.start + (shard_idx - first) * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, piece.stop))
+
+    def shard_of(self, row_idx: int) -> int:
+        """Return the shard of a row."""
+        first, piece = [(first, piece) for first, piece in self._pieces() if piece.start <= row_idx][-1]
+        return first + (row_idx - piece.start) // self.rows_per_shard
+
+    def _pieces(self) -> Iterator[tuple[int, range]]:
+        """Yield the rows that the run began with, and those by which it grew each time, after their first shard."""
+        first = 0
+        for start, stop in pairwise((0, *self.cuts, self.num_rows)):
+            yield first, range(start, stop)
+            first += self._num_shards_of(range(start, stop))
+
+    def _num_shards_of(self, piece: range) -> int:
+        return max(1, -(-len(piece) // self.rows_per_shard))
 
     def slices(self, shard_idx: int) -> list[range]:
         """Return the slices in which workers claim a shard's rows. They do not affect the output.

@@ -65,19 +65,30 @@ class RunDirectory:
     def sweep(self) -> None:
         """Remove the leftovers of dead workers, and files that live ones no longer need. Every shard must be done.
 
-        A draft is kept until it is old, since a live process may be about to rename it. Drafts of parts and of the
-        card are removed at once: the final files exist, and a process that is still writing one notices.
+        What belongs to shards that we do not know stays: the run may have grown since this process began. A draft is
+        kept until it is old, since a live process may be about to rename it.
         """
         for entry in self.store.list(JOURNALS):
-            self._delete(f"{JOURNALS}/{entry.name}")
+            if not self._is_of_later_shard(entry.name):
+                self._delete(f"{JOURNALS}/{entry.name}")
         for entry in self.store.list(LEASES):
             # A worker that still needs its clock creates it again. The lease of the conclusion is left to its holder.
-            if entry.name.startswith(".clock-") or entry.name[:1].isdecimal():
+            is_of_shard = entry.name[:1].isdecimal() and not self._is_of_later_shard(entry.name)
+            if entry.name.startswith(".clock-") or is_of_shard:
                 self._delete(f"{LEASES}/{entry.name}")
-        for pattern in ("part-*", CARD):
-            self.store.discard("", pattern)
         for directory in ("", self.names.part_dir, LEASES, METRICS, RETRIES):
             self.store.discard(directory, "*", min_age_secs=OLD_SECS)
+
+    def discard_drafts(self) -> None:
+        """Remove drafts of parts and of the card. The final files must exist; a process that is still writing one
+        notices.
+        """
+        for pattern in ("part-*", CARD):
+            self.store.discard("", pattern)
+
+    def _is_of_later_shard(self, name: str) -> bool:
+        match = re.match(r"\d+", name, re.ASCII)
+        return match is not None and int(match[0]) >= self.names.num_shards
 
     def _delete(self, name: str) -> None:
         with contextlib.suppress(OSError):  # only its owner may delete it, or another worker was faster

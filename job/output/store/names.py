@@ -17,6 +17,9 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 """The dataset card, for people and for Hugging Face. Written when the run is done."""
 
+GROWTH = "growth"
+"""Directory of the limits with which the run was continued after it had begun with a smaller one."""
+
 SETTINGS = "settings.json"
 """Settings on which workers, status and retry must agree, but which a restart may change."""
 
@@ -42,7 +45,7 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
-OWN = frozenset([PARTS, MANIFEST, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES])
+OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES])
 """All names at the top of a run directory."""
 
 LOGS = frozenset([JOURNALS, METRICS])
@@ -50,6 +53,11 @@ LOGS = frozenset([JOURNALS, METRICS])
 
 COMPANIONS = (".log", ".out", ".err", ".toml", ".yaml", ".yml", ".sh", ".sbatch", ".md", "lost+found", "Thumbs.db")
 """Endings of what people and systems put beside a run: scripts, settings, logs."""
+
+
+def growth(number: int) -> str:
+    """Return the object that records the first, second, ... growth of a run."""
+    return f"{GROWTH}/{number:05d}"
 
 
 def is_log(name: str) -> bool:

@@ -1,0 +1,57 @@
+"""How a run has grown: the larger limits with which it was continued, so that a pilot becomes the run.
+
+The manifest stays as it was written, so the parts that name its digest stay right. Each growth is an object of its own,
+created exclusively: of several workers that start with a larger limit at once, one records it. Shards keep their rows
+(see ``Plan``), so a worker that started before a growth goes on with the shards that it knows, and is right.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+
+from job.errors import UsageError
+from job.output.store.names import GROWTH, growth
+from job.output.store.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """One growth of a run."""
+
+    limit: int | None
+    """The new limit; None: all rows of the dataset."""
+    num_rows: int
+    """The rows of the whole run."""
+    created: str
+
+    @classmethod
+    def now(cls, limit: int | None, num_rows: int) -> "Growth":
+        """Return a growth of this moment."""
+        return cls(limit=limit, num_rows=num_rows, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def read_growth(store: Store) -> tuple[Growth, ...]:
+    """Return how a run has grown, the first growth first.
+
+    Raises:
+        UsageError: an object cannot be read as a growth.
+    """
+    found: list[Growth] = []
+    for name in map(growth, count(1)):
+        try:
+            found.append(Growth(**json.loads(store.read(name))))
+            if not isinstance(found[-1].num_rows, int):
+                raise ValueError(f"its rows are {found[-1].num_rows}")
+        except FileNotFoundError:
+            return tuple(found)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{store.describe(name)} does not say how the run has grown ({error!r}).") from None
+    raise AssertionError("there is no last number")
+
+
+def add_growth(store: Store, known: Sequence[Growth], new: Growth) -> bool:
+    """Record that a run grows. False: another process has recorded a growth since ``known`` was read."""
+    store.prepare([GROWTH])
+    return store.create_exclusively(growth(len(known) + 1), json.dumps(asdict(new)).encode())
