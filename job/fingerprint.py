@@ -1,8 +1,10 @@
 """A short hash of the contents of files. It shows whether a restart finds the same data and the same model."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SAMPLED_BLOCKS, SAMPLED_BYTES = 1024, 64 << 10
 """About this many blocks of this many bytes are hashed, 64 MiB over all local files together. With many files it is
@@ -30,6 +32,11 @@ def fingerprint(files: Sequence[str | Path]) -> str:
                 stream.seek(offset)
                 digest.update(stream.read(SAMPLED_BYTES))
     return digest.hexdigest()[:16]
+
+
+def digest_of_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_ends(file: Path) -> str:

@@ -244,7 +244,7 @@ def test_verify_and_a_run_over_the_run_do_not_mind_it(run_job: RunJob, tiny_mode
     assert run_job("verify", output).exit_code == 0
     again = run_job(
         *["run", "--engine", "fake", "--model", tiny_model(), "--dataset", output, "--output", output.parent / "two"],
-        *["--prompt-template", "{{ completion or 'none' }}"],
+        *["--prompt-template", "{{ completion or 'none' }}", "--earlier-errors", "carry", "--max-error-rate", "1"],
     )
     assert again.exit_code == 0, again.stderr
     assert len(read_output(output.parent / "two")) == 54

@@ -449,9 +449,10 @@ def test_a_run_as_the_dataset_must_be_finished(tmp_path: Path, run_job: Any, bas
     assert opened(run / pattern).notes == ()
     first.unlink()
     message = f"{run} is an unfinished run: 2 of 5 rows are missing. Finish it first, or read what is there with "
-    with pytest.raises(UsageError, match=re.escape(f"{message}--data-files '{pattern}'.")):
+    with pytest.raises(UsageError, match=re.escape(f"{message}--partial.")):
         opened(run)
-    there = opened(run, data_files=(pattern,))
+    there = opened(run, partial=True)
+    assert opened(run, data_files=(pattern,)).notes == there.notes
     assert prompts_of(there) == ["2.jsonl", "3.jsonl", "4.jsonl"]
     assert there.notes == (f"{run} is an unfinished run: 2 of 5 rows are missing",)
     assert opened(tmp_path / "runs" / "*" / pattern).notes == there.notes

@@ -143,7 +143,8 @@ def test_ids_are_kept_beside_what_the_user_keeps(data: dict[str, Any], id_column
     )
     assert recognizes_requests(config.prompt, COLUMNS)
     run = ResolvedRun(config=config, chat=True, batch_id_column="custom_id")
-    assert (run.id_column, run.named_columns) == (id_column, named)
+    run = run.with_columns(COLUMNS)
+    assert (run.id_column, [column for column, _ in run.named_columns]) == (id_column, [*named])
     assert run.request_column == "body" and run.text_column is None
 
 

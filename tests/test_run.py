@@ -1121,7 +1121,7 @@ def test_keeping_all_columns_leaves_out_the_prompt_that_the_output_has_anyway(
     result = run_job(*args, "--output", tmp_path / "refused")
     assert result.exit_code == 2
     assert "--keep-columns 'error': the output has its own column with that name. " in result.stderr
-    assert "Name the columns to keep, instead of '*'." in result.stderr
+    assert "Keep it under another name with --keep-columns '*,error=NAME'." in result.stderr
     write_jsonl(data, [{"prompt": "p", "x": 1, "text": "t"}])
     for name, options, kept in (
         ("a", (), ["x", "text", "prompt"]),
@@ -1132,4 +1132,4 @@ def test_keeping_all_columns_leaves_out_the_prompt_that_the_output_has_anyway(
         assert read_output(tmp_path / name).column_names[2:5] == kept
     refused = run_job(*args, "--prompt-column", "text", "--output", tmp_path / "d")  # another text than the prompt
     assert refused.exit_code == 2
-    assert "instead of '*', or give --no-include-prompt." in refused.stderr
+    assert "--keep-columns '*,prompt=NAME', or give --no-include-prompt." in refused.stderr

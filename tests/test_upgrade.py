@@ -222,7 +222,19 @@ def test_the_parts_of_an_older_run_stay_in_its_directory(run_job: RunJob, runs: 
 @pytest.mark.parametrize("name", FINISHED)
 def test_an_older_run_is_a_dataset_for_the_next(run_job: RunJob, runs: Path, name: str) -> None:
     base = ["run", "--engine", "fake", "--model", "model", "--dtype", "float32", "--no-include-prompt"]
-    result = run_job(*base, "--dataset", name, "--prompt-column", "prompt", "--output", "next", "--max-error-rate", 1)
+    result = run_job(
+        *base,
+        "--dataset",
+        name,
+        "--prompt-column",
+        "prompt",
+        "--output",
+        "next",
+        "--max-error-rate",
+        1,
+        "--earlier-errors",
+        "carry",
+    )
     assert result.exit_code == 0, result.stderr
     assert len(read_output(runs / "next")) == len(read_output(runs / name))
 
@@ -341,6 +353,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "sheet": None,
         "card_options": None,
         "reader": None,
+        "earlier_errors": None,
     },
     "prompt": {
         "prompt_column": None,

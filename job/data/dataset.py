@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from job.data.runs import RunInput
 from job.data.source import Source
 from job.errors import shorten
 
@@ -52,6 +53,8 @@ class OpenDataset:
     """Whether only the first rows can be read, because more was not needed."""
     other_splits: tuple[str, ...] = ()
     unread: tuple[Unread, ...] = ()
+    runs: tuple[RunInput, ...] = ()
+    """The earlier runs that wrote the files, if these are parts and nothing else."""
     remarks: tuple[str, ...] = ()
     """What else the user should know about the data."""
 

@@ -43,6 +43,8 @@ class Found:
     must_choose: bool = False
     """Whether the user must choose a split, because the names only look like several."""
     unread: tuple[Unread, ...] = ()
+    runs: tuple[RunInput, ...] = ()
+    """The runs whose parts the files are, if they are parts and nothing else."""
     remarks: tuple[str, ...] = ()
 
     def chosen(self, config: DataConfig, *, is_older: bool = False) -> tuple[str, Format]:
@@ -73,6 +75,7 @@ class Found:
             split=split,
             other_splits=tuple(name for name in self.splits if name != split),
             unread=self.unread,
+            runs=self.runs,
             remarks=(*self.remarks, *opened.notes),
             **values,
         )
@@ -91,7 +94,7 @@ def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found
     if path.is_dir() and patterns:
         return _listed(list_patterns([f"{glob.escape(str(path))}/{pattern}" for pattern in patterns], output))
     if path.is_dir() and (run := read_run(path)) is not None:
-        return _listed(_list_run(run))
+        return _listed(_list_run(run, is_partial=config.partial))
     if path.is_dir():
         return _find_in_directory(path, config, is_older)
     if _names_files(config.dataset):
@@ -143,15 +146,14 @@ def check_config(dataset: object, wanted: str | None, configs: Mapping[str, bool
         )
 
 
-def _list_run(run: RunInput) -> Listing:
-    """Return the parts of a finished run.
+def _list_run(run: RunInput, *, is_partial: bool) -> Listing:
+    """Return the parts of a finished run, or those that are there if that is what the user wants.
 
     Raises:
-        UsageError: it is not finished.
+        UsageError: it is not finished, or has no part yet.
     """
-    if run.num_missing or not run.parts:
-        place = run.parts[0].relative_to(run.path).parent if run.parts else None
-        advice = "" if place is None else f", or read what is there with --data-files '{place / 'part-*.parquet'}'"
+    if not run.parts or (run.num_missing and not is_partial):
+        advice = ", or read what is there with --partial" if run.parts else ""
         raise UsageError(f"--dataset {run.path} is an unfinished run: {run.state}. Finish it first{advice}.")
     return Listing(root=run.path, files=tuple(run.parts))
 
@@ -197,13 +199,16 @@ def _listed(listing: Listing, known: Format | None = None, *, by_splits: bool = 
     files = {"train": tuple(paths)} if splits is None else splits.files
     absolute = {split: tuple(paths[name] for name in names) for split, names in files.items()}
     known = known or listing.format
-    unfinished = [run for run in runs_of(listing.files) if run.num_missing]
+    runs = runs_of(listing.files)
+    unfinished = [run for run in runs if run.num_missing]
+    of_runs = {part for run in runs for part in run.parts}
     return Found(
         splits=absolute,
         root=listing.root,
         format=known,
         must_choose=splits is not None and not splits.is_plain,
         unread=listing.unread,
+        runs=tuple(runs) if of_runs.issuperset(listing.files) else (),
         remarks=tuple(f"{run.path} is an unfinished run: {run.state}" for run in unfinished),
     )
 

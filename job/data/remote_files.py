@@ -99,6 +99,7 @@ def _in_tree(found: Found, outline: Outline) -> Found:
         splits={split: tuple(map(outline.path_of, names)) for split, names in found.splits.items()},
         builder=None,
         unread=tuple(unread for unread in found.unread if unread.name != CARD),
+        runs=tuple(replace(run, name=tree.name) for run in found.runs),
         remarks=(*_remarks(tree), *found.remarks),
     )
 

@@ -5,10 +5,13 @@ Only the manifest and the names of parts are used, which are public: the README 
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from job.fingerprint import digest_of_json
 
 PART = re.compile(r"part-(\d+)\.parquet")
 
@@ -21,6 +24,12 @@ class RunInput:
     shards: Sequence[int]
     """The rows of each of its parts."""
     parts: Sequence[Path]
+    digest: str = ""
+    """What identifies it: see ``Manifest.digest``. Empty if its manifest is damaged."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """The circumstances in its manifest."""
+    name: str = ""
+    """Where it is, for people."""
 
     @property
     def num_rows(self) -> int:
@@ -50,21 +59,33 @@ def read_run(folder: Path) -> RunInput | None:
         return None
     parts = sorted(path for place in (folder, folder / "data") for path in place.glob("part-*.parquet"))
     try:
-        plan = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["identity"]["plan"]
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        identity, about = manifest["identity"], dict(manifest["about"])
+        plan = identity["plan"]
         growth = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("growth/[0-9]*"))]
         totals = [int(each["num_rows"]) for each in (plan, *growth)]
         shards = _shards(totals, max(1, int(plan["rows_per_shard"])))
     except (OSError, ValueError, LookupError, TypeError):  # a manifest of something else, or a damaged one
         if not (parts or (folder / "journal").is_dir()):
             return None
-        shards = []
-    return RunInput(path=folder, shards=shards, parts=parts)
+        return RunInput(path=folder, shards=[], parts=parts, name=str(folder))
+    digest = digest_of_json(identity)
+    return RunInput(path=folder, shards=shards, parts=parts, digest=digest, about=about, name=str(folder))
 
 
 def _shards(totals: Sequence[int], rows_per_shard: int) -> list[int]:
     """Return the rows of each shard of a run that has grown to these numbers of rows, one after the other."""
     added = [max(0, stop - start) for start, stop in pairwise((0, *totals))]
     return [min(rows_per_shard, rows - start) for rows in added for start in range(0, rows, rows_per_shard)]
+
+
+def lineage_of(runs: Sequence[RunInput]) -> list[dict[str, Any]]:
+    """Return what a manifest says of the runs that its dataset comes from: these, and those that they come from."""
+    found = []
+    for run in runs:
+        model = {key: run.about.get(key) for key in ("model", "model_commit", "created")}
+        found += [{"output": run.name, "identity": run.digest, **model}, *run.about.get("earlier_runs", ())]
+    return found
 
 
 def runs_of(files: Sequence[Path]) -> list[RunInput]:

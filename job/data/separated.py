@@ -28,10 +28,28 @@ def column_named(name: str, columns: Collection[str]) -> str:
     return close[0] if len(close) == 1 else name
 
 
-def columns_named(values: Sequence[str], columns: Collection[str]) -> tuple[str, ...]:
-    """Return the columns that the values of an option mean; see the others."""
-    names = separated(values, lambda value: column_named(value, columns) in columns)
-    return tuple(column_named(name, columns) for name in names)
+def renamed(value: str, columns: Collection[str]) -> tuple[str, str] | None:
+    """Return the column and the new name that ``column=name`` means; None if it means something else.
+
+    >>> renamed("completion=draft", ["completion"]), renamed("a=b", ["a=b"]), renamed("x=y", ["completion"])
+    (('completion', 'draft'), None, None)
+    """
+    if column_named(value, columns) in columns:
+        return None
+    old, equals, new = value.rpartition("=")
+    column = column_named(old.strip(), columns)
+    is_name = equals and new.strip() and "," not in new
+    return (column, new.strip()) if is_name and column in columns else None
+
+
+def columns_to_keep(values: Sequence[str], columns: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Return the columns that ``--keep-columns`` means, and the names under which they are kept.
+
+    >>> columns_to_keep(["id,completion=draft", "*"], ["id", "completion"])
+    (('id', 'id'), ('completion', 'draft'), ('*', '*'))
+    """
+    names = separated(values, lambda value: column_named(value, columns) in columns or bool(renamed(value, columns)))
+    return tuple(renamed(name, columns) or (column_named(name, columns),) * 2 for name in names)
 
 
 def files_named(values: Sequence[str], dataset: str) -> tuple[str, ...]:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
-
 from job.config import RunConfig
 from job.data.chat_template import ModelChatTemplate
 from job.data.dataset import OpenDataset
@@ -27,7 +25,7 @@ from job.modes.mode import AnswerLength, Setting
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.run.effects import check_effects_on_texts
-from job.run.kept_columns import kept_fields
+from job.run.kept_columns import KeptColumns, columns_kept
 from job.run.resolved import ResolvedRun
 
 
@@ -55,10 +53,9 @@ class Bound:
     modes: BoundModes
     tokenization: Tokenization
     columns: Columns
-    kept: tuple[pa.Field, ...]
-    """Columns that are copied from the dataset to the output."""
+    kept: KeptColumns
     notes: tuple[str, ...]
-    """On options without an effect."""
+    """On options without an effect, and on columns that are not kept."""
 
 
 def check_head(config: RunConfig, of_model: OfModel, head: OpenDataset) -> None:
@@ -106,8 +103,8 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
         include_prompt=config.output.include_prompt,
         has_error_kind=found is None or not found.is_format_2,
     )
-    kept = tuple(kept_fields(run, schema, columns, found))
-    check_columns(dataset.source, [field.name for field in kept])
+    kept, kept_notes = columns_kept(run, schema, columns, found, is_run=bool(dataset.runs))
+    check_columns(dataset.source, kept.columns)
     if found is None:
         _check_prompts(config, schema.names, template, renderer)
     return Bound(
@@ -119,7 +116,7 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
         tokenization=_tokenization(run, tokenizer, modes, info),
         columns=columns,
         kept=kept,
-        notes=notes,
+        notes=(*notes, *kept_notes),
     )
 
 
@@ -131,7 +128,9 @@ def _with_columns(config: RunConfig, dataset: OpenDataset, *, chat: bool) -> Res
         run = replace(run, batch_id_column=ID_COLUMN)
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     of_prefill = Prefill(run.config.prompt.prefill, columns).needed
-    dataset.source.fix_columns(run.named_columns, [*needed, *of_prefill, *config.mode_columns])
+    dataset.source.fix_columns(
+        [column for column, _ in run.named_columns], [*needed, *of_prefill, *config.mode_columns]
+    )
     return run
 
 

@@ -6,11 +6,11 @@ Each check is next to the code that it protects; this module knows only the orde
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
 import torch
 
 from job.config import RunConfig
 from job.data.dataset import OpenDataset
+from job.data.earlier_errors import settle_errors
 from job.data.opening import find_dataset
 from job.data.prompts import PromptRenderer
 from job.data.separated import files_named
@@ -33,9 +33,9 @@ from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
 from job.run.identity import manifest_of
-from job.run.kept_columns import features_of
+from job.run.kept_columns import KeptColumns, features_of
 from job.run.odd_texts import notes_on_texts
-from job.run.older_runs import as_started, dataset_commit, model_fingerprint
+from job.run.older_runs import as_started, dataset_commit, earlier_errors, model_fingerprint
 from job.run.resolved import ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
@@ -55,8 +55,7 @@ class Examined:
     """Prompts that are computed before the first row, for ``BoundModes.calibrated``."""
     plan: Plan
     columns: Columns
-    kept: tuple[pa.Field, ...]
-    """Columns that are copied from the dataset to the output."""
+    kept: KeptColumns
     features: bytes
     """Hugging Face's description of the output's columns."""
     manifest: Manifest
@@ -75,8 +74,8 @@ class Examined:
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
-        """The names of ``kept``."""
-        return tuple(field.name for field in self.kept)
+        """The columns of ``kept`` in the dataset."""
+        return self.kept.columns
 
 
 def examine(
@@ -134,7 +133,7 @@ def examine(
         plan=plan,
         columns=bound.columns,
         kept=bound.kept,
-        features=features_of(bound.columns, schema, bound.kept),
+        features=features_of(bound.columns, bound.kept),
         manifest=manifest_of(run, info, (fingerprint, of_model.tokenizer.digest), dataset, plan, bound.kept),
         notes=notes,
     )
@@ -193,7 +192,7 @@ def _open(config: RunConfig, of_model: OfModel, found: Manifest | None, num_rows
     )
     if found is None and (head := dataset.head()) is not None:
         check_head(config, of_model, head)
-    return dataset.open(num_rows)
+    return settle_errors(dataset.open(num_rows), config.data, earlier_errors(config.data, found))
 
 
 def _note_on_part(dataset: OpenDataset, plan: Plan, limit: int | None) -> Iterator[str]:

@@ -3,20 +3,19 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
-import pyarrow as pa
-
 import job
 from job.config import RunConfig
 from job.data.dataset import OpenDataset
+from job.data.runs import lineage_of
 from job.engine.model.info import ModelInfo
 from job.output.parts.defaults import without_defaults
 from job.output.parts.manifest import Manifest
 from job.output.parts.plan import Plan
+from job.run.kept_columns import KeptColumns
 from job.run.resolved import ResolvedRun
 from job.wording import public_name
 
@@ -30,7 +29,7 @@ def manifest_of(
     digests: tuple[str, str],
     dataset: OpenDataset,
     plan: Plan,
-    kept: Sequence[pa.Field],
+    kept: KeptColumns,
 ) -> Manifest:
     """Return a run's manifest: every value that can change its output, and the circumstances.
 
@@ -57,7 +56,7 @@ def manifest_of(
         "modes": {mode.name: given for mode in config.active_modes if (given := mode.given())},
         "columns": {
             "include_prompt": config.output.include_prompt,
-            "kept": [f"{field.name}: {field.type}" for field in kept],
+            "kept": kept.descriptions,
         },
         "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
@@ -87,6 +86,7 @@ def _about(run: ResolvedRun, info: ModelInfo, dataset: OpenDataset) -> dict[str,
         "dataset_commit": dataset.commit,
         "data_files": list(config.data.data_files),
         "files": {file.name: [file.num_bytes, file.digest] for file in dataset.files},
+        **({"earlier_runs": lineage_of(dataset.runs)} if dataset.runs else {}),
         "not_read": [unread.name for unread in dataset.unread[:MAX_NOT_READ]],
         "id_column": run.id_column,
         "host": platform.node(),

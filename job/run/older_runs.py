@@ -59,6 +59,14 @@ def dataset_commit(data: DataConfig, found: Manifest | None) -> str | None:
     )
 
 
+def earlier_errors(config: DataConfig, found: Manifest | None) -> str | None:
+    """Return what becomes of the error rows of an earlier run that is the dataset. None: they are rows like any others,
+    as they were in versions before 0.5.
+    """
+    begun = "skip" if found is None else found.section("dataset")["earlier_errors"]
+    return config.earlier_errors or begun
+
+
 def all_columns(schema: pa.Schema, found: Manifest | None) -> Sequence[str]:
     """Return the columns that ``--keep-columns '*'`` stands for. Version 0.1 overlooked some that first occur late."""
     if found is None or not found.is_format_2:

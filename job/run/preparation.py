@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 
 from job.config import RunConfig
@@ -125,7 +124,7 @@ def _prepared(
         finished=FinishedRows(directory, manifest.plan),
         settings=settings,
         part_format=PartFormat.build(
-            pa.schema(examined.kept),
+            examined.kept.schema,
             examined.columns,
             compression=config.output.compression,
             metadata=metadata_of(config, manifest, examined.features),

@@ -6,8 +6,6 @@ Only reads. The rows go through the same steps as in the run, up to the engine.
 from array import array
 from collections.abc import Callable, Sequence
 
-import pyarrow as pa
-
 from job.data.source import read_rows
 from job.data.tokenization import EncodedPrompt
 from job.engine.fit.memory import Room
@@ -124,7 +122,7 @@ class SeenRows:
 
 def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[range]) -> Preview:
     config, plan, info = examined.config, examined.plan, examined.model_info
-    schema = examined.columns.schema(pa.schema(examined.kept))
+    schema = examined.columns.schema(examined.kept.schema)
     return Preview(
         dataset=config.data.dataset,
         place=examined.dataset.place,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from job.config import RunConfig
 from job.data.openai_batch import BODY_COLUMN
-from job.data.separated import column_named, columns_named
+from job.data.separated import column_named, columns_to_keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,15 +19,14 @@ class ResolvedRun:
     """The column with the requests' ids if the dataset is a batch of requests to OpenAI's API."""
     max_prompt_tokens: int = 0
     """Maximum number of prompt tokens."""
+    keep_columns: tuple[tuple[str, str], ...] = ()
+    """What ``--keep-columns`` means: columns, and the names under which they are kept; ``*`` may be among them."""
 
     def with_columns(self, columns: Sequence[str]) -> "ResolvedRun":
         """Return the run with the names of the dataset's columns in place of what the user typed."""
         data, prompt = self.config.data, self.config.prompt
-        data = replace(
-            data,
-            id_column=data.id_column and column_named(data.id_column, columns),
-            keep_columns=columns_named(data.keep_columns, columns),
-        )
+        keep = columns_to_keep(data.keep_columns, columns)
+        data = replace(data, id_column=data.id_column and column_named(data.id_column, columns))
         text = prompt.text_column
         meant = text and column_named(text, columns)
         prompt = replace(
@@ -35,7 +34,7 @@ class ResolvedRun:
             prompt_column=prompt.prompt_column if meant == text else meant,  # the default is named only if it differs
             messages_column=prompt.messages_column and column_named(prompt.messages_column, columns),
         )
-        return replace(self, config=replace(self.config, data=data, prompt=prompt))
+        return replace(self, config=replace(self.config, data=data, prompt=prompt), keep_columns=keep)
 
     @property
     def is_batch(self) -> bool:
@@ -58,7 +57,7 @@ class ResolvedRun:
         return self.config.data.id_column or self.batch_id_column
 
     @property
-    def named_columns(self) -> tuple[str, ...]:
-        """The columns to keep by name, the id first; ``*`` may be among them."""
-        names = (self.id_column, *self.config.data.keep_columns, self.batch_id_column)
-        return tuple(dict.fromkeys(name for name in names if name))
+    def named_columns(self) -> tuple[tuple[str, str], ...]:
+        """The columns to keep and their names in the output, the id first; ``*`` may be among them."""
+        ids = [(name, name) if name else None for name in (self.id_column, self.batch_id_column)]
+        return tuple(dict.fromkeys(pair for pair in (ids[0], *self.keep_columns, ids[1]) if pair))

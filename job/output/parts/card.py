@@ -190,6 +190,9 @@ def _facts(manifest: Manifest) -> Iterator[str]:
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"
     yield f"Dataset: {', '.join(_dataset(manifest))}"
+    for run in about.get("earlier_runs", ()):
+        model = f" by {_code(public_name(run['model']))}" if run["model"] else ""
+        yield f"From the earlier run {_code(public_name(run['output']))}{model}, identity {_code(run['identity'][:16])}"
     values = manifest.section("sampling").items()
     yield f"Sampling: {', '.join(f'{name} {_code(value)}' for name, value in values if value not in (None, []))}"
     yield f"Date: {about['created']}"
@@ -210,6 +213,8 @@ def _dataset(manifest: Manifest) -> Iterator[str]:
     yield f"split {_code(dataset['split'])}"
     if dataset["limit"] is not None:
         yield f"the first {dataset['limit']:,} rows"
+    if dataset["earlier_errors"] == "skip":
+        yield "without its error rows"
     names = [public_name(name) for name in about.get("files", ())]
     if names and names != [public_name(about["dataset"])]:
         more = f" and {len(names) - SHOWN_FILES:,} more" if len(names) > SHOWN_FILES else ""

@@ -21,7 +21,7 @@ def defaults_of(cls: type, *names: str) -> dict[str, Any]:
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dataset": {
-        **defaults_of(DataConfig, "limit", "csv_delimiter", "csv_encoding", "sheet"),
+        **defaults_of(DataConfig, "limit", "csv_delimiter", "csv_encoding", "sheet", "earlier_errors"),
         "reader": None,
         "card_options": None,
     },

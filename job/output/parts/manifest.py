@@ -7,7 +7,6 @@ Options with default values are left out of the identity, so that a version with
 an option that the manifest does not name has its default. ``section`` returns the values with the defaults filled in.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -15,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from job.errors import UsageError
+from job.fingerprint import digest_of_json
 from job.modes.mode import Mode
 from job.modes.registry import modes_of
 from job.output.parts.defaults import DEFAULTS, without_defaults
@@ -45,7 +45,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the identity as it is stored, in hexadecimal. Every part contains it."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return digest_of_json(self.identity)
 
     @property
     def is_format_2(self) -> bool:

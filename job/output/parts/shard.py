@@ -36,8 +36,8 @@ class PartFormat:
     """pyarrow.Schema of a part, with the metadata of every part."""
     columns: Columns
     compression: str
-    keeps_columns: bool
-    """Whether parts contain columns of the dataset."""
+    kept_names: tuple[str, ...]
+    """The names in parts of the columns of the dataset."""
 
     @classmethod
     def build(
@@ -45,7 +45,7 @@ class PartFormat:
     ) -> "PartFormat":
         """Combine our columns with the kept ones of the dataset."""
         schema = columns.schema(kept_schema).with_metadata(metadata)
-        return cls(schema=schema, columns=columns, compression=compression, keeps_columns=len(kept_schema) > 0)
+        return cls(schema=schema, columns=columns, compression=compression, kept_names=tuple(kept_schema.names))
 
 
 class OpenShard:
@@ -122,11 +122,12 @@ class OpenShard:
     def keep(self, block: RowBlock) -> None:
         """Add the kept columns of consecutive rows."""
         if block.rows and block.kept.num_columns:
-            self._kept[block.rows[0].row_idx] = block.kept
+            # They have their names in the dataset, in the order of the output, which may have others.
+            self._kept[block.rows[0].row_idx] = block.kept.rename_columns(self._format.kept_names)
 
     def unread(self) -> list[range]:
         """Return the rows whose kept columns have not been added, because other workers computed them."""
-        if not self._format.keeps_columns:
+        if not self._format.kept_names:
             return []
         gaps, position = [], self.rows.start
         for start, table in [*sorted(self._kept.items()), (self.rows.stop, None)]:
