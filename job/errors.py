@@ -65,6 +65,15 @@ class UsageError(JobError):
     exit_code = EXIT_USAGE
 
 
+class InvalidValue(UsageError):
+    """The value of an option is not one that it may have."""
+
+    def __init__(self, option: str, value: object, need: str) -> None:
+        """Name the option, the value and what it must be."""
+        super().__init__(f"--{option} is {value!r}; it must be {need}.")
+        self.option, self.need = option, need
+
+
 class NoRows(UsageError):
     """Files have no rows, so they may not show which columns there are."""
 
@@ -109,10 +118,10 @@ def require(condition: bool, option: str, value: object, need: str) -> None:
     """Check the value of an option.
 
     Raises:
-        UsageError: the condition does not hold; the message names the option, the value and what it must be.
+        InvalidValue: the condition does not hold.
     """
     if not condition:
-        raise UsageError(f"--{option} is {value!r}; it must be {need}.")
+        raise InvalidValue(option, value, need)
 
 
 def first_line(error: BaseException) -> str:

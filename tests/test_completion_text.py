@@ -11,6 +11,7 @@ import pytest
 from job.data.tokenizer import Tokenizer
 from job.modes.completion import BoundCompletion
 from job.modes.mode import Answer
+from job.modes.stop_texts import StopTexts
 from job.records import Generation, Request
 from job.tasks import Generate, SamplingParams
 from tests.conftest import Result
@@ -105,12 +106,13 @@ def completion_of(
 ) -> tuple[bool, Answer]:
     """Return whether a completion ends at its last token, and the answer."""
     tokens = tokenizer.special_tokens if special else ()
-    mode = BoundCompletion(tokenizer, stop, tokens, logprobs=False)
-    request = Request(row_idx=0, sample_idx=0, prompt_ids=[5], task=Generate(params=SamplingParams()))
+    stops = StopTexts(tokenizer, stop, tokens)
+    mode = BoundCompletion(stops, logprobs=False)
+    request = Request(row_idx=0, sample_idx=0, prompt_ids=[5], task=Generate(params=SamplingParams(), ends_text=stops))
     generation = Generation(request=request, token_ids=ids, finish_reason="length")
     [text] = tokenizer.decode([ids])
     answer = Answer(completion=text, finish_reason="length", num_completion_tokens=len(ids), token_ids=ids)
-    return mode.ends_text([ids])[0], mode.complete(answer, generation)
+    return stops([ids])[0], mode.complete(answer, generation)
 
 
 @pytest.mark.parametrize(

@@ -414,6 +414,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "penalties",
             "prefill",
             "reasoning",
+            "row-params",
             "self-consistency",
         )
     }

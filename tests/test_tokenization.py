@@ -18,7 +18,7 @@ from job.modes.bound import BoundModes
 from job.modes.completion import CompletionMode
 from job.modes.mode import Setting
 from job.records import Completion, Generation, Prompt, Request, Row, RowError
-from job.tasks import EndsText, Generate, SamplingParams
+from job.tasks import EndsText, Generate, SamplingParams, Task
 from tests.tiny import make_tokenizer
 
 NUM_TEMPLATE_TOKENS = len("<user>") + len("<assistant>") + 1
@@ -69,8 +69,8 @@ def complete(
     return (modes or completion_mode()).complete(generations, texts, prompts)
 
 
-def request_of(row_idx: int = 0, sample_idx: int = 0) -> Request:
-    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=[5], task=TASK)
+def request_of(row_idx: int = 0, sample_idx: int = 0, task: Task = TASK) -> Request:
+    return Request(row_idx=row_idx, sample_idx=sample_idx, prompt_ids=[5], task=task)
 
 
 def prompt_of(text: str, *, chat: bool = False, **options: Any) -> Prompt:
@@ -150,8 +150,10 @@ def ids_of(text: str) -> list[int]:
 
 def decode(text: str, stop: Sequence[str], *, finish_reason: str = "length", **values: Any) -> Completion:
     """Return what becomes of a generated text."""
-    generation = Generation(request=request_of(), token_ids=ids_of(text), finish_reason=finish_reason, **values)
-    return complete([generation], ["p"], completion_mode(stop=stop))[0]
+    modes = completion_mode(stop=stop)
+    request = request_of(task=modes.task)
+    generation = Generation(request=request, token_ids=ids_of(text), finish_reason=finish_reason, **values)
+    return complete([generation], ["p"], modes)[0]
 
 
 @pytest.mark.parametrize(
@@ -242,8 +244,8 @@ def test_stop_strings_may_span_tokens_or_end_within_one(ids: list[int], stop: st
     ends_text = ends_text_of([stop, "never"], tokenizer)
     found = [ends_text([ids[:count]])[0] for count in range(1, len(ids) + 1)]
     assert found.index(True) == end - 1
-    generation = Generation(request=request_of(), token_ids=ids[:end], finish_reason="stop")
     modes, texts = completion_mode(tokenizer, [stop, "never"]), Tokenizer(tokenizer).decode([ids[:end]])
+    generation = Generation(request=request_of(task=modes.task), token_ids=ids[:end], finish_reason="stop")
     assert modes.complete([generation], texts, ["p"])[0].completion == kept
 
 

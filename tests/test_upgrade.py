@@ -392,6 +392,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "columns": {"include_prompt": True},
     "model": {"kv_cache_dtype": "auto"},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
+    "modes.row_params": {"params_column": None, "row_params": []},
     "modes.completion": {"logprobs": False},
     "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
     "modes.aggregate": {"aggregate": None},

@@ -109,7 +109,7 @@ class PromptRenderer:
         if row.error is not None:
             return Prompt(row_idx=row.row_idx, text=None, error=row.error)
         try:
-            checked = self._special_tokens.checked(row.values)
+            checked = self._special_tokens.checked(self._of_prompt(row.values))
             content = self._content_of(checked)
             asked, prefill = self._apply_chat_template(content), self._prefill.render(checked)
             text, literal_spans = self._special_tokens.restored(asked + prefill)
@@ -160,6 +160,12 @@ class PromptRenderer:
     def suffix(self) -> str:
         """The text after the user's message: what the chat template adds, and the prefill if all rows have the same."""
         return self._suffix + self._prefill.constant
+
+    def _of_prompt(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values that prompts are made from. What only modes read may have special tokens."""
+        if not self._mode_columns:
+            return values
+        return {name: values.get(name) for name in (*self.columns, *self._prefill.columns)}
 
     def _content_of(self, values: Mapping[str, Any]) -> Content:
         """Return what a row asks.

@@ -11,6 +11,9 @@ from job.tasks import Task
 TaskOf = Callable[[Mapping[str, Any]], Task]
 """Returns what to ask the engine for a row, from its values in the columns that modes read. Raises ``RowRejected``."""
 
+RoomOf = Callable[[Task], int]
+"""Returns how many tokens the prompt of a row may have at most. Raises ``RowRejected`` if its task leaves none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
@@ -49,7 +52,7 @@ class Tokenization:
         task_of: TaskOf,
         *,
         chat: bool,
-        max_prompt_tokens: int,
+        max_prompt_tokens: int | RoomOf,
         on_long_prompt: str,
         vocab_size: int | None = None,
     ) -> None:
@@ -58,12 +61,13 @@ class Tokenization:
         Args:
             task_of: what to ask the engine for each of them.
             chat: whether prompts come from a chat template, which adds the special tokens itself.
-            max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says.
+            max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says. One number, or from the task.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
             vocab_size: of the model: how many ids it knows. Some tokenizers have more.
         """
         self._tokenizer, self._task_of, self._add_special_tokens = tokenizer, task_of, not chat
-        self._max_prompt_tokens, self._on_long_prompt = max_prompt_tokens, on_long_prompt
+        self._room_of = max_prompt_tokens if callable(max_prompt_tokens) else lambda task: max_prompt_tokens
+        self._on_long_prompt = on_long_prompt
         self._num_known_ids = vocab_size if vocab_size and vocab_size < tokenizer.vocab_size else None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
@@ -103,10 +107,15 @@ class Tokenization:
                 prompt=prompt, request=None, error=RowError("empty_prompt", "the prompt has no tokens")
             )
         num_tokens = len(ids)
-        if num_tokens > self._max_prompt_tokens:
-            cut = None if self._on_long_prompt == "error" else self._truncate(prompt)
+        try:
+            task = self._task_of(prompt.values)
+            most = self._room_of(task)
+        except RowRejected as rejected:
+            return EncodedPrompt(prompt=prompt, request=None, error=rejected.row_error, num_tokens=num_tokens)
+        if num_tokens > most:
+            cut = None if self._on_long_prompt == "error" else self._truncate(prompt, most)
             if cut is None:
-                detail = f"{num_tokens} tokens, the limit is {self._max_prompt_tokens}"
+                detail = f"{num_tokens} tokens, the limit is {most}"
                 error = RowError("prompt_too_long", detail)
                 return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
             prompt, ids = cut
@@ -116,15 +125,12 @@ class Tokenization:
                 "unknown_token", f"{name} is token {largest}; the model has {self._num_known_ids:,} tokens"
             )
             return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
-        try:
-            task = self._task_of(prompt.values)
-        except RowRejected as rejected:
-            return EncodedPrompt(prompt=prompt, request=None, error=rejected.row_error, num_tokens=num_tokens)
         request = Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task)
         return EncodedPrompt(prompt=prompt, request=request, num_tokens=num_tokens)
 
-    def _truncate(self, prompt: Prompt) -> tuple[Prompt, list[int]] | None:
-        """Cut the row's own content, at a token boundary, until the prompt fits. None if cutting all is not enough.
+    def _truncate(self, prompt: Prompt, most: int) -> tuple[Prompt, list[int]] | None:
+        """Cut the row's own content, at a token boundary, until the prompt has at most ``most`` tokens. None if cutting
+        all is not enough.
 
         The text is cut and tokenized again, not the ids, so special tokens and the chat template stay intact. Tokens
         may merge differently at the cut, so this is repeated until the prompt fits.
@@ -133,7 +139,7 @@ class Tokenization:
         while True:
             text = str(prompt.text)
             ids, offsets = self._encode_literally(prompt)
-            excess = len(ids) - self._max_prompt_tokens
+            excess = len(ids) - most
             if excess <= 0:
                 return prompt, ids
             inside = [(a, b) for a, b in offsets if start <= a < b <= end]

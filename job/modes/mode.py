@@ -106,7 +106,8 @@ class Outcome:
     finish_reasons: Mapping[str, int]
     tallies: Mapping[str, Mapping[str, int]]
     """What modes have counted (see ``Mode.tally``), by name."""
-    max_new_tokens: int
+    max_new_tokens: int | None
+    """None: rows have their own."""
 
 
 class BoundMode:
@@ -192,6 +193,10 @@ class Mode:
     def columns(self) -> tuple[str, ...]:
         """Return the columns of the dataset whose values ``BoundMode.refine`` needs."""
         return ()
+
+    def varies(self) -> frozenset[str]:
+        """Return the sampling options that rows may set themselves."""
+        return frozenset()
 
     def check(self, config: "RunConfig") -> None:
         """Check the mode against the other options of a run, if it is asked for.

@@ -16,7 +16,7 @@ from job.data.prompts import PromptRenderer, needed_columns
 from job.data.source import check_columns, check_prompt_type
 from job.data.special_tokens import SpecialTokens
 from job.data.templates import check_braces
-from job.data.tokenization import Tokenization
+from job.data.tokenization import RoomOf, Tokenization
 from job.data.tokenizer import Tokenizer
 from job.engine.model.info import ModelInfo
 from job.errors import UsageError
@@ -24,9 +24,11 @@ from job.modes.bound import BoundModes
 from job.modes.mode import AnswerLength, Setting
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
+from job.records import RowRejected
 from job.run.effects import check_effects_on_texts
 from job.run.kept_columns import KeptColumns, columns_kept
 from job.run.resolved import ResolvedRun
+from job.tasks import Generate, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +150,25 @@ def _tokenization(run: ResolvedRun, tokenizer: Tokenizer, modes: BoundModes, inf
         tokenizer,
         modes.task_of,
         chat=run.chat,
-        max_prompt_tokens=run.max_prompt_tokens,
+        max_prompt_tokens=_room_of(run, info),
         on_long_prompt=run.config.prompt.on_long_prompt,
         vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
     )
+
+
+def _room_of(run: ResolvedRun, info: ModelInfo) -> RoomOf:
+    """Return what gives the most prompt tokens of a row, which may have a length of its own."""
+    wanted, usual_length = run.config.prompt.max_prompt_tokens, run.config.sampling.max_new_tokens
+
+    def room_of(task: Task) -> int:
+        if not isinstance(task, Generate) or (length := task.params.max_new_tokens) == usual_length:
+            return run.max_prompt_tokens
+        if (room := info.max_model_len - length) < 1:
+            detail = f"the model has room for {info.max_model_len} tokens, prompt included"
+            raise RowRejected("invalid_parameter", f"max_new_tokens is {length}; {detail}")
+        return room if wanted is None else min(room, wanted)
+
+    return room_of
 
 
 def _setting(config: RunConfig, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:

@@ -32,7 +32,12 @@ class Need:
 
 
 def _is_random(config: RunConfig) -> bool:
-    return config.sampling.temperature >= GREEDY_BELOW
+    return config.sampling.temperature >= GREEDY_BELOW or _varies(config, "temperature")
+
+
+def _varies(config: RunConfig, name: str) -> bool:
+    """Whether rows may have a value of their own for a sampling option."""
+    return any(name in mode.varies() for mode in config.active_modes)
 
 
 NEEDS = (
@@ -123,7 +128,7 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
     if not PENALTIES[0] <= sampling.repetition_penalty <= PENALTIES[1]:
         problem = f"--repetition-penalty {sampling.repetition_penalty:g} leaves nothing of the model's own distribution"
         yield Doubt(problem, f"Use {PENALTIES[0]:g} to {PENALTIES[1]:g}")
-    if sampling.num_samples > 1 and (not _is_random(config) or sampling.top_k == 1):
+    if sampling.num_samples > 1 and (not _is_random(config) or (sampling.top_k == 1 and not _varies(config, "top_k"))):
         is_cold = not _is_random(config)
         cause = f"--temperature {sampling.temperature:g}" if is_cold else "--top-k 1"
         problem = f"--num-samples {sampling.num_samples} with {cause} gives the same completion each time"

@@ -23,7 +23,7 @@ FROM_OPTIONS = frozenset(
     [
         *("template_error", "not_a_string", "invalid_messages", "unsupported_content", "ends_with_assistant"),
         *("dropped_message", "special_token", "unknown_token"),
-        *("invalid_request", "unsupported_url", "unsupported_parameter", "parameter_mismatch"),
+        *("invalid_request", "unsupported_url", "unsupported_parameter", "parameter_mismatch", "invalid_parameter"),
     ]
 )
 """Errors which, if all rows have them, come from the options or the form of the data, not from single rows."""

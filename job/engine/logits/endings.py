@@ -46,8 +46,10 @@ def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Ro
     row ends with an error, and no other row does.
     """
     ends: dict[Row, End] = {}
-    for ends_text in {ends_text for ends_text, _ in completions.values()}:
-        texts = {row: ids for row, (own, ids) in completions.items() if own == ends_text}
+    groups: dict[EndsText, dict[Row, list[int]]] = {}
+    for row, (ends_text, ids) in completions.items():
+        groups.setdefault(ends_text, {})[row] = ids
+    for ends_text, texts in groups.items():
         try:
             stopped = ends_text(list(texts.values()))
             ends |= {row: STOP for row, has_stopped in zip(texts, stopped, strict=True) if has_stopped}

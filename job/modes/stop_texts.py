@@ -1,0 +1,45 @@
+"""Stop strings: whether the latest token of a completion completes one, and what of the text comes before it."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from job.modes.mode import Setting, Tokens
+
+SPARE_TAIL_TOKENS = 4
+"""Tokens beyond those of a stop string: for special tokens among them, and because decoding may change the start."""
+
+
+class StopTexts:
+    """The stop strings of some rows. Engines call it as an ``EndsText``."""
+
+    def __init__(self, tokens: Tokens, texts: Sequence[str], special_tokens: Collection[str] = ()) -> None:
+        """Look for ``texts``, at least one, in what ``tokens`` decodes; they may contain some of ``special_tokens``."""
+        self._tokens, self.texts = tokens, tuple(texts)
+        self._reads_special = any(token in text for text in self.texts for token in special_tokens)
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)))
+        # The last token completes the stop string, and every token but a special one is at least one byte of text.
+        self._num_tail_tokens = max(len(text.encode()) for text in self.texts) + SPARE_TAIL_TOKENS
+
+    @classmethod
+    def of(cls, setting: Setting, texts: Sequence[str]) -> "StopTexts":
+        """Return the stop strings for the tokenizer of a run."""
+        return cls(setting.tokens, texts, setting.tokens.special_tokens if setting.stops_at_special_tokens else ())
+
+    def __call__(self, completions: Sequence[Sequence[int]]) -> list[bool]:
+        """Return, for the ids of each completion, whether the last token completed a stop string."""
+        ends = [list(ids[-self._num_tail_tokens :]) for ids in completions]
+        tails = self._tokens.decode(ends, special_tokens=self._reads_special)
+        return [any(text in tail for text in self.texts) for tail in tails]
+
+    def cut(self, text: str, token_ids: Sequence[int]) -> tuple[str, bool]:
+        """Return a completion up to its first stop string, and whether there is one.
+
+        Args:
+            text: the completion without special tokens.
+            token_ids: what it is the text of.
+        """
+        if self._reads_special:  # they are not part of the completion before the stop string, either
+            [text] = self._tokens.decode([list(token_ids)], special_tokens=True)
+        end = min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=None)
+        return self._special.sub("", text[:end]) if self._reads_special else text[:end], end is not None
