@@ -1,4 +1,4 @@
-"""Random numbers that depend only on (seed, row_idx, sample_idx, position) (law 5).
+"""Random numbers that depend only on (seed, row_idx, sample_idx, position) (law 5). A further attempt has another seed.
 
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which is
 counter-based: the key is the seed, and the counter is the other three.
@@ -57,6 +57,18 @@ def row_bits(seed: int | Sequence[int], keys: Sequence[SampleKey], positions: Se
     words = philox4x32(counter, np.stack([seeds & _LOW, seeds >> _SHIFT]))
     bits: npt.NDArray[np.int64] = ((words[0] << _SHIFT) | words[1]).view(np.int64)
     return bits
+
+
+def next_seed(seed: int) -> int:
+    """Return the seed of a further attempt at a row's completion: SplitMix64 of the last one's, below 2**63.
+
+    >>> next_seed(0), next_seed(0) == next_seed(1)
+    (7070836379803831727, False)
+    """
+    mixed = (seed + 0x9E3779B97F4A7C15) % 2**64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+    return (mixed ^ mixed >> 31) % 2**63
 
 
 def uniform(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

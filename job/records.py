@@ -92,6 +92,8 @@ class Request:
     sample_idx: int
     prompt_ids: Sequence[int]
     task: Task
+    attempt: int = 0
+    """How often the completion has been drawn before. Its task has a seed of its own."""
 
     @property
     def key(self) -> SampleKey:

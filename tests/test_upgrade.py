@@ -398,6 +398,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.aggregate": {"aggregate": None},
     "modes.extraction": {"extract": None, "extract_field": None},
     "modes.structured": {"json_schema": None, "regex": None, "grammar": None},
+    "modes.redraw": {"retry_invalid": 0, "retry_temperature": None},
 }
 """The defaults that manifests of formats 3 and 4 leave out."""
 

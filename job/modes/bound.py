@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from job.config import RunConfig
-from job.modes.mode import Answer, AnswerLength, BoundMode, Probe, Section, Setting
-from job.records import Completion, Generation
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting
+from job.records import Completion, Generation, Request
 from job.tasks import Generate, Task
 
 
@@ -110,7 +110,7 @@ class BoundModes:
         )
         for mode in self.modes if generation.error is None else ():
             answer = mode.complete(answer, generation)
-        return Completion(
+        completion = Completion(
             row_idx=generation.request.row_idx,
             sample_idx=generation.request.sample_idx,
             prompt=prompt,
@@ -121,6 +121,26 @@ class BoundModes:
             error=generation.error,
             values=answer.values,
         )
+        for mode in self._judges:
+            completion = mode.judge(completion, generation.request, is_accepted=self._accept(completion))
+        return completion
+
+    def again(self, request: Request, completion: Completion) -> Request | None:
+        """Return the request to draw a row again with; None if the row is to be kept."""
+        if not self._judges or self._accept(completion):
+            return None
+        return next((again for mode in self._judges if (again := mode.again(request)) is not None), None)
+
+    @cached_property
+    def _judges(self) -> tuple[BoundMode, ...]:
+        return tuple(mode for mode in self.modes if mode.judges)
+
+    @cached_property
+    def _asked(self) -> tuple[Mode, ...]:
+        return self.config.active_modes
+
+    def _accept(self, completion: Completion) -> bool:
+        return all(mode.accepts(completion) for mode in self._asked)
 
     def _with_prefill(self, completion: str | None, prefill: str) -> str | None:
         includes = completion is not None and self.config.prompt.include_prefill

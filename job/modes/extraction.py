@@ -61,6 +61,10 @@ class ExtractionMode(Mode):
             there = f"Properties: {', '.join(names)}." if names else "It names none."
             raise UsageError(f"--extract-field {self.extract_field!r} is not a property of --json-schema. {there}")
 
+    def accepts(self, completion: Completion) -> bool:
+        """See ``Mode``."""
+        return completion.error is not None or bool(self.derive([completion], {})[ANSWER].null_count == 0)
+
     def derived(self) -> "list[pa.Field]":
         """See ``Mode``."""
         import pyarrow as pa

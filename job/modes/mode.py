@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from job.errors import Doubt
-from job.records import Completion, Generation
+from job.records import Completion, Generation, Request
 from job.tasks import Task
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class BoundMode:
 
     notes: tuple[str, ...] = ()
     """What the user should know before waiting for the result."""
+    judges: bool = False
+    """Whether ``judge`` and ``again`` do anything."""
     probes: tuple[Probe, ...] = ()
     """What it needs computed before the first row; see ``calibrated``."""
 
@@ -132,6 +134,14 @@ class BoundMode:
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Return the answer to a row, given the answer from the modes before this one."""
         return answer
+
+    def judge(self, completion: Completion, request: Request, *, is_accepted: bool) -> Completion:
+        """Return an output row with what this mode adds, given whether all modes accept it."""
+        return completion
+
+    def again(self, request: Request) -> Request | None:
+        """Return the request that takes the place of one whose completion was not accepted; None to keep that."""
+        return None
 
     def length(self, length: AnswerLength) -> AnswerLength:
         """Return how long an answer may be, given the length from the modes before this one."""
@@ -195,7 +205,7 @@ class Mode:
         return ()
 
     def varies(self) -> frozenset[str]:
-        """Return the sampling options that rows may set themselves."""
+        """Return the sampling options that requests may have other values for than the run."""
         return frozenset()
 
     def check(self, config: "RunConfig") -> None:
@@ -230,6 +240,10 @@ class Mode:
             UsageError: the mode cannot work with this tokenizer.
         """
         return BoundMode()
+
+    def accepts(self, completion: Completion) -> bool:
+        """Whether an output row is what this mode was asked for."""
+        return True
 
     def measured(self) -> "list[pa.Field]":
         """Return the columns whose values come from ``BoundMode.complete``. They go through the journal."""

@@ -12,6 +12,7 @@ from job.modes.completion import CompletionMode
 from job.modes.extraction import ExtractionMode
 from job.modes.mode import Mode
 from job.modes.reasoning import ReasoningMode
+from job.modes.redraw import RedrawMode
 from job.modes.row_params import RowParamsMode
 from job.modes.structured import StructuredMode
 
@@ -23,6 +24,7 @@ MODES: tuple[type[Mode], ...] = (
     AggregateMode,
     StructuredMode,
     RowParamsMode,
+    RedrawMode,
 )
 """In the order in which they refine the task, build the answer, and add columns."""
 

@@ -89,6 +89,10 @@ class StructuredMode(Mode):
         """See ``Mode``."""
         return BoundStructured(self.compiled(setting.tokens))
 
+    def accepts(self, completion: Completion) -> bool:
+        """See ``Mode``."""
+        return parse_completion(completion, self._shape())[0] is not False
+
     def derived(self) -> "list[pa.Field]":
         """See ``Mode``."""
         import pyarrow as pa

@@ -4,6 +4,7 @@ claim -> source -> prompts -> tokenizer -> requests ... completions -> journal -
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -52,6 +53,8 @@ class OpenShards:
         self._last_shard_idx: int | None = None
         self._open: dict[int, OpenShard] = {}
         self._feed: Iterator[Request | None] = iter(())
+        self._repeated: deque[Request] = deque()
+        """Further attempts at rows."""
         self._prompts: dict[SampleKey, Prompt] = {}
         pause_secs = self._directory.store.pause_secs
         self.idle_secs = max(IDLE_SECS, pause_secs / 6)
@@ -82,8 +85,25 @@ class OpenShards:
         return self._claims.look_again()
 
     def next_request(self) -> Request | None:
-        """Return the next request of the latest claim; None if there is none, or if its row is not there yet."""
+        """Return the next request: one that is repeated, or one of the latest claim. None if there is none, or if its
+        row is not there yet."""
+        while self._repeated:
+            request = self._repeated.popleft()
+            shard = self._shard_of(request.row_idx)
+            if shard is not None and not shard.has(request.key):
+                return request
+            self._prompts.pop(request.key, None)
         return next(self._feed, None)
+
+    def repeat(self, request: Request, prompt: Prompt | None) -> None:
+        """Take a request again, with the prompt that ``prompts_of`` has returned."""
+        self._repeated.append(request)
+        if prompt is not None:
+            self._prompts[request.key] = prompt
+
+    def _shard_of(self, row_idx: int) -> OpenShard | None:
+        """Return the open shard of a row; None if the worker that this one helped has finished the shard."""
+        return self._open.get(self._plan.shard_of(row_idx))
 
     @property
     def is_reading(self) -> bool:
@@ -129,8 +149,7 @@ class OpenShards:
     def add(self, completions: Sequence[Completion]) -> None:
         """Add finished rows to their shards."""
         for completion in completions:
-            shard = self._open.get(self._plan.shard_of(completion.row_idx))
-            if shard is not None:  # otherwise the worker that this one helped has finished the shard
+            if (shard := self._shard_of(completion.row_idx)) is not None:
                 self._add(shard, completion)
 
     def commit(self, before_part: Callable[[], None]) -> None:

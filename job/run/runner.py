@@ -145,7 +145,14 @@ class Runner:
         texts = self._prepared.tokenizer.decode([generation.token_ids for generation in generations])
         prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]
         prefills = ["" if prompt is None else prompt.prefill for prompt in prompts]
-        self._shards.add(self._modes.complete(generations, texts, prompt_texts, prefills))
+        completions = self._modes.complete(generations, texts, prompt_texts, prefills)
+        settled = []
+        for generation, completion, prompt in zip(generations, completions, prompts, strict=True):
+            if (request := self._modes.again(generation.request, completion)) is None:
+                settled.append(completion)
+            else:
+                self._shards.repeat(request, prompt)
+        self._shards.add(settled)
 
     def _commit(self) -> None:
         """Make finished rows durable, and turn complete shards into parts."""
