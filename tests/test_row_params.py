@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -152,6 +153,63 @@ def test_a_constraint_of_the_run_decides_where_its_rows_end() -> None:
     assert task_of(bound(OBJECT, StructuredMode(regex="a+")), {"params": {"stop": []}}).grammar is not None
 
 
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"]}
+
+
+def test_rows_with_equal_schemas_share_one_grammar() -> None:
+    """It is compiled once, whether it comes as an object or as text, and with the nulls that Parquet adds."""
+    modes = bound(OBJECT, stop=("z",))
+    padded = {**CITY, "items": None, "properties": {**CITY["properties"], "street": None}}
+    tasks = [task_of(modes, {"params": {"json_schema": schema}}) for schema in (CITY, padded, json.dumps(CITY))]
+    assert len({id(task.grammar) for task in tasks}) == 1 and tasks[0].grammar is not None
+    assert {task.ends_text for task in tasks} == {None}, "a text that follows a schema ends where that ends"
+    assert task_of(modes, {"params": {"regex": "[0-9]+"}}).grammar is not None
+    assert task_of(modes, {"params": {"grammar": 'start: "a" | "b"'}}).grammar is not None
+    assert task_of(modes, {"params": {"json_schema": None}}).grammar is None
+
+
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        ({"json_schema": "{torn"}, "json_schema is not JSON: "),
+        ({"json_schema": "[1]"}, "json_schema is a JSON list; a schema must be an object."),
+        ({"json_schema": 5}, "json_schema is not an object, or its JSON text"),
+        ({"json_schema": {"type": "any"}}, "json_schema cannot be compiled: "),
+        ({"regex": "(?=x)"}, "regex '(?=x)' cannot be compiled: regex parse error: "),
+        ({"regex": ""}, "regex is not a non-empty text"),
+        ({"grammar": "start: x"}, "grammar cannot be compiled: "),
+        (
+            {"regex": "a", "json_schema": CITY},
+            'regex is "a"; it must be left out: a completion has one schema, regex or ',
+        ),
+        ({"regex": "a", "stop": "b"}, 'stop is ["b"]; it must be left out: the schema, regex or grammar decides'),
+    ],
+    ids=str,
+)
+def test_what_cannot_constrain_a_row_is_an_error(params: Any, error: str) -> None:
+    assert error_of(params).startswith(f"invalid_parameter: {error}")
+    with pytest.raises(RowRejected):
+        bound(OBJECT).task_of({"params": json.dumps(params)})
+
+
+def test_the_schema_of_the_run_is_that_of_all_its_rows() -> None:
+    """Its columns have the types of one schema."""
+    error = error_of({"json_schema": CITY}, StructuredMode(json_schema=json.dumps(CITY)))
+    assert error.endswith("it must be left out: a completion has one schema, regex or grammar")
+
+
+def test_completions_follow_the_schemas_of_their_rows(tiny_model: Any) -> None:
+    modes = bound(OBJECT, max_new_tokens=40, temperature=1, ignore_eos=False)
+    patterns = ["[0-9]{3}", "yes|no", None, "[a-c]{5}", "[0-9]{3}"]
+    tasks = [modes.task_of({"params": {"regex": pattern}}) for pattern in patterns]
+    tasks.append(modes.task_of({"params": {"json_schema": CITY}}))
+    requests = [ask([40, 41, 42], task, row_idx=row_idx) for row_idx, task in enumerate(tasks)]
+    rows = completed(tiny_model(), "paged", modes, requests)
+    for row, pattern in zip(rows, patterns, strict=False):
+        assert pattern is None or (row.finish_reason == "stop" and re.fullmatch(pattern, row.completion or "")), row
+    assert list(json.loads(rows[-1].completion or "")) == ["city"] and rows[-1].error is None
+
+
 @pytest.mark.parametrize(
     ("modes", "message"),
     [
@@ -166,6 +224,10 @@ def test_a_constraint_of_the_run_decides_where_its_rows_end() -> None:
         (
             [RowParamsMode(row_params=("stop=a",)), StructuredMode(regex="a")],
             "--row-params stop and --regex were given together.",
+        ),
+        (
+            [RowParamsMode(row_params=("json_schema=a",)), StructuredMode(regex="a")],
+            "--row-params json_schema and --regex were given together.",
         ),
     ],
 )

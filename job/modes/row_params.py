@@ -6,7 +6,7 @@ Either one column holds an object of them, or each has a column. Where a row has
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 from job.errors import InvalidValue, UsageError, shorten
 from job.modes.mode import BoundMode, Mode, Setting, Tokens
 from job.modes.options import option
+from job.modes.row_constraints import CONSTRAINTS, RowConstraints
 from job.modes.stop_texts import StopTexts
 from job.records import RowRejected
-from job.tasks import Generate, SamplingParams, Task
+from job.tasks import Generate, Grammar, SamplingParams, Task
 
 if TYPE_CHECKING:
     from job.config import RunConfig
@@ -30,8 +31,11 @@ NUMBERS: Mapping[str, type] = {
 
 STOP = "stop"
 
-PARAMETERS = (*NUMBERS, STOP)
+PARAMETERS = (*NUMBERS, STOP, *CONSTRAINTS)
 """What rows may set."""
+
+ENDING = (STOP, "ignore_eos", *CONSTRAINTS)
+"""The parameters that decide where a completion ends."""
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -76,7 +80,7 @@ class RowParamsMode(Mode):
         for mode in config.active_modes:
             if mode.answers and mode.decides_end:
                 raise UsageError(f"{self.flag} and {mode.flag} were given together. Leave out one: choices are scored.")
-            if mode.decides_end and (ends := next((name for name in ("stop", "ignore_eos") if name in known), None)):
+            if mode.decides_end and (ends := next((name for name in ENDING if name in known), None)):
                 raise UsageError(
                     f"--row-params {ends} and {mode.flag} were given together. Leave out {ends}: {mode.flag} decides "
                     "where completions end."
@@ -88,7 +92,7 @@ class RowParamsMode(Mode):
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        return BoundRowParams(self.params_column, self._column_of(), lambda texts: StopTexts.of(setting, texts))
+        return BoundRowParams(self.params_column, self._column_of(), setting)
 
     def _column_of(self) -> dict[str, str]:
         """Return the columns of ``row_params`` by parameter."""
@@ -117,17 +121,15 @@ def _pairs(values: Sequence[str]) -> Iterator[str]:
 class BoundRowParams(BoundMode):
     """Puts the parameters of each row into its task."""
 
-    def __init__(
-        self, params_column: str | None, column_of: Mapping[str, str], stops_of: Callable[[Sequence[str]], StopTexts]
-    ) -> None:
+    def __init__(self, params_column: str | None, column_of: Mapping[str, str], setting: Setting) -> None:
         """Read parameters from these columns.
 
         Args:
             column_of: the columns of single parameters, which win.
-            stops_of: makes what finds stop strings.
         """
         self._params_column, self._column_of = params_column, column_of
-        self._stops_of = lru_cache(MAX_KNOWN)(stops_of)
+        self._constraints = RowConstraints(setting.tokens)
+        self._stops_of = lru_cache(MAX_KNOWN)(lambda texts: StopTexts.of(setting, texts))
         self._params_like = lru_cache(MAX_KNOWN)(_itself)
 
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
@@ -135,12 +137,27 @@ class BoundRowParams(BoundMode):
         assert isinstance(task, Generate), "choices are refused together with parameters of rows"
         given = self._given(values)
         stop = texts_of(given.pop(STOP, None))
+        constraints = {name: given.pop(name) for name in CONSTRAINTS if name in given}
         params = self._params_like(with_values(task.params, given))
         ends_text = task.ends_text if stop is None else self._stops_of(stop) if stop else None
-        if task.grammar is not None and (stop or params.ignore_eos):
+        grammar = self._grammar(task.grammar, constraints)
+        if grammar is not None and (stop or params.ignore_eos):
             name = STOP if stop else "ignore_eos"
             raise rejected(name, stop or True, "left out: the schema, regex or grammar decides where completions end")
-        return replace(task, params=params, ends_text=ends_text)
+        return replace(task, params=params, grammar=grammar, ends_text=ends_text if grammar is None else None)
+
+    def _grammar(self, of_run: Grammar | None, given: Mapping[str, Any]) -> Grammar | None:
+        """Return the constraint of a row: the run's, or the one that it brings.
+
+        Raises:
+            RowRejected: there are two.
+        """
+        grammar = of_run
+        for name, value in given.items():
+            if grammar is not None:
+                raise rejected(name, value, "left out: a completion has one schema, regex or grammar")
+            grammar = self._constraints.of(name, value)
+        return grammar
 
     def _given(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row's own values.

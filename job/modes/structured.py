@@ -259,8 +259,9 @@ def _parse(text: str, finish_reason: str | None, shape: "Shape | None") -> tuple
         return False, None
 
 
+@functools.lru_cache(2)
 def _readable_tokenizer(tokenizer: Any, option: str, *, is_json: bool) -> Any:
-    """Return llguidance's view of a tokenizer."""
+    """Return llguidance's view of a tokenizer. It takes a while to make, and rows may bring many schemas."""
     from llguidance import LLTokenizer
     from llguidance.hf import from_tokenizer
 
