@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.tasks import Task
+from job.tasks import ScoreText, Task
 
 SampleKey = tuple[int, int]
 """(row_idx, sample_idx): names one completion of the run."""
@@ -99,6 +99,16 @@ class Request:
     def key(self) -> SampleKey:
         """The identity of the completion."""
         return (self.row_idx, self.sample_idx)
+
+    @property
+    def given_ids(self) -> Sequence[int]:
+        """All tokens that the engine is given: the prompt, and a text that is to be scored."""
+        return [*self.prompt_ids, *self.task.text_ids] if isinstance(self.task, ScoreText) else self.prompt_ids
+
+    def scored(self, logprobs: Sequence[float]) -> "Generation":
+        """Return the result of a request to score a text."""
+        assert isinstance(self.task, ScoreText)
+        return Generation(request=self, token_ids=self.task.text_ids, finish_reason="stop", logprobs=logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

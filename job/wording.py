@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 MAX_COLUMNS = 50
 """How many columns of a dataset a message lists."""
 
+UNLIMITED = 2**31 - 1
+"""Stands for any number of tokens."""
+
 SECRETS = (
     (re.compile(r"(://)[^/\s@'\"]+@"), r"\1***@"),
     (re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|pass|cred|auth|policy)[^=&\s]*=)[^&\s'\")]+", re.I), r"\1***"),

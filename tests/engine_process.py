@@ -125,6 +125,7 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
     return {
         "generations": rows,
         "scores": scores,
+        "logprobs": [g.logprobs for g in generations],
         "notes": notes,
         "num_replayed": len(replayed),
         "num_preempted": len(observed.put_back),

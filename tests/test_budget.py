@@ -15,6 +15,7 @@ from job.engine.paged import budget as budget_module
 from job.engine.paged.attention.backends import TORCH
 from job.engine.paged.budget import CUDA_RESERVE, Budget, decide_budget, free_host_bytes
 from job.engine.paged.largest_step import LargestStep, find_largest_step, largest_step
+from job.engine.paged.schedule.step import most_wanted
 from job.errors import JobError
 from tests.serving import Served, serve
 
@@ -72,7 +73,7 @@ class FakeMemory:
         pass
 
     def peak_bytes(self) -> int:
-        return self._peaks.pop(0)
+        return self._peaks.pop(0) if self._peaks else 0
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,15 @@ def page_bytes(served: Served) -> int:
 
 
 def test_the_cache_gets_what_the_weights_and_the_largest_step_leave(served: Served) -> None:
-    """What the step takes is measured; choosing tokens counts with its logits."""
+    """What the step takes is measured; choosing tokens and scoring texts count with their logits."""
     found = decide(served, FakeMemory(20 * GIB, 5 * GIB, GIB), max_batch_rows=8, max_batch_tokens=64)
     assert (found.max_rows, found.max_tokens, found.smaller_steps) == (8, 64, None)
     assert found.num_pages == (15 * GIB - CUDA_RESERVE) // page_bytes(served)
     found = decide(served, FakeMemory(20 * GIB, GIB, 5 * GIB), max_batch_rows=8, max_batch_tokens=64)
     logits_bytes = 8 * 260 * 4
     assert found.num_pages == (15 * GIB - logits_bytes - CUDA_RESERVE) // page_bytes(served)
+    found = decide(served, FakeMemory(20 * GIB, GIB, GIB, 5 * GIB), max_batch_rows=8, max_batch_tokens=64)
+    assert found.num_pages == (15 * GIB - 8 * logits_bytes - CUDA_RESERVE) // page_bytes(served)
 
 
 def test_the_largest_step_has_as_many_tokens_and_logits_as_any(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +113,9 @@ def test_the_largest_step_has_as_many_tokens_and_logits_as_any(served: Served, m
 
     monkeypatch.setattr(served.model.module, "forward", watched)
     decide(served, FakeMemory(GIB, 0, 0), max_batch_rows=7, max_batch_tokens=64)
-    assert shapes == [(1, 64, 1, 7)]
+    assert shapes == [(1, 64, 1, 64)], "if texts are scored, more than one of a row are wanted"
     assert largest_step(7, 64).sequences[:, 2].tolist() == [9] * 6 + [10]
+    assert largest_step(512, 8192).sequences[:, 3].sum() == most_wanted(512) == 2048
 
 
 def test_steps_that_do_not_fit_are_halved(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

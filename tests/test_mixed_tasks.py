@@ -16,7 +16,7 @@ from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
 from job.modes.structured import StructuredMode
 from job.records import Generation, Request
-from job.tasks import Grammar, Score, Task
+from job.tasks import Grammar, Score, ScoreText, Task
 from tests.conftest import finish as finish_processes
 from tests.conftest import start_processes
 from tests.serving import (
@@ -64,6 +64,7 @@ def tasks() -> list[Task]:
         generate(grammar_of("[xyz]{3,9}!"), temperature=1.0, logprobs=True),
         Score(choice_ids=((5, 6), (5, 7), (8, 9, 10))),
         Score(choice_ids=((200,), (100, 101))),
+        ScoreText(text_ids=tuple(range(20, 150)), num_bytes=1, window=100, stride=60),
     ]
 
 
@@ -121,7 +122,7 @@ def test_one_step_holds_several_kinds_of_tasks(tiny_model: Callable[..., Path], 
 
     monkeypatch.setattr(engine._tasks, "start", counted)
     finish(engine, requests())
-    assert max(num_kinds) == 2
+    assert max(num_kinds) == 3
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -178,5 +179,5 @@ def test_two_ranks_give_each_request_what_it_gets_alone(tiny_model: Callable[...
     results = finish_processes(start_processes(command, 2))
     assert [result.exit_code for result in results] == [0, 0], results
     for output in json.loads((tmp_path / "out.json").read_text()):
-        found = [(tuple(key), ids, reason, error) for key, ids, reason, error in output["generations"]]
-        assert found == [alone[:4] for alone in answers_alone(tiny_model())]
+        rows = zip(output["generations"], output["logprobs"], output["scores"], strict=True)
+        assert [(tuple(key), *rest, *scores) for (key, *rest), *scores in rows] == answers_alone(tiny_model())

@@ -412,10 +412,12 @@ def test_there_is_an_example_of_each_mode() -> None:
             "json-schema",
             "majority",
             "penalties",
+            "perplexity",
             "prefill",
             "reasoning",
             "row-params",
             "retry-invalid",
+            "scores",
             "self-consistency",
         )
     }

@@ -395,6 +395,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.row_params": {"params_column": None, "row_params": []},
     "modes.completion": {"logprobs": False},
     "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
+    "modes.scores": {"score_column": None, "score_stride": None, "token_logprobs": False, "score_window": None},
     "modes.aggregate": {"aggregate": None},
     "modes.extraction": {"extract": None, "extract_field": None},
     "modes.structured": {"json_schema": None, "regex": None, "grammar": None},

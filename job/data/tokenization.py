@@ -14,6 +14,9 @@ TaskOf = Callable[[Mapping[str, Any]], Task]
 RoomOf = Callable[[Task], int]
 """Returns how many tokens the prompt of a row may have at most. Raises ``RowRejected`` if its task leaves none."""
 
+Given = Callable[[Request, Prompt], Request]
+"""Returns the request for a row, from the one with its prompt and its task. Raises ``RowRejected``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
@@ -55,6 +58,7 @@ class Tokenization:
         max_prompt_tokens: int | RoomOf,
         on_long_prompt: str,
         vocab_size: int | None = None,
+        given: Given = lambda request, prompt: request,
     ) -> None:
         """Set how prompts are encoded.
 
@@ -64,7 +68,9 @@ class Tokenization:
             max_prompt_tokens: longer prompts are treated as ``on_long_prompt`` says. One number, or from the task.
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
             vocab_size: of the model: how many ids it knows. Some tokenizers have more.
+            given: completes a request.
         """
+        self._given = given
         self._tokenizer, self._task_of, self._add_special_tokens = tokenizer, task_of, not chat
         self._room_of = max_prompt_tokens if callable(max_prompt_tokens) else lambda task: max_prompt_tokens
         self._on_long_prompt = on_long_prompt
@@ -119,14 +125,24 @@ class Tokenization:
                 error = RowError("prompt_too_long", detail)
                 return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
             prompt, ids = cut
+        try:
+            request = self._given(Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task), prompt)
+            self._check_known(request.given_ids)
+        except RowRejected as rejected:
+            return EncodedPrompt(prompt=prompt, request=None, error=rejected.row_error, num_tokens=num_tokens)
+        return EncodedPrompt(prompt=prompt, request=request, num_tokens=num_tokens)
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """Check that the model knows all tokens.
+
+        Raises:
+            RowRejected: it does not.
+        """
         if self._num_known_ids is not None and (largest := max(ids)) >= self._num_known_ids:
             [name] = self._tokenizer.names([largest])
-            error = RowError(
+            raise RowRejected(
                 "unknown_token", f"{name} is token {largest}; the model has {self._num_known_ids:,} tokens"
             )
-            return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
-        request = Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task)
-        return EncodedPrompt(prompt=prompt, request=request, num_tokens=num_tokens)
 
     def _truncate(self, prompt: Prompt, most: int) -> tuple[Prompt, list[int]] | None:
         """Cut the row's own content, at a token boundary, until the prompt has at most ``most`` tokens. None if cutting

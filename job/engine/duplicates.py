@@ -109,7 +109,7 @@ class SharedCompletions:
 
 def _size(generation: Generation) -> int:
     """Return how much memory a kept generation takes, in tokens."""
-    return ROW_TOKENS + len(generation.token_ids) + len(generation.numbers or ())
+    return ROW_TOKENS + sum(map(len, (generation.token_ids, generation.numbers or (), generation.logprobs or ())))
 
 
 def _question(request: Request) -> Question | None:

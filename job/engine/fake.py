@@ -4,11 +4,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from job.engine.task_kinds import servers
 from job.records import Generation, Request, RowError
-from job.tasks import Generate, Score
+from job.tasks import Generate, Score, ScoreText
 
 if TYPE_CHECKING:
     from job.config import EngineConfig
@@ -104,6 +105,13 @@ def score_choices(request: Request) -> Generation:
     assert isinstance(request.task, Score)
     logprobs = [-float((sum(request.prompt_ids) + 7 * sum(ids)) % 11) for ids in request.task.choice_ids]
     return Generation(request=request, token_ids=[], finish_reason="stop", numbers=logprobs)
+
+
+def score_text(request: Request) -> Generation:
+    """Answer ``ScoreText`` with a function of each token and the one before it."""
+    assert isinstance(request.task, ScoreText)
+    pairs = pairwise([request.prompt_ids[-1], *request.task.text_ids])
+    return request.scored([-float((before + 7 * token) % 11) for before, token in pairs])
 
 
 def _fail(request: Request, detail: str) -> Generation:

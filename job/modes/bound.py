@@ -7,7 +7,7 @@ from typing import Any
 
 from job.config import RunConfig
 from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting
-from job.records import Completion, Generation, Request
+from job.records import Completion, Generation, Prompt, Request
 from job.tasks import Generate, Task
 
 
@@ -48,6 +48,12 @@ class BoundModes:
         for mode in self.modes:
             task = mode.refine(task, values)
         return task
+
+    def given(self, request: Request, prompt: Prompt) -> Request:
+        """Return the request for a row; see ``BoundMode.given``."""
+        for mode in self.modes:
+            request = mode.given(request, prompt)
+        return request
 
     @property
     def length(self) -> AnswerLength:

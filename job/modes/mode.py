@@ -10,48 +10,18 @@ engine's task and turns a generation into an answer.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import Doubt
-from job.records import Completion, Generation, Request
+from job.modes.setting import Setting as Setting
+from job.modes.setting import Tokens as Tokens
+from job.records import Completion, Generation, Prompt, Request
 from job.tasks import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from job.config import RunConfig, SamplingConfig
-
-
-class Tokens(Protocol):
-    """The model's tokenizer, as far as modes use it."""
-
-    inner: Any
-    """The transformers tokenizer."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without special tokens at its ends."""
-
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The tokens that are not text, with their ids."""
-
-    def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
-        """Return texts as they follow a prompt, with or without special tokens."""
-
-    def names(self, ids: Sequence[int]) -> list[str]:
-        """Return tokens as they are spelled in the vocabulary."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What a mode is bound to."""
-
-    tokens: Tokens
-    sampling: "SamplingConfig"
-    prompt_suffix: str
-    """What the chat template writes after the user's message; empty without a template."""
-    stops_at_special_tokens: bool = True
-    """Whether a stop string may contain special tokens."""
+    from job.config import PromptConfig, RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +44,8 @@ class AnswerLength:
     num_tokens: int
     what: str
     """The option that decides it, as the subject at the start of a sentence."""
+    limits_prompt: bool = True
+    """Whether prompt and answer must fit into the model's context together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +102,14 @@ class BoundMode:
             RowRejected: a value cannot be used; the row becomes an error row.
         """
         return task
+
+    def given(self, request: Request, prompt: Prompt) -> Request:
+        """Return the request for a row, based on that from the modes before this one, whose task ``refine`` returned.
+
+        Raises:
+            RowRejected: there can be none.
+        """
+        return request
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Return the answer to a row, given the answer from the modes before this one."""
@@ -215,12 +195,24 @@ class Mode:
             UsageError: they contradict each other.
         """
 
+    def prompts(self, config: "PromptConfig") -> "PromptConfig":
+        """Return how rows become prompts, based on what the options say, if the mode is asked for."""
+        return config
+
+    def check_schema(self, schema: "pa.Schema") -> None:
+        """Check the types of ``columns``, if the mode is asked for.
+
+        Raises:
+            UsageError: one of them cannot have what the mode needs in any row.
+        """
+
     def settled(
         self, config: "RunConfig", tokens: Tokens, template: str | None, found: "Sequence[Mode] | None"
     ) -> Self:
         """Return the mode with what its options leave to the model. All modes are asked, active or not.
 
         Args:
+            config: its ``max_model_len`` is the model's, if none was given.
             template: the text of the chat template; None if prompts are plain text.
             found: the active modes of the run that is continued; None for a new run.
 

@@ -72,8 +72,8 @@ class ReasoningMode(Mode):
             [wrong, *_] = [name for name in self.given() if name != self.name]
             flag = "--" + wrong.replace("_", "-")
             raise UsageError(f"--no-reasoning and {flag} were given together. Leave out one of them.")
-        if _scores_choices(config):
-            raise UsageError(f"{self.flag} and --choices were given together. Choices are scored without reasoning.")
+        if (scoring := _scoring_flag(config)) is not None:
+            raise UsageError(f"{self.flag} and {scoring} were given together. Texts are scored without reasoning.")
         if self.reasoning_markers is not None:
             start, _, end = self.reasoning_markers.partition(",")
             is_pair = bool(start and end and start != end)
@@ -97,7 +97,7 @@ class ReasoningMode(Mode):
                 return replace(self, reasoning=True, reasoning_markers=recorded.reasoning_markers)
             if not self.is_asked:
                 return self
-        if not self.is_asked and (self.reasoning is False or template is None or _scores_choices(config)):
+        if not self.is_asked and (self.reasoning is False or template is None or _scoring_flag(config)):
             return self
         markers = self.reasoning_markers or _markers_of(tokens, template, is_asked=self.is_asked)
         if markers is None and self.is_asked:
@@ -207,9 +207,9 @@ class BoundReasoning(BoundMode):
         return replace(answer, values={**answer.values, **values})
 
 
-def _scores_choices(config: "RunConfig") -> bool:
-    """Whether nothing is generated."""
-    return any(mode.answers and mode.decides_end for mode in config.active_modes)
+def _scoring_flag(config: "RunConfig") -> str | None:
+    """Return the option because of which nothing is generated; None if something is."""
+    return next((mode.flag for mode in config.active_modes if mode.answers and mode.decides_end), None)
 
 
 def _markers_of(tokens: Tokens, template: str | None, *, is_asked: bool) -> str | None:

@@ -14,12 +14,14 @@ from job.modes.mode import Mode
 from job.modes.reasoning import ReasoningMode
 from job.modes.redraw import RedrawMode
 from job.modes.row_params import RowParamsMode
+from job.modes.scores import ScoresMode
 from job.modes.structured import StructuredMode
 
 MODES: tuple[type[Mode], ...] = (
     ReasoningMode,
     CompletionMode,
     ChoicesMode,
+    ScoresMode,
     ExtractionMode,
     AggregateMode,
     StructuredMode,

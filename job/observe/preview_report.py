@@ -7,6 +7,7 @@ from job.modes.mode import Section
 from job.observe.fit_report import FitReport
 from job.observe.histogram import Histogram
 from job.observe.text import number, visible
+from job.wording import UNLIMITED
 
 GIB = 1024**3
 
@@ -228,6 +229,8 @@ def _lengths(preview: Preview) -> list[str]:
 
 
 def _too_long(preview: Preview) -> str:
+    if preview.max_prompt_tokens == UNLIMITED:
+        return "none: texts may have any length"
     limit = f"more than {preview.max_prompt_tokens:,} tokens"
     if not preview.num_too_long:
         return f"none has {limit}"

@@ -29,6 +29,7 @@ from job.run.effects import check_effects_on_texts
 from job.run.kept_columns import KeptColumns, columns_kept
 from job.run.resolved import ResolvedRun
 from job.tasks import Generate, Task
+from job.wording import UNLIMITED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,10 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
             special_tokens=special_tokens,
         )
     check_columns(dataset.source, renderer.read_columns)
+    for mode in config.active_modes:
+        mode.check_schema(schema)
     check_prompt_type(run.text_column, schema)
-    modes = BoundModes.of(config, _setting(config, tokenizer, renderer))
+    modes = BoundModes.of(config, _setting(run, tokenizer, renderer))
     run = replace(run, max_prompt_tokens=max_prompt_tokens(config.prompt.max_prompt_tokens, info, modes.length))
     columns = Columns(
         modes=config.active_modes,
@@ -153,6 +156,7 @@ def _tokenization(run: ResolvedRun, tokenizer: Tokenizer, modes: BoundModes, inf
         max_prompt_tokens=_room_of(run, info),
         on_long_prompt=run.config.prompt.on_long_prompt,
         vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
+        given=modes.given,
     )
 
 
@@ -171,12 +175,14 @@ def _room_of(run: ResolvedRun, info: ModelInfo) -> RoomOf:
     return room_of
 
 
-def _setting(config: RunConfig, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:
+def _setting(run: ResolvedRun, tokenizer: Tokenizer, renderer: PromptRenderer) -> Setting:
     return Setting(
         tokens=tokenizer,
-        sampling=config.sampling,
+        sampling=run.config.sampling,
         prompt_suffix=renderer.suffix,
-        stops_at_special_tokens=config.prompt.has_own_rules,
+        stops_at_special_tokens=run.config.prompt.has_own_rules,
+        text_column=run.text_column,
+        adds_special_tokens=not run.chat,
     )
 
 
@@ -200,10 +206,13 @@ def _check_prompts(
 
 def max_prompt_tokens(wanted: int | None, info: ModelInfo, length: AnswerLength) -> int:
     """Return how many tokens an answer leaves for the prompt, or the number that the user wants if that is smaller.
+    ``UNLIMITED`` if prompts may have any number.
 
     Raises:
         UsageError: it leaves none, or fewer than the user wants.
     """
+    if not length.limits_prompt:
+        return wanted or UNLIMITED
     room = info.max_model_len - length.num_tokens
     if room < 1:
         raise UsageError(

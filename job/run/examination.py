@@ -101,6 +101,8 @@ def examine(
     config = as_started(config, found)
     data_files = files_named(config.data.data_files, config.data.dataset)
     config = replace(config, data=replace(config.data, data_files=data_files))
+    for mode in config.active_modes:
+        config = replace(config, prompt=mode.prompts(config.prompt))
     effect_notes = check_effects(config, is_new=found is None)
     doing(f"reading the configuration of {config.model.model}")
     size = config.engine.tensor_parallel_size
@@ -149,7 +151,8 @@ def _of_model(
     tokenizer = _tokenizer(config, files)
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text
-    settled = (mode.settled(config, tokenizer, text, None if found is None else found.modes) for mode in config.modes)
+    of_run = replace(config, model=replace(config.model, max_model_len=info.max_model_len))
+    settled = (mode.settled(of_run, tokenizer, text, None if found is None else found.modes) for mode in config.modes)
     config = replace(config, modes=tuple(settled))
     config, date, notes = dated(config, found, is_read=template is not None and template.reads_date)
     variables, more_notes = variables_of(config.prompt, template)

@@ -90,18 +90,17 @@ class SeenRows:
         return len(self._shared) if len(self.admitted) > 1 else 0
 
     def _add_request(self, prompt: Prompt, encoded: EncodedPrompt, request: Request) -> None:
-        was_cut = encoded.prompt is not prompt
+        was_cut, ids = encoded.prompt is not prompt, request.given_ids
         self.num_cut += was_cut
         self.num_too_long += was_cut
         self.lengths.append(encoded.num_tokens)
-        self.admitted.append(len(request.prompt_ids))
+        self.admitted.append(len(ids))
         is_first = len(self.admitted) == 1
-        num_shared = len(request.prompt_ids) if is_first else num_common(self._shared, request.prompt_ids)
-        self._shared = request.prompt_ids[:num_shared]
+        num_shared = len(ids) if is_first else num_common(self._shared, ids)
+        self._shared = ids[:num_shared]
         if len(self.prompts) < self._num_prompts:
-            text = self._tokenizer.as_read(request.prompt_ids)
-            num_tokens = len(request.prompt_ids)
-            self.prompts.append(SeenPrompt(row_idx=request.row_idx, text=text, num_tokens=num_tokens, was_cut=was_cut))
+            text = self._tokenizer.as_read(ids)
+            self.prompts.append(SeenPrompt(row_idx=request.row_idx, text=text, num_tokens=len(ids), was_cut=was_cut))
 
     def _add_error(self, encoded: EncodedPrompt) -> None:
         completion = encoded.completion(sample_idx=0)

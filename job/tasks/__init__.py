@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from job.errors import require
 from job.modes.options import option
 from job.tasks.reasoning import Reasoning as Reasoning
+from job.tasks.scored_text import ScoreText as ScoreText
 
 EndsText = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
 """Takes several completions as token ids and returns, for each, whether its last token completed a stop string."""
@@ -118,4 +119,4 @@ class Score:
         return True
 
 
-Task = Generate | Score
+Task = Generate | Score | ScoreText

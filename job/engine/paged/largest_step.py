@@ -1,7 +1,7 @@
 """The memory that the largest step takes on a GPU: found out by running it, before the cache is sized.
 
 The step has as many tokens and wanted logits as any step may have, and no cache: its attention writes nothing. Then
-tokens are chosen from its logits in the way that takes the most memory.
+tokens are chosen from the logits of a row each, in the way that takes the most memory, and all logits are scored.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ import torch
 from job.engine.failures import OUT_OF_MEMORY, describe_failure
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import choose
+from job.engine.logits.reductions import token_logprobs
 from job.engine.logits.sampling import SamplingBatch
 from job.engine.paged.attention.interface import AttentionArgs
 from job.engine.paged.attention.layout import BlockTables, Layout
 from job.engine.paged.executor import run_model
-from job.engine.paged.schedule.step import Step, rows
+from job.engine.paged.schedule.step import Step, most_wanted, rows
 from job.errors import JobError
 from job.launch.replica import Replica
 from job.tasks import MAX_TEMPERATURE, SamplingParams
@@ -122,18 +123,23 @@ def _taken(module: Any, replica: Replica, memory: DeviceMemory, max_rows: int, m
         return forward_bytes, 0
     memory.begin()
     batch = SamplingBatch(params=[HARDEST] * max_rows, keys=[(0, 0)] * max_rows, positions=[0] * max_rows)
+    chosen = logits[:max_rows]
     with torch.inference_mode():
-        choose(logits, batch, TokenHistory(max_rows).of([_Row(slot) for slot in range(max_rows)]))
-    return forward_bytes, memory.peak_bytes() + logits.nbytes
+        choose(chosen, batch, TokenHistory(max_rows).of([_Row(slot) for slot in range(max_rows)]))
+        choice_bytes = memory.peak_bytes() + chosen.nbytes
+        memory.begin()
+        token_logprobs(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    return forward_bytes, max(choice_bytes, memory.peak_bytes() + logits.nbytes)
 
 
 def largest_step(max_rows: int, max_tokens: int) -> Step:
-    """Return a step of ``max_tokens`` tokens in ``max_rows`` sequences, of each of which the last one is wanted."""
+    """Return a step of ``max_tokens`` tokens in ``max_rows`` sequences, with as many wanted logits as there may be."""
     counts = np.full(max_rows, max_tokens // max_rows)
     counts[-1] += max_tokens % max_rows
+    num_wanted = np.minimum(counts, most_wanted(max_rows) // max_rows)
     return Step(
         token_ids=np.zeros(max_tokens, np.int32),
-        sequences=rows([(slot, 0, count, 1) for slot, count in enumerate(counts.tolist())], 4),
+        sequences=rows([(slot, 0, *both) for slot, both in enumerate(zip(counts, num_wanted, strict=True))], 4),
     )
 
 

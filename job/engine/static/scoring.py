@@ -98,20 +98,24 @@ class Scoring:
 
     def _logits(self, texts: Texts) -> torch.Tensor:
         """Return the wanted logits [W, V]."""
-        width = max(map(len, texts.token_ids))
-        device = self._replica.device
-        ids = torch.full((len(texts.token_ids), width), self._model.pad_token_id, dtype=torch.int64)
-        is_real = torch.zeros_like(ids)
-        for row, token_ids in enumerate(texts.token_ids):
-            ids[row, : len(token_ids)] = torch.tensor(token_ids)
-            is_real[row, : len(token_ids)] = 1
+        ids, is_real = pad_right(texts.token_ids, self._model.pad_token_id, self._replica.device)
         with torch.inference_mode():
-            output = self._model.module(input_ids=ids.to(device), attention_mask=is_real.to(device), use_cache=False)
+            output = self._model.module(input_ids=ids, attention_mask=is_real, use_cache=False)
         wanted = [
             output.logits[row, first : len(token_ids)]
             for row, (token_ids, first) in enumerate(zip(texts.token_ids, texts.first_wanted, strict=True))
         ]
         return torch.cat(wanted)
+
+
+def pad_right(all_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, both [B, T] int64, with the texts on the left."""
+    ids = torch.full((len(all_ids), max(map(len, all_ids))), pad_id, dtype=torch.int64)
+    is_real = torch.zeros_like(ids)
+    for row, token_ids in enumerate(all_ids):
+        ids[row, : len(token_ids)] = torch.tensor(token_ids)
+        is_real[row, : len(token_ids)] = 1
+    return ids.to(device), is_real.to(device)
 
 
 def _trie_of(request: Request) -> ChoiceTrie:

@@ -15,7 +15,7 @@ from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
 from job.output.store.names import CARD, PART_PATTERN, within
 from job.output.store.store import Store
-from job.wording import public_name
+from job.wording import UNLIMITED, public_name
 
 MARK_START = "<!-- Written by job, and "
 """The start of the mark in cards of every version. A card without it belongs to the user."""
@@ -238,10 +238,9 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
         yield "These examples come directly before it:"
         yield _block(prompt["examples"])
     template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
-    yield (
-        f"{template} Prompts of more than {prompt['max_prompt_tokens']:,} tokens "
-        f"{LONG_PROMPTS[prompt['on_long_prompt']]}."
-    )
+    most = prompt["max_prompt_tokens"]
+    limit = f" Prompts of more than {most:,} tokens {LONG_PROMPTS[prompt['on_long_prompt']]}."
+    yield template if most == UNLIMITED else template + limit
 
 
 def _answers(manifest: Manifest) -> Iterator[str]:

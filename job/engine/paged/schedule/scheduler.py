@@ -14,8 +14,9 @@ import numpy as np
 
 from job.engine.paged.schedule.admission import Admission
 from job.engine.paged.schedule.pages import Match, Pages
-from job.engine.paged.schedule.sequences import Sequence, decoding_first, in_order
-from job.engine.paged.schedule.step import Step, rows
+from job.engine.paged.schedule.queues import Queues
+from job.engine.paged.schedule.sequences import Sequence, decoding_first
+from job.engine.paged.schedule.step import Step, most_wanted, rows
 from job.engine.paged.schedule.work import Work, token_ids_of
 
 ROWS_PER_RESERVED_PAGE = 8
@@ -47,12 +48,7 @@ class Scheduler:
         """In the order of admission."""
         self.unfit: list[Sequence] = []
         """Sequences that do not fit into the cache even when they are alone; the engine takes them from here."""
-        # A sequence that is not running is in exactly one of these; ``num_pending`` adds them up.
-        self._arrived: list[Sequence] = []  # submitted, not sorted yet
-        self._waiting: deque[Sequence] = deque()  # in the order in which they are admitted
-        self._returned: deque[Sequence] = deque()  # lost their pages; before all waiting ones
-        self._apart: deque[list[Sequence]] = deque()  # groups that contain a row that the model fails on
-        self._group: deque[Sequence] | None = None  # the one of these groups that is being admitted
+        self._queues = Queues()
         self._free_slots = list(range(max_rows))[::-1]
         self._retained: abc.Sequence[int] = ()  # pages held for the next rows, by no sequence
         self._begin()
@@ -66,20 +62,11 @@ class Scheduler:
     @property
     def num_pending(self) -> int:
         """The number of sequences that are not finished."""
-        lists = (
-            self.running,
-            self._arrived,
-            self._waiting,
-            self._returned,
-            self.unfit,
-            self._group or (),
-            *self._apart,
-        )
-        return sum(map(len, lists))
+        return len(self.running) + len(self.unfit) + len(self._queues)
 
     def submit(self, sequence: Sequence) -> None:
         """Add a sequence."""
-        self._arrived.append(sequence)
+        self._queues.submit(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbors may share it."""
@@ -95,9 +82,10 @@ class Scheduler:
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """Take sequences out; they are recomputed from their first token, before others."""
-        for sequence in list(sequences)[::-1]:  # last first, so that appendleft leaves them in their order
+        rows = list(sequences)
+        for sequence in rows:
             self._take_out(sequence)
-            self._returned.appendleft(sequence)
+        self._queues.put_back(rows)
 
     def may_share(self, sequence: Sequence) -> bool:
         """Whether a sequence may share pages with others."""
@@ -119,10 +107,7 @@ class Scheduler:
         """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
         for sequence in sequences:
             self._take_out(sequence)
-        # Halves go before groups that were set apart earlier, so that a search ends before the next one begins. They
-        # are not computed together with other rows, since a failure would then count against those, too.
-        half = -(-len(sequences) // 2)
-        self._apart.extendleft(group for group in (list(sequences[half:]), list(sequences[:half])) if group)
+        self._queues.separate(sequences)
 
     def shrink(self, num_tokens: int) -> None:
         """Make all later steps smaller: memory that ran out once will run out again.
@@ -139,10 +124,13 @@ class Scheduler:
         self._begin()
         work: dict[Sequence, Work] = {}
         budget = self.max_tokens
+        num_scores = most_wanted(self.max_rows) - self.max_rows  # the logits that rows may want beyond their last
         for sequence, num_missing in decoding_first(self.running):
             if sequence.slot < 0:
                 continue  # preempted earlier in this loop
             num_tokens = num_missing if num_missing < budget else budget
+            if sequence.wanted_from is not None:
+                num_tokens = sequence.limited(num_tokens, num_scores)
             while num_tokens and not self._grow(sequence, num_tokens):
                 # The row that was admitted last has the least to lose. It may have been scheduled above: then its
                 # tokens are not computed, and the pages that it was given are released within the same step.
@@ -151,16 +139,16 @@ class Scheduler:
                 self._preempt(victim)
                 num_tokens = 0 if victim is sequence else num_tokens
             if num_tokens:
-                self._schedule(sequence, num_tokens, work)
+                num_scores -= self._schedule(sequence, num_tokens, work)
                 budget -= num_tokens
         self._admission.begin_step(num_running=len(self.running))
-        while budget and self._admission.is_open and (admitted := self._admit()) is not None:
+        while budget and num_scores and self._admission.is_open and (admitted := self._admit()) is not None:
             self._admission.count()
-            num_tokens = min(admitted.num_missing, budget)
+            num_tokens = admitted.limited(min(admitted.num_missing, budget), num_scores)
             self._grow(admitted, num_tokens)  # cannot fail: _admit has counted pages for the whole sequence
-            self._schedule(admitted, num_tokens, work)
+            num_scores -= self._schedule(admitted, num_tokens, work)
             budget -= num_tokens
-        if budget and self._admission.is_open:  # the loop has ended since no row was waiting, or had room
+        if budget and num_scores and self._admission.is_open:  # since no row was waiting, or had room
             self._admission.close(num_running=len(self.running), lacks_pages=bool(self._queue()))
         single = [item for item in work.values() if item.num_tokens == 1]  # these come first, as ``Step`` promises
         self._admission.end_step(has_prompts=len(single) < len(work))
@@ -178,14 +166,16 @@ class Scheduler:
             copies=rows(self._copies, 3),
         )
 
-    def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, Work]) -> None:
-        work[sequence] = Work.of(sequence, num_tokens)
+    def _schedule(self, sequence: Sequence, num_tokens: int, work: dict[Sequence, Work]) -> int:
+        """Enter a sequence's next tokens into the step; return how many of them are scored."""
+        work[sequence] = item = Work.of(sequence, num_tokens)
         # Pages are described before they are computed: rows that are admitted in the same step find them, but read them
         # only after all rows of the step have written. Only prompts are described: completions are never shared.
         if sequence.num_cached < sequence.num_prompt and self.may_share(sequence):
             end = min(sequence.num_cached + num_tokens, sequence.num_prompt)
             first_idx = sequence.num_cached // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[:end], first_idx)
+        return 0 if sequence.wanted_from is None else item.num_wanted
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence the pages for its next tokens. If too few are free, take none and return False."""
@@ -262,30 +252,13 @@ class Scheduler:
 
     def _queue(self) -> deque[Sequence]:
         """Return the queue that the next sequence comes from."""
-        # A group is over when its last row has left ``running``, not when that row is admitted: until then, one of its
-        # rows may cause a failure, and no other rows may be in the step.
-        if self._group is not None and not self._group and not self.running:
-            self._group = None
-        if self._group is None and self._apart:
-            if self.running:
-                return deque()  # a group set apart waits until it can run by itself
-            self._group = deque(self._apart.popleft())
-        if self._group is not None:
-            return self._group
-        if self._returned:
-            return self._returned
-        if len(self._arrived) > len(self._waiting):  # sort seldom, but many at once
-            self._waiting = deque(in_order([*self._waiting, *self._arrived]))
-            self._arrived = []
-        return self._waiting
+        return self._queues.current(is_running=bool(self.running))
 
     def _take_out(self, sequence: Sequence) -> None:
         """Remove a sequence that was running when its latest step began; it may have been preempted since."""
         if sequence.slot >= 0:
             self._release(sequence)
-        elif sequence in self._returned:
-            self._returned.remove(sequence)
-        else:
+        elif not self._queues.remove(sequence):
             self.unfit.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:

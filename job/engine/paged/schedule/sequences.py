@@ -67,6 +67,12 @@ class Sequence:
         """The position of the first token whose logits are wanted."""
         return self.num_tokens - 1 if self.wanted_from is None else self.wanted_from
 
+    def limited(self, num_tokens: int, num_wanted: int) -> int:
+        """Return how many of its next tokens it may compute, so that at most ``num_wanted`` of them are scored."""
+        if self.wanted_from is None:
+            return num_tokens
+        return min(num_tokens, max(0, self.wanted_from - self.num_cached) + num_wanted)
+
     @property
     def num_missing(self) -> int:
         """The number of tokens to compute before the next one can be chosen; 0 if the last one is pending."""

@@ -65,6 +65,11 @@ class Step:
         return cls(kind=kind, **dict(zip(names, arrays, strict=True)))
 
 
+def most_wanted(max_rows: int) -> int:
+    """Return how many logits a step may give: more than one for each row if texts are scored."""
+    return max(4 * max_rows, 256)
+
+
 def close_step(exit_code: int) -> Step:
     """Return the last step of an engine."""
     return Step(kind=CLOSE, token_ids=np.array([exit_code], np.int32))
