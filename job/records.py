@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.tasks import ScoreText, Task
+from job.tasks import Generate, ScoreText, Task
 
 SampleKey = tuple[int, int]
 """(row_idx, sample_idx): names one completion of the run."""
@@ -126,6 +126,14 @@ class Generation:
     numbers: Sequence[float] | None = None
     """The result of a task that asks for numbers; then ``token_ids`` is empty. For ``Score``: the log-likelihood of
     each choice after the prompt."""
+
+    @property
+    def text_ids(self) -> Sequence[int]:
+        """The tokens whose text is the completion: a stop token at its end is left out."""
+        task = self.request.task
+        stop_token_ids = task.params.stop_token_ids if isinstance(task, Generate) else ()
+        has_stopped = self.finish_reason == "stop" and bool(stop_token_ids) and bool(self.token_ids)
+        return self.token_ids[:-1] if has_stopped and self.token_ids[-1] in stop_token_ids else self.token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

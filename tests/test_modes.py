@@ -301,6 +301,7 @@ class Bytes:
         return list(text.encode())
 
     special_tokens: Mapping[str, int] = {}
+    vocab_size = 256
 
     def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
         return [bytes(of_one).decode() for of_one in ids]
@@ -356,7 +357,7 @@ def test_a_mode_keeps_the_values_of_those_before_it(mode: Mode) -> None:
     """Completion and choices replaced all values; it did not show, because they are the first of the table."""
     wanted = config(mode)
     setting = Setting(tokens=Bytes(), sampling=wanted.sampling, prompt_suffix="")
-    modes = BoundModes(config=wanted, modes=(BoundEarly(), mode.bind(setting)))
+    modes = BoundModes(config=wanted, modes=(BoundEarly(), mode.bind(setting)), params=wanted.sampling.params)
     made = generation(modes.task, token_ids=[97], logprobs=[-0.5], numbers=[-1.0, -2.0])
     (row,) = modes.complete([made], ["a"], [None])
     assert row.values["early"] == 1 and len(row.values) == 4

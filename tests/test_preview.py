@@ -408,6 +408,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "chat-template",
             "choices",
             "completion",
+            "control",
             "few-shot",
             "json-schema",
             "majority",

@@ -18,9 +18,10 @@ from job.draws import philox4x32, row_bits
 from job.engine.logits import noise, sampling
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.noise import gumbel_noise
+from job.engine.logits.penalties import penalize_repetition
 from job.engine.logits.pipeline import choose
 from job.engine.logits.reductions import largest, token_logprobs
-from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
+from job.engine.logits.sampling import Sampler, SamplingBatch
 from job.engine.static.token_choice import Row
 from job.engine.transfers import Parcel
 from job.records import SampleKey

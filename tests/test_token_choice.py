@@ -11,9 +11,10 @@ from job.engine.logits import masks as masks_module
 from job.engine.logits import sampling
 from job.engine.logits.history import Occurrences, TokenHistory
 from job.engine.logits.masks import Masks, empty_words
+from job.engine.logits.penalties import penalize_repetition
 from job.engine.logits.pipeline import TokenChoice, choose, start_choice
 from job.engine.logits.reductions import token_logprobs
-from job.engine.logits.sampling import Sampler, SamplingBatch, penalize_repetition
+from job.engine.logits.sampling import Sampler, SamplingBatch
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.transfers import Parcel
 from job.tasks import SamplingParams
@@ -102,6 +103,8 @@ MIXED = (
     {"repetition_penalty": 0.6, "temperature": 1.0, "logprobs": True},
     {"logprobs": True},
     {"presence_penalty": 1.5},
+    {"biases": ((5, 3.0), (600, -3.0)), "bad_token_ids": ((9,), (11,)), "top_p": 0.9, "temperature": 1.0},
+    {"biases": ((20, 1.0),), "logprobs": True, "min_new_tokens": 3, "stop_token_ids": (4, 5)},
     {"frequency_penalty": -2.0, "repetition_penalty": 1.2, "temperature": 1.0, "logprobs": True},
 )
 """Parameters of rows that meet in one batch: every algorithm, with and without its neighbors' options."""

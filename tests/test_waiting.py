@@ -91,12 +91,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "top-p": [{"temperature": 1.0, "top_p": 0.9, "min_p": 0.02}],
     "penalty": [{"repetition_penalty": 1.3}],
     "counts": [{"presence_penalty": 0.4, "frequency_penalty": -0.2}],
+    "biases": [{"biases": ((3, 1.0), (60, -2.0))}],
+    "ruled out": [{"bad_token_ids": ((5,), (6, 7, 8)), "min_new_tokens": 60, "stop_token_ids": (9,)}],
     "logprobs": [{"logprobs": True}],
     "mixed": [
         {},
         {"temperature": 0.7, "repetition_penalty": 1.3},
         {"temperature": 1.0, "top_k": 20, "logprobs": True},
-        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 1.0, "top_p": 0.9, "bad_token_ids": ((5,),)},
         {"temperature": 1.0, "min_p": 0.1, "seed": 5, "frequency_penalty": 0.3},
     ],
 }

@@ -4,17 +4,16 @@
 made by the code that opens them.
 """
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from job.config.data import DataConfig as DataConfig
 from job.config.prompt import PromptConfig as PromptConfig
+from job.config.sampling import SamplingConfig as SamplingConfig
 from job.engine import registry
 from job.errors import UsageError, require
 from job.modes.mode import Mode
 from job.modes.options import option
 from job.modes.registry import active
-from job.tasks import SamplingParams
 
 KV_CACHE_DTYPES = ("auto", "fp8")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -54,32 +53,6 @@ class ModelConfig:
         require(self.kv_cache_dtype in KV_CACHE_DTYPES, "kv-cache-dtype", self.kv_cache_dtype, f"one of {choices}")
         if self.max_model_len is not None:
             require(self.max_model_len > 1, "max-model-len", self.max_model_len, "at least 2")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingConfig(SamplingParams):
-    """How completions are generated: the parameters of each request, and the settings that concern text and rows."""
-
-    stop: tuple[str, ...] = option(
-        (), "Text that ends a completion and is cut off; repeat for several. A line break in bash: $'\\n'."
-    )
-    num_samples: int = option(1, "Completions per row. More than 1 needs a temperature above 0.")
-
-    def __post_init__(self) -> None:
-        SamplingParams.__post_init__(self)
-        require("" not in self.stop, "stop", "", "a non-empty text")
-        require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
-
-    def options(self) -> dict[str, Any]:
-        """Return the values of the sampling options. (``logprobs`` is an option of a mode.)"""
-        values = asdict(self)
-        del values["logprobs"]
-        return values
-
-    @property
-    def params(self) -> SamplingParams:
-        """The parameters of each request."""
-        return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +202,8 @@ class RunConfig:
         if len(ending) > 1:
             names = " and ".join(ending)
             raise UsageError(f"{names} were given together. Give only one: it defines what a completion may be.")
-        if ending and (self.sampling.stop or self.sampling.ignore_eos):
-            wrong = "--stop" if self.sampling.stop else "--ignore-eos"
+        wrong = self.sampling.ends_early
+        if ending and wrong is not None:
             raise UsageError(
                 f"{wrong} and {ending[0]} were given together. Leave out {wrong}: "
                 f"{ending[0]} decides where completions end."

@@ -23,7 +23,7 @@ CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
 
 LENGTHS = dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_new_tokens")
 
-NUMBERS = {"n": "num_samples"}
+NUMBERS = {"n": "num_samples", "min_tokens": "min_new_tokens"}
 
 SAME_NAMES = {name: name for name in SamplingConfig().options() if name not in {*LENGTHS.values(), *NUMBERS.values()}}
 
@@ -252,11 +252,15 @@ def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each parameter of a body that is a setting of the run, with its value in the run's form."""
     for name in PARAMETERS:
         value = body.get(name)
-        if name == "stop":
-            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        if name == "stop" and isinstance(value, str):
+            value = (value,)
+        if isinstance(value, list):
+            value = tuple(value)
+        if name == "logit_bias" and isinstance(value, dict):
+            value = json.dumps(dict(sorted(value.items())), ensure_ascii=False) if value else None
         if name == "top_k" and value == -1:  # vLLM writes 0 as -1
             value = 0
-        if value is not None and not (name == "stop" and not value):
+        if value is not None and value not in ((), ""):
             yield name, value
 
 

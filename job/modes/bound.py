@@ -7,8 +7,9 @@ from typing import Any
 
 from job.config import RunConfig
 from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting
+from job.modes.token_texts import params_of
 from job.records import Completion, Generation, Prompt, Request
-from job.tasks import Generate, Task
+from job.tasks import Generate, SamplingParams, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class BoundModes:
 
     config: RunConfig
     modes: tuple[BoundMode, ...]
+    params: SamplingParams
+    """The sampling parameters of a row, before the modes refine them."""
 
     @classmethod
     def of(cls, config: RunConfig, setting: Setting) -> "BoundModes":
@@ -25,7 +28,8 @@ class BoundModes:
         Raises:
             UsageError: one of them cannot work with this tokenizer.
         """
-        return cls(config=config, modes=tuple(mode.bind(setting) for mode in config.active_modes))
+        modes = tuple(mode.bind(setting) for mode in config.active_modes)
+        return cls(config=config, modes=modes, params=params_of(config.sampling, setting.tokens))
 
     def task_of(self, values: Mapping[str, Any]) -> Task:
         """Return what to ask the engine for a row.
@@ -44,7 +48,7 @@ class BoundModes:
         return self._refined({})
 
     def _refined(self, values: Mapping[str, Any]) -> Task:
-        task: Task = Generate(params=self.config.sampling.params)
+        task: Task = Generate(params=self.params)
         for mode in self.modes:
             task = mode.refine(task, values)
         return task
@@ -112,7 +116,7 @@ class BoundModes:
             completion=None if generation.error else text,
             finish_reason=generation.finish_reason,
             num_completion_tokens=len(generation.token_ids),
-            token_ids=generation.token_ids,
+            token_ids=generation.text_ids,
         )
         for mode in self.modes if generation.error is None else ():
             answer = mode.complete(answer, generation)

@@ -18,15 +18,19 @@ def choice_token_ids(tokens: Tokens, texts: Sequence[str], anchor: str) -> tuple
     Raises:
         UsageError: two choices have the same tokens, or one has none.
     """
-    anchor_ids = tokens.encode(anchor)
     ids_of: dict[tuple[int, ...], str] = {}
     for text in texts:
-        together = tokens.encode(anchor + text)
-        is_split = together[: len(anchor_ids)] == anchor_ids
-        ids = tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
+        ids = ids_after(tokens, anchor, text)
         if not ids:
             raise UsageError(f"--choices: {text!r} has no tokens. Leave it out.")
         if ids in ids_of:
             raise UsageError(f"--choices: {ids_of[ids]!r} and {text!r} are the same to the tokenizer. Leave one out.")
         ids_of[ids] = text
     return tuple(ids_of)
+
+
+def ids_after(tokens: Tokens, anchor: str, text: str) -> tuple[int, ...]:
+    """Return the tokens of a text after ``anchor``, or those of the text alone if a token would span the border."""
+    anchor_ids, together = tokens.encode(anchor), tokens.encode(anchor + text)
+    is_split = together[: len(anchor_ids)] == anchor_ids
+    return tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))

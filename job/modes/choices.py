@@ -78,7 +78,10 @@ class ChoicesMode(Mode):
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
     ignores: ClassVar[frozenset[str]] = frozenset(
-        ["max_new_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
+        [
+            *("max_new_tokens", "min_new_tokens", "top_p", "top_k", "min_p", "logit_bias", "bad_words"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        ]
     )
     task_category: ClassVar[str | None] = "text-classification"
     empty_preview: ClassVar[Mapping[str, Any]] = {"choices": []}

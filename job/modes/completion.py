@@ -79,10 +79,12 @@ class BoundCompletion(BoundMode):
         return replace(task, params=replace(task.params, logprobs=self._logprobs), ends_text=self._stops)
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
-        """Cut the text before the first stop string."""
+        """Cut the text before the first stop string that counts."""
         task, text, has_ended = generation.request.task, str(answer.completion), False
         if isinstance(task, Generate) and isinstance(task.ends_text, StopTexts):
-            text, has_ended = task.ends_text.cut(text, answer.token_ids)
+            num_before = len(generation.text_ids) - len(answer.token_ids)
+            num_skipped = max(0, task.params.min_new_tokens - num_before)
+            text, has_ended = task.ends_text.cut(text, answer.token_ids, num_skipped)
         values = {}
         if generation.logprobs is not None:
             values = {

@@ -190,10 +190,10 @@ class BoundReasoning(BoundMode):
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Split the completion; white space beside the markers is left out. An answer that never began is empty."""
-        task, ids = generation.request.task, list(generation.token_ids)
+        task, ids = generation.request.task, list(answer.token_ids)
         assert isinstance(task, Generate)
         thought = Thought(self._reasoning, generation.request.prompt_ids, is_constrained=task.grammar is not None)
-        for token in ids:
+        for token in generation.token_ids:
             thought.accept(token)
         values: dict[str, Any] = {REASONING: None, "num_reasoning_tokens": thought.num_reasoning_tokens}
         if self._reasoning.max_tokens is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NUMBERS: Mapping[str, type] = {
     field.name: get_type_hints(SamplingParams)[field.name]
     for field in fields(SamplingParams)
-    if "option" in field.metadata
+    if "option" in field.metadata and field.name != "stop_token_ids"
 }
 """The parameters that are numbers or truth values, with their types."""
 
@@ -191,7 +191,7 @@ def with_values(params: SamplingParams, given: Mapping[str, Any]) -> SamplingPar
         return replace(params, **values)
     except InvalidValue as error:
         name = error.option.replace("-", "_")
-        raise rejected(name, given[name], error.need) from None
+        raise rejected(name, given.get(name, getattr(params, name)), error.need) from None
 
 
 def texts_of(value: Any) -> tuple[str, ...] | None:

@@ -21,6 +21,10 @@ class Tokens(Protocol):
     def special_tokens(self) -> Mapping[str, int]:
         """The tokens that are not text, with their ids."""
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
     def decode(self, ids: Sequence[Sequence[int]], *, special_tokens: bool = False) -> list[str]:
         """Return texts as they follow a prompt, with or without special tokens."""
 

@@ -32,14 +32,23 @@ class StopTexts:
         tails = self._tokens.decode(ends, special_tokens=self._reads_special)
         return [any(text in tail for text in self.texts) for tail in tails]
 
-    def cut(self, text: str, token_ids: Sequence[int]) -> tuple[str, bool]:
+    def cut(self, text: str, token_ids: Sequence[int], num_skipped: int = 0) -> tuple[str, bool]:
         """Return a completion up to its first stop string, and whether there is one.
 
         Args:
             text: the completion without special tokens.
             token_ids: what it is the text of.
+            num_skipped: stop strings do not count in the text of this many tokens at the beginning.
         """
         if self._reads_special:  # they are not part of the completion before the stop string, either
             [text] = self._tokens.decode([list(token_ids)], special_tokens=True)
-        end = min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=None)
+        begin = self._text_begin(text, token_ids[:num_skipped]) if num_skipped else 0
+        end = min((at for stop in self.texts if (at := text.find(stop, begin)) >= 0), default=None)
         return self._special.sub("", text[:end]) if self._reads_special else text[:end], end is not None
+
+    def _text_begin(self, text: str, skipped_ids: Sequence[int]) -> int:
+        """Return where the text begins that follows some tokens."""
+        [skipped] = self._tokens.decode([list(skipped_ids)], special_tokens=self._reads_special)
+        skipped = skipped.rstrip("\N{REPLACEMENT CHARACTER}")  # the beginning of a character that ends later
+        # An answer after reasoning has lost the white space before it.
+        return len(skipped if text[:1].isspace() else skipped.lstrip())

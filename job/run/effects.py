@@ -40,12 +40,21 @@ def _varies(config: RunConfig, name: str) -> bool:
     return any(name in mode.varies() for mode in config.active_modes)
 
 
+def _has_stops(sampling: SamplingConfig) -> bool:
+    return bool(sampling.stop or sampling.stop_token_ids)
+
+
 NEEDS = (
     Need(
         options=("top_p", "top_k", "min_p", "seed"),
         is_met=_is_random,
         reason="decoding is greedy unless --temperature is above 0",
         remedy="Set --temperature",
+    ),
+    Need(
+        options=("min_new_tokens",),
+        is_met=lambda config: not config.sampling.ignore_eos or _has_stops(config.sampling),
+        reason="with --ignore-eos, completions end at --max-new-tokens",
     ),
     Need(
         options=("include_prefill",),

@@ -142,7 +142,7 @@ class Runner:
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
-        texts = self._prepared.tokenizer.decode([generation.token_ids for generation in generations])
+        texts = self._prepared.tokenizer.decode([generation.text_ids for generation in generations])
         prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]
         prefills = ["" if prompt is None else prompt.prefill for prompt in prompts]
         completions = self._modes.complete(generations, texts, prompt_texts, prefills)

@@ -44,6 +44,12 @@ class SamplingParams:
         0.0, "Take this off the logit of each token that was generated already: -2 to 2 (0: off)."
     )
     frequency_penalty: float = option(0.0, "The same, once for each time that the token was generated.")
+    min_new_tokens: int = option(0, "Do not end a completion before it has this many tokens.")
+    stop_token_ids: tuple[int, ...] = option((), "Token that ends a completion, by its id; repeat for several.")
+    biases: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits."""
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that the completion may not contain."""
     logprobs: bool = False
     """Return the log probabilities of the generated tokens, in the model's own distribution."""
     seed: int = option(0, "Random seed. Every draw depends only on it, row_idx, sample_idx and position.")
@@ -58,7 +64,15 @@ class SamplingParams:
         require(0 < self.repetition_penalty < float("inf"), "repetition-penalty", self.repetition_penalty, "above 0")
         require(-2 <= self.presence_penalty <= 2, "presence-penalty", self.presence_penalty, "between -2 and 2")
         require(-2 <= self.frequency_penalty <= 2, "frequency-penalty", self.frequency_penalty, "between -2 and 2")
+        at_most = f"between 0 and --max-new-tokens {self.max_new_tokens}"
+        require(0 <= self.min_new_tokens <= self.max_new_tokens, "min-new-tokens", self.min_new_tokens, at_most)
+        for token in self.stop_token_ids:
+            require(token >= 0, "stop-token-ids", token, "an id, 0 or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+
+    def eos_of(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """Return which of the model's end-of-sequence tokens end a completion."""
+        return frozenset() if self.ignore_eos else eos_token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

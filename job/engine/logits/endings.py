@@ -1,6 +1,8 @@
-"""Where a completion ends: at an end-of-sequence token, a stop string, the end of its grammar, or its token limit."""
+"""Where a completion ends: at an end-of-sequence token, a stop token, a stop string, the end of its grammar, or its
+token limit.
+"""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,21 +24,42 @@ class End:
 
 STOP, LENGTH = End("stop"), End("length")
 
+NOTHING_LEFT = End(
+    None,
+    RowError(
+        "constraint_failed", "all tokens that could come next are ruled out by --bad-words, --min-new-tokens or both"
+    ),
+)
+"""Of a row whose grammar allows only tokens that its sampling parameters rule out."""
+
 
 def end_of(
-    task: Generate, eos_token_ids: Collection[int], last_token: int, num_tokens: int, guide: Guide | None
+    task: Generate, eos_token_ids: frozenset[int], token_ids: Sequence[int], num_tokens: int, guide: Guide | None
 ) -> End | None:
     """Return why a completion ends with its latest token, apart from stop strings; None if it goes on.
 
     Args:
-        num_tokens: in the completion, including the latest.
+        eos_token_ids: the model's.
+        token_ids: prompt and completion, including the latest token.
+        num_tokens: how many of them are the completion.
         guide: if the completion has one; it has accepted the latest token.
     """
+    params, last_token = task.params, token_ids[-1]
     if guide is not None and guide.failure is not None:
         return End(None, RowError("constraint_failed", guide.failure))
-    if last_token in eos_token_ids or (guide is not None and guide.has_ended):
+    if last_token in params.eos_of(eos_token_ids) or (guide is not None and guide.has_ended):
         return STOP
-    return LENGTH if num_tokens >= task.params.max_new_tokens else None
+    if last_token in params.stop_token_ids and (guide is None or guide.is_answering):
+        return STOP
+    return LENGTH if num_tokens >= params.max_new_tokens else None
+
+
+def text_to_search(task: Generate, completion_ids: list[int], guide: Guide | None) -> list[int]:
+    """Return the tokens in which stop strings count: those of the answer, after the first ``min_new_tokens``."""
+    answer_ids = completion_ids if guide is None else guide.answer_ids(completion_ids)
+    num_before = len(completion_ids) - len(answer_ids)
+    num_skipped = max(0, task.params.min_new_tokens - num_before)
+    return answer_ids[num_skipped:] if num_skipped else answer_ids
 
 
 def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Row, End]:

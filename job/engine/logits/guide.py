@@ -46,7 +46,12 @@ class Guide:
     @property
     def has_ended(self) -> bool:
         """Whether no token can follow."""
-        return self._matcher is not None and self._is_answering and self._matcher.has_ended
+        return self._matcher is not None and self.is_answering and self._matcher.has_ended
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the answer has begun, or may begin with the next token."""
+        return self._thought is None or self._thought.answer_begin is not None
 
     def answer_ids(self, completion_ids: list[int]) -> list[int]:
         """Return the part of the completion that is the answer; empty before that begins."""
@@ -63,14 +68,14 @@ class Guide:
             return None
         matcher = self._begun()
         only = matcher.forced[0] if matcher.forced else None
-        return Allowed(matcher, only, None if self._is_answering else self._start_id)
+        return Allowed(matcher, only, None if self.is_answering else self._start_id)
 
     def accept(self, token: int) -> None:
         """Advance by the token that was chosen. Never raises; see ``Matcher.accept``."""
         if self._is_thinking and token in self._eos_token_ids:
             self._has_no_answer = self._grammar is not None
             return  # nothing is forced after the end, not even at the budget
-        if self._thought is not None and not self._is_answering:
+        if self._thought is not None and not self.is_answering:
             self._thought.accept(token)
             if self._thought.answer_begin != 0:
                 return  # a token of the reasoning or of its markers
@@ -83,13 +88,9 @@ class Guide:
         while self._thought is not None and self._thought.forced and len(taken) < most:
             taken.append(self._thought.forced[0])
             self._thought.accept(taken[-1])
-        if self._grammar is not None and self._is_answering:
+        if self._grammar is not None and self.is_answering:
             taken += self._begun().take_forced(most - len(taken))
         return taken
-
-    @property
-    def _is_answering(self) -> bool:
-        return self._thought is None or self._thought.answer_begin is not None
 
     @property
     def _is_thinking(self) -> bool:

@@ -17,7 +17,7 @@ Letters: B rows, V vocabulary, N candidates.
 
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,17 +41,6 @@ NUM_CANDIDATES = 512
 """How many of the most likely tokens top-p tries first: sorting a vocabulary of 50,000 takes twelve times as long."""
 
 
-def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Make tokens that have occurred less likely (Keskar et al. 2019, "CTRL").
-
-    Args:
-        logits: [B, V] float32.
-        seen: [B, V] bool, True for tokens of the prompt and of the completion so far.
-        penalty: [B, 1] float32.
-    """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
 @dataclass(frozen=True)
 class SamplingBatch:
     """How the next tokens of B rows are chosen. Rows may differ in everything."""
@@ -63,6 +52,8 @@ class SamplingBatch:
     """The token's position in each row's completion; 0 for the first one."""
     wide: Collection[int] = ()
     """Rows whose nucleus may be wider than ``NUM_CANDIDATES``: all their logits are sorted. See ``Drawn.is_exact``."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """The model's end-of-sequence tokens."""
 
     def __len__(self) -> int:
         return len(self.params)
@@ -74,7 +65,8 @@ class SamplingBatch:
 
     def select(self, rows: Sequence[int]) -> "SamplingBatch":
         """Return some of the rows."""
-        return SamplingBatch(
+        return replace(
+            self,
             params=[self.params[row] for row in rows],
             keys=[self.keys[row] for row in rows],
             positions=[self.positions[row] for row in rows],

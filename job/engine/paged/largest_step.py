@@ -27,9 +27,15 @@ FEWEST_TOKENS = 16
 """If not even a step of so few tokens fits, the model is too large."""
 
 HARDEST = SamplingParams(
-    temperature=MAX_TEMPERATURE, top_p=0.999, repetition_penalty=1.5, presence_penalty=0.5, logprobs=True
+    temperature=MAX_TEMPERATURE,
+    top_p=0.999,
+    repetition_penalty=1.5,
+    presence_penalty=0.5,
+    biases=((0, 1.0),),
+    logprobs=True,
 )
-"""A flat distribution whose nucleus holds most of the vocabulary, which is therefore sorted; every kind of penalty."""
+"""A flat distribution whose nucleus holds most of the vocabulary, which is therefore sorted; a bias, and every kind of
+penalty."""
 
 
 class DeviceMemory(Protocol):

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from job.engine.failures import describe_failure
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.endings import LENGTH, NOTHING_LEFT, End, end_of, find_stops, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
@@ -101,7 +101,7 @@ class LeadingChooser(Chooser):
         self._going = list(range(len(requests)))
         """Rows that have not ended."""
         self._guides = {
-            row: Guide(task, requests[row].prompt_ids, self._eos_of(task), constraints)
+            row: Guide(task, requests[row].prompt_ids, task.params.eos_of(self._eos_token_ids), constraints)
             for row, task in enumerate(self._tasks)
             if guides(task)
         }
@@ -135,11 +135,13 @@ class LeadingChooser(Chooser):
         chosen = dict(zip(rows, choice.tokens, strict=True))
         self.non_finite |= {row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite}
         finite = [row for row in rows if row not in self.non_finite]
+        left_out = {row for row, is_possible in zip(rows, choice.is_possible, strict=True) if not is_possible}
+        self.ends |= dict.fromkeys(left_out.difference(self.non_finite), NOTHING_LEFT)
         for row, logprob in zip(rows, choice.logprobs, strict=True):
             self.rows[row].token_ids.append(chosen[row])
             if logprob is not None:
                 self.logprobs[row].append(logprob)
-        self._find_ends(finite)
+        self._find_ends([row for row in finite if row not in self.ends])
         self._going = [row for row in finite if row not in self.ends]
         self._expect_masks()
         return chosen
@@ -150,6 +152,7 @@ class LeadingChooser(Chooser):
             params=[self._tasks[row].params for row in rows],
             keys=[self.requests[row].key for row in rows],
             positions=[self.rows[row].num_generated for row in rows],
+            eos_token_ids=self._eos_token_ids,
         )
         if len(rows) < len(scores):
             scores = scores.index_select(0, torch.tensor(rows, device=scores.device))
@@ -164,21 +167,18 @@ class LeadingChooser(Chooser):
             last = tokens.token_ids[-1]
             if guide is not None:
                 guide.accept(last)
-            end = end_of(task, self._eos_of(task), last, tokens.num_generated, guide)
+            end = end_of(task, self._eos_token_ids, tokens.token_ids, tokens.num_generated, guide)
             if end is not None:
                 self.ends[row] = end
             if (end is None or end is LENGTH) and task.ends_text is not None:
-                answer_ids = tokens.completion_ids if guide is None else guide.answer_ids(tokens.completion_ids)
-                if answer_ids:
-                    texts[row] = (task.ends_text, answer_ids)
+                text_ids = text_to_search(task, tokens.completion_ids, guide)
+                if text_ids:
+                    texts[row] = (task.ends_text, text_ids)
         self.ends |= find_stops(texts)
 
     def _expect_masks(self) -> None:
         going = ((idx, self._guides[row].allowed()) for idx, row in enumerate(self._going) if row in self._guides)
         self._constraints.expect({idx: tokens for idx, tokens in going if tokens is not None})
-
-    def _eos_of(self, task: Generate) -> frozenset[int]:
-        return frozenset() if task.params.ignore_eos else self._eos_token_ids
 
 
 def _task_of(request: Request) -> Generate:

@@ -6,7 +6,7 @@ import torch
 
 from job.engine.failures import failed
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import LENGTH, End, end_of, find_stops
+from job.engine.logits.endings import LENGTH, NOTHING_LEFT, End, end_of, find_stops, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import PendingChoice, TokenChoice, start_choice
@@ -30,6 +30,8 @@ class Decoding:
             num_slots: the engine's number of slots.
         """
         self._eos_token_ids = frozenset(model.eos_token_ids)
+        self._may_end = set(self._eos_token_ids)
+        """All tokens that end any row."""
         self._constraints = Constraints()
         self._guides: dict[Sequence, Guide | None] = {}
         """Of all rows that have one; None until it is first needed."""
@@ -42,6 +44,7 @@ class Decoding:
         """See ``LogitsTask``."""
         row = Sequence.of(request)
         row.max_length = row.num_prompt + _task_of(row).params.max_new_tokens
+        self._may_end.update(_task_of(row).params.stop_token_ids)
         if guides(_task_of(row)):
             self._guides[row] = None
         return [row]
@@ -60,6 +63,7 @@ class Decoding:
             keys=[row.request.key for row in rows],
             positions=[row.num_generated for row in rows],
             wide=[idx for idx, row in enumerate(rows) if row in self._wide] if self._wide else (),
+            eos_token_ids=self._eos_token_ids,
         )
         return start_choice(logits, batch, self._history.of(rows), self._constraints.masks())
 
@@ -72,15 +76,16 @@ class Decoding:
         unusable = {*non_finite, *inexact}
         ends: dict[Sequence, End] = {}
         texts: dict[Sequence, tuple[EndsText, list[int]]] = {}
-        for row, token, logprob in zip(rows, result.tokens, result.logprobs, strict=True):
+        choices = zip(rows, result.tokens, result.logprobs, result.is_possible, strict=True)
+        for row, token, logprob, is_possible in choices:
             if unusable and row in unusable:
                 continue
-            end = self._append(row, token, logprob)
+            end = self._append(row, token, logprob) if is_possible else NOTHING_LEFT
             if end is not None:
                 ends[row] = end
             ends_text = _task_of(row).ends_text if end is None or end is LENGTH else None
-            if ends_text is not None and (answer_ids := self._answer_ids(row)):
-                texts[row] = (ends_text, answer_ids)
+            if ends_text is not None and (text_ids := self._text_to_search(row)):
+                texts[row] = (ends_text, text_ids)
         ends |= find_stops(texts)
         for row in ends:
             self._forget(row)
@@ -100,14 +105,13 @@ class Decoding:
         """Return the guide of a row that has one."""
         guide, task = self._guides[row], _task_of(row)
         if guide is None:
-            guide = Guide(task, row.request.prompt_ids, self._eos_of(task), self._constraints)
+            eos_token_ids = task.params.eos_of(self._eos_token_ids)
+            guide = Guide(task, row.request.prompt_ids, eos_token_ids, self._constraints)
             self._guides[row] = guide
         return guide
 
-    def _answer_ids(self, row: Sequence) -> list[int]:
-        """Return the tokens of a row's answer so far; all of its completion unless it reasons."""
-        guide = self._guides.get(row)
-        return row.completion_ids if guide is None else guide.answer_ids(row.completion_ids)
+    def _text_to_search(self, row: Sequence) -> list[int]:
+        return text_to_search(_task_of(row), row.completion_ids, self._guides.get(row))
 
     def _forget(self, row: Sequence) -> None:
         self._guides.pop(row, None)
@@ -119,17 +123,15 @@ class Decoding:
         if logprob is not None:
             row.logprobs.append(logprob)
         guide = self._guides.get(row) if self._guides else None
-        if guide is None and token not in self._eos_token_ids and len(row.token_ids) != row.max_length:
+        if guide is None and token not in self._may_end and len(row.token_ids) != row.max_length:
             return None  # the usual case
         task = _task_of(row)
         if guide is not None:
             guide.accept(token)
-            if not task.params.logprobs:  # a log probability needs a step that computes its token
+            # A log probability needs a step that computes its token, and what is ruled out must be seen.
+            if not (task.params.logprobs or task.params.bad_token_ids):
                 row.token_ids += guide.take_forced(task.params.max_new_tokens - row.num_generated)
-        return end_of(task, self._eos_of(task), row.token_ids[-1], row.num_generated, guide)
-
-    def _eos_of(self, task: Generate) -> frozenset[int]:
-        return frozenset() if task.params.ignore_eos else self._eos_token_ids
+        return end_of(task, self._eos_token_ids, row.token_ids, row.num_generated, guide)
 
 
 def _task_of(row: Sequence) -> Generate:
