@@ -386,6 +386,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "frequency_penalty": 0.0,
         "min_new_tokens": 0,
         "stop_token_ids": [],
+        "repetition_detection": 0,
         "seed": 0,
         "ignore_eos": False,
         "stop": [],

@@ -13,7 +13,7 @@ MIN_ROWS = click.IntRange(min=1)
 @click.command(short_help="Read rows of a run in the terminal.")
 @RUN_ARGUMENT
 @click.option("--errors", is_flag=True, help="Rows with an error.")
-@click.option("--cut", is_flag=True, help="Rows whose completion reached --max-new-tokens.")
+@click.option("--cut", is_flag=True, help="Rows whose completion reached --max-new-tokens or ended in a loop.")
 @click.option("--unparsed", is_flag=True, help="Rows whose completion does not meet its constraint.")
 @click.option("--row", "row_idx", type=int, metavar="N", help="The row with this row_idx, with all its samples.")
 @click.option("--random", "num_random", type=MIN_ROWS, metavar="N", help="N rows chosen at random.")

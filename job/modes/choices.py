@@ -80,7 +80,7 @@ class ChoicesMode(Mode):
     ignores: ClassVar[frozenset[str]] = frozenset(
         [
             *("max_new_tokens", "min_new_tokens", "top_p", "top_k", "min_p", "logit_bias", "bad_words"),
-            *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty", "repetition_detection"),
         ]
     )
     task_category: ClassVar[str | None] = "text-classification"

@@ -51,7 +51,9 @@ class CompletionMode(Mode):
             return []
         most = outcome.max_new_tokens
         limit = "their own max_new_tokens" if most is None else f"--max-new-tokens {most}"
-        return [("cut", f"{num_cut:,} of {num_known:,} completions reached {limit}")]
+        num_loops = outcome.finish_reasons.get("repetition", 0)
+        loops = f", {num_loops:,} ended in a loop" if num_loops else ""
+        return [("cut", f"{num_cut:,} of {num_known:,} completions reached {limit}{loops}")]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""

@@ -30,7 +30,7 @@ class RunProgress:
     num_errors: int
     """Error rows of the run, including those of earlier launches."""
     num_cut: int
-    """Completions of the run that reached the maximum number of new tokens."""
+    """Completions of the run that reached the maximum number of new tokens, or ended in a loop."""
     is_partial: bool
     """Whether there are more than these, because not everything has been read yet."""
     num_new_rows: int

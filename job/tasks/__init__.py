@@ -46,6 +46,12 @@ class SamplingParams:
     frequency_penalty: float = option(0.0, "The same, once for each time that the token was generated.")
     min_new_tokens: int = option(0, "Do not end a completion before it has this many tokens.")
     stop_token_ids: tuple[int, ...] = option((), "Token that ends a completion, by its id; repeat for several.")
+    repetition_detection: int = option(
+        0,
+        "End a completion whose end, at most 64 tokens, is repeated this many times in a row, as soon as that makes at "
+        "least 64 tokens (0: off). Its finish_reason is repetition.",
+        metavar="TIMES",
+    )
     biases: tuple[tuple[int, float], ...] = ()
     """Tokens, and what is added to their logits."""
     bad_token_ids: tuple[tuple[int, ...], ...] = ()
@@ -68,7 +74,16 @@ class SamplingParams:
         require(0 <= self.min_new_tokens <= self.max_new_tokens, "min-new-tokens", self.min_new_tokens, at_most)
         for token in self.stop_token_ids:
             require(token >= 0, "stop-token-ids", token, "an id, 0 or more")
+        is_count = self.repetition_detection == 0 or self.repetition_detection >= 2
+        require(is_count, "repetition-detection", self.repetition_detection, "0 (off), or 2 or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether each token needs a step of its own, even if no other one is possible: for its log probability, or
+        because the row may end there.
+        """
+        return self.logprobs or bool(self.bad_token_ids) or self.repetition_detection > 0
 
     def eos_of(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
         """Return which of the model's end-of-sequence tokens end a completion."""

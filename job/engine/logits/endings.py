@@ -1,5 +1,5 @@
-"""Where a completion ends: at an end-of-sequence token, a stop token, a stop string, the end of its grammar, or its
-token limit.
+"""Where a completion ends: at an end-of-sequence token, a stop token, a stop string, the end of its grammar, its
+token limit, or where it goes round in a loop.
 """
 
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from job.engine.logits.guide import Guide
+from job.engine.logits.loops import is_looping
 from job.errors import first_line
 from job.records import RowError
 from job.tasks import EndsText, Generate
@@ -22,7 +23,7 @@ class End:
     error: RowError | None = None
 
 
-STOP, LENGTH = End("stop"), End("length")
+STOP, LENGTH, REPETITION = End("stop"), End("length"), End("repetition")
 
 NOTHING_LEFT = End(
     None,
@@ -51,7 +52,14 @@ def end_of(
         return STOP
     if last_token in params.stop_token_ids and (guide is None or guide.is_answering):
         return STOP
+    if params.repetition_detection and is_looping(token_ids, num_tokens, params.repetition_detection):
+        return REPETITION
     return LENGTH if num_tokens >= params.max_new_tokens else None
+
+
+def may_stop(end: End | None) -> bool:
+    """Whether it matters if a stop string is complete: it counts more than what cuts a completion."""
+    return end in (None, LENGTH, REPETITION)
 
 
 def text_to_search(task: Generate, completion_ids: list[int], guide: Guide | None) -> list[int]:

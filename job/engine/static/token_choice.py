@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from job.engine.failures import describe_failure
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import LENGTH, NOTHING_LEFT, End, end_of, find_stops, text_to_search
+from job.engine.logits.endings import NOTHING_LEFT, End, end_of, find_stops, may_stop, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
@@ -170,7 +170,7 @@ class LeadingChooser(Chooser):
             end = end_of(task, self._eos_token_ids, tokens.token_ids, tokens.num_generated, guide)
             if end is not None:
                 self.ends[row] = end
-            if (end is None or end is LENGTH) and task.ends_text is not None:
+            if may_stop(end) and task.ends_text is not None:
                 text_ids = text_to_search(task, tokens.completion_ids, guide)
                 if text_ids:
                     texts[row] = (task.ends_text, text_ids)

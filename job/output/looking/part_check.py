@@ -16,10 +16,10 @@ from job.output.looking.found import FoundRun
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.older_formats import without_late_times
 from job.output.parts.part_schema import Columns
-from job.records import SampleKey
+from job.records import CUT, SampleKey
 
 ROWS_PER_BATCH = 1000
-FINISH_REASONS = ("stop", "length")
+FINISH_REASONS = ("stop", *CUT)
 
 LATER_COUNTS = ("finish_reasons", "tallies", "first_errors")
 """What the footers of older versions do not contain."""

@@ -6,9 +6,10 @@ import torch
 
 from job.engine.failures import failed
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import LENGTH, NOTHING_LEFT, End, end_of, find_stops, text_to_search
+from job.engine.logits.endings import NOTHING_LEFT, End, end_of, find_stops, may_stop, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
+from job.engine.logits.loops import EVERY_TOKENS
 from job.engine.logits.pipeline import PendingChoice, TokenChoice, start_choice
 from job.engine.logits.sampling import SamplingBatch
 from job.engine.model.loading import LoadedModel
@@ -32,6 +33,8 @@ class Decoding:
         self._eos_token_ids = frozenset(model.eos_token_ids)
         self._may_end = set(self._eos_token_ids)
         """All tokens that end any row."""
+        self._finds_loops = False
+        """Whether any row may end in a loop."""
         self._constraints = Constraints()
         self._guides: dict[Sequence, Guide | None] = {}
         """Of all rows that have one; None until it is first needed."""
@@ -43,8 +46,10 @@ class Decoding:
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
         row = Sequence.of(request)
-        row.max_length = row.num_prompt + _task_of(row).params.max_new_tokens
-        self._may_end.update(_task_of(row).params.stop_token_ids)
+        params = _task_of(row).params
+        row.max_length = row.num_prompt + params.max_new_tokens
+        self._may_end.update(params.stop_token_ids)
+        self._finds_loops |= params.repetition_detection > 0
         if guides(_task_of(row)):
             self._guides[row] = None
         return [row]
@@ -83,7 +88,7 @@ class Decoding:
             end = self._append(row, token, logprob) if is_possible else NOTHING_LEFT
             if end is not None:
                 ends[row] = end
-            ends_text = _task_of(row).ends_text if end is None or end is LENGTH else None
+            ends_text = _task_of(row).ends_text if may_stop(end) else None
             if ends_text is not None and (text_ids := self._text_to_search(row)):
                 texts[row] = (ends_text, text_ids)
         ends |= find_stops(texts)
@@ -123,13 +128,13 @@ class Decoding:
         if logprob is not None:
             row.logprobs.append(logprob)
         guide = self._guides.get(row) if self._guides else None
-        if guide is None and token not in self._may_end and len(row.token_ids) != row.max_length:
+        may_loop = self._finds_loops and row.num_generated % EVERY_TOKENS == 0
+        if guide is None and token not in self._may_end and len(row.token_ids) != row.max_length and not may_loop:
             return None  # the usual case
         task = _task_of(row)
         if guide is not None:
             guide.accept(token)
-            # A log probability needs a step that computes its token, and what is ruled out must be seen.
-            if not (task.params.logprobs or task.params.bad_token_ids):
+            if not task.params.needs_steps:
                 row.token_ids += guide.take_forced(task.params.max_new_tokens - row.num_generated)
         return end_of(task, self._eos_token_ids, row.token_ids, row.num_generated, guide)
 

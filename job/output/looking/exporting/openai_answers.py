@@ -15,7 +15,7 @@ import pyarrow as pa
 from job.output.looking.exporting.cells import rows_of, to_json
 from job.output.looking.exporting.run_table import RunTable
 from job.output.parts.manifest import Manifest
-from job.records import RowError
+from job.records import CUT, RowError
 
 ID_COLUMN = "custom_id"
 
@@ -91,7 +91,8 @@ class Answers:
     def _choice(self, sample: Sample) -> dict[str, Any]:
         text = sample["completion"]
         content = {"text": text} if self._is_text else {"message": {"role": "assistant", "content": text}}
-        return {"index": sample["sample_idx"], **content, "finish_reason": sample["finish_reason"], "logprobs": None}
+        reason = "length" if sample["finish_reason"] in CUT else sample["finish_reason"]  # the API knows no other
+        return {"index": sample["sample_idx"], **content, "finish_reason": reason, "logprobs": None}
 
 
 def error_of(samples: Sequence[Sample]) -> dict[str, str] | None:
