@@ -37,8 +37,11 @@ class ScoresMode(Mode):
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
     ignores: ClassVar[frozenset[str]] = frozenset(
-        ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed"]
-    ) | {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+        [
+            *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty", "bad_words", "repetition_detection"),
+        ]
+    )
 
     score_column: str | None = option(
         None,

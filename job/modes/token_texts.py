@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from job.errors import UsageError
 from job.modes.choice_tokens import ids_after
-from job.modes.setting import Tokens
+from job.modes.mode import Tokens
 from job.tasks import SamplingParams
 from job.wording import listed
 
