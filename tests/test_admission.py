@@ -32,7 +32,7 @@ class Run:
         prompt = [row_idx * 1000 + at for at in range(num_prompt)]
         sequence = Sequence.of(Request(row_idx=row_idx, sample_idx=0, prompt_ids=prompt, task=TASK))
         self.wanted[sequence] = num_prompt + num_new
-        self.scheduler.submit(sequence)
+        self.scheduler.submit([sequence])
 
     def step(self) -> None:
         work = self.scheduler.next_work()

@@ -129,7 +129,7 @@ class Simulation:
         """Submit requests."""
         for item in requests:
             self.prompts[item.row_idx], self.generated[item.row_idx] = item.prompt_ids, []
-            self.scheduler.submit(Sequence.of(item))
+            self.scheduler.submit([Sequence.of(item)])
 
     def run(self, max_steps: int = 5000) -> None:
         """Step until nothing is pending."""
@@ -404,8 +404,8 @@ def test_samples_of_a_row_are_neighbors_and_share_their_prompt() -> None:
     """Its whole pages, and the rest of it by a copy; of each sample at least the last token is computed."""
     subject = scheduler(page_tokens=8)
     for sample_idx in range(3):
-        subject.submit(Sequence.of(request(0, range(30), sample_idx)))
-    subject.submit(running(1, [5] * 30))
+        subject.submit([Sequence.of(request(0, range(30), sample_idx))])
+    subject.submit([running(1, [5] * 30)])
     work = subject.next_work()
     assert [(item.sequence.request.key, item.num_tokens) for item in work] == [
         *[((0, 1), 1), ((0, 2), 1)],
@@ -418,7 +418,7 @@ def test_a_copy_of_a_copy_is_taken_from_its_source() -> None:
     """All copies of a step happen at once: what is being copied to is no source yet."""
     subject = scheduler(page_tokens=8)
     for row_idx, prompt in enumerate([[*range(20), 90], [*range(21), 91], [*range(21), 92]]):
-        subject.submit(running(row_idx, prompt))
+        subject.submit([running(row_idx, prompt)])
     step = subject.to_step(subject.next_work())
     (first, _, _), (second, _, _) = step.copies.tolist()
     assert first == second and first not in step.copies[:, 1]
@@ -466,7 +466,7 @@ def test_some_pages_are_kept_free_for_rows_that_run() -> None:
     """One for 8 rows: the ninth row of a page would fit, and the first row's next token would take it out again."""
     subject = scheduler(num_pages=9, page_tokens=4, max_rows=16, share_prefixes=False)
     for row_idx in range(16):
-        subject.submit(running(row_idx, [row_idx] * 4))
+        subject.submit([running(row_idx, [row_idx] * 4)])
     assert len(subject.next_work()) == 8
 
 
@@ -490,20 +490,20 @@ def test_a_prompt_that_lingers_makes_room_when_there_is_none() -> None:
 
 def test_what_a_failed_row_left_is_given_to_nobody() -> None:
     subject = scheduler()
-    subject.submit(running(0, range(20)))
-    subject.submit(running(1, range(19)))
+    subject.submit([running(0, range(20))])
+    subject.submit([running(1, range(19))])
     (first, second) = (item.sequence for item in subject.next_work()[::-1])
     subject.drop(second)
     subject.drop(first)
     assert subject.pages.num_free == subject.pages.num_pages
-    subject.submit(running(2, range(20)))
+    subject.submit([running(2, range(20))])
     assert [item.num_tokens for item in subject.next_work()] == [20]
 
 
 def test_smaller_steps_after_a_shrink() -> None:
     subject = scheduler(max_rows=8, max_tokens=32)
     for row_idx in range(8):
-        subject.submit(running(row_idx, [row_idx] * 4))
+        subject.submit([running(row_idx, [row_idx] * 4)])
     assert len(subject.next_work()) == 8
     subject.put_back(subject.running)
     for _ in range(3):

@@ -8,6 +8,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
 from job.engine.protocol import Engine
+from job.engine.reasoned_scores import ReasonedScores
 from job.engine.static.engine import StaticEngine
 from job.errors import JobError
 from job.launch.replica import Replica
@@ -46,7 +47,7 @@ def build_paged(
         note(f"steps have at most {engine.scheduler.max_tokens:,} tokens: {engine.smaller_steps}")
     if engine.no_graphs is not None:
         note(f"decode steps are launched kernel by kernel, which is slower: {engine.no_graphs}")
-    return SharedCompletions(engine)
+    return SharedCompletions(ReasonedScores(engine))
 
 
 def build_static(
@@ -58,4 +59,4 @@ def build_static(
     note: Callable[[str], None],
 ) -> Engine:
     """Build the static engine; see ``build_paged``."""
-    return SharedCompletions(StaticEngine(model, config, replica, should_stop))
+    return SharedCompletions(ReasonedScores(StaticEngine(model, config, replica, should_stop)))

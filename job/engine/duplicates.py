@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from job.engine.around import Around
 from job.engine.protocol import Engine
 from job.records import Generation, Request
 from job.tasks import Task
@@ -20,12 +21,12 @@ Question = tuple[bytes, Task]
 """A digest of the prompt, and the task."""
 
 
-class SharedCompletions:
+class SharedCompletions(Around):
     """Implements ``Engine`` around another one, on the leader."""
 
     def __init__(self, engine: Engine) -> None:
         """Wrap an engine, which receives only new requests and those that are not deterministic."""
-        self._engine = engine
+        super().__init__(engine)
         self._duplicates: dict[Question, list[Request]] = {}
         self._finished: OrderedDict[Question, Generation] = OrderedDict()
         self._ready: list[Generation] = []
@@ -40,21 +41,6 @@ class SharedCompletions:
     def min_pending(self) -> int:
         """See ``Engine``. Duplicates do not keep the engine busy."""
         return self._engine.min_pending + self._num_duplicates + len(self._ready)
-
-    @property
-    def max_pending(self) -> int:
-        """See ``Engine``."""
-        return self._engine.max_pending
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """See ``Engine``."""
-        return self._engine.num_computed_tokens
-
-    @property
-    def in_flight(self) -> list[Request]:
-        """See ``Engine``."""
-        return self._engine.in_flight
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
@@ -76,18 +62,6 @@ class SharedCompletions:
         ready, self._ready = self._ready, []
         generations = self._engine.step() if self._engine.num_pending else []
         return ready + [copy for generation in generations for copy in self._with_duplicates(generation)]
-
-    def keep_alive(self) -> None:
-        """See ``Engine``."""
-        self._engine.keep_alive()
-
-    def close(self, exit_code: int) -> None:
-        """See ``Engine``."""
-        self._engine.close(exit_code)
-
-    def follow(self) -> int:
-        """See ``Engine``."""
-        return self._engine.follow()
 
     def _with_duplicates(self, generation: Generation) -> list[Generation]:
         question = _question(generation.request)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from job.engine.protocol import Engine
+from job.engine.reasoned_scores import ReasonedScores
 from job.engine.task_kinds import servers
 from job.records import Generation, Request, RowError
 from job.tasks import Generate, Score, ScoreText
@@ -26,9 +28,9 @@ def build_fake(
     *,
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
-) -> "FakeEngine":
+) -> Engine:
     """Build the fake engine; see ``EngineKind.build``."""
-    return FakeEngine(should_stop=should_stop, step_secs=float(os.environ.get(STEP_SECS, "0")))
+    return ReasonedScores(FakeEngine(should_stop=should_stop, step_secs=float(os.environ.get(STEP_SECS, "0"))))
 
 
 class FakeEngine:

@@ -34,3 +34,9 @@ def ids_after(tokens: Tokens, anchor: str, text: str) -> tuple[int, ...]:
     anchor_ids, together = tokens.encode(anchor), tokens.encode(anchor + text)
     is_split = together[: len(anchor_ids)] == anchor_ids
     return tuple(together[len(anchor_ids) :] if is_split else tokens.encode(text))
+
+
+def gap_token_ids(tokens: Tokens, before_answer: str) -> tuple[int, ...]:
+    """Return the tokens of the white space at the end of what comes before an answer."""
+    marker = before_answer.rstrip()
+    return ids_after(tokens, marker, before_answer[len(marker) :])

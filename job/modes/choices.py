@@ -7,33 +7,24 @@ choice's probability by the one it has for a row without content ("N/A").
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError, require, shorten
-from job.modes.choice_tokens import choice_token_ids
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Probe, Section, Setting, Tokens
+from job.modes.choice_tokens import choice_token_ids, gap_token_ids
+from job.modes.mode import BoundMode, Mode, Outcome, Probe, Setting
 from job.modes.options import option
+from job.modes.scored_choices import BoundChoices
 from job.modes.texts import expand_home, names_file, read_lines
-from job.records import Generation, SampleKey
-from job.tasks import MIN_TEMPERATURE, Score, Task
+from job.records import Completion
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pyarrow as pa
 
     from job.config import RunConfig
 
-    Floats = npt.NDArray[np.float64]
-
 NORMALIZATIONS = ("none", "tokens", "bytes")
-
-MAX_BORDERS, BORDER_CHARS = 100, 1000
-"""How many choices, and how many characters at the end of a prompt, are checked for tokens that would merge."""
-
 
 LABELS = "labels"
 """The name of its tally."""
@@ -106,22 +97,39 @@ class ChoicesMode(Mode):
         "Repeat to average over several.",
         metavar="TEXT",
     )
+    choice_mean: bool = option(
+        False,
+        "With --num-samples: also write the mean of a row's probabilities over its samples, and the choice for which "
+        "it is highest.",
+    )
 
     def check(self, config: "RunConfig") -> None:
         """See ``Mode``."""
         need = f"one of {', '.join(NORMALIZATIONS)}"
         require(self.choice_normalization in NORMALIZATIONS, "choice-normalization", self.choice_normalization, need)
         if not self.choices:
-            flag = "--choice-calibration" if self.choice_calibration else "--choice-normalization"
-            raise UsageError(f"{flag} was given without --choices. Give both, or leave it out.")
+            raise UsageError(f"{self.flag} was given without --choices. Give both, or leave it out.")
+        reasons = any(mode.always_generates for mode in config.active_modes)
+        if self.choice_calibration and reasons:
+            raise UsageError(
+                "--choice-calibration and reasoning were asked for together. Leave one of them out: a prompt without "
+                "content gives nothing to reason about."
+            )
+        if self.choice_mean and (config.sampling.num_samples == 1 or not reasons):
+            raise UsageError(
+                "--choice-mean needs several lines of thought. Set --num-samples, with --reasoning or "
+                "--max-reasoning-tokens."
+            )
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        anchor = setting.prompt_suffix or "\n"
+        anchor = setting.before_answer or setting.prompt_suffix or "\n"
         return BoundChoices(
             tokens=setting.tokens,
             texts=self.choices,
             token_ids=choice_token_ids(setting.tokens, self.choices, anchor),
+            before_answer=setting.before_answer,
+            gap_ids=gap_token_ids(setting.tokens, setting.before_answer),
             normalization=self.choice_normalization,
             probes=tuple(Probe(text=text, option="--choice-calibration") for text in self.choice_calibration),
             temperature=setting.sampling.temperature,
@@ -137,6 +145,35 @@ class ChoicesMode(Mode):
             pa.field("choice_probs", pa.list_(pa.float64())),
             pa.field("choice_margin", pa.float64()),
         ]
+
+    def derived(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        means = [pa.field("mean_choice", pa.string()), pa.field("mean_choice_probs", pa.list_(pa.float64()))]
+        return means if self.choice_mean else []
+
+    def derive(self, completions: Sequence[Completion], earlier: "Mapping[str, pa.Array]") -> "Mapping[str, pa.Array]":
+        """See ``Mode``. Samples with an error do not count."""
+        if not self.choice_mean:
+            return {}
+        import numpy as np
+        import pyarrow as pa
+
+        probs_of: dict[int, list[Sequence[float]]] = {}
+        for completion in completions:
+            if completion.error is None:
+                probs_of.setdefault(completion.row_idx, []).append(completion.values["choice_probs"])
+        means = {row_idx: np.mean(probs, axis=0) for row_idx, probs in probs_of.items()}
+        rows = [means.get(completion.row_idx) for completion in completions]
+        return {
+            "mean_choice": pa.array(
+                [None if mean is None else self.choices[int(mean.argmax())].strip() for mean in rows], pa.string()
+            ),
+            "mean_choice_probs": pa.array(
+                [None if mean is None else mean.tolist() for mean in rows], pa.list_(pa.float64())
+            ),
+        }
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""
@@ -163,132 +200,3 @@ class ChoicesMode(Mode):
     def part_metadata(self) -> dict[bytes, bytes]:
         """See ``Mode``."""
         return {b"job.choices": json.dumps([text.strip() for text in self.choices]).encode()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoundChoices(BoundMode):
-    """Everything needed to turn scores into an answer."""
-
-    tokens: Tokens
-    texts: tuple[str, ...]
-    token_ids: tuple[tuple[int, ...], ...]
-    normalization: str = "none"
-    probes: tuple[Probe, ...] = ()
-    offsets: tuple[float, ...] = ()
-    """What calibration subtracts from each score. Empty: nothing."""
-    temperature: float = 0.0
-    """0: the most likely choice. Otherwise each sample is drawn from the probabilities to the power 1 / temperature."""
-    seed: int = 0
-
-    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
-        """See ``BoundMode``."""
-        return Score(choice_ids=self.token_ids)
-
-    def complete(self, answer: Answer, generation: Generation) -> Answer:
-        """Choose, given the log-likelihood of each choice."""
-        import numpy as np
-
-        assert generation.numbers is not None, "the engine did not score the choices"
-        scores = self._normalized(generation.numbers) - np.array(self.offsets or 0.0)
-        probs = np.exp(_log_softmax(scores))
-        best = int(scores.argmax()) if self.temperature == 0 else self._draw(scores, generation.request.key)
-        second, first = np.sort(probs)[-2:]
-        values = {
-            "choice_logprobs": list(generation.numbers),
-            "choice_probs": probs.tolist(),
-            "choice_margin": float(first - second),
-        }
-        num_tokens = len(self.token_ids[best])
-        completion, values = self.texts[best].strip(), {**answer.values, **values}
-        return replace(answer, completion=completion, num_completion_tokens=num_tokens, values=values)
-
-    def length(self, length: AnswerLength) -> AnswerLength:
-        """See ``BoundMode``."""
-        longest = max(map(len, self.token_ids))
-        return AnswerLength(num_tokens=longest, what="The longest of --choices, in tokens,")
-
-    def calibrated(self, probes: Sequence[Generation]) -> "BoundChoices":
-        """Return choices that correct for what content-free prompts prefer on average."""
-        import numpy as np
-
-        each = [_log_softmax(self._normalized(probe.numbers or ())) for probe in probes]
-        # In log space: the probability of a long choice may underflow.
-        offsets = np.logaddexp.reduce(each, axis=0) - np.log(len(each))
-        return replace(self, offsets=tuple(offsets.tolist()))
-
-    def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
-        """See ``BoundMode``."""
-        prompt = first_prompt()
-        border = prompt and self.border_note(prompt)
-        return tuple(note for note in (self.prefix_note(), border) if note)
-
-    def sections(self) -> Sequence[Section]:
-        """Show how each choice is tokenized."""
-        pairs = [(text, ids, self.tokens.names(ids)) for text, ids in zip(self.texts, self.token_ids, strict=True)]
-        shown = [{"text": text, "token_ids": list(ids), "tokens": names} for text, ids, names in pairs]
-        lines = [f"{text!r} is {_count(names)}" for text, _, names in pairs]
-        return [Section(title="choices", lines=lines, values={"choices": shown})]
-
-    def prefix_note(self) -> str | None:
-        """Return a note if one choice is a prefix of another: the longer one can never be the more likely."""
-        if self.normalization != "none":
-            return None
-        in_order = sorted(zip(self.token_ids, self.texts, strict=True))  # after a prefix comes what begins with it
-        for (short_ids, short), (long_ids, long) in pairwise(in_order):
-            if long_ids[: len(short_ids)] == short_ids:
-                return (
-                    f"choice {long!r} begins with choice {short!r}, so it can never be the more likely of the two; "
-                    "reword one, or use --choice-normalization tokens"
-                )
-        return None
-
-    def border_note(self, prompt: str) -> str | None:
-        """Return a note if the tokenizer would merge the end of a prompt with the start of a choice.
-
-        The scores are those of the choice's own tokens after the prompt's. Where text is rarely split in this way, as
-        between "Answer: " and "yes", a model has hardly ever seen such tokens.
-        """
-        end = prompt[-BORDER_CHARS:]
-        end_ids = self.tokens.encode(end)
-        for text, ids in zip(self.texts[:MAX_BORDERS], self.token_ids, strict=False):
-            joined, scored = self.tokens.encode(end + text), [*end_ids, *ids]
-            if joined != scored:
-                num_same = next(idx for idx, pair in enumerate(zip_longest(joined, scored)) if pair[0] != pair[1])
-                usual, odd = (self.tokens.names(tokens[num_same:]) for tokens in (joined, scored))
-                advice = "end prompts without the space and begin" if end.endswith(" ") else "perhaps begin"
-                return (
-                    f"after the first prompt, choice {text!r} is scored as {odd}, but in running text it would be "
-                    f"{usual}; {advice} choices with a space"
-                )
-        return None
-
-    def _normalized(self, logprobs: Sequence[float]) -> "Floats":
-        import numpy as np
-
-        lengths = {
-            "none": [1] * len(self.texts),
-            "tokens": [len(ids) for ids in self.token_ids],
-            "bytes": [len(text.encode()) for text in self.texts],
-        }
-        return np.array(logprobs, np.float64) / np.array(lengths[self.normalization], np.float64)
-
-    def _draw(self, scores: "Floats", key: SampleKey) -> int:
-        """Draw a choice; depends only on the scores and (seed, row_idx, sample_idx) (law 5)."""
-        import numpy as np
-
-        from job.draws import row_bits, uniform
-
-        borders = np.exp(_log_softmax(scores / max(self.temperature, MIN_TEMPERATURE))).cumsum()
-        draw = uniform(row_bits(self.seed, [key], [0]))[0]
-        return min(int(np.searchsorted(borders, draw, side="right")), len(scores) - 1)
-
-
-def _count(tokens: Sequence[str]) -> str:
-    return f"{'1 token' if len(tokens) == 1 else f'{len(tokens):,} tokens'}: {' + '.join(tokens)}"
-
-
-def _log_softmax(scores: "Floats") -> "Floats":
-    import numpy as np
-
-    logprobs: Floats = scores - np.logaddexp.reduce(scores)
-    return logprobs

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import Doubt
+from job.modes.answer_length import AnswerLength as AnswerLength
 from job.modes.setting import Setting as Setting
 from job.modes.setting import Tokens as Tokens
 from job.records import Completion, Generation, Prompt, Request
@@ -35,17 +36,6 @@ class Answer:
     """The generated tokens that ``completion`` is the text of."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The values of the measured columns, by name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerLength:
-    """How many tokens of the model's context an answer may use."""
-
-    num_tokens: int
-    what: str
-    """The option that decides it, as the subject at the start of a sentence."""
-    limits_prompt: bool = True
-    """Whether prompt and answer must fit into the model's context together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +145,10 @@ class Mode:
     """Whether it decides where a completion ends. At most one mode of a run does, and then without stop strings."""
     ignores: ClassVar[frozenset[str]] = frozenset()
     """The sampling options that have no effect on its answers."""
+    follows_reasoning: ClassVar[bool] = True
+    """Whether its answer may come after reasoning."""
+    always_generates: ClassVar[bool] = False
+    """Whether the model generates tokens whatever the answer is, so that no sampling option is without effect."""
     task_category: ClassVar[str | None] = None
     """Hugging Face's name for it in a dataset card."""
     empty_preview: ClassVar[Mapping[str, Any]] = {}
@@ -169,6 +163,11 @@ class Mode:
     def flag(self) -> str:
         """The option that asks for it, for messages."""
         return "--" + next(iter(self.given()), self.name).replace("_", "-")
+
+    @property
+    def before_answer(self) -> str:
+        """See ``Setting``."""
+        return ""
 
     def given(self) -> dict[str, Any]:
         """Return the options that differ from their defaults."""

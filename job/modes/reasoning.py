@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import UsageError, require
-from job.modes.mode import Answer, BoundMode, Mode, Outcome, Setting, Tokens
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Setting, Tokens
 from job.modes.options import option
 from job.records import Generation
-from job.tasks import Generate, Task
+from job.tasks import Generate, Score, Task
 from job.tasks.reasoning import Reasoning, Thought
 
 if TYPE_CHECKING:
@@ -37,12 +37,16 @@ CHANNEL_TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
 CHANNEL_CLOSING = "<|end|><|start|>assistant"
 """gpt-oss reasons in one channel and answers in another; this comes between them."""
 
+GAPS = {"</think>": "\n\n"}
+"""What public models write between their end marker and the answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningMode(Mode):
     """Reasoning in a column of its own."""
 
     name: ClassVar[str] = "reasoning"
+    always_generates: ClassVar[bool] = True
 
     reasoning: bool | None = option(
         None,
@@ -66,13 +70,21 @@ class ReasoningMode(Mode):
         """See ``Mode``."""
         return bool(self.reasoning) or self.reasoning_markers is not None or self.max_reasoning_tokens is not None
 
+    @property
+    def before_answer(self) -> str:
+        """See ``Mode``. It is known when the markers are."""
+        _, _, end = (self.reasoning_markers or "").partition(",")
+        return end + GAPS.get(end, "")
+
     def check(self, config: "RunConfig") -> None:
         """See ``Mode``."""
         if self.reasoning is False:
             [wrong, *_] = [name for name in self.given() if name != self.name]
             flag = "--" + wrong.replace("_", "-")
             raise UsageError(f"--no-reasoning and {flag} were given together. Leave out one of them.")
-        if (scoring := _scoring_flag(config)) is not None:
+        if (
+            scoring := next((mode.flag for mode in config.active_modes if not mode.follows_reasoning), None)
+        ) is not None:
             raise UsageError(f"{self.flag} and {scoring} were given together. Texts are scored without reasoning.")
         if self.reasoning_markers is not None:
             start, _, end = self.reasoning_markers.partition(",")
@@ -83,7 +95,7 @@ class ReasoningMode(Mode):
         if self.max_reasoning_tokens is not None:
             most = config.sampling.max_new_tokens
             require(self.max_reasoning_tokens >= 0, "max-reasoning-tokens", self.max_reasoning_tokens, "0 or more")
-            if self.max_reasoning_tokens >= most:
+            if self.max_reasoning_tokens >= most and not _scores(config):
                 raise UsageError(
                     f"--max-reasoning-tokens {self.max_reasoning_tokens} leaves no token for the answer: "
                     f"--max-new-tokens is {most} and counts both. Set a larger --max-new-tokens."
@@ -97,7 +109,7 @@ class ReasoningMode(Mode):
                 return replace(self, reasoning=True, reasoning_markers=recorded.reasoning_markers)
             if not self.is_asked:
                 return self
-        if not self.is_asked and (self.reasoning is False or template is None or _scoring_flag(config)):
+        if not self.is_asked and (self.reasoning is False or template is None or _scores(config)):
             return self
         markers = self.reasoning_markers or _markers_of(tokens, template, is_asked=self.is_asked)
         if markers is None and self.is_asked:
@@ -185,14 +197,23 @@ class BoundReasoning(BoundMode):
 
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
-        assert isinstance(task, Generate), "choices are refused together with reasoning"
+        assert isinstance(task, Generate), "this mode is the first"
         return replace(task, reasoning=self._reasoning)
+
+    def length(self, length: AnswerLength) -> AnswerLength:
+        """See ``BoundMode``."""
+        budget, num_markers = self._reasoning.max_tokens, self._reasoning.num_marker_tokens
+        if budget is None:
+            return replace(length, num_reasoning=length.num_tokens + num_markers, what_reasoning=length.what)
+        return replace(length, num_reasoning=budget + num_markers, what_reasoning="--max-reasoning-tokens")
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Split the completion; white space beside the markers is left out. An answer that never began is empty."""
-        task, ids = generation.request.task, list(answer.token_ids)
-        assert isinstance(task, Generate)
-        thought = Thought(self._reasoning, generation.request.prompt_ids, is_constrained=task.grammar is not None)
+        asked, ids = generation.request.task, list(answer.token_ids)
+        task = asked.reason if isinstance(asked, Score) else asked
+        assert isinstance(task, Generate) and task.reasoning is not None
+        is_constrained = task.grammar is not None or task.ends_at_answer
+        thought = Thought(task.reasoning, generation.request.prompt_ids, is_constrained=is_constrained)
         for token in generation.token_ids:
             thought.accept(token)
         values: dict[str, Any] = {REASONING: None, "num_reasoning_tokens": thought.num_reasoning_tokens}
@@ -204,12 +225,14 @@ class BoundReasoning(BoundMode):
             reasoning, text = self._tokens.decode([reasoning_ids, ids])
             values[REASONING] = None if thought.begin is None else reasoning.strip()
             answer = replace(answer, token_ids=ids, completion=text.lstrip())
+        if thought.is_cut and self._reasoning.max_tokens is None:  # it had as many tokens as a completion may have
+            answer = replace(answer, finish_reason="length")
         return replace(answer, values={**answer.values, **values})
 
 
-def _scoring_flag(config: "RunConfig") -> str | None:
-    """Return the option because of which nothing is generated; None if something is."""
-    return next((mode.flag for mode in config.active_modes if mode.answers and mode.decides_end), None)
+def _scores(config: "RunConfig") -> bool:
+    """Whether the answer is not generated."""
+    return any(mode.answers and mode.decides_end for mode in config.active_modes)
 
 
 def _markers_of(tokens: Tokens, template: str | None, *, is_asked: bool) -> str | None:

@@ -40,6 +40,8 @@ class Setting:
     sampling: "SamplingConfig"
     prompt_suffix: str
     """What the chat template writes after the user's message; empty without a template."""
+    before_answer: str = ""
+    """What completions have right before their answer, if something comes before it: the end of their reasoning."""
     stops_at_special_tokens: bool = True
     """Whether a stop string may contain special tokens."""
     text_column: str | None = None

@@ -124,7 +124,8 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
     for mode in config.active_modes:
         yield from mode.doubts()
     engine = config.engine.engine
-    ignoring = [(mode.flag, mode.ignores) for mode in config.active_modes]
+    generates = any(mode.always_generates for mode in config.active_modes)
+    ignoring = [] if generates else [(mode.flag, mode.ignores) for mode in config.active_modes]
     for who, ignores in [*ignoring, (f"--engine {engine}", ENGINES[engine].ignores)]:
         if ignored := [name for name in given if name in ignores]:
             yield _without_effect(ignored, f"{who} does not use {'it' if len(ignored) == 1 else 'them'}", "")

@@ -121,6 +121,8 @@ class Generate:
     """Finds stop strings, in the tokens of the answer. None: there are none."""
     reasoning: Reasoning | None = None
     """How the completion may reason before the answer. None: all of it is the answer."""
+    ends_at_answer: bool = False
+    """Whether the completion ends where its answer begins: it is asked for the reasoning alone."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -130,7 +132,7 @@ class Generate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Return the log-likelihood of each choice after the prompt. Nothing is generated."""
+    """Return the log-likelihood of each choice after the prompt, or after the reasoning that the prompt leads to."""
 
     served_by: ClassVar[Mapping[str, str]] = {
         "paged": "job.engine.paged.tasks.scoring:Scoring",
@@ -141,11 +143,21 @@ class Score:
 
     choice_ids: tuple[tuple[int, ...], ...]
     """Token ids of each choice, none of them empty."""
+    reason: Generate | None = None
+    """Generates the reasoning, which is closed if it ends too early. None: choices follow the prompt. Engines are
+    wrapped in ``ReasonedScores``, so what serves this class never sees it."""
+    gap_ids: tuple[int, ...] = ()
+    """Token ids of the text between the reasoning and a choice."""
 
     @property
     def is_deterministic(self) -> bool:
         """Whether equal prompts get equal answers."""
-        return True
+        return self.reason is None or self.reason.is_deterministic
+
+
+def is_continued(task: "Task") -> bool:
+    """Whether the next request will go on with what was generated."""
+    return isinstance(task, Generate) and task.ends_at_answer
 
 
 Task = Generate | Score | ScoreText

@@ -23,6 +23,11 @@ class Reasoning:
     max_tokens: int | None = None
     """The most tokens between the markers. None: any number."""
 
+    @property
+    def num_marker_tokens(self) -> int:
+        """The number of tokens around the reasoning, at most."""
+        return len(self.start_ids) + len(self.closing_ids)
+
     def is_open_after(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends within reasoning."""
         for end in range(len(prompt_ids), 0, -1):
@@ -41,8 +46,8 @@ class Thought:
         """Begin after a prompt.
 
         Args:
-            is_constrained: whether the answer has a grammar. Then a completion that begins like the start marker goes
-                on with it, and any other beginning is the answer's.
+            is_constrained: whether the answer is not free text. Then a completion that begins like the start marker
+                goes on with it, and any other beginning is the answer's.
         """
         self._reasoning, self._is_constrained = reasoning, is_constrained
         self.forced: deque[int] = deque()
@@ -71,6 +76,13 @@ class Thought:
     def is_cut(self) -> bool:
         """Whether the end of the reasoning was forced, before the model had begun to write it."""
         return self._cut_at is not None and self._num_tokens > self._cut_at
+
+    @property
+    def closing(self) -> tuple[int, ...]:
+        """The tokens that would end the reasoning from here; none if it has not begun, or has ended."""
+        if self.begin is None or self.answer_begin is not None:
+            return ()
+        return tuple(self.forced) or self._reasoning.closing_ids[self._num_written :]
 
     def accept(self, token: int) -> None:
         """Advance by a token."""
@@ -111,14 +123,20 @@ class Thought:
 
     def _look_at_budget(self) -> None:
         """Force the end if the reasoning has all the tokens that it may have."""
-        most, closing_ids = self._reasoning.max_tokens, self._reasoning.closing_ids
+        most = self._reasoning.max_tokens
         if most is None or self.begin is None or self._end is not None or self._num_tokens - self.begin < most:
             return
         # The model may be about to end it: what it has written of the marker is not written again.
-        num_written = next(num for num in range(len(closing_ids) - 1, -1, -1) if self._has(closing_ids[:num]))
+        num_written = self._num_written
         self._end = self._num_tokens - num_written
         self._cut_at = None if num_written else self._num_tokens
-        self.forced.extend(closing_ids[num_written:])
+        self.forced.extend(self._reasoning.closing_ids[num_written:])
+
+    @property
+    def _num_written(self) -> int:
+        """How many of the closing tokens the model has just written."""
+        closing_ids = self._reasoning.closing_ids
+        return next(num for num in range(len(closing_ids) - 1, -1, -1) if self._has(closing_ids[:num]))
 
     def _has(self, ids: tuple[int, ...]) -> bool:
         """Whether these are the latest tokens of the reasoning."""

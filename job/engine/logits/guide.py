@@ -30,11 +30,13 @@ class Guide:
         self._thought: Thought | None = None
         self._start_id: int | None = None
         if task.reasoning is not None:
-            self._thought = Thought(task.reasoning, prompt_ids, is_constrained=task.grammar is not None)
+            is_constrained = task.grammar is not None or task.ends_at_answer
+            self._thought = Thought(task.reasoning, prompt_ids, is_constrained=is_constrained)
             self._start_id = task.reasoning.start_ids[0]
         self._matcher: Matcher | None = None
         """Begun when the first token of the answer may come."""
         self._has_no_answer = False
+        self._ends_at_answer = task.ends_at_answer
 
     @property
     def failure(self) -> str | None:
@@ -46,7 +48,9 @@ class Guide:
     @property
     def has_ended(self) -> bool:
         """Whether no token can follow."""
-        return self._matcher is not None and self.is_answering and self._matcher.has_ended
+        if not self.is_answering:
+            return False
+        return self._ends_at_answer or (self._matcher is not None and self._matcher.has_ended)
 
     @property
     def is_answering(self) -> bool:

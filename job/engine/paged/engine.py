@@ -35,6 +35,7 @@ from job.engine.task_kinds import require_served, servers
 from job.errors import JobError
 from job.launch.replica import Replica
 from job.records import Generation, Request
+from job.tasks import is_continued
 
 PENDING_FACTOR = 8
 """At most this many requests per slot are pending: enough to put long rows first and keep common prefixes together."""
@@ -127,8 +128,7 @@ class PagedEngine:
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         require_served(request.task, self._tasks.kinds, "paged")
-        for sequence in self._tasks.begin(request):
-            self.scheduler.submit(sequence)
+        self.scheduler.submit(self._tasks.begin(request))
 
     def step(self) -> list[Generation]:
         """Compute one token of every running row, and as much of the prompts as fits into the step."""
@@ -242,7 +242,10 @@ class PagedEngine:
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
             self._num_finished_tokens += len(sequence.token_ids)
-            self.scheduler.finish(sequence)
+            if is_continued(sequence.request.task):
+                self.scheduler.keep(sequence)
+            else:
+                self.scheduler.finish(sequence)
         return failures + outcome.generations
 
     def _recheck(self, sequence: Sequence) -> list[Generation]:

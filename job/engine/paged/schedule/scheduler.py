@@ -13,11 +13,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from job.engine.paged.schedule.admission import Admission
+from job.engine.paged.schedule.kept import Kept
 from job.engine.paged.schedule.pages import Match, Pages
 from job.engine.paged.schedule.queues import Queues
 from job.engine.paged.schedule.sequences import Sequence, decoding_first
 from job.engine.paged.schedule.step import Step, most_wanted, rows
 from job.engine.paged.schedule.work import Work, token_ids_of
+from job.records import SampleKey
 
 ROWS_PER_RESERVED_PAGE = 8
 """One page is kept free for this many running rows: if a row is admitted into the last pages and soon preempted, its
@@ -49,6 +51,7 @@ class Scheduler:
         self.unfit: list[Sequence] = []
         """Sequences that do not fit into the cache even when they are alone; the engine takes them from here."""
         self._queues = Queues()
+        self._kept: dict[SampleKey, Kept] = {}
         self._free_slots = list(range(max_rows))[::-1]
         self._retained: abc.Sequence[int] = ()  # pages held for the next rows, by no sequence
         self._begin()
@@ -64,9 +67,22 @@ class Scheduler:
         """The number of sequences that are not finished."""
         return len(self.running) + len(self.unfit) + len(self._queues)
 
-    def submit(self, sequence: Sequence) -> None:
-        """Add a sequence."""
-        self._queues.submit(sequence)
+    def submit(self, sequences: abc.Sequence[Sequence]) -> None:
+        """Add the sequences of a request. If it continues one that was kept, the first begins with what that cached."""
+        kept = self._kept.pop(sequences[0].request.key, None)
+        if kept is None:
+            for sequence in sequences:
+                self._queues.submit(sequence)
+        else:
+            self._begin_with(kept, sequences[0])
+            self._queues.put_back(sequences[1:])
+
+    def keep(self, sequence: Sequence) -> None:
+        """Drop a sequence that is done, but keep what it cached until the next step: a request may continue it."""
+        if sequence.slot < 0:
+            return self.drop(sequence)
+        self.running.remove(sequence)
+        self._kept[sequence.request.key] = Kept.of(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Drop a sequence that is done. Its prompt is retained until the next one is: its neighbors may share it."""
@@ -122,6 +138,9 @@ class Scheduler:
     def next_work(self) -> list[Work]:
         """Decide the next step; empty if nothing can be computed. ``to_step`` turns it into what the replica gets."""
         self._begin()
+        for kept in self._kept.values():  # nothing has continued these
+            self._free(kept.slot, kept.pages)
+        self._kept = {}
         work: dict[Sequence, Work] = {}
         budget = self.max_tokens
         num_scores = most_wanted(self.max_rows) - self.max_rows  # the logits that rows may want beyond their last
@@ -254,6 +273,14 @@ class Scheduler:
         """Return the queue that the next sequence comes from."""
         return self._queues.current(is_running=bool(self.running))
 
+    def _begin_with(self, kept: Kept, sequence: Sequence) -> None:
+        """Let a sequence run with the slot and the pages of one that has ended, as far as both begin alike."""
+        self.running.append(sequence)
+        kept.give_to(sequence)
+        if self.may_share(sequence):  # what the other one has generated is part of a prompt now
+            first_idx = min(kept.sequence.num_prompt, sequence.num_cached) // self.pages.page_tokens
+            self.pages.describe(sequence.pages, sequence.token_ids[: sequence.num_cached], first_idx)
+
     def _take_out(self, sequence: Sequence) -> None:
         """Remove a sequence that was running when its latest step began; it may have been preempted since."""
         if sequence.slot >= 0:
@@ -263,9 +290,12 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._free_slots.append(sequence.slot)
-        self.pages.release(sequence.pages)
+        self._free(sequence.slot, sequence.pages)
         sequence.slot, sequence.num_cached, sequence.pages = -1, 0, []
+
+    def _free(self, slot: int, pages: abc.Sequence[int]) -> None:
+        self._free_slots.append(slot)
+        self.pages.release(pages)
 
     def _retain(self, pages: abc.Sequence[int]) -> None:
         self.pages.hold(pages)  # before the release, since new pages may be among the old ones

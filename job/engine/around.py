@@ -1,0 +1,57 @@
+"""What all engines around another engine have in common."""
+
+from job.engine.protocol import Engine
+from job.records import Generation, Request
+
+
+class Around:
+    """Implements ``Engine`` by another one. Exists on all ranks; only the leader's has requests."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Wrap an engine."""
+        self._engine = engine
+
+    @property
+    def num_pending(self) -> int:
+        """See ``Engine``."""
+        return self._engine.num_pending
+
+    @property
+    def min_pending(self) -> int:
+        """See ``Engine``."""
+        return self._engine.min_pending
+
+    @property
+    def max_pending(self) -> int:
+        """See ``Engine``."""
+        return self._engine.max_pending
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """See ``Engine``."""
+        return self._engine.num_computed_tokens
+
+    @property
+    def in_flight(self) -> list[Request]:
+        """See ``Engine``."""
+        return self._engine.in_flight
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        self._engine.submit(request)
+
+    def step(self) -> list[Generation]:
+        """See ``Engine``."""
+        return self._engine.step()
+
+    def keep_alive(self) -> None:
+        """See ``Engine``."""
+        self._engine.keep_alive()
+
+    def close(self, exit_code: int) -> None:
+        """See ``Engine``."""
+        self._engine.close(exit_code)
+
+    def follow(self) -> int:
+        """See ``Engine``."""
+        return self._engine.follow()

@@ -1,0 +1,83 @@
+"""Scores choices after reasoning, whatever the engine: it is asked for the reasoning first, and then for the scores.
+
+The paged engine keeps what it has cached of the reasoning, so scoring begins where that ended.
+"""
+
+from dataclasses import dataclass, replace
+
+from job.engine.around import Around
+from job.engine.protocol import Engine
+from job.records import Generation, Request, SampleKey
+from job.tasks import Generate, Score
+from job.tasks.reasoning import Thought
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way, and its reasoning once that has ended."""
+
+    request: Request
+    thought_ids: list[int] | None = None
+
+
+class ReasonedScores(Around):
+    """Implements ``Engine`` around another one, on the leader."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Wrap an engine, which never receives a ``Score`` that asks for reasoning."""
+        super().__init__(engine)
+        self._asked: dict[SampleKey, Asked] = {}
+
+    def submit(self, request: Request) -> None:
+        """See ``Engine``."""
+        task = request.task
+        if isinstance(task, Score) and task.reason is not None:
+            self._asked[request.key] = Asked(request)
+            request = replace(request, task=task.reason)
+        self._engine.submit(request)
+
+    def step(self) -> list[Generation]:
+        """See ``Engine``."""
+        return [result for generation in self._engine.step() for result in self._advance(generation)]
+
+    def _advance(self, generation: Generation) -> list[Generation]:
+        """Return what is finished by a generation of the engine inside: nothing if that was the reasoning."""
+        asked = self._asked.get(generation.request.key)
+        if asked is None:
+            return [generation]
+        if generation.error is None and asked.thought_ids is None:
+            asked.thought_ids = _closed(generation)
+            self._engine.submit(_scoring(asked.request, asked.thought_ids))
+            return []
+        del self._asked[generation.request.key]
+        return [replace(generation, request=asked.request, token_ids=asked.thought_ids or [])]
+
+
+def _closed(generation: Generation) -> list[int]:
+    """Return the tokens of reasoning up to its end, which may have to be added; none if the model did not reason."""
+    ids = list(generation.token_ids)
+    thought = _thought(generation, ids)
+    if thought.answer_begin is None and generation.finish_reason == "stop":
+        ids = ids[:-1]  # an end-of-sequence token
+        thought = _thought(generation, ids)
+    if thought.begin is None or thought.answer_begin == 0:
+        return []
+    return [*ids, *thought.closing]
+
+
+def _thought(generation: Generation, ids: list[int]) -> Thought:
+    task = generation.request.task
+    assert isinstance(task, Generate) and task.reasoning is not None
+    thought = Thought(task.reasoning, generation.request.prompt_ids, is_constrained=True)
+    for token in ids:
+        thought.accept(token)
+    return thought
+
+
+def _scoring(request: Request, thought_ids: list[int]) -> Request:
+    """Return the request for the scores after the reasoning."""
+    task = request.task
+    assert isinstance(task, Score)
+    gap_ids = task.gap_ids if thought_ids else ()
+    prompt_ids = [*request.prompt_ids, *thought_ids, *gap_ids]
+    return replace(request, prompt_ids=prompt_ids, task=replace(task, reason=None, gap_ids=()))
