@@ -415,6 +415,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "penalties",
             "perplexity",
             "prefill",
+            "reasoned-choices",
             "reasoning",
             "row-params",
             "retry-invalid",
