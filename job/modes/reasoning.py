@@ -82,10 +82,8 @@ class ReasoningMode(Mode):
             [wrong, *_] = [name for name in self.given() if name != self.name]
             flag = "--" + wrong.replace("_", "-")
             raise UsageError(f"--no-reasoning and {flag} were given together. Leave out one of them.")
-        if (
-            scoring := next((mode.flag for mode in config.active_modes if not mode.follows_reasoning), None)
-        ) is not None:
-            raise UsageError(f"{self.flag} and {scoring} were given together. Texts are scored without reasoning.")
+        if alone := [mode.flag for mode in config.active_modes if not mode.follows_reasoning]:
+            raise UsageError(f"{self.flag} and {alone[0]} were given together. Texts are scored without reasoning.")
         if self.reasoning_markers is not None:
             start, _, end = self.reasoning_markers.partition(",")
             is_pair = bool(start and end and start != end)

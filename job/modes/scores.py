@@ -36,6 +36,7 @@ class ScoresMode(Mode):
     name: ClassVar[str] = "scores"
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
+    follows_reasoning: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = frozenset(
         [
             *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),

@@ -21,9 +21,9 @@ class Queues:
         lists = (self._arrived, self._waiting, self._returned, self._group or (), *self._apart)
         return sum(map(len, lists))
 
-    def submit(self, sequence: Sequence) -> None:
-        """Add a sequence that is new."""
-        self._arrived.append(sequence)
+    def submit(self, sequences: Iterable[Sequence]) -> None:
+        """Add sequences that are new."""
+        self._arrived.extend(sequences)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """Add sequences that come before all others, in this order."""

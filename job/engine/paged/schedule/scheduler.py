@@ -71,8 +71,7 @@ class Scheduler:
         """Add the sequences of a request. If it continues one that was kept, the first begins with what that cached."""
         kept = self._kept.pop(sequences[0].request.key, None)
         if kept is None:
-            for sequence in sequences:
-                self._queues.submit(sequence)
+            self._queues.submit(sequences)
         else:
             self._begin_with(kept, sequences[0])
             self._queues.put_back(sequences[1:])
@@ -138,8 +137,7 @@ class Scheduler:
     def next_work(self) -> list[Work]:
         """Decide the next step; empty if nothing can be computed. ``to_step`` turns it into what the replica gets."""
         self._begin()
-        for kept in self._kept.values():  # nothing has continued these
-            self._free(kept.slot, kept.pages)
+        self._free(*self._kept.values())  # nothing has continued these
         self._kept = {}
         work: dict[Sequence, Work] = {}
         budget = self.max_tokens
@@ -270,7 +268,6 @@ class Scheduler:
         return match
 
     def _queue(self) -> deque[Sequence]:
-        """Return the queue that the next sequence comes from."""
         return self._queues.current(is_running=bool(self.running))
 
     def _begin_with(self, kept: Kept, sequence: Sequence) -> None:
@@ -290,12 +287,12 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._free(sequence.slot, sequence.pages)
-        sequence.slot, sequence.num_cached, sequence.pages = -1, 0, []
+        self._free(Kept.of(sequence))
 
-    def _free(self, slot: int, pages: abc.Sequence[int]) -> None:
-        self._free_slots.append(slot)
-        self.pages.release(pages)
+    def _free(self, *left: Kept) -> None:
+        for _, slot, pages, _ in left:
+            self._free_slots.append(slot)
+            self.pages.release(pages)
 
     def _retain(self, pages: abc.Sequence[int]) -> None:
         self.pages.hold(pages)  # before the release, since new pages may be among the old ones
