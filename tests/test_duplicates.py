@@ -199,7 +199,7 @@ def is_computed(engine: SharedCompletions, inner: Recorder, *prompt_ids: int) ->
 
 
 def test_what_was_not_asked_for_the_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 9)
+    monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 18)  # each token has a log probability
     monkeypatch.setattr(duplicates, "ROW_TOKENS", 0)
     inner = Recorder()
     engine = SharedCompletions(inner)
@@ -216,7 +216,7 @@ def test_what_was_not_asked_for_the_longest_is_forgotten_first(monkeypatch: pyte
 
 
 def test_a_long_completion_takes_the_room_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 9)
+    monkeypatch.setattr(duplicates, "MAX_KEPT_TOKENS", 18)  # each token has a log probability
     monkeypatch.setattr(duplicates, "ROW_TOKENS", 0)
     inner = Recorder()
     engine = SharedCompletions(inner)

@@ -186,7 +186,7 @@ BAD = {
     "one marker": (["--reasoning-markers", "<think>"], "it must be two different texts, such as <think>,</think>"),
     "equal": (["--reasoning-markers", "a,a"], "it must be two different texts"),
     "off": (["--no-reasoning", "--max-reasoning-tokens", 3], "--no-reasoning and --max-reasoning-tokens were given"),
-    "choices": (["--reasoning", "--choices", "a", "--choices", "b"], "--reasoning and --choices were given together"),
+    "scores": (["--reasoning", "--score-column", "prompt"], "--reasoning and --score-column were given together"),
 }
 
 
