@@ -12,6 +12,7 @@ import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.output.parts.journal import Journal
 from job.output.parts.part_schema import Columns
+from job.output.parts.retry_marks import Mark, completions_to_stay
 from job.records import SampleKey
 from tests.conftest import Result
 from tests.run_files import RunFiles
@@ -105,11 +106,9 @@ def test_a_leftover_journal_does_not_bring_the_errors_back(
 ) -> None:
     """Of a worker that was killed between naming the part and removing the journal."""
     paths = RunFiles(tmp_path / "out", 3)
-    from job.output.parts.retry_marks import _read
-
     columns = Columns(modes=(), include_prompt=False)
     journal = Journal(paths.store, paths.names.journal(0, "dead"), columns.journaled)
-    for completion in _read(paths.store, paths.names.part(0), columns, ["none"]):
+    for completion in completions_to_stay(paths.directory, 0, columns, Mark()):
         journal.append(completion)
     journal.close()
     run_job("retry", tmp_path / "out")

@@ -572,7 +572,7 @@ def test_shards_to_be_retried_are_shown(output: Path) -> None:
     assert (shards_of(status), status.num_to_retry) == ((3, 0, 0, 2), 2)
     assert not status.is_done and (status.num_rows, status.errors) == (45, {"null_prompt": 3})
     text = describe_status(status)
-    assert "3 of 5 done, 0 in progress, 2 free; 2 with error rows to retry" in text
+    assert "3 of 5 done, 0 in progress, 2 free; 2 with rows to retry" in text
     assert last_line(status).startswith("No worker is active")
 
 

@@ -21,8 +21,9 @@ import pytest
 
 from job.engine.fake import STEP_SECS
 from job.output.looking.found import FoundRun, find_run
-from job.output.looking.retries import mark_for_retry, read_errors
+from job.output.looking.retries import mark_for_retry, read_counts
 from job.output.parts.part_schema import Columns
+from job.output.parts.retry_marks import Mark
 from job.output.parts.shard import OpenShard, PartFormat
 from job.output.store.local import LocalStore
 from job.records import Completion, RowError, SampleKey
@@ -191,7 +192,7 @@ class History:
     def retry(self) -> None:
         if not self.workers:
             kinds = self.rng.choice([(), ("engine_error",)])
-            mark_for_retry(self._run, read_errors(self._run.directory), kinds)
+            mark_for_retry(self._run, read_counts(self._run.directory), Mark(kinds=kinds))
 
 
 @pytest.fixture(scope="module")

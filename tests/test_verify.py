@@ -400,7 +400,7 @@ def test_a_part_to_be_retried_is_right_but_not_complete(run_job: RunJob, output:
     retry.write_text('{"kinds": []}')
     result = run_job("verify", output)
     assert result.exit_code == 75
-    assert "  retry    error rows in 1 part\n" in result.stdout
+    assert "  retry    rows in 1 part\n" in result.stdout
 
 
 def test_a_part_of_many_row_groups_is_read_to_its_end(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def describe(output: str, result: "Verification") -> str:
             f"  parts    {result.num_parts:,} of {result.total_parts:,} correct",
             f"  rows     {result.total_rows:,} = {' + '.join(rows)}",
             *([f"  errors   {kinds}"] if kinds else []),
-            *([f"  retry    error rows in {number(result.num_to_retry, 'part')}"] if result.num_to_retry else []),
+            *([f"  retry    rows in {number(result.num_to_retry, 'part')}"] if result.num_to_retry else []),
             *([f"  problems {len(result.problems):,}"] if result.problems else []),
             *(f"    {problem}" for problem in result.problems[:MAX_PROBLEMS]),
             *([f"    and {more:,} more; --json lists all"] if more > 0 else []),

@@ -56,7 +56,7 @@ def _started(status: Status) -> str:
 
 def _shards(status: Status) -> str:
     stale = f", {status.num_stale:,} stale" if status.num_stale else ""
-    retry = f"; {status.num_to_retry:,} with error rows to retry" if status.num_to_retry else ""
+    retry = f"; {status.num_to_retry:,} with rows to retry" if status.num_to_retry else ""
     done = f"{status.num_done:,} of {status.num_shards:,} done"
     return f"{done}, {status.num_in_work:,} in progress{stale}, {status.num_free:,} free{retry}"
 

@@ -16,6 +16,7 @@ from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
+from job.run.changed_requests import changed
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
@@ -224,7 +225,8 @@ class OpenShards:
                         self._add(shard, encoded.completion(sample_idx=key[1]))
                     else:
                         self._prompts[key] = encoded.prompt
-                        yield replace(encoded.request, sample_idx=key[1])
+                        request = replace(encoded.request, sample_idx=key[1])
+                        yield changed(request, shard.changes, prepared.model_info.max_model_len)
 
     def _read_until(self, shard: OpenShard, claim: Claim) -> int:
         """Return the end of the rows that this worker is likely to read after those of a claim."""

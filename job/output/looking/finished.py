@@ -12,7 +12,7 @@ from job.output.looking.footers import FooterCounts
 from job.output.looking.journal_counts import JournalCounts
 from job.output.parts.counts import Counts
 from job.output.parts.plan import Plan
-from job.output.parts.retry_marks import marked_kinds, positions_to_stay
+from job.output.parts.retry_marks import Mark, positions_to_stay, read_mark
 from job.output.store.directory import RunDirectory
 
 
@@ -25,8 +25,8 @@ class FinishedRows:
         self.journals, self.footers = JournalCounts(directory, plan, modes), FooterCounts()
         self._num_looks = 0
         self._parts: Mapping[int, str] = {}
-        self._marks: dict[int, Collection[str]] = {}
-        """Shards whose error rows are to be retried: those of some kinds, or all."""
+        self._marks: dict[int, Mark] = {}
+        """Shards with rows to be retried."""
         self._retried: dict[int, Counts] = {}
         """What is in the journals of these shards."""
 
@@ -54,7 +54,7 @@ class FinishedRows:
             to_retry: the shards with a marker, listed before the parts.
         """
         self._parts = parts
-        self._marks = {shard_idx: self._kinds_to_retry(shard_idx) for shard_idx in to_retry if shard_idx in parts}
+        self._marks = {shard_idx: self._mark_of(shard_idx) for shard_idx in to_retry if shard_idx in parts}
         self._num_looks += 1
         # A part under retry is read each time: its identity may not show that it was replaced, since inodes are reused.
         identities = {idx: f"{parts[idx]} {self._num_looks}" for idx in self._marks}
@@ -70,10 +70,10 @@ class FinishedRows:
             return positions_to_stay(self._directory, shard_idx, self._marks[shard_idx])
         return []  # a damaged part counts in full
 
-    def _kinds_to_retry(self, shard_idx: int) -> Collection[str]:
+    def _mark_of(self, shard_idx: int) -> Mark:
         with contextlib.suppress(OSError, UsageError):  # a worker that meets a damaged marker reports it
-            return marked_kinds(self._directory.store, self._directory.names.retry(shard_idx))
-        return ()
+            return read_mark(self._directory, shard_idx) or Mark(kinds=())
+        return Mark(kinds=())
 
     @property
     def is_partial(self) -> bool:
@@ -84,7 +84,7 @@ class FinishedRows:
     def num_part_rows(self, without: Collection[int] = ()) -> int:
         """Return the number of rows in parts, except in these shards. Parts that cannot be read count in full."""
         marked = [(idx, counts) for idx in self._marks if (counts := self.footers.of(idx)) and idx not in without]
-        num_to_retry = sum(counts.num_rows - counts.without_errors(self._marks[idx]).num_rows for idx, counts in marked)
+        num_to_retry = sum(counts.num_rows - self._marks[idx].left(counts).num_rows for idx, counts in marked)
         return self._plan.count(idx for idx in self._parts if idx not in without) - num_to_retry
 
     def num_rows(self, without: Collection[int] = ()) -> int:
@@ -97,7 +97,7 @@ class FinishedRows:
             return self.footers.total
         found = ((idx, self.footers.of(idx)) for idx in self._parts if idx not in without)
         return Counts.total(
-            counts.without_errors(self._marks[idx]) if idx in self._marks else counts
+            self._marks[idx].left(counts) if idx in self._marks else counts
             for idx, counts in found
             if counts is not None
         )

@@ -16,6 +16,7 @@ from job.output.looking.found import FoundRun
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.older_formats import without_late_times
 from job.output.parts.part_schema import Columns
+from job.output.parts.redone import Redone, counted, from_metadata
 from job.records import CUT, SampleKey
 
 ROWS_PER_BATCH = 1000
@@ -60,6 +61,7 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
                     batch.validate(full=True)  # before any value is read: damaged offsets point outside the batch
                     check.add(batch)
             check.finish()
+            check.add_redone(from_metadata(metadata))
             _check_counts(metadata, check.counts)
             return check.counts, file.schema_arrow
     except PermissionError:
@@ -102,8 +104,8 @@ def _check_counts(metadata: dict[bytes, bytes], counts: Counts) -> None:
         raise PartProblem("has no counts in its footer") from None
     if not isinstance(stated, dict):
         raise PartProblem(f"says {stated} in its footer, where its counts should be")
-    for name, found in counts.to_dict().items():
-        if stated.get(name) != found and (name in stated or name not in LATER_COUNTS):
+    for name, found in {"redone": {}, **counts.to_dict()}.items():
+        if stated.get(name, {} if name == "redone" else None) != found and (name in stated or name not in LATER_COUNTS):
             raise PartProblem(f"says {name} {stated.get(name)} in its footer; its rows have {found}")
 
 
@@ -141,6 +143,18 @@ class RowCheck:
         if position < self._num_keys:
             missing = f"{self._name(self._key(position))} is missing"
             raise PartProblem(f"has {position:,} rows of {self._num_keys:,}: {missing}")
+
+    def add_redone(self, redone: Redone) -> None:
+        """Check and count the rows that are said to have been recomputed with options of their own.
+
+        Raises:
+            PartProblem: one of them does not belong to this part.
+        """
+        for row_idx, sample_idx in redone:
+            if row_idx not in self._rows or not 0 <= sample_idx < self._num_samples:
+                name = self._name((row_idx, sample_idx))
+                raise PartProblem(f"says that {name} was recomputed, which does not belong to this part")
+        self.counts.redone = counted(redone)
 
     def _check_keys(self, batch: pa.RecordBatch) -> None:
         start = self.counts.num_rows

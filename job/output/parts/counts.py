@@ -44,6 +44,8 @@ class Counts:
     """What modes count, by name: value to number of rows. See ``Mode.tally``."""
     first_errors: dict[str, FirstError] = field(default_factory=dict)
     """Of each kind, the one with the lowest row index."""
+    redone: Counter[str] = field(default_factory=Counter)
+    """Of rows that were recomputed with sampling options of their own (``redone``): the options to number of rows."""
 
     @property
     def num_errors(self) -> int:
@@ -96,6 +98,21 @@ class Counts:
             self.tallies.setdefault(name, Counter()).update(values)
         for kind, (row_idx, detail) in other.first_errors.items():
             self._see_error(kind, row_idx, detail)
+        self.redone.update(other.redone)
+
+    def without(self, others: "Counts") -> "Counts":
+        """Return the counts without some of the rows."""
+        errors = self.errors - others.errors
+        return Counts(
+            num_rows=self.num_rows - others.num_rows,
+            num_prompt_tokens=self.num_prompt_tokens - others.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens - others.num_completion_tokens,
+            errors=errors,
+            finish_reasons=self.finish_reasons - others.finish_reasons,
+            tallies={name: values - others.tallies.get(name, Counter()) for name, values in self.tallies.items()},
+            first_errors={kind: first for kind, first in self.first_errors.items() if kind in errors},
+            redone=self.redone,
+        )
 
     def without_errors(self, kinds: Iterable[str]) -> "Counts":
         """Return the counts without the rows that have an error of one of these kinds; none means any kind.
@@ -112,6 +129,7 @@ class Counts:
             finish_reasons=self.finish_reasons,
             tallies=self.tallies,
             first_errors={kind: first for kind, first in self.first_errors.items() if kind in errors},
+            redone=self.redone,
         )
 
     @classmethod
@@ -142,7 +160,9 @@ class Counts:
         outcome = self.outcome(manifest)
         if not outcome.num_completions:
             return []
-        return [line for mode in manifest.modes for line in mode.describe(outcome)]
+        redone = [f"{number:,} with {options}" for options, number in self.redone.most_common()]
+        lines = [line for mode in manifest.modes for line in mode.describe(outcome)]
+        return [*lines, *([("redone", ", ".join(redone))] if redone else [])]
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON values."""
@@ -154,6 +174,7 @@ class Counts:
             "finish_reasons": dict(self.finish_reasons),
             "tallies": {name: dict(values) for name, values in self.tallies.items()},
             "first_errors": {kind: list(first) for kind, first in self.first_errors.items()},
+            **({"redone": dict(self.redone)} if self.redone else {}),
         }
 
     def to_metadata(self) -> dict[bytes, bytes]:
@@ -181,6 +202,7 @@ class Counts:
                     kind: (int(row_idx), str(detail))
                     for kind, (row_idx, detail) in values.get("first_errors", {}).items()
                 },
+                redone=_counter(values.get("redone", {})),
             )
         except (LookupError, TypeError, AttributeError):
             raise ValueError("it contains no counts") from None

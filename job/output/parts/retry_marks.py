@@ -1,34 +1,124 @@
-"""Parts under retry: a marker next to a part names the error kinds to retry, and the other rows of the part stay."""
+"""Parts under retry: a marker next to a part says which of its rows are to be recomputed, and how. The others stay."""
 
-import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from job.errors import JobError, UsageError, first_line
+from job.output.parts.counts import Counts
 from job.output.parts.part_schema import Columns
+from job.output.parts.redone import Redone, described, from_metadata
 from job.output.parts.rows import from_batch
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
-from job.records import Completion, RowError
+from job.records import Completion, RowError, SampleKey
 
 
-def marked_kinds(store: Store, marker: str) -> list[str]:
-    """Return the error kinds that a marker names; none means all.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Which rows of a part are to be recomputed: those of which any of this is true."""
+
+    kinds: tuple[str, ...] | None = None
+    """Those with errors of these kinds; of any kind if it is empty. None: errors stay."""
+    cut: bool = False
+    """Those that were cut by the limit of their length."""
+    unparsed: bool = False
+    """Those that do not meet their schema, regex or grammar."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling options for these rows, in place of the run's."""
+    part: Mapping[str, Any] | None = None
+    """The counts of the part that was marked, as JSON values. None: the footer says how many rows are meant."""
+    rows: Counts | None = None
+    """The counts of these rows, if there is ``part``."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it means nothing but errors, as the markers of older versions do."""
+        return not (self.cut or self.unparsed or self.changes)
+
+    def joined(self, earlier: Self) -> Self:
+        """Return a mark of the rows that this one or an earlier one means."""
+        kinds: tuple[str, ...] | None = ()
+        if None in (self.kinds, earlier.kinds):
+            kinds = earlier.kinds if self.kinds is None else self.kinds
+        elif self.kinds and earlier.kinds:
+            kinds = tuple(sorted({*self.kinds, *earlier.kinds}))
+        return replace(self, kinds=kinds, cut=self.cut or earlier.cut, unparsed=self.unparsed or earlier.unparsed)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a part that ``are_meant`` needs."""
+        return ["error", *(["finish_reason"] if self.cut else []), *(["parse_ok"] if self.unparsed else [])]
+
+    def are_meant(self, batch: pa.RecordBatch | pa.Table) -> Any:
+        """Return which rows of a part are meant: [rows] bool."""
+        meant = pa.array([False] * batch.num_rows, pa.bool_())
+        if self.kinds is not None:
+            errors = [text and RowError.parse(text) for text in batch["error"].to_pylist()]
+            meant = pa.array([bool(e) and (not self.kinds or e.kind in self.kinds) for e in errors], pa.bool_())
+        if self.cut:
+            meant = pc.or_(meant, pc.fill_null(pc.equal(batch["finish_reason"], "length"), False))
+        if self.unparsed:
+            meant = pc.or_(meant, pc.fill_null(pc.invert(batch["parse_ok"]), False))
+        return meant
+
+    def left(self, counts: Counts) -> Counts:
+        """Return the counts of a part without these rows."""
+        if self.part is None or self.rows is None:
+            return counts if self.kinds is None else counts.without_errors(self.kinds)
+        # Otherwise a worker that was killed before it could remove the marker has replaced the part.
+        return counts.without(self.rows) if counts.to_dict() == self.part else counts
+
+    def to_json(self) -> bytes:
+        """Return the contents of a marker. Older versions read it if they can do what it asks for."""
+        if self.is_plain:
+            return json.dumps({"kinds": self.kinds}).encode()
+        content = {"errors": self.kinds, "cut": self.cut, "unparsed": self.unparsed, "changes": self.changes}
+        rows = None if self.rows is None else self.rows.to_dict()
+        return json.dumps(content | {"part": self.part, "rows": rows}).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Mark":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is something else.
+        """
+        values = json.loads(content)
+        if "kinds" in values:
+            return cls(kinds=tuple(values["kinds"]))
+        rows = None if values["rows"] is None else Counts.from_json(json.dumps(values["rows"]).encode())
+        return cls(
+            kinds=None if values["errors"] is None else tuple(values["errors"]),
+            cut=values["cut"],
+            unparsed=values["unparsed"],
+            changes=dict(values["changes"]),
+            part=values["part"],
+            rows=rows,
+        )
+
+
+def read_mark(directory: RunDirectory, shard_idx: int) -> Mark | None:
+    """Return what a shard's marker says; None if there is none.
 
     Raises:
         UsageError: the object is not a marker.
     """
+    name = directory.names.retry(shard_idx)
     try:
-        kinds: list[str] = json.loads(store.read(marker))["kinds"]
-        return kinds
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{store.describe(marker)} is not a marker ({error!r}). Remove it.") from None
+        return Mark.from_json(directory.store.read(name))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{directory.store.describe(name)} is not a marker ({error!r}). Remove it.") from None
 
 
-def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Columns) -> Iterator[Completion]:
+def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Columns, mark: Mark) -> Iterator[Completion]:
     """Yield the completions of a marked part, without the rows to be retried.
 
     Args:
@@ -37,13 +127,51 @@ def completions_to_stay(directory: RunDirectory, shard_idx: int, columns: Column
     Raises:
         JobError: the part cannot be read.
     """
-    store, names = directory.store, directory.names
-    with contextlib.suppress(FileNotFoundError):  # no marker: the shard is new, or another worker has finished it
-        kinds = marked_kinds(store, names.retry(shard_idx))
-        yield from _read(store, names.part(shard_idx), columns, kinds)
+    names = [field.name for field in columns.of_completions]
+    try:
+        for batch in _batches(directory.store, directory.names.part(shard_idx), [*names, *mark.columns]):
+            yield from from_batch(batch.filter(pc.invert(mark.are_meant(batch))).select(names))
+    except FileNotFoundError:  # another worker has finished the shard, or the part was removed
+        return
+    except pa.ArrowException as error:
+        where = directory.store.describe(directory.names.part(shard_idx))
+        raise JobError(
+            f"{where} cannot be read: {first_line(error)}. Remove it; its rows will be recomputed."
+        ) from None
 
 
-def positions_to_stay(directory: RunDirectory, shard_idx: int, kinds: Collection[str]) -> list[int]:
+def count_meant(directory: RunDirectory, shard_idx: int, columns: Columns, mark: Mark) -> Counts:
+    """Return the counts of the rows of a part that a mark means.
+
+    Raises:
+        JobError: the part cannot be read.
+    """
+    found, names = Counts(), [field.name for field in columns.fields if field.name != "prompt"]
+    part = directory.names.part(shard_idx)
+    try:
+        for batch in _batches(directory.store, part, [*names, *mark.columns]):
+            found.add_batch(batch.filter(mark.are_meant(batch)), columns.modes)
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{directory.store.describe(part)} cannot be read: {first_line(error)}.") from None
+    return found
+
+
+def redone_rows(
+    directory: RunDirectory, shard_idx: int, mark: Mark, *, done: Container[SampleKey], missing: Iterable[SampleKey]
+) -> Redone:
+    """Return the rows of a marked part's successor with sampling options other than the run's.
+
+    Args:
+        done: the rows that stay.
+        missing: those to be recomputed.
+    """
+    new = dict.fromkeys(missing, described(mark.changes)) if mark.changes else {}
+    with directory.store.open(directory.names.part(shard_idx)) as file:
+        old = from_metadata(pq.read_metadata(file).metadata or {})
+    return new | {key: options for key, options in old.items() if key in done}
+
+
+def positions_to_stay(directory: RunDirectory, shard_idx: int, mark: Mark) -> list[int]:
     """Return the positions within a marked part of the rows that are not to be retried.
 
     Raises:
@@ -52,23 +180,12 @@ def positions_to_stay(directory: RunDirectory, shard_idx: int, kinds: Collection
     part = directory.names.part(shard_idx)
     try:
         with directory.store.open(part) as file:
-            texts = pq.ParquetFile(file).read(columns=["error"])["error"].to_pylist()
+            meant = mark.are_meant(pq.ParquetFile(file).read(columns=mark.columns))
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{directory.store.describe(part)} cannot be read: {first_line(error)}.") from None
-    errors = [None if text is None else RowError.parse(text).kind for text in texts]
-    return [at for at, kind in enumerate(errors) if kind is None or (kinds and kind not in kinds)]
+    return [at for at, is_meant in enumerate(meant.to_pylist()) if not is_meant]
 
 
-def _read(store: Store, part: str, columns: Columns, kinds: Collection[str]) -> Iterator[Completion]:
-    names = [field.name for field in columns.of_completions]
-    try:
-        with store.open(part) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1000, columns=names):
-                for completion in from_batch(batch):
-                    if completion.error is None or (kinds and completion.error.kind not in kinds):
-                        yield completion
-    except pa.ArrowException as error:
-        where = store.describe(part)
-        raise JobError(
-            f"{where} cannot be read: {first_line(error)}. Remove it; its rows will be recomputed."
-        ) from None
+def _batches(store: Store, part: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+    with store.open(part) as file:
+        yield from pq.ParquetFile(file).iter_batches(batch_size=1000, columns=list(dict.fromkeys(names)))

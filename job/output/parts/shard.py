@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,7 +13,8 @@ from job.output.parts.counts import Counts
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
-from job.output.parts.retry_marks import completions_to_stay
+from job.output.parts.redone import Redone, counted, to_metadata
+from job.output.parts.retry_marks import completions_to_stay, read_mark, redone_rows
 from job.output.parts.rows import to_batch
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Stamp
@@ -69,8 +70,12 @@ class OpenShard:
         self.shard_idx = shard_idx
         self._plan, self._directory, self._format = plan, directory, part_format
         self._store, self._part = directory.store, directory.names.part(shard_idx)
-        self._old_part = self._stamp_of_retried()
+        mark = read_mark(directory, shard_idx)
+        self._old_part = None if mark is None else self._stamp_of_retried()
         """What the new part replaces."""
+        self.changes: Mapping[str, Any] = {}
+        """Sampling options of the rows that are missing, in place of the run's."""
+        self._redone: Redone = {}
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
@@ -84,7 +89,10 @@ class OpenShard:
         unused = _unused_journal(directory, shard_idx, worker_id)
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=sync_secs)
         # Rows that a retry keeps come first, since the first completion of a row counts.
-        self._take(completions_to_stay(directory, shard_idx, part_format.columns))
+        if mark is not None and self._old_part is not None:
+            self._take(completions_to_stay(directory, shard_idx, part_format.columns, mark))
+            self._redone = redone_rows(directory, shard_idx, mark, done=self._done, missing=self._missing)
+            self.changes = mark.changes
         self.absorb()
 
     @property
@@ -188,8 +196,6 @@ class OpenShard:
         self._store.delete(self._directory.names.retry(self.shard_idx))
 
     def _stamp_of_retried(self) -> Stamp | None:
-        if not self._store.exists(self._directory.names.retry(self.shard_idx)):
-            return None
         with contextlib.suppress(FileNotFoundError):
             return self._store.stamp(self._part)
         return None
@@ -215,7 +221,8 @@ class OpenShard:
             if not self._keys:
                 writer.write_table(schema.empty_table())
             # The part's own counts, so that totals need only the footers.
-            writer.add_key_value_metadata(self.counts.to_metadata())
+            self.counts.redone = counted(self._redone)
+            writer.add_key_value_metadata(self.counts.to_metadata() | to_metadata(self._redone))
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         kept = self._kept_table()

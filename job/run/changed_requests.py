@@ -1,0 +1,19 @@
+"""Requests with other sampling options than the run's: ``job retry`` asks for them, for some rows."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from job.records import Request
+from job.tasks import Generate
+
+
+def changed(request: Request, changes: Mapping[str, Any], max_model_len: int) -> Request:
+    """Return a request with these sampling options. A longer answer is still limited by what the model has room for."""
+    if not changes:
+        return request
+    assert isinstance(request.task, Generate), "job retry refuses changes where nothing is drawn"
+    params = replace(request.task.params, **changes)
+    room = max(request.task.params.max_new_tokens, max_model_len - len(request.prompt_ids))
+    params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+    return replace(request, task=replace(request.task, params=params))
