@@ -1,7 +1,6 @@
 """Batches of requests to OpenAI's API as input: recognized, served, and never answered as they were not asked."""
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,24 +262,6 @@ def test_urls_of_conversations(url: str | None) -> None:
     assert error_of(chat(), url=url) is None
 
 
-def test_the_first_request_says_which_options_to_give(run_batch: RunJob, tmp_path: Path) -> None:
-    """And with them, it is served. Nothing was started before."""
-    body = {"max_tokens": 8, "temperature": 0.5, "seed": 4, "n": 2, "stop": ["a b", "#"]}
-    rows = [request(0, **body), request(1, **body), request(2, **body | {"seed": 5})]
-    result = run_batch(rows)
-    assert result.exit_code == 2
-    options = "--max-new-tokens 8 --temperature 0.5 --seed 4 --stop 'a b' --stop '#' --num-samples 2"
-    assert result.stderr.splitlines()[-1] == (
-        f"job: --dataset {tmp_path / 'batch.jsonl'}: the first request asks for max_tokens 8 (the run has 256), "
-        'temperature 0.5 (the run has 0.0), seed 4 (the run has 0), stop ["a b", "#"] (the run has []), '
-        f"n 2 (the run has 1). Give {options}; all requests of a run share these settings."
-    )
-    assert not (tmp_path / "out").exists()
-    assert run_batch(rows, *shlex.split(options)).exit_code == 0
-    errors = [row["error"] for row in rows_of(tmp_path / "out")]
-    assert errors == [None] * 4 + ["parameter_mismatch: seed is 5, the run's is 4"] * 2
-
-
 def test_texts_are_served_without_a_chat_template(run_batch: RunJob, run_job: RunJob, tmp_path: Path) -> None:
     """As /v1/completions does: the text as it is. Then conversations are the error rows."""
     bodies: list[Any] = ["once upon", "", ["a", "b"], "END"]
@@ -320,7 +301,7 @@ def test_conversations_without_a_chat_template_are_refused(
 
 
 def test_a_first_request_that_is_none_is_an_error_row(run_batch: RunJob, tmp_path: Path) -> None:
-    rows = [request(0) | {"body": None}, b"torn", request(2, temperature=1)]
+    rows = [request(0) | {"body": None}, b"torn", request(2, n=2)]
     assert run_batch(rows).exit_code == 0
     kinds = [row["error"].partition(":")[0] for row in rows_of(tmp_path / "out")]
     assert kinds == ["null_prompt", "invalid_json", "parameter_mismatch"]
@@ -339,21 +320,6 @@ def test_content_free_prompts_have_no_place_in_a_request(run_batch: RunJob) -> N
     result = run_batch([request(0)], "--choices", "a", "--choices", "b", "--choice-calibration", "N/A")
     assert result.exit_code == 2
     assert "--choice-calibration 'N/A': invalid_messages: a text cannot replace messages" in result.stderr
-
-
-def test_the_schema_of_the_first_request_is_named(run_batch: RunJob, tmp_path: Path) -> None:
-    """All rows were errors, and nothing said which option would serve them."""
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    rows = [request(0, response_format=wanted), request(1, response_format=wanted)]
-    result = run_batch(rows)
-    assert result.exit_code == 2 and not (tmp_path / "out").exists()
-    option = f"--json-schema {shlex.quote(json.dumps(schema))}"
-    assert result.stderr.endswith(f"Give {option}; all requests of a run share it.\n")
-    assert run_batch(rows, *shlex.split(option)).exit_code == 0
-    long = {**schema, "description": "x" * 2000}
-    wanted["json_schema"] = {"name": "x", "schema": long}
-    assert "Give --json-schema FILE, with a file that has this schema;" in run_batch(rows).stderr
 
 
 def test_ids_that_do_not_identify_are_noted(run_batch: RunJob, tmp_path: Path) -> None:

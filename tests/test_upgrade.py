@@ -397,7 +397,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "columns": {"include_prompt": True},
     "model": {"kv_cache_dtype": "auto"},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
-    "modes.row_params": {"params_column": None, "row_params": []},
+    "modes.row_params": {"params_column": None, "row_params": [], "request_column": None},
     "modes.completion": {"logprobs": False},
     "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
     "modes.scores": {"score_column": None, "score_stride": None, "token_logprobs": False, "score_window": None},

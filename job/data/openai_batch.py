@@ -1,18 +1,19 @@
 """A batch of requests to OpenAI's API as a dataset: rows of ``custom_id``, ``method``, ``url`` and ``body``.
 
-The prompt is in the body. The body's other parameters are either settings of the whole run, or not supported. None that
-could change an answer is ignored: if the first request differs from the run's settings, the run does not start; a later
-request that differs becomes an error row. (platform.openai.com/docs/guides/batch)
+The prompt is in the body. The body's other parameters hold for the row (``job.modes.openai_params``), must agree with
+the run (``openai_settings``), or are not supported. None that could change an answer is ignored: if the first request
+differs from the run's settings, the run does not start; a later request that differs becomes an error row.
+(platform.openai.com/docs/guides/batch)
 """
 
 import contextlib
 import json
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from job.config import PromptConfig, RunConfig, SamplingConfig
-from job.data.messages import Content, parse_messages
+from job.config import PromptConfig, RunConfig
+from job.data.messages import Content, Messages, parse_messages
+from job.data.openai_settings import RunSettings, as_json
 from job.data.source import Source, read_rows
 from job.errors import UsageError, shorten
 from job.records import RowRejected
@@ -21,23 +22,8 @@ ID_COLUMN, BODY_COLUMN, URL_COLUMN = "custom_id", "body", "url"
 
 CHAT_URL, TEXT_URL = "/v1/chat/completions", "/v1/completions"
 
-LENGTHS = dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_new_tokens")
-
-NUMBERS = {"n": "num_samples", "min_tokens": "min_new_tokens"}
-
-SAME_NAMES = {name: name for name in SamplingConfig().options() if name not in {*LENGTHS.values(), *NUMBERS.values()}}
-
-PARAMETERS = {**LENGTHS, **SAME_NAMES, **NUMBERS}
-"""Parameters of a body, and the field of ``SamplingConfig`` that must agree. Some are additions by vLLM."""
-
-MAX_SHOWN_SCHEMA = 1000
-"""How many characters of a schema a message shows."""
-
 MAX_IDS = 50_000
 """How many ids are compared: OpenAI's limit for a batch."""
-
-DRAWING = ("top_p", "top_k", "min_p", "seed")
-"""Parameters that have no effect when decoding is greedy."""
 
 WITHOUT_EFFECT = frozenset(
     [
@@ -88,9 +74,8 @@ class Requests:
             chat: see ``open_requests``.
         """
         self._dataset, self._model = config.data.dataset, config.model.model
-        self._sampling, self._is_no_chat = config.sampling, config.prompt.chat is False
-        self._modes = config.active_modes
-        self._checks_format = config.prompt.has_own_rules  # older versions made an error row of each such request
+        self._settings, self._is_no_chat = RunSettings(config), config.prompt.chat is False
+        self._reasoning_effort = config.prompt.reasoning_effort
         self._url = CHAT_URL if chat else TEXT_URL
         self.columns = [name for name in (BODY_COLUMN, URL_COLUMN) if name in columns]
 
@@ -116,10 +101,14 @@ class Requests:
         if url != self._url:
             raise RowRejected("unsupported_url", f"{url}; this run serves {self._url}")
         for name, value in self._unsupported(body):
-            raise RowRejected("unsupported_parameter", f"{name} is {_show(value)}")
-        for name, field, value in self._different(body):
-            raise RowRejected("parameter_mismatch", f"{name} is {_show(value)}, the run's is {self._own(field)}")
-        return parse_messages(body.get("messages"), "body.messages") if self._url == CHAT_URL else _text(body)
+            raise RowRejected("unsupported_parameter", f"{name} is {as_json(value)}")
+        for name, field, value in self._settings.different(body):
+            shown = self._settings.shown(field)
+            raise RowRejected("parameter_mismatch", f"{name} is {as_json(value)}, the run's is {shown}")
+        if self._url == TEXT_URL:
+            return _text(body)
+        messages = parse_messages(body.get("messages"), "body.messages")
+        return _without_developer(messages) if self._settings.has_own else messages
 
     def check_first(self, source: Source) -> None:
         """Compare the first request with the run's settings: if it differs, most requests will.
@@ -132,9 +121,7 @@ class Requests:
             with contextlib.suppress(RowRejected):  # it becomes an error row
                 body = body_of(row.values)
                 self._check_url(url_of(row.values, body))
-                self._check_parameters(body)
-                if self._checks_format:
-                    self._check_format(body)
+                self._settings.check_first(body)
 
     def _check_url(self, url: str) -> None:
         if url == self._url or url not in (CHAT_URL, TEXT_URL):
@@ -147,57 +134,17 @@ class Requests:
             f"--dataset {self._dataset}: the first request is for {url}, but this run serves {self._url}. {advice}"
         )
 
-    def _check_parameters(self, body: Mapping[str, Any]) -> None:
-        different = list(self._different(body))
-        if different:
-            asked = [f"{name} {_show(value)} (the run has {self._own(field)})" for name, field, value in different]
-            options = dict.fromkeys(_option(field, value) for _, field, value in different)
-            raise UsageError(
-                f"--dataset {self._dataset}: the first request asks for {', '.join(asked)}. Give {' '.join(options)}; "
-                "all requests of a run share these settings."
-            )
-
-    def _check_format(self, body: Mapping[str, Any]) -> None:
-        answer_format = body.get("response_format")
-        if not answer_format or self._is_own_format(answer_format):
-            return
-        asked = answer_format.get("json_schema") if isinstance(answer_format, dict) else None
-        schema = asked.get("schema") if isinstance(asked, dict) else None
-        if schema is None:
-            return  # each such row becomes an error
-        text = json.dumps(schema, ensure_ascii=False)
-        short = shlex.quote(text) if len(text) <= MAX_SHOWN_SCHEMA else "FILE, with a file that has this schema"
-        raise UsageError(
-            f"--dataset {self._dataset}: the first request has a response_format with a JSON schema, which the run "
-            f"does not have. Give --json-schema {short}; all requests of a run share it."
-        )
-
-    def _different(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-        """Yield each parameter that differs from the run's: its name, its name in the run, and the requested value."""
-        is_greedy = self._sampling.temperature == 0 and not body.get("temperature")
-        for name, value in _asked(body):
-            is_idle = (is_greedy and name in DRAWING) or any(PARAMETERS[name] in mode.ignores for mode in self._modes)
-            if not is_idle and value != getattr(self._sampling, PARAMETERS[name]):
-                yield name, PARAMETERS[name], value
-
-    def _own(self, field: str) -> str:
-        return _show(getattr(self._sampling, field))
-
     def _unsupported(self, body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the parameters that would change the answer, but are not supported."""
         for name, value in body.items():
-            is_known = name in PARAMETERS or name in WITHOUT_EFFECT
+            is_known = name in self._settings.known or name in WITHOUT_EFFECT
+            if name == "reasoning_effort" and value == self._reasoning_effort:
+                continue
             if not is_known and value and value not in NEUTRAL.get(name, ()):
                 yield name, value
         answer_format = body.get("response_format")
-        if answer_format and not self._is_own_format(answer_format):
+        if answer_format and not self._settings.serves(answer_format):
             yield "response_format", answer_format
-
-    def _is_own_format(self, answer_format: Any) -> bool:
-        """Whether a response format is plain text, or one that a mode of the run produces anyway."""
-        if not isinstance(answer_format, dict):
-            return False
-        return answer_format.get("type") == "text" or any(mode.serves(answer_format) for mode in self._modes)
 
 
 def _note_on_ids(values: Iterable[Any]) -> str | None:
@@ -248,20 +195,9 @@ def url_of(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
     return f"/v1{url}" if url in ("/chat/completions", "/completions") else str(url)
 
 
-def _asked(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each parameter of a body that is a setting of the run, with its value in the run's form."""
-    for name in PARAMETERS:
-        value = body.get(name)
-        if name == "stop" and isinstance(value, str):
-            value = (value,)
-        if isinstance(value, list):
-            value = tuple(value)
-        if name == "logit_bias" and isinstance(value, dict):
-            value = json.dumps(dict(sorted(value.items())), ensure_ascii=False) if value else None
-        if name == "top_k" and value == -1:  # vLLM writes 0 as -1
-            value = 0
-        if value is not None and value not in ((), ""):
-            yield name, value
+def _without_developer(messages: Messages) -> Messages:
+    """Call the developer of newer requests system, which is the name that chat templates know."""
+    return [{**each, "role": "system"} if each["role"] == "developer" else each for each in messages]
 
 
 def _text(body: Mapping[str, Any]) -> str:
@@ -278,20 +214,3 @@ def _parse(text: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     return None
-
-
-def _show(value: Any) -> str:
-    """Return a value as JSON, as in the requests, shortened."""
-    return shorten(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _option(field: str, value: Any) -> str:
-    """Return the option that makes the run match a request.
-
-    >>> _option("stop", ("a b", "c")), _option("max_new_tokens", 8), _option("ignore_eos", True)
-    ("--stop 'a b' --stop c", '--max-new-tokens 8', '--ignore-eos')
-    """
-    flag = "--" + field.replace("_", "-")
-    if isinstance(value, bool):
-        return flag if value else f"no {flag}"
-    return " ".join(f"{flag} {shlex.quote(str(item))}" for item in (value if isinstance(value, tuple) else (value,)))

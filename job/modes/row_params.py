@@ -1,43 +1,29 @@
 """Parameters of rows: sampling options that rows have values of their own for, in columns of the dataset.
 
-Either one column holds an object of them, or each has a column. Where a row has none, the run's value holds.
+Either one column holds an object of them, or each has a column, or rows are requests to OpenAI's API. Where a row has
+none, the run's value holds.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from job.errors import InvalidValue, UsageError, shorten
+from job.errors import UsageError, shorten
 from job.modes.mode import BoundMode, Mode, Setting, Tokens
+from job.modes.openai_params import asked_by, name_in
 from job.modes.options import option
 from job.modes.row_constraints import CONSTRAINTS, RowConstraints
+from job.modes.row_values import ENDING, PARAMETERS, STOP, rejected, shown, texts_of, with_values
 from job.modes.stop_texts import StopTexts
 from job.records import RowRejected
 from job.tasks import Generate, Grammar, SamplingParams, Task
 
 if TYPE_CHECKING:
     from job.config import RunConfig
-
-NUMBERS: Mapping[str, type] = {
-    field.name: get_type_hints(SamplingParams)[field.name]
-    for field in fields(SamplingParams)
-    if "option" in field.metadata and field.name != "stop_token_ids"
-}
-"""The parameters that are numbers or truth values, with their types."""
-
-STOP = "stop"
-
-PARAMETERS = (*NUMBERS, STOP, *CONSTRAINTS)
-"""What rows may set."""
-
-ENDING = (STOP, "ignore_eos", *CONSTRAINTS)
-"""The parameters that decide where a completion ends."""
-
-KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 MAX_KNOWN = 10_000
 """How many different parameters are remembered, so that rows which have the same share one object: engines compare
@@ -61,25 +47,32 @@ class RowParamsMode(Mode):
         metavar="NAME=COLUMN",
         may_have_commas=True,
     )
+    request_column: str | None = None
+    """The column with requests to OpenAI's API, each of which runs with what it asks for. No option: they are
+    recognized."""
 
     def columns(self) -> tuple[str, ...]:
         """See ``Mode``."""
-        own = () if self.params_column is None else (self.params_column,)
-        return (*own, *self._column_of().values())
+        return (*(name for name in (self.request_column, self.params_column) if name), *self.column_of().values())
 
     def varies(self) -> frozenset[str]:
         """See ``Mode``."""
-        return frozenset(PARAMETERS if self.params_column is not None else self._column_of())
+        has_objects = self.params_column is not None or self.request_column is not None
+        return frozenset(PARAMETERS if has_objects else self.column_of())
+
+    def card_values(self) -> Mapping[str, Any]:
+        """See ``Mode``."""
+        return {name: value for name, value in self.given().items() if name != "request_column"}
 
     def check(self, config: "RunConfig") -> None:
         """See ``Mode``."""
-        known = self._column_of()
+        known = self.column_of()
         for name in known:
             if name not in PARAMETERS:
                 raise UsageError(f"--row-params: rows have no parameter {name!r}. There are {', '.join(PARAMETERS)}.")
         for mode in config.active_modes:
             if mode.answers and mode.decides_end:
-                raise UsageError(f"{self.flag} and {mode.flag} were given together. Leave out one: choices are scored.")
+                raise UsageError(f"{self.flag} and {mode.flag} were given together. Leave out one: nothing is drawn.")
             if mode.decides_end and (ends := next((name for name in ENDING if name in known), None)):
                 raise UsageError(
                     f"--row-params {ends} and {mode.flag} were given together. Leave out {ends}: {mode.flag} decides "
@@ -88,13 +81,13 @@ class RowParamsMode(Mode):
 
     def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:
         """Put the names in order: it means nothing."""
-        return replace(self, row_params=tuple(sorted(f"{name}={column}" for name, column in self._column_of().items())))
+        return replace(self, row_params=tuple(sorted(f"{name}={column}" for name, column in self.column_of().items())))
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        return BoundRowParams(self.params_column, self._column_of(), setting)
+        return BoundRowParams(self, setting)
 
-    def _column_of(self) -> dict[str, str]:
+    def column_of(self) -> dict[str, str]:
         """Return the columns of ``row_params`` by parameter."""
         columns: dict[str, str] = {}
         for pair in _pairs(self.row_params):
@@ -121,13 +114,10 @@ def _pairs(values: Sequence[str]) -> Iterator[str]:
 class BoundRowParams(BoundMode):
     """Puts the parameters of each row into its task."""
 
-    def __init__(self, params_column: str | None, column_of: Mapping[str, str], setting: Setting) -> None:
-        """Read parameters from these columns.
-
-        Args:
-            column_of: the columns of single parameters, which win.
-        """
-        self._params_column, self._column_of = params_column, column_of
+    def __init__(self, mode: RowParamsMode, setting: Setting) -> None:
+        """Read parameters from the columns that a mode names. Those of single parameters win."""
+        self._request_column, self._params_column = mode.request_column, mode.params_column
+        self._column_of, self._serves = mode.column_of(), setting.serves
         self._constraints = RowConstraints(setting.tokens)
         self._stops_of = lru_cache(MAX_KNOWN)(lambda texts: StopTexts.of(setting, texts))
         self._params_like = lru_cache(MAX_KNOWN)(_itself)
@@ -135,7 +125,19 @@ class BoundRowParams(BoundMode):
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         assert isinstance(task, Generate), "choices are refused together with parameters of rows"
-        given = self._given(values)
+        body = {} if self._request_column is None else _object(values.get(self._request_column), self._request_column)
+        try:
+            return self._refined(task, asked_by(body, self._serves) | self._given(values))
+        except RowRejected as error:
+            name, space, rest = error.row_error.detail.partition(" ")
+            raise RowRejected(error.row_error.kind, name_in(body, name) + space + rest) from None
+
+    def _refined(self, task: Generate, given: dict[str, Any]) -> Generate:
+        """Return a row's task with the parameters that it brings.
+
+        Raises:
+            RowRejected: one cannot be used.
+        """
         stop = texts_of(given.pop(STOP, None))
         constraints = {name: given.pop(name) for name in CONSTRAINTS if name in given}
         params = self._params_like(with_values(task.params, given))
@@ -144,7 +146,9 @@ class BoundRowParams(BoundMode):
         if grammar is not None and (stop or params.ignore_eos):
             name = STOP if stop else "ignore_eos"
             raise rejected(name, stop or True, "left out: the schema, regex or grammar decides where completions end")
-        return replace(task, params=params, grammar=grammar, ends_text=ends_text if grammar is None else None)
+        if grammar is not None:  # what ends completions of the run does not hold for it
+            params, ends_text = self._params_like(replace(params, stop_token_ids=())), None
+        return replace(task, params=params, grammar=grammar, ends_text=ends_text)
 
     def _grammar(self, of_run: Grammar | None, given: Mapping[str, Any]) -> Grammar | None:
         """Return the constraint of a row: the run's, or the one that it brings.
@@ -173,65 +177,6 @@ class BoundRowParams(BoundMode):
                 raise RowRejected("invalid_parameter", f"{detail}; there are {', '.join(PARAMETERS)}")
         own = ((name, values.get(column)) for name, column in self._column_of.items())
         return given | {name: value for name, value in own if value is not None}
-
-
-def with_values(params: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
-    """Return parameters with values that a row brings.
-
-    Args:
-        given: by name, each of any type.
-
-    Raises:
-        RowRejected: one has another type than it must have, or is out of range.
-    """
-    if not given:
-        return params
-    values = {name: _converted(name, value) for name, value in given.items()}
-    try:
-        return replace(params, **values)
-    except InvalidValue as error:
-        name = error.option.replace("-", "_")
-        raise rejected(name, given.get(name, getattr(params, name)), error.need) from None
-
-
-def texts_of(value: Any) -> tuple[str, ...] | None:
-    """Return the stop strings that a row brings; None if it brings no value.
-
-    Raises:
-        RowRejected: it is neither a text nor a list of texts, or one is empty.
-    """
-    if value is None:
-        return None
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
-        raise rejected(STOP, value, "a non-empty text or a list of such texts")
-    return tuple(texts)
-
-
-def rejected(name: str, value: Any, need: str) -> RowRejected:
-    """Return the error of a row with a wrong value."""
-    return RowRejected("invalid_parameter", f"{name} is {shown(value)}; it must be {need}")
-
-
-def shown(value: Any) -> str:
-    """Return a value as JSON, shortened, for messages."""
-    return shorten(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _converted(name: str, value: Any) -> Any:
-    """Return a number in the type that a parameter has. In many data, whole numbers are floats.
-
-    Raises:
-        RowRejected: it is of another type.
-    """
-    kind = NUMBERS[name]
-    if kind is not bool and isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError, ValueError):  # infinite, or not a number
-            if kind(value) == value:
-                return kind(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    raise rejected(name, value, KINDS[kind])
 
 
 def _object(value: Any, column: str) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """What a mode is bound to: the tokenizer, the sampling options, and how prompts end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,8 @@ class Setting:
     """What completions have right before their answer, if something comes before it: the end of their reasoning."""
     stops_at_special_tokens: bool = True
     """Whether a stop string may contain special tokens."""
+    serves: Callable[[Mapping[str, Any]], bool] = lambda response_format: False
+    """Whether every completion of the run follows a ``response_format`` of OpenAI's API."""
     text_column: str | None = None
     """The column whose text is the prompt; None if it comes from elsewhere."""
     adds_special_tokens: bool = False

@@ -27,6 +27,7 @@ from job.output.parts.part_schema import Columns
 from job.records import RowRejected
 from job.run.effects import check_effects_on_texts
 from job.run.kept_columns import KeptColumns, columns_kept
+from job.run.older_runs import with_requests
 from job.run.resolved import ResolvedRun
 from job.tasks import Generate, Task
 from job.wording import UNLIMITED
@@ -83,7 +84,7 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
         UsageError: the run cannot work as asked.
     """
     info, tokenizer, template = of_model.info, of_model.tokenizer, of_model.template
-    run = _with_columns(config, dataset, chat=template is not None)
+    run = _with_columns(config, dataset, found, chat=template is not None)
     notes = () if run.is_batch else check_effects_on_texts(config, is_new=found is None)
     config, schema = run.config, dataset.source.schema
     requests = open_requests(config, dataset.source, chat=run.chat) if run.is_batch else None
@@ -125,12 +126,12 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
     )
 
 
-def _with_columns(config: RunConfig, dataset: OpenDataset, *, chat: bool) -> ResolvedRun:
+def _with_columns(config: RunConfig, dataset: OpenDataset, found: Manifest | None, *, chat: bool) -> ResolvedRun:
     """Look up the columns that the options name, and find out whether the dataset is a batch of requests."""
     columns = dataset.source.schema.names
     run = ResolvedRun(config=config, chat=chat).with_columns(columns)
     if recognizes_requests(config.prompt, columns):
-        run = replace(run, batch_id_column=ID_COLUMN)
+        run = replace(run, batch_id_column=ID_COLUMN, config=with_requests(run.config, BODY_COLUMN, found))
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     of_prefill = Prefill(run.config.prompt.prefill, columns).needed
     dataset.source.fix_columns(
@@ -184,6 +185,7 @@ def _setting(run: ResolvedRun, tokenizer: Tokenizer, renderer: PromptRenderer) -
         stops_at_special_tokens=run.config.prompt.has_own_rules,
         text_column=run.text_column,
         adds_special_tokens=not run.chat,
+        serves=lambda response_format: any(mode.serves(response_format) for mode in run.config.active_modes),
     )
 
 

@@ -20,6 +20,7 @@ from job.engine.model.naming import MODEL_CONFIG
 from job.engine.model.weights import GENERATION_CONFIG, identify
 from job.errors import UsageError
 from job.fingerprint import fingerprint
+from job.modes.row_params import RowParamsMode
 from job.output.parts.manifest import Manifest
 from job.remote.hub import COMMIT
 
@@ -38,6 +39,23 @@ def as_started(config: RunConfig, found: Manifest | None) -> RunConfig:
     if found.is_format_2 and prompt.prompt_template is not None:
         prompt = replace(prompt, prompt_template=prompt.prompt_template.removesuffix("\n"))
     return replace(config, prompt=prompt)
+
+
+def with_requests(config: RunConfig, column: str, found: Manifest | None) -> RunConfig:
+    """Return the configuration for requests to OpenAI's API, each of which runs with the parameters that it names.
+
+    In runs that version 0.4 or older began, a request with other settings than the run's is an error row; it also is
+    where choices are scored.
+
+    Args:
+        column: has the requests.
+    """
+    is_scored = any(mode.answers and mode.decides_end for mode in config.active_modes)
+    began_so = found is None or any(isinstance(mode, RowParamsMode) and mode.request_column for mode in found.modes)
+    if is_scored or not began_so:
+        return config
+    modes = (replace(mode, request_column=column) if isinstance(mode, RowParamsMode) else mode for mode in config.modes)
+    return replace(config, modes=tuple(modes))
 
 
 def dataset_commit(data: DataConfig, found: Manifest | None) -> str | None:
