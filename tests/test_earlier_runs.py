@@ -58,7 +58,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 NEXT = ("--prompt-template", "{{ completion }}?")
 
 
-def test_columns_are_kept_under_other_names(job: Job, earlier: Path, tmp_path: Path) -> None:
+def test_columns_are_kept_under_other_names(job: Job, run_job: Any, earlier: Path, tmp_path: Path) -> None:
     result = job("a", "b", *NEXT, "--keep-columns", "completion=draft,n", "--keep-columns", "prompt=question")
     assert result.exit_code == 0, result.stderr
     before, after = rows_of(earlier), rows_of(tmp_path / "b")
@@ -70,10 +70,12 @@ def test_columns_are_kept_under_other_names(job: Job, earlier: Path, tmp_path: P
     assert read_output(tmp_path / "b").column_names[2:5] == ["draft", "n", "question"]
     manifest = json.loads((tmp_path / "b/manifest.json").read_text())
     assert manifest["identity"]["columns"]["kept"] == [
-        "completion=draft: string",
+        "draft: string, from completion",
         "n: int64",
-        "prompt=question: string",
+        "question: string, from prompt",
     ]
+    assert run_job("verify", tmp_path / "b").exit_code == 0
+    assert run_job("export", tmp_path / "b", "--to", tmp_path / "b.jsonl").exit_code == 0
     assert "already done" in job("a", "b", *NEXT, "--keep-columns", "completion=draft,n,prompt=question").stderr
     other = job("a", "b", *NEXT, "--keep-columns", "completion=first,n,prompt=question")
     assert other.exit_code == 2 and "the columns of --id-column and --keep-columns was" in other.stderr

@@ -542,7 +542,7 @@ def test_all_leaders_of_a_launch_read_one_commit(
     data = DataConfig(dataset="acme/data")
     read: list[OpenDataset] = []
 
-    def prepare(config: RunConfig, *args: Any) -> Any:
+    def prepare(config: RunConfig, *args: Any, **options: Any) -> Any:
         read.append(find_dataset(config.data).open())
         repo.commit({"train.jsonl": lines("new")})
         return SimpleNamespace(dataset=read[-1], model_info=SimpleNamespace(files=ModelFiles(name="m")))
@@ -572,5 +572,5 @@ def test_all_leaders_of_a_launch_read_one_commit(
     )
     for speaks in (True, False):
         launch: Any = Launch(speaks=speaks)
-        assert process._prepare_in_turn(config, launch)[1] == ModelFiles(name="m")
+        assert process._prepare_in_turn(config, launch, lambda examined: None)[1] == ModelFiles(name="m")
     assert [dataset.commit for dataset in read] == [old, old]

@@ -27,50 +27,68 @@ def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[P
     Raises:
         UsageError: a file is not TOML, or names an unknown option.
     """
-    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
-    del options[param.name]
     for path in paths:
-        values = dict(_values(path, {name for name, option in options.items() if isinstance(option.type, JsonObject)}))
-        for name, value in values.items():
-            if name not in options:
-                raise UsageError(f"--config {path}: there is no option {name!r}. {_advice(name, options)}")
-            _check_toml_type(path, options[name], value)
-            if options[name].multiple and isinstance(value, str):
-                values[name] = [value]
-        ctx.default_map = {**(ctx.default_map or {}), **values}
+        where = f"--config {path}"
+        ctx.default_map = {**(ctx.default_map or {}), **values_in(read_toml(path, where), where, ctx.command)}
 
 
-def _values(path: Path, objects: Collection[str | None]) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values in a file.
+def values_in(table: Mapping[str, Any], where: str, command: click.Command) -> dict[str, Any]:
+    """Return the values of a command's options in a table, by their names.
+
+    Args:
+        where: what the table is, for messages.
+
+    Raises:
+        UsageError: it names an unknown option, or one twice, or a value has another type than its option.
+    """
+    options = {option.name: option for option in command.params if isinstance(option, click.Option)}
+    del options["config"]
+    values = dict(_values(table, where, {name for name, each in options.items() if isinstance(each.type, JsonObject)}))
+    for name, value in values.items():
+        if name not in options:
+            raise UsageError(f"{where}: there is no option {name!r}. {_advice(name, options)}")
+        _check_toml_type(where, options[name], value)
+        if options[name].multiple and isinstance(value, str):
+            values[name] = [value]
+    return values
+
+
+def _values(table: Mapping[str, Any], where: str, objects: Collection[str | None]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values in a table, and in the tables in it.
 
     Args:
         objects: options whose value may be a table.
 
     Raises:
-        UsageError: it is not TOML, or names an option twice.
+        UsageError: it names an option twice.
     """
     seen = set()
-    for key, value in _parse(path).items():
+    for key, value in table.items():
         is_group = isinstance(value, dict) and key.replace("-", "_") not in objects
         for inner_key, inner in (value if is_group else {key: value}).items():
             name = inner_key.replace("-", "_")
             if name in seen:
-                raise UsageError(f"--config {path}: {name} is given twice. Leave one out.")
+                raise UsageError(f"{where}: {name} is given twice. Leave one out.")
             seen.add(name)
             yield name, inner
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, where: str) -> dict[str, Any]:
+    """Return the contents of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--config {path} is not UTF-8: {error}. Save it as UTF-8.") from None
+        raise UsageError(f"{where} is not UTF-8: {error}. Save it as UTF-8.") from None
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from None
+        raise UsageError(f"{where} cannot be read: {error.strerror}.") from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {path}{_explain(path, text, str(error))}") from None
+        raise UsageError(f"{where}{_explain(path, text, str(error))}") from None
 
 
 def _explain(path: Path, text: str, reason: str) -> str:
@@ -120,7 +138,7 @@ def _advice(name: str, options: Mapping[str, click.Option]) -> str:
     return f"Did you mean {close[0].replace('_', '-')}?" if close else "See job run --help."
 
 
-def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
+def _check_toml_type(where: str, option: click.Option, value: Any) -> None:
     """Refuse a TOML value of the wrong type: click would silently turn true into 1, and 3.7 into 3."""
     if option.is_flag:
         fits, need = isinstance(value, bool), "true or false"
@@ -136,4 +154,4 @@ def _check_toml_type(path: Path, option: click.Option, value: Any) -> None:
     else:
         fits, need = isinstance(value, str), "a string"
     if not fits:
-        raise UsageError(f"--config {path}: {option.name} is {value!r}; it must be {need}.")
+        raise UsageError(f"{where}: {option.name} is {value!r}; it must be {need}.")

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import job
+from job.cli.chain import chain
 from job.cli.export import export
 from job.cli.foreign import advice_on
 from job.cli.launch import launch
@@ -97,6 +98,7 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(launch)
+main.add_command(chain)
 main.add_command(submit)
 main.add_command(export)
 main.add_command(preview)

@@ -3,7 +3,7 @@ needed; and to check options, the beginning of the first file.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,8 +20,8 @@ from job.data.formats.files import Files, Opened, builder_of
 from job.data.formats.names import unique_names
 from job.data.heads import check_heads
 from job.data.remote_files import check_numbers, contents_of
+from job.data.source import SchemaSource
 from job.errors import NoRows, UsageError
-from job.records import RowBlock
 from job.remote.beginning import FIRST_BYTES, first_lines
 from job.remote.tree import RemoteTree
 
@@ -106,7 +106,7 @@ class RemoteDataset:
         if self.known.module in TABLES:
             delimiter = self.config.csv_delimiter or ("\t" if self.known.module == "tsv" else None)
             header = read_head(str(local), delimiter, self.config.csv_encoding).header
-            return Opened(source=_Columns(pa.schema([(name, pa.string()) for name in unique_names(header)])))
+            return Opened(source=SchemaSource(pa.schema([(name, pa.string()) for name in unique_names(header)])))
         return self.known.open(self._files([str(local)]))
 
     def open(self, num_rows: int | None = None) -> OpenDataset:
@@ -186,21 +186,3 @@ class RemoteDataset:
 def _plain(options: Mapping[str, Any]) -> str:
     """Return options of a reader as text that is the same for the same options."""
     return json.dumps(options, sort_keys=True, default=lambda value: getattr(value, "to_dict", lambda: str(value))())
-
-
-class _Columns:
-    """The columns of a file whose rows have not been read. See ``Source``."""
-
-    problems: Mapping[str, str] = {}
-    num_rows = 0
-    is_remote = False
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-
-    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
-        """Do nothing: there are no values."""
-
-    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
-        """Yield nothing."""
-        return iter(())

@@ -194,6 +194,25 @@ class ArrowSource:
             yield table_to_block(table.slice(first, min(BLOCK_ROWS, stop - first)), first, columns, kept)
 
 
+class SchemaSource:
+    """The columns of a dataset whose rows have not been read, or are not there yet."""
+
+    problems: Mapping[str, str] = {}
+    num_rows = 0
+    is_remote = False
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """Have these columns."""
+        self.schema = schema
+
+    def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
+        """Do nothing: there are no values."""
+
+    def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
+        """Yield nothing."""
+        return iter(())
+
+
 def check_prompt_type(name: str | None, schema: Any) -> None:
     """Refuse a prompt column that cannot contain text in any row. (In JSON lines, each row has its own types.)
 

@@ -38,7 +38,7 @@ class StopFlag:
         self.announce: Callable[[str], None] = lambda name: None
         """Notifies the other processes of the launch. See ``peers``."""
         self._speaks, self._ending = speaks, ending
-        self._ends_at_once = False
+        self._is_installed = self._ends_at_once = False
         self._was_signalled = False
         # Reentrant: a handler may interrupt the main thread while it holds this.
         self._lock = threading.RLock()
@@ -52,7 +52,7 @@ class StopFlag:
 
     def install(self) -> None:
         """Make signals end the process, until ``begin_work``."""
-        self._ends_at_once = True
+        self._is_installed = self._ends_at_once = True
         reading, writing = socket.socketpair()
         writing.setblocking(False)
         for number in SIGNALS:
@@ -76,6 +76,11 @@ class StopFlag:
         """From now on, make signals set the flag."""
         with self._lock:
             self._ends_at_once = False
+
+    def end_work(self) -> None:
+        """From now on, until work begins again, let signals have the effect that they had before it began."""
+        with self._lock:
+            self._ends_at_once = self._is_installed
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""

@@ -5,7 +5,6 @@ written to standard output, and the environment and the settings of libraries ar
 """
 
 import contextlib
-import gc
 import os
 import sys
 import threading
@@ -155,6 +154,7 @@ class _EventFlag(StopFlag):
 
 
 def _run(config: RunConfig, stop: StopFlag, *, progress: bool, handle_signals: bool) -> int:
+    from job.run.model import free_memory
     from job.run.process import launch  # imports torch: only now, so that a wrong option is found at once
 
     asked = config.checked
@@ -169,7 +169,7 @@ def _run(config: RunConfig, stop: StopFlag, *, progress: bool, handle_signals: b
             return launch(asked, stop, progress_of=progress_of)
         finally:
             if asked.engine.needs_model:
-                _free_memory()
+                free_memory()  # the process may go on for hours
 
 
 @contextlib.contextmanager
@@ -182,12 +182,3 @@ def _environment_put_back() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def _free_memory() -> None:
-    """Give back the memory of the model: the process may go on for hours."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()

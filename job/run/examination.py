@@ -6,6 +6,7 @@ Each check is next to the code that it protects; this module knows only the orde
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import torch
 
 from job.config import RunConfig
@@ -139,6 +140,23 @@ def examine(
         manifest=manifest_of(run, info, (fingerprint, of_model.tokenizer.digest), dataset, plan, bound.kept),
         notes=notes,
     )
+
+
+def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset: OpenDataset) -> pa.Schema:
+    """Check the options of a new run whose rows are not there yet, and return the columns of its output.
+
+    Args:
+        dataset: has the columns of the rows.
+
+    Raises:
+        UsageError: something cannot work as asked.
+    """
+    check_effects(config, is_new=True)
+    size = config.engine.tensor_parallel_size
+    info = inspect_model(config.model, files, device, size, needs_weights=False)
+    config, of_model, _ = _of_model(config, files, info, None)
+    bound = bind(config, of_model, dataset, None)
+    return bound.columns.schema(bound.kept.schema)
 
 
 def _of_model(

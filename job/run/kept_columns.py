@@ -34,9 +34,10 @@ class KeptColumns:
 
     @property
     def descriptions(self) -> list[str]:
-        """What the manifest says of each: its name, the one in the dataset if it is another, and its type."""
+        """What the manifest says of each: its name, its type, and its name in the dataset if that is another."""
         pairs = zip(self.columns, self.schema, strict=True)
-        return [f"{'' if column == field.name else f'{column}='}{field.name}: {field.type}" for column, field in pairs]
+        origins = ["" if column == field.name else f", from {column}" for column, field in pairs]
+        return [f"{field.name}: {field.type}{origin}" for field, origin in zip(self.schema, origins, strict=True)]
 
 
 def columns_kept(

@@ -50,12 +50,17 @@ def load_in_range(
     if fallback_dtype is None:
         raise UsageError(_refusal(config, info, overflow)) if replica.info.speaks else PeerFailed(EXIT_USAGE)
     del model  # first: the device may have no room for two
-    gc.collect()
-    if replica.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory()
     note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, the dtype of its checkpoint")
     info = replace(info, dtype=fallback_dtype, fallback_dtype=None)
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=note)
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def _refusal(config: RunConfig, info: ModelInfo, overflow: str) -> str:

@@ -1,6 +1,6 @@
 """Turns what the user asked for into what the runner needs: checks everything, and claims the run directory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -48,7 +48,12 @@ class Prepared(Examined):
         return len(self.directory.done_shards()) == self.plan.num_shards
 
 
-def prepare(config: RunConfig, device: torch.device, files: ModelFiles | None = None) -> Prepared:
+def prepare(
+    config: RunConfig,
+    device: torch.device,
+    files: ModelFiles | None = None,
+    check: Callable[[Examined], None] = lambda examined: None,
+) -> Prepared:
     """Examine what was asked for, and claim the run directory.
 
     A new run in float16 claims it later, in ``settle``: the manifest records the dtype, and many models overflow
@@ -56,6 +61,7 @@ def prepare(config: RunConfig, device: torch.device, files: ModelFiles | None = 
 
     Args:
         files: the model as the first process of the launch has found it. None: this is the first process.
+        check: refuses the run for reasons of its own, before its directory is claimed.
 
     Raises:
         UsageError: something cannot work as asked.
@@ -67,6 +73,7 @@ def prepare(config: RunConfig, device: torch.device, files: ModelFiles | None = 
     examined = examine(config, files or model_files(config, found), device, found)
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
+    check(examined)
     is_open = found is None and examined.model_info.dtype == "float16"
     try:
         prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)

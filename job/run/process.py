@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
+
 from job.config import RunConfig
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel
@@ -23,8 +25,10 @@ from job.observe.watchdog import Heartbeat
 from job.remote.model_files import ModelFiles
 from job.remote.patience import set_patience
 from job.run.conclusion import conclude, exit_code_of
+from job.run.examination import Examined
 from job.run.first_rows import NothingSucceeds
-from job.run.model import load_in_range
+from job.run.held import Held
+from job.run.model import free_memory, load_in_range
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
@@ -50,21 +54,106 @@ def launch(
     Raises:
         JobError: the run cannot start or continue; the error has the exit code.
     """
-    watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
-    set_patience(config.engine.hub_timeout, stop.wait)
-    stopwatch = Stopwatch()
-    with told_once(os.environ):
-        info = read_process_info(os.environ, config.engine.tensor_parallel_size, typed)
-        replica = Replica(info, stop, progress_of(True).note, config.engine.device)
-    progress = progress_of(info.speaks)
-    with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
-        prepared, files = _prepare_in_turn(config, replica)
-    early = _attempt(replica, lambda: _finish_early(prepared, progress), info.speaks)
-    exit_code: int | None = replica.agree_in_world(early)
-    if exit_code is None:
-        exit_code = _work(config, files, replica, prepared, stop, progress, stopwatch)
-    replica.close()
+    process = Process(config, stop, progress_of(True).note, typed)
+    exit_code = process.run(config, progress_of(process.speaks))
+    process.close()
     return exit_code
+
+
+class Process:
+    """A process of a launch. It works on one run after the other, and keeps the model that it has loaded."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stop: StopFlag,
+        note: Callable[[str], None] = lambda text: None,
+        typed: Sequence[str] = ("run", "..."),
+    ) -> None:
+        """Join the others of the launch.
+
+        Args:
+            config: of the first run. The device and the number of processes of a model are the same for all.
+            note: prints a line for the user, also where this process does not speak for the launch.
+            typed: see ``launch``.
+
+        Raises:
+            JobError: the processes cannot find each other.
+        """
+        watch(launchers_above(os.getpid()), lambda: stop.request("the end of its launcher"))
+        set_patience(config.engine.hub_timeout, stop.wait)
+        self._stop, self._stopwatch = stop, Stopwatch()
+        with told_once(os.environ):
+            info = read_process_info(os.environ, config.engine.tensor_parallel_size, typed)
+            self._replica = Replica(info, stop, note, config.engine.device)
+        self._held: Held | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one of the launch that shows progress."""
+        return self._replica.info.speaks
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self._replica.device
+
+    def run(
+        self, config: RunConfig, progress: Progress, check: Callable[[Examined], None] = lambda examined: None
+    ) -> int:
+        """Work on a run until it is done, or until asked to stop. Every process of the launch must call this.
+
+        Args:
+            check: refuses the run for reasons of its own, before its directory is claimed. One process calls it.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            JobError: the run cannot start or continue; the error has the exit code.
+        """
+        replica, stopwatch = self._replica, self._stopwatch
+        with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
+            prepared, files = _prepare_in_turn(config, replica, check)
+        early = _attempt(replica, lambda: _finish_early(prepared, progress), self.speaks)
+        exit_code: int | None = replica.agree_in_world(early)
+        if exit_code is None:
+            exit_code = self._work(config, files, prepared, progress)
+        self._stopwatch = Stopwatch()
+        return exit_code
+
+    def _work(self, config: RunConfig, files: ModelFiles, prepared: Prepared | None, progress: Progress) -> int:
+        """Load the model, unless it is there already, then lead or follow until there is nothing left to do."""
+        replica, stop, stopwatch = self._replica, self._stop, self._stopwatch
+        with stopwatch.measure("load"), telling_what_takes_long(progress.note):
+            fits = self._held is not None and self._held.fits(config, files, prepared)
+            is_kept = bool(replica.agree_in_world(fits))
+            if prepared is not None:
+                _announce(prepared, replica, progress, is_kept=is_kept)
+            if not is_kept:
+                self.release()
+                self._held = _load(config, files, replica, prepared, stop, progress)
+            held = self._held
+            assert held is not None
+            prepared = _settle_in_turn(replica, prepared, held.dtype)
+        doing("waiting for the other processes of this launch")
+        replica.check_world(None)  # no process of a replica may end immediately while the others work
+        stop.begin_work()
+        if prepared is None:
+            return held.engine.follow()
+        launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
+        runner = Runner(prepared, held.engine, stop, held.heartbeat, progress, stopwatch, launch_id, num_replicas)
+        return _lead(runner, held.engine, stop, progress)
+
+    def release(self) -> None:
+        """Give back the memory of the model."""
+        if self._held is not None:
+            self._held = None
+            free_memory()
+
+    def close(self) -> None:
+        """Leave the launch."""
+        self._replica.close()
 
 
 def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
@@ -80,34 +169,9 @@ def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
     return exit_code_of(totals, prepared, progress.note)
 
 
-def _work(
-    config: RunConfig,
-    files: ModelFiles,
-    replica: Replica,
-    prepared: Prepared | None,
-    stop: StopFlag,
-    progress: Progress,
-    stopwatch: Stopwatch,
-) -> int:
-    """Load the model, then lead or follow until there is nothing left to do."""
-    heartbeat = Heartbeat(stop)
-    with stopwatch.measure("load"), telling_what_takes_long(progress.note):
-        if prepared is not None:
-            _announce(prepared, replica, progress)
-        model = _load(config, files, replica, prepared, progress) if config.engine.needs_model else None
-        prepared = _settle_in_turn(replica, prepared, model)
-        engine = _build_engine(config, replica, model, heartbeat.beat, progress)
-    doing("waiting for the other processes of this launch")
-    replica.check_world(None)  # no process of a replica may end immediately while the others work
-    stop.begin_work()
-    if prepared is None:
-        return engine.follow()
-    launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
-    runner = Runner(prepared, engine, stop, heartbeat, progress, stopwatch, launch_id, num_replicas)
-    return _lead(runner, engine, stop, progress)
-
-
-def _prepare_in_turn(config: RunConfig, replica: Replica) -> tuple[Prepared | None, ModelFiles]:
+def _prepare_in_turn(
+    config: RunConfig, replica: Replica, check: Callable[[Examined], None]
+) -> tuple[Prepared | None, ModelFiles]:
     """Prepare on rank 0 first, then on the other leaders.
 
     Rank 0 alone looks up branches of the Hub, which may move at any moment, and all processes read those commits.
@@ -116,7 +180,7 @@ def _prepare_in_turn(config: RunConfig, replica: Replica) -> tuple[Prepared | No
         What a leader needs (None on followers), and where the model is.
     """
     is_first, is_leader = replica.info.speaks, replica.info.is_leader
-    first = _attempt(replica, lambda: prepare(config, replica.device), is_first)
+    first = _attempt(replica, lambda: prepare(config, replica.device, check=check), is_first)
     found = None if first is None else (first.model_info.files, first.dataset.commit)
     files, commit = replica.agree_in_world(found)
     if commit is not None:
@@ -132,13 +196,12 @@ def _in_turn(replica: Replica, work: Callable[[], Prepared]) -> Prepared | None:
     return _attempt(replica, work, is_leader and not is_first) or first
 
 
-def _settle_in_turn(replica: Replica, prepared: Prepared | None, model: LoadedModel | None) -> Prepared | None:
+def _settle_in_turn(replica: Replica, prepared: Prepared | None, dtype: str | None) -> Prepared | None:
     """Claim the run directory for the dtype that the model runs in."""
 
     def work() -> Prepared:
         assert prepared is not None
-        dtype = str(model.dtype).removeprefix("torch.") if model else prepared.model_info.dtype
-        return settle(prepared, dtype, replica.device)
+        return settle(prepared, dtype or prepared.model_info.dtype, replica.device)
 
     return _in_turn(replica, work)
 
@@ -159,23 +222,27 @@ def _attempt(replica: Replica, work: Callable[[], Result], is_my_turn: bool) -> 
     return result
 
 
-def _build_engine(
-    config: RunConfig,
-    replica: Replica,
-    model: LoadedModel | None,
-    should_stop: Callable[[], bool],
-    progress: Progress,
-) -> Engine:
-    """Build the engine that was asked for, on every process of the launch at the same time."""
-    kind = ENGINES[config.engine.engine]
-    doing("building the engine")
-    return kind.build(model, config.engine, replica, should_stop=should_stop, note=progress.note)
-
-
 def _load(
+    config: RunConfig,
+    files: ModelFiles,
+    replica: Replica,
+    prepared: Prepared | None,
+    stop: StopFlag,
+    progress: Progress,
+) -> Held:
+    """Load the model and build its engine, on every process of the launch at the same time."""
+    heartbeat = Heartbeat(stop)
+    model = _load_model(config, files, replica, prepared, progress) if config.engine.needs_model else None
+    doing("building the engine")
+    kind = ENGINES[config.engine.engine]
+    engine = kind.build(model, config.engine, replica, should_stop=heartbeat.beat, note=progress.note)
+    return Held.of(config, files, prepared, model, engine, heartbeat)
+
+
+def _load_model(
     config: RunConfig, files: ModelFiles, replica: Replica, prepared: Prepared | None, progress: Progress
 ) -> LoadedModel:
-    """Load the model on every process of the launch at the same time, in rank 0's dtype."""
+    """Load the model in rank 0's dtype."""
     size = replica.info.tensor_parallel_size
     inspected = _attempt(replica, lambda: inspect_model(config.model, files, replica.device, size), prepared is None)
     own = prepared.model_info if prepared else inspected
@@ -188,7 +255,7 @@ def _load(
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=progress.note)
 
 
-def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
+def _announce(prepared: Prepared, replica: Replica, progress: Progress, *, is_kept: bool) -> None:
     if not progress.is_enabled:
         return
     info, plan = replica.info, prepared.plan
@@ -204,7 +271,8 @@ def _announce(prepared: Prepared, replica: Replica, progress: Progress) -> None:
     num_done = f"{at_least}{finished.num_rows():,} of {plan.num_completions:,} {plan.unit} already done"
     progress.note(
         f"{number(plan.num_rows, 'row')}{samples} in {number(plan.num_shards, 'shard')}, {num_done}; "
-        f"loading {prepared.config.model.model} in {prepared.model_info.dtype} on {replica.device.type}, "
+        f"{'keeping' if is_kept else 'loading'} {prepared.config.model.model} in {prepared.model_info.dtype} "
+        f"on {replica.device.type}, "
         f"{number(info.num_replicas, 'replica')} of {number(info.tensor_parallel_size, 'process')}"
     )
 

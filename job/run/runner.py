@@ -61,7 +61,7 @@ class Runner:
         self._totals = Counts()
         self._latest: Completion | None = None
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
-        self._start = time.monotonic()
+        self._start, self._tokens_before = time.monotonic(), engine.num_computed_tokens
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
         self._workers = Workers(prepared.finished, self._directory, self._plan, self._worker_id, num_replicas)
@@ -225,7 +225,7 @@ class Runner:
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),
-            num_launch_tokens=self._engine.num_computed_tokens + sum(stats.num_tokens for stats in others),
+            num_launch_tokens=self._num_tokens + sum(stats.num_tokens for stats in others),
             num_launch_completion_tokens=self._shards.counts.num_completion_tokens
             + sum(stats.num_completion_tokens for stats in others),
             compute_secs=time.monotonic() - self._start,
@@ -243,11 +243,16 @@ class Runner:
             num_rows=self._shards.counts.num_rows,
             num_open_rows=sum(counts.num_rows for counts in held.values()),
             num_errors=self._shards.counts.num_errors,
-            num_tokens=self._engine.num_computed_tokens,
+            num_tokens=self._num_tokens,
             num_completion_tokens=self._shards.counts.num_completion_tokens,
             num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._shards.held_idx,
         )
+
+    @property
+    def _num_tokens(self) -> int:
+        """Tokens computed for this run: the engine may have worked on another before."""
+        return self._engine.num_computed_tokens - self._tokens_before
 
     def _report(self) -> None:
         self._metrics.write_if_due(self._stats())

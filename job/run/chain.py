@@ -1,0 +1,62 @@
+"""A chain: several runs over one dataset, one after the other, each with the rows of an earlier one as its dataset.
+
+Every step is a run directory of its own, and nothing else is recorded: a restart finds the finished steps finished, and
+goes on with the first that is not. The model stays loaded from step to step where it is the same.
+"""
+
+from collections.abc import Callable, Sequence
+
+from job.config import RunConfig
+from job.errors import EXIT_DONE, EXIT_STOPPED
+from job.launch.stop import StopFlag
+from job.observe.progress import Progress
+from job.run.chain_check import look_ahead
+from job.run.chain_step import Step, of_step
+from job.run.examination import Examined
+from job.run.process import Process
+
+
+def launch_chain(
+    steps: Sequence[Step], stop: StopFlag, *, progress_of: Callable[[RunConfig, bool], Progress], typed: Sequence[str]
+) -> int:
+    """Run this process's part of all steps, until one is not done.
+
+    Args:
+        stop: asks it to stop.
+        progress_of: returns how the progress of a step is shown, given whether this process is the one that does.
+        typed: what the user typed after ``job``.
+
+    Returns:
+        The exit code of the last step that was worked on.
+
+    Raises:
+        JobError: a step cannot start or continue; the error has its name and the exit code.
+    """
+    process = Process(steps[0].config, stop, progress_of(steps[0].config, True).note, typed)
+    exit_code = EXIT_DONE
+    for idx, step in enumerate(steps):
+        progress = progress_of(step.config, process.speaks)
+        if stop():
+            exit_code = EXIT_STOPPED
+            progress.note(f"stopped on {stop.signal_name}; run the same command again to continue")
+            break
+        progress.note(f"step {idx + 1} of {len(steps)}: {step.name}")
+        with of_step(step.name):
+            exit_code = process.run(step.config, progress, _check_of(steps[idx:], process))
+        stop.end_work()
+        if exit_code != EXIT_DONE:
+            if exit_code != EXIT_STOPPED and step is not steps[-1]:
+                progress.note(f"the chain ends with step {step.name}, because of its exit code {exit_code}")
+            break
+    process.close()
+    return exit_code
+
+
+def _check_of(steps: Sequence[Step], process: Process) -> Callable[[Examined], None]:
+    """Return what checks the later steps before the first of these is worked on."""
+
+    def check(examined: Examined) -> None:
+        for _ in look_ahead(examined, steps, process.device):
+            pass
+
+    return check
