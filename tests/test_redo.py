@@ -198,6 +198,7 @@ def test_rows_that_do_not_parse_are_recomputed_as_in_a_longer_run(
         (["--cut"], "--cut alone would give the same completions again. Set --max-new-tokens above the run's 6, or"),
         (["--cut", "--max-new-tokens", 6], "--cut alone would give the same"),
         (["--cut", "--max-new-tokens", 0], "--max-new-tokens is 0; it must be at least 1"),
+        (["--max-new-tokens", 1], "--min-new-tokens is 2; it must be"),
         (["--cut", "--temperature", 0, "--seed", 1], "--seed has no effect: decoding is greedy."),
         (["--unparsed", "--seed", 1], "--unparsed is for runs with --json-schema, --regex or --grammar"),
         (["--kind", "engine_error", "--seed", 1], "--kind engine_error: no finished row has this error."),
@@ -206,7 +207,12 @@ def test_rows_that_do_not_parse_are_recomputed_as_in_a_longer_run(
 def test_retries_that_change_nothing_are_refused(
     run_job: RunJob, args: list[Any], tmp_path: Path, options: list[Any], told: str
 ) -> None:
-    assert run_job(*args, "--output", tmp_path / "out", "--max-new-tokens", 6, "--limit", 5).exit_code == 0
+    assert (
+        run_job(
+            *args, "--output", tmp_path / "out", "--max-new-tokens", 6, "--min-new-tokens", 2, "--limit", 5
+        ).exit_code
+        == 0
+    )
     result = run_job("retry", tmp_path / "out", *options)
     assert result.exit_code == 2 and told in result.stderr, result.stderr
     assert not (tmp_path / "out/retry").exists()
@@ -264,7 +270,10 @@ def test_joined_marks_mean_what_either_means() -> None:
 
 def test_a_longer_answer_is_limited_by_the_room_of_the_model() -> None:
     request = Request(
-        row_idx=0, sample_idx=0, prompt_ids=[1] * 90, task=Generate(params=SamplingParams(max_new_tokens=8))
+        row_idx=0,
+        sample_idx=0,
+        prompt_ids=[1] * 90,
+        task=Generate(params=SamplingParams(max_new_tokens=8, min_new_tokens=3)),
     )
 
     def limit(wanted: int) -> int:
@@ -272,7 +281,7 @@ def test_a_longer_answer_is_limited_by_the_room_of_the_model() -> None:
         assert isinstance(task, Generate)
         return task.params.max_new_tokens
 
-    assert (limit(9), limit(10), limit(11), limit(4)) == (9, 10, 10, 4)
+    assert (limit(9), limit(10), limit(11), limit(4), limit(2)) == (9, 10, 10, 4, 3)
     assert changed(request, {}, 100) is request
 
 

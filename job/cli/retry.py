@@ -71,7 +71,7 @@ def _check(run: "FoundRun", *, cut: bool, unparsed: bool, changes: dict[str, Any
     from job.wording import flag
 
     sampling = run.manifest.section("sampling")
-    SamplingParams(**changes)  # checks the values
+    SamplingParams(**{"min_new_tokens": sampling["min_new_tokens"], **changes})  # checks the values
     ignoring = next((mode.flag for mode in run.manifest.modes if "max_new_tokens" in mode.ignores), None)
     if ignoring is not None and (cut or unparsed or changes):
         given = "--cut" if cut else "--unparsed" if unparsed else flag(next(iter(changes)))

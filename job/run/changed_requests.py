@@ -13,7 +13,8 @@ def changed(request: Request, changes: Mapping[str, Any], max_model_len: int) ->
     if not changes:
         return request
     assert isinstance(request.task, Generate), "job retry refuses changes where nothing is drawn"
-    params = replace(request.task.params, **changes)
-    room = max(request.task.params.max_new_tokens, max_model_len - len(request.prompt_ids))
-    params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+    own = request.task.params
+    room = max(own.max_new_tokens, max_model_len - len(request.prompt_ids))
+    most = max(own.min_new_tokens, min(changes.get("max_new_tokens", own.max_new_tokens), room))
+    params = replace(own, **{**changes, "max_new_tokens": most})
     return replace(request, task=replace(request.task, params=params))
