@@ -14,7 +14,7 @@ SampleKey = tuple[int, int]
 """(row_idx, sample_idx): names one completion of the run."""
 
 
-CUT = ("length", "repetition")
+CUT_REASONS = ("length", "repetition")
 """The finish reasons of completions that the model did not end: at their token limit, or in a loop."""
 
 
@@ -123,7 +123,7 @@ class Generation:
     token_ids: Sequence[int]
     """Generated ids, including the end-of-sequence id if there was one."""
     finish_reason: str | None
-    """``stop``, one of ``CUT``, or None if there is an error."""
+    """``stop``, one of ``CUT_REASONS``, or None if there is an error."""
     error: RowError | None = None
     logprobs: Sequence[float] | None = None
     """Natural log probabilities of ``token_ids`` in the model's own distribution, if the request asked for them."""

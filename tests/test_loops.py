@@ -93,6 +93,9 @@ def test_a_run_counts_loops_as_cut(
     assert set(table["completion"].to_pylist()) == {"a" * 64}
     assert run_job("verify", tmp_path / "out").exit_code == 0
     assert "repetition" in run_job("show", tmp_path / "out", "--cut").stdout
+    marked = run_job("retry", tmp_path / "out", "--cut", "--seed", 5, "--temperature", 1)
+    assert marked.exit_code == 0 and "3" in marked.stdout
+    assert run_job(*command).exit_code == 0
     assert run_job("export", tmp_path / "out", "--format", "openai-batch", "--to", tmp_path / "o.jsonl").exit_code == 0
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in lines} == {"length"}

@@ -381,3 +381,10 @@ def test_what_draws_need_may_come_from_rows(run_fake: RunJob, tmp_path: Path) ->
 def test_samples_vote_with_parameters_of_rows() -> None:
     modes = bound(OBJECT, AggregateMode(aggregate="majority"), num_samples=2)
     assert task_of(modes, {"params": {"temperature": 1}}).params.temperature == 1
+
+
+def test_a_row_may_not_be_shorter_than_the_minimum_of_the_run() -> None:
+    with pytest.raises(RowRejected) as caught:
+        bound(OBJECT, min_new_tokens=9).task_of({"params": {"max_new_tokens": 4}})
+    expected = "invalid_parameter: min_new_tokens is 9; it must be between 0 and --max-new-tokens 4"
+    assert str(caught.value.row_error) == expected

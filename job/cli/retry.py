@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     callback=split_commas,
     help="Only rows with errors of this kind, such as engine_error; repeat for several [default: all error rows].",
 )
-@click.option("--cut", is_flag=True, help="Rows that were cut by --max-new-tokens.")
+@click.option("--cut", is_flag=True, help="Rows that were cut by --max-new-tokens or ended in a loop.")
 @click.option("--unparsed", is_flag=True, help="Rows that do not meet their schema, regex or grammar.")
 @click.option("--max-new-tokens", type=int, help="Their limit, in place of the run's. Parts record which rows had it.")
 @click.option("--temperature", type=float, help="Their temperature, in place of the run's.")

@@ -9,7 +9,7 @@ from job.output.parts.counts import Counts
 from job.output.parts.plan import Plan
 from job.output.sharing.metrics import MetricsReader, WorkerStats
 from job.output.store.directory import RunDirectory
-from job.records import CUT
+from job.records import CUT_REASONS
 
 OTHERS_SECS = 10.0
 """How often the others' figures are read, and finished rows are counted; less often if the store asks for it."""
@@ -76,7 +76,7 @@ class Workers:
             total_rows=self._plan.num_completions,
             unit=self._plan.unit,
             num_errors=counts.num_errors,
-            num_cut=sum(counts.finish_reasons[reason] for reason in CUT),
+            num_cut=sum(counts.finish_reasons[reason] for reason in CUT_REASONS),
             is_partial=self._finished.is_partial,
             num_new_rows=sum(stats.num_rows for stats in workers),
             num_tokens=sum(stats.num_tokens for stats in workers),

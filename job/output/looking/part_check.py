@@ -17,10 +17,10 @@ from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.older_formats import without_late_times
 from job.output.parts.part_schema import Columns
 from job.output.parts.redone import Redone, counted, from_metadata
-from job.records import CUT, SampleKey
+from job.records import CUT_REASONS, SampleKey
 
 ROWS_PER_BATCH = 1000
-FINISH_REASONS = ("stop", *CUT)
+FINISH_REASONS = ("stop", *CUT_REASONS)
 
 LATER_COUNTS = ("finish_reasons", "tallies", "first_errors")
 """What the footers of older versions do not contain."""

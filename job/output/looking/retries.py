@@ -18,6 +18,7 @@ from job.output.parts.redone import described
 from job.output.parts.retry_marks import Mark, count_meant, read_mark
 from job.output.store.directory import RunDirectory
 from job.output.store.names import RETRIES
+from job.records import CUT_REASONS
 
 CountsOfShards = Mapping[int, Counts]
 
@@ -75,7 +76,7 @@ def _meant(run: FoundRun, shard_idx: int, of_part: Counts, wanted: Mark) -> Coun
 
 
 def _reasons(found: Counts, wanted: Mark) -> Counter[str]:
-    num_cut = found.finish_reasons["length"] if wanted.cut else 0
+    num_cut = sum(found.finish_reasons[reason] for reason in CUT_REASONS) if wanted.cut else 0
     num_others = found.num_rows - found.num_errors - num_cut
     return found.errors + Counter({CUT: num_cut, UNPARSED: num_others})
 

@@ -19,7 +19,7 @@ from job.output.looking.found import FoundRun
 from job.output.parts.journal import JournalReader
 from job.output.parts.part_schema import Columns
 from job.output.parts.rows import to_batch
-from job.records import CUT, Completion, RowError, SampleKey
+from job.records import CUT_REASONS, Completion, RowError, SampleKey
 
 PARSE_OK = "parse_ok"
 
@@ -108,7 +108,7 @@ class _ShardRows:
         if wanted.errors:
             is_wanted |= _true(pc.is_valid(table["error"]))
         if wanted.cut:
-            is_wanted |= _true(pc.is_in(table["finish_reason"], pa.array(CUT)))
+            is_wanted |= _true(pc.is_in(table["finish_reason"], pa.array(CUT_REASONS)))
         if wanted.unparsed:
             is_wanted |= _true(pc.invert(table[PARSE_OK]))
         if wanted.row_idx is not None:

@@ -16,7 +16,7 @@ from job.output.parts.redone import Redone, described, from_metadata
 from job.output.parts.rows import from_batch
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
-from job.records import Completion, RowError, SampleKey
+from job.records import CUT_REASONS, Completion, RowError, SampleKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Mark:
             errors = [text and RowError.parse(text) for text in batch["error"].to_pylist()]
             meant = pa.array([bool(e) and (not self.kinds or e.kind in self.kinds) for e in errors], pa.bool_())
         if self.cut:
-            meant = pc.or_(meant, pc.fill_null(pc.equal(batch["finish_reason"], "length"), False))
+            meant = pc.or_(meant, pc.fill_null(pc.is_in(batch["finish_reason"], pa.array(CUT_REASONS)), False))
         if self.unparsed:
             meant = pc.or_(meant, pc.fill_null(pc.invert(batch["parse_ok"]), False))
         return meant

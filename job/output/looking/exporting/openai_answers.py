@@ -15,7 +15,7 @@ import pyarrow as pa
 from job.output.looking.exporting.cells import rows_of, to_json
 from job.output.looking.exporting.run_table import RunTable
 from job.output.parts.manifest import Manifest
-from job.records import CUT, RowError
+from job.records import CUT_REASONS, RowError
 
 ID_COLUMN = "custom_id"
 
@@ -91,7 +91,9 @@ class Answers:
     def _choice(self, sample: Sample) -> dict[str, Any]:
         text = sample["completion"]
         content = {"text": text} if self._is_text else {"message": {"role": "assistant", "content": text}}
-        reason = "length" if sample["finish_reason"] in CUT else sample["finish_reason"]  # the API knows no other
+        reason = (
+            "length" if sample["finish_reason"] in CUT_REASONS else sample["finish_reason"]
+        )  # the API knows no other
         return {"index": sample["sample_idx"], **content, "finish_reason": reason, "logprobs": None}
 
 
