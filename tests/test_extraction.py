@@ -147,6 +147,7 @@ def test_the_vote_is_on_answers() -> None:
 
 def test_without_any_answer_nothing_wins() -> None:
     assert majorities([completion("a"), completion("b", 1)], [None, None]) == {0: (None, None)}
+    assert majorities([completion(""), completion("", 1), completion("b", 2)]) == {0: ("b", 1 / 3)}
 
 
 def test_ties_go_to_the_lowest_sample() -> None:

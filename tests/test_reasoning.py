@@ -12,6 +12,7 @@ import pytest
 
 from job.config import EngineConfig
 from job.data.tokenizer import Tokenizer
+from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
 from job.modes.structured import StructuredMode
 from job.records import Generation, Request
@@ -256,13 +257,32 @@ def test_stop_strings_are_looked_for_in_the_answer_alone(served: Served) -> None
     assert len(ids) == 6 and generation.finish_reason == "stop" and asked == [ids[4:5], ids[4:]]
 
 
-def test_a_row_that_ends_within_its_reasoning_has_no_answer(served: Served) -> None:
-    """Without a grammar it just ends; one that had to follow a grammar is an error."""
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_ends_within_its_reasoning_is_closed_if_its_answer_has_a_grammar(
+    served: Served, tiny_model: Callable[..., Path], overlap: bool
+) -> None:
+    """The answer is that to a prompt that ends in the same reasoning and its end. Without a grammar, the row ends."""
     all_end = replace(served, model=replace(served.model, eos_token_ids=tuple(range(260))))
     [plain] = finish(make_engine(all_end), [ask([5, 6], task(None))])
     assert (len(plain.token_ids), plain.finish_reason) == (1, "stop")
-    [constrained] = finish(make_engine(all_end), [ask([5, 6], task(None, grammar()))])
-    assert str(constrained.error) == "constraint_failed: 2 prompt tokens: the completion ended within its reasoning"
+    [prompt] = [prompt for prompt in make_prompts()[3:5] if 1 in greedy(tiny_model(), [prompt], 9)[0]]
+    num_thought = greedy(tiny_model(), [prompt], 9)[0].index(1)
+    model, replica = load(tiny_model())
+    paged = make_engine(served, config={"overlap": overlap})
+    engines: list[Engine] = [paged, StaticEngine(model, EngineConfig(), replica)]
+    for closing in ((201,), (210, 211, 201)):
+        for params in ({}, {"logprobs": True}):
+            asked = task(None, grammar(), closing, max_new_tokens=40, **params)
+            for engine in engines:
+                [closed] = finish(engine, [ask(prompt, asked), ask([5, 6], generate(), row_idx=1)])[:1]
+                begun = list(closed.token_ids[: num_thought + len(closing)])
+                assert begun == [*greedy(tiny_model(), [prompt], num_thought)[0], *closing] and closed.error is None
+                behind = ask([*prompt, *begun], replace(asked, reasoning=None))
+                [answer] = finish(make_engine(served), [behind])
+                assert list(closed.token_ids[len(begun) :]) == list(answer.token_ids)
+                if params:
+                    expected = logprobs_of(tiny_model(), prompt, list(closed.token_ids))
+                    assert closed.logprobs == pytest.approx(expected, abs=1e-4)
     [cut] = finish(make_engine(served), [ask([5, 6], task(None, grammar(), max_new_tokens=4))])
     assert (len(cut.token_ids), cut.finish_reason, cut.error) == (4, "length", None)
 

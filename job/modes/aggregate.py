@@ -59,7 +59,7 @@ def majorities(
 ) -> dict[int, tuple[str | None, float | None]]:
     """Return each row's most frequent answer, and the share of its samples that have it.
 
-    Ties go to the lowest sample_idx. Samples with an error, without an answer or cut by ``max_new_tokens`` do not vote,
+    Ties go to the lowest sample_idx. Samples with an error, with no or an empty answer, or cut do not vote,
     but count in the share. (None, None) if no sample votes.
 
     Args:
@@ -72,7 +72,7 @@ def majorities(
     for completion, answer in sorted(zip(completions, answers, strict=True), key=lambda pair: pair[0].key):
         counted = votes.setdefault(completion.row_idx, Counter())
         num_samples[completion.row_idx] += 1
-        if answer is not None and completion.finish_reason == "stop":
+        if answer and completion.finish_reason == "stop":
             counted[answer] += 1
     return {row_idx: _winner(counted, num_samples[row_idx]) for row_idx, counted in votes.items()}
 

@@ -84,6 +84,12 @@ class Thought:
             return ()
         return tuple(self.forced) or self._reasoning.closing_ids[self._num_written :]
 
+    def close(self) -> None:
+        """Force the end of the reasoning, which has begun: the model would end there without an answer."""
+        if not self.forced:
+            self._end = self._num_tokens - self._num_written
+            self.forced.extend(self.closing)
+
     def accept(self, token: int) -> None:
         """Advance by a token."""
         if self.answer_begin is not None:
@@ -127,10 +133,8 @@ class Thought:
         if most is None or self.begin is None or self._end is not None or self._num_tokens - self.begin < most:
             return
         # The model may be about to end it: what it has written of the marker is not written again.
-        num_written = self._num_written
-        self._end = self._num_tokens - num_written
-        self._cut_at = None if num_written else self._num_tokens
-        self.forced.extend(self._reasoning.closing_ids[num_written:])
+        self._cut_at = None if self._num_written else self._num_tokens
+        self.close()
 
     @property
     def _num_written(self) -> int:

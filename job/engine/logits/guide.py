@@ -35,14 +35,11 @@ class Guide:
             self._start_id = task.reasoning.start_ids[0]
         self._matcher: Matcher | None = None
         """Begun when the first token of the answer may come."""
-        self._has_no_answer = False
         self._ends_at_answer = task.ends_at_answer
 
     @property
     def failure(self) -> str | None:
         """Why the grammar cannot be followed."""
-        if self._has_no_answer:
-            return "the completion ended within its reasoning"
         return None if self._matcher is None else self._matcher.failure
 
     @property
@@ -74,10 +71,21 @@ class Guide:
         only = matcher.forced[0] if matcher.forced else None
         return Allowed(matcher, only, None if self.is_answering else self._start_id)
 
+    def comes_too_early(self, token: int) -> bool:
+        """Whether a token would end the completion within its reasoning, although the answer must follow a grammar.
+
+        Then ``close`` comes first, and the token is chosen again.
+        """
+        return self._grammar is not None and self._is_thinking and token in self._eos_token_ids
+
+    def close(self) -> None:
+        """Force the end of the reasoning."""
+        assert self._thought is not None
+        self._thought.close()
+
     def accept(self, token: int) -> None:
         """Advance by the token that was chosen. Never raises; see ``Matcher.accept``."""
         if self._is_thinking and token in self._eos_token_ids:
-            self._has_no_answer = self._grammar is not None
             return  # nothing is forced after the end, not even at the budget
         if self._thought is not None and not self.is_answering:
             self._thought.accept(token)

@@ -132,6 +132,8 @@ class LeadingChooser(Chooser):
         """Choose tokens for the rows that go on, and record which of them end."""
         rows = self._going
         choice = self._choose(scores)
+        if self._close_early(choice):
+            choice = self._choose(scores)
         chosen = dict(zip(rows, choice.tokens, strict=True))
         self.non_finite |= {row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite}
         finite = [row for row in rows if row not in self.non_finite]
@@ -158,6 +160,16 @@ class LeadingChooser(Chooser):
             scores = scores.index_select(0, torch.tensor(rows, device=scores.device))
         occurred = self._history.of([self.rows[row] for row in rows])
         return choose(scores, batch, occurred, self._constraints.masks())
+
+    def _close_early(self, choice: TokenChoice) -> bool:
+        """Close the reasoning of rows that would end within it, and return whether there are any."""
+        chosen = zip(self._going, choice.tokens, strict=True)
+        guides = [guide for row, token in chosen if (guide := self._guides.get(row)) and guide.comes_too_early(token)]
+        for guide in guides:
+            guide.close()
+        if guides:
+            self._expect_masks()
+        return bool(guides)
 
     def _find_ends(self, rows: Sequence[int]) -> None:
         """Record the rows that end with their latest token."""
