@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from job.errors import UsageError
 from tests.conftest import Result
 
 RunJob = Callable[..., Result]
@@ -23,6 +24,9 @@ MISTAKES = {
     "no-chat = true": "Write chat = false.",
     "config = 'x'": "Give --config several times",
     "colour = 1": "See job run --help.",
+    "[row-params]\nmax_new_tokens = 'length'": """Write row-params = ["max_new_tokens=length"].""",
+    "stop-token-ids = [2, 'x']": "it must be a whole number, or a list of them",
+    "stop-token-ids = true": "it must be a whole number, or a list of them",
 }
 
 
@@ -55,6 +59,20 @@ def test_the_last_of_several_files_wins(run_job: RunJob, tmp_path: Path) -> None
     args = ["run", "--config", tmp_path / "base.toml", "--config", tmp_path / "own.toml"]
     assert "--limit is 0" in run_job(*args).stderr
     assert "--temperature is -1.0" in run_job(*args, "--limit", 3).stderr
+
+
+def test_ids_are_numbers(run_job: RunJob, tmp_path: Path) -> None:
+    """In files and from Python: one, or a list of them."""
+    from job.run.options import values_of
+
+    required = {"model": "m", "dataset": "d", "output": "o"}
+    assert [values_of({**required, "stop_token_ids": ids})["stop_token_ids"] for ids in (2, [2, 3])] == [(2,), (2, 3)]
+    with pytest.raises(UsageError, match="stop-token-ids is '2'; it must be a whole number"):
+        values_of({**required, "stop_token_ids": ["2"]})
+    for ids in ("2", "[2, 3]"):
+        (tmp_path / "run.toml").write_text(f"stop-token-ids = {ids}\n")
+        result = run_job("run", "--config", tmp_path / "run.toml", *("--model", tmp_path), "--output", tmp_path / "out")
+        assert "stop" not in result.stderr and "Missing option '--dataset'" in result.stderr
 
 
 def test_a_home_directory_is_found(run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

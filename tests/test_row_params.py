@@ -132,7 +132,7 @@ def test_stop_texts_of_a_row(stop: Any, texts: Any) -> None:
         ({"ignore_eos": 1}, "ignore_eos is 1; it must be true or false"),
         ({"stop": ["a", 1]}, 'stop is ["a", 1]; it must be a non-empty text or a list of such texts'),
         ({"stop": ""}, 'stop is ""; it must be a non-empty text or a list of such texts'),
-        ({"tempature": 1}, "tempature is 1, but rows have no such parameter; there are max_new_tokens, temperature"),
+        ({"tempature": 1}, "tempature is 1, but rows have no such parameter; did you mean temperature?"),
         ({"num_samples": 2}, "num_samples is 2, but rows have no such parameter"),
         ([1], "column 'params' is not a JSON object: [1]"),
         ("{torn", "column 'params' is not a JSON object: \"{torn\""),
@@ -217,7 +217,7 @@ def test_completions_follow_the_schemas_of_their_rows(tiny_model: Any) -> None:
         ([RowParamsMode(row_params=("=length",))], "--row-params is '=length'; it must be NAME=COLUMN"),
         (
             [RowParamsMode(row_params=("size=length",))],
-            "--row-params: rows have no parameter 'size'. There are max_new",
+            "--row-params: rows have no parameter 'size'; there are max_new",
         ),
         ([RowParamsMode(row_params=("seed=a", "seed=b"))], "--row-params names two columns for seed."),
         ([OBJECT, ChoicesMode(choices=("a", "b"))], "--params-column and --choices were given together."),

@@ -1,6 +1,7 @@
 """``--config``: TOML files with option values."""
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +17,8 @@ from job.errors import UsageError, shorten
 OTHER_LANGUAGES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON", ".ini": "INI", ".py": "Python"}
 
 EXAMPLE = 'model = "..." or max-new-tokens = 64'
+
+TEXTS = "a string or a list of strings"
 
 
 def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
@@ -43,14 +46,29 @@ def values_in(table: Mapping[str, Any], where: str, command: click.Command) -> d
     """
     options = {option.name: option for option in command.params if isinstance(option, click.Option)}
     del options["config"]
+    _check_groups(table, where, options)
     values = dict(_values(table, where, {name for name, each in options.items() if isinstance(each.type, JsonObject)}))
     for name, value in values.items():
         if name not in options:
             raise UsageError(f"{where}: there is no option {name!r}. {_advice(name, options)}")
         _check_toml_type(where, options[name], value)
-        if options[name].multiple and isinstance(value, str):
+        if options[name].multiple and not isinstance(value, list):
             values[name] = [value]
     return values
+
+
+def _check_groups(table: Mapping[str, Any], where: str, options: Mapping[str, click.Option]) -> None:
+    """Refuse a group that has the name of an option: its values would be those of other options.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for key, value in table.items():
+        option = options.get(key.replace("-", "_"))
+        if isinstance(value, dict) and option is not None and not isinstance(option.type, JsonObject):
+            pairs = [f"{name}={inner}" for name, inner in value.items()]
+            advice = f"Write {key} = {json.dumps(pairs)}." if option.multiple else "Use another name for the group."
+            raise UsageError(f"{where}: [{key}] is a table, but {key} is an option with another value. {advice}")
 
 
 def _values(table: Mapping[str, Any], where: str, objects: Collection[str | None]) -> Iterator[tuple[str, Any]]:
@@ -143,8 +161,9 @@ def _check_toml_type(where: str, option: click.Option, value: Any) -> None:
     if option.is_flag:
         fits, need = isinstance(value, bool), "true or false"
     elif option.multiple:
+        kind, need = (int, "a whole number, or a list of them") if option.type is click.INT else (str, TEXTS)
         items = value if isinstance(value, list) else [value]
-        fits, need = all(isinstance(item, str) for item in items), "a string or a list of strings"
+        fits = all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
     elif option.type is click.INT:
         fits, need = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif option.type is click.FLOAT:

@@ -5,6 +5,7 @@ none, the run's value holds.
 """
 
 import contextlib
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ class RowParamsMode(Mode):
         known = self.column_of()
         for name in known:
             if name not in PARAMETERS:
-                raise UsageError(f"--row-params: rows have no parameter {name!r}. There are {', '.join(PARAMETERS)}.")
+                raise UsageError(f"--row-params: rows have no parameter {name!r}; {_known(name)}")
         for mode in config.active_modes:
             if mode.answers and mode.decides_end:
                 raise UsageError(f"{self.flag} and {mode.flag} were given together. Leave out one: nothing is drawn.")
@@ -174,9 +175,15 @@ class BoundRowParams(BoundMode):
         for name, value in given.items():
             if name not in PARAMETERS:
                 detail = f"{shorten(name)} is {shown(value)}, but rows have no such parameter"
-                raise RowRejected("invalid_parameter", f"{detail}; there are {', '.join(PARAMETERS)}")
+                raise RowRejected("invalid_parameter", f"{detail}; {_known(name)}")
         own = ((name, values.get(column)) for name, column in self._column_of.items())
         return given | {name: value for name, value in own if value is not None}
+
+
+def _known(name: str) -> str:
+    """Return which parameter a misspelt name may mean, or all of them."""
+    close = difflib.get_close_matches(name.replace("-", "_"), PARAMETERS, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(PARAMETERS)}"
 
 
 def _object(value: Any, column: str) -> Mapping[str, Any]:

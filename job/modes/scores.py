@@ -69,6 +69,11 @@ class ScoresMode(Mode):
         """See ``Mode``."""
         if self.score_column is None:
             raise UsageError(f"{self.flag} was given without --score-column. Give both, or leave it out.")
+        if config.sampling.num_samples > 1:
+            raise UsageError(
+                f"--num-samples {config.sampling.num_samples} and --score-column were given together. Leave out "
+                "--num-samples: nothing is drawn."
+            )
         if self.score_stride is not None:
             require(self.score_stride > 0, "score-stride", self.score_stride, "at least 1")
         if self.score_window is not None:

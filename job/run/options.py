@@ -62,7 +62,8 @@ def _converted(name: str, field: Field[Any], hint: Any, value: Any) -> Any:
     spec: OptionSpec = field.metadata["option"]
     kind = next((kind for kind in get_args(hint) if kind not in (type(None), Ellipsis)), hint)
     if field.default == ():
-        return tuple(_text(name, spec, each) for each in (value if isinstance(value, list | tuple) else [value]))
+        each = value if isinstance(value, list | tuple) else [value]
+        return tuple(_text(name, spec, item) if kind is str else _one(name, kind, item) for item in each)
     if spec.is_size and isinstance(value, str):
         size = size_of(value)
         require(size is not None, flag(name)[2:], value, "a size such as 20GiB or 512MiB")
