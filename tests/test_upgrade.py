@@ -399,7 +399,12 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
     "modes.row_params": {"params_column": None, "row_params": [], "request_column": None},
     "modes.completion": {"logprobs": False},
-    "modes.choices": {"choices": [], "choice_normalization": "none", "choice_calibration": []},
+    "modes.choices": {
+        "choices": [],
+        "choice_normalization": "none",
+        "choice_calibration": [],
+        "choice_mean": False,
+    },
     "modes.scores": {"score_column": None, "score_stride": None, "token_logprobs": False, "score_window": None},
     "modes.aggregate": {"aggregate": None},
     "modes.extraction": {"extract": None, "extract_field": None},
