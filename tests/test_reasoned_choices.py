@@ -1,5 +1,6 @@
 """Choices after reasoning: first the reasoning within its budget, then the scores of all choices behind it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,29 @@ def test_a_row_that_fails_in_its_reasoning_is_an_error_row(served: Served) -> No
     assert [list(generation.request.prompt_ids) for generation in found] == prompts
 
 
+@pytest.mark.parametrize("error", [KeyError("odd"), MemoryError("not enough memory")])
+def test_what_a_failed_step_was_to_cache_is_computed(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """With overlap, the last token of the reasoning is computed before the host knows that it is the last one. If that
+    step failed, the row's scores were read from a place where nothing had been written."""
+    prompts = [[5, 6, 7], [9, 8]]
+    expected = complete(make_engine(served, config={"overlap": False}), prompts, asked(3))
+    forward, steps = served.model.module.forward, Counter[int]()
+    for failing in range(1, 8):
+
+        def once(failing: int = failing, **kwargs: Any) -> Any:
+            steps[failing] += 1
+            if steps[failing] == failing:
+                raise error
+            return forward(**kwargs)
+
+        monkeypatch.setattr(served.model.module, "forward", once)
+        found = complete(make_engine(served, config={"overlap": True}), prompts, asked(3))
+        assert [generation.token_ids for generation in found] == [generation.token_ids for generation in expected]
+        assert np.abs(np.array([g.numbers for g in found]) - [g.numbers for g in expected]).max() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_chat_model(tmp_path_factory.mktemp("r1"), "deepseek_r1")
@@ -191,6 +215,13 @@ def test_choices_are_scored_without_reasoning_unless_it_is_asked_for(
 ) -> None:
     assert start().exit_code == 0
     assert "reasoning" not in read_output(tmp_path / "out").column_names
+
+
+def test_a_minimum_length_may_exceed_the_budget(start: Callable[..., Result], tmp_path: Path) -> None:
+    """It was compared with the budget, once the rows were read."""
+    assert start("--max-reasoning-tokens", 5, "--min-new-tokens", 20).exit_code == 0
+    rows = read_output(tmp_path / "out").to_pylist()
+    assert all(row["error"] is None and row["num_completion_tokens"] > row["num_reasoning_tokens"] for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class PagedEngine:
             logits = self._launch(work) if work else None
         except StepFailed as error:
             failure = str(error)
-        generations = self._collect() + self._give_up_on_unfit()
+        generations = self._collect(may_keep=failure is None) + self._give_up_on_unfit()
         if failure is not None:
             generations += self._recover(work, failure)
         elif logits is not None:
@@ -225,8 +225,12 @@ class PagedEngine:
             sequence.pending = idx
         return []
 
-    def _collect(self) -> list[Generation]:
-        """Wait for what was started last, advance the rows, and return the requests that are finished."""
+    def _collect(self, *, may_keep: bool = True) -> list[Generation]:
+        """Wait for what was started last, advance the rows, and return the requests that are finished.
+
+        Args:
+            may_keep: False if the step failed that was launched meanwhile: it was to cache the last tokens of the rows.
+        """
         if self._choice is None:
             return []
         choice, self._choice = self._choice, None
@@ -242,10 +246,8 @@ class PagedEngine:
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
             self._num_finished_tokens += len(sequence.token_ids)
-            if is_continued(sequence.request.task):
-                self.scheduler.keep(sequence)
-            else:
-                self.scheduler.finish(sequence)
+            is_kept = may_keep and is_continued(sequence.request.task)
+            (self.scheduler.keep if is_kept else self.scheduler.finish)(sequence)
         return failures + outcome.generations
 
     def _recheck(self, sequence: Sequence) -> list[Generation]:
