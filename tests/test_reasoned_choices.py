@@ -218,7 +218,7 @@ def test_choices_are_scored_without_reasoning_unless_it_is_asked_for(
 
 
 def test_a_minimum_length_may_exceed_the_budget(start: Callable[..., Result], tmp_path: Path) -> None:
-    """It was compared with the budget, once the rows were read."""
+    """It counts for all that is generated, and the request for the reasoning may have fewer tokens than that."""
     assert start("--max-reasoning-tokens", 5, "--min-new-tokens", 20).exit_code == 0
     rows = read_output(tmp_path / "out").to_pylist()
     assert all(row["error"] is None and row["num_completion_tokens"] > row["num_reasoning_tokens"] for row in rows)

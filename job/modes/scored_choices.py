@@ -43,10 +43,12 @@ class BoundChoices(BoundMode):
         if not isinstance(task, Generate) or task.reasoning is None:
             return Score(choice_ids=self.token_ids)
         most = task.params.max_new_tokens if task.reasoning.max_tokens is None else task.reasoning.max_tokens
+        longest = most + task.reasoning.num_marker_tokens
+        least = min(task.params.min_new_tokens, longest)  # it may be more: --max-new-tokens bounds it, not the budget
         reason = replace(
             task,
             reasoning=replace(task.reasoning, max_tokens=most),
-            params=replace(task.params, max_new_tokens=most + task.reasoning.num_marker_tokens),
+            params=replace(task.params, max_new_tokens=longest, min_new_tokens=least),
             ends_at_answer=True,
         )
         return Score(choice_ids=self.token_ids, reason=reason, gap_ids=self.gap_ids)
