@@ -127,6 +127,10 @@ class Generation:
     error: RowError | None = None
     logprobs: Sequence[float] | None = None
     """Natural log probabilities of ``token_ids`` in the model's own distribution, if the request asked for them."""
+    top_ids: Any = None
+    """[T, K] int32: the most likely tokens in place of each token, the likeliest first, if the request asked for K."""
+    top_logprobs: Any = None
+    """[T, K] float32: their log probabilities."""
     numbers: Sequence[float] | None = None
     """The result of a task that asks for numbers; then ``token_ids`` is empty. For ``Score``: the log-likelihood of
     each choice after the prompt."""

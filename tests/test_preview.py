@@ -421,6 +421,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "retry-invalid",
             "scores",
             "self-consistency",
+            "top-logprobs",
         )
     }
 

@@ -398,7 +398,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "model": {"kv_cache_dtype": "auto"},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
     "modes.row_params": {"params_column": None, "row_params": [], "request_column": None},
-    "modes.completion": {"logprobs": False},
+    "modes.completion": {"logprobs": False, "top_logprobs": 0},
     "modes.choices": {
         "choices": [],
         "choice_normalization": "none",

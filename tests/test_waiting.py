@@ -94,11 +94,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "biases": [{"biases": ((3, 1.0), (60, -2.0))}],
     "ruled out": [{"bad_token_ids": ((5,), (6, 7, 8)), "min_new_tokens": 60, "stop_token_ids": (9,)}],
     "logprobs": [{"logprobs": True}],
+    "top logprobs": [{"num_top_logprobs": 3}],
     "mixed": [
         {},
         {"temperature": 0.7, "repetition_penalty": 1.3},
         {"temperature": 1.0, "top_k": 20, "logprobs": True},
         {"temperature": 1.0, "top_p": 0.9, "bad_token_ids": ((5,),)},
+        {"temperature": 0.5, "num_top_logprobs": 5},
         {"temperature": 1.0, "min_p": 0.1, "seed": 5, "frequency_penalty": 0.3},
     ],
 }
@@ -134,7 +136,7 @@ def test_a_choice_takes_at_most_one_copy_there_and_one_back_and_never_waits(case
     for step in (1, 2):
         with Recorder() as recorder:
             choice = start(step)
-        needs_numbers = num_masks or case not in ("greedy", "logprobs")
+        needs_numbers = num_masks or case not in ("greedy", "logprobs", "top logprobs")
         assert recorder.copies == [("device", True)] * bool(needs_numbers) + [("host", True)]
         assert choice.tokens.device == DEVICE and choice.tokens.shape == (NUM_ROWS,)
         traces.append(recorder.operations)

@@ -83,7 +83,9 @@ class SharedCompletions(Around):
 
 def _size(generation: Generation) -> int:
     """Return how much memory a kept generation takes, in tokens."""
-    return ROW_TOKENS + sum(map(len, (generation.token_ids, generation.numbers or (), generation.logprobs or ())))
+    num_top = 0 if generation.top_ids is None else 2 * int(generation.top_ids.size)
+    lists = (generation.token_ids, generation.numbers or (), generation.logprobs or ())
+    return ROW_TOKENS + sum(map(len, lists)) + num_top
 
 
 def _question(request: Request) -> Question | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from job.errors import UsageError, require
 from job.modes.mode import Answer, BoundMode, Mode, Outcome, Setting
 from job.modes.options import option
 from job.modes.stop_texts import StopTexts
@@ -12,6 +13,8 @@ from job.tasks import Generate, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from job.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +28,42 @@ class CompletionMode(Mode):
     logprobs: bool = option(
         False, "Write the generated token ids and their log probabilities (the model's own, before temperature)."
     )
+    top_logprobs: int = option(
+        0, "The same, and of the K most likely tokens at each place, for distillation (0: none).", metavar="K"
+    )
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
         stops = StopTexts.of(setting, setting.sampling.stop) if setting.sampling.stop else None
-        return BoundCompletion(stops, logprobs=self.logprobs)
+        if self.top_logprobs and self.top_logprobs > (vocab_size := len(setting.tokens.inner)):
+            raise UsageError(
+                f"--top-logprobs {self.top_logprobs} is more than the {vocab_size:,} tokens of the model's vocabulary."
+            )
+        return BoundCompletion(stops, logprobs=self.logprobs, top_logprobs=self.top_logprobs)
+
+    @property
+    def _scores_tokens(self) -> bool:
+        return self.logprobs or self.top_logprobs > 0
+
+    def check(self, config: "RunConfig") -> None:
+        """See ``Mode``."""
+        require(self.top_logprobs >= 0, "top-logprobs", self.top_logprobs, "0 (none) or more")
 
     def measured(self) -> "list[pa.Field]":
         """See ``Mode``."""
         import pyarrow as pa
 
-        if not self.logprobs:
+        if not self._scores_tokens:
             return []
-        return [
+        columns = [
             pa.field("token_ids", pa.list_(pa.int32())),
             pa.field("token_logprobs", pa.list_(pa.float32())),
             pa.field("cumulative_logprob", pa.float64()),
         ]
+        # float16 keeps three digits. Logits of models in 16 bits have no more, and half of the bytes are saved.
+        types = {"top_token_ids": pa.int32(), "top_logprobs": pa.float16()} if self.top_logprobs else {}
+        tops = {name: pa.list_(pa.list_(data_type, self.top_logprobs)) for name, data_type in types.items()}
+        return [*columns, *(pa.field(name, data_type) for name, data_type in tops.items())]
 
     def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         """Say how many completions were cut."""
@@ -59,9 +81,10 @@ class CompletionMode(Mode):
         """See ``Mode``."""
         import pyarrow.compute as pc
 
-        if not self.logprobs:
+        if not self._scores_tokens:
             return
-        for name in ("token_ids", "token_logprobs"):
+        tops = ("top_token_ids", "top_logprobs") if self.top_logprobs else ()
+        for name in ("token_ids", "token_logprobs", *tops):
             length = pc.fill_null(pc.list_value_length(batch[name]), -1)
             expected = pc.if_else(is_error, -1, batch["num_completion_tokens"])
             yield f"not one of {name} for each completion token", pc.equal(length, expected)
@@ -71,14 +94,15 @@ class CompletionMode(Mode):
 class BoundCompletion(BoundMode):
     """Ends completions at stop strings: those of the run, or those that a later mode puts into a row's task."""
 
-    def __init__(self, stops: StopTexts | None, *, logprobs: bool) -> None:
+    def __init__(self, stops: StopTexts | None, *, logprobs: bool, top_logprobs: int = 0) -> None:
         """End them at ``stops``, if there are any."""
-        self._stops, self._logprobs = stops, logprobs
+        self._stops, self._logprobs, self._top_logprobs = stops, logprobs, top_logprobs
 
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         assert isinstance(task, Generate), "the first task of a run is to generate"
-        return replace(task, params=replace(task.params, logprobs=self._logprobs), ends_text=self._stops)
+        params = replace(task.params, logprobs=self._logprobs, num_top_logprobs=self._top_logprobs)
+        return replace(task, params=params, ends_text=self._stops)
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Cut the text before the first stop string that counts."""
@@ -87,12 +111,14 @@ class BoundCompletion(BoundMode):
             num_before = len(generation.text_ids) - len(answer.token_ids)
             num_skipped = max(0, task.params.min_new_tokens - num_before)
             text, has_ended = task.ends_text.cut(text, answer.token_ids, num_skipped)
-        values = {}
+        values: dict[str, Any] = {}
         if generation.logprobs is not None:
             values = {
                 "token_ids": list(generation.token_ids),
                 "token_logprobs": generation.logprobs,
                 "cumulative_logprob": sum(generation.logprobs),
             }
+        if generation.top_ids is not None:
+            values |= {"top_token_ids": generation.top_ids, "top_logprobs": generation.top_logprobs.astype("float16")}
         reason = "stop" if has_ended else answer.finish_reason
         return replace(answer, completion=text, finish_reason=reason, values={**answer.values, **values})

@@ -58,6 +58,9 @@ class SamplingParams:
     """Sequences of tokens that the completion may not contain."""
     logprobs: bool = False
     """Return the log probabilities of the generated tokens, in the model's own distribution."""
+    num_top_logprobs: int = 0
+    """Return the most likely tokens at each place, too: this many, with their log probabilities in the same
+    distribution. Above 0, the generated tokens' are returned in any case."""
     seed: int = option(0, "Random seed. Every draw depends only on it, row_idx, sample_idx and position.")
     ignore_eos: bool = option(False, "Always generate max-new-tokens tokens; for benchmarks.")
 
@@ -77,13 +80,19 @@ class SamplingParams:
         is_count = self.repetition_detection == 0 or self.repetition_detection >= 2
         require(is_count, "repetition-detection", self.repetition_detection, "0 (off), or 2 or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
+        require(self.num_top_logprobs >= 0, "top-logprobs", self.num_top_logprobs, "0 (none) or more")
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether the log probability of each token is returned."""
+        return self.logprobs or self.num_top_logprobs > 0
 
     @property
     def needs_steps(self) -> bool:
         """Whether each token needs a step of its own, even if no other one is possible: for its log probability, or
         because the row may end there.
         """
-        return self.logprobs or bool(self.bad_token_ids) or self.repetition_detection > 0
+        return self.scores_tokens or bool(self.bad_token_ids) or self.repetition_detection > 0
 
     def eos_of(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
         """Return which of the model's end-of-sequence tokens end a completion."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from job.engine.failures import failed
 from job.engine.logits.guide import Guide
 from job.engine.logits.loops import is_looping
+from job.engine.logits.token_scores import unpack_top_tokens
 from job.errors import first_line
-from job.records import RowError
+from job.records import Generation, Request, RowError
 from job.tasks import EndsText, Generate
 
 Row = TypeVar("Row")
@@ -68,6 +70,32 @@ def text_to_search(task: Generate, completion_ids: list[int], guide: Guide | Non
     num_before = len(completion_ids) - len(answer_ids)
     num_skipped = max(0, task.params.min_new_tokens - num_before)
     return answer_ids[num_skipped:] if num_skipped else answer_ids
+
+
+def generation_of(
+    request: Request, token_ids: Sequence[int], end: End, logprobs: Sequence[float], tops: bytearray
+) -> Generation:
+    """Return the result of a completion that has ended.
+
+    Args:
+        logprobs: of its tokens, if they were asked for.
+        tops: the most likely tokens at each place, packed, if they were asked for.
+    """
+    if end.error is not None:
+        return failed(request, end.error.kind, end.error.detail)
+    assert isinstance(request.task, Generate)
+    params = request.task.params
+    top_ids, top_logprobs = (
+        unpack_top_tokens(tops, params.num_top_logprobs) if params.num_top_logprobs else (None, None)
+    )
+    return Generation(
+        request=request,
+        token_ids=token_ids,
+        finish_reason=end.finish_reason,
+        logprobs=logprobs if params.scores_tokens else None,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+    )
 
 
 def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Row, End]:

@@ -15,15 +15,15 @@ Letters: B rows, V vocabulary.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from job.engine.logits.additions import additions_of
 from job.engine.logits.history import Occurrences
 from job.engine.logits.masks import Masks
 from job.engine.logits.penalties import Penalties, penalizes
-from job.engine.logits.reductions import largest, token_logprobs
+from job.engine.logits.reductions import largest
 from job.engine.logits.sampling import Sampler, SamplingBatch
+from job.engine.logits.token_scores import PendingScores, TokenScores
 from job.engine.transfers import Download, Parcel
 from job.tasks import SamplingParams
 
@@ -42,6 +42,8 @@ class TokenChoice:
     """Whether each row had a token to choose: its mask and its additions may rule out all of them."""
     is_exact: list[bool]
     """Whether each token is the right one. If not, the row must be chosen for again, in the batch's ``wide`` rows."""
+    tops: Sequence[bytes] = ()
+    """The most likely tokens of each row, see ``PendingScores.read``; empty if no row asks for any."""
 
 
 class PendingChoice:
@@ -54,20 +56,19 @@ class PendingChoice:
         self,
         tokens: torch.Tensor,
         flags: Mapping[str, torch.Tensor | None],
-        logprobs: torch.Tensor | None = None,
-        logprob_rows: Sequence[int] = (),
+        scores: PendingScores | None = None,
     ) -> None:
         """Start to copy a choice to the host.
 
         Args:
             flags: [B] bool, by their names in ``TokenChoice``; None: true for each row.
-            logprobs: [R] float32, of some rows.
+            scores: of some rows.
         """
         given = {name: flag for name, flag in flags.items() if flag is not None}
-        self.tokens, self._logprob_rows, self._flags = tokens, logprob_rows, tuple(given)
+        self.tokens, self._scores, self._flags = tokens, scores, tuple(given)
         parts = [tokens.int(), *(flag.int() for flag in given.values())]
-        if logprobs is not None:
-            parts.append(logprobs.view(torch.int32))
+        if scores is not None:
+            parts += scores.parts
         self._copied = Download(torch.cat(parts))
 
     def result(self) -> TokenChoice:
@@ -76,13 +77,13 @@ class PendingChoice:
         tokens, *values = numbers[: (1 + len(self._flags)) * num_rows].reshape(-1, num_rows)
         flags = {name: (value == 1).tolist() for name, value in zip(self._flags, values, strict=True)}
         logprobs: list[float | None] = [None] * num_rows
-        if self._logprob_rows:
-            values = numbers[-len(self._logprob_rows) :].view(np.float32).tolist()
-            for row, value in zip(self._logprob_rows, values, strict=True):
-                logprobs[row] = value
+        tops: Sequence[bytes] = ()
+        if self._scores is not None:
+            logprobs, tops = self._scores.read(numbers[(1 + len(self._flags)) * num_rows :], num_rows)
         return TokenChoice(
             tokens=tokens.tolist(),
             logprobs=logprobs,
+            tops=tops,
             **{name: flags.get(name, [True] * num_rows) for name in ("is_finite", "is_possible", "is_exact")},
         )
 
@@ -118,8 +119,7 @@ def start_choice(
     sent_masks = None if masks is None else masks.send(parcel)
     sent_additions = None if additions is None else additions.send(parcel)
     penalties, sampler = Penalties(batch, occurred, logits.shape[1], parcel), Sampler(batch, parcel)
-    rows = batch.rows_where(lambda params: params.logprobs)
-    index = parcel.add(np.array(rows, np.int64))
+    token_scores = TokenScores(batch, parcel)
 
     raw = torch.where(is_finite[:, None], logits, 0.0)
     scores = (raw if sent_masks is None else sent_masks.apply(raw)).float()
@@ -127,16 +127,12 @@ def start_choice(
     if sent_additions is not None:
         scores, is_possible = sent_additions.apply(scores)
     drawn = sampler(penalties(scores))
-    logprobs = None
-    if rows:
-        some = slice(None) if len(rows) == len(batch) else index()
-        logprobs = token_logprobs(raw[some], drawn.tokens[some])
     is_exact = drawn.is_exact
     if is_exact is not None:  # what was chosen for a row that cannot be chosen for is as good as anything
         is_exact = is_exact | ~is_finite if is_possible is None else is_exact | ~is_finite | ~is_possible
     flags = {"is_finite": is_finite, "is_possible": is_possible, "is_exact": is_exact}
-    return PendingChoice(drawn.tokens, flags, logprobs, rows)
+    return PendingChoice(drawn.tokens, flags, token_scores(raw, drawn.tokens))
 
 
 def _is_plain(params: SamplingParams) -> bool:
-    return params.temperature == 0 and not params.logprobs and not penalizes(params)
+    return params.temperature == 0 and not params.scores_tokens and not penalizes(params)

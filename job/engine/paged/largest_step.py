@@ -32,7 +32,7 @@ HARDEST = SamplingParams(
     repetition_penalty=1.5,
     presence_penalty=0.5,
     biases=((0, 1.0),),
-    logprobs=True,
+    num_top_logprobs=20,
 )
 """A flat distribution whose nucleus holds most of the vocabulary, which is therefore sorted; a bias, and every kind of
 penalty."""

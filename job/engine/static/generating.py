@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from job.engine.failures import failed, not_finite
 from job.engine.logits.constraint import Constraints
+from job.engine.logits.endings import generation_of
 from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
 from job.engine.static.token_choice import Chooser, HasLeft, LeadingChooser
@@ -73,17 +74,8 @@ class Generating:
             return [failed(request, "non_finite_logits", not_finite(self._model.dtype))]
         if end is None:
             return []
-        if end.error is not None:
-            return [failed(request, end.error.kind, end.error.detail)]
-        logprobs = chooser.logprobs[row] if _task_of(request).params.logprobs else None
-        return [
-            Generation(
-                request=request,
-                token_ids=chooser.rows[row].completion_ids,
-                finish_reason=end.finish_reason,
-                logprobs=logprobs,
-            )
-        ]
+        tokens = chooser.rows[row].completion_ids
+        return [generation_of(request, tokens, end, chooser.logprobs[row], chooser.tops[row])]
 
     def _run(self, batch: Batch, chooser: Chooser) -> None:
         def compute() -> str | None:

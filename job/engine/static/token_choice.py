@@ -109,6 +109,8 @@ class LeadingChooser(Chooser):
         self._history = TokenHistory(len(requests))
         self.logprobs: list[list[float]] = [[] for _ in requests]
         """Log probabilities of the tokens, for each row that asks for them."""
+        self.tops = [bytearray() for _ in requests]
+        """The most likely tokens at each place, packed, for each row that asks for them."""
         self.ends: dict[int, End] = {}
         self.non_finite: set[int] = set()
         self._expect_masks()
@@ -139,8 +141,10 @@ class LeadingChooser(Chooser):
         finite = [row for row in rows if row not in self.non_finite]
         left_out = {row for row, is_possible in zip(rows, choice.is_possible, strict=True) if not is_possible}
         self.ends |= dict.fromkeys(left_out.difference(self.non_finite), NOTHING_LEFT)
-        for row, logprob in zip(rows, choice.logprobs, strict=True):
+        for idx, (row, logprob) in enumerate(zip(rows, choice.logprobs, strict=True)):
             self.rows[row].token_ids.append(chosen[row])
+            if choice.tops:
+                self.tops[row] += choice.tops[idx]
             if logprob is not None:
                 self.logprobs[row].append(logprob)
         self._find_ends([row for row in finite if row not in self.ends])

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from job.output.parts.part_schema import BASE
 from job.records import Completion, RowError
@@ -14,12 +16,14 @@ _BASE_NAMES = frozenset(BASE.names)
 def to_batch(completions: Iterable[Completion], schema: pa.Schema) -> pa.RecordBatch:
     """Turn completions into a batch with the columns of a schema."""
     rows = list(completions)
-    return pa.record_batch([pa.array(_column(rows, field.name), field.type) for field in schema], schema=schema)
+    return pa.record_batch([_array(_column(rows, field.name), field.type) for field in schema], schema=schema)
 
 
 def from_batch(batch: pa.RecordBatch) -> Iterator[Completion]:
     """Yield the completions of a batch of a journal or a part."""
-    for row in batch.to_pylist():
+    matrices = {name: _matrices(batch[name]) for name in batch.schema.names if _is_matrix(batch[name].type)}
+    for idx, row in enumerate(batch.drop_columns(list(matrices)).to_pylist()):
+        row |= {name: values[idx] for name, values in matrices.items()}
         yield Completion(
             row_idx=row["row_idx"],
             sample_idx=row["sample_idx"],
@@ -41,3 +45,33 @@ def _column(rows: list[Completion], name: str) -> list[Any]:
     if name in _BASE_NAMES:
         return [getattr(row, name) for row in rows]
     return [row.values.get(name) for row in rows]
+
+
+def _is_matrix(data_type: pa.DataType) -> bool:
+    """Whether the values of a type are matrices: lists of lists of one length."""
+    return bool(pa.types.is_list(data_type) and pa.types.is_fixed_size_list(data_type.value_type))
+
+
+def _array(values: list[Any], data_type: pa.DataType) -> pa.Array:
+    """Return values as an array. Matrices are two-dimensional: as lists, those of a shard would take gigabytes."""
+    if not _is_matrix(data_type):
+        return pa.array(values, data_type)
+    inner, dtype = data_type.value_type, data_type.value_type.value_type.to_pandas_dtype()
+    flat = [np.ravel(value) for value in values if value is not None]
+    numbers = np.concatenate(flat) if flat else np.empty(0)
+    lengths = [0 if value is None else len(value) for value in values]
+    return pa.ListArray.from_arrays(
+        pa.array(np.cumsum([0, *lengths]), pa.int32()),
+        pa.FixedSizeListArray.from_arrays(pa.array(numbers.astype(dtype)), inner.list_size).cast(inner),
+        data_type,
+        mask=pa.array([value is None for value in values], pa.bool_()),
+    )
+
+
+def _matrices(array: pa.ListArray) -> list[Any]:
+    """Return the values of an array of matrices: two-dimensional arrays, or None."""
+    number, rows = array.type.value_type.list_size, array.flatten()
+    numbers = rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, number)
+    lengths = [length or 0 for length in pc.list_value_length(array).to_pylist()]
+    parts = np.split(numbers, np.cumsum(lengths)[:-1]) if lengths else []
+    return [part if is_valid else None for part, is_valid in zip(parts, array.is_valid().to_pylist(), strict=True)]

@@ -21,6 +21,8 @@ class Sequence:
     slot: int = -1
     """Row of the block tables; -1 while it waits."""
     logprobs: list[float] = field(default_factory=list)
+    tops: bytearray = field(default_factory=bytearray)
+    """The most likely tokens at each place of the completion, packed: as objects, they would take gigabytes."""
     may_share: bool = True
     """Whether it may share pages with others, in both directions."""
     num_forced: int = 0

@@ -4,9 +4,8 @@ from collections import abc
 
 import torch
 
-from job.engine.failures import failed
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import NOTHING_LEFT, End, end_of, find_stops, may_stop, text_to_search
+from job.engine.logits.endings import NOTHING_LEFT, End, end_of, find_stops, generation_of, may_stop, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.loops import EVERY_TOKENS
@@ -82,12 +81,14 @@ class Decoding:
         ends: dict[Sequence, End] = {}
         texts: dict[Sequence, tuple[EndsText, list[int]]] = {}
         choices = zip(rows, result.tokens, result.logprobs, result.is_possible, strict=True)
-        for row, token, logprob, is_possible in choices:
+        for idx, (row, token, logprob, is_possible) in enumerate(choices):
             if unusable and row in unusable:
                 continue
             if self._guides and self._close_early(row, token):
                 inexact.append(row)
                 continue
+            if result.tops:
+                row.tops += result.tops[idx]
             end = self._append(row, token, logprob) if is_possible else NOTHING_LEFT
             if end is not None:
                 ends[row] = end
@@ -101,7 +102,9 @@ class Decoding:
             ended=list(ends),
             non_finite=non_finite,
             inexact=inexact,
-            generations=[_generation(row, end) for row, end in ends.items()],
+            generations=[
+                generation_of(row.request, row.completion_ids, end, row.logprobs, row.tops) for row, end in ends.items()
+            ],
         )
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
@@ -153,14 +156,3 @@ class Decoding:
 def _task_of(row: Sequence) -> Generate:
     assert isinstance(row.request.task, Generate)
     return row.request.task
-
-
-def _generation(row: Sequence, end: End) -> Generation:
-    if end.error is not None:
-        return failed(row.request, end.error.kind, end.error.detail)
-    return Generation(
-        request=row.request,
-        token_ids=row.completion_ids,
-        finish_reason=end.finish_reason,
-        logprobs=row.logprobs if _task_of(row).params.logprobs else None,
-    )
