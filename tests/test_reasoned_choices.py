@@ -112,6 +112,22 @@ def test_a_model_that_does_not_reason_is_scored_after_its_prompt(
     assert generation.numbers == pytest.approx(choice_logprobs(tiny_model(), [[5, 6, 7]], CHOICES)[0], abs=1e-4)
 
 
+def test_a_loop_in_the_reasoning_is_told(served: Served, tiny_model: Callable[..., Path]) -> None:
+    """The reasoning is closed where it was found, and the choices are scored."""
+    looping = asked(100, repetition_detection=8, biases=((70, 100.0),))
+    [generation] = complete(make_engine(served), [[5, 6, 7]], looping)
+    thought = [*[70] * 64, *CLOSING]
+    assert list(generation.token_ids) == thought and generation.finish_reason == "repetition"
+    [expected] = choice_logprobs(tiny_model(), [[5, 6, 7, *thought, *GAP]], CHOICES)
+    assert generation.numbers == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_kept_is_counted_once(served: Served) -> None:
+    engine = make_engine(served, config={"overlap": False})
+    [generation] = complete(engine, [[5, 6, 7]], asked(6, [[7], [8]]))
+    assert engine.num_computed_tokens == 3 + len(generation.token_ids) + len(GAP)
+
+
 def test_samples_reason_by_themselves(served: Served) -> None:
     score = asked(8, temperature=1.5)
     assert not score.is_deterministic and asked(8).is_deterministic
@@ -148,8 +164,11 @@ def test_what_a_failed_step_was_to_cache_is_computed(
                 raise error
             return forward(**kwargs)
 
+        engine = make_engine(served, config={"overlap": True})
+        complete(engine, [[50, 51, 52], [60, 61]], asked(3))  # so that what is not written is not right by chance
         monkeypatch.setattr(served.model.module, "forward", once)
-        found = complete(make_engine(served, config={"overlap": True}), prompts, asked(3))
+        found = complete(engine, prompts, asked(3))
+        monkeypatch.setattr(served.model.module, "forward", forward)
         assert [generation.token_ids for generation in found] == [generation.token_ids for generation in expected]
         assert np.abs(np.array([g.numbers for g in found]) - [g.numbers for g in expected]).max() < 1e-4
 

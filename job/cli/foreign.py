@@ -30,7 +30,7 @@ _NAMES = {
     "--stop-token-ids": "eos-token-id stop-token-id stop-ids",
     "--stop": "stop-token stop-tokens stop-sequences stop-strings stop-words until stop-sequence",
     "--seed": "random-seed rng-seed",
-    "--logprobs": "top-logprobs prompt-logprobs return-logprobs output-scores output-logprobs",
+    "--logprobs": "prompt-logprobs return-logprobs output-scores output-logprobs",
     "--json-schema": "schema json guided-json response-format structured-outputs",
     "--regex": "guided-regex",
     "--choices": "guided-choice labels",

@@ -18,6 +18,8 @@ class Asked:
 
     request: Request
     thought_ids: list[int] | None = None
+    finish_reason: str | None = None
+    """Of the reasoning."""
 
 
 class ReasonedScores(Around):
@@ -46,11 +48,16 @@ class ReasonedScores(Around):
         if asked is None:
             return [generation]
         if generation.error is None and asked.thought_ids is None:
-            asked.thought_ids = _closed(generation)
+            asked.thought_ids, asked.finish_reason = _closed(generation), generation.finish_reason
             self._engine.submit(_scoring(asked.request, asked.thought_ids))
             return []
         del self._asked[generation.request.key]
-        return [replace(generation, request=asked.request, token_ids=asked.thought_ids or [])]
+        generation = replace(generation, request=asked.request)
+        if generation.error is not None or asked.thought_ids is None:
+            return [replace(generation, token_ids=[])]
+        # A loop in the reasoning is told; where it was cut or ended by itself, its own tokens say so.
+        finish_reason = "repetition" if asked.finish_reason == "repetition" else generation.finish_reason
+        return [replace(generation, token_ids=asked.thought_ids, finish_reason=finish_reason)]
 
 
 def _closed(generation: Generation) -> list[int]:

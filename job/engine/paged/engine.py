@@ -245,9 +245,11 @@ class PagedEngine:
             self.scheduler.step_back(sequence)
         failures = [failure for sequence in outcome.non_finite for failure in self._recheck(sequence)]
         for sequence in outcome.ended:
-            self._num_finished_tokens += len(sequence.token_ids)
-            is_kept = may_keep and is_continued(sequence.request.task)
-            (self.scheduler.keep if is_kept else self.scheduler.finish)(sequence)
+            if may_keep and is_continued(sequence.request.task):
+                self.scheduler.keep(sequence)  # what it computed counts for the sequence that goes on with it
+            else:
+                self._num_finished_tokens += len(sequence.token_ids)
+                self.scheduler.finish(sequence)
         return failures + outcome.generations
 
     def _recheck(self, sequence: Sequence) -> list[Generation]:
