@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from job.config import EngineConfig, ModelConfig
+from job.engine.around import Around
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel, load_model
 from job.engine.paged.attention.cache import LayerShape
@@ -98,6 +99,11 @@ def build_as_the_job_does(model_dir: Path, name: str = "paged") -> tuple[Engine,
     config = EngineConfig(engine=name, max_batch_rows=4)
     engine = ENGINES[name].build(model, config, replica, should_stop=lambda: False, note=notes.append)
     return engine, notes
+
+
+def innermost(engine: Engine) -> Engine:
+    """Return what is inside of engines around another one."""
+    return innermost(engine._engine) if isinstance(engine, Around) else engine
 
 
 def generate(

@@ -22,6 +22,7 @@ from tests.serving import (
     complete,
     expected_tokens,
     generate,
+    innermost,
     load,
     make_engine,
     make_prompts,
@@ -83,7 +84,7 @@ def test_many_rows_equal_transformers(tiny_model: Callable[..., Path], name: str
 
 def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_model: Callable[..., Path]) -> None:
     engine, notes = build_as_the_job_does(tiny_model(UNSUPPORTED))
-    assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
+    assert isinstance(engine, SharedCompletions) and isinstance(innermost(engine), StaticEngine)
     (note,) = notes
     assert note.startswith("model type 'gpt_neo' is served by static batches, which are slower: its attention does")
     prompts = make_prompts()
@@ -92,11 +93,11 @@ def test_a_model_that_cannot_be_served_so_gets_static_batches_and_one_line(tiny_
 
 def test_a_model_that_can_be_served_gets_pages_without_a_word(tiny_model: Callable[..., Path]) -> None:
     engine, notes = build_as_the_job_does(tiny_model("llama"))
-    assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, PagedEngine)
+    assert isinstance(engine, SharedCompletions) and isinstance(innermost(engine), PagedEngine)
     prompts = make_prompts()
     assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, MAX_NEW_TOKENS)
     static, more_notes = build_as_the_job_does(tiny_model("llama"), "static")
-    assert isinstance(static, SharedCompletions) and isinstance(static._engine, StaticEngine)
+    assert isinstance(static, SharedCompletions) and isinstance(innermost(static), StaticEngine)
     assert notes == more_notes == []
 
 

@@ -21,6 +21,7 @@ from tests.serving import (
     complete,
     expected_tokens,
     generate,
+    innermost,
     load,
     make_engine,
     make_prompts,
@@ -90,7 +91,7 @@ def test_what_depends_on_more_than_a_token_and_its_position_is_served_by_static_
     """One line says why, and the module works as before it was tried."""
     model_dir, prompts = tiny_model(**STATIC[model_type]), long_prompts()
     engine, notes = build_as_the_job_does(model_dir)
-    assert isinstance(engine, SharedCompletions) and isinstance(engine._engine, StaticEngine)
+    assert isinstance(engine, SharedCompletions) and isinstance(innermost(engine), StaticEngine)
     (note,) = notes
     assert note.startswith(f"model type '{model_type}' is served by static batches, which are slower: its ")
     assert tokens(complete(engine, prompts)) == expected_tokens(model_dir, prompts, 12)

@@ -14,7 +14,7 @@ from job.engine.registry import ENGINES, EngineKind
 from job.errors import UsageError
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
-from tests.serving import ask, finish
+from tests.serving import ask, finish, innermost
 
 JOB = Path(__file__).parents[1] / "job"
 
@@ -45,7 +45,8 @@ def test_an_engine_without_a_model_is_built_without_one(monkeypatch: pytest.Monk
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.001")
     replica = Replica(read_process_info({}, 1))
     engine = ENGINES["fake"].build(None, EngineConfig(), replica, should_stop=lambda: False, note=print)
-    assert isinstance(engine, FakeEngine) and engine._step_secs == 0.001
+    inner = innermost(engine)
+    assert isinstance(inner, FakeEngine) and inner._step_secs == 0.001
     assert [generation.token_ids for generation in finish(engine, [ask([5, 6])])] == [[6, 5]]
 
 

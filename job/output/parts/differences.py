@@ -26,6 +26,7 @@ LABELS = {
     "plan.num_rows": "the number of rows",
     "prompt.request_column": "the column of an OpenAI batch's requests",
     "prompt.text_rules": "the version of the rules for text",
+    "modes.row_params.request_column": "the column of requests whose parameters count",
 }
 """Fields that are not options."""
 
