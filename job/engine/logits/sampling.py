@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +85,8 @@ class SamplingBatch:
         """Return a parameter of each row, within its limits: [B, 1], or [1, 1] if it is the same for all."""
         distinct = self.distinct_params
         low, high = LIMITS.get(name, (-math.inf, math.inf))
-        values = [min(max(getattr(p, name), low), high) for p in (distinct if len(distinct) == 1 else self.params)]
-        return np.array(values, np.float32)[:, None]
+        values = np.fromiter(map(attrgetter(name), distinct if len(distinct) == 1 else self.params), np.float64)
+        return values.clip(low, high).astype(np.float32)[:, None]
 
     def groups(self) -> Sequence[Sequence[int]]:
         """Return the rows in groups: one algorithm, on tensors of one shape, can choose for a whole group."""
