@@ -228,8 +228,7 @@ class PagedEngine:
     def _collect(self, *, may_keep: bool = True) -> list[Generation]:
         """Wait for what was started last, advance the rows, and return the requests that are finished.
 
-        Args:
-            may_keep: False if the step failed that was launched meanwhile: it was to cache the last tokens of the rows.
+        Rows may not keep what they cached if the step failed that was launched meanwhile: it has their last tokens.
         """
         if self._choice is None:
             return []
