@@ -52,6 +52,15 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """Return which of the known names a misspelt one may mean; None if it is like none of them.
+
+    >>> meant("temprature", ["top_p", "temperature"]), meant("colour", ["top_p"])
+    ('temperature', None)
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def no_column(name: str, columns: Iterable[str]) -> str:
     """Return that a dataset lacks a column, with the one that may be meant.
 
@@ -59,11 +68,11 @@ def no_column(name: str, columns: Iterable[str]) -> str:
     ("no column 'questions'. Did you mean 'question'? Columns: id, question", "no column 'x'. Columns: none")
     """
     plain = {column.strip().casefold(): column for column in columns}
-    close = difflib.get_close_matches(name.strip().casefold(), plain, n=1)
-    meant = f" Did you mean {plain[close[0]]!r}?" if close else ""
+    close = meant(name.strip().casefold(), plain)
+    question = "" if close is None else f" Did you mean {plain[close]!r}?"
     shown = list(itertools.islice(plain.values(), MAX_COLUMNS))
     more = f" and {len(plain) - len(shown)} more" if len(plain) > len(shown) else ""
-    return f"no column {name!r}.{meant} Columns: {', '.join(shown) or 'none'}{more}"
+    return f"no column {name!r}.{question} Columns: {', '.join(shown) or 'none'}{more}"
 
 
 def public_name(name: str) -> str:

@@ -33,6 +33,14 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; see tests/interpreting.py
 
 
+@pytest.fixture(scope="session")
+def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny model whose prompts begin the reasoning."""
+    from tests.tiny import make_chat_model
+
+    return make_chat_model(tmp_path_factory.mktemp("r1"), "deepseek_r1")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep converted data out of the user's home."""

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.data.runs import read_run
-from job.engine.fake import FakeEngine
 from job.errors import UsageError
 from job.output.looking.found import find_run
 from job.output.looking.verification import verify
@@ -23,7 +22,6 @@ from job.output.parts.growth import Growth, read_growth
 from job.output.parts.manifest import Manifest, claim_run_directory
 from job.output.parts.plan import Plan
 from job.output.store.local import LocalStore
-from job.records import SampleKey
 from job.run.conclusion import conclude
 from tests.conftest import Result
 from tests.run_files import files_of
@@ -37,7 +35,7 @@ from tests.test_resume import (
     start_until_journal_has,
     start_workers,
 )
-from tests.test_run import read_output
+from tests.test_run import read_output, submitted_by
 
 __all__ = ["expected", "run_args"]
 
@@ -61,19 +59,6 @@ def test_a_grown_plan_has_every_row_once_and_keeps_the_shards_of_before(seed: in
         assert all(plan.shard_of(row_idx) == at for at, rows in enumerate(shards) for row_idx in rows)
         assert all(len(rows) <= rows_per_shard for rows in shards) and not plan.rows(plan.num_shards)
         before = shards
-
-
-def submitted_by(monkeypatch: pytest.MonkeyPatch) -> list[SampleKey]:
-    """Return a list that gains the key of each request that this process gives to the engine."""
-    submitted: list[SampleKey] = []
-    submit = FakeEngine.submit
-
-    def record(self: Any, request: Any) -> None:
-        submitted.append(request.key)
-        submit(self, request)
-
-    monkeypatch.setattr(FakeEngine, "submit", record)
-    return submitted
 
 
 def test_a_pilot_becomes_the_run(
@@ -182,7 +167,7 @@ def test_histories_of_growth_and_kills_lose_and_double_nothing(
     assert exit_codes(last) == [0, 0], log.read_text()
     # Whoever has come too late with a smaller limit is refused; nobody else fails.
     assert set(exit_codes(workers)) <= {0, 2, -signal.SIGKILL}, log.read_text()
-    assert ("is another run" in log.read_text()) is False
+    assert "is another run" not in log.read_text()
     assert read_output(tmp_path / "out").equals(expected)
     assert run_job("verify", tmp_path / "out").exit_code == 0
     assert "already done" in run_job(*args).stderr

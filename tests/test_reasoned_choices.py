@@ -21,7 +21,6 @@ from tests.oracle import choice_logprobs, greedy
 from tests.serving import MODES, Observed, Served, ask, finish, load, make_engine, make_prompts, serve
 from tests.test_reasoning import ONE, task
 from tests.test_run import read_output, write_jsonl
-from tests.tiny import make_chat_model
 
 RunJob = Callable[..., Result]
 
@@ -171,11 +170,6 @@ def test_what_a_failed_step_was_to_cache_is_computed(
         monkeypatch.setattr(served.model.module, "forward", forward)
         assert [generation.token_ids for generation in found] == [generation.token_ids for generation in expected]
         assert np.abs(np.array([g.numbers for g in found]) - [g.numbers for g in expected]).max() < 1e-4
-
-
-@pytest.fixture(scope="module")
-def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_chat_model(tmp_path_factory.mktemp("r1"), "deepseek_r1")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from job.modes.reasoning import ReasoningMode
 from job.records import Completion, Generation, Request
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
-from tests.tiny import make_chat_model, make_chat_tokenizer
+from tests.tiny import make_chat_tokenizer
 
 RunJob = Callable[..., Result]
 
@@ -104,11 +104,6 @@ def test_markers_are_found_in_the_tokenizer_and_the_template(
     """Without being asked, only those that the template mentions: many tokenizers have tokens that are never used."""
     mode, _ = settled(template, **options)
     assert mode.reasoning_markers == markers and mode.is_asked == (markers is not None)
-
-
-@pytest.fixture(scope="module")
-def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_chat_model(tmp_path_factory.mktemp("r1"), "deepseek_r1")
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from job.run.changed_requests import changed
 from job.tasks import Generate, SamplingParams
 from tests.conftest import Result
 from tests.run_files import files_of
-from tests.test_resume import exit_codes, start_workers
+from tests.test_resume import exit_codes, kill_some, start_workers
 from tests.test_run import read_output, write_jsonl
 
 RunJob = Callable[..., Result]
@@ -159,12 +157,7 @@ def test_kills_during_a_retry_lose_nothing(
     assert run_job("retry", out, "--cut", "--max-new-tokens", 10).exit_code == 0
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
     for _ in range(2):
-        workers = start_workers(rng.randrange(1, 4), run, log)
-        time.sleep(rng.uniform(0.1, 0.6))
-        for worker in workers[: rng.randrange(1, len(workers) + 1)]:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGKILL)
-        exit_codes(workers)
+        kill_some(rng, run, log, 0.1, 0.6)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     assert exit_codes(start_workers(2, run, log)) == [0, 0], log.read_text()
     assert read_output(out).equals(read_output(tmp_path / "wide"))

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from job.output.looking.found import find_run
 from job.records import Generation, Request
 from job.run.open_shards import OpenShards
 from tests.conftest import Result
-from tests.test_resume import NUM_ROWS, NUM_SAMPLES, exit_codes, run_args, start_workers
+from tests.test_resume import NUM_ROWS, NUM_SAMPLES, exit_codes, kill_some, run_args, start_workers
 from tests.test_run import read_output, write_jsonl
 
 __all__ = ["run_args"]
@@ -83,12 +81,7 @@ def test_kills_change_nothing(
     monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.05)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     for _ in range(2):
-        workers = start_workers(rng.randrange(1, 4), args, log)
-        time.sleep(rng.uniform(0.1, 0.5))
-        for worker in workers[: rng.randrange(1, len(workers) + 1)]:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGKILL)
-        exit_codes(workers)
+        kill_some(rng, args, log, 0.1, 0.5)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     assert exit_codes(start_workers(2, args, log)) == [0, 0], log.read_text()
     assert read_output(tmp_path / "out").equals(read_output(tmp_path / "undisturbed"))

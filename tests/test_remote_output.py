@@ -23,7 +23,7 @@ from job.output.store.addresses import open_store
 from job.output.store.objects import ObjectStore
 from tests.conftest import Result
 from tests.s3 import S3
-from tests.test_resume import exit_codes, sampled_run, start_workers
+from tests.test_resume import exit_codes, kill_some, sampled_run, start_workers
 from tests.test_run import read_output, write_jsonl
 
 RunJob = Callable[..., Result]
@@ -201,13 +201,7 @@ def kill_at_random(seed: int, args: list[str], log: Path, monkeypatch: pytest.Mo
     rng, num_kills = random.Random(seed), 0
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     for _ in range(num_rounds):
-        workers = start_workers(rng.randrange(1, 4), args, log)
-        time.sleep(rng.uniform(0.6, 2.0))
-        for worker in workers[: rng.randrange(1, len(workers) + 1)]:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGKILL)
-                num_kills += 1
-        exit_codes(workers)
+        num_kills += kill_some(rng, args, log, 0.6, 2.0)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     return num_kills
 

@@ -24,9 +24,8 @@ import job.engine.fake
 from job.engine.fake import FakeEngine
 from job.output.parts import plan, shard
 from job.output.parts.plan import Plan
-from job.records import SampleKey
 from tests.conftest import Result
-from tests.test_run import read_output, write_jsonl
+from tests.test_run import read_output, submitted_by, write_jsonl
 
 NUM_ROWS, NUM_SAMPLES = 120, 2
 fork = multiprocessing.get_context("fork")
@@ -50,6 +49,17 @@ def start_workers(num: int, args: list[str], log: Path) -> list[Any]:
     for worker in workers:
         worker.start()
     return workers
+
+
+def kill_some(rng: random.Random, args: list[str], log: Path, shortest: float, longest: float) -> int:
+    """Start 1 to 3 workers and, after a time in seconds, kill all or some of them. Returns how many, after the rest."""
+    workers = start_workers(rng.randrange(1, 4), args, log)
+    time.sleep(rng.uniform(shortest, longest))
+    alive = [worker for worker in workers[: rng.randrange(1, len(workers) + 1)] if worker.is_alive()]
+    for worker in alive:
+        os.kill(worker.pid, signal.SIGKILL)
+    exit_codes(workers)
+    return len(alive)
 
 
 def exit_codes(workers: list[Any]) -> list[int]:
@@ -111,13 +121,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
     num_kills = 0
     for _ in range(rng.randrange(2, 5)):
-        workers = start_workers(rng.randrange(1, 4), args, log)
-        time.sleep(rng.uniform(0.05, 0.5))
-        for worker in workers[: rng.randrange(1, len(workers) + 1)]:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGKILL)
-                num_kills += 1
-        exit_codes(workers)
+        num_kills += kill_some(rng, args, log, 0.05, 0.5)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     workers = start_workers(2, args, log)
     assert exit_codes(workers) == [0, 0], log.read_text()
@@ -227,14 +231,7 @@ def test_a_restart_computes_only_what_no_journal_holds(
     worker = start_until_journal_has(4000, args, tmp_path / "out", tmp_path / "log")
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    submitted: list[SampleKey] = []
-    submit = FakeEngine.submit
-
-    def record(self: Any, request: Any) -> None:
-        submitted.append(request.key)
-        submit(self, request)
-
-    monkeypatch.setattr(FakeEngine, "submit", record)
+    submitted = submitted_by(monkeypatch)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     assert run_job(*args).exit_code == 0
     num_prompts = sum(prompt is not None for prompt in expected["prompt"].to_pylist())

@@ -34,6 +34,19 @@ from tests.run_files import RunFiles
 RunJob = Callable[..., Result]
 
 
+def submitted_by(monkeypatch: pytest.MonkeyPatch) -> list[SampleKey]:
+    """Return a list that gains the key of each request that this process gives to the engine."""
+    submitted: list[SampleKey] = []
+    submit = FakeEngine.submit
+
+    def record(self: Any, request: Any) -> None:
+        submitted.append(request.key)
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", record)
+    return submitted
+
+
 def read_output(output: Path) -> pa.Table:
     """Return all parts as one table, in the order of their names."""
     parts = sorted([*output.glob("data/part-*.parquet"), *output.glob("part-*.parquet")])  # of older runs
@@ -295,14 +308,7 @@ def test_a_restart_computes_the_samples_that_no_journal_holds(
         if row.key in [(0, 0), (2, 1)]:
             journal.append(row)
     journal.close()
-    submitted: list[SampleKey] = []
-    submit = FakeEngine.submit
-
-    def record(self: Any, request: Any) -> None:
-        submitted.append(request.key)
-        submit(self, request)
-
-    monkeypatch.setattr(FakeEngine, "submit", record)
+    submitted = submitted_by(monkeypatch)
     assert run_job(*args).exit_code == 0
     everything = [(row_idx, sample_idx) for row_idx in range(4) for sample_idx in range(3)]
     assert submitted == [key for key in everything if key not in [(0, 0), (2, 1)]]

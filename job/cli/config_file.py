@@ -1,6 +1,5 @@
 """``--config``: TOML files with option values."""
 
-import difflib
 import json
 import re
 import tomllib
@@ -13,6 +12,7 @@ import click
 from job.cli.foreign import advice_on
 from job.cli.json_object import JsonObject
 from job.errors import UsageError, shorten
+from job.wording import meant
 
 OTHER_LANGUAGES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON", ".ini": "INI", ".py": "Python"}
 
@@ -152,8 +152,8 @@ def _advice(name: str, options: Mapping[str, click.Option]) -> str:
     foreign = advice_on(name)
     if foreign is not None:
         return foreign
-    close = difflib.get_close_matches(name, options, n=1)
-    return f"Did you mean {close[0].replace('_', '-')}?" if close else "See job run --help."
+    close = meant(name, options)
+    return "See job run --help." if close is None else f"Did you mean {close.replace('_', '-')}?"
 
 
 def _check_toml_type(where: str, option: click.Option, value: Any) -> None:

@@ -5,7 +5,6 @@ none, the run's value holds.
 """
 
 import contextlib
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from job.modes.row_values import ENDING, PARAMETERS, STOP, rejected, shown, text
 from job.modes.stop_texts import StopTexts
 from job.records import RowRejected
 from job.tasks import Generate, Grammar, SamplingParams, Task
+from job.wording import meant
 
 if TYPE_CHECKING:
     from job.config import RunConfig
@@ -182,8 +182,8 @@ class BoundRowParams(BoundMode):
 
 def _known(name: str) -> str:
     """Return which parameter a misspelt name may mean, or all of them."""
-    close = difflib.get_close_matches(name.replace("-", "_"), PARAMETERS, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(PARAMETERS)}"
+    close = meant(name.replace("-", "_"), PARAMETERS)
+    return f"there are {', '.join(PARAMETERS)}" if close is None else f"did you mean {close}?"
 
 
 def _object(value: Any, column: str) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
 """Options as a program gives them: by name, with Python values, as in a configuration file."""
 
-import difflib
 import json
 import operator
 import os
@@ -15,7 +14,7 @@ from job.modes.options import OptionSpec
 from job.modes.registry import MODES
 from job.modes.texts import expand_home
 from job.output.store.addresses import normal
-from job.wording import flag
+from job.wording import flag, meant
 
 REQUIRED = ("model", "dataset", "output")
 
@@ -34,8 +33,8 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {"verbose": False, **{name: field.default for name, (field, _) in declared.items()}}
     for name, value in given.items():
         if name not in (*REQUIRED, *values):
-            close = difflib.get_close_matches(name, [*REQUIRED, *values], n=1)
-            advice = f"Did you mean {close[0]}?" if close else "See job run --help."
+            close = meant(name, [*REQUIRED, *values])
+            advice = "See job run --help." if close is None else f"Did you mean {close}?"
             raise UsageError(f"There is no option {name!r}. {advice}")
         if value is not None:
             values[name] = _converted(name, *declared[name], value) if name in declared else _other(name, value)

@@ -71,17 +71,16 @@ class Guide:
         only = matcher.forced[0] if matcher.forced else None
         return Allowed(matcher, only, None if self.is_answering else self._start_id)
 
-    def comes_too_early(self, token: int) -> bool:
-        """Whether a token would end the completion within its reasoning, although the answer must follow a grammar.
+    def closes_before(self, token: int) -> bool:
+        """Force the end of the reasoning if a token would end the completion there, before an answer with a grammar.
 
-        Then ``close`` comes first, and the token is chosen again.
+        Returns:
+            Whether it is forced. Then the token must be chosen again.
         """
-        return self._grammar is not None and self._is_thinking and token in self._eos_token_ids
-
-    def close(self) -> None:
-        """Force the end of the reasoning."""
-        assert self._thought is not None
+        if self._grammar is None or self._thought is None or not self._is_thinking or token not in self._eos_token_ids:
+            return False
         self._thought.close()
+        return True
 
     def accept(self, token: int) -> None:
         """Advance by the token that was chosen. Never raises; see ``Matcher.accept``."""

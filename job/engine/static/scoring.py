@@ -41,9 +41,7 @@ class Scoring:
     ) -> None:
         """Prepare to score with a loaded model; each request brings its choices."""
         self._model, self._replica = model, replica
-        vocab_size = model.module.config.get_text_config().vocab_size
-        self.max_rows = max_rows
-        self.max_tokens = min(max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize))
+        self.max_rows, self.max_tokens = max_rows, most_tokens(model, max_tokens)
         self.num_computed_tokens = 0
 
     def room(self, request: Request) -> Room:
@@ -106,6 +104,12 @@ class Scoring:
             for row, (token_ids, first) in enumerate(zip(texts.token_ids, texts.first_wanted, strict=True))
         ]
         return torch.cat(wanted)
+
+
+def most_tokens(model: LoadedModel, max_tokens: int) -> int:
+    """Return how many tokens a batch may have so that their logits, too, are within their limit."""
+    vocab_size = model.module.config.get_text_config().vocab_size
+    return int(min(max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize)))
 
 
 def pad_right(all_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from job.engine.failures import failed, not_finite
 from job.engine.logits.text_scores import PendingTextScores
 from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
-from job.engine.static.scoring import LOGITS_BYTES, pad_right
+from job.engine.static.scoring import most_tokens, pad_right
 from job.launch.replica import Replica
 from job.records import Generation, Request
 from job.tasks import ScoreText
@@ -41,9 +41,7 @@ class TextScoring:
     ) -> None:
         """Prepare to score with a loaded model; each request brings its text."""
         self._model, self._replica = model, replica
-        vocab_size = model.module.config.get_text_config().vocab_size
-        self.max_rows = max_rows
-        self.max_tokens = max(1, min(max_tokens, LOGITS_BYTES // (vocab_size * model.dtype.itemsize)))
+        self.max_rows, self.max_tokens = max_rows, max(1, most_tokens(model, max_tokens))
         self.num_computed_tokens = 0
 
     def room(self, request: Request) -> Room:

@@ -134,7 +134,8 @@ class LeadingChooser(Chooser):
         """Choose tokens for the rows that go on, and record which of them end."""
         rows = self._going
         choice = self._choose(scores)
-        if self._close_early(choice):
+        if self._is_closed_before(choice):
+            self._expect_masks()
             choice = self._choose(scores)
         chosen = dict(zip(rows, choice.tokens, strict=True))
         self.non_finite |= {row for row, is_finite in zip(rows, choice.is_finite, strict=True) if not is_finite}
@@ -165,15 +166,11 @@ class LeadingChooser(Chooser):
         occurred = self._history.of([self.rows[row] for row in rows])
         return choose(scores, batch, occurred, self._constraints.masks())
 
-    def _close_early(self, choice: TokenChoice) -> bool:
-        """Close the reasoning of rows that would end within it, and return whether there are any."""
+    def _is_closed_before(self, choice: TokenChoice) -> bool:
+        """Let all guides see what was chosen, and return whether one of them forces something else."""
         chosen = zip(self._going, choice.tokens, strict=True)
-        guides = [guide for row, token in chosen if (guide := self._guides.get(row)) and guide.comes_too_early(token)]
-        for guide in guides:
-            guide.close()
-        if guides:
-            self._expect_masks()
-        return bool(guides)
+        closed = [self._guides[row].closes_before(token) for row, token in chosen if row in self._guides]
+        return any(closed)
 
     def _find_ends(self, rows: Sequence[int]) -> None:
         """Record the rows that end with their latest token."""

@@ -84,7 +84,8 @@ class Decoding:
         for idx, (row, token, logprob, is_possible) in enumerate(choices):
             if unusable and row in unusable:
                 continue
-            if self._guides and self._close_early(row, token):
+            guide = self._guides.get(row) if self._guides else None
+            if guide is not None and guide.closes_before(token):
                 inexact.append(row)
                 continue
             if result.tops:
@@ -120,14 +121,6 @@ class Decoding:
             guide = Guide(task, row.request.prompt_ids, eos_token_ids, self._constraints)
             self._guides[row] = guide
         return guide
-
-    def _close_early(self, row: Sequence, token: int) -> bool:
-        """Close a row's reasoning if a token would end the row within it; that token is then chosen again."""
-        guide = self._guides.get(row)
-        if guide is None or not guide.comes_too_early(token):
-            return False
-        guide.close()
-        return True
 
     def _text_to_search(self, row: Sequence) -> list[int]:
         return text_to_search(_task_of(row), row.completion_ids, self._guides.get(row))
