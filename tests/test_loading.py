@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from job.engine.model.loading import _move
+from job.engine.model.placing import move_to
 from tests.conftest import finish, start_processes
 from tests.serving import load
 
@@ -36,7 +36,7 @@ def test_slices_become_contiguous_and_what_is_tied_stays_tied(tiny_model: Callab
     columns = weight.detach().clone()[:, 100:200]
     weight.data = weight.data[:, 100:200]
     assert not weight.is_contiguous()
-    _move(model, torch.device("cpu"), torch.bfloat16)
+    move_to(model, torch.device("cpu"), torch.bfloat16)
     assert weight.is_contiguous() and weight.dtype == torch.bfloat16
     assert torch.equal(weight, columns.bfloat16())
     assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -48,8 +48,7 @@ def manifest_of(
         "model": {
             "fingerprint": fingerprint,
             "tokenizer": tokenizer_digest,
-            "dtype": info.dtype,
-            "kv_cache_dtype": config.model.kv_cache_dtype,
+            **info.precision.identity(),
         },
         "prompt": _prompt(run),
         "sampling": config.sampling.options(),

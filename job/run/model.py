@@ -6,7 +6,6 @@ its manifest is written. Restarts find that dtype in the manifest.
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -52,7 +51,7 @@ def load_in_range(
     del model  # first: the device may have no room for two
     free_memory()
     note(f"in {info.dtype}, {overflow} not finite: loading the model in {fallback_dtype}, the dtype of its checkpoint")
-    info = replace(info, dtype=fallback_dtype, fallback_dtype=None)
+    info = info.in_dtype(fallback_dtype)
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=note)
 
 

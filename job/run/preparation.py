@@ -112,7 +112,7 @@ def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:
 
 
 def _in_dtype(examined: Examined, dtype: str) -> Examined:
-    info = replace(examined.model_info, dtype=dtype, fallback_dtype=None)
+    info = examined.model_info.in_dtype(dtype)
     return replace(examined, model_info=info, manifest=in_dtype(examined.manifest, dtype))
 
 

@@ -251,7 +251,7 @@ def _load_model(
     fallback_dtype = None if prepared is None or prepared.is_claimed else own.fallback_dtype
     is_restart = prepared is not None and prepared.is_restart
     dtype, fallback_dtype, is_restart = replica.agree_in_world((own.dtype, fallback_dtype, is_restart))
-    info = replace(own, dtype=dtype, fallback_dtype=fallback_dtype)
+    info = own.in_dtype(dtype, fallback_dtype)
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=progress.note)
 
 

@@ -1,13 +1,15 @@
 """What is known before weights are loaded: configuration, dtype, usable files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.kinds import CAUSAL, ModelKind
 from job.engine.model.naming import check_no_adapter, check_repository
+from job.engine.model.precision import Precision
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.weights import check_format, weight_files
 from job.errors import UsageError
@@ -24,14 +26,24 @@ class ModelInfo:
     """The names of the files with the weights; empty if they were not looked for."""
     config: Any
     """transformers' configuration."""
-    dtype: str
-    """The run's dtype, resolved: float16, bfloat16 or float32."""
+    kind: ModelKind = CAUSAL
+    precision: Precision
+    """What is made of the weights. Its dtype is resolved."""
     dtype_note: str | None
     """A note for the user if the dtype is not the one they would expect."""
     fallback_dtype: str | None = None
     """The dtype to use if the model overflows ``dtype``: bfloat16 where ``auto`` cast a bfloat16 checkpoint."""
     max_model_len: int
     """The most tokens that a prompt and its completion may have together."""
+
+    @property
+    def dtype(self) -> str:
+        """The run's dtype: float16, bfloat16 or float32."""
+        return self.precision.dtype
+
+    def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
+        """Return the same model in another dtype."""
+        return replace(self, precision=replace(self.precision, dtype=dtype), fallback_dtype=fallback_dtype)
 
 
 def inspect_model(
@@ -77,7 +89,7 @@ def inspect_model(
         files=files,
         weights=weights,
         config=hf_config,
-        dtype=dtype,
+        precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype),
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config),

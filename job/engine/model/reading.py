@@ -1,0 +1,82 @@
+"""Reads the weights of a model onto the host: memory-mapped, in the dtype of their checkpoint, and all of them."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+from job.config import ModelConfig
+from job.engine.model.info import ModelInfo
+from job.errors import UsageError
+from job.launch.activity import doing
+from job.remote.model_code import code_options, why_unreadable
+
+
+def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
+    """Load a model on the host in the dtype of its checkpoint. Fetches weights that are not here yet.
+
+    Raises:
+        UsageError: weights are missing; transformers would fill them with random numbers and only warn.
+    """
+    # Never let transformers ask a public service to convert pickled weights, as it does for repositories of the Hub.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    import transformers
+
+    info.files.fetch(info.weights)
+    doing(f"reading the weights of {config.model}")
+    try:
+        with _counting_tensors(config.model):
+            model, report = getattr(transformers, info.kind.auto_class).from_pretrained(
+                info.files.directory,
+                **code_options(info.files, config.trust_remote_code),
+                dtype="auto",
+                attn_implementation=_attention_of(info.config),
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # OSError, SafetensorError, ValueError, ...: from reading files and building modules
+        raise UsageError(
+            f"--model {config.model}: the weights cannot be loaded: {why_unreadable(info.files, error)}"
+        ) from error
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise UsageError(
+            f"--model {config.model} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}. "
+            f"It is incomplete, or not {info.kind.phrase}."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _counting_tensors(name: str) -> Iterator[None]:
+    """Follow how far transformers is, through the seam that it has for progress bars. (Some releases have none.)"""
+    from transformers.utils import logging
+
+    set_hook = getattr(logging, "set_tqdm_hook", None)
+    if set_hook is None:
+        yield
+        return
+
+    def count(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not (args and isinstance(args[0], Sized)):
+            return factory(*args, **kwargs)
+        return factory(counted(args[0]), *args[1:], **{"total": len(args[0]), **kwargs})
+
+    def counted(values: Any) -> Iterator[Any]:
+        for idx, value in enumerate(values):
+            doing(f"reading the weights of {name}", f"{idx:,} of {len(values):,} tensors")
+            yield value
+
+    previous = set_hook(count)
+    try:
+        yield
+    finally:
+        set_hook(previous)
+
+
+def _attention_of(hf_config: Any) -> str | None:
+    """Return the attention to load a model with; None is its default.
+
+    Some releases of transformers (5.17) give Gemma 2 torch's fused attention, which ignores its soft-capping.
+    """
+    return "eager" if getattr(hf_config.get_text_config(), "attn_logit_softcapping", None) else None
