@@ -51,6 +51,7 @@ def test_an_adapter_beside_the_weights_is_refused_if_it_would_be_loaded(
     shutil.copytree(tiny_model(), tmp_path / "m")
     (tmp_path / "m" / "adapter_config.json").write_text("{}")
     config, files = ModelConfig(model=str(tmp_path / "m")), ModelFiles(name=str(tmp_path / "m"))
+    monkeypatch.setattr("job.engine.model.naming.find_spec", lambda name: None)
     inspect_model(config, files, torch.device("cpu"), 1)  # without peft, it is only a file
     monkeypatch.setattr("job.engine.model.naming.find_spec", lambda name: name == "peft" or None)
     assert "Merge it into the model, or delete this file." in refusal(tmp_path / "m")
