@@ -4,6 +4,7 @@ import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,19 @@ def test_an_engine_without_a_model_is_built_without_one(monkeypatch: pytest.Monk
     inner = innermost(engine)
     assert isinstance(inner, FakeEngine) and inner._step_secs == 0.001
     assert [generation.token_ids for generation in finish(engine, [ask([5, 6])])] == [[6, 5]]
+
+
+def test_the_fake_engine_asks_a_file_before_each_step_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, slept = tmp_path / "secs", []
+    monkeypatch.setattr("job.engine.fake.time", SimpleNamespace(sleep=slept.append))
+    engine = FakeEngine(step_secs=path)
+    for pace in ("1.5", "0"):
+        path.write_text(pace)
+        engine.submit(ask([5]))
+        engine.step()
+    assert slept == [1.5, 0]
 
 
 def test_processes_that_share_a_model_need_one() -> None:

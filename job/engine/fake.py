@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.engine.protocol import Engine
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from job.launch.replica import Replica
 
 STEP_SECS = "JOB_FAKE_STEP_SECS"
-"""Environment variable: how many seconds a step takes. For tests that interrupt a run."""
+"""Environment variable: how many seconds a step takes, or the path of a file that says so, which is read before each
+step. For tests that interrupt a run.
+"""
 
 
 def build_fake(
@@ -30,7 +33,8 @@ def build_fake(
     note: Callable[[str], None],
 ) -> Engine:
     """Build the fake engine; see ``EngineKind.build``."""
-    return ReasonedScores(FakeEngine(should_stop=should_stop, step_secs=float(os.environ.get(STEP_SECS, "0"))))
+    pace = os.environ.get(STEP_SECS, "0")
+    return ReasonedScores(FakeEngine(should_stop=should_stop, step_secs=Path(pace) if "/" in pace else float(pace)))
 
 
 class FakeEngine:
@@ -41,7 +45,7 @@ class FakeEngine:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         rows_per_step: int = 64,
-        step_secs: float = 0.0,
+        step_secs: float | Path = 0.0,
         poison_id: int | None = None,
     ) -> None:
         """Set how fast the engine is, and which token it fails on."""
@@ -70,7 +74,8 @@ class FakeEngine:
         """Complete some requests."""
         if self._should_stop() or not self._pending:
             return []
-        time.sleep(self._step_secs)
+        pace = self._step_secs
+        time.sleep(float(pace.read_text()) if isinstance(pace, Path) else pace)
         return [self._complete(self._pending.popleft()) for _ in range(min(self._rows_per_step, len(self._pending)))]
 
     def keep_alive(self) -> None:

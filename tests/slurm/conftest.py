@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Cluster, Lab
+from tests.slurm.cluster import NUM_ROWS, Cluster, Lab
 from tests.test_run import write_jsonl
-
-NUM_ROWS = 12_800
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 What happens to a run is a scenario, a function. All scenarios that are asked for go on at the same time on nodes of
 their own, since most of their time is waiting for Slurm's clocks; a test waits for its scenario and looks at the table.
+
+No scenario counts on the speed of the machine: its run is slow until what is to happen has happened, and then fast.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result
-from tests.slurm.cluster import Lab, Submitted, until
+from tests.slurm.cluster import NUM_ROWS, PATIENCE_SECS, ROWS_PER_SHARD, SLOW, Lab, Submitted, until
 from tests.test_run import read_output
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_SECS)]
 
 Scenario = Callable[[Lab], Submitted]
 
@@ -49,33 +51,52 @@ def submitted(request: pytest.FixtureRequest, futures: dict[Scenario, Future[Sub
     return futures[request.function.scenario].result()
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Path]:
+    """Return the output of the undisturbed run of each command line, as far as there is one yet."""
+    return {}
+
+
 @pytest.fixture
-def check(submitted: Submitted, run_job: Callable[..., Result], tmp_path: Path) -> Callable[[], None]:
+def check(
+    submitted: Submitted, undisturbed: dict[str, Path], run_job: Callable[..., Result], tmp_path: Path
+) -> Callable[[], None]:
     """Return a function that compares a run's table with an undisturbed run's, and sees that nothing is left over."""
 
-    def compare() -> None:
+    def run(output: Path) -> Path:
         # One process, whatever it was on Slurm: the last --tensor-parallel-size counts.
-        undisturbed = run_job("run", *submitted.arguments, "--tensor-parallel-size", 1, "--output", tmp_path / "out")
-        assert undisturbed.exit_code == 0, undisturbed.stderr
-        assert read_output(submitted.output).equals(read_output(tmp_path / "out"))
-        names, expected = ({path.name for path in d.iterdir()} for d in (submitted.output, tmp_path / "out"))
-        assert names == expected
+        result = run_job("run", *submitted.arguments, "--tensor-parallel-size", 1, "--output", output)
+        assert result.exit_code == 0, result.stderr
+        return output
+
+    def compare() -> None:
+        arguments = str(submitted.arguments)
+        if arguments not in undisturbed:
+            undisturbed[arguments] = run(tmp_path / "out")
+        expected = undisturbed[arguments]
+        assert read_output(submitted.output).equals(read_output(expected))
+        assert {path.name for path in submitted.output.iterdir()} == {path.name for path in expected.iterdir()}
         assert list(submitted.output.glob("journal/*")) == list(submitted.output.glob("leases/[0-9]*")) == []
 
     return compare
 
 
 def time_limit(lab: Lab) -> Submitted:
-    """Meet the time limit once."""
+    """Meet the time limit once. It is set when the first rows are there, and lifted before the next launch."""
     run = lab.submit(
         "one-node.sbatch",
         "time-limit",
         nodes=[1],
-        num_rows=12_800,
-        step_secs=0.5,
-        sbatch=["--time=1", "--signal=USR1@10"],  # Slurm knows no shorter one
-        fast_after=1,
+        step_secs=SLOW,
+        sbatch=["--time=60", "--signal=USR1@120"],
     )
+    run.wait_for_workers(1)
+    # A limit is whole minutes since the start. This one is one to two minutes away, so the signal is due at once.
+    hours, minutes, _ = run.show()["RunTime"].split(":")
+    run.set_time_limit(60 * int(hours) + int(minutes) + 2)
+    until(lambda: "stopped on SIGUSR1" in run.log, run.explain)
+    run.set_time_limit(60)
+    run.speed_up()
     run.wait_done()
     return run
 
@@ -86,10 +107,8 @@ def cut_cable(lab: Lab) -> Submitted:
         "array.sbatch",
         "cut-cable",
         nodes=[5, 6, 7],
-        num_rows=12_800,
-        step_secs=0.5,
+        step_secs=SLOW,
         sbatch=["--array=0-1", "--gpus-per-node=4"],
-        fast_after=1,
     )
     run.wait_for_workers(2)
     old = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node5")
@@ -99,14 +118,15 @@ def cut_cable(lab: Lab) -> Submitted:
     shard, pid = next((shard, pid) for shard, (host, pid) in run.leases().items() if host == "node5")
     lab.cluster.node("exec", "node5", "kill", "-STOP", pid)
     part = run.output / f"data/part-{shard}.parquet"
-    until(lambda: run.leases().get(shard, ("node5", 0))[0] != "node5" or part.exists(), lambda: run.log)
+    until(lambda: run.leases().get(shard, ("node5", 0))[0] != "node5" or part.exists(), run.explain)
     lab.cluster.node("exec", "node5", "kill", "-CONT", pid)
     old.wait_for(lambda job: job["Restarts"] == "1" and job["NodeList"] == "node7")
     num_bytes = len(run.metrics("node5"))
     until(lambda: len(run.metrics("node5")) > num_bytes, lambda: "the old worker writes no more")
+    run.speed_up()
     old.wait_done()
     other.wait_done()
-    until(lambda: not run.leases(), lambda: run.log)
+    until(lambda: not run.leases(), run.explain)
     return run
 
 
@@ -116,19 +136,19 @@ def power_cut(lab: Lab) -> Submitted:
         "array.sbatch",
         "power-cut",
         nodes=[3, 4],
-        num_rows=3840,
-        step_secs=0.75,  # both workers must be seen at work, also on a busy machine
+        step_secs=SLOW,
         sbatch=["--array=0-1", "--gpus-per-node=4"],
     )
     run.wait_for_workers(2)
     dead = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node3")
     other = next(run.task(idx) for idx in range(2) if run.task(idx).show()["NodeList"] == "node4")
     lab.cluster.node("kill-node", "node3")
+    run.speed_up()
     other.wait_done()
-    assert len(list(run.output.glob("data/part-*"))) == 12
+    assert len(list(run.output.glob("data/part-*"))) == NUM_ROWS // ROWS_PER_SHARD
     restarted = dead.wait_done()
     assert (restarted["Restarts"], restarted["NodeList"]) == ("1", "node4")
-    assert "all 3,840 rows are already done" in run.log
+    assert f"all {NUM_ROWS:,} rows are already done" in run.log
     return run
 
 
@@ -138,38 +158,36 @@ def preemption(lab: Lab) -> Submitted:
         "array.sbatch",
         "preemption",
         nodes=[8],
-        num_rows=6400,
-        step_secs=0.5,
+        step_secs=SLOW,
         sbatch=["--partition=low", "--array=0-1"],
-        fast_after=1,
     )
-    until(lambda: len(run.leases()) >= 2, lambda: run.log)
+    until(lambda: len(run.leases()) >= 2, run.explain)
     lab.cluster.command(
         *["sbatch", "--parsable", "--partition=main", "--nodelist=node8", "--exclusive", "--time=1"],
         *["--output=/dev/null", "--wrap=sleep 3"],
     )
+    until(lambda: run.log.count("stopped on SIGTERM") == 2, run.explain)
+    run.speed_up()
     assert [run.task(idx).wait_done()["Restarts"] for idx in range(2)] == ["1", "1"]
-    assert run.log.count("stopped on SIGTERM") == 2
     assert run.log.count("stopped, and requeued: restart 1 of at most 50") == 2
     return run
 
 
 def stopped_by_hand(lab: Lab) -> Submitted:
     """Stop a run where the site allows no requeue, cancel the next one, and let the third finish."""
-    submission: dict[str, Any] = {"nodes": [2], "num_rows": 6400}
 
-    def submit(*sbatch: str, step_secs: float) -> Submitted:
-        return lab.submit("one-node.sbatch", "stopped", step_secs=step_secs, sbatch=sbatch, **submission)
+    def submit(*sbatch: str, step_secs: float = SLOW) -> Submitted:
+        return lab.submit("one-node.sbatch", "stopped", nodes=[2], step_secs=step_secs, sbatch=sbatch)
 
-    first = submit("--no-requeue", step_secs=0.5)
+    first = submit("--no-requeue")
     first.wait_for_workers(1)
     lab.cluster.command("scancel", "--signal=TERM", first.job_id)
     job = first.wait()
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "75:0"), first.log
     assert "this site refuses a requeue" in first.log
     assert first.leases() == {}
-    second = submit(step_secs=0.5)
-    until(second.leases, lambda: second.log)
+    second = submit()
+    until(second.leases, second.explain)
     lab.cluster.command("scancel", second.job_id)
     job = second.wait()
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), second.log
@@ -186,15 +204,15 @@ def array_of_four(lab: Lab) -> Submitted:
     run = lab.submit(
         "array.sbatch",
         "array-of-four",
-        nodes=[1, 2],
-        num_rows=5120,
-        step_secs=0.5,
+        nodes=[9, 10],  # all four must be at work at the same time, so no other run is there
+        step_secs=SLOW,
         sbatch=["--array=0-3", "--gpus-per-node=2"],
     )
-    until(lambda: len(run.leases()) >= 4, lambda: run.log)
+    until(lambda: len(run.leases()) >= 4, run.explain)
     run.wait_for_workers(2)
     host, pid = next(iter(run.leases().values()))
     lab.cluster.node("exec", host, "kill", "-KILL", pid)
+    run.speed_up()
     jobs = [run.task(idx).wait() for idx in range(4)]
     ends = sorted((job["JobState"], job["ExitCode"], job["Restarts"]) for job in jobs)
     assert ends == [("COMPLETED", "0:0", "0")] * 3 + [("FAILED", "137:0", "0")], run.log
@@ -240,9 +258,9 @@ def stopped_while_loading(lab: Lab) -> Submitted:
         sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
         options=["--dtype", "float32", "--max-new-tokens", 4, "--tensor-parallel-size", 2],
     )
-    until(lambda: "loading" in run.log, lambda: run.log)
+    until(lambda: "loading" in run.log, run.explain)
     lab.cluster.command("scancel", "--signal=TERM", run.job_id)
-    until(lambda: "job run ended with exit code 75" in run.log, lambda: run.log)
+    until(lambda: "job run ended with exit code 75" in run.log, run.explain)
     assert run.log.count("stopped on SIGTERM before the first row") == 1, run.log
     assert run.wait_done()["Restarts"] == "1"
     return run
@@ -263,7 +281,6 @@ def hub_that_does_not_answer(lab: Lab) -> Submitted:
         num_rows=640,
         sbatch=["--ntasks-per-node=2", "--gpus-per-node=2"],
         options=["--engine", "fake", "--dataset", "acme/data", "--hub-timeout", 1],
-        fast_after=1,
         env={"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"},
     )
     run.wait_done()
@@ -275,7 +292,7 @@ def test_the_time_limit_is_met_and_the_run_finishes(submitted: Submitted, check:
     """USR1 some time before it, exit 75, back into the queue; one log of both launches."""
     check()
     num_restarts = int(submitted.show()["Restarts"])
-    assert num_restarts >= 1, "more on a machine that is so slow that a signal comes before the run has begun"
+    assert num_restarts >= 1, "more where the limit was not lifted before the next launch had begun"
     assert submitted.log.count("job run ended with exit code 75") == num_restarts
     assert submitted.log.count("stopped on SIGUSR1") > 0
     assert submitted.log.count("job run ended with exit code 0") == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result
-from tests.slurm.cluster import ROOT, Cluster, until
+from tests.slurm.cluster import PATIENCE_SECS, ROOT, Cluster, until
 from tests.test_run import read_output, write_jsonl
 
 RUN = (
@@ -96,7 +96,9 @@ class Site:
         more = ["--processes-per-node", 1, "--cpus-per-task", 1, "--time", 10, *options]
         command = [sys.executable, "-m", "job", "submit", *map(str, [*self._run, *more])]
         env = {**self.cluster.env, "PYTHONPATH": str(ROOT), "JOB_FAKE_STEP_SECS": str(step_secs)}
-        done = subprocess.run(command, env=env, cwd=self.directory, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, env=env, cwd=self.directory, capture_output=True, text=True, timeout=PATIENCE_SECS
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -123,6 +125,7 @@ def site(cluster: Cluster, tmp_path: Path, tiny_model: Callable[..., Path]) -> S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE_SECS)
 def test_a_job_is_stopped_requeued_cancelled_and_done(site: Site) -> None:
     """One output through all of it: preempted once, cancelled once, and finished by two array tasks."""
     first = site.submit(step_secs=1)
@@ -141,6 +144,7 @@ def test_a_job_is_stopped_requeued_cancelled_and_done(site: Site) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE_SECS)
 def test_a_failure_keeps_its_exit_code(site: Site) -> None:
     """And is not requeued."""
     job = site.submit("--prompt-column", "text")
