@@ -46,11 +46,11 @@ def made_once(final: Path, what: str, verb: str, make: Callable[[Path], None]) -
         directory = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
         try:
             make(directory)
-            for path in directory.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+            for path in (*(path for path in directory.rglob("*") if path.is_file()), directory):
+                _sync(path)
             directory.chmod(0o755)
             directory.rename(final)
+            _sync(root)
         except OSError as error:
             if final.is_dir() and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 return final
@@ -60,6 +60,15 @@ def made_once(final: Path, what: str, verb: str, make: Callable[[Path], None]) -
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return final
+
+
+def _sync(path: Path) -> None:
+    """Let a file or a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
