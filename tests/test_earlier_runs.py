@@ -99,12 +99,20 @@ def test_a_gold_column_named_like_one_of_ours(job: Job, tmp_path: Path) -> None:
     [
         (
             "completion=error",
-            "--keep-columns completion=error: the output has its own column 'error'. Use another name.",
+            "--keep-columns completion=error: the output has its own column 'error'. Use another name;",
         ),
         ("completion=n,n", "two columns would be named 'n'"),
         ("completion=N,n", "has a column 'N', too, and for DuckDB, Spark and Hive these are one name"),
         ("complete=x", "the dataset has no column 'complete'. Did you mean 'completion'?"),
         ("completion=", "--keep-columns completion=: the new name is missing. Write completion=NAME."),
+        ("completion=a=b", "--keep-columns completion=a=b: a column has one new name. Write completion=NAME."),
+        (
+            "draft=completion",
+            "the dataset has no column 'draft', but 'completion'. The old name comes first: completion=",
+        ),
+        ("=completion", "--keep-columns =completion: the old name is missing. Write completion=NAME, or completion."),
+        ("*=x", "--keep-columns *=x: '*' stands for all columns, which keep their names."),
+        ("prompt=completion", "to keep the dataset's 'completion', write completion=NAME: the old name comes first."),
         ("completion", "Keep it under another name with --keep-columns 'completion=NAME'."),
     ],
 )
@@ -209,6 +217,34 @@ def test_a_run_that_began_before_there_was_a_choice_goes_on_as_it_began(
     assert [(row["n"], row["prompt"] == "none") for row in rows_of(tmp_path / "b")] == [
         (row["n"], row["completion"] is None) for row in rows_of(earlier)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "runs/answer",
+            "there is no such file or directory. Did you mean runs/answers? Runs in runs: answers, begun. A "
+            "dataset of the Hub is hf://datasets/runs/answer.",
+        ),
+        ("runs", "--dataset runs holds runs, not data: answers, begun. Name one of them: --dataset runs/answers."),
+        ("runs/begun", "3 of 3 rows are missing. Finish it first: --partial reads whole parts, and there is none yet."),
+    ],
+)
+def test_a_run_that_is_not_there_is_missed_at_once(
+    run_job: Any, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    """Without asking the Hub, where a dataset might have that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("job.remote.hub.pin", lambda *args: pytest.fail("the Hub was asked"))
+    plan = {"num_rows": 3, "rows_per_shard": 10}
+    for run in ("answers", "begun"):
+        (tmp_path / "runs" / run / "journal").mkdir(parents=True)
+        content = {"format_version": 4, "identity": {"plan": plan}, "about": {}}
+        (tmp_path / "runs" / run / "manifest.json").write_text(json.dumps(content))
+    base = ["run", "--engine", "fake", "--model", tiny_model(), "--output", tmp_path / "out"]
+    result = run_job(*base, "--dataset", name, "--partial")
+    assert result.exit_code == 2 and message in result.stderr, result.stderr
 
 
 def test_an_unfinished_run_is_read_with_partial(job: Job, earlier: Path, tmp_path: Path) -> None:

@@ -138,3 +138,12 @@ def test_what_only_conversations_need_is_refused_for_texts() -> None:
         check_effects_on_texts(turn, is_new=True)
     talks = replace(config(), prompt=PromptConfig(last_assistant_turn="drop", messages_column="m"))
     assert check_effects_on_texts(talks, is_new=True) == ()
+
+
+@pytest.mark.parametrize(("length", "repeats", "first"), [(63, 8, 64), (64, 8, None), (100, 100, 112), (63, 0, None)])
+def test_completions_too_short_for_a_loop_are_noted(length: int, repeats: int, first: int | None) -> None:
+    """Not refused: ``job retry`` may give them another limit."""
+    short = config(max_new_tokens=length, repetition_detection=repeats)
+    notes = check_effects(short, is_new=True)
+    told = f"no effect on completions of at most {length} tokens: loops are found from {first} tokens on"
+    assert notes == (() if first is None else (f"--repetition-detection {repeats} has {told}",))

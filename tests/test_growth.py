@@ -18,6 +18,7 @@ from job.errors import UsageError
 from job.output.looking.found import find_run
 from job.output.looking.verification import verify
 from job.output.parts import manifest as manifests
+from job.output.parts.differences import describe_differences
 from job.output.parts.growth import Growth, read_growth
 from job.output.parts.manifest import Manifest, claim_run_directory
 from job.output.parts.plan import Plan
@@ -35,7 +36,7 @@ from tests.test_resume import (
     start_until_journal_has,
     start_workers,
 )
-from tests.test_run import read_output, submitted_by
+from tests.test_run import read_output, submitted_by, write_jsonl
 
 __all__ = ["expected", "run_args"]
 
@@ -111,6 +112,47 @@ def test_a_run_does_not_shrink(run_job: RunJob, run_args: RunArgs, tmp_path: Pat
     assert other.exit_code == 2 and "--seed was 0, now 5" in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("prices", "template", "told"),
+    [
+        ("1 2 2.5", "{{ price }}", "('price' was int64, now double), and the run's row 0 would have another prompt: "
+         "'1' would be '1.0'. Use a new --output, or give --limit 2 to go on."),
+        ("1 2 x", "{{ price + 1 }}", "('price' was int64, now string), and the run's row 0 would have another prompt"),
+        ("1 2 x", "{{ price }}", None),
+        ("1 2 3", "{{ price + 1 }}", None),
+    ],
+)  # fmt: skip
+def test_a_pilot_keeps_its_prompts_when_later_rows_change_the_types(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path, prices: str, template: str, told: str | None
+) -> None:
+    """Those of csv follow from all rows within ``--limit``."""
+    data = tmp_path / "data.csv"
+    data.write_text("price,name\n" + "".join(f"{price},n\n" for price in prices.split()))
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--max-error-rate", 1]
+    args += ["--prompt-template", template, "--output"]
+    assert run_job(*args, tmp_path / "out", "--limit", 2).exit_code == 0
+    result = run_job(*args, tmp_path / "out")
+    assert result.exit_code == (2 if told else 0) and (told or "") in result.stderr, result.stderr
+    if told is None:
+        run_job(*args, tmp_path / "whole")
+        assert read_output(tmp_path / "out").equals(read_output(tmp_path / "whole"))
+
+
+def test_a_pilot_of_which_a_kept_column_changes_its_type_is_refused(
+    run_job: RunJob, tiny_model: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "n": n} for n in (1, 2, 2.5)])
+    args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    assert run_job(*args, "--keep-columns", "n", "--limit", 2).exit_code == 0
+    result = run_job(*args, "--keep-columns", "n")
+    assert result.exit_code == 2
+    assert "has columns of other types than with the larger --limit: the columns of" in result.stderr
+    assert (
+        "was ['n: int64'], now ['n: double']. Types fit all rows. Use a new --output, or give --limit 2"
+        in result.stderr
+    )
+
+
 def test_a_limit_beyond_the_data_may_grow_too(
     run_job: RunJob, run_args: RunArgs, expected: Any, tmp_path: Path
 ) -> None:
@@ -182,6 +224,12 @@ def manifest_of(limit: int, rows_per_shard: int = 10) -> Manifest:
         "modes": {},
     }
     return Manifest(identity, {})
+
+
+def test_a_larger_limit_is_not_named_among_what_differs() -> None:
+    wanted = Manifest(manifest_of(20).identity | {"sampling": {"seed": 5}}, {})
+    told = "is another run: --seed was 0, now 5. Use a new --output, or the old value."
+    assert describe_differences(manifest_of(10), wanted) == told
 
 
 def test_of_many_that_grow_at_once_all_agree(tmp_path: Path) -> None:

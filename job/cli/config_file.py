@@ -173,4 +173,5 @@ def _check_toml_type(where: str, option: click.Option, value: Any) -> None:
     else:
         fits, need = isinstance(value, str), "a string"
     if not fits:
-        raise UsageError(f"{where}: {option.name} is {value!r}; it must be {need}.")
+        example = ', such as ["*", "OLD=NEW"]' if option.name == "keep_columns" else ""
+        raise UsageError(f"{where}: {option.name} is {value!r}; it must be {need}{example}.")

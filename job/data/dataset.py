@@ -49,6 +49,8 @@ class OpenDataset:
     """What decides how the bytes of the files become rows. Empty for formats that have one meaning."""
     files: tuple[DataFile, ...] = ()
     """In the order of their rows. Empty if only ``datasets`` knows where the rows come from."""
+    infers_types: bool = False
+    """Whether the types of values follow from all rows within ``--limit``."""
     is_partial: bool = False
     """Whether only the first rows can be read, because more was not needed."""
     other_splits: tuple[str, ...] = ()

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from job.config import DataConfig
-from job.data.dataset import OpenDataset, Unread
+from job.data.dataset import OpenDataset, Unread, some
 from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of, format_of_reader
 from job.data.formats.files import Opened, load_builder
 from job.data.listing import CARD, Listing, data_beside, list_directory
 from job.data.patterns import list_patterns
-from job.data.runs import RunInput, read_run, runs_of
+from job.data.runs import RunInput, read_run, runs_below, runs_of
 from job.data.splits import choose_split, splits_of
 from job.errors import JobError, UsageError, explain, is_foreign
-from job.wording import flag
+from job.wording import flag, meant
+
+SHOWN_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ class Found:
         return OpenDataset(
             source=opened.source,
             reading=opened.reading,
+            infers_types=opened.infers_types,
             split=split,
             other_splits=tuple(name for name in self.splits if name != split),
             unread=self.unread,
@@ -99,14 +102,25 @@ def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found
         return _find_in_directory(path, config, is_older)
     if _names_files(config.dataset):
         return _listed(list_patterns([config.dataset], output))
-    raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.")
+    raise UsageError(f"--dataset {config.dataset}: there is no such file or directory.{_advice(path)}")
 
 
 def is_local(config: DataConfig) -> bool:
     """Whether a dataset's name can only mean files of this machine."""
     name = config.dataset
     is_reader = name in READERS and bool(config.data_files)
-    return is_reader or _names_files(name) or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    is_path = _names_files(name) or name.count("/") > 1 or name.startswith((".", "/", "~"))
+    return is_reader or is_path or ("/" in name and bool(runs_below(Path(name).parent)))
+
+
+def _advice(path: Path) -> str:
+    """Return what a path may mean that does not exist: one beside it, or a dataset of the Hub."""
+    folder, runs = path.parent, runs_below(path.parent)
+    close = meant(path.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
+    question = "" if close is None else f" Did you mean {folder / close}?"
+    there = f" Runs in {folder}: {some(runs, SHOWN_RUNS)}." if runs else ""
+    of_hub = f" A dataset of the Hub is hf://datasets/{path}." if runs and str(path).count("/") == 1 else ""
+    return f"{question}{there}{of_hub}"
 
 
 def _names_files(name: str) -> bool:
@@ -153,8 +167,10 @@ def _list_run(run: RunInput, *, is_partial: bool) -> Listing:
         UsageError: it is not finished, or has no part yet.
     """
     if not run.parts or (run.num_missing and not is_partial):
-        advice = ", or read what is there with --partial" if run.parts else ""
-        raise UsageError(f"--dataset {run.path} is an unfinished run: {run.state}. Finish it first{advice}.")
+        advice = "Finish it first, or read what is there with --partial."
+        if not run.parts:
+            advice = "Finish it first: --partial reads whole parts, and there is none yet."
+        raise UsageError(f"--dataset {run.path} is an unfinished run: {run.state}. {advice}")
     return Listing(root=run.path, files=tuple(run.parts))
 
 

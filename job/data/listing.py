@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.data.dataset import SHOWN_FILES, Unread, some, writable
+from job.data.dataset import SHOWN_FILES, SHOWN_UNREAD, Unread, some, writable
 from job.data.formats import COMPRESSIONS, ENDINGS, Format, ending_of, format_of
 from job.data.runs import is_run
 from job.errors import UsageError
@@ -56,6 +56,9 @@ METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "con
 """Files of ``datasets`` and of models, which ``datasets`` passes over, too."""
 
 MAX_DESCRIPTION_BYTES = 1 << 20
+
+OF_RUN = "a run directory"
+"""Why such a folder is not entered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,11 @@ def list_directory(root: Path) -> Listing:
             unread.append(Unread(name))
     unread += _descriptions(root, kinds)
     if not kinds:
+        if runs := [item.name.rstrip("/") for item in found.unread if item.why == OF_RUN]:
+            raise UsageError(
+                f"--dataset {root} holds runs, not data: {some(runs, SHOWN_UNREAD)}. Name one of them: "
+                f"--dataset {root / runs[0]}."
+            )
         lies = f": {some([*others, *in_order(unread)], SHOWN_FILES)}" if others or unread else ""
         raise UsageError(
             f"--dataset {root} holds no files that can be read{lies}. Supported endings: {', '.join(ENDINGS)}."
@@ -167,7 +175,7 @@ def _why_closed(folder: Path) -> str | None:
     """Return why a folder is not entered; None if it is."""
     if folder.name.startswith((".", "__")):
         return ""
-    return "a run directory" if is_run(folder) else None
+    return OF_RUN if is_run(folder) else None
 
 
 def _not_a_file(path: Path, name: str) -> Unread:

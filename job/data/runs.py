@@ -73,6 +73,14 @@ def read_run(folder: Path) -> RunInput | None:
     return RunInput(path=folder, shards=shards, parts=parts, digest=digest, about=about, name=str(folder))
 
 
+def runs_below(folder: Path) -> list[str]:
+    """Return the names of the run directories that lie in a folder; none if there is no such folder."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if read_run(entry) is not None)
+    except OSError:
+        return []
+
+
 def _shards(totals: Sequence[int], rows_per_shard: int) -> list[int]:
     """Return the rows of each shard of a run that has grown to these numbers of rows, one after the other."""
     added = [max(0, stop - start) for start, stop in pairwise((0, *totals))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from job.config import DataConfig, EngineConfig, ModelConfig, PromptConfig, RunConfig, SamplingConfig
+from job.engine.logits.loops import first_look
 from job.engine.registry import ENGINES
 from job.errors import Doubt, UsageError
 from job.wording import flag, listed
@@ -138,11 +139,24 @@ def _doubts(config: RunConfig) -> Iterator[Doubt]:
     if not PENALTIES[0] <= sampling.repetition_penalty <= PENALTIES[1]:
         problem = f"--repetition-penalty {sampling.repetition_penalty:g} leaves nothing of the model's own distribution"
         yield Doubt(problem, f"Use {PENALTIES[0]:g} to {PENALTIES[1]:g}")
+    if not _varies(config, "max_new_tokens") and (doubt := _of_loops(sampling)) is not None:
+        yield doubt
     if sampling.num_samples > 1 and (not _is_random(config) or (sampling.top_k == 1 and not _varies(config, "top_k"))):
         is_cold = not _is_random(config)
         cause = f"--temperature {sampling.temperature:g}" if is_cold else "--top-k 1"
         problem = f"--num-samples {sampling.num_samples} with {cause} gives the same completion each time"
         yield Doubt(problem, "Set --temperature above 0" if is_cold else "Use a larger --top-k")
+
+
+def _of_loops(sampling: SamplingConfig) -> Doubt | None:
+    """Return that completions are too short for loops. Not an error: their limit may grow in a retry."""
+    repeats, length = sampling.repetition_detection, sampling.max_new_tokens
+    if not repeats or length >= (first := first_look(repeats)):
+        return None
+    return Doubt(
+        f"--repetition-detection {repeats} has no effect on completions of at most {length} tokens: loops are found "
+        f"from {first} tokens on"
+    )
 
 
 def _unmet(need: Need, config: RunConfig, given: list[str]) -> Iterator[Doubt]:

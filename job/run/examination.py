@@ -12,7 +12,7 @@ import torch
 from job.config import RunConfig
 from job.data.dataset import OpenDataset
 from job.data.earlier_errors import settle_errors
-from job.data.opening import find_dataset
+from job.data.opening import Dataset, find_dataset
 from job.data.prompts import PromptRenderer
 from job.data.separated import files_named
 from job.data.source import Source
@@ -33,6 +33,7 @@ from job.remote.model_files import ModelFiles
 from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
+from job.run.grown_types import check_grown
 from job.run.identity import manifest_of
 from job.run.kept_columns import KeptColumns, features_of
 from job.run.odd_texts import notes_on_texts
@@ -112,6 +113,7 @@ def examine(
     dataset = _open(config, of_model, found, num_rows)
     doing("checking the options against the data")
     bound = bind(config, of_model, dataset, found)
+    check_grown(dataset, config.data, bound.renderer, found, lambda limit: _with_limit(config, found, limit))
     run, renderer, modes = bound.run, bound.renderer, bound.modes
     config, schema = run.config, dataset.source.schema
     plan = _plan(config, dataset.source)
@@ -205,15 +207,23 @@ def _tokenizer(config: RunConfig, files: ModelFiles) -> Tokenizer:
 def _open(config: RunConfig, of_model: OfModel, found: Manifest | None, num_rows: int | None) -> OpenDataset:
     """Open the dataset; before much of it is fetched for a new run, check the options against its beginning."""
     doing(f"opening {config.data.dataset}, or waiting for another process that converts it")
-    dataset = find_dataset(
+    dataset = _find(config, found)
+    if found is None and (head := dataset.head()) is not None:
+        check_head(config, of_model, head)
+    return settle_errors(dataset.open(num_rows), config.data, earlier_errors(config.data, found))
+
+
+def _find(config: RunConfig, found: Manifest | None) -> Dataset:
+    return find_dataset(
         config.data,
         output=local_path(config.output.output),
         is_older=found is not None and not found.lists_files,
         commit=dataset_commit(config.data, found),
     )
-    if found is None and (head := dataset.head()) is not None:
-        check_head(config, of_model, head)
-    return settle_errors(dataset.open(num_rows), config.data, earlier_errors(config.data, found))
+
+
+def _with_limit(config: RunConfig, found: Manifest | None, limit: int) -> OpenDataset:
+    return _find(replace(config, data=replace(config.data, limit=limit)), found).open()
 
 
 def _note_on_part(dataset: OpenDataset, plan: Plan, limit: int | None) -> Iterator[str]:

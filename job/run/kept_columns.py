@@ -73,7 +73,7 @@ def columns_kept(
         if column not in schema.names:
             raise UsageError(_unknown(option, column, schema.names))
         if name in columns.names:
-            raise UsageError(_own_column(option, column, name, is_all=is_all))
+            raise UsageError(_own_column(option, column, name, schema.names, is_all=is_all))
         other = taken.get(name.casefold())
         if other == name:
             raise UsageError(f"--keep-columns: two columns would be named {name!r}. Give one of them another name.")
@@ -88,14 +88,29 @@ def columns_kept(
 
 def _unknown(option: str, column: str, columns: Sequence[str]) -> str:
     """Return that there is no such column."""
-    old, equals, _ = column.partition("=")
-    if equals and old in columns:
+    old, *new = (part.strip() for part in column.split("="))
+    if new and old == "*":
+        return (
+            f"{option} {column}: '*' stands for all columns, which keep their names. Rename them one by one: OLD=NEW."
+        )
+    if len(new) > 1 and old in columns:
+        return f"{option} {column}: a column has one new name. Write {old}=NAME."
+    if new and old in columns:
         return f"{option} {column}: the new name is missing. Write {old}=NAME."
+    if new and new[0] in columns:
+        which = f"the old name is missing. Write {new[0]}=NAME, or {new[0]}" if not old else ""
+        swapped = f"the dataset has no column {old!r}, but {new[0]!r}. The old name comes first: {new[0]}=NAME"
+        return f"{option} {column}: {which or swapped}."
     return f"{option}: the dataset has {no_column(old, columns)}."
 
 
-def _own_column(option: str, column: str, name: str, *, is_all: bool) -> str:
+def _own_column(option: str, column: str, name: str, columns: Sequence[str], *, is_all: bool) -> str:
     """Return why a column cannot be kept, and how it can."""
+    if column != name and name in columns:
+        return (
+            f"{option} {column}={name}: the output has its own column {name!r}. Use another name; to keep the "
+            f"dataset's {name!r}, write {name}=NAME: the old name comes first."
+        )
     if column != name:
         return f"{option} {column}={name}: the output has its own column {name!r}. Use another name."
     choice = ", or give --no-include-prompt" if name == "prompt" else ""

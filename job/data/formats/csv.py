@@ -55,7 +55,7 @@ def open_files(files: Files, delimiter: str | None = None) -> Opened:
     source = ArrowSource([directory / TABLE])
     if not source.num_rows:
         raise NoRows(f"{files.names[0]} has a header and no rows.")
-    return Opened(source=source, notes=table.notes(source.schema.names), reading=table.reading)
+    return Opened(source=source, notes=table.notes(source.schema.names), reading=table.reading, infers_types=True)
 
 
 def _open_by_datasets(files: Files, delimiter: str | None) -> Opened:

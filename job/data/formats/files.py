@@ -57,3 +57,5 @@ class Opened:
     """What the user should know about the way the files are read."""
     reading: Mapping[str, Any] = field(default_factory=dict)
     """See ``OpenDataset``."""
+    infers_types: bool = False
+    """See ``OpenDataset``."""

@@ -51,7 +51,7 @@ def open_files(files: Files) -> Opened:
     if not source.num_rows:
         raise UsageError(f"{first.where} has a header and no rows.")
     notes = (*first.notes, *name_notes(Path(first.path).name, first.header, first.names, source.schema.names))
-    return Opened(source=source, notes=notes, reading={"reader": READER, "sheet": first.name})
+    return Opened(source=source, notes=notes, reading={"reader": READER, "sheet": first.name}, infers_types=True)
 
 
 def _check_library() -> None:

@@ -15,6 +15,15 @@ EVERY_TOKENS = 16
 """A completion is looked at whenever it has a multiple of this many tokens."""
 
 
+def first_look(num_repeats: int) -> int:
+    """Return the fewest tokens of a completion that can be a loop.
+
+    >>> first_look(8), first_look(100)
+    (64, 112)
+    """
+    return -(-max(num_repeats, MIN_LOOP_TOKENS) // EVERY_TOKENS) * EVERY_TOKENS
+
+
 def is_looping(token_ids: Sequence[int], num_generated: int, num_repeats: int) -> bool:
     """Return whether a completion ends in a pattern that is there ``num_repeats`` times in a row, or more often.
 

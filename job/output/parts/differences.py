@@ -4,7 +4,7 @@ Fields are named as options. What only follows from other options comes last, wi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,12 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
         return f"is a run of more rows: {_change('dataset.limit', before, after)}. {_advice_on_limit(before)}"
     if {"dataset.limit", "dataset.fingerprint"} & set(names):
         names = [name for name in names if name != "plan.num_rows"]  # the other two say it
+    is_larger = _is_larger(before, after)
+    if is_larger:
+        names = [name for name in names if name not in OF_LIMIT]  # that alone would be welcome
+    if is_larger and names == ["columns.kept"] and _same_columns(*(side["columns.kept"] for side in (before, after))):
+        types = _change("columns.kept", before, after)
+        return f"has columns of other types than with the larger --limit: {types}. {_advice_on_types(before)}"
     names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
     changes = []
     for name in names:
@@ -88,8 +94,22 @@ def is_growth(found: "Manifest", wanted: "Manifest") -> bool:
     """Whether the wanted run is the one that was found, with a larger limit."""
     before, after = _flatten(found.meaning), _flatten(wanted.meaning)
     names = {name for name in before | after if before.get(name) != after.get(name)}
+    return names <= OF_LIMIT and _is_larger(before, after)
+
+
+def _is_larger(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether the limit has grown."""
     was, now = before.get("dataset.limit"), after.get("dataset.limit")
-    return "dataset.limit" in names <= OF_LIMIT and was is not None and (now is None or now > was)
+    return was is not None and (now is None or now > was)
+
+
+def _same_columns(was: Sequence[str], now: Sequence[str]) -> bool:
+    """Whether kept columns differ in nothing but their types."""
+    return [text.partition(": ")[0] for text in was] == [text.partition(": ")[0] for text in now]
+
+
+def _advice_on_types(before: Mapping[str, Any]) -> str:
+    return f"Types fit all rows. Use a new --output, or give --limit {before['dataset.limit']} to go on."
 
 
 def _advice_on_limit(before: Mapping[str, Any]) -> str:
