@@ -14,6 +14,7 @@ from job.config import EngineConfig
 from job.data.tokenizer import Tokenizer
 from job.engine.protocol import Engine
 from job.engine.static.engine import StaticEngine
+from job.modes.stop_texts import StopTexts
 from job.modes.structured import StructuredMode
 from job.records import Generation, Request
 from job.tasks import Generate, Grammar
@@ -255,6 +256,24 @@ def test_stop_strings_are_looked_for_in_the_answer_alone(served: Served) -> None
     [generation] = finish(make_engine(served), [ask([5, 6], replace(task(3), ends_text=ends_text))])
     ids = list(generation.token_ids)
     assert len(ids) == 6 and generation.finish_reason == "stop" and asked == [ids[4:5], ids[4:]]
+
+
+def test_white_space_behind_the_marker_ends_nothing(served: Served, tiny_model: Callable[..., Path]) -> None:
+    """Models write an empty line there, and ``--stop $'\\n\\n'`` ended their answers before they began."""
+    tokenizer = Tokenizer(make_tokenizer())
+    model, replica = load(tiny_model())
+    engines: list[Engine] = [make_engine(served), StaticEngine(model, EngineConfig(), replica)]
+    for regex, stop, text in (
+        ("\n\nab\n\ncd", "\n\n", "\n\nab\n\n"),
+        ("\n{20}ab\n\ncd", "\n\n", f"{20 * chr(10)}ab\n\n"),
+        ("\nab\nabc", "\nab", "\nab\nab"),
+    ):
+        answer = StructuredMode(regex=regex).compiled(tokenizer)
+        ends_text = StopTexts(tokenizer, [stop], skips_leading_space=True)
+        asked = replace(task(3, answer, max_new_tokens=60, logprobs=True), ends_text=ends_text)
+        for engine in engines:
+            [generation] = finish(engine, [ask([5, 6], asked)])
+            assert tokenizer.decode([generation.token_ids[4:]]) == [text] and generation.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -43,8 +43,11 @@ def settled(template: str, **options: Any) -> tuple[ReasoningMode, Tokenizer]:
 def split(template: str, prompt: str, text: str, finish_reason: str = "stop", **options: Any) -> Completion:
     """Return the output row of a completion with special tokens."""
     mode, tokenizer = settled(template, **options)
-    wanted = config(mode, stop=("STOP",))
-    modes = BoundModes.of(wanted, Setting(tokens=tokenizer, sampling=wanted.sampling, prompt_suffix=""))
+    wanted = config(mode, stop=("STOP", "\n\n"))
+    setting = Setting(
+        tokens=tokenizer, sampling=wanted.sampling, prompt_suffix="", before_answer=wanted.active_modes[0].before_answer
+    )
+    modes = BoundModes.of(wanted, setting)
     request = Request(row_idx=0, sample_idx=0, prompt_ids=tokenizer.encode(prompt), task=modes.task)
     generation = Generation(request=request, token_ids=tokenizer.encode(text), finish_reason=finish_reason)
     [completion] = modes.complete([generation], tokenizer.decode([generation.token_ids]), [None])
@@ -55,6 +58,8 @@ def split(template: str, prompt: str, text: str, finish_reason: str = "stop", **
     ("template", "prompt", "text", "reasoning", "answer"),
     [
         ("qwen3", "assistant\n", "<think>\nHm.\n</think>\n\n4 <|im_end|>", "Hm.", "4 "),
+        ("qwen3", "assistant\n", "<think>Hm.</think>\n\n4\n\n5", "Hm.", "4"),
+        ("qwen3", "assistant\n", "\n\n4\n\n5", None, "\n\n4"),
         ("qwen3", "assistant\n", "4<|im_end|>", None, "4"),
         ("qwen3", "<think>\n\n</think>\n\n", "4 </think>", None, "4 </think>"),
         ("qwen3", "assistant\n", "<think>\n\n</think>4", "", "4"),
@@ -70,7 +75,8 @@ def split(template: str, prompt: str, text: str, finish_reason: str = "stop", **
 def test_a_completion_is_split_as_its_model_writes_it(
     template: str, prompt: str, text: str, reasoning: str | None, answer: str
 ) -> None:
-    """The first marker counts, wherever the answer quotes one; stop strings count in the answer alone."""
+    """The first marker counts, wherever the answer quotes one; stop strings count in the answer alone, and white space
+    before that does not."""
     found = split(template, prompt, text)
     assert (found.values["reasoning"], found.completion) == (reasoning, answer)
     assert found.num_completion_tokens >= found.values["num_reasoning_tokens"]

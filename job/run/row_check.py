@@ -14,7 +14,6 @@ from job.data.source import Source, read_rows
 from job.data.special_tokens import SpecialTokens
 from job.data.tokenization import EncodedPrompt, Tokenization
 from job.errors import UsageError
-from job.modes.reasoning import ReasoningMode
 
 NUM_FIRST, NUM_SPREAD = 100, 1000
 """How many rows to look at: at the start of the dataset, and spread over the rest."""
@@ -134,7 +133,7 @@ def _constraint(config: RunConfig) -> str | None:
 
 
 def _separates_reasoning(config: RunConfig) -> bool:
-    return any(isinstance(mode, ReasoningMode) for mode in config.active_modes)
+    return any(mode.before_answer for mode in config.active_modes)
 
 
 def look_at_rows(
