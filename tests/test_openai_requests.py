@@ -115,9 +115,14 @@ def served(body: Any, *modes: Mode, **prompt: Any) -> Generate | str:
         (chat(response_format={"type": "json_schema"}), "unsupported_parameter: response_format is {"),
         (chat(response_format={"type": "grammar"}), 'unsupported_parameter: response_format is {"type": "grammar"}'),
         (chat(n=1), "parameter_mismatch: n is 1, the run's is 2"),
-        (chat(logprobs=True, top_logprobs=2), "unsupported_parameter: top_logprobs is 2"),
+        (chat(logprobs=True, top_logprobs=2), "parameter_mismatch: top_logprobs is 2, the run's is 0"),
         (chat(logprobs=True), "parameter_mismatch: logprobs is true, the run's is false"),
-        (chat(logit_bias={"50256": -100}), "parameter_mismatch: logit_bias is "),
+        (chat(top_logprobs=2), "invalid_parameter: top_logprobs is 2; it must be left out: logprobs is not true"),
+        (chat(logit_bias={"70": -100, "7": 2, "9": None}), {"biases": ((7, 2.0), (70, -100.0))}),
+        (chat(logit_bias={"50256": -100}), "invalid_parameter: logit_bias names the token 50256; the last one of this"),
+        (chat(logit_bias={"70": 101}), "invalid_parameter: logit_bias of '70' is 101; it must be a number from -100"),
+        (chat(logit_bias=[70]), "invalid_parameter: logit_bias is [70]; it must be an object of biases by token"),
+        (chat(stop_token_ids=[7, 8], bad_words="a"), {"stop_token_ids": (7, 8), "bad_token_ids": ((66,), (222, 66))}),
         (chat(min_tokens=2), {"min_new_tokens": 2}),
         (chat(tools=[{"type": "function"}]), 'unsupported_parameter: tools is [{"type": "function"}]'),
         (chat(reasoning_effort="low"), 'unsupported_parameter: reasoning_effort is "low"'),
@@ -142,7 +147,15 @@ def test_a_request_runs_with_what_it_says_or_its_error_says_why_not(body: Any, e
     found = {name: getattr(task.params, name) for name in type(task.params).__dataclass_fields__}
     found |= {"stop": stop, "grammar": task.grammar is not None}
     usual = {**found, "max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
-    usual |= {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_new_tokens": 0}
+    usual |= {
+        "biases": (),
+        "bad_token_ids": (),
+        "stop_token_ids": (),
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "min_new_tokens": 0,
+    }
     assert found == {**usual, "logprobs": False, "stop": None, "grammar": False, **expected}
 
 
@@ -155,6 +168,12 @@ def test_settings_of_the_run_may_be_asked_for() -> None:
         "invalid_parameter: response_format is {"
     )
     assert isinstance(served(chat(logprobs=True), CompletionMode(logprobs=True)), Generate)
+    tops = CompletionMode(top_logprobs=5)
+    for body, number in [(chat(), 5), (chat(logprobs=True), 5), (chat(logprobs=True, top_logprobs=2), 2)]:
+        task = served(body, tops)
+        assert isinstance(task, Generate) and task.params.num_top_logprobs == number and task.params.scores_tokens
+    more = served(chat(logprobs=True, top_logprobs=6), tops)
+    assert more == "parameter_mismatch: top_logprobs is 6, the run's is 5"
     assert isinstance(served(chat(reasoning_effort="low"), reasoning_effort="low"), Generate)
 
 

@@ -80,6 +80,9 @@ def error_of(params: Any, *modes: Mode) -> str:
         ({"max_new_tokens": 7.0, "top_k": 3, "min_p": 0.25}, {"max_new_tokens": 7, "top_k": 3, "min_p": 0.25}),
         ({"seed": 2**62 + 1, "repetition_penalty": 2}, {"seed": 2**62 + 1, "repetition_penalty": 2.0}),
         ({"ignore_eos": True}, {"ignore_eos": True}),
+        ({"stop_token_ids": [7, 8.0], "bad_words": []}, {"stop_token_ids": (7, 8)}),
+        ({"stop_token_ids": 7}, {"stop_token_ids": (7,)}),
+        ({"logit_bias": '{"7": 1}', "top_logprobs": 0}, {"biases": ((7, 1.0),)}),
     ],
     ids=str,
 )
@@ -132,6 +135,15 @@ def test_stop_texts_of_a_row(stop: Any, texts: Any) -> None:
         ({"ignore_eos": 1}, "ignore_eos is 1; it must be true or false"),
         ({"stop": ["a", 1]}, 'stop is ["a", 1]; it must be a non-empty text or a list of such texts'),
         ({"stop": ""}, 'stop is ""; it must be a non-empty text or a list of such texts'),
+        ({"stop_token_ids": ["7"]}, 'stop_token_ids is ["7"]; it must be the id of a token or a list of ids'),
+        ({"stop_token_ids": [7.5]}, "stop_token_ids is [7.5]; it must be the id of a token or a list of ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids is -1; it must be an id, 0 or more"),
+        ({"stop_token_ids": [999]}, "stop_token_ids names the token 999; the last one of this model is 257"),
+        ({"bad_words": ["a", ""]}, 'bad_words is ["a", ""]; it must be a non-empty text or a list of such texts'),
+        ({"logit_bias": {"abc": 1}}, "logit_bias: 'abc' is not one token of this model but 3: "),
+        ({"logit_bias": {"7": float("nan")}}, "logit_bias of '7' is nan; it must be a number from -100 to 100"),
+        ({"logit_bias": "7"}, 'logit_bias is "7"; it must be an object of biases by token'),
+        ({"top_logprobs": 2}, "top_logprobs is 2; it must be left out, or 0: the run has no --top-logprobs"),
         ({"tempature": 1}, "tempature is 1, but rows have no such parameter; did you mean temperature?"),
         ({"num_samples": 2}, "num_samples is 2, but rows have no such parameter"),
         ([1], "column 'params' is not a JSON object: [1]"),
@@ -182,6 +194,7 @@ def test_rows_with_equal_schemas_share_one_grammar() -> None:
             {"regex": "a", "json_schema": CITY},
             'regex is "a"; it must be left out: a completion has one schema, regex or ',
         ),
+        ({"regex": "a", "stop_token_ids": 7}, "stop_token_ids is [7]; it must be left out: the schema, regex or"),
         ({"regex": "a", "stop": "b"}, 'stop is ["b"]; it must be left out: the schema, regex or grammar decides'),
     ],
     ids=str,
@@ -219,6 +232,7 @@ def test_completions_follow_the_schemas_of_their_rows(tiny_model: Any) -> None:
             [RowParamsMode(row_params=("size=length",))],
             "--row-params: rows have no parameter 'size'; there are max_new",
         ),
+        ([RowParamsMode(row_params=("top_logprobs=k",))], "--row-params top_logprobs needs --top-logprobs K"),
         ([RowParamsMode(row_params=("seed=a", "seed=b"))], "--row-params names two columns for seed."),
         ([OBJECT, ChoicesMode(choices=("a", "b"))], "--params-column and --choices were given together."),
         (
@@ -254,6 +268,10 @@ def any_params(rng: random.Random) -> dict[str, Any]:
         "seed": rng.randrange(9),
         "ignore_eos": True,
         "stop": rng.choice(["e", ["a", "\x00"], []]),
+        "stop_token_ids": rng.sample(range(2, 258), 30),
+        "bad_words": rng.sample("abcdefgh", 4),
+        "logit_bias": {str(token): rng.choice([-100, 3]) for token in rng.sample(range(2, 258), 60)},
+        "top_logprobs": rng.choice([0, 1, 3]),
     }
     return dict(rng.sample(sorted(params.items()), rng.randrange(len(params))))
 
@@ -265,7 +283,7 @@ def test_each_row_gets_what_a_run_with_its_parameters_as_options_gives(tiny_mode
     rng = random.Random(7)
     sets = [{}, *(any_params(rng) for _ in range(NUM_CASES))]
     prompts = [[rng.randrange(2, 250) for _ in range(rng.randrange(1, 30))] for _ in sets]
-    mixed = bound(OBJECT, CompletionMode(logprobs=True), **usual)
+    mixed = bound(OBJECT, CompletionMode(top_logprobs=3), **usual)
     tasks = [mixed.task_of({"params": json.dumps(params)}) for params in sets]
     requests = [
         ask(prompt, task, row_idx=row_idx, sample_idx=sample_idx)
@@ -274,13 +292,20 @@ def test_each_row_gets_what_a_run_with_its_parameters_as_options_gives(tiny_mode
     ]
     found = completed(tiny_model(), engine, mixed, requests)
     for row_idx, params in enumerate(sets):
-        stop = params.get("stop", ())
-        alike = bound(
-            CompletionMode(logprobs=True), **usual | params | {"stop": (stop,) if stop == "e" else tuple(stop)}
-        )
+        own_params = {name: tuple(value) if isinstance(value, list | str) else value for name, value in params.items()}
+        number = own_params.pop("top_logprobs", 3)
+        if "logit_bias" in params:
+            own_params["logit_bias"] = json.dumps(params["logit_bias"])
+        alike = bound(CompletionMode(logprobs=True, top_logprobs=number), **usual | own_params)
         own = slice(2 * row_idx, 2 * row_idx + 2)
         alone = [replace(request, task=alike.task) for request in requests[own]]
-        assert found[own] == completed(tiny_model(), engine, alike, alone), params
+        expected = completed(tiny_model(), engine, alike, alone)
+        for row, of_option in zip(found[own], expected, strict=True):
+            tops = [values.pop("top_token_ids", None) for values in (row.values, of_option.values)]
+            assert row == of_option, params
+            padded = [[*ids, *[None] * (3 - number)] for ids in ([] if tops[1] is None else tops[1].tolist())]
+            assert tops[0].tolist() == (padded or [[None] * 3] * len(tops[0])), params
+            assert len(tops[0]) == row.num_completion_tokens
     assert {row.error for row in found} == {None} and len({row.completion for row in found}) > len(sets)
 
 
@@ -289,7 +314,8 @@ def completed(model: Path, engine: str, modes: BoundModes, requests: Sequence[Re
     generations = finish(make_engine(serve(model)) if engine == "paged" else static_engine(model), requests)
     texts = Tokenizer(make_tokenizer()).decode([generation.token_ids for generation in generations])
     rows = modes.complete(generations, texts, [None] * len(texts))
-    return [replace(row, values={"token_ids": row.values.get("token_ids")}) for row in rows]
+    kept = ("token_ids", "top_token_ids")
+    return [replace(row, values={name: row.values[name] for name in kept if name in row.values}) for row in rows]
 
 
 @cache
@@ -327,7 +353,7 @@ def test_rows_with_a_length_of_their_own_have_room_for_their_prompts(run_fake: R
         "invalid_parameter: max_new_tokens is 0; it must be at least 1",
     ]
     assert found[1]["num_completion_tokens"] == 12 and [row["most"] for row in found] == lengths
-    assert "1 of 1 completions reached their own max_new_tokens" in result.stdout
+    assert "1 of 1 completions reached --max-new-tokens 212 or a limit of their own" in result.stdout
     assert run_fake(rows, *options, "--on-long-prompt", "truncate-left").exit_code == 2, "another run"
 
 

@@ -1,7 +1,7 @@
 """What all requests of a batch to OpenAI's API must agree on with the run, and whether they do.
 
-That is what concerns the output as a whole: the number of samples, and whether there are log probabilities. Where rows
-have no parameters of their own (runs that older versions began, scored choices), it is every parameter.
+That is what concerns the output as a whole: the number of samples, and how many log probabilities there is room for.
+Where rows have no parameters of their own (runs that older versions began, scored choices), it is every parameter.
 """
 
 import json
@@ -12,8 +12,9 @@ from typing import Any
 from job.config import RunConfig, SamplingConfig
 from job.errors import UsageError, shorten
 from job.modes.completion import CompletionMode
-from job.modes.openai_params import FORMAT, NAMES, schema_of
+from job.modes.openai_params import FORMAT, LOGPROBS, NAMES, schema_of, top_logprobs_of
 from job.modes.row_params import RowParamsMode
+from job.modes.row_values import TOP_LOGPROBS
 
 LENGTHS = dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_new_tokens")
 
@@ -23,8 +24,6 @@ SAME_NAMES = {name: name for name in SamplingConfig().options() if name not in {
 
 PARAMETERS = {**LENGTHS, **SAME_NAMES, **COUNTS}
 """Parameters of a body, and the field of ``SamplingConfig``. Some are additions by vLLM."""
-
-LOGPROBS = "logprobs"
 
 DRAWING = ("top_p", "top_k", "min_p", "seed")
 """Parameters that have no effect when decoding is greedy."""
@@ -44,10 +43,16 @@ class RunSettings:
         self._dataset, self._sampling, self._modes = config.data.dataset, config.sampling, config.active_modes
         self.has_own = any(isinstance(mode, RowParamsMode) and mode.request_column for mode in self._modes)
         """Whether requests have parameters of their own."""
-        self._has_logprobs = any(isinstance(mode, CompletionMode) and mode.logprobs for mode in self._modes)
+        generating = [mode for mode in self._modes if isinstance(mode, CompletionMode)]
+        self._top_logprobs = max((mode.top_logprobs for mode in generating), default=0)
+        self._has_logprobs = self._top_logprobs > 0 or any(mode.logprobs for mode in generating)
+        generates = any(mode.always_generates for mode in self._modes)
+        self._ignored = frozenset().union(*(mode.ignores for mode in self._modes if not generates))
         # older versions made an error row of each request with a schema
         self._checks_format = config.prompt.has_own_rules and not self.has_own
-        self.known = frozenset(PARAMETERS) | (frozenset([*NAMES, LOGPROBS]) if self.has_own else frozenset())
+        self.known = frozenset(PARAMETERS) | (
+            frozenset([*NAMES, LOGPROBS, TOP_LOGPROBS]) if self.has_own else frozenset()
+        )
         """The parameters of a body that the run serves, or compares with its own."""
 
     def different(self, body: Mapping[str, Any]) -> Iterator[Different]:
@@ -56,15 +61,23 @@ class RunSettings:
         for name, value in _asked(body):
             if self.has_own and name in NAMES:
                 continue
-            is_idle = (is_greedy and name in DRAWING) or any(PARAMETERS[name] in mode.ignores for mode in self._modes)
+            is_idle = (is_greedy and name in DRAWING) or PARAMETERS[name] in self._ignored
             if not is_idle and value != getattr(self._sampling, PARAMETERS[name]):
                 yield name, PARAMETERS[name], value
-        if self.has_own and body.get(LOGPROBS) and not self._has_logprobs:
+        if self.has_own and body.get(LOGPROBS):
+            yield from self._more_logprobs(body)
+
+    def _more_logprobs(self, body: Mapping[str, Any]) -> Iterator[Different]:
+        """Yield what a request asks for of log probabilities that the run has no columns for."""
+        number = top_logprobs_of(body)
+        if isinstance(number, int) and number > self._top_logprobs:
+            yield TOP_LOGPROBS if body.get(TOP_LOGPROBS) else LOGPROBS, TOP_LOGPROBS, number
+        elif not self._has_logprobs:
             yield LOGPROBS, LOGPROBS, body[LOGPROBS]
 
     def shown(self, field: str) -> str:
         """Return a setting as requests would write it."""
-        return as_json(getattr(self._sampling, field))
+        return as_json(self._top_logprobs if field == TOP_LOGPROBS else getattr(self._sampling, field))
 
     def serves(self, answer_format: Any) -> bool:
         """Whether completions follow a ``response_format``: text, the run's own, or one that a row may bring."""

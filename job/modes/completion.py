@@ -71,8 +71,9 @@ class CompletionMode(Mode):
         num_known = sum(outcome.finish_reasons.values())  # parts of older versions do not say
         if not num_known:
             return []
-        most = outcome.max_new_tokens
-        limit = "their own max_new_tokens" if most is None else f"--max-new-tokens {most}"
+        limit = f"--max-new-tokens {outcome.max_new_tokens}"
+        if outcome.has_own_limits:
+            limit += " or a limit of their own"
         num_loops = outcome.finish_reasons.get("repetition", 0)
         loops = f", {num_loops:,} ended in a loop" if num_loops else ""
         return [("cut", f"{num_cut:,} of {num_known:,} completions reached {limit}{loops}")]
@@ -118,7 +119,24 @@ class BoundCompletion(BoundMode):
                 "token_logprobs": generation.logprobs,
                 "cumulative_logprob": sum(generation.logprobs),
             }
-        if generation.top_ids is not None:
-            values |= {"top_token_ids": generation.top_ids, "top_logprobs": generation.top_logprobs.astype("float16")}
+        if self._top_logprobs:
+            values |= self._tops(generation)
         reason = "stop" if has_ended else answer.finish_reason
         return replace(answer, completion=text, finish_reason=reason, values={**answer.values, **values})
+
+    def _tops(self, generation: Generation) -> dict[str, Any]:
+        """Return the values of the columns, [T, K]. Those that a row with a smaller K lacks are masked: null."""
+        import numpy as np
+
+        number, num_tokens = self._top_logprobs, len(generation.token_ids)
+        found = {} if generation.top_ids is None else {"top_token_ids": generation.top_ids}
+        if found:
+            found["top_logprobs"] = generation.top_logprobs.astype("float16")
+        if found and found["top_logprobs"].shape[1] == number:
+            return found
+        tops: dict[str, Any] = {}
+        for name, dtype in (("top_token_ids", np.int32), ("top_logprobs", np.float16)):
+            tops[name] = np.ma.array(np.zeros((num_tokens, number), dtype), mask=True)
+            if name in found:
+                tops[name][:, : found[name].shape[1]] = found[name]
+        return tops

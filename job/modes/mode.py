@@ -68,8 +68,9 @@ class Outcome:
     finish_reasons: Mapping[str, int]
     tallies: Mapping[str, Mapping[str, int]]
     """What modes have counted (see ``Mode.tally``), by name."""
-    max_new_tokens: int | None
-    """None: rows have their own."""
+    max_new_tokens: int
+    has_own_limits: bool = False
+    """Whether rows may have a ``max_new_tokens`` of their own."""
 
 
 class BoundMode:

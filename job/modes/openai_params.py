@@ -6,7 +6,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from job.modes.row_values import NUMBERS, PARAMETERS, STOP
+from job.modes.row_tokens import NAMING
+from job.modes.row_values import NUMBERS, PARAMETERS, STOP, TOP_LOGPROBS, rejected
 
 OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -19,11 +20,11 @@ OTHER_NAMES = {
 
 NAMES: Mapping[str, str] = {
     **{name: own for name, own in OTHER_NAMES.items() if own in PARAMETERS},
-    **{name: name for name in (*NUMBERS, STOP) if name not in OTHER_NAMES.values()},
+    **{name: name for name in (*NUMBERS, STOP, *NAMING) if name not in OTHER_NAMES.values()},
 }
 """Parameters of a body that a row may have of its own, to the option."""
 
-FORMAT = "response_format"
+FORMAT, LOGPROBS = "response_format", "logprobs"
 
 ANY_OBJECT = {"type": "object", "additionalProperties": True}
 """The schema of ``json_object``."""
@@ -34,11 +35,30 @@ def asked_by(body: Mapping[str, Any], serves: Callable[[Mapping[str, Any]], bool
 
     Args:
         serves: whether the run's completions follow a ``response_format`` anyway.
+
+    Raises:
+        RowRejected: it contradicts itself.
     """
     given = ((own, body.get(name)) for name, own in NAMES.items())
     asked = {own: _in_our_form(own, value) for own, value in given if not _is_neutral(own, value)}
+    if (number := top_logprobs_of(body)) is not None:
+        if not body.get(LOGPROBS):
+            raise rejected(TOP_LOGPROBS, number, "left out: logprobs is not true")
+        asked[TOP_LOGPROBS] = number
     schema = schema_of(body.get(FORMAT))
     return asked if schema is None or serves(body[FORMAT]) else asked | {"json_schema": schema}
+
+
+def top_logprobs_of(body: Mapping[str, Any]) -> Any:
+    """Return how many of the most likely tokens a request asks for; None if it leaves that to the run.
+
+    >>> top_logprobs_of({"logprobs": True, "top_logprobs": 2}), top_logprobs_of({"logprobs": 3, "prompt": "a"})
+    (2, 3)
+    """
+    logprobs = body.get(LOGPROBS)
+    if logprobs and not isinstance(logprobs, bool):  # of /v1/completions, where it is the number
+        return logprobs
+    return body.get(TOP_LOGPROBS) if logprobs or body.get(TOP_LOGPROBS) else None
 
 
 def schema_of(answer_format: Any) -> Any:
@@ -59,13 +79,15 @@ def name_in(body: Mapping[str, Any], own: str) -> str:
     ('max_tokens', 'max_new_tokens')
     """
     names = [name for name, option in NAMES.items() if option == own and body.get(name) is not None]
+    if own == TOP_LOGPROBS and body.get(LOGPROBS) and body.get(TOP_LOGPROBS) is None:
+        return LOGPROBS
     if own == "json_schema" and not names and schema_of(body.get(FORMAT)) is not None:
         return FORMAT
     return names[-1] if names else own
 
 
 def _is_neutral(own: str, value: Any) -> bool:
-    return value is None or (own == STOP and not value)
+    return value is None or (own in (STOP, *NAMING) and not value)
 
 
 def _in_our_form(own: str, value: Any) -> Any:

@@ -17,7 +17,18 @@ from job.modes.mode import BoundMode, Mode, Setting, Tokens
 from job.modes.openai_params import asked_by, name_in
 from job.modes.options import option
 from job.modes.row_constraints import CONSTRAINTS, RowConstraints
-from job.modes.row_values import ENDING, PARAMETERS, STOP, rejected, shown, texts_of, with_values
+from job.modes.row_tokens import NAMING, RowTokens
+from job.modes.row_values import (
+    ENDING,
+    PARAMETERS,
+    STOP,
+    TOP_LOGPROBS,
+    rejected,
+    shown,
+    texts_of,
+    with_tops,
+    with_values,
+)
 from job.modes.stop_texts import StopTexts
 from job.records import RowRejected
 from job.tasks import Generate, Grammar, SamplingParams, Task
@@ -71,6 +82,8 @@ class RowParamsMode(Mode):
         for name in known:
             if name not in PARAMETERS:
                 raise UsageError(f"--row-params: rows have no parameter {name!r}; {_known(name)}")
+        if TOP_LOGPROBS in known and not any(mode.given().get(TOP_LOGPROBS) for mode in config.active_modes):
+            raise UsageError("--row-params top_logprobs needs --top-logprobs K: the most that a row may ask for.")
         for mode in config.active_modes:
             if mode.answers and mode.decides_end:
                 raise UsageError(f"{self.flag} and {mode.flag} were given together. Leave out one: nothing is drawn.")
@@ -119,7 +132,7 @@ class BoundRowParams(BoundMode):
         """Read parameters from the columns that a mode names. Those of single parameters win."""
         self._request_column, self._params_column = mode.request_column, mode.params_column
         self._column_of, self._serves = mode.column_of(), setting.serves
-        self._constraints = RowConstraints(setting.tokens)
+        self._constraints, self._tokens = RowConstraints(setting.tokens), RowTokens(setting.tokens)
         self._stops_of = lru_cache(MAX_KNOWN)(lambda texts: StopTexts.of(setting, texts))
         self._params_like = lru_cache(MAX_KNOWN)(_itself)
 
@@ -141,12 +154,19 @@ class BoundRowParams(BoundMode):
         """
         stop = texts_of(given.pop(STOP, None))
         constraints = {name: given.pop(name) for name in CONSTRAINTS if name in given}
-        params = self._params_like(with_values(task.params, given))
+        named = {name: given.pop(name) for name in NAMING if name in given}
+        top_logprobs = given.pop(TOP_LOGPROBS, None)
+        params = with_values(task.params, given)
+        if named:
+            params = replace(params, **self._tokens.fields_of(named))
+        params = self._params_like(params if top_logprobs is None else with_tops(params, top_logprobs))
         ends_text = task.ends_text if stop is None else self._stops_of(stop) if stop else None
         grammar = self._grammar(task.grammar, constraints)
-        if grammar is not None and (stop or params.ignore_eos):
-            name = STOP if stop else "ignore_eos"
-            raise rejected(name, stop or True, "left out: the schema, regex or grammar decides where completions end")
+        own_tokens = "stop_token_ids" in named and params.stop_token_ids
+        ends = {STOP: stop, "stop_token_ids": own_tokens, "ignore_eos": params.ignore_eos}
+        for name, value in ends.items():
+            if grammar is not None and value:
+                raise rejected(name, value, "left out: the schema, regex or grammar decides where completions end")
         if grammar is not None:  # what ends completions of the run does not hold for it
             params, ends_text = self._params_like(replace(params, stop_token_ids=())), None
         return replace(task, params=params, grammar=grammar, ends_text=ends_text)

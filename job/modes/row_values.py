@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from job.errors import InvalidValue, shorten
 from job.modes.row_constraints import CONSTRAINTS
+from job.modes.row_tokens import NAMING
 from job.records import RowRejected
 from job.tasks import SamplingParams
 
@@ -22,10 +23,13 @@ NUMBERS: Mapping[str, type] = {
 
 STOP = "stop"
 
-PARAMETERS = (*NUMBERS, STOP, *CONSTRAINTS)
+TOP_LOGPROBS = "top_logprobs"
+"""How many of the most likely tokens a row gets, at most as many as the run."""
+
+PARAMETERS = (*NUMBERS, STOP, *NAMING, TOP_LOGPROBS, *CONSTRAINTS)
 """What rows may set."""
 
-ENDING = (STOP, "ignore_eos", *CONSTRAINTS)
+ENDING = (STOP, "stop_token_ids", "ignore_eos", *CONSTRAINTS)
 """The parameters that decide where a completion ends."""
 
 
@@ -40,12 +44,29 @@ def with_values(params: SamplingParams, given: Mapping[str, Any]) -> SamplingPar
     """
     if not given:
         return params
-    values = {name: _converted(name, value) for name, value in given.items()}
+    values = {name: _converted(name, value, NUMBERS[name]) for name, value in given.items()}
     try:
         return replace(params, **values)
     except InvalidValue as error:
         name = error.option.replace("-", "_")
         raise rejected(name, given.get(name, getattr(params, name)), error.need) from None
+
+
+def with_tops(params: SamplingParams, value: Any) -> SamplingParams:
+    """Return parameters that ask for as many of the most likely tokens as a row does.
+
+    Args:
+        params: those of the run, whose columns have room for its own number.
+
+    Raises:
+        RowRejected: the row asks for more, or it is not a number.
+    """
+    most = params.num_top_logprobs
+    number = _converted(TOP_LOGPROBS, value, int)
+    if not 0 <= number <= most:
+        none = "left out, or 0: the run has no --top-logprobs, which is the most that rows may ask for"
+        raise rejected(TOP_LOGPROBS, value, f"between 0 and the run's --top-logprobs {most}" if most else none)
+    return replace(params, num_top_logprobs=number, logprobs=params.scores_tokens)
 
 
 def texts_of(value: Any) -> tuple[str, ...] | None:
@@ -72,13 +93,12 @@ def shown(value: Any) -> str:
     return shorten(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _converted(name: str, value: Any) -> Any:
+def _converted(name: str, value: Any, kind: type) -> Any:
     """Return a number in the type that a parameter has. In many data, whole numbers are floats.
 
     Raises:
         RowRejected: it is of another type.
     """
-    kind = NUMBERS[name]
     if kind is not bool and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError, ValueError):  # infinite, or not a number
             if kind(value) == value:

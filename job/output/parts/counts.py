@@ -146,13 +146,13 @@ class Counts:
 
     def outcome(self, manifest: Manifest) -> Outcome:
         """Return what the modes of a run describe."""
-        has_own = any("max_new_tokens" in mode.varies() for mode in manifest.modes)
         return Outcome(
             num_completions=self.num_rows - self.num_errors,
             num_completion_tokens=self.num_completion_tokens,
             finish_reasons=self.finish_reasons,
             tallies=self.tallies,
-            max_new_tokens=None if has_own else manifest.section("sampling")["max_new_tokens"],
+            max_new_tokens=manifest.section("sampling")["max_new_tokens"],
+            has_own_limits=any("max_new_tokens" in mode.varies() for mode in manifest.modes),
         )
 
     def lines(self, manifest: Manifest) -> list[tuple[str, str]]:

@@ -53,25 +53,34 @@ def _is_matrix(data_type: pa.DataType) -> bool:
 
 
 def _array(values: list[Any], data_type: pa.DataType) -> pa.Array:
-    """Return values as an array. Matrices are two-dimensional: as lists, those of a shard would take gigabytes."""
+    """Return values as an array. Matrices are two-dimensional: as lists, those of a shard would take gigabytes. What is
+    masked in them becomes null."""
     if not _is_matrix(data_type):
         return pa.array(values, data_type)
     inner, dtype = data_type.value_type, data_type.value_type.value_type.to_pandas_dtype()
-    flat = [np.ravel(value) for value in values if value is not None]
-    numbers = np.concatenate(flat) if flat else np.empty(0)
+    given = [value for value in values if value is not None]
+    numbers = np.concatenate([np.ma.getdata(value).ravel() for value in given]) if given else np.empty(0)
+    is_null = None
+    if any(isinstance(value, np.ma.MaskedArray) for value in given):
+        is_null = np.concatenate([np.ma.getmaskarray(value).ravel() for value in given])
     lengths = [0 if value is None else len(value) for value in values]
     return pa.ListArray.from_arrays(
         pa.array(np.cumsum([0, *lengths]), pa.int32()),
-        pa.FixedSizeListArray.from_arrays(pa.array(numbers.astype(dtype)), inner.list_size).cast(inner),
+        pa.FixedSizeListArray.from_arrays(pa.array(numbers.astype(dtype), mask=is_null), inner.list_size).cast(inner),
         data_type,
         mask=pa.array([value is None for value in values], pa.bool_()),
     )
 
 
 def _matrices(array: pa.ListArray) -> list[Any]:
-    """Return the values of an array of matrices: two-dimensional arrays, or None."""
-    number, rows = array.type.value_type.list_size, array.flatten()
-    numbers = rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, number)
+    """Return the values of an array of matrices: two-dimensional arrays, or None. What is null in them is masked."""
+    number, flat = array.type.value_type.list_size, array.flatten().flatten()
+    numbers = flat.to_numpy(zero_copy_only=False)
+    if flat.null_count:  # numpy has made a float of each number, and nan of each null
+        is_null = flat.is_null().to_numpy(zero_copy_only=False)
+        dtype = array.type.value_type.value_type.to_pandas_dtype()
+        numbers = np.ma.array(np.where(is_null, 0, numbers).astype(dtype), mask=is_null)
+    numbers = numbers.reshape(-1, number)
     lengths = [length or 0 for length in pc.list_value_length(array).to_pylist()]
     parts = np.split(numbers, np.cumsum(lengths)[:-1]) if lengths else []
     return [part if is_valid else None for part, is_valid in zip(parts, array.is_valid().to_pylist(), strict=True)]
