@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -497,6 +498,69 @@ def test_the_id_column_is_the_custom_id(run_job: RunJob, tiny_model: Any, tmp_pa
     args = ["run", "--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
     assert run_job(*args, "--id-column", "id", "--max-error-rate", 1).exit_code == 0
     assert [line["custom_id"] for line in answers(run_job, tmp_path / "out")] == ["7", "row-1", "row-2"]
+
+
+def test_openai_choices_have_their_reasoning_and_log_probabilities(run_job: RunJob, r1: Path, tmp_path: Path) -> None:
+    """As the API shapes them: ``bytes`` are those of each token, even where it is a part of a character."""
+    rows = [{"prompt": "é?"}, {"prompt": None}, {"prompt": "ab?"}]
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    args = ["run", "--model", r1, "--dtype", "float32", "--dataset", data, "--output", tmp_path / "out"]
+    args += ["--max-reasoning-tokens", 4, "--max-new-tokens", 9, "--top-logprobs", 2, "--max-error-rate", 1]
+    assert run_job(*args).exit_code == 0
+    found = read_output(tmp_path / "out").to_pylist()
+    lines = answers(run_job, tmp_path / "out")
+    assert lines[1]["response"] is None
+    for row, body in [(found[idx], lines[idx]["response"]["body"]) for idx in (0, 2)]:
+        [choice] = body["choices"]
+        assert choice["message"]["reasoning_content"] == row["reasoning"] is not None
+        assert choice["message"]["content"] == row["completion"]
+        assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": row["num_reasoning_tokens"]}
+        content = choice["logprobs"]["content"]
+        assert [token["logprob"] for token in content] == pytest.approx(row["token_logprobs"])
+        text = b"".join(bytes(token["bytes"]) for token in content).decode(errors="replace")
+        assert text.partition("</think>")[0].strip() == row["reasoning"] and row["completion"] in text
+        for token, ids in zip(content, row["top_token_ids"], strict=True):
+            assert token["token"] == bytes(token["bytes"]).decode(errors="replace")
+            assert [sorted(top) for top in token["top_logprobs"]] == [["bytes", "logprob", "token"]] * len(ids)
+    tokenizer = r1 / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text.replace("</think>", "</thunk>"))
+    try:
+        result = run_job("export", tmp_path / "out", "--format", "openai-batch")
+    finally:
+        tokenizer.write_text(text)
+    assert (
+        result.exit_code == 0
+        and "logprobs are left out" in result.stderr
+        and "not the one of this run" in result.stderr
+    )
+    assert json.loads(result.stdout.splitlines()[0])["response"]["body"]["choices"][0]["logprobs"] is None
+
+
+def test_openai_log_probabilities_in_both_shapes() -> None:
+    from job.output.looking.exporting.openai_logprobs import of_chat, of_text
+
+    sample = {"token_ids": [7, 8, 9], "token_logprobs": [-0.5, -1.0, -math.inf]}
+    names = {7: b"a", 8: "é".encode()[:1], 9: "é".encode()[1:]}
+    tops = {"top_token_ids": [[7, 9], [8, None], [None] * 2], "top_logprobs": [[-0.5, -2.0], [-1.0, None], [None] * 2]}
+    chat = of_chat(sample | tops, names.__getitem__)["content"]
+    assert chat[0] == {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [
+            {"token": "a", "logprob": -0.5, "bytes": [97]},
+            {"token": "\ufffd", "logprob": -2.0, "bytes": [0xA9]},
+        ],
+    }
+    assert [token["logprob"] for token in chat] == [-0.5, -1.0, -9999.0] and chat[2]["top_logprobs"] == []
+    assert [token["top_logprobs"] for token in of_chat(sample, names.__getitem__)["content"]] == [[]] * 3
+    assert of_text(sample | tops, names.__getitem__) == {
+        "text_offset": [0, 1, 1],
+        "token_logprobs": [-0.5, -1.0, -9999.0],
+        "tokens": ["a", "\ufffd", "\ufffd"],
+        "top_logprobs": [{"a": -0.5, "\ufffd": -2.0}, {"\ufffd": -1.0}, {}],
+    }
 
 
 def test_what_some_samples_lack_is_told_beside_the_choices_of_others() -> None:

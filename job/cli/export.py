@@ -1,7 +1,9 @@
 """``job export``: the rows of a run as one file. Needs no GPU."""
 
 import contextlib
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -9,11 +11,12 @@ import click
 
 from job.cli.options import RUN_ARGUMENT, split_commas
 from job.config import EXPORT_FORMATS
-from job.errors import UsageError
+from job.errors import JobError, UsageError
 from job.observe.text import number
 
 if TYPE_CHECKING:
     from job.output.looking.exporting.run_table import RunTable
+    from job.output.parts.manifest import Manifest
 
 STDOUT = "-"
 
@@ -48,7 +51,7 @@ def export(
     Exit codes: 0 written; 1 a part cannot be read or the file cannot be written; 2 wrong usage, or the run is not
     finished.
     """
-    from job.output.looking.exporting.openai_answers import answer_columns
+    from job.output.looking.exporting.openai_answers import answer_columns, write_answers
     from job.output.looking.exporting.run_table import RunTable, Selection
     from job.output.looking.exporting.writers import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.found import find_run
@@ -56,21 +59,37 @@ def export(
 
     check_local("to", to, "Name a local file, and upload it afterwards.")
     form = _format(form, to)
-    run = find_run(output)
+    run, writer = find_run(output), WRITERS[form]
     if form == "openai-batch":
         if columns:
             raise UsageError(
                 "--columns cannot be used with --format openai-batch, whose lines have a fixed form. Leave it out."
             )
         columns = answer_columns(run.manifest)
+        writer = functools.partial(write_answers, token_bytes=_token_bytes(run.manifest))
     table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial))
     is_shown = sys.stderr.isatty() and not (to == STDOUT and sys.stdout.isatty())
     with (
         _open(to, local_path(output), force=force) as file,
         click.progressbar(length=table.num_parts, label="parts", file=sys.stderr, hidden=not is_shown) as bar,
     ):
-        WRITERS[form](table, table.read(lambda: bar.update(1)), file)
+        writer(table, table.read(lambda: bar.update(1)), file)
     click.echo(_summary(table, to), err=True)
+
+
+def _token_bytes(manifest: "Manifest") -> Callable[[int], bytes] | None:
+    """Return what gives the text of a token, for the log probabilities of a run that has them."""
+    from job.output.looking.exporting.openai_answers import has_logprobs
+
+    if not has_logprobs(manifest):
+        return None
+    from job.run.token_bytes import token_bytes_of
+
+    try:
+        return token_bytes_of(manifest)
+    except JobError as error:
+        click.echo(f"logprobs are left out, which need the text of tokens: {error}", err=True)
+        return None
 
 
 def _format(form: str | None, to: str) -> str:

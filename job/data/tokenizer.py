@@ -1,8 +1,9 @@
 """The model's tokenizer: text to token ids and back. The only module that calls transformers' tokenizers."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -224,6 +225,23 @@ class Tokenizer:
     def as_read(self, token_ids: Sequence[int]) -> str:
         """Return the text that the model reads, including special tokens."""
         return str(self.inner.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def token_bytes(self) -> Callable[[int], bytes]:
+        """Return what gives the text of a single token in UTF-8. Some tokens are a part of a character."""
+        added = {int(idx): str(token.content).encode() for idx, token in self.inner.added_tokens_decoder.items()}
+        readable = None
+        if self.is_fast and self.inner.eos_token_id is not None:
+            from llguidance.hf import from_tokenizer
+
+            with contextlib.suppress(Exception):  # it reads most tokenizers, and raises exceptions of any type
+                readable = from_tokenizer(self.inner, slices=[])
+
+        def of(token: int) -> bytes:
+            if token in added:
+                return added[token]
+            return self.as_read([token]).encode() if readable is None else bytes(readable.decode_bytes([token]))
+
+        return of
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the names of tokens in the vocabulary."""
