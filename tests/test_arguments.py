@@ -168,6 +168,33 @@ def test_a_repeated_option_with_one_value_is_noted(run_job: RunJob, tmp_path: Pa
     assert "--stop" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stop-token-ids", "2,3"), "'2,3' is not one id. Write --stop-token-ids 2 --stop-token-ids 3."),
+        (
+            ("--stop-token-ids", "</s>"),
+            "'</s>' is not the id of a token, which is a whole number. For a text, use --stop.",
+        ),
+        (
+            ("--logit-bias", '{"a": NaN}'),
+            "cannot be written as JSON: it has NaN or an infinite number, which JSON does not",
+        ),
+        (("--logit-bias", '{"a": 1e999}'), "it has NaN or an infinite number"),
+    ],
+)
+def test_what_was_meant_otherwise_is_said(run_job: RunJob, options: Sequence[str], message: str) -> None:
+    result = run_job(*RUN, *options)
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--grammar"])
+def test_an_empty_file_is_called_so(run_job: RunJob, tmp_path: Path, option: str) -> None:
+    (tmp_path / "empty").write_text("\n")
+    result = run_job(*RUN, option, tmp_path / "empty")
+    assert result.exit_code == 2 and f"{option} '{tmp_path}/empty' is an empty file. Write a " in result.stderr
+
+
 def test_values_without_their_option_say_how_to_give_several(run_job: RunJob) -> None:
     """``--keep-columns a b`` was "Got unexpected extra argument (b) See job run --help."."""
     result = run_job(*RUN, "--keep-columns", "a", "b")

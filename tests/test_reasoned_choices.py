@@ -245,6 +245,7 @@ def test_a_minimum_length_may_exceed_the_budget(start: Callable[..., Result], tm
         (("--reasoning", "--choice-mean"), "--choice-mean needs several lines of thought"),
         (("--choice-mean", "--num-samples", 2, "--temperature", 1), "--choice-mean needs several lines of thought"),
         (("--max-new-tokens", 5), "--max-new-tokens has no effect"),
+        (("--max-reasoning-tokens", 5, "--max-new-tokens", 50), "--max-new-tokens has no effect: --max-reasoning-tok"),
         (("--reasoning", "--max-new-tokens", 100_000), "--max-new-tokens with the longest of --choices"),
     ],
 )

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from job.config import SamplingConfig
+from job.config import PromptConfig, SamplingConfig
 from job.data.tokenizer import Tokenizer
 from job.errors import UsageError
 from job.modes.completion import CompletionMode
 from job.modes.mode import Answer, Setting
 from job.modes.token_texts import params_of
 from job.records import Generation, Request
+from job.run.odd_texts import notes_on_texts
 from job.tasks import Generate
 from tests.conftest import Result
 from tests.test_run import read_output
@@ -116,3 +117,19 @@ def test_a_run_does_what_its_options_say_and_is_no_other_run(
     assert run_job("verify", tmp_path / "out").exit_code == 0
     refused = run_job(*command, *options[:-1], '{"c": 99, "a": 100, "e": 100}')
     assert refused.exit_code == 2 and "--logit-bias was" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "several"),
+    [
+        ("sorry,cannot", "--bad-words sorry --bad-words cannot"),
+        ("As an AI, sorry", "--bad-words 'As an AI' --bad-words sorry"),
+        ("1,000", None),
+        ("sorry,", None),
+        ("sorry", None),
+    ],
+)
+def test_a_comma_in_a_bad_word_may_be_meant_otherwise(word: str, several: str | None) -> None:
+    notes = list(notes_on_texts(PromptConfig(), SamplingConfig(bad_words=(word,)), []))
+    assert len(notes) == (several is not None)
+    assert several is None or notes[0].endswith(f"is one text, comma included; for several, write {several}")

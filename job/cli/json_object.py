@@ -31,7 +31,9 @@ class JsonObject(click.ParamType[str]):
             text = json.dumps(dict(sorted(found.items())), ensure_ascii=False, allow_nan=False)
             text.encode()
         except (TypeError, ValueError) as error:  # a date of TOML, NaN, a lone surrogate
-            self.fail(f"{shorten(value)} cannot be written as JSON: {error}.", param, ctx)
+            is_number = "float" in str(error)
+            reason = "it has NaN or an infinite number, which JSON does not know" if is_number else str(error)
+            self.fail(f"{shorten(value)} cannot be written as JSON: {reason}.", param, ctx)
         return text
 
 

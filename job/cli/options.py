@@ -1,5 +1,6 @@
 """The options that define a run, each made from a field of the configuration or of a mode."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -56,6 +57,22 @@ class Size(click.ParamType[int]):
         if size is None:
             self.fail(f"{value!r} is not a size such as 20GiB or 512MiB.", param, ctx)
         return size
+
+
+class TokenId(click.ParamType[int]):
+    """The id of a token."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the id."""
+        with contextlib.suppress(ValueError):
+            return int(value)
+        flag = "" if param is None else param.opts[0]
+        parts = [part for part in str(value).replace(",", " ").split() if part]
+        if all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not one id. Write {' '.join(f'{flag} {part}' for part in parts)}.", param, ctx)
+        self.fail(f"{value!r} is not the id of a token, which is a whole number. For a text, use --stop.", param, ctx)
 
 
 class Address(click.ParamType[Path]):
@@ -134,7 +151,7 @@ def _option(cls: type[Section], field: Field[Any]) -> Callable[[Command], Comman
     elif kind is bool:
         attributes |= {"is_flag": True, "show_default": False}
     else:
-        attributes["type"] = _param_type(kind, spec)
+        attributes["type"] = TokenId() if kind is int and field.default == () else _param_type(kind, spec)
     return click.option(flag, field.name, **attributes)
 
 

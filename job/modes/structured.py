@@ -39,13 +39,22 @@ TRUTHS = {"true": True, "false": False}
 def _read_schema(value: str) -> str:
     """Return the text of ``--json-schema``."""
     example = 'a schema, such as {"type": "object"}'
-    return read_text_or_file("--json-schema", value, is_text=lambda text: "{" in text, example=example)
+    text = read_text_or_file("--json-schema", value, is_text=lambda text: "{" in text, example=example)
+    return _not_empty("--json-schema", value, text, example)
 
 
 def _read_grammar(value: str) -> str:
     """Return the text of ``--grammar``."""
     example = "a grammar, such as 'start: /[a-z]+/'"
-    return read_text_or_file("--grammar", value, is_text=lambda text: ":" in text, example=example)
+    text = read_text_or_file("--grammar", value, is_text=lambda text: ":" in text, example=example)
+    return _not_empty("--grammar", value, text, example)
+
+
+def _not_empty(option: str, value: str, text: str, example: str) -> str:
+    """Return the text of a file, unless that is empty."""
+    if not text.strip():
+        raise UsageError(f"{option} {value!r} is an empty file. Write {example} into it.")
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,15 @@ def _varies(config: RunConfig, name: str) -> bool:
     return any(name in mode.varies() for mode in config.active_modes)
 
 
+def _is_scored(config: RunConfig) -> bool:
+    return any(mode.answers and mode.decides_end for mode in config.active_modes)
+
+
+def _gives(config: RunConfig, name: str) -> bool:
+    """Whether an option of a mode is given."""
+    return any(name in mode.given() for mode in config.active_modes)
+
+
 def _has_stops(sampling: SamplingConfig) -> bool:
     return bool(sampling.stop or sampling.stop_token_ids)
 
@@ -56,6 +65,11 @@ NEEDS = (
         options=("min_new_tokens",),
         is_met=lambda config: not config.sampling.ignore_eos or _has_stops(config.sampling),
         reason="with --ignore-eos, completions end at --max-new-tokens",
+    ),
+    Need(
+        options=("max_new_tokens",),
+        is_met=lambda config: not (_is_scored(config) and _gives(config, "max_reasoning_tokens")),
+        reason="--max-reasoning-tokens is the limit of what is generated, and answers are scored",
     ),
     Need(
         options=("include_prefill",),
