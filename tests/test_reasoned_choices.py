@@ -1,5 +1,6 @@
 """Choices after reasoning: first the reasoning within its budget, then the scores of all choices behind it."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tests.conftest import Result, start_processes
 from tests.conftest import finish as wait_for
 from tests.oracle import choice_logprobs, greedy
 from tests.serving import MODES, Observed, Served, ask, finish, load, make_engine, make_prompts, serve
+from tests.test_openai_batch import chat
 from tests.test_reasoning import ONE, task
 from tests.test_run import read_output, write_jsonl
 
@@ -235,6 +237,43 @@ def test_a_minimum_length_may_exceed_the_budget(start: Callable[..., Result], tm
     assert start("--max-reasoning-tokens", 5, "--min-new-tokens", 20).exit_code == 0
     rows = read_output(tmp_path / "out").to_pylist()
     assert all(row["error"] is None and row["num_completion_tokens"] > row["num_reasoning_tokens"] for row in rows)
+
+
+def test_a_run_that_grew_and_lost_a_part_equals_one_that_did_not(
+    start: Callable[..., Result], run_job: RunJob, tmp_path: Path
+) -> None:
+    options = ("--max-reasoning-tokens", 5, "--rows-per-shard", 2)
+    assert start(*options).exit_code == 0
+    assert start(*options, "--limit", 3, output="grown").exit_code == 0
+    assert start(*options, output="grown").exit_code == 0
+    (tmp_path / "grown/data/part-00001.parquet").unlink()
+    assert start(*options, output="grown").exit_code == 0
+    assert run_job("verify", tmp_path / "grown").exit_code == 0
+    whole, grown = (read_output(tmp_path / name).to_pylist() for name in ("out", "grown"))
+    for row, other in zip(whole, grown, strict=True):
+        for name in ("choice_logprobs", "choice_probs", "choice_margin"):
+            assert row.pop(name) == pytest.approx(other.pop(name), abs=1e-4)
+        assert row == other
+
+
+def test_requests_of_a_batch_reason_with_the_settings_of_the_run(
+    start: Callable[..., Result], run_job: RunJob, tmp_path: Path
+) -> None:
+    """Their length does not matter, since the budget is the limit; what changes the reasoning does."""
+    bodies = [chat(max_tokens=9), chat(temperature=0.7), chat(presence_penalty=1), chat(top_p=0.5)]
+    write_jsonl(tmp_path / "d.jsonl", [{"custom_id": f"r{idx}", "body": body} for idx, body in enumerate(bodies)])
+    result = start("--max-reasoning-tokens", 5, "--max-error-rate", 1)
+    assert result.exit_code == 0, result.stderr
+    rows = read_output(tmp_path / "out").to_pylist()
+    assert [row["error_kind"] for row in rows] == [None, "parameter_mismatch", "parameter_mismatch", None]
+    assert rows[0]["num_reasoning_tokens"] > 0
+    lines = run_job("export", tmp_path / "out", "--format", "openai-batch").stdout.splitlines()
+    [choice] = json.loads(lines[0])["response"]["body"]["choices"]
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": rows[0]["completion"],
+        "reasoning_content": rows[0]["reasoning"],
+    }
 
 
 @pytest.mark.parametrize(
