@@ -181,6 +181,51 @@ def test_reasoning_is_left_alone(start: Callable[..., Result], options: tuple[st
     assert "column reasoning" not in start("--max-new-tokens", 6, *options, command="preview").stdout
 
 
+SHOTS = [{"prompt": "a?", "completion": "<think>\nso\n</think>\n\nb"}, {"prompt": "c?", "completion": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "reasons"),
+    [
+        (
+            (),
+            "<bos><|User|>a?<|Assistant|>\n\nb<|end_of_sentence|><|User|>c?<|Assistant|>d<|end_of_sentence|>"
+            "<|User|>question 0?<|Assistant|><think>\n",
+            True,
+        ),
+        (
+            ("--no-chat", "--prompt-template", "{{ prompt }} "),
+            "a? <think>\nso\n</think>\n\nb\n\nc? d\n\nquestion 0? ",
+            False,
+        ),
+        (
+            ("--no-chat", "--prompt-template", "{{ prompt }} <think>"),
+            "a? <think><think>\nso\n</think>\n\nb\n\nc? <think>d\n\nquestion 0? <think>",
+            True,
+        ),
+    ],
+)
+def test_examples_come_before_the_reasoning(
+    start: Callable[..., Result], tmp_path: Path, options: tuple[str, ...], prompt: str, reasons: bool
+) -> None:
+    """Thoughts of earlier turns are as the chat template has them. Markers in examples begin or end nothing."""
+    shots = write_jsonl(tmp_path / "shots.jsonl", SHOTS)
+    budget = ("--max-reasoning-tokens", 4, "--max-new-tokens", 8)
+    result = start(*options, "--examples", shots, *budget, "--limit", 1)
+    assert result.exit_code == 0, result.stderr
+    [row] = read_output(tmp_path / "out").to_pylist()
+    assert row["prompt"] == prompt and row["error"] is None
+    assert (row["num_reasoning_tokens"], row["reasoning_cut"]) == ((4, True) if reasons else (0, False))
+
+
+def test_a_prefill_that_leaves_no_room_for_reasoning_is_noted(start: Callable[..., Result]) -> None:
+    """It was asked for, and no row had any."""
+    note = "prompts end with the beginning of the answer, so the model does not reason before it; with <think> at the"
+    for prefill, is_noted in (("Let us see", True), ("<think>\nLet us see", False), ("<think>\n\n</think>\n\n", True)):
+        result = start("--max-reasoning-tokens", 5, "--prefill", prefill, command="preview")
+        assert result.exit_code == 0 and (note in result.stdout + result.stderr) == is_noted, prefill
+
+
 BAD = {
     "no answer": (["--max-reasoning-tokens", 6, "--max-new-tokens", 6], "leaves no token for the answer: --max-new"),
     "negative": (["--max-reasoning-tokens", -1], "--max-reasoning-tokens is -1; it must be 0 or more"),

@@ -4,7 +4,7 @@ The markers are found in the tokenizer and the chat template, or given. They are
 an answer may quote them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -136,7 +136,11 @@ class ReasoningMode(Mode):
             f"what the model writes from {start} to {end} goes to the column reasoning; --no-reasoning leaves it in "
             "the completion"
         )
-        return BoundReasoning(setting.tokens, reasoning, note)
+        not_begun = (
+            "prompts end with the beginning of the answer, so the model does not reason before it; with "
+            f"{start} at the beginning of that, it would"
+        )
+        return BoundReasoning(setting.tokens, reasoning, note, not_begun if setting.begins_answer else None)
 
     def measured(self) -> "list[pa.Field]":
         """See ``Mode``."""
@@ -189,9 +193,20 @@ class ReasoningMode(Mode):
 class BoundReasoning(BoundMode):
     """Lets completions reason before they answer, and splits them."""
 
-    def __init__(self, tokens: Tokens, reasoning: Reasoning, note: str) -> None:
-        """Split what ``tokens`` decodes."""
-        self._tokens, self._reasoning, self.notes = tokens, reasoning, (note,)
+    def __init__(self, tokens: Tokens, reasoning: Reasoning, note: str, not_begun: str | None = None) -> None:
+        """Split what ``tokens`` decodes.
+
+        Args:
+            not_begun: a note on prompts that do not end within reasoning; None: completions may begin it.
+        """
+        self._tokens, self._reasoning, self.notes, self._not_begun = tokens, reasoning, (note,), not_begun
+
+    def notes_on(self, first_prompt: Callable[[], str | None]) -> tuple[str, ...]:
+        """See ``BoundMode``."""
+        prompt = None if self._not_begun is None else first_prompt()
+        if prompt is None or self._reasoning.is_open_after(self._tokens.encode(prompt)):
+            return self.notes
+        return (*self.notes, str(self._not_begun))
 
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""

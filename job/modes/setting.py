@@ -42,6 +42,8 @@ class Setting:
     """What the chat template writes after the user's message; empty without a template."""
     before_answer: str = ""
     """What completions have right before their answer, if something comes before it: the end of their reasoning."""
+    begins_answer: bool = False
+    """Whether prompts end with the beginning of the answer."""
     stops_at_special_tokens: bool = True
     """Whether a stop string may contain special tokens."""
     serves: Callable[[Mapping[str, Any]], bool] = lambda response_format: False

@@ -182,6 +182,7 @@ def _setting(run: ResolvedRun, tokenizer: Tokenizer, renderer: PromptRenderer) -
         sampling=run.config.sampling,
         prompt_suffix=renderer.suffix,
         before_answer="".join(mode.before_answer for mode in run.config.active_modes),
+        begins_answer=run.config.prompt.prefill is not None or run.config.prompt.continues_last_turn,
         stops_at_special_tokens=run.config.prompt.has_own_rules,
         text_column=run.text_column,
         adds_special_tokens=not run.chat,
