@@ -220,6 +220,9 @@ def test_the_first_request_says_what_the_run_must_have(run_batch: RunJob, tmp_pa
     assert result.stderr.endswith(
         f"asks for n 2 (the run has 1). Give {options}; all requests of a run share these settings.\n"
     )
+    tops = write_jsonl(tmp_path / "tops.jsonl", [request(0, logprobs=True, top_logprobs=2)])
+    advice = "top_logprobs 2 (the run has 0). Give --top-logprobs 2; no request of the run may ask for more.\n"
+    assert run_batch(tops).stderr.endswith(advice)
     assert run_batch(data, *shlex.split(options)).exit_code == 0
     errors = [row["error"] for row in rows_of(tmp_path / "out")]
     assert errors == [None] * 2 + ["parameter_mismatch: logprobs is true, the run's is false"] * 2

@@ -99,9 +99,12 @@ class RunSettings:
             if self.has_own and self._sampling.temperature == 0 and "num_samples" in wanted:
                 wanted["temperature"] = body.get("temperature") or 1  # samples of a run need one
             options = [_option(field, value) for field, value in wanted.items()]
+            reason = "all requests of a run share these settings"
+            if list(wanted) == [TOP_LOGPROBS]:
+                reason = "no request of the run may ask for more"
             raise UsageError(
                 f"--dataset {self._dataset}: the first request asks for {', '.join(asked)}. Give {' '.join(options)}; "
-                "all requests of a run share these settings."
+                f"{reason}."
             )
         if self._checks_format:
             self._check_format(body)
