@@ -519,6 +519,10 @@ def test_openai_choices_have_their_reasoning_and_log_probabilities(run_job: RunJ
         assert [token["logprob"] for token in content] == pytest.approx(row["token_logprobs"])
         text = b"".join(bytes(token["bytes"]) for token in content).decode(errors="replace")
         assert text.partition("</think>")[0].strip() == row["reasoning"] and row["completion"] in text
+        each_is_a_byte = [
+            len(token["bytes"]) == 1 for token, idx in zip(content, row["token_ids"], strict=True) if idx < 258
+        ]
+        assert len(each_is_a_byte) >= 4 and all(each_is_a_byte)
         for token, ids in zip(content, row["top_token_ids"], strict=True):
             assert token["token"] == bytes(token["bytes"]).decode(errors="replace")
             assert [sorted(top) for top in token["top_logprobs"]] == [["bytes", "logprob", "token"]] * len(ids)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -269,7 +270,7 @@ def any_params(rng: random.Random) -> dict[str, Any]:
         "ignore_eos": True,
         "stop": rng.choice(["e", ["a", "\x00"], []]),
         "stop_token_ids": rng.sample(range(2, 258), 30),
-        "bad_words": rng.sample("abcdefgh", 4),
+        "bad_words": rng.sample(string.printable.strip(), 70),
         "logit_bias": {str(token): rng.choice([-100, 3]) for token in rng.sample(range(2, 258), 60)},
         "top_logprobs": rng.choice([0, 1, 3]),
     }
