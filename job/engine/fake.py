@@ -75,7 +75,7 @@ class FakeEngine:
         if self._should_stop() or not self._pending:
             return []
         pace = self._step_secs
-        time.sleep(float(pace.read_text()) if isinstance(pace, Path) else pace)
+        time.sleep(float(pace.read_text(encoding="utf-8")) if isinstance(pace, Path) else pace)
         return [self._complete(self._pending.popleft()) for _ in range(min(self._rows_per_step, len(self._pending)))]
 
     def keep_alive(self) -> None:
