@@ -51,6 +51,14 @@ def private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["JOB_CACHE"] = str(tmp_path_factory.mktemp("job-cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """Let writes in this process not wait for the disk: no test cuts the power, and slow disks take minutes for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that makes a tiny model once per session and returns its directory."""
@@ -65,6 +73,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return two processes of one replica, which run jobs: ``Ranks``."""
+    from tests.ranks import Ranks
+
+    processes = Ranks(tmp_path_factory.mktemp("two-ranks"), 2)
+    yield processes
+    processes.close()
 
 
 @pytest.fixture
@@ -176,9 +194,10 @@ OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_
 
 
 def start_processes(
-    args: Sequence[Any], world_size: int = 1, env: dict[str, str] | None = None
+    args: Sequence[Any], world_size: int = 1, env: dict[str, str] | None = None, **streams: Any
 ) -> list[subprocess.Popen[str]]:
     """Start ``python args`` in ``world_size`` processes with the environment that torchrun would give them."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     port = free_port()
     processes = []
     # A run inside the test process has left its own there.
@@ -198,10 +217,9 @@ def start_processes(
             subprocess.Popen(
                 [sys.executable, *map(str, args)],
                 env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
                 text=True,
                 cwd=Path(__file__).parents[1],
+                **streams,
             )
         )
     return processes

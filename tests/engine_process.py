@@ -1,11 +1,12 @@
 """One process of a replica that runs an engine over several models: the tensor-parallel half of the engines' tests.
 
-Usage: engine_process.py JOBS.json OUT.json TENSOR_PARALLEL_SIZE [DTYPE]. Each job has model, prompts and params, and
-perhaps engine ("paged" by default, "static", or "chosen": what the job builds for "paged"), config (of EngineConfig),
-choices in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA
-with plain operations); or mixed in place of prompts and params, for the requests of test_mixed_tasks. The leader writes
-for each job its generations, [key, token ids, finish reason, error] of every request, what the user was told, how often
-a row was preempted and a step replayed, and the sizes of its weights and its KV cache.
+Usage: engine_process.py TENSOR_PARALLEL_SIZE DTYPE, and on stdin a path NAME.json of jobs a line, whose results go to
+NAME.out; ``ranks`` starts this. Each job has model, prompts and params, and perhaps engine ("paged" by default,
+"static", or "chosen": what the job builds for "paged"), config (of EngineConfig), choices in place of params, answer
+(of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA with plain operations); or mixed in
+place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its generations,
+[key, token ids, finish reason, error] of every request, what the user was told, how often a row was preempted and a
+step replayed, and the sizes of its weights and its KV cache.
 """
 
 import json
@@ -134,18 +135,22 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
     }
 
 
-def main(jobs: Path, out: Path, tensor_parallel_size: int, dtype: str = "float32") -> None:
+def main(tensor_parallel_size: int, dtype: str) -> None:
     """Run all jobs."""
     replica = Replica(read_process_info(os.environ, tensor_parallel_size))
-    results = []
-    for job in json.loads(jobs.read_text()):
-        with pytest.MonkeyPatch.context() as patch:
-            results.append(run_job(job, replica, dtype, patch))
-    if replica.info.is_leader:
-        out.write_text(json.dumps(results))
+    for line in sys.stdin:
+        jobs = Path(line.rstrip("\n"))
+        results = []
+        for job in json.loads(jobs.read_text()):
+            with pytest.MonkeyPatch.context() as patch:
+                results.append(run_job(job, replica, dtype, patch))
+        if replica.info.is_leader:
+            unfinished = jobs.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(results))
+            unfinished.rename(jobs.with_suffix(".out"))
     replica.close()
     os._exit(0)  # as the command line does, and for its reason
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    main(int(sys.argv[1]), sys.argv[2])

@@ -23,9 +23,8 @@ from job.engine.static.engine import StaticEngine
 from job.modes.structured import StructuredMode
 from job.records import Generation
 from job.tasks import Generate, Grammar
-from tests.conftest import finish as finish_processes
-from tests.conftest import start_processes
 from tests.oracle import logprobs_of
+from tests.ranks import Ranks
 from tests.serving import MODES, Observed, ask, complete, finish, load, make_engine, make_prompts, serve, tokens
 from tests.serving import generate as task_of
 from tests.tiny import make_tokenizer
@@ -230,9 +229,8 @@ def test_the_grammar_is_compiled_anew_now_and_then(
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run everything that is to run on two ranks in one launch of two processes."""
-    tmp = tmp_path_factory.mktemp("constraint-two-ranks")
+def on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> dict[str, Any]:
+    """Run everything that is to run on two ranks."""
     jobs = {
         f"{engine} {draw}": {
             "model": str(tiny_model()),
@@ -244,11 +242,7 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
         for engine in ("paged", "static")
         for draw in ("greedy", "temperature")
     }
-    (tmp / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    command = ["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2]
-    results = finish_processes(start_processes(command, 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+    return two_ranks.run(jobs)
 
 
 @pytest.mark.parametrize("draw", ["greedy", "temperature"])

@@ -1,6 +1,5 @@
 """The paged engine on a GPU. Skipped where there is none; nothing of this has run yet."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import finish, start_processes
 from tests.oracle import greedy
+from tests.ranks import Ranks
 from tests.tiny import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -26,16 +25,14 @@ def run_on_gpu(
     Returns:
         The tokens of each model's rows, and what the user was told, but for what was fused.
     """
-    jobs = [
-        {"model": str(model), "prompts": PROMPTS, "params": {"max_new_tokens": MAX_NEW_TOKENS, **params}}
+    jobs = {
+        str(model): {"model": str(model), "prompts": PROMPTS, "params": {"max_new_tokens": MAX_NEW_TOKENS, **params}}
         | {"engine": "chosen", "config": config}
         for model in models
-    ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = ["-m", "tests.engine_process", tmp_path / "jobs.json", tmp_path / "out.json", 1, dtype]
-    (result,) = finish(start_processes(command, env={"DS_ACCELERATOR": "cuda"}))
-    assert result.exit_code == 0, result.stderr
-    results = json.loads((tmp_path / "out.json").read_text())
+    }
+    process = Ranks(tmp_path, 1, dtype, env={"DS_ACCELERATOR": "cuda"})
+    results = process.run(jobs).values()
+    process.close()
     tokens = [[ids for _, ids, _, _ in result["generations"]] for result in results]
     notes = [note for result in results for note in result["notes"]]
     return tokens, [note for note in notes if not note.startswith("fused: ")]

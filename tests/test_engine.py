@@ -1,7 +1,6 @@
 """StaticEngine against the oracle: equal tokens in fp32, on every architecture, at tensor-parallel 1 and 2."""
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from job.errors import JobError, UsageError
 from job.tasks import Generate
 from tests.conftest import finish, start_processes
 from tests.oracle import greedy
+from tests.ranks import Ranks
 from tests.serving import ask, complete, generate, load, tokens
 from tests.tiny import ARCHITECTURES
 
@@ -61,29 +61,22 @@ def test_greedy_equals_transformers_on_one_process(tiny_model: Callable[..., Pat
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Run all architectures, and a sampled job, once in one launch of two processes."""
-    tmp = tmp_path_factory.mktemp("two-ranks")
+def on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> dict[str, list[Any]]:
+    """Run all architectures, and a sampled job, on two ranks."""
     greedy_params = {"max_new_tokens": MAX_NEW_TOKENS}
     jobs = {name: (tiny_model(name), greedy_params) for name in ARCHITECTURES}
     jobs["sampled"] = (tiny_model("llama"), {**greedy_params, "temperature": 1.0, "top_p": 0.9, "seed": 3})
     for breaks in BREAKS:
         jobs[breaks] = (tiny_model("llama"), greedy_params)
-    (tmp / "jobs.json").write_text(
-        json.dumps(
-            [
-                {"model": str(model), "prompts": make_prompts(), "params": params}
-                | {"engine": "static", "config": {"max_batch_rows": 4}}
-                | ({"breaks": name} if name in BREAKS else {})
-                for name, (model, params) in jobs.items()
-            ]
-        )
+    outputs = two_ranks.run(
+        {
+            name: {"model": str(model), "prompts": make_prompts(), "params": params}
+            | {"engine": "static", "config": {"max_batch_rows": 4}}
+            | ({"breaks": name} if name in BREAKS else {})
+            for name, (model, params) in jobs.items()
+        }
     )
-    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    assert results[0].stdout == results[1].stdout == "", "stdout belongs to the user"
-    outputs = json.loads((tmp / "out.json").read_text())
-    return {name: output["generations"] for name, output in zip(jobs, outputs, strict=True)}
+    return {name: output["generations"] for name, output in outputs.items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -363,7 +356,7 @@ def test_a_model_that_is_too_large_is_told_in_a_line(
     def lack(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(loading, "_shard", lack)
+    monkeypatch.setattr(loading, "shard", lack)
     with pytest.raises(
         JobError, match=r"does not fit into the memory of cpu: CUDA out of memory.*tensor-parallel-size"
     ):

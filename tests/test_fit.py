@@ -15,8 +15,9 @@ from job.engine.fit.gpus import GPUS, Gpu
 from job.engine.fit.memory import Room, Work, fit, fits_from, least_secs
 from job.engine.fit.shape import ModelShape, shape_of
 from job.engine.model.kv_size import kv_bytes_per_token
-from tests.conftest import Result, finish, start_processes
+from tests.conftest import Result
 from tests.engine_process import kv_bytes_of
+from tests.ranks import Ranks
 from tests.serving import make_engine, serve
 from tests.test_run import write_jsonl
 from tests.tiny import ARCHITECTURES
@@ -75,21 +76,19 @@ def test_weights_and_cache_of_a_real_model_are_those_that_the_engine_holds() -> 
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> dict[str, Any]:
     """What the leader of two processes holds of each model; it has the larger share of uneven heads."""
-    tmp = tmp_path_factory.mktemp("two-ranks")
     models = {name: tiny_model(name) for name in CUT}
     models["tied"] = tiny_model("llama", tie_word_embeddings=True)
     models |= {"experts": tiny_model("llama", **EXPERTS), "latent": tiny_model("llama", **LATENT)}
     models["shared"] = tiny_model(
         "llama", **EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 128}
     )
-    jobs = [{"model": str(model), "prompts": [[5, 6, 7]], "params": {"max_new_tokens": 2}} for model in models.values()]
-    (tmp / "jobs.json").write_text(json.dumps(jobs))
-    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    outputs = json.loads((tmp / "out.json").read_text())
-    return {name: (models[name], output) for name, output in zip(models, outputs, strict=True)}
+    jobs = {
+        name: {"model": str(model), "prompts": [[5, 6, 7]], "params": {"max_new_tokens": 2}}
+        for name, model in models.items()
+    }
+    return {name: (models[name], output) for name, output in two_ranks.run(jobs).items()}
 
 
 @pytest.mark.slow

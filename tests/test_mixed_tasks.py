@@ -1,6 +1,5 @@
 """One engine, requests that ask different things: each gets what it would get alone, whatever is beside it."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,8 +16,7 @@ from job.engine.static.engine import StaticEngine
 from job.modes.structured import StructuredMode
 from job.records import Generation, Request
 from job.tasks import Grammar, Score, ScoreText, Task
-from tests.conftest import finish as finish_processes
-from tests.conftest import start_processes
+from tests.ranks import Ranks
 from tests.serving import (
     MODES,
     Observed,
@@ -172,15 +170,12 @@ def test_a_grammar_that_is_no_longer_kept_is_compiled_again(
     assert texts == [alphabet[row_idx % 4] for row_idx in range(12)]
 
 
-def test_two_ranks_give_each_request_what_it_gets_alone(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_ranks_give_each_request_what_it_gets_alone(tiny_model: Callable[..., Path], two_ranks: Ranks) -> None:
     """Followers know nothing of tasks, and still compute the same steps and batches as their leader."""
-    jobs = [
-        {"model": str(tiny_model()), "engine": name, "mixed": True, "config": {"max_batch_rows": 6}} for name in ENGINES
-    ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = ["-m", "tests.engine_process", tmp_path / "jobs.json", tmp_path / "out.json", 2]
-    results = finish_processes(start_processes(command, 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    for output in json.loads((tmp_path / "out.json").read_text()):
+    jobs = {
+        name: {"model": str(tiny_model()), "engine": name, "mixed": True, "config": {"max_batch_rows": 6}}
+        for name in ENGINES
+    }
+    for output in two_ranks.run(jobs).values():
         rows = zip(output["generations"], output["logprobs"], output["scores"], strict=True)
         assert [(tuple(key), *rest, *scores) for (key, *rest), *scores in rows] == answers_alone(tiny_model())

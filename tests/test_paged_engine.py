@@ -1,6 +1,5 @@
 """PagedEngine against the oracle: equal tokens in fp32, whatever its shape, on one process and on two."""
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from job.engine.duplicates import SharedCompletions
 from job.engine.paged.engine import PagedEngine
 from job.engine.static.engine import StaticEngine
 from job.launch.replica import MESSAGE_INTS
-from tests.conftest import finish, start_processes
+from tests.ranks import Ranks
 from tests.serving import (
     MAX_NEW_TOKENS,
     MODES,
@@ -113,9 +112,8 @@ def long_prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run everything that is to run on two ranks in one launch of two processes."""
-    tmp = tmp_path_factory.mktemp("paged-two-ranks")
+def on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> dict[str, Any]:
+    """Run everything that is to run on two ranks."""
     greedy_params = {"max_new_tokens": MAX_NEW_TOKENS}
     forced = MODES["few pages and chunks"]
     jobs: dict[str, dict[str, Any]] = {name: {"model": name, **forced} for name in SUPPORTED}
@@ -134,11 +132,7 @@ def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempP
         job["model"] = str(tiny_model(job["model"]))
         job.setdefault("prompts", make_prompts())
         job.setdefault("params", greedy_params)
-    (tmp / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    assert results[0].stdout == results[1].stdout == "", "stdout belongs to the user"
-    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+    return two_ranks.run(jobs)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

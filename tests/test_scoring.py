@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from job.config import EngineConfig
 from job.engine.static.engine import StaticEngine
 from job.tasks import Score
-from tests.conftest import finish, start_processes
 from tests.oracle import choice_logprobs
+from tests.ranks import Ranks
 from tests.serving import MODES, Observed, complete, load, make_engine, make_prompts, serve
 from tests.test_paged_engine import SUPPORTED, UNSUPPORTED
 from tests.test_trie import SETS
@@ -120,22 +120,17 @@ def test_a_row_that_does_not_fit_into_the_cache_is_returned_once(tiny_model: Cal
     assert small.error is None and engine.num_pending == 0
 
 
-def run_on_two_ranks(jobs: dict[str, dict[str, Any]], tmp: Path) -> dict[str, Any]:
-    """Score in one launch of two processes."""
-    (tmp / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    return dict(zip(jobs, json.loads((tmp / "out.json").read_text()), strict=True))
+def test_scores_equal_transformers_on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> None:
+    """In chunks, with few pages, uneven heads included; and in static batches.
 
-
-def test_scores_equal_transformers_on_two_ranks(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    """In chunks, with few pages, uneven heads included; and in static batches."""
+    That AutoTP cuts the other architectures as well is shown with generations, in test_paged_engine.
+    """
     choices = CHOICES["common beginnings"]
-    jobs = {name: {"model": name, **MODES["few pages and chunks"]} for name in SUPPORTED}
+    jobs = {name: {"model": name, **MODES["few pages and chunks"]} for name in ("llama_uneven", "gemma2")}
     jobs[UNSUPPORTED] = {"model": UNSUPPORTED, "engine": "chosen"}
     for name, job in jobs.items():
         job |= {"model": str(tiny_model(name)), "prompts": make_prompts(), "params": {}, "choices": choices}
-    for name, output in run_on_two_ranks(jobs, tmp_path).items():
+    for name, output in two_ranks.run(jobs).items():
         assert {error for *_, error in output["generations"]} == {None}
         assert_equal(output["scores"], choice_logprobs(tiny_model(name), make_prompts(), choices))
 
@@ -161,13 +156,13 @@ def review_prompts(model_dir: str) -> tuple[list[list[int]], list[list[int]]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif("JOB_TEST_MODEL" not in os.environ, reason="JOB_TEST_MODEL names no model; scripts/test sets it")
-def test_scores_of_real_reviews_equal_transformers(tmp_path: Path) -> None:
+def test_scores_of_real_reviews_equal_transformers(two_ranks: Ranks) -> None:
     """On one rank in two shapes, and on two ranks (of its 9 heads, 3 key-value heads)."""
     model_dir = Path(os.environ["JOB_TEST_MODEL"])
     prompts, choices = review_prompts(str(model_dir))
     expected = choice_logprobs(model_dir, prompts, choices)
     job = {"model": str(model_dir), "prompts": prompts, "params": {}, "choices": choices}
-    output = run_on_two_ranks({"two ranks": {**job, "config": {"max_batch_rows": 50}}}, tmp_path)
+    output = two_ranks.run({"two ranks": {**job, "config": {"max_batch_rows": 50}}})
     assert_equal(output["two ranks"]["scores"], expected)
     for config in ({}, {"max_batch_rows": 3, "max_batch_tokens": 100}):
         engine = make_engine(serve(model_dir), num_pages=1024, config=config)
