@@ -337,11 +337,11 @@ def test_a_wait_for_the_hub_ends_with_a_signal(
         monkeypatch.setenv("HF_TOKEN", ANN)
     fault = hub.fault(match="train-1|/api/repos|/api/datasets/ann", stall_secs=60)
     (process,) = start_processes(["-m", "job", command, *args])
-    wait_for(lambda: fault.struck_at is not None, 60)
+    wait_for(lambda: fault.struck_at is not None)
     process.send_signal(signal.SIGINT)
     since = time.monotonic()
-    (result,) = finish([process], timeout=30)
-    assert time.monotonic() - since < 2
+    (result,) = finish([process])
+    assert time.monotonic() - since < 20, "it waited for the Hub, which answers after 60 s"
     assert (result.exit_code, "Traceback" in result.stderr) == (75, False)
     assert result.stderr.splitlines()[-1].startswith("job: stopped on SIGINT.")
 

@@ -142,11 +142,12 @@ def test_many_files_are_opened_and_read_at_the_same_time(hub: Hub) -> None:
     """200 files took 94 s at 100 ms a request: 829 requests, one after the other."""
     names = [f"{idx:03}" for idx in range(64)]
     commit(hub, {name: parquet(200 * idx, 200 * idx + 200) for idx, name in enumerate(names)})
-    hub.fault(match="GET /cdn", stall_secs=0.02)
-    start = time.monotonic()
+    hub.fault(match="GET /cdn", stall_secs=0.05)
     assert row_idx_of(opened(*names), 0, 12_800) == [*range(12_800)]
-    assert time.monotonic() - start < 128 * 0.02
-    assert len(hub.requests("GET .*resolve")) == 64 and len(hub.requests("GET /cdn")) == 128
+    spans = sorted((item.time, item.time + item.secs) for item in hub.requests("GET /cdn"))
+    assert len(hub.requests("GET .*resolve")) == 64 and len(spans) == 128
+    for half in (spans[:64], spans[64:]):  # the footers, and the rows
+        assert max(sum(start <= now < end for start, end in half) for now, _ in half) >= 4, "at the same time"
 
 
 def test_a_small_file_is_one_request(hub: Hub) -> None:
@@ -318,7 +319,7 @@ class Stalled:
         files = {f"{idx}": parquet(500 * idx, 500 * idx + 500) for idx in range(num_files)}
         commit(hub, files)
         first = File(files["0"], large=True).sha256
-        self.fault = hub.fault(match=rf"/cdn/(?!{first})", skip=num_files - 1, stall_secs=3)  # not the footers
+        self.fault = hub.fault(match=rf"/cdn/(?!{first})", skip=num_files - 1, stall_secs=12)  # not the footers
 
     def until(self, output: Path, what: Callable[[Path], bool], then: Callable[[], object]) -> None:
         """Do something once the output is as far."""
@@ -352,7 +353,7 @@ def test_a_stop_is_heard_while_the_hub_is_silent(
 
     stalled.until(tmp_path / "out", has_rows, stop)
     result = run_job(*args)
-    assert time.monotonic() - stopped[0] < 2
+    assert time.monotonic() - stopped[0] < 8, "it waited for the Hub, which answers after 12 s"
     assert result.exit_code == 75, result.stderr
     hub.heal()
     commit(hub, {"0": parquet(7000, 7500)})
