@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("job", "scripts") for path in (ROOT / folde
 
 
 OPENERS = (
-    *("store", "archive", "_parts", "known", "dataset", "find_dataset(config, **options)"),
+    *("store", "archive", "_parts", "known", "dataset", "find_dataset(config, **options)", "limit=limit)), found)"),
     *("file", "_files[file_idx]"),
 )
 """What has a method ``open`` that is not about text."""
