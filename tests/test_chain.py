@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from job.engine.fake import FakeEngine
 from job.launch.stop import StopFlag
+from job.output.parts.counts import METADATA_KEY as COUNTS
 from job.run import process
 from tests.conftest import Result
 from tests.test_run import read_output, write_jsonl
@@ -136,6 +138,43 @@ def test_a_chain_that_was_stopped_goes_on(chain: Chain, tmp_path: Path, monkeypa
     assert result.exit_code == 0, result.stderr
     assert "all 4 rows are already done" in result.stderr and "2 of 4 rows already done" in result.stderr
     assert tables(tmp_path / "out") == tables(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("errors", ["skip", "carry"])
+def test_all_steps_of_a_pilot_grow(chain: Chain, run_job: Any, tmp_path: Path, errors: str) -> None:
+    """Twice. Rows of before stay, also if the first error comes later; and the end is as without a pilot."""
+    texts = ("one", "two", None, "three four", "five", "six")
+    write_jsonl(tmp_path / "q.jsonl", [{"question": text, "answer": str(idx)} for idx, text in enumerate(texts)])
+    options, top = ("--max-error-rate", 1), f'earlier-errors = "{errors}"'
+    assert chain(*options, "--output", tmp_path / "whole", top=top).exit_code == 0
+    for limit, num_new in ((2, 2), (4, None), (None, None)):
+        result = chain(*options, *([] if limit is None else ["--limit", limit]), top=top)
+        assert result.exit_code == 0, result.stderr
+        assert num_new is None or result.stdout.count(f"this launch {num_new} rows") == 3
+    for name in NAMES:
+        found, whole = (read_output(tmp_path / place / name) for place in ("out", "whole"))
+        assert found.equals(whole)
+        checked = run_job("verify", tmp_path / "out" / name)
+        assert checked.exit_code == 0, checked.stdout
+    again = chain(*options, top=top)
+    assert again.exit_code == 0 and again.stderr.count("are already done") == 3
+
+
+def test_a_step_whose_rows_of_before_have_changed_does_not_grow(chain: Chain, run_job: Any, tmp_path: Path) -> None:
+    texts = ("one", None, "three", "four")
+    write_jsonl(tmp_path / "q.jsonl", [{"question": text, "answer": "a"} for text in texts])
+    options = ("--max-error-rate", 1)
+    assert chain(*options, "--limit", 3).exit_code == 0
+    part = tmp_path / "out/draft/data/part-00000.parquet"
+    table, counts = pq.read_table(part), pq.read_metadata(part).metadata[COUNTS]
+    changed = pa.array(["other", None, "rows"], pa.string())
+    place = table.column_names.index("completion")
+    with pq.ParquetWriter(part, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field("completion"), changed))
+        writer.add_key_value_metadata({COUNTS: counts})
+    result = chain(*options)
+    assert result.exit_code == 2
+    assert "job: step critique: " in result.stderr and "has other contents than when the run started" in result.stderr
 
 
 def test_a_changed_step_is_refused_by_its_name(chain: Chain, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """An open dataset: its rows, the files that they come from, and other files in the same place that are not read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,8 @@ class OpenDataset:
     """What decides how the bytes of the files become rows. Empty for formats that have one meaning."""
     files: tuple[DataFile, ...] = ()
     """In the order of their rows. Empty if only ``datasets`` knows where the rows come from."""
+    fingerprint_of: Callable[[int], str] | None = None
+    """Returns the fingerprint that the first of the files would have alone. None: they are no such sequence."""
     infers_types: bool = False
     """Whether the types of values follow from all rows within ``--limit``."""
     is_partial: bool = False
@@ -59,6 +61,16 @@ class OpenDataset:
     """The earlier runs that wrote the files, if these are parts and nothing else."""
     remarks: tuple[str, ...] = ()
     """What else the user should know about the data."""
+
+    def continues(self, num_files: int, fingerprint: str) -> bool:
+        """Whether an earlier run's parts have been joined by others, so that new rows follow those that were there.
+
+        Args:
+            num_files: how many there were.
+            fingerprint: of these.
+        """
+        may_grow = bool(self.runs) and self.fingerprint_of is not None and 0 < num_files < len(self.files)
+        return may_grow and self.fingerprint_of is not None and self.fingerprint_of(num_files) == fingerprint
 
     def describe(self, limit: int | None) -> str:
         """Return a line that says what is read."""

@@ -43,8 +43,9 @@ def settle_errors(dataset: OpenDataset, config: DataConfig, policy: str | None) 
         return dataset
     works = _working_rows(dataset.source)
     num_errors = dataset.source.num_rows - len(works)
-    if not num_errors:
-        return dataset
+    reading = {**dataset.reading, "earlier_errors": policy}
+    if not num_errors:  # there may be some once that run has grown
+        return replace(dataset, reading=reading)
     if policy == "skip" and not works:
         raise UsageError(
             f"--dataset {config.dataset}: all {num_errors:,} rows of the earlier run are errors. Compute them again "
@@ -56,7 +57,7 @@ def settle_errors(dataset: OpenDataset, config: DataConfig, policy: str | None) 
     return replace(
         dataset,
         source=_Working(dataset.source, works) if skips else _Carried(dataset.source),
-        reading={**dataset.reading, "earlier_errors": policy},
+        reading=reading,
         remarks=(*dataset.remarks, note),
     )
 

@@ -174,6 +174,7 @@ class RemoteDataset:
             self.split,
             opened,
             fingerprint=contents_of(self.tree, self.paths),
+            fingerprint_of=lambda num_files: contents_of(self.tree, self.paths[:num_files]),
             files=tuple(
                 DataFile(name=writable(path), num_bytes=files[path].num_bytes, digest=files[path].digest)
                 for path in self.paths

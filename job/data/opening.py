@@ -143,7 +143,13 @@ def _open_files(found: Found, config: DataConfig, is_older: bool) -> OpenDataset
     if not is_older:
         check_heads(names, known)
     opened = known.open(files)
-    return found.opened(split, opened, fingerprint=fingerprint(names), files=_data_files(names, found.root))
+    return found.opened(
+        split,
+        opened,
+        fingerprint=fingerprint(names),
+        fingerprint_of=lambda num_files: fingerprint(names[:num_files]),
+        files=_data_files(names, found.root),
+    )
 
 
 def _data_files(names: Sequence[str], root: Path | None) -> tuple[DataFile, ...]:

@@ -139,7 +139,7 @@ def examine(
         columns=bound.columns,
         kept=bound.kept,
         features=features_of(bound.columns, bound.kept),
-        manifest=manifest_of(run, info, (fingerprint, of_model.tokenizer.digest), dataset, plan, bound.kept),
+        manifest=manifest_of(run, info, (fingerprint, of_model.tokenizer.digest), dataset, plan, bound.kept, found),
         notes=notes,
     )
 

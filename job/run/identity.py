@@ -30,11 +30,13 @@ def manifest_of(
     dataset: OpenDataset,
     plan: Plan,
     kept: KeptColumns,
+    found: Manifest | None = None,
 ) -> Manifest:
     """Return a run's manifest: every value that can change its output, and the circumstances.
 
     Args:
         digests: of the model and of its tokenizer.
+        found: the manifest of the run, if it exists.
     """
     config, (fingerprint, tokenizer_digest) = run.config, digests
     identity = {
@@ -59,7 +61,9 @@ def manifest_of(
         },
         "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
-    return Manifest(without_defaults(identity), _about(run, info, dataset))
+    before = None if found is None else found.section("dataset")["fingerprint"]
+    has_grown = found is not None and before is not None and dataset.continues(found.num_files, before)
+    return Manifest(without_defaults(identity), _about(run, info, dataset), extends=before if has_grown else None)
 
 
 def _prompt(run: ResolvedRun) -> dict[str, Any]:

@@ -91,9 +91,12 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
 
 
 def is_growth(found: "Manifest", wanted: "Manifest") -> bool:
-    """Whether the wanted run is the one that was found, with a larger limit."""
+    """Whether the wanted run is the one that was found, with a larger limit or a dataset that has gained rows."""
     before, after = _flatten(found.meaning), _flatten(wanted.meaning)
     names = {name for name in before | after if before.get(name) != after.get(name)}
+    if wanted.extends is not None and wanted.extends == before.get("dataset.fingerprint"):
+        is_smaller = "dataset.limit" in names and not _is_larger(before, after)
+        return "dataset.fingerprint" in names <= {*OF_LIMIT, "dataset.fingerprint"} and not is_smaller
     return names <= OF_LIMIT and _is_larger(before, after)
 
 

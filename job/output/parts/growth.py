@@ -1,4 +1,5 @@
-"""How a run has grown: the larger limits with which it was continued, so that a pilot becomes the run.
+"""How a run has grown: the larger limits with which it was continued, so that a pilot becomes the run, or the rows that
+an earlier run has gained, which is its dataset.
 
 The manifest stays as it was written, so the parts that name its digest stay right. Each growth is an object of its own,
 created exclusively: of several workers that start with a larger limit at once, one records it. Shards keep their rows
@@ -25,11 +26,24 @@ class Growth:
     num_rows: int
     """The rows of the whole run."""
     created: str
+    fingerprint: str | None = None
+    """Of the dataset, if that is an earlier run which has grown."""
+    num_files: int | None = None
+    """Of the dataset, in that case."""
 
     @classmethod
-    def now(cls, limit: int | None, num_rows: int) -> "Growth":
+    def now(
+        cls, limit: int | None, num_rows: int, fingerprint: str | None = None, num_files: int | None = None
+    ) -> "Growth":
         """Return a growth of this moment."""
-        return cls(limit=limit, num_rows=num_rows, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        return cls(limit=limit, num_rows=num_rows, created=created, fingerprint=fingerprint, num_files=num_files)
+
+    def to_json(self) -> str:
+        """Return the text of the object; what is as for a larger limit alone is left out, as older versions expect."""
+        given = asdict(self)
+        of_dataset = {} if self.fingerprint is not None else {"fingerprint", "num_files"}
+        return json.dumps({name: value for name, value in given.items() if name not in of_dataset})
 
 
 def read_growth(store: Store) -> tuple[Growth, ...]:
@@ -54,4 +68,4 @@ def read_growth(store: Store) -> tuple[Growth, ...]:
 def add_growth(store: Store, known: Sequence[Growth], new: Growth) -> bool:
     """Record that a run grows. False: another process has recorded a growth since ``known`` was read."""
     store.prepare([GROWTH])
-    return store.create_exclusively(growth(len(known) + 1), json.dumps(asdict(new)).encode())
+    return store.create_exclusively(growth(len(known) + 1), new.to_json().encode())

@@ -41,6 +41,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     growth: tuple[Growth, ...] = ()
     """How the run has grown since it began."""
+    extends: str | None = None
+    """Of a manifest that is asked for: the fingerprint that its dataset had before it grew."""
 
     @property
     def digest(self) -> str:
@@ -73,13 +75,20 @@ class Manifest:
         if not self.growth:
             return self.beginning
         began, latest = self.beginning, self.growth[-1]
-        dataset = {**began["dataset"], "limit": latest.limit}
+        prints = [each.fingerprint for each in self.growth if each.fingerprint is not None]
+        dataset = {**began["dataset"], "limit": latest.limit, **({"fingerprint": prints[-1]} if prints else {})}
         plan = {**began["plan"], "num_rows": latest.num_rows}
         return without_defaults({**began, "dataset": dataset, "plan": plan})
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the values of a section, including those that have their default."""
         return {**DEFAULTS.get(name, {}), **self.meaning[name]}
+
+    @property
+    def num_files(self) -> int:
+        """The number of files of the dataset, as far as it is known."""
+        numbers = [each.num_files for each in self.growth if each.num_files is not None]
+        return numbers[-1] if numbers else len(self.about.get("files", ()))
 
     @property
     def plan(self) -> Plan:
@@ -144,7 +153,9 @@ def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
         assert found is not None, "the manifest was just created, here or by another process"
         _refuse_if_different(store.describe(MANIFEST), found, wanted)
     while is_growth(found, wanted):  # else it has grown in the meantime, perhaps even further
-        grown = Growth.now(wanted.section("dataset")["limit"], wanted.section("plan")["num_rows"])
+        dataset, num_rows = wanted.section("dataset"), wanted.section("plan")["num_rows"]
+        extended = (dataset["fingerprint"], wanted.num_files) if wanted.extends else (None, None)
+        grown = Growth.now(dataset["limit"], num_rows, *extended)
         _refuse_too_many_shards(store, found, replace(found, growth=(*found.growth, grown)))
         add_growth(store, found.growth, grown)
         found = replace(found, growth=read_growth(store))
