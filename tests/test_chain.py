@@ -17,6 +17,7 @@ from job.launch.stop import StopFlag
 from job.output.parts.counts import METADATA_KEY as COUNTS
 from job.run import process
 from tests.conftest import Result
+from tests.test_resume import exit_codes, start_workers
 from tests.test_run import read_output, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,19 @@ def test_a_chain_that_was_stopped_goes_on(chain: Chain, tmp_path: Path, monkeypa
     result = chain()
     assert result.exit_code == 0, result.stderr
     assert "all 4 rows are already done" in result.stderr and "2 of 4 rows already done" in result.stderr
+    assert tables(tmp_path / "out") == tables(tmp_path / "whole")
+
+
+def test_launches_that_share_a_chain_wait_for_each_other(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of each step, so that the next one has all rows."""
+    assert chain("--output", tmp_path / "whole").exit_code == 0
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.05)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
+    options = ["chain", str(tmp_path / "chain.toml"), "--rows-per-shard", "1"]
+    workers = start_workers(2, options, tmp_path / "log")
+    assert exit_codes(workers) == [0, 0], (tmp_path / "log").read_text()
     assert tables(tmp_path / "out") == tables(tmp_path / "whole")
 
 

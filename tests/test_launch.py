@@ -148,6 +148,8 @@ def test_the_command_that_starts_enough_processes_is_printed(env: dict[str, str]
         read_process_info(env, 4, typed)
     expected = f"Start them with: {command} --tensor-parallel-size 4 --prompt-template $'{{{{ a }}}}\\nb'"
     assert str(raised.value).endswith(expected)
+    with pytest.raises(UsageError, match=f"{command.removesuffix(' run')} chain c.toml --limit 3$"):
+        read_process_info(env, 4, ["chain", "c.toml", "--limit", "3"])
 
 
 def run_questions(model: Path, output: Path, *options: Any) -> list[Any]:

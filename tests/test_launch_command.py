@@ -128,3 +128,50 @@ def test_mistakes_are_told_before_anything_is_started(
     more = ["--engine", "fake"] if "--tensor-parallel-size" not in options else []
     result = run_job("launch", "--model", "m", "--dataset", "d.jsonl", "--output", tmp_path / "out", *more, *options)
     assert result.exit_code == 2 and message in result.stderr, result
+
+
+@pytest.fixture
+def chain_file(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(40)])
+    head = f'model = "{tiny_model()}"\ndataset = "{data}"\noutput = "{tmp_path / "out"}"\nengine = "fake"\n'
+    steps = '[steps.a]\nmax-new-tokens = 4\n[steps.b]\nprompt-template = "{{ completion }} b"\n'
+    (tmp_path / "c.toml").write_text(f"{head}rows-per-shard = 8\n{steps}")
+    return tmp_path / "c.toml"
+
+
+@pytest.mark.slow
+def test_a_chain_is_launched_in_several_processes(chain_file: Path, tmp_path: Path) -> None:
+    (result,) = finish([start(["--processes", 2, "chain", chain_file, "--limit", 20], tmp_path)])
+    assert result.exit_code == 0, result.stderr
+    assert "starting 2 processes on the CPU: 2 copies of the model" in result.stderr
+    assert result.stderr.count("step 1 of 2: a") == result.stderr.count("step 2 of 2: b") == 1
+    for name in ("a", "b"):
+        assert len(read_output(tmp_path / "out" / name)) == 20
+        assert len(list((tmp_path / "out" / name / "metrics").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-new-tokens", 0], "step a: --max-new-tokens is 0"),
+        (["--tensor-parallel-size", 2], "3 processes cannot be shared out with --tensor-parallel-size 2"),
+        (["--dry-run"], "--dry-run of a chain starts nothing. Use job chain FILE --dry-run."),
+        ([], None),
+    ],
+    ids=str,
+)
+def test_mistakes_in_a_chain_are_told_before_it_is_launched(
+    run_job: Callable[..., Result],
+    chain_file: Path,
+    options: list[Any],
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("job.launch.one_node.start_on_this_node", lambda *args: started.append(args) or 0)
+    more = ["--engine", "paged"] if "--tensor-parallel-size" in options else []
+    result = run_job("launch", "--processes", 3, "chain", chain_file, *options, *more)
+    if message is None:
+        assert result.exit_code == 0 and started == [([], 3, ("chain", str(chain_file), "--device", "cpu"))]
+    else:
+        assert result.exit_code == 2 and message in result.stderr and not started, result

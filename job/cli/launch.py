@@ -1,4 +1,4 @@
-"""``job launch``: ``job run`` in several processes of this machine."""
+"""``job launch``: ``job run`` or ``job chain`` in several processes of this machine."""
 
 import os
 from itertools import takewhile
@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 import job
+from job.cli.chain import chain
+from job.cli.chain_file import read_steps
 from job.cli.run import run
 from job.config import RunConfig
 from job.errors import UsageError
@@ -17,6 +19,8 @@ from job.run.parsing import to_config
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True}
 """Options that are not known here are those of ``job run``."""
 
+OF_CHAIN = "[chain FILE] OPTIONS OF job run..."
+
 
 @click.command(short_help="Run on several GPUs of this machine.", context_settings=PASSED_ON)
 @click.option(
@@ -25,18 +29,18 @@ PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True}
 @click.option(
     "--processes", "num_processes", type=click.IntRange(min=1), help="Number of processes that compute on the CPU."
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="OPTIONS OF job run...")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar=OF_CHAIN)
 @click.pass_context
 def launch(ctx: click.Context, /, num_gpus: int | None, num_processes: int | None, options: tuple[str, ...]) -> None:
-    """Start job run in one process per GPU of this machine, through DeepSpeed's launcher.
+    """Start job run, or job chain FILE, in one process per GPU of this machine, through DeepSpeed's launcher.
 
-    All other options are those of job run: see job run --help. With --tensor-parallel-size T, each T processes share
-    one copy of the model.
+    All other options are those of job run: see job run --help. "chain FILE" comes before them. With
+    --tensor-parallel-size T, each T processes share one copy of the model.
 
     Signals and exit codes are those of job run: Ctrl-C or SIGTERM stops the run with exit code 75.
     """
     with told_once(os.environ):
-        config = config_of(ctx, options)
+        config, words = command_of(ctx, options)
         _refuse_nesting()
         gpus = _gpus(config, num_gpus, num_processes)
     size = config.engine.tensor_parallel_size
@@ -52,17 +56,31 @@ def launch(ctx: click.Context, /, num_gpus: int | None, num_processes: int | Non
     more = () if gpus or config.engine.device == "cpu" else ("--device", "cpu")
     from job.launch.one_node import start_on_this_node  # imports psutil: only now, so that --help is quick
 
-    ctx.exit(start_on_this_node(gpus, total, (*options, *more)))
+    ctx.exit(start_on_this_node(gpus, total, (*words, *more)))
 
 
-def config_of(ctx: click.Context, options: tuple[str, ...]) -> RunConfig:
-    """Check the options of ``job run``, so that a mistake is reported before anything is started.
+def command_of(ctx: click.Context, options: tuple[str, ...]) -> tuple[RunConfig, tuple[str, ...]]:
+    """Check what is to be started, so that a mistake is reported before anything is.
+
+    Args:
+        options: of ``job run``; or ``chain``, its file and its options.
+
+    Returns:
+        The configuration of the run, or of the first step, which has the same launch as the others; and what follows
+        ``job`` in the command.
 
     Raises:
-        UsageError: one of them is wrong.
+        UsageError: an option is wrong.
     """
-    with run.make_context("run", list(options), parent=ctx.parent) as of_run:
-        return to_config(of_run.params)
+    if options[:1] != (chain.name,):
+        with run.make_context("run", list(options), parent=ctx.parent) as of_run:
+            return to_config(of_run.params), ("run", *options)
+    with chain.make_context("chain", list(options[1:]), parent=ctx.parent) as of_chain:
+        given = of_chain.params
+        if given["dry_run"]:
+            raise UsageError("--dry-run of a chain starts nothing. Use job chain FILE --dry-run.")
+        steps = read_steps(ctx, given["file"], given["options"], dataset=given["dataset"], output=given["output"])
+    return steps[0].config, options
 
 
 def _refuse_nesting() -> None:

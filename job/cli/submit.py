@@ -1,11 +1,11 @@
-"""``job submit``: ``job run`` as a batch job of Slurm."""
+"""``job submit``: ``job run`` or ``job chain`` as a batch job of Slurm."""
 
 import os
 from typing import Any
 
 import click
 
-from job.cli.launch import PASSED_ON, config_of
+from job.cli.launch import OF_CHAIN, PASSED_ON, command_of
 from job.errors import UsageError
 from job.launch.environment import not_a_multiple, told_once
 from job.launch.submission import Submission
@@ -29,12 +29,13 @@ COUNT = click.IntRange(min=1)
     "--sbatch-option", "sbatch_options", multiple=True, metavar="OPTION", help="Such as qos=high; may be repeated."
 )
 @click.option("--dry-run", is_flag=True, help="Print the batch script and submit nothing.")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="OPTIONS OF job run...")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar=OF_CHAIN)
 @click.pass_context
 def submit(
     ctx: click.Context, /, options: tuple[str, ...], dry_run: bool, processes_per_node: int | None, **values: Any
 ) -> None:
-    """Submit job run to Slurm with one task per GPU. All other options are those of job run: see job run --help.
+    """Submit job run, or job chain FILE, to Slurm with one task per GPU. All other options are those of job run: see
+    job run --help. "chain FILE" comes before them.
 
     The job stops in time for a time limit or a preemption, goes back into the queue and continues; its exit code is
     that of job run. Log: NAME-ID.log in this directory.
@@ -42,7 +43,7 @@ def submit(
     Exit codes: 0 submitted; 1 Slurm refuses the job; 2 wrong options.
     """
     with told_once(os.environ):
-        config = config_of(ctx, options)
+        config, words = command_of(ctx, options)
     more: tuple[str, ...] = ()
     if processes_per_node is not None:
         if ctx.get_parameter_source("gpus_per_node") is click.core.ParameterSource.COMMANDLINE:
@@ -54,9 +55,9 @@ def submit(
     if total % size:
         raise UsageError(not_a_multiple(f"{total} processes (nodes x processes per node)", total, size))
     if dry_run:
-        click.echo(submission.script((*options, *more)), nl=False)
+        click.echo(submission.script((*words, *more)), nl=False)
         return
-    job_id = submission.submit((*options, *more))
+    job_id = submission.submit((*words, *more))
     log = submission.log.replace("%x", submission.job_name).replace("%j", job_id).replace("%A_%a", f"{job_id}_*")
     click.echo(job_id)
     click.echo(f"submitted job {job_id}; log: {log}; progress: job status {config.output.output}", err=True)

@@ -112,6 +112,8 @@ def _wrong_world(info: ProcessInfo, options: Sequence[str]) -> str:
         return problem
     num_processes = -(-info.world_size // size) * size
     command = [word.format(n=num_processes) for word in launcher.command]
+    if options[:1] == ["chain"] and command[-1] == "run":
+        del command[-1]
     return f"{problem} Start them with: {shell_line([*command, *options])}"
 
 

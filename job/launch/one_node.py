@@ -25,21 +25,22 @@ from job.launch.stop import SIGNALS
 POLL_SECS = 0.2
 PR_SET_PDEATHSIG = 1
 
-JOB = (sys.executable, "-P", "-m", "job", "run")
+JOB = (sys.executable, "-P", "-m", "job")
 """``-P``: a file ``job.py`` in the working directory must not run in place of this program."""
 
 
-def start_on_this_node(gpus: Sequence[str], num_processes: int, options: Sequence[str]) -> int:
-    """Run ``job run`` with ``options`` in several processes of this node. Returns its exit code.
+def start_on_this_node(gpus: Sequence[str], num_processes: int, words: Sequence[str]) -> int:
+    """Run a command in several processes of this node. Returns its exit code.
 
     Args:
+        words: what follows ``job`` in the command.
         gpus: one for each process, as in CUDA_VISIBLE_DEVICES; empty: they compute on the CPU.
     """
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(gpus) or list(range(num_processes))}).encode())
     launcher = [sys.executable, "-P", "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world.decode()}"]
     launcher += [f"--master_port={_free_port()}", "--log_level=critical", "--no_python", "--no_local_rank"]
     env = {**os.environ, "DS_ACCELERATOR": "cuda" if gpus else "cpu"}
-    return _Launch([*launcher, *JOB, *options], env).wait()
+    return _Launch([*launcher, *JOB, *words], env).wait()
 
 
 class _Launch:

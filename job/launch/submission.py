@@ -34,10 +34,10 @@ class Submission:
     """Further options, such as ``--qos=high``; they win."""
     max_requeues: int
 
-    def script(self, options: Sequence[str]) -> str:
-        """Return the batch script that runs ``job run`` with ``options``."""
+    def script(self, words: Sequence[str]) -> str:
+        """Return the batch script that runs a command, given as what follows ``job``."""
         lines = [f"#SBATCH {line}" for line in self._lines()]
-        command = [sys.executable, "-P", "-m", "job", "run", *options]  # -P: not a job.py in the working directory
+        command = [sys.executable, "-P", "-m", "job", *words]  # -P: not a job.py in the working directory
         return "\n".join(
             [
                 "#!/usr/bin/env bash",
@@ -55,7 +55,7 @@ class Submission:
             ]
         )
 
-    def submit(self, options: Sequence[str]) -> str:
+    def submit(self, words: Sequence[str]) -> str:
         """Give the script to Slurm, and return the job's id.
 
         Raises:
@@ -64,7 +64,7 @@ class Submission:
         """
         try:
             result = subprocess.run(
-                ["sbatch", "--parsable"], input=self.script(options), capture_output=True, text=True, check=False
+                ["sbatch", "--parsable"], input=self.script(words), capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
             raise UsageError(

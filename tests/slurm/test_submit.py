@@ -61,6 +61,17 @@ def test_the_script_runs_the_command_and_requeues(run_job: Callable[..., Result]
     assert (tmp_path / "calls.scontrol").read_text() == "requeue 7\n"
 
 
+def test_a_chain_is_submitted_like_a_run(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    """And checked before."""
+    head = 'model = "m"\ndataset = "d.jsonl"\noutput = "o"\nengine = "fake"\n'
+    (tmp_path / "c.toml").write_text(head + "[steps.a]\n[steps.b]\nmax-new-tokens = 3\n")
+    script = run_job("submit", "--dry-run", "--gpus-per-node", 2, "chain", tmp_path / "c.toml", "--limit", 4).stdout
+    assert "ntasks-per-node=2\n" in script
+    assert f"COMMAND=({sys.executable} -P -m job chain {tmp_path / 'c.toml'} --limit 4)\n" in script
+    refused = run_job("submit", "--dry-run", "chain", tmp_path / "c.toml", "--max-new-tokens", 0)
+    assert refused.exit_code == 2 and "step a: --max-new-tokens is 0" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
