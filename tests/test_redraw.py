@@ -16,7 +16,7 @@ from job.draws import next_seed, row_bits
 from job.output.looking.found import find_run
 from job.records import Generation, Request
 from job.run.open_shards import OpenShards
-from tests.conftest import Result
+from tests.conftest import Result, finish, start_processes
 from tests.test_resume import NUM_ROWS, NUM_SAMPLES, exit_codes, kill_some, run_args, start_workers
 from tests.test_run import read_output, write_jsonl
 
@@ -148,6 +148,20 @@ def test_an_attempt_is_a_run_with_its_seed(
             row = earlier.slice(at, 1)
             assert row["finish_reason"][0].as_py() == "length" or not row["answer"][0].is_valid
     assert run_job("verify", tmp_path / "out").exit_code == 0
+
+
+def test_two_ranks_draw_again_as_one_process_does(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """With tensor parallelism, only the leader judges; the other rank computes what it is sent."""
+    data = write_jsonl(tmp_path / "data.jsonl", TEXT)
+    base = ["run", "--model", tiny_model(), "--dtype", "float32", "--dataset", data, "--max-new-tokens", 4]
+    base += ["--temperature", 1, "--regex", "[ab]{1,6}", "--retry-invalid", 3, "--max-batch-rows", 8]
+    assert run_job(*base, "--output", tmp_path / "one").exit_code == 0
+    ranks = start_processes(["-m", "job", *base, "--output", tmp_path / "two", "--tensor-parallel-size", 2], 2)
+    results = finish(ranks)
+    assert [result.exit_code for result in results] == [0, 0], results
+    one, two = (read_output(tmp_path / name) for name in ("one", "two"))
+    assert one.equals(two) and max(one["attempt"].to_pylist()) > 0
+    assert run_job("verify", tmp_path / "two").exit_code == 0
 
 
 def test_what_is_cut_within_a_constraint_is_drawn_again(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
