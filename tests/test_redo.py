@@ -189,7 +189,8 @@ def test_rows_that_do_not_parse_are_recomputed_as_in_a_longer_run(
     ("options", "told"),
     [
         (["--cut"], "--cut alone would give the same completions again. Set --max-new-tokens above the run's 6, or"),
-        (["--cut", "--max-new-tokens", 6], "--cut alone would give the same"),
+        (["--cut", "--max-new-tokens", 6], "or earlier. Set --max-new-tokens above the run's 6, or --seed"),
+        (["--cut", "--max-new-tokens", 4], "--cut with --max-new-tokens 4 would cut them again, or earlier. Set"),
         (["--cut", "--max-new-tokens", 0], "--max-new-tokens is 0; it must be at least 1"),
         (["--max-new-tokens", 1], "--min-new-tokens is 2; it must be"),
         (["--cut", "--temperature", 0, "--seed", 1], "--seed has no effect: decoding is greedy."),

@@ -84,7 +84,9 @@ def _check(run: "FoundRun", *, cut: bool, unparsed: bool, changes: dict[str, Any
         raise UsageError("--seed has no effect: decoding is greedy. Set --temperature above 0.")
     if (cut or unparsed) and not (is_longer or {"seed", "temperature"} & changes.keys()):
         what = listed([*(["--cut"] if cut else []), *(["--unparsed"] if unparsed else [])])
+        given = f" with --max-new-tokens {changes['max_new_tokens']}" if "max_new_tokens" in changes else ""
+        same = "cut them again, or earlier" if given else "give the same completions again"
         raise UsageError(
-            f"{what} alone would give the same completions again. Set --max-new-tokens above the run's "
+            f"{what}{given or ' alone'} would {same}. Set --max-new-tokens above the run's "
             f"{sampling['max_new_tokens']:,}, or --seed or --temperature."
         )
