@@ -114,6 +114,10 @@ class Request:
         assert isinstance(self.task, ScoreText)
         return Generation(request=self, token_ids=self.task.text_ids, finish_reason="stop", logprobs=logprobs)
 
+    def pooled(self, vector: Any) -> "Generation":
+        """Return the result of a request for a vector, [D] float32."""
+        return Generation(request=self, token_ids=[], finish_reason="stop", vector=vector)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -134,6 +138,8 @@ class Generation:
     numbers: Sequence[float] | None = None
     """The result of a task that asks for numbers; then ``token_ids`` is empty. For ``Score``: the log-likelihood of
     each choice after the prompt."""
+    vector: Any = None
+    """[D] float32: the result of ``Pool``; then ``token_ids`` is empty."""
 
     @property
     def text_ids(self) -> Sequence[int]:

@@ -83,7 +83,7 @@ _REASONS = {
     "bound it.": "reasoning-parser think-end-token thinking-token-budget thinking-budget max-thinking-tokens",
     "Use --verbose to see the messages of libraries.": "debug log",
     "There are no tasks to choose or to number: rows come from --dataset, prompts from --prompt-template or "
-    "--messages-column, and every process takes its share.": "tasks task include-path",
+    "--messages-column, and every process takes its share.": "tasks include-path",
     "Each setting has an option of its own, such as --dtype, --revision, --temperature, --max-new-tokens.": (
         "model-args gen-kwargs generation-config engine-args sampling-params override-generation-config"
     ),

@@ -14,6 +14,7 @@ from job.errors import UsageError, require
 from job.modes.mode import Mode
 from job.modes.options import option
 from job.modes.registry import active
+from job.tasks.head import GENERATE, MODEL_TASKS
 
 KV_CACHE_DTYPES = ("auto", "fp8")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -43,12 +44,19 @@ class ModelConfig:
         "completions change. It cannot change on a restart.",
         choices=KV_CACHE_DTYPES,
     )
+    task: str = option(
+        GENERATE,
+        "generate: write text. classify: write the labels of a classifier, or the score of a reward model. embed: "
+        "write a vector of each text.",
+        choices=MODEL_TASKS,
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     max_model_len: int | None = option(None, "Maximum number of prompt plus completion tokens [default: the model's].")
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a Hub id or a directory")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(self.task in MODEL_TASKS, "task", self.task, f"one of {', '.join(MODEL_TASKS)}")
         choices = ", ".join(KV_CACHE_DTYPES)
         require(self.kv_cache_dtype in KV_CACHE_DTYPES, "kv-cache-dtype", self.kv_cache_dtype, f"one of {choices}")
         if self.max_model_len is not None:
@@ -188,7 +196,7 @@ class RunConfig:
     @property
     def active_modes(self) -> tuple[Mode, ...]:
         """The modes that are asked for, in the order of the table."""
-        return active(self.modes)
+        return active(self.modes, self.model.task)
 
     @property
     def mode_columns(self) -> tuple[str, ...]:

@@ -99,6 +99,10 @@ class PromptConfig:
         "For longer prompts, make an error row, or cut the row's text (never the chat template) on the left or right.",
         choices=LONG_PROMPT_POLICIES,
     )
+    text_prefix: str = ""
+    """What the model reads before each text, if prompts are not made by a chat template."""
+    whole_conversations: bool = False
+    """Whether a conversation is read as it is, and no answer of the assistant is begun."""
     text_rules: int = TEXT_RULES
     """1: the prompts and completions of a run that version 0.1 or 0.2 began; see ``job.run.older_runs``."""
 

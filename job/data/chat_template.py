@@ -37,6 +37,7 @@ class ModelChatTemplate:
         variables: Mapping[str, Any] = NO_VARIABLES,
         *,
         continues: bool = False,
+        answers: bool = True,
     ) -> None:
         """Read it.
 
@@ -45,11 +46,12 @@ class ModelChatTemplate:
             date: what the template reads as today; None: the clock of this machine.
             variables: more that the template reads, some of ``self.variables``.
             continues: whether a last message of the assistant is continued. Otherwise its answer to it is asked for.
+            answers: whether an answer is asked for at all.
 
         Raises:
             UsageError: there are several, and none is the default; or it cannot be parsed.
         """
-        self._date, self._values, self._continues = date, variables, continues
+        self._date, self._values, self._continues, self._answers = date, variables, continues, answers
         self._tokenizer = tokenizer
         templates = tokenizer.chat_template
         if isinstance(templates, dict) and "default" not in templates:
@@ -100,10 +102,10 @@ class ModelChatTemplate:
             )
 
     def of_run(
-        self, date: datetime.date | None, variables: Mapping[str, Any], *, continues: bool
+        self, date: datetime.date | None, variables: Mapping[str, Any], *, continues: bool, answers: bool = True
     ) -> "ModelChatTemplate":
         """Return the template as a run renders it; see ``__init__``."""
-        return ModelChatTemplate(self._tokenizer, date, variables, continues=continues)
+        return ModelChatTemplate(self._tokenizer, date, variables, continues=continues, answers=answers)
 
     def __call__(self, messages: Messages) -> str:
         """Return the text for messages.
@@ -117,7 +119,7 @@ class ModelChatTemplate:
         text = self._tokenizer.apply_chat_template(
             messages,
             tokenize=False,
-            add_generation_prompt=not is_continued,
+            add_generation_prompt=self._answers and not is_continued,
             continue_final_message=is_continued,
             **self._values,
         )

@@ -72,6 +72,7 @@ class PromptRenderer:
         """
         self._chat_template, self._system_prompt = chat_template, config.system_prompt
         self._special_tokens, self._last_turn = special_tokens, config.last_assistant_turn
+        self._text_prefix, self._is_whole = config.text_prefix, config.whole_conversations
         self._omissions = omissions.Omissions(chat_template) if chat_template and config.has_own_rules else None
         examples = () if config.examples is None else parse_examples(config.examples)
         self._prefill = Prefill(config.prefill, columns)
@@ -177,7 +178,8 @@ class PromptRenderer:
         if isinstance(content, str) or self._omissions is None:
             return content
         where = f"column {self.columns[0]!r}"
-        content = ended_by_user(content, self._last_turn, where)
+        if not (self._is_whole and self._last_turn == "error"):
+            content = ended_by_user(content, self._last_turn, where)
         if content[-1]["role"] == "user" and not content[-1].get("content", "").strip():
             raise RowRejected("empty_prompt", f"{where}, message {len(content) - 1} is empty")
         return content
@@ -252,7 +254,7 @@ class PromptRenderer:
         """Return the prompt without its prefill."""
         if self._chat_template is None:
             assert isinstance(content, str), "messages without a chat template are refused at the start"
-            return text_of(self._shots) + content
+            return self._text_prefix + text_of(self._shots) + content
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         if self._system_prompt is not None:
             messages = [{"role": "system", "content": self._system_prompt}, *messages]

@@ -28,7 +28,8 @@ def build_paged(
         should_stop: see the engines.
         note: prints a line for the user.
     """
-    shapes, reason = check_support(model, replica)
+    reads_ahead = model.head is not None and model.head.reads_ahead
+    shapes, reason = ({}, "its tokens see those after them") if reads_ahead else check_support(model, replica)
     if reason is not None:
         model_type = model.module.config.model_type
         if model.cache_dtype not in (None, model.dtype):
@@ -36,7 +37,8 @@ def build_paged(
                 f"--kv-cache-dtype fp8 needs the paged engine, which cannot serve model type {model_type!r}: {reason}. "
                 "Leave it out, with a new --output."
             )
-        note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
+        if not reads_ahead:  # otherwise, there is nothing faster
+            note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
         return build_static(model, config, replica, should_stop=should_stop, note=note)
     engine = PagedEngine(model, shapes, config, replica, should_stop)
     if engine.no_kernel is not None:

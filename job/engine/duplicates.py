@@ -83,9 +83,10 @@ class SharedCompletions(Around):
 
 def _size(generation: Generation) -> int:
     """Return how much memory a kept generation takes, in tokens."""
-    num_top = 0 if generation.top_ids is None else 2 * int(generation.top_ids.size)
+    arrays = ((2, generation.top_ids), (1, generation.vector))
+    num_in_arrays = sum(factor * int(array.size) for factor, array in arrays if array is not None)
     lists = (generation.token_ids, generation.numbers or (), generation.logprobs or ())
-    return ROW_TOKENS + sum(map(len, lists)) + num_top
+    return ROW_TOKENS + sum(map(len, lists)) + num_in_arrays
 
 
 def _question(request: Request) -> Question | None:

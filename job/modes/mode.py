@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from job.config import PromptConfig, RunConfig
+    from job.tasks.head import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +206,14 @@ class Mode:
         Raises:
             UsageError: one of them cannot have what the mode needs in any row.
         """
+
+    def headed(self, head: "Head") -> Self:
+        """Return the mode with what a model says that gives vectors or classes. All modes are asked, active or not.
+
+        Raises:
+            UsageError: the mode cannot work with it.
+        """
+        return self
 
     def settled(
         self, config: "RunConfig", tokens: Tokens, template: str | None, found: "Sequence[Mode] | None"

@@ -4,6 +4,7 @@ transformers always reads a directory. Of a repository, this is the snapshot in 
 needed is fetched: first the small files, and the weights once nothing else can refuse the run.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,9 @@ NOT_SETTINGS = ("adapter_config.json", "trainer_state.json")
 """An adapter beside the weights would be loaded on top of them if peft is installed; the other can be large."""
 
 TEMPLATES_DIR = "additional_chat_templates"
+
+MODULE_CONFIG = re.compile(r"\d+_[A-Z]\w*/config\.json")
+"""Of a module of sentence-transformers, such as ``1_Pooling/config.json``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class ModelFiles:
 
 def _is_setting(path: str) -> bool:
     folder, _, name = path.rpartition("/")
+    if MODULE_CONFIG.fullmatch(path):
+        return True
     return folder in ("", TEMPLATES_DIR) and name.endswith(SETTINGS_ENDINGS) and name not in NOT_SETTINGS
 
 

@@ -103,8 +103,7 @@ def examine(
     config = as_started(config, found)
     data_files = files_named(config.data.data_files, config.data.dataset)
     config = replace(config, data=replace(config.data, data_files=data_files))
-    for mode in config.active_modes:
-        config = replace(config, prompt=mode.prompts(config.prompt))
+    config = _with_prompts(config)
     effect_notes = check_effects(config, is_new=found is None)
     doing(f"reading the configuration of {config.model.model}")
     size = config.engine.tensor_parallel_size
@@ -153,6 +152,7 @@ def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset:
     Raises:
         UsageError: something cannot work as asked.
     """
+    config = _with_prompts(config)
     check_effects(config, is_new=True)
     size = config.engine.tensor_parallel_size
     info = inspect_model(config.model, files, device, size, needs_weights=False)
@@ -172,14 +172,27 @@ def _of_model(
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text
     of_run = replace(config, model=replace(config.model, max_model_len=info.max_model_len))
-    settled = (mode.settled(of_run, tokenizer, text, None if found is None else found.modes) for mode in config.modes)
-    config = replace(config, modes=tuple(settled))
+    earlier = None if found is None else found.modes
+    modes = [*config.modes, *(mode for mode in config.active_modes if mode not in config.modes)]
+    headed = modes if info.head is None else [mode.headed(info.head) for mode in modes]
+    settled = (mode.settled(of_run, tokenizer, text, earlier) for mode in headed)
+    config = _with_prompts(replace(config, modes=tuple(settled)))
     config, date, notes = dated(config, found, is_read=template is not None and template.reads_date)
     variables, more_notes = variables_of(config.prompt, template)
     continues = config.prompt.continues_last_turn
-    chat_template = None if template is None else template.of_run(date, variables, continues=continues)
+    chat_template = None
+    if template is not None:
+        answers = not config.prompt.whole_conversations
+        chat_template = template.of_run(date, variables, continues=continues, answers=answers)
     of_model = OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template)
     return config, of_model, [*notes, *more_notes]
+
+
+def _with_prompts(config: RunConfig) -> RunConfig:
+    """Return the configuration with what the modes say about prompts."""
+    for mode in config.active_modes:
+        config = replace(config, prompt=mode.prompts(config.prompt))
+    return config
 
 
 def _notes_on_rows(

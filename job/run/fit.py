@@ -34,7 +34,7 @@ def report_fit(
     config, info = examined.config, examined.model_info
     shape = None
     if config.engine.needs_model:
-        shape = shape_of(info.config, trust_remote_code=config.model.trust_remote_code)
+        shape = shape_of(info.config, info.kind.auto_class, trust_remote_code=config.model.trust_remote_code)
     if shape is None:
         return None
     lengths = sorted(prompt_tokens) or [0]

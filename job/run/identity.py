@@ -50,6 +50,7 @@ def manifest_of(
         "model": {
             "fingerprint": fingerprint,
             "tokenizer": tokenizer_digest,
+            "task": config.model.task,
             **info.precision.identity(),
         },
         "prompt": _prompt(run),

@@ -5,7 +5,7 @@ Frozen values that travel with each ``Request``.
 An engine has no sampling settings of its own: two requests in one batch may differ in all of this. The engine knows no
 text (law 6), so anything that depends on text comes as a function over token ids.
 
-A new kind of task (pooled hidden states, class scores) is one more class here, with ``served_by`` and
+A new kind of task is one more class here, with ``served_by`` and
 ``is_deterministic``, one more member of ``Task``, and the engine's module that ``served_by`` names.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from job.errors import require
 from job.modes.options import option
+from job.tasks.head import Pool as Pool
 from job.tasks.reasoning import Reasoning as Reasoning
 from job.tasks.scored_text import ScoreText as ScoreText
 
@@ -169,4 +170,4 @@ def is_continued(task: "Task") -> bool:
     return isinstance(task, Generate) and task.ends_at_answer
 
 
-Task = Generate | Score | ScoreText
+Task = Generate | Score | ScoreText | Pool

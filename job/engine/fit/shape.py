@@ -54,16 +54,19 @@ class ModelShape:
         return self.params_of_process(size) - self.embedding_params - self.idle_params + output_params
 
 
-def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape | None:
+def shape_of(
+    config: Any, auto_class: str = "AutoModelForCausalLM", *, trust_remote_code: bool = False
+) -> ModelShape | None:
     """Return the shape of the model with this configuration of transformers; None if that cannot be known.
 
     The model is built as it would be for loading, but on a device that has no memory, which takes less than a second.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     try:
         with torch.device("meta"):
-            return _measure(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), config)
+            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=trust_remote_code)
+            return _measure(model, config)
     except (UsageError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError, OSError):
         return None  # of code that comes with the model, or of a library that is not installed: a run will report it
 

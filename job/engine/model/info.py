@@ -7,14 +7,17 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.kinds import CAUSAL, ModelKind
+from job.engine.model.heads import head_of, num_positions
+from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
 from job.engine.model.naming import check_no_adapter, check_repository
 from job.engine.model.precision import Precision
+from job.engine.model.sentence_files import longest_text
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.weights import check_format, weight_files
 from job.errors import UsageError
 from job.remote.model_code import check_code, code_options, why_unreadable
 from job.remote.model_files import ModelFiles
+from job.tasks.head import EMBED, GENERATE, Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class ModelInfo:
     config: Any
     """transformers' configuration."""
     kind: ModelKind = CAUSAL
+    head: Head | None = None
+    """What it gives in place of tokens, if that is its kind."""
     precision: Precision
     """What is made of the weights. Its dtype is resolved."""
     dtype_note: str | None
@@ -76,6 +81,7 @@ def inspect_model(
     except Exception as error:  # OSError, ValueError, KeyError, ...: all for the user to fix
         raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
     weights = weight_files(files) if needs_weights else ()
+    kind = kind_of(config.task, config.model, hf_config)
     if hf_config.is_encoder_decoder:
         raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -83,16 +89,19 @@ def inspect_model(
             f"--model {config.model} has quantized weights, which DeepSpeed can neither shard nor cast. "
             "Use the model in float16 or bfloat16, with a larger --tensor-parallel-size if it does not fit."
         )
-    check_tensor_parallel(hf_config, tensor_parallel_size)
+    head = head_of(kind, files, hf_config)
+    check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=head is not None and head.reads_ahead)
     dtype, note = resolve_dtype(config.dtype, device)
     return ModelInfo(
         files=files,
         weights=weights,
         config=hf_config,
+        kind=kind,
+        head=head,
         precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype),
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
-        max_model_len=_max_model_len(config, hf_config),
+        max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),
     )
 
 
@@ -112,10 +121,13 @@ def _is_bfloat16(hf_config: Any) -> bool:
     return "bfloat16" in {str(dtype).removeprefix("torch.") for dtype in dtypes}
 
 
-def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
+def _max_model_len(config: ModelConfig, hf_config: Any, usual: int | None = None) -> int:
+    """Return the user's limit, or the model's: ``usual``, or its number of positions."""
     text = hf_config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
     known = next((value for name in names if isinstance(value := getattr(text, name, None), int)), None)
+    if known is not None and config.task != GENERATE:
+        known = num_positions(hf_config, known)
     if config.max_model_len is not None:
         most = None if known is None else max(known, _stretched(text, known))
         if most is not None and config.max_model_len > most:
@@ -128,7 +140,7 @@ def _max_model_len(config: ModelConfig, hf_config: Any) -> int:
         raise UsageError(
             f"The configuration of model type {hf_config.model_type!r} has no maximum length. Set --max-model-len."
         )
-    return known
+    return min(known, usual or known)
 
 
 def _stretched(text: Any, known: int) -> int:

@@ -1,6 +1,10 @@
 """The kinds of models, by what they have on top of their layers. Each is loaded with a class of transformers."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from job.errors import UsageError
+from job.tasks.head import CLASSIFY, EMBED, GENERATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,6 +15,46 @@ class ModelKind:
     """The class of transformers that loads it."""
     phrase: str
     """What it is, in a message: "a causal language model"."""
+    unused: tuple[str, ...] = ()
+    """Modules of that class that are not used. They are dropped, and their weights may be missing."""
 
 
 CAUSAL = ModelKind(auto_class="AutoModelForCausalLM", phrase="a causal language model")
+EMBEDDER = ModelKind(auto_class="AutoModel", phrase="a model without a head", unused=("pooler",))
+CLASSIFIER = ModelKind(auto_class="AutoModelForSequenceClassification", phrase="a sequence classifier")
+
+_KINDS = {GENERATE: CAUSAL, CLASSIFY: CLASSIFIER, EMBED: EMBEDDER}
+
+
+def kind_of(task: str, name: str, config: Any) -> ModelKind:
+    """Return the kind of a model that does a task.
+
+    Args:
+        task: the value of ``--task``.
+        name: the model's, for messages.
+        config: transformers' configuration.
+
+    Raises:
+        UsageError: its configuration says that it is of another kind.
+    """
+    stored = (getattr(config, "architectures", None) or [""])[0]
+    if task == GENERATE and stored.endswith("ForSequenceClassification"):
+        raise UsageError(f"--model {name} is a {stored}, which writes no text. Set --task classify.")
+    if task == CLASSIFY and stored.endswith(("ForCausalLM", "ForMaskedLM")):
+        raise UsageError(
+            f"--model {name} is a {stored}: it has no head that classifies. Name a classifier or a reward model. (A "
+            "causal model can choose between texts: --choices, without --task.)"
+        )
+    if task != GENERATE and config.is_encoder_decoder:
+        raise UsageError(
+            f"--model {name} ({config.model_type}) is an encoder-decoder, which --task {task} cannot use. "
+            "Use a decoder, or an encoder such as BERT."
+        )
+    return _KINDS[task]
+
+
+def reads_ahead(config: Any) -> bool:
+    """Whether each token of a model sees those after it: whether it is an encoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)

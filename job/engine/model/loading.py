@@ -4,6 +4,7 @@
    what is used is read. A cast here would give every rank a private copy of the model.
 2. Shard in that dtype; what is cut are views of the mapped file.
 3. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
+4. Put on what gives vectors or classes, if the model is for that.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
 from job.engine.model.placing import move_to, put_back, reporting_out_of_memory, tensors_to_keep
 from job.engine.model.reading import read_weights
@@ -20,6 +22,7 @@ from job.engine.model.sharding import computable_dtypes, shard
 from job.errors import JobError
 from job.launch.activity import doing
 from job.launch.replica import Replica
+from job.tasks.head import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     dtype: torch.dtype
+    head: Head | None = None
+    """What the module gives in place of the logits of tokens; see ``job.engine.model.heads``."""
     cache_dtype: torch.dtype | None = None
     """Of stored keys and values. None: ``dtype``."""
 
@@ -66,11 +71,13 @@ def load_model(
         model = shard(model, replica, verbose=verbose)
         move_to(model, replica.device, dtype)
         put_back(model, kept)
+        model = with_head(model, info.kind)
     return LoadedModel(
         module=model,
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
         dtype=dtype,
+        head=info.head,
         cache_dtype=getattr(torch, info.precision.stored_dtype),
     )
 
@@ -78,6 +85,7 @@ def load_model(
 def _eos_token_ids(model: Any, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
     """Return all ids that end a completion: those of the generation config, the config and the tokenizer."""
     ids: list[int] = []
-    for value in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, *stop_token_ids):
+    places = (getattr(model, "generation_config", None), model.config.get_text_config())
+    for value in (*(getattr(place, "eos_token_id", None) for place in places), *stop_token_ids):
         ids += value if isinstance(value, list) else [value] if value is not None else []
     return tuple(dict.fromkeys(ids))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 from job.config import ModelConfig
+from job.engine.model.heads import without_unused
 from job.engine.model.info import ModelInfo
 from job.errors import UsageError
 from job.launch.activity import doing
@@ -38,12 +39,17 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
         raise UsageError(
             f"--model {config.model}: the weights cannot be loaded: {why_unreadable(info.files, error)}"
         ) from error
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    unused = tuple(f"{name}." for name in info.kind.unused)
+    missing = (
+        [key for key in report["missing_keys"] if not key.startswith(unused)] if unused else report["missing_keys"]
+    )
+    lacking = sorted(missing) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise UsageError(
             f"--model {config.model} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}. "
             f"It is incomplete, or not {info.kind.phrase}."
         )
+    without_unused(model, info.kind)
     return model
 
 

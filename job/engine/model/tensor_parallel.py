@@ -22,6 +22,9 @@ VERIFIED = frozenset(
 # fmt: on
 """``model_type`` of the architectures that were compared."""
 
+VERIFIED_ENCODERS = frozenset({"albert", "bert", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"})
+"""The same, of models that read ahead."""
+
 REASONS = {
     "bloom": "its ALiBi slopes are not cut unless the batch is padded",
     "dbrx": "its fused expert weights are not cut",
@@ -30,6 +33,8 @@ REASONS = {
     "gpt_bigcode": "its single KV head cannot be cut",
     "gpt_oss": "its attention sinks are not cut",
     "hunyuan_v1_dense": "AutoTP mistakes it for another model and gives wrong tokens",
+    "modernbert": "its fused projections are cut in the wrong places",
+    "mpnet": "its attention keeps the number of all heads",
     "mamba": "its state-space layers are not cut",
     "olmo2": "its query and key norms are not cut",
     "olmo3": "its query and key norms are not cut",
@@ -40,11 +45,12 @@ REASONS = {
 }
 
 
-def check_tensor_parallel(config: Any, tensor_parallel_size: int) -> None:
+def check_tensor_parallel(config: Any, tensor_parallel_size: int, *, is_encoder: bool = False) -> None:
     """Check that the model can be cut into ``tensor_parallel_size`` parts.
 
     Args:
         config: transformers' configuration.
+        is_encoder: whether its tokens see those after them.
 
     Raises:
         UsageError: the architecture or its number of heads does not allow it; the message says what works.
@@ -52,7 +58,9 @@ def check_tensor_parallel(config: Any, tensor_parallel_size: int) -> None:
     if tensor_parallel_size == 1:
         return
     model_type = config.model_type
-    verified = model_type in VERIFIED or (model_type == "falcon" and config.new_decoder_architecture)
+    verified = model_type in (VERIFIED_ENCODERS if is_encoder else VERIFIED) or (
+        model_type == "falcon" and config.new_decoder_architecture
+    )
     if not verified:
         reason = REASONS.get(model_type, "its sharded output has not been compared with the unsharded model")
         raise UsageError(

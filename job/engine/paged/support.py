@@ -47,7 +47,7 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
             expected = _logits_of_its_own(module, replica.device)
             module.set_attn_implementation(interface.NAME)
             shapes = _shapes(module, replica.device)
-            reason = _difference(_logits_of_ours(module, shapes, replica.device), expected)
+            reason = _difference(_logits_of_ours(module, shapes, replica.device), expected, model.dtype)
     except Unsupported as error:
         reason = str(error)
     except Exception as error:  # whatever a model raises when it is called in an unusual way
@@ -141,10 +141,10 @@ def _step(ids: Any, start: int, end: int, new_pages: list[tuple[int, int, int]] 
     )
 
 
-def _difference(ours: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """Compare [3, V] with the same rows of [PROBE_TOKENS, V]."""
+def _difference(ours: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Compare [3, V] with the same rows of [PROBE_TOKENS, V], computed by a model of this dtype."""
     theirs = expected[[PAGE_TOKENS + 2, PROBE_TOKENS - 2, PROBE_TOKENS - 1]].float()
     error = float((ours.float() - theirs).norm() / theirs.norm())
-    if error <= TOLERANCES[expected.dtype]:
+    if error <= TOLERANCES[dtype]:
         return None
     return f"its logits differ from its own attention's by {error:.2%}"

@@ -22,6 +22,7 @@ def to_batch(completions: Iterable[Completion], schema: pa.Schema) -> pa.RecordB
 def from_batch(batch: pa.RecordBatch) -> Iterator[Completion]:
     """Yield the completions of a batch of a journal or a part."""
     matrices = {name: _matrices(batch[name]) for name in batch.schema.names if _is_matrix(batch[name].type)}
+    matrices |= {name: _vectors(batch[name]) for name in batch.schema.names if _is_vector(batch[name].type)}
     for idx, row in enumerate(batch.drop_columns(list(matrices)).to_pylist()):
         row |= {name: values[idx] for name, values in matrices.items()}
         yield Completion(
@@ -52,9 +53,16 @@ def _is_matrix(data_type: pa.DataType) -> bool:
     return bool(pa.types.is_list(data_type) and pa.types.is_fixed_size_list(data_type.value_type))
 
 
+def _is_vector(data_type: pa.DataType) -> bool:
+    """Whether the values of a type are vectors: lists of numbers of one length."""
+    return bool(pa.types.is_fixed_size_list(data_type) and pa.types.is_primitive(data_type.value_type))
+
+
 def _array(values: list[Any], data_type: pa.DataType) -> pa.Array:
-    """Return values as an array. Matrices are two-dimensional: as lists, those of a shard would take gigabytes. What is
-    masked in them becomes null."""
+    """Return values as an array. Matrices and vectors are NumPy's: as lists, those of a shard would take gigabytes.
+    What is masked in matrices becomes null."""
+    if _is_vector(data_type):
+        return _array_of_vectors(values, data_type)
     if not _is_matrix(data_type):
         return pa.array(values, data_type)
     inner, dtype = data_type.value_type, data_type.value_type.value_type.to_pandas_dtype()
@@ -70,6 +78,25 @@ def _array(values: list[Any], data_type: pa.DataType) -> pa.Array:
         data_type,
         mask=pa.array([value is None for value in values], pa.bool_()),
     )
+
+
+def _array_of_vectors(values: list[Any], data_type: pa.DataType) -> pa.Array:
+    numbers = np.zeros((len(values), data_type.list_size), data_type.value_type.to_pandas_dtype())
+    for idx, value in enumerate(values):
+        if value is not None:
+            numbers[idx] = value
+    is_null = pa.array([value is None for value in values], pa.bool_())
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), data_type.list_size, mask=is_null).cast(
+        data_type
+    )
+
+
+def _vectors(array: pa.FixedSizeListArray) -> list[Any]:
+    """Return the values of an array of vectors: one-dimensional arrays, or None."""
+    size = array.type.list_size
+    begin, end = array.offset * size, (array.offset + len(array)) * size
+    numbers = array.values.slice(begin, end - begin).to_numpy(zero_copy_only=False).reshape(-1, size)
+    return [row if is_valid else None for row, is_valid in zip(numbers, array.is_valid().to_pylist(), strict=True)]
 
 
 def _matrices(array: pa.ListArray) -> list[Any]:

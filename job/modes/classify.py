@@ -1,0 +1,177 @@
+"""Classes: the labels of a model that was trained to classify, or the score of a reward model."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from job.errors import shorten
+from job.modes.choices import LABELS, MAX_SHOWN, MAX_TALLIED
+from job.modes.headed import SAMPLING, check_alone, prompts_of_texts
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting
+from job.records import Generation
+from job.tasks import Pool, Task
+from job.tasks.head import CLASSIFY, MANY_LABELS, ONE_LABEL, SCORE, Head
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from job.config import PromptConfig, RunConfig
+
+SCORES, PER_UNIT = "class_scores", 1_000_000
+"""The name of the tally of scores, in millionths: tallies are integers, and those below 0 are counted apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyMode(Mode):
+    """The labels of a classifier, or the score of a reward model."""
+
+    name: ClassVar[str] = CLASSIFY
+    answers: ClassVar[bool] = True
+    decides_end: ClassVar[bool] = True
+    follows_reasoning: ClassVar[bool] = False
+    ignores: ClassVar[frozenset[str]] = SAMPLING
+    task_category: ClassVar[str | None] = "text-classification"
+    empty_preview: ClassVar[Mapping[str, Any]] = {"classes": None}
+
+    problem: str = ""
+    """``SCORE``, ``ONE_LABEL`` or ``MANY_LABELS``. From the model."""
+    labels: tuple[str, ...] = ()
+    """The names of the classes. From the model."""
+    reads_ahead: bool = False
+    """Whether it pools in its own way, and not by the last token. From the model."""
+
+    @property
+    def flag(self) -> str:
+        """See ``Mode``."""
+        return f"--task {CLASSIFY}"
+
+    def check(self, config: "RunConfig") -> None:
+        """See ``Mode``."""
+        check_alone(self, config)
+
+    def prompts(self, config: "PromptConfig") -> "PromptConfig":
+        """See ``Mode``."""
+        return prompts_of_texts(config)
+
+    def headed(self, head: Head) -> Self:
+        """Take the labels from the model. (A run of another task asks nothing.)"""
+        if not head.labels:
+            return self
+        return replace(self, problem=head.problem, labels=head.labels, reads_ahead=head.reads_ahead)
+
+    def bind(self, setting: Setting) -> BoundMode:
+        """See ``Mode``."""
+        return BoundClassify(self)
+
+    def measured(self) -> "list[pa.Field]":
+        """See ``Mode``."""
+        import pyarrow as pa
+
+        if self.problem == SCORE:
+            return [pa.field("score", pa.float32())]
+        probs = pa.field("label_probs", pa.list_(pa.float32(), len(self.labels)))
+        if self.problem == MANY_LABELS:
+            return [pa.field("labels", pa.list_(pa.string())), probs]
+        return [pa.field("label", pa.string()), pa.field("label_prob", pa.float32()), probs]
+
+    def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
+        """See ``Mode``."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for column in self.measured():
+            yield f"neither {column.name} nor error, or both", pc.equal(pc.is_null(batch[column.name]), is_error)
+        if self.problem == ONE_LABEL:
+            is_known = pc.is_in(batch["label"], pa.array([*self.labels, None], pa.string()))
+            yield "a label that the model does not have", is_known
+
+    def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
+        """Count the labels, if there are few enough to be of use, or add up the scores."""
+        import pyarrow.compute as pc
+
+        from job.arrow.values import count_values
+
+        if self.problem == SCORE:
+            scores = [score for score in batch["score"].to_pylist() if score is not None]
+            parts = {"rows": len(scores), "above": 0, "below": 0}
+            for score in scores:
+                parts["below" if score < 0 else "above"] += round(PER_UNIT * abs(score))
+            return {SCORES: parts}
+        if len(self.labels) > MAX_TALLIED:
+            return {}
+        if self.problem == MANY_LABELS:
+            return {LABELS: count_values(pc.list_flatten(batch["labels"]))}
+        return {LABELS: count_values(batch["label"])}
+
+    def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
+        """Say how often each label was given, the most frequent first, or the mean score."""
+        sums = outcome.tallies.get(SCORES, {})
+        if num_rows := sums.get("rows", 0):
+            mean = (sums.get("above", 0) - sums.get("below", 0)) / PER_UNIT / num_rows
+            return [("scores", f"mean {mean:,.4g}")]
+        labels = sorted(outcome.tallies.get(LABELS, {}).items(), key=lambda item: -item[1])
+        shown = [f"{shorten(text)} {number:,}" for text, number in labels[:MAX_SHOWN]]
+        more = [f"{len(labels) - MAX_SHOWN:,} others"] if len(labels) > MAX_SHOWN else []
+        return [("labels", ", ".join([*shown, *more]))] if labels else []
+
+    def card_values(self) -> Mapping[str, Any]:
+        """See ``Mode``."""
+        return {"labels": self.labels} if self.problem != SCORE else {}
+
+    def part_metadata(self) -> dict[bytes, bytes]:
+        """See ``Mode``. Probabilities are in the order of these labels."""
+        return {b"job.labels": json.dumps(self.labels).encode()}
+
+
+class BoundClassify(BoundMode):
+    """Asks for the logits of the classes, and names them."""
+
+    def __init__(self, mode: ClassifyMode) -> None:
+        """Serve a mode that knows the model."""
+        assert mode.labels, "headed"
+        self._mode, self._task = mode, Pool(size=len(mode.labels), pooling="cls" if mode.reads_ahead else "last")
+
+    def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
+        """See ``BoundMode``."""
+        return self._task
+
+    def complete(self, answer: Answer, generation: Generation) -> Answer:
+        """Turn logits into probabilities. The completion is what a person would read: the label, or the score."""
+        import numpy as np
+
+        mode, logits = self._mode, generation.vector
+        assert logits is not None and logits.shape == (self._task.size,), "the engine pools"
+        if mode.problem == SCORE:
+            score = float(logits[0])
+            return replace(answer, completion=f"{score:.6g}", values={**answer.values, "score": score})
+        logits = logits.astype(np.float64)
+        values: dict[str, Any]
+        if mode.problem == MANY_LABELS:
+            probs = np.exp(-np.logaddexp(0, -logits))
+            labels = [label for label, prob in zip(mode.labels, probs, strict=True) if prob > 0.5]
+            completion, values = ", ".join(labels), {"labels": labels}
+        else:
+            probs = np.exp(logits - np.logaddexp.reduce(logits))
+            idx = int(logits.argmax())
+            completion = mode.labels[idx]
+            values = {"label": completion, "label_prob": float(probs[idx])}
+        values["label_probs"] = probs.astype(np.float32)
+        return replace(answer, completion=completion, values={**answer.values, **values})
+
+    def length(self, length: AnswerLength) -> AnswerLength:
+        """See ``BoundMode``. Nothing comes after a text."""
+        return AnswerLength(num_tokens=0, what="What --task classify needs, in tokens,")
+
+    def sections(self) -> list[Section]:
+        """Say what the classes are."""
+        mode = self._mode
+        names = ", ".join(shorten(label) for label in mode.labels[:MAX_SHOWN])
+        more = f" and {len(mode.labels) - MAX_SHOWN:,} others" if len(mode.labels) > MAX_SHOWN else ""
+        lines = {
+            SCORE: "one score, the raw logit",
+            ONE_LABEL: f"one of {len(mode.labels):,} labels: {names}{more}",
+            MANY_LABELS: f"any of {len(mode.labels):,} labels with more than 0.5: {names}{more}",
+        }
+        values = {"problem": mode.problem, "labels": list(mode.labels)}
+        return [Section(title="classes", lines=[lines[mode.problem]], values={"classes": values})]

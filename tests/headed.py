@@ -1,0 +1,84 @@
+"""Tiny random models with other heads than a language model's, and what plain transformers says of them in fp32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import processors
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE, make_tokenizer
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"pad_token_id": 0, "max_position_embeddings": 514},
+    "xlm-roberta": {"pad_token_id": 0},
+    "distilbert": {"dim": 128, "hidden_dim": 256, "n_layers": 2, "n_heads": 4},
+    "electra": {"embedding_size": 64},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "albert": {"embedding_size": 64},
+    "mpnet": {"pad_token_id": 0},
+    "modernbert": {"pad_token_id": 0, "cls_token_id": 258, "sep_token_id": 259},
+}
+"""Name to what differs from the common shape; see ``tiny``."""
+
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
+
+
+def make_headed(directory: Path, name: str, auto_class: Any, *, dtype: Any = torch.float32, **changes: Any) -> Path:
+    """Write a random model of an architecture, made by a class such as ``AutoModel``, and the byte-level tokenizer.
+
+    Encoders get one that puts a token before and after each text.
+    """
+    values = {**COMMON, **(ENCODERS.get(name) or ARCHITECTURES.get(name, {})), **changes}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(values.pop("model_type", name), **values)
+    model = auto_class.from_config(config, dtype=dtype)
+    for head_name, module in model.named_children():  # random heads give logits of all sizes: keep them near 1
+        if isinstance(module, torch.nn.Linear) and head_name in ("score", "classifier"):
+            module.weight.data *= 0.3
+    model.save_pretrained(directory)
+    tokenizer = make_tokenizer()
+    if name in ENCODERS:
+        tokenizer.add_special_tokens({"cls_token": "<cls>", "sep_token": "<sep>"})
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<cls> $A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", 258), ("<sep>", 259)]
+        )
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def hidden_states(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return [T, D] of each prompt, computed alone."""
+    model = AutoModel.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([list(prompt)])).last_hidden_state[0] for prompt in prompts]
+
+
+def pooled(model_dir: Path, prompts: Sequence[Sequence[int]], pooling: str) -> list[torch.Tensor]:
+    """Return [D] of each prompt."""
+    pool = {"mean": lambda h: h.mean(0), "last": lambda h: h[-1], "cls": lambda h: h[0]}[pooling]
+    return [pool(hidden) for hidden in hidden_states(model_dir, prompts)]
+
+
+def class_logits(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return [D] of each prompt: the logits of its classes."""
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([list(prompt)])).logits[0] for prompt in prompts]
+
+
+assert transformers  # the oracle is plain transformers
