@@ -2,11 +2,11 @@
 
 Usage: engine_process.py TENSOR_PARALLEL_SIZE DTYPE, and on stdin a path NAME.json of jobs a line, whose results go to
 NAME.out; ``ranks`` starts this. Each job has model, prompts and params, and perhaps engine ("paged" by default,
-"static", or "chosen": what the job builds for "paged"), config (of EngineConfig), choices in place of params, answer
-(of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA with plain operations); or mixed in
-place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each job its generations,
-[key, token ids, finish reason, error] of every request, what the user was told, how often a row was preempted and a
-step replayed, and the sizes of its weights and its KV cache.
+"static", or "chosen": what the job builds for "paged"), config (of EngineConfig), choices, or size, pooling and task,
+in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA with plain
+operations); or mixed in place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each
+job its generations, [key, token ids, finish reason, error] of every request, what the user was told, how often a row
+was preempted and a step replayed, and the sizes of its weights and its KV cache.
 """
 
 import json
@@ -32,7 +32,7 @@ from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.modes.structured import StructuredMode
 from job.remote.model_files import ModelFiles
-from job.tasks import Generate, SamplingParams, Score, Task
+from job.tasks import Generate, Pool, SamplingParams, Score, Task
 from tests.serving import OVERLAP, cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
 
@@ -60,6 +60,8 @@ def task_of(job: dict) -> Task:
     """Return what a job asks of every prompt."""
     if "choices" in job:
         return Score(choice_ids=tuple(map(tuple, job["choices"])))
+    if "pooling" in job:
+        return Pool(size=job["size"], pooling=job["pooling"])
     mode = StructuredMode(**job.get("answer", {}))
     grammar = mode.compiled(Tokenizer(make_tokenizer())) if mode.is_asked else None
     return Generate(params=SamplingParams(**job["params"]), grammar=grammar)
@@ -97,7 +99,7 @@ def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
 
 def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Complete one job's prompts on all ranks; the leader returns what it got."""
-    config = ModelConfig(model=job["model"], dtype=dtype)
+    config = ModelConfig(model=job["model"], dtype=dtype, task=job.get("task", "generate"))
     info = inspect_model(config, ModelFiles(name=config.model), replica.device, replica.info.tensor_parallel_size)
     model = load_model(config, info, replica, [])
     notes: list[str] = []
@@ -127,6 +129,7 @@ def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) 
         "generations": rows,
         "scores": scores,
         "logprobs": [g.logprobs for g in generations],
+        "vectors": [None if g.vector is None else g.vector.tolist() for g in generations],
         "notes": notes,
         "num_replayed": len(replayed),
         "num_preempted": len(observed.put_back),

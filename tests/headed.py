@@ -1,11 +1,11 @@
 """Tiny random models with other heads than a language model's, and what plain transformers says of them in fp32."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
@@ -74,11 +74,34 @@ def pooled(model_dir: Path, prompts: Sequence[Sequence[int]], pooling: str) -> l
     return [pool(hidden) for hidden in hidden_states(model_dir, prompts)]
 
 
+def write_sentence_files(
+    model_dir: Path,
+    pooling: dict[str, Any],
+    *,
+    prompts: dict[str, str] | None = None,
+    usual: str | None = None,
+    more: Sequence[str] = (),
+    max_seq_length: int | None = None,
+) -> None:
+    """Write what sentence-transformers stores beside a model: these modules after the pooling."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *((f"2_{kind}", kind) for kind in more)]
+    modules = [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (path, kind) in enumerate(kinds)
+    ]
+    (model_dir / "1_Pooling").mkdir()
+    contents = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": usual},
+        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
+    }
+    for name, content in contents.items():
+        (model_dir / name).write_text(json.dumps(content))
+
+
 def class_logits(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Return [D] of each prompt: the logits of its classes."""
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)])).logits[0] for prompt in prompts]
-
-
-assert transformers  # the oracle is plain transformers

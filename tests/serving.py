@@ -56,19 +56,19 @@ class Served:
     replica: Replica
 
 
-def load(model_dir: Path, dtype: str = "float32") -> tuple[LoadedModel, Replica]:
+def load(model_dir: Path, dtype: str = "float32", task: str = "generate") -> tuple[LoadedModel, Replica]:
     """Load a model in this process, as the job does."""
     replica = Replica(read_process_info({}, 1))
-    config = ModelConfig(model=str(model_dir), dtype=dtype)
+    config = ModelConfig(model=str(model_dir), dtype=dtype, task=task)
     return load_model(
         config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, []
     ), replica
 
 
 @cache
-def serve(model_dir: Path, dtype: str = "float32") -> Served:
+def serve(model_dir: Path, dtype: str = "float32", task: str = "generate") -> Served:
     """Load a model once and let the paged engine accept it."""
-    model, replica = load(model_dir, dtype)
+    model, replica = load(model_dir, dtype, task)
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
     return Served(model, shapes, replica)
@@ -92,9 +92,9 @@ def make_engine(
     return PagedEngine(served.model, served.shapes, engine_config, served.replica, should_stop)
 
 
-def build_as_the_job_does(model_dir: Path, name: str = "paged") -> tuple[Engine, list[str]]:
+def build_as_the_job_does(model_dir: Path, name: str = "paged", task: str = "generate") -> tuple[Engine, list[str]]:
     """Return the engine that the job builds for a model, and what the user is told of it."""
-    model, replica = load(model_dir)
+    model, replica = load(model_dir, task=task)
     notes: list[str] = []
     config = EngineConfig(engine=name, max_batch_rows=4)
     engine = ENGINES[name].build(model, config, replica, should_stop=lambda: False, note=notes.append)

@@ -409,6 +409,7 @@ def test_there_is_an_example_of_each_mode() -> None:
             "choices",
             "completion",
             "control",
+            "embed",
             "few-shot",
             "json-schema",
             "majority",

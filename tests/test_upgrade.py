@@ -300,10 +300,10 @@ def test_an_option_of_a_newer_version_is_refused_by_name(run_job: RunJob, runs: 
     assert result.exit_code == 2
     assert "sampling.typical_p was 0.9, which this version does not know. Use a new --output" in result.stderr
     change_manifest(runs / "new", lambda values: values["sampling"].pop("typical_p"))
-    change_manifest(runs / "new", lambda values: values["modes"].update(embedding={"pooling": "mean"}))
+    change_manifest(runs / "new", lambda values: values["modes"].update(embedding={"layer": 3}))
     result = run_job("run", *COMMON, *SAMPLES, "--output", "new")
     assert result.exit_code == 2
-    assert 'modes.embedding.pooling was "mean", which this version does not know' in result.stderr
+    assert "modes.embedding.layer was 3, which this version does not know" in result.stderr
 
 
 def test_a_default_that_a_manifest_names_is_the_same_as_one_that_it_does_not(run_job: RunJob, runs: Path) -> None:
@@ -373,6 +373,8 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "reasoning_effort": None,
         "prefill": None,
         "include_prefill": False,
+        "text_prefix": "",
+        "whole_conversations": False,
         "text_rules": 1,
     },
     "sampling": {
@@ -395,8 +397,17 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "num_samples": 1,
     },
     "columns": {"include_prompt": True},
-    "model": {"kv_cache_dtype": "auto"},
+    "model": {"kv_cache_dtype": "auto", "task": "generate"},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
+    "modes.classify": {"problem": "", "labels": [], "reads_ahead": False},
+    "modes.embed": {
+        "pooling": None,
+        "normalize": None,
+        "embedding_dtype": "float32",
+        "prompt_name": None,
+        "size": None,
+        "prefix": "",
+    },
     "modes.row_params": {"params_column": None, "row_params": [], "request_column": None},
     "modes.completion": {"logprobs": False, "top_logprobs": 0},
     "modes.choices": {

@@ -29,7 +29,7 @@ def check_alone(mode: "Mode", config: "RunConfig") -> None:
     if config.model.task != mode.name:
         flag = "--" + next(iter(mode.given())).replace("_", "-")
         raise UsageError(f"{flag} was given without --task {mode.name}. Give both, or leave it out.")
-    others = [other.flag for other in config.active_modes if other is not mode]
+    others = [other.flag for other in config.active_modes if type(other) is not type(mode)]
     others += ["--num-samples"] if config.sampling.num_samples > 1 else []
     others += ["--prefill"] if config.prompt.prefill is not None else []
     if others:

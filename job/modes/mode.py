@@ -208,11 +208,7 @@ class Mode:
         """
 
     def headed(self, head: "Head") -> Self:
-        """Return the mode with what a model says that gives vectors or classes. All modes are asked, active or not.
-
-        Raises:
-            UsageError: the mode cannot work with it.
-        """
+        """Return the mode with what a model says that gives vectors or classes; see ``settled``."""
         return self
 
     def settled(
