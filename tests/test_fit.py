@@ -119,7 +119,7 @@ def models() -> dict[str, Any]:
         ("Llama-3.1-70B", "a100-40", [4, 8]),
         ("Llama-3.1-70B", "l40s", [4, 8]),
         ("Llama-3.1-70B", "t4", []),
-        ("Qwen3-30B-A3B", "l40s", []),  # experts are not cut
+        ("Qwen3-30B-A3B", "l40s", [2, 4]),
         ("Qwen3-30B-A3B", "h100", [1, 2, 4]),  # and it has four key-value heads
     ],
 )

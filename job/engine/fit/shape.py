@@ -1,12 +1,15 @@
 """What of a model takes memory and time, counted on a model without weights (torch's ``meta`` device)."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from job.engine.model.tensor_parallel import num_kv_heads
+from job.engine.model.experts import layout_of, num_experts
+from job.engine.model.repairs import mlps_of
+from job.engine.model.tensor_parallel import Cut, cut_of, num_kv_heads
 from job.errors import UsageError
 
 ATTENTION = re.compile(r"attn|attention")
@@ -21,15 +24,15 @@ class ModelShape:
     attention_params: int
     """Cut by key-value heads, of which a process may have one more than another."""
     linear_params: int
-    """Cut evenly: the other linear layers, and the output layer if it has weights of its own."""
+    """Cut evenly: the other linear layers, experts, and the output layer if it has weights of its own."""
     whole_params: int
-    """Held by every process: the input embedding, norms, routers, and all experts."""
+    """Held by every process: the input embedding, norms, routers, and attention where it is not cut."""
     embedding_params: int
     """The input embedding, of which a token reads one row. Part of ``whole_params``."""
     is_tied: bool
     """Whether the output layer has the weights of the input embedding; cut in two, it needs a copy of its share."""
     idle_params: int
-    """Of experts that a token does not use. Part of ``whole_params``."""
+    """Of experts that a token does not use. Part of ``linear_params``."""
     num_kv_heads: int
     hidden_size: int
     intermediate_size: int
@@ -51,7 +54,8 @@ class ModelShape:
     def multiplied_params(self, size: int) -> int:
         """Return the parameters of such a process with which a token is multiplied."""
         output_params = self.embedding_params if self.is_tied and size == 1 else 0
-        return self.params_of_process(size) - self.embedding_params - self.idle_params + output_params
+        idle_params = -(-self.idle_params // size)
+        return self.params_of_process(size) - self.embedding_params - idle_params + output_params
 
 
 def shape_of(
@@ -74,14 +78,16 @@ def shape_of(
 def _measure(model: Any, config: Any) -> ModelShape:
     text, heads = config.get_text_config(), num_kv_heads(config)
     embedding, output = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
-    attention = linear = 0
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module.weight is not embedding and not NOT_CUT.search(name):
-            num = sum(parameter.numel() for parameter in module.parameters())
-            if ATTENTION.search(name):
-                attention += num
-            else:
-                linear += num
+    attention = 0
+    count = num_experts(config)
+    linear = sum(_num_params(module) for module in model.modules() if _are_experts(module, count))
+    for name, module in _layers_to_cut(model, config):
+        if module.weight is embedding:
+            continue
+        if ATTENTION.search(name):
+            attention += _num_params(module)
+        else:
+            linear += _num_params(module)
     total = sum(parameter.numel() for parameter in model.parameters())
     hidden = text.hidden_size
     return ModelShape(
@@ -98,11 +104,33 @@ def _measure(model: Any, config: Any) -> ModelShape:
     )
 
 
+def _layers_to_cut(model: Any, config: Any) -> Iterator[tuple[str, torch.nn.Linear]]:
+    """Yield the linear layers that AutoTP cuts, with their names."""
+    if cut_of(config) is Cut.NO_ATTENTION:
+        roots = [("mlp", mlp) for mlp, _ in mlps_of(model)] + [("output", model.get_output_embeddings())]
+    else:
+        roots = [("", model)]
+    for prefix, root in roots:
+        for name, module in root.named_modules(prefix=prefix):
+            if isinstance(module, torch.nn.Linear) and not NOT_CUT.search(name):
+                yield name, module
+
+
+def _are_experts(module: torch.nn.Module, count: int | None) -> bool:
+    try:
+        return layout_of(module, count) is not None
+    except UsageError:  # they cannot be cut, and are held whole by one process
+        return False
+
+
+def _num_params(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _idle_params(model: Any, text: Any) -> int:
     """Return the parameters of the experts that a token does not use."""
-    counts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
-    num_experts, num_used = next((count for count in counts if count), None), getattr(text, "num_experts_per_tok", None)
-    if not num_experts or not num_used:
+    num, num_used = num_experts(text), getattr(text, "num_experts_per_tok", None)
+    if not num or not num_used:
         return 0
     of_experts: int = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
-    return of_experts * int(num_experts - num_used) // int(num_experts)
+    return of_experts * int(num - num_used) // num

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from job.engine.model.tensor_parallel import num_kv_heads
+from job.engine.model.tensor_parallel import Cut, cut_of, num_kv_heads
 from job.errors import UsageError
 
 FP8 = "float8_e4m3fn"
@@ -33,9 +33,11 @@ def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> in
     text = config.get_text_config()
     key_size, value_size = _head_sizes(text)
     try:
-        num_heads = -(-num_kv_heads(config) // tensor_parallel_size)
+        num_heads = num_kv_heads(config)
     except UsageError:
         return None
+    if cut_of(config) is not Cut.NO_ATTENTION:
+        num_heads = -(-num_heads // tensor_parallel_size)
     num_layers = _num_layers(text)
     if num_layers is None or key_size is None or value_size is None:
         return None

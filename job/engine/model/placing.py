@@ -6,7 +6,7 @@ a bfloat16 model.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,12 @@ from job.errors import JobError, first_line
 
 
 def move_to(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model, whose tensors may be views of files, to a device and a dtype: one tensor after the other.
+    """Move a model, whose tensors may be views of files, to a device and a dtype: one tensor after the other."""
+    model._apply(placing(device, dtype))
+
+
+def placing(device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what moves a tensor to a device and a dtype.
 
     The cast is the device's work. Slices become contiguous: a product with columns of a larger matrix is slower.
     """
@@ -25,7 +30,7 @@ def move_to(model: Any, device: torch.device, dtype: torch.dtype) -> None:
         tensor = tensor.to(device)
         return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
-    model._apply(move)
+    return move
 
 
 def tensors_to_keep(model: Any) -> dict[str, torch.Tensor]:

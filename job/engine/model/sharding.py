@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from job.engine.model.deepspeed_setup import import_deepspeed, quiet_stdout
+from job.engine.model.repairs import policy_of
 from job.launch.replica import Replica
 
 
@@ -29,6 +30,7 @@ def shard(model: Any, replica: Replica, *, verbose: bool) -> Any:
     if replica.has_followers:
         size = replica.info.tensor_parallel_size
         options["tensor_parallel"] = {"tp_size": size, "tp_group": replica.tensor_group, "mpu": _Mpu(replica)}
+        options |= {"injection_policy": policy} if (policy := policy_of(model)) else {}
     with quiet_stdout(verbose=verbose):  # AutoTP prints what it found, on every rank
         if replica.has_followers:
             deepspeed.init_distributed(dist_backend=replica.backend, verbose=False)  # finds the groups that torch made

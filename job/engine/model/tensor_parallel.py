@@ -1,48 +1,69 @@
-"""What AutoTP of DeepSpeed 0.19.8 can shard. Decided from the model's configuration, before weights are loaded.
+"""What of a model is cut over the processes of a replica. Decided from its configuration, before weights are loaded.
 
-AutoTP cuts layers by their names. On an architecture that it does not know, it may crash, hang, or silently give wrong
-tokens. So an architecture is sharded only if its output was compared with the unsharded model (fp32, two processes,
-random weights: equal tokens). Every architecture runs at ``--tensor-parallel-size 1``.
+AutoTP of DeepSpeed 0.19.8 cuts layers by their names. On an architecture that it does not know, it may crash, hang, or
+silently give wrong tokens. So an architecture is sharded only if its output was compared with the unsharded model
+(fp32, two processes, random weights: equal tokens; ``scripts/bench architectures``). Where only the cut of attention is
+wrong, MLPs and experts alone are cut. Every architecture runs at ``--tensor-parallel-size 1``.
 """
 
+from enum import Enum
 from typing import Any
 
+from job.engine.model.experts import check_experts
 from job.errors import UsageError
+
+
+class Cut(Enum):
+    """What of a model is cut."""
+
+    ALL = "all"
+    """Attention by heads, MLPs, experts and the output layer."""
+    NO_ATTENTION = "no attention"
+    """MLPs, experts and the output layer. Every process computes the attention whole, with a KV cache of all heads."""
+
 
 # fmt: off
 VERIFIED = frozenset(
     {
-        "apertus", "arcee", "biogpt", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
-        "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_neo", "gpt_neox",
-        "gptj", "granite", "granitemoe", "llama", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo",
-        "opt", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
-        "starcoder2", "xglm",
+        "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "dots1",
+        "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "glm4_moe",
+        "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "llama", "ministral3", "mistral", "mixtral",
+        "mpt", "nemotron", "olmo", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+        "smollm3", "stablelm", "starcoder2", "xglm",
     }
 )
+"""``model_type`` of the architectures that were compared, attention and all."""
+
+WITHOUT_ATTENTION = frozenset(
+    {
+        "falcon", "gemma4_text", "hunyuan_v1_dense", "llama4_text", "minimax_m2", "olmo2", "olmo3", "olmoe",
+        "persimmon", "phimoe", "qwen3_5_text",
+    }
+)
+"""Those that were compared with their attention left whole. (The 40B layout of falcon is cut with its attention.)"""
 # fmt: on
-"""``model_type`` of the architectures that were compared."""
 
 VERIFIED_ENCODERS = frozenset({"albert", "bert", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"})
 """The same, of models that read ahead."""
 
 REASONS = {
-    "bloom": "its ALiBi slopes are not cut unless the batch is padded",
     "dbrx": "its fused expert weights are not cut",
-    "falcon": "only the 40B layout (new_decoder_architecture) is cut correctly",
     "gpt2": "AutoTP does not cut its Conv1D layers",
     "gpt_bigcode": "its single KV head cannot be cut",
-    "gpt_oss": "its attention sinks are not cut",
-    "hunyuan_v1_dense": "AutoTP mistakes it for another model and gives wrong tokens",
     "modernbert": "its fused projections are cut in the wrong places",
     "mpnet": "its attention keeps the number of all heads",
     "mamba": "its state-space layers are not cut",
-    "olmo2": "its query and key norms are not cut",
-    "olmo3": "its query and key norms are not cut",
-    "olmoe": "its query and key norms are not cut",
-    "persimmon": "AutoTP mistakes it for another model and gives wrong tokens",
-    "phi3": "its fused projections are cut in the wrong places",
-    "phimoe": "its expert weights are not cut",
 }
+
+
+def cut_of(config: Any, *, is_encoder: bool = False) -> Cut | None:
+    """Return what is cut of a model with this configuration of transformers. None: it cannot be cut."""
+    model_type = config.model_type
+    if is_encoder:
+        return Cut.ALL if model_type in VERIFIED_ENCODERS else None
+    if model_type in VERIFIED or (model_type == "falcon" and config.new_decoder_architecture):
+        return Cut.ALL
+    return Cut.NO_ATTENTION if model_type in WITHOUT_ATTENTION else None
 
 
 def check_tensor_parallel(config: Any, tensor_parallel_size: int, *, is_encoder: bool = False) -> None:
@@ -57,16 +78,17 @@ def check_tensor_parallel(config: Any, tensor_parallel_size: int, *, is_encoder:
     """
     if tensor_parallel_size == 1:
         return
-    model_type = config.model_type
-    verified = model_type in (VERIFIED_ENCODERS if is_encoder else VERIFIED) or (
-        model_type == "falcon" and config.new_decoder_architecture
-    )
-    if not verified:
+    cut = cut_of(config, is_encoder=is_encoder)
+    if cut is None:
+        model_type = config.model_type
         reason = REASONS.get(model_type, "its sharded output has not been compared with the unsharded model")
         raise UsageError(
             f"Model type {model_type!r} cannot run at --tensor-parallel-size {tensor_parallel_size}: {reason}. "
             "Use --tensor-parallel-size 1; each further process is then a separate replica."
         )
+    check_experts(config, tensor_parallel_size)
+    if cut is Cut.NO_ATTENTION:
+        return
     num_heads = num_kv_heads(config)
     if num_heads < tensor_parallel_size:
         raise UsageError(
