@@ -69,7 +69,8 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"), LATENT),
     **dict.fromkeys(("bailing_hybrid", "kimi_linear", "minimax"), FOUR_LAYERS),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), LINEAR),
-    **{name: {"rotary_dim": 16} for name in ("codegen", "gptj")},
+    "codegen": {"n_head": 8, "rotary_dim": 16},
+    "gptj": {"rotary_dim": 16},
     **dict.fromkeys(("helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "qwen3", "qwen3_moe"), HEADS_OF_32),
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 64, "mamba_expand": 2},
     "dbrx": {
