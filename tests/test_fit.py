@@ -192,7 +192,7 @@ def test_preview_says_whether_the_model_fits(run_job: RunJob, tiny_model: Callab
 def test_preview_without_a_model_that_can_be_built_says_so(
     run_job: RunJob, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("job.run.fit.shape_of", lambda config, **_: None)
+    monkeypatch.setattr("job.run.fit.shape_of", lambda *_, **__: None)
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}])
     result = run_job("preview", "--model", tiny_model(), "--dataset", data)
     assert result.exit_code == 0 and "  memory    unknown\n" in result.stdout

@@ -107,7 +107,8 @@ def _measure(model: Any, config: Any) -> ModelShape:
 def _layers_to_cut(model: Any, config: Any) -> Iterator[tuple[str, torch.nn.Linear]]:
     """Yield the linear layers that AutoTP cuts, with their names."""
     if cut_of(config) is Cut.NO_ATTENTION:
-        roots = [("mlp", mlp) for mlp, _ in mlps_of(model)] + [("output", model.get_output_embeddings())]
+        output = model.get_output_embeddings()
+        roots = [("mlp", mlp) for mlp, _ in mlps_of(model)] + ([] if output is None else [("output", output)])
     else:
         roots = [("", model)]
     for prefix, root in roots:
