@@ -26,7 +26,7 @@ from job.engine.model import experts
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.model.tensor_parallel import VERIFIED, WITHOUT_ATTENTION, check_tensor_parallel
 from job.errors import UsageError
-from tests.conftest import finish, start_processes
+from tests.ranks import Ranks
 from tests.serving import expected_tokens, make_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -52,18 +52,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def on_two_ranks(tiny_model: Callable[..., Path], two_ranks: Ranks) -> dict[str, Any]:
     """What the leader of two processes got of each model."""
-    tmp = tmp_path_factory.mktemp("two-ranks")
-    jobs = [
-        {"model": str(tiny_model(**values)), "prompts": make_prompts(), "params": {"max_new_tokens": MAX_NEW_TOKENS}}
-        | {"engine": "chosen", "config": {"max_batch_rows": 4}}
-        for values in CASES.values()
-    ]
-    (tmp / "jobs.json").write_text(json.dumps(jobs))
-    results = finish(start_processes(["-m", "tests.engine_process", tmp / "jobs.json", tmp / "out.json", 2], 2))
-    assert [result.exit_code for result in results] == [0, 0], results
-    return dict(zip(CASES, json.loads((tmp / "out.json").read_text()), strict=True))
+    asked = {"engine": "chosen", "config": {"max_batch_rows": 4}, "params": {"max_new_tokens": MAX_NEW_TOKENS}}
+    return two_ranks.run(
+        {
+            name: {"model": str(tiny_model(**values)), "prompts": make_prompts(), **asked}
+            for name, values in CASES.items()
+        }
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
