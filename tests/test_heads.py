@@ -16,6 +16,10 @@ from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.paged.engine import PagedEngine
 from job.engine.static.engine import StaticEngine
 from job.errors import UsageError
+from job.modes.embed import EmbedMode
+from job.output.parts.part_schema import Columns
+from job.output.parts.rows import from_batch, to_batch
+from job.records import Completion, RowError
 from job.tasks import Pool
 from tests.headed import ENCODERS, class_logits, make_headed, pooled, write_sentence_files
 from tests.ranks import Ranks
@@ -319,3 +323,41 @@ def test_models_of_another_kind_are_refused(run_job: RunJob, headed: Callable[..
     assert "lacks 1 weights of LlamaForSequenceClassification, such as score.weight." in refusal(
         causal, "--task", "classify"
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_vectors_survive_the_journal(dtype: str) -> None:
+    """They come back as arrays, also of a batch that is a slice, and a row without one has none."""
+    mode = EmbedMode(size=3, pooling="mean", embedding_dtype=dtype)
+    vectors = [np.array([1, -2, 3], dtype), None, np.array([4, 5, -6], dtype)]
+    rows = [
+        Completion(
+            row_idx=idx,
+            sample_idx=0,
+            prompt="a",
+            completion=None if vector is None else "",
+            finish_reason=None if vector is None else "stop",
+            num_prompt_tokens=1,
+            num_completion_tokens=0,
+            error=None if vector is not None else RowError("null_prompt", "it is null"),
+            values={} if vector is None else {"embedding": vector},
+        )
+        for idx, vector in enumerate(vectors)
+    ]
+    batch = to_batch(rows, Columns(modes=(mode,)).journaled)
+    for found, wanted in zip(from_batch(batch.slice(1)), vectors[1:], strict=True):
+        if wanted is None:
+            assert "embedding" not in found.values
+        else:
+            assert found.values["embedding"].dtype == dtype and (found.values["embedding"] == wanted).all()
+
+
+def test_a_preview_of_an_encoder_speaks_of_no_cache(
+    run_job: RunJob, headed: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": text} for text in TEXTS])
+    common = ("preview", "--dataset", data, "--task", "embed", "--pooling", "mean")
+    of_encoder = run_job(*common, "--model", headed("bert")).stdout
+    assert "KV cache" not in of_encoder and "shared" not in of_encoder
+    of_decoder = run_job(*common, "--model", headed("llama")).stdout
+    assert "KV cache" in of_decoder and "no beginning of the prompts is computed once" in of_decoder

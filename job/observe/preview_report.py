@@ -1,6 +1,6 @@
 """What a run would do, as text for people and as JSON values for programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from job.modes.mode import Section
@@ -103,6 +103,8 @@ class Preview:
     """Errors other than ``prompt_too_long``."""
     num_shared_tokens: int
     """The length of the beginning that all prompts share."""
+    has_cache: bool
+    """Whether the model keeps keys and values; encoders read each text at once."""
     kv_memory: KvMemory | None
     """None if the model's configuration does not contain the sizes."""
     fit: FitReport | None
@@ -179,9 +181,7 @@ def describe_preview(preview: Preview) -> str:
             *_titled("lengths", _lengths(preview)),
             *_titled("too long", [_too_long(preview)]),
             *_titled("errors", [_error(error, preview) for error in preview.errors] or ["none"]),
-            *_titled("shared", [_shared(preview)]),
-            *_titled("KV cache", _memory(preview)),
-            *_titled("memory", ["unknown"] if preview.fit is None else list(preview.fit.lines())),
+            *(_of_cache(preview) if preview.has_cache else ()),
             *_titled("columns", [f"{name}: {data_type}" for name, data_type in preview.schema]),
             *_titled("note", preview.notes),
         ]
@@ -252,7 +252,15 @@ def _share(num_rows: int, preview: Preview) -> str:
     return f"{num_rows:,} of {preview.num_sampled:,} ({100 * num_rows / preview.num_sampled:.1f} %)"
 
 
+def _of_cache(preview: Preview) -> Iterator[str]:
+    yield from _titled("shared", [_shared(preview)])
+    yield from _titled("KV cache", _memory(preview))
+    yield from _titled("memory", ["unknown"] if preview.fit is None else list(preview.fit.lines()))
+
+
 def _shared(preview: Preview) -> str:
+    if not preview.num_shared_tokens:
+        return "no beginning of the prompts is computed once for all"
     return f"all prompts begin with the same {preview.num_shared_tokens:,} tokens, which are computed and stored once"
 
 

@@ -19,6 +19,7 @@ from job.records import Prompt, Request, RowBlock
 from job.run.examination import Examined
 from job.run.fit import report_fit
 from job.run.row_check import sample_rows
+from job.tasks import Pool
 
 MAX_RUNS = 40
 """A sample has at most this many runs of consecutive rows: to reach a row of a Parquet file, all rows before it in its
@@ -122,6 +123,7 @@ class SeenRows:
 def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[range]) -> Preview:
     config, plan, info = examined.config, examined.plan, examined.model_info
     schema = examined.columns.schema(examined.kept.schema)
+    num_shared, has_cache = _num_shared(examined, seen), info.head is None or not info.head.reads_ahead
     return Preview(
         dataset=config.data.dataset,
         place=examined.dataset.place,
@@ -147,9 +149,10 @@ def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[rang
         num_too_long=seen.num_too_long,
         num_cut=seen.num_cut,
         errors=sorted(seen.errors.values(), key=lambda error: -error.num_rows),
-        num_shared_tokens=seen.num_shared_tokens,
-        kv_memory=_kv_memory(examined, seen.num_shared_tokens),
-        fit=report_fit(examined, room, seen.admitted, seen.num_shared_tokens),
+        num_shared_tokens=num_shared,
+        has_cache=has_cache,
+        kv_memory=_kv_memory(examined, num_shared) if has_cache else None,
+        fit=report_fit(examined, room, seen.admitted, num_shared) if has_cache else None,
         schema=[(field.name, str(field.type)) for field in schema],
         notes=examined.notes,
     )
@@ -159,6 +162,13 @@ def _which(runs: Sequence[range], plan: Plan) -> str:
     if sum(map(len, runs)) == plan.num_rows:
         return "all"
     return "spread" if len(runs) > 1 else "first"
+
+
+def _num_shared(examined: Examined, seen: SeenRows) -> int:
+    """Return how many tokens at the beginning of all prompts are computed once. A mean needs each text's own."""
+    head, task = examined.model_info.head, None if examined.model_info.head is None else examined.modes.task
+    needs_all = isinstance(task, Pool) and (task.pooling == "mean" or (head is not None and head.reads_ahead))
+    return 0 if needs_all else seen.num_shared_tokens
 
 
 def _kv_memory(examined: Examined, num_shared_tokens: int) -> KvMemory | None:
