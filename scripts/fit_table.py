@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from job.config import EngineConfig
 from job.engine.fit.memory import Fit, Room, fits_from
 from job.engine.fit.shape import shape_of
+from job.engine.model.precision import Precision
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "SmolLM2-1.7B": {
@@ -99,7 +100,7 @@ def table() -> Iterator[str]:
         assert shape is not None, f"{name} cannot be built"
         room = {size: Room(name=f"{size} GB", num_bytes=size * 10**9, is_gpu=True) for size in SIZES_GB}
         fits = {
-            size: list(fits_from(config, shape, "bfloat16", room[size], EngineConfig(), ROW_TOKENS))
+            size: list(fits_from(config, shape, Precision(dtype="bfloat16"), room[size], EngineConfig(), ROW_TOKENS))
             for size in SIZES_GB
         }
         token_bytes = next(fit.bytes_per_token * fit.tensor_parallel_size for of in fits.values() for fit in of)

@@ -2,11 +2,12 @@
 
 Usage: engine_process.py TENSOR_PARALLEL_SIZE DTYPE, and on stdin a path NAME.json of jobs a line, whose results go to
 NAME.out; ``ranks`` starts this. Each job has model, prompts and params, and perhaps engine ("paged" by default,
-"static", or "chosen": what the job builds for "paged"), config (of EngineConfig), choices, or size, pooling and task,
-in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps, on the way of CUDA with plain
-operations); or mixed in place of prompts and params, for the requests of test_mixed_tasks. The leader writes for each
-job its generations, [key, token ids, finish reason, error] of every request, what the user was told, how often a row
-was preempted and a step replayed, and the sizes of its weights and its KV cache.
+"static", or "chosen": what the job builds for "paged"), config (of EngineConfig), model_config (of ModelConfig),
+choices, or size and pooling, in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps,
+on the way of CUDA with plain operations); or mixed in place of prompts and params, for the requests of
+test_mixed_tasks. The leader writes for each job its generations, [key, token ids, finish reason, error] of every
+request, what the user was told, how often a row was preempted and a step replayed, and the sizes of its weights and its
+KV cache.
 """
 
 import json
@@ -99,7 +100,7 @@ def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
 
 def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Complete one job's prompts on all ranks; the leader returns what it got."""
-    config = ModelConfig(model=job["model"], dtype=dtype, task=job.get("task", "generate"))
+    config = ModelConfig(model=job["model"], dtype=dtype, **job.get("model_config", {}))
     info = inspect_model(config, ModelFiles(name=config.model), replica.device, replica.info.tensor_parallel_size)
     model = load_model(config, info, replica, [])
     notes: list[str] = []

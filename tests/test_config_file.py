@@ -19,7 +19,7 @@ MISTAKES = {
     "{}": " is JSON; it must be TOML, with lines such as model =",
     "max_tokens = 3": "there is no option 'max_tokens'. Use --max-new-tokens.",
     "gpu-memory-utilization = 0.9": "there is no option 'gpu_memory_utilization'. Use --kv-cache-memory.",
-    "load_in_8bit = true": "Quantized layers cannot be sharded",
+    "load_in_8bit = true": "Use --quantize int8 or fp8",
     "max-new-token = 3": "Did you mean max-new-tokens?",
     "no-chat = true": "Write chat = false.",
     "config = 'x'": "Give --config several times",

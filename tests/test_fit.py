@@ -15,6 +15,7 @@ from job.engine.fit.gpus import GPUS, Gpu
 from job.engine.fit.memory import Room, Work, fit, fits_from, least_secs
 from job.engine.fit.shape import ModelShape, shape_of
 from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.model.precision import Precision
 from tests.conftest import Result
 from tests.engine_process import kv_bytes_of
 from tests.ranks import Ranks
@@ -22,6 +23,7 @@ from tests.serving import make_engine, serve
 from tests.test_run import write_jsonl
 from tests.tiny import ARCHITECTURES
 
+BFLOAT16 = Precision(dtype="bfloat16")
 ROOT = Path(__file__).parents[1]
 CUT = ("llama", "llama_uneven", "qwen2", "gemma2", "mistral", "gpt_neox")
 EXPERTS = {
@@ -125,14 +127,14 @@ def models() -> dict[str, Any]:
 )
 def test_the_sizes_that_fit(models: dict[str, Any], model: str, gpu: str, sizes: list[int]) -> None:
     config = AutoConfig.for_model(**models["MODELS"][model])
-    found = fits_from(config, shape(config), "bfloat16", room(gpu), EngineConfig(), row_tokens=4096)
+    found = fits_from(config, shape(config), BFLOAT16, room(gpu), EngineConfig(), row_tokens=4096)
     assert [one.tensor_parallel_size for one in found] == sizes
 
 
 def test_a_cache_of_the_users_choice_counts_as_it_is(models: dict[str, Any]) -> None:
     config = AutoConfig.for_model(**models["MODELS"]["Llama-3.1-8B"])
     for num_bytes, fits in ((10 * 2**30, True), (59 * 2**30, False), (100 * 2**30, False), (2**20, False)):
-        found = fit(config, shape(config), "bfloat16", room("h100"), EngineConfig(kv_cache_memory=num_bytes), 1)
+        found = fit(config, shape(config), BFLOAT16, room("h100"), EngineConfig(kv_cache_memory=num_bytes), 1)
         assert found is not None and found.cache_bytes == num_bytes and found.fits(row_tokens=1000) == fits
 
 
@@ -140,14 +142,14 @@ def test_the_least_time_is_that_of_reading_the_weights_or_of_multiplying(models:
     """One row reads all weights for every token; a prompt costs two operations per parameter and token."""
     config = AutoConfig.for_model(**models["MODELS"]["Llama-3.1-8B"])
     of_model = shape(config)
-    found = fit(config, of_model, "bfloat16", room("h100"), EngineConfig(), 1)
+    found = fit(config, of_model, BFLOAT16, room("h100"), EngineConfig(), 1)
     assert found is not None
     gpu = Gpu(memory_gb=80, bandwidth_gb_per_sec=1000, teraflops=100)
-    alone = least_secs(of_model, found, gpu, Work(num_rows=1, num_prompt_tokens=0, num_new_tokens=100))
+    alone = least_secs(of_model, BFLOAT16, found, gpu, Work(num_rows=1, num_prompt_tokens=0, num_new_tokens=100))
     assert alone == pytest.approx(100 * 2 * 8.03e9 / 1e12, rel=0.01)
-    prompts = least_secs(of_model, found, gpu, Work(num_rows=1, num_prompt_tokens=10**6, num_new_tokens=0))
+    prompts = least_secs(of_model, BFLOAT16, found, gpu, Work(num_rows=1, num_prompt_tokens=10**6, num_new_tokens=0))
     assert prompts == pytest.approx(2 * 7.5e9 * 10**6 / 1e14, rel=0.01)
-    many = least_secs(of_model, found, gpu, Work(num_rows=512, num_prompt_tokens=0, num_new_tokens=51200))
+    many = least_secs(of_model, BFLOAT16, found, gpu, Work(num_rows=512, num_prompt_tokens=0, num_new_tokens=51200))
     assert alone < many < 10 * alone, "512 rows share the reading of the weights"
 
 

@@ -115,7 +115,7 @@ def test_two_processes_give_the_same(headed: Callable[..., Path], two_ranks: Ran
     jobs = [
         {
             "model": str(headed(name, task)),
-            "task": task,
+            "model_config": {"task": task},
             "prompts": prompts,
             "size": 128 if task == "embed" else NUM_LABELS,
             "pooling": "cls" if (name in encoders and task == "classify") else "mean" if task == "embed" else "last",

@@ -537,7 +537,7 @@ BAD_INPUT = {
     "negative temperature": (["--temperature", "-1"], "--temperature is -1.0; it must be"),
     "no room": (["--max-new-tokens", "512"], "the model has room for 512 tokens"),
     "chat without template": (["--chat"], "the tokenizer has no chat template"),
-    "eight bits": (["--load-in-8bit"], "Quantized layers cannot be sharded by DeepSpeed"),
+    "eight bits": (["--load-in-8bit"], "Use --quantize int8 or fp8"),
     "device map": (["--device-map", "auto"], "--tensor-parallel-size"),
     "kernel injection": (["--kernel-inject"], "AutoTP"),
     "wrong split": (["--split", "test"], "has no split 'test'. Splits: train"),

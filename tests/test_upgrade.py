@@ -78,6 +78,15 @@ def complete(run_job: RunJob, output: str, options: list[Any]) -> Result:
     return result
 
 
+def rounded(value: Any) -> Any:
+    """Return values without the last bits of floats, which depend on the processor that computed them."""
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return {name: rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, runs: Path, name: str) -> None:
     """The rows of its journal are kept, its parts keep their columns, and the result is that of a run of today."""
@@ -87,7 +96,10 @@ def test_an_unfinished_run_of_an_older_version_is_continued(run_job: RunJob, run
     assert first_part(runs / name).read_bytes() == first
     complete(run_job, "new", options)
     expected = read_output(runs / "new")
-    assert read_output(runs / name).equals(expected if has_error_kind(name) else expected.drop_columns(["error_kind"]))
+    expected = expected if has_error_kind(name) else expected.drop_columns(["error_kind"])
+    found = read_output(runs / name)
+    assert found.schema.equals(expected.schema)
+    assert rounded(found.to_pylist()) == rounded(expected.to_pylist())
     schemas = [pq.read_schema(path) for path in sorted(first_part(runs / name).parent.glob("part-*"))]
     assert len(schemas) == 2 and schemas[0].equals(schemas[1], check_metadata=False)
     features = {schema.metadata[b"huggingface"] for schema in schemas}
@@ -397,7 +409,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "num_samples": 1,
     },
     "columns": {"include_prompt": True},
-    "model": {"kv_cache_dtype": "auto", "task": "generate"},
+    "model": {"kv_cache_dtype": "auto", "task": "generate", "quantize": None},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
     "modes.classify": {"problem": "", "labels": [], "reads_ahead": False},
     "modes.embed": {

@@ -54,7 +54,7 @@ _NAMES = {
 """Our name to the others' that mean the same, or nearly."""
 
 _REASONS = {
-    "Quantized layers cannot be sharded by DeepSpeed. Use --dtype float16 and a larger --tensor-parallel-size.": (
+    "Use --quantize int8 or fp8, or a model that was published in fewer bits. There are no 4 bits of our own.": (
         "load-in-8bit load-in-4bit quantization quantization-config bnb-4bit"
     ),
     "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size.": (

@@ -75,6 +75,8 @@ class Preview:
     """What lies beside them."""
     model: str
     dtype: str
+    quantization: str | None
+    """Of the linear layers."""
     tensor_parallel_size: int
     max_model_len: int
     num_rows: int
@@ -127,6 +129,7 @@ class Preview:
             "model": {
                 "name": self.model,
                 "dtype": self.dtype,
+                "quantization": self.quantization,
                 "tensor_parallel_size": self.tensor_parallel_size,
                 "max_model_len": self.max_model_len,
             },
@@ -217,7 +220,8 @@ def _plan(preview: Preview) -> str:
 
 def _model(preview: Preview) -> str:
     where = "this machine" if preview.fit is None else preview.fit.device
-    return f"{preview.model} in {preview.dtype} (on {where}), room for {preview.max_model_len:,} tokens"
+    layers = f", layers in {preview.quantization}" if preview.quantization else ""
+    return f"{preview.model} in {preview.dtype}{layers} (on {where}), room for {preview.max_model_len:,} tokens"
 
 
 def _lengths(preview: Preview) -> list[str]:

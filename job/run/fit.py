@@ -61,18 +61,19 @@ def report_fit(
             full_kv_cache_bytes=found.max_rows * median * found.bytes_per_token,
         )
 
-    size, kv_cache_dtype = config.engine.tensor_parallel_size, config.model.kv_cache_dtype
-    of_model = (info.config, shape, info.dtype, room, config.engine)
-    asked = fit(*of_model, size, kv_cache_dtype=kv_cache_dtype)
-    smallest = next(fits_from(*of_model, longest, kv_cache_dtype=kv_cache_dtype), None)
+    of_model = (info.config, shape, info.precision, room, config.engine)
+    asked = fit(*of_model, config.engine.tensor_parallel_size)
+    smallest = next(fits_from(*of_model, longest), None)
     timed = asked if asked is not None and asked.fits(longest) else smallest
     return FitReport(
         device=room.name,
         is_gpu=room.is_gpu,
         memory_bytes=room.num_bytes,
         num_params=shape.num_params,
-        weight_bytes=shape.num_params * getattr(torch, info.dtype).itemsize,
+        weight_bytes=shape.bytes_of_process(1, info.precision),
         asked=None if asked is None else at_size(asked),
         smallest=None if smallest is None else at_size(smallest),
-        least_secs=None if room.gpu is None or timed is None else least_secs(shape, timed, room.gpu, work),
+        least_secs=None
+        if room.gpu is None or timed is None
+        else least_secs(shape, info.precision, timed, room.gpu, work),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from job.data.source import read_rows
 from job.data.tokenization import EncodedPrompt
 from job.engine.fit.memory import Room
-from job.engine.model.kv_size import kv_bytes_per_token, stored_dtype
+from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.paged.schedule.pages import num_common
 from job.modes.registry import MODES
 from job.observe.histogram import Histogram
@@ -131,6 +131,7 @@ def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[rang
         not_read=[unread.name for unread in examined.dataset.unread],
         model=config.model.model,
         dtype=info.dtype,
+        quantization=info.precision.quantization,
         tensor_parallel_size=config.engine.tensor_parallel_size,
         max_model_len=info.max_model_len,
         num_rows=plan.num_rows,
@@ -173,7 +174,7 @@ def _num_shared(examined: Examined, seen: SeenRows) -> int:
 
 def _kv_memory(examined: Examined, num_shared_tokens: int) -> KvMemory | None:
     config, info = examined.config, examined.model_info
-    dtype = stored_dtype(config.model.kv_cache_dtype, info.dtype)
+    dtype = info.precision.stored_dtype
     num_bytes = kv_bytes_per_token(info.config, dtype, config.engine.tensor_parallel_size)
     if not num_bytes:
         return None

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from job.config import EngineConfig
 from job.engine.fit.gpus import Gpu
 from job.engine.fit.shape import ModelShape
-from job.engine.model.kv_size import kv_bytes_per_token, stored_dtype
+from job.engine.model.kv_size import kv_bytes_per_token
+from job.engine.model.precision import Precision
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.paged.budget import cpu_cache_bytes, cuda_cache_bytes, logits_bytes, row_limits
 from job.errors import UsageError
@@ -67,18 +66,15 @@ class Fit:
 def fit(
     config: Any,
     shape: ModelShape,
-    dtype: str,
+    precision: Precision,
     room: Room,
     engine: EngineConfig,
     size: int,
-    *,
-    kv_cache_dtype: str = "auto",
 ) -> Fit | None:
     """Return what a run needs at a tensor-parallel size.
 
     Args:
         config: transformers' configuration.
-        dtype: the model's.
         engine: the limits that the user has set.
 
     Returns:
@@ -88,15 +84,14 @@ def fit(
         check_tensor_parallel(config, size)
     except UsageError:
         return None
-    token_bytes = kv_bytes_per_token(config, stored_dtype(kv_cache_dtype, dtype), size)
+    token_bytes = kv_bytes_per_token(config, precision.stored_dtype, size)
     if not token_bytes:
         return None
-    itemsize = getattr(torch, dtype).itemsize
     max_rows, max_tokens = row_limits(engine, on_cuda=room.is_gpu)
-    weights = shape.params_of_process(size) * itemsize
+    weights = shape.bytes_of_process(size, precision)
     num_processes = 1 if room.is_gpu else size  # a machine's memory is that of all its processes
     free, logits = room.num_bytes - weights * num_processes, logits_bytes(max_rows, shape.vocab_size)
-    activations = max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * itemsize
+    activations = max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * precision.itemsize
     if room.is_gpu:
         cache = most = cuda_cache_bytes(free, activations, logits, records=engine.records_steps(is_sharded=size > 1))
     else:
@@ -117,16 +112,14 @@ def fit(
 def fits_from(
     config: Any,
     shape: ModelShape,
-    dtype: str,
+    precision: Precision,
     room: Room,
     engine: EngineConfig,
     row_tokens: int,
-    *,
-    kv_cache_dtype: str = "auto",
 ) -> Iterator[Fit]:
     """Yield what a run needs at each size at which a row of this length fits, the smallest first."""
     for size in SIZES:
-        found = fit(config, shape, dtype, room, engine, size, kv_cache_dtype=kv_cache_dtype)
+        found = fit(config, shape, precision, room, engine, size)
         if found is not None and found.fits(row_tokens):
             yield found
 
@@ -148,12 +141,14 @@ class Work:
         return (self.num_prompt_tokens + self.num_new_tokens) // max(1, self.num_rows)
 
 
-def least_secs(shape: ModelShape, fitted: Fit, gpu: Gpu, work: Work) -> float:
+def least_secs(shape: ModelShape, precision: Precision, fitted: Fit, gpu: Gpu, work: Work) -> float:
     """Return a time that no engine can beat on one replica: what is read, and what is multiplied, at the data sheet's
     rates. It leaves out communication, scheduling, and everything else that takes time.
     """
     bandwidth, flops = gpu.bandwidth_gb_per_sec * 1e9, gpu.teraflops * 1e12
     flops_per_token = 2 * shape.multiplied_params(fitted.tensor_parallel_size)
+    if precision.quantization == "fp8":  # products at twice the rate of 16 bits
+        flops_per_token -= max(0, shape.quantized_params(fitted.tensor_parallel_size) - shape.idle_params)
     num_at_once = max(1, min(work.num_rows, fitted.num_rows(work.row_tokens)))
     read_bytes = fitted.weight_bytes + num_at_once * work.row_tokens * fitted.bytes_per_token
     step_secs = max(read_bytes / bandwidth, num_at_once * flops_per_token / flops)

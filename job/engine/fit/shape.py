@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from job.engine.model.experts import layout_of, num_experts
+from job.engine.model.precision import Precision
 from job.engine.model.repairs import mlps_of
 from job.engine.model.tensor_parallel import Cut, cut_of, num_kv_heads
 from job.errors import UsageError
@@ -33,6 +34,8 @@ class ModelShape:
     """Whether the output layer has the weights of the input embedding; cut in two, it needs a copy of its share."""
     idle_params: int
     """Of experts that a token does not use. Part of ``linear_params``."""
+    experts_params: int
+    """Of experts in one tensor, which are not quantized. Part of ``linear_params``."""
     num_kv_heads: int
     hidden_size: int
     intermediate_size: int
@@ -50,6 +53,17 @@ class ModelShape:
         attention = self.attention_params * -(-self.num_kv_heads // size) // self.num_kv_heads
         linear = self.linear_params + (self.embedding_params if self.is_tied else 0)
         return attention + -(-linear // size) + self.whole_params
+
+    def bytes_of_process(self, size: int, precision: Precision) -> int:
+        """Return the bytes of what that process holds."""
+        saved = self.quantized_params(size) * (precision.itemsize - precision.quantized_itemsize)
+        return self.params_of_process(size) * precision.itemsize - int(saved)
+
+    def quantized_params(self, size: int) -> int:
+        """Return how many of its parameters can be quantized: those of linear layers but the output."""
+        attention = self.attention_params * -(-self.num_kv_heads // size) // self.num_kv_heads
+        output = 0 if self.is_tied else self.embedding_params
+        return attention + max(0, self.linear_params - self.experts_params - output) // size
 
     def multiplied_params(self, size: int) -> int:
         """Return the parameters of such a process with which a token is multiplied."""
@@ -80,7 +94,8 @@ def _measure(model: Any, config: Any) -> ModelShape:
     embedding, output = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
     attention = 0
     count = num_experts(config)
-    linear = sum(_num_params(module) for module in model.modules() if _are_experts(module, count))
+    experts = sum(_num_params(module) for module in model.modules() if _are_experts(module, count))
+    linear = experts
     for name, module in _layers_to_cut(model, config):
         if module.weight is embedding:
             continue
@@ -97,6 +112,7 @@ def _measure(model: Any, config: Any) -> ModelShape:
         embedding_params=embedding.numel(),
         is_tied=output is embedding,
         idle_params=_idle_params(model, text),
+        experts_params=experts,
         num_kv_heads=heads,
         hidden_size=hidden,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * hidden,

@@ -11,6 +11,7 @@ from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
 from job.engine.model.naming import check_no_adapter, check_repository
 from job.engine.model.precision import Precision
+from job.engine.model.quantized import check_device
 from job.engine.model.sentence_files import longest_text
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.weights import check_format, weight_files
@@ -91,6 +92,8 @@ def inspect_model(
         )
     head = head_of(kind, files, hf_config)
     check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=head is not None and head.reads_ahead)
+    if config.quantize is not None:
+        check_device(config.quantize, device)
     dtype, note = resolve_dtype(config.dtype, device)
     return ModelInfo(
         files=files,
@@ -98,7 +101,7 @@ def inspect_model(
         config=hf_config,
         kind=kind,
         head=head,
-        precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype),
+        precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize),
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),

@@ -3,8 +3,9 @@
 1. Read in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the pages, and only
    what is used is read. A cast here would give every rank a private copy of the model.
 2. Shard in that dtype; what is cut are views of the mapped file. Then repair what AutoTP leaves wrong, and cut experts.
-3. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
-4. Put on what gives vectors or classes, if the model is for that.
+3. Quantize, if asked, layer by layer, each on the device.
+4. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
+5. Put on what gives vectors or classes, if the model is for that.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from job.config import ModelConfig
 from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
 from job.engine.model.placing import move_to, placing, put_back, reporting_out_of_memory, tensors_to_keep
+from job.engine.model.quantized import quantize
 from job.engine.model.reading import read_weights
 from job.engine.model.repairs import repair
 from job.engine.model.sharding import computable_dtypes, shard
@@ -71,6 +73,8 @@ def load_model(
         model.eval().requires_grad_(False)
         model = shard(model, replica, verbose=verbose)
         changed = repair(model, replica, placing(replica.device, dtype))
+        if info.precision.quantization is not None:
+            quantize(model, info.precision.quantization, replica.device, dtype)
         move_to(model, replica.device, dtype)
         put_back(model, {name: tensor for name, tensor in kept.items() if name not in changed})
         model = with_head(model, info.kind)

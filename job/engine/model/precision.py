@@ -6,7 +6,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from job.engine.model.kv_size import stored_dtype
+from job.engine.model.quantized import GROUP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +20,25 @@ class Precision:
     """The dtype of a run: float16, bfloat16 or float32."""
     kv_cache_dtype: str = "auto"
     """Of stored keys and values; one of ``config.KV_CACHE_DTYPES``."""
+    quantization: str | None = None
+    """Of the linear layers; one of ``config.QUANTIZATIONS``."""
 
     @property
     def stored_dtype(self) -> str:
         """The name of the dtype in which keys and values are stored."""
         return stored_dtype(self.kv_cache_dtype, self.dtype)
 
+    @property
+    def itemsize(self) -> int:
+        """The bytes of a number that is not quantized."""
+        return int(getattr(torch, self.dtype).itemsize)
+
+    @property
+    def quantized_itemsize(self) -> float:
+        """The bytes of a number in a layer that may be quantized, with its share of the scales."""
+        shares = {None: float(self.itemsize), "fp8": 1.0, "int8": 1 + self.itemsize / GROUP}
+        return shares[self.quantization]
+
     def identity(self) -> dict[str, Any]:
         """Return what a run's identity says of it."""
-        return {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype}
+        return {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype, "quantize": self.quantization}

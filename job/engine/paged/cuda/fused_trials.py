@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from job.engine.logits.reductions import in_two_rounds
+from job.engine.model.quantized import QuantizedLinear
 from job.engine.paged.attention.interface import NAME, DelayedRotation, attending
 from job.engine.paged.cuda.fused_launches import ACTIVATIONS, Scaling, gate, largest, rotate_and_store
 from job.engine.paged.cuda.fused_modules import AddingLayer, GatedMLP, Norm, Rotation
@@ -119,16 +120,22 @@ def attentions_agree(module: Any, at_once: Callable[..., Any], delayed: Callable
     """
     if module.config._attn_implementation != NAME:
         return False
-    weight = next(parameter for parameter in module.parameters() if parameter.dim() == 2)
-    cos, sin = _numbers(weight, 2, 1, 5, module.head_dim)
+    like = input_of(module)
+    cos, sin = _numbers(like, 2, 1, 5, module.head_dim)
     options = {"position_embeddings": (cos, sin), "attention_mask": None}
     last = next(part for name, part in module.named_children() if name in ("o_proj", "out_proj", "dense"))
     found: list[torch.Tensor] = []
     with _as_forward(last, lambda values: values):  # which may reduce over ranks
         for forward, attend in ((at_once, _sum), (delayed, _Rotating())):
             with attending(attend):
-                found.append(forward(hidden_states=_numbers(weight, 1, 5, weight.shape[1]), **options)[0])
+                found.append(forward(hidden_states=_numbers(like, 1, 5, like.shape[1]), **options)[0])
     return torch.equal(*found)
+
+
+def input_of(module: torch.nn.Module) -> torch.Tensor:
+    """Return a tensor [..., K] with the size, dtype and device of what a module's first product takes."""
+    inputs = [part.input_like() for part in module.modules() if isinstance(part, QuantizedLinear)]
+    return next(iter(inputs or [parameter for parameter in module.parameters() if parameter.dim() == 2]))
 
 
 def _sum(layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: Any) -> torch.Tensor:
