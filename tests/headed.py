@@ -24,6 +24,20 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 """Name to what differs from the common shape; see ``tiny``."""
 
+DECODERS: dict[str, dict[str, Any]] = {
+    "phi3": {"num_key_value_heads": 2},
+    "olmo2": {"num_key_value_heads": 2},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+    },
+    "bloom": {"n_head": 4, "n_layer": 2},
+}
+"""Those that need more than AutoTP does, beside ``tiny.ARCHITECTURES``."""
+
 COMMON = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 128,
@@ -43,7 +57,7 @@ def make_headed(directory: Path, name: str, auto_class: Any, *, dtype: Any = tor
 
     Encoders get one that puts a token before and after each text.
     """
-    values = {**COMMON, **(ENCODERS.get(name) or ARCHITECTURES.get(name, {})), **changes}
+    values = {**COMMON, **{**ARCHITECTURES, **DECODERS, **ENCODERS}[name], **changes}
     torch.manual_seed(0)
     config = AutoConfig.for_model(values.pop("model_type", name), **values)
     model = auto_class.from_config(config, dtype=dtype)

@@ -21,7 +21,7 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch, to_batch
 from job.records import Completion, RowError
 from job.tasks import Pool
-from tests.headed import ENCODERS, class_logits, make_headed, pooled, write_sentence_files
+from tests.headed import DECODERS, ENCODERS, class_logits, make_headed, pooled, write_sentence_files
 from tests.ranks import Ranks
 from tests.serving import MODES, ask, build_as_the_job_does, finish, innermost, make_engine, make_prompts, serve
 from tests.test_run import RunJob, read_output, write_jsonl
@@ -109,7 +109,7 @@ def test_a_row_that_is_not_finite_is_an_error_and_spoils_no_other(headed: Callab
 def test_two_processes_give_the_same(headed: Callable[..., Path], two_ranks: Ranks) -> None:
     """Of every architecture that may be cut: AutoTP cuts the layers and leaves the heads whole."""
     prompts = make_prompts()[::4]
-    decoders = ["llama", "qwen3"]
+    decoders = ["llama", "qwen3", *DECODERS]
     encoders = [name for name in ENCODERS if name not in ("mpnet", "modernbert")]
     cases = [(name, task) for name in (*decoders, *encoders) for task in ("embed", "classify")]
     jobs = [
@@ -304,6 +304,15 @@ def test_what_has_no_vector_or_label_is_refused_in_one_line(
     assert not (tmp_path / "run/manifest.json").exists()
 
 
+def test_a_batch_of_requests_is_not_embedded(run_job: RunJob, headed: Callable[..., Path], tmp_path: Path) -> None:
+    body = {"model": "m", "input": "a"}
+    request = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+    data = write_jsonl(tmp_path / "data.jsonl", [request])
+    options = ("--task", "embed", "--output", tmp_path / "run")
+    result = run_job("run", "--model", headed("llama"), "--dataset", data, *options)
+    assert result.exit_code == 2 and "requests to OpenAI's API, which --task embed does not answer" in result.stderr
+
+
 def test_models_of_another_kind_are_refused(run_job: RunJob, headed: Callable[..., Path], tmp_path: Path) -> None:
     """Before their weights are read where their configuration shows it, or else since weights are missing."""
     data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a"}])
@@ -316,6 +325,10 @@ def test_models_of_another_kind_are_refused(run_job: RunJob, headed: Callable[..
     assert "ForSequenceClassification, which writes no text. Set --task classify." in refusal(
         headed("llama", "classify")
     )
+    encoder = headed("bert")
+    assert "is an encoder (bert), which writes no text. Set --task embed or classify." in refusal(encoder)
+    fp8 = refusal(encoder, "--task", "embed", "--pooling", "mean", "--kv-cache-dtype", "fp8")
+    assert "--kv-cache-dtype fp8 has no effect: an encoder keeps no keys and values. Leave it out." in fp8
     assert "has no modules.json of sentence-transformers" in refusal(headed("bert"), "--task", "embed")
     causal = make_headed(tmp_path / "causal", "llama", AutoModelForCausalLM)
     config = json.loads((causal / "config.json").read_text())

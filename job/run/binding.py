@@ -30,6 +30,7 @@ from job.run.kept_columns import KeptColumns, columns_kept
 from job.run.older_runs import with_requests
 from job.run.resolved import ResolvedRun
 from job.tasks import Generate, Task
+from job.tasks.head import GENERATE
 from job.wording import UNLIMITED
 
 
@@ -131,6 +132,11 @@ def _with_columns(config: RunConfig, dataset: OpenDataset, found: Manifest | Non
     columns = dataset.source.schema.names
     run = ResolvedRun(config=config, chat=chat).with_columns(columns)
     if recognizes_requests(config.prompt, columns):
+        if config.model.task != GENERATE:
+            raise UsageError(
+                f"--dataset {config.data.dataset} holds requests to OpenAI's API, which --task {config.model.task} "
+                "does not answer. Give it texts: JSON lines with a column such as prompt."
+            )
         run = replace(run, batch_id_column=ID_COLUMN, config=with_requests(run.config, BODY_COLUMN, found))
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     of_prefill = Prefill(run.config.prompt.prefill, columns).needed

@@ -91,6 +91,11 @@ def inspect_model(
             "Use the model in float16 or bfloat16, with a larger --tensor-parallel-size if it does not fit."
         )
     head = head_of(kind, files, hf_config)
+    if head is not None and head.reads_ahead and config.kv_cache_dtype != "auto":
+        raise UsageError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} has no effect: an encoder keeps no keys and values. "
+            "Leave it out."
+        )
     check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=head is not None and head.reads_ahead)
     if config.quantize is not None:
         check_device(config.quantize, device)

@@ -26,6 +26,10 @@ CLASSIFIER = ModelKind(auto_class="AutoModelForSequenceClassification", phrase="
 _KINDS = {GENERATE: CAUSAL, CLASSIFY: CLASSIFIER, EMBED: EMBEDDER}
 
 
+MAY_WRITE = frozenset({"flaubert", "reformer", "xlm"})
+"""``model_type`` of encoders that some checkpoints use as language models, without a word in their configuration."""
+
+
 def kind_of(task: str, name: str, config: Any) -> ModelKind:
     """Return the kind of a model that does a task.
 
@@ -40,6 +44,10 @@ def kind_of(task: str, name: str, config: Any) -> ModelKind:
     stored = (getattr(config, "architectures", None) or [""])[0]
     if task == GENERATE and stored.endswith("ForSequenceClassification"):
         raise UsageError(f"--model {name} is a {stored}, which writes no text. Set --task classify.")
+    if task == GENERATE and reads_ahead(config) and config.model_type not in MAY_WRITE:
+        raise UsageError(
+            f"--model {name} is an encoder ({config.model_type}), which writes no text. Set --task embed or classify."
+        )
     if task == CLASSIFY and stored.endswith(("ForCausalLM", "ForMaskedLM")):
         raise UsageError(
             f"--model {name} is a {stored}: it has no head that classifies. Name a classifier or a reward model. (A "
@@ -57,4 +65,5 @@ def reads_ahead(config: Any) -> bool:
     """Whether each token of a model sees those after it: whether it is an encoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    is_known = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return is_known and not getattr(config, "is_decoder", False)
