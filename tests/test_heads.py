@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.paged.engine import PagedEngine
@@ -23,7 +23,7 @@ from job.records import Completion, RowError
 from job.tasks import Pool
 from tests.headed import DECODERS, ENCODERS, class_logits, make_headed, pooled, write_sentence_files
 from tests.ranks import Ranks
-from tests.serving import MODES, ask, build_as_the_job_does, finish, innermost, make_engine, make_prompts, serve
+from tests.serving import MODES, ask, build_as_the_job_does, finish, innermost, load, make_engine, make_prompts, serve
 from tests.test_run import RunJob, read_output, write_jsonl
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
@@ -90,6 +90,17 @@ def test_architectures_are_served_as_transformers_computes_them(
     prompts = make_prompts()[::3]
     found = finish(engine, asked(prompts, pooling, 128 if task == "embed" else NUM_LABELS))
     assert_close([g.vector for g in found], expected_of(headed(name, task), task, pooling, prompts))
+
+
+def test_a_layer_that_vectors_do_not_need_may_be_missing(tmp_path: Path) -> None:
+    """A masked language model has no pooler, which ``AutoModel`` would fill with random numbers. It is left out."""
+    model_dir = make_headed(tmp_path / "model", "bert", AutoModelForMaskedLM)
+    engine, _ = build_as_the_job_does(model_dir, task="embed")
+    prompts = make_prompts()[:2]
+    found = finish(engine, asked(prompts, "cls"))
+    assert_close([g.vector for g in found], pooled(model_dir, prompts, "cls"))
+    served, _ = load(model_dir, task="embed")
+    assert served.module.base.pooler is None
 
 
 def test_a_row_that_is_not_finite_is_an_error_and_spoils_no_other(headed: Callable[..., Path]) -> None:
