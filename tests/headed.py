@@ -69,7 +69,7 @@ def make_headed(directory: Path, name: str, auto_class: Any, *, dtype: Any = tor
     if name in ENCODERS:
         tokenizer.add_special_tokens({"cls_token": "<cls>", "sep_token": "<sep>"})
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<cls> $A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", 258), ("<sep>", 259)]
+            single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=[("<cls>", 258), ("<sep>", 259)]
         )
     tokenizer.save_pretrained(directory)
     return directory

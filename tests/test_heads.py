@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.paged.engine import PagedEngine
@@ -271,6 +277,28 @@ def test_labels_are_written(run_job: RunJob, headed: Callable[..., Path], tmp_pa
     scores = [float(logits[0]) for logits in class_logits(model, ids)]
     assert [row["score"] for row in rows[:4]] == pytest.approx(scores, abs=1e-4) and rows[4]["score"] is None
     assert f"scores      mean {np.mean(scores):,.4g}" in run.stdout  # type: ignore[attr-defined]
+
+
+def test_a_cross_encoder_reads_pairs(run_job: RunJob, tmp_path: Path) -> None:
+    """Both texts at once, told apart by their types of tokens; what is no pair is an error row."""
+    model = make_headed(tmp_path / "model", "bert", AutoModelForSequenceClassification, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pairs = [("What is it?", "a"), ("a", "Ein längerer Text."), ("a", "a"), ("a", None), ("a", "b" * 600)]
+    data = write_jsonl(tmp_path / "data.jsonl", [{"query": query, "text": text} for query, text in pairs])
+    options = ("--task", "classify", "--dtype", "float32", "--max-error-rate", 1, "--output", tmp_path / "run")
+    command = ("run", "--dataset", data, "--prompt-column", "query", "--text-pair-column", "text", *options)
+    result = run_job(*command, "--model", model)
+    assert result.exit_code == 0, result.stderr
+    assert run_job("verify", tmp_path / "run").exit_code == 0
+    rows = read_output(tmp_path / "run").to_pylist()
+    plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    for row, (query, text) in zip(rows[:3], pairs, strict=False):
+        joined = tokenizer(query, text, return_tensors="pt", return_token_type_ids=True)
+        assert 1 in joined["token_type_ids"]
+        assert row["score"] == pytest.approx(float(plain(**joined).logits[0, 0]), abs=1e-4)
+    assert [row["error_kind"] for row in rows[3:]] == ["null_text", "prompt_too_long"]
+    refused = run_job(*command, "--model", model, "--on-long-prompt", "truncate-right", "--output", tmp_path / "other")
+    assert refused.exit_code == 2 and "--text-pair-column and --on-long-prompt were given together." in refused.stderr
 
 
 def test_a_reward_model_reads_whole_conversations(run_job: RunJob, tmp_path: Path) -> None:

@@ -411,7 +411,13 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "columns": {"include_prompt": True},
     "model": {"kv_cache_dtype": "auto", "task": "generate", "quantize": None},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
-    "modes.classify": {"problem": "", "labels": [], "reads_ahead": False},
+    "modes.classify": {
+        "text_pair_column": None,
+        "longest_pair": None,
+        "problem": "",
+        "labels": [],
+        "reads_ahead": False,
+    },
     "modes.embed": {
         "pooling": None,
         "normalize": None,

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from job.errors import shorten
+from job.errors import UsageError, shorten
 from job.modes.choices import LABELS, MAX_SHOWN, MAX_TALLIED
 from job.modes.headed import SAMPLING, check_alone, prompts_of_texts
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting
-from job.records import Generation
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting, Tokens
+from job.modes.options import option
+from job.records import Generation, Prompt, Request, RowRejected
 from job.tasks import Pool, Task
 from job.tasks.head import CLASSIFY, MANY_LABELS, ONE_LABEL, SCORE, Head
 
@@ -34,6 +35,13 @@ class ClassifyMode(Mode):
     task_category: ClassVar[str | None] = "text-classification"
     empty_preview: ClassVar[Mapping[str, Any]] = {"classes": None}
 
+    text_pair_column: str | None = option(
+        None,
+        "With --task classify: a column with a second text, such as the document for a query. The model, a "
+        "cross-encoder, reads both at once.",
+    )
+    longest_pair: int | None = None
+    """The most tokens of both texts together. From the model."""
     problem: str = ""
     """``SCORE``, ``ONE_LABEL`` or ``MANY_LABELS``. From the model."""
     labels: tuple[str, ...] = ()
@@ -49,6 +57,16 @@ class ClassifyMode(Mode):
     def check(self, config: "RunConfig") -> None:
         """See ``Mode``."""
         check_alone(self, config)
+        odd = {"--chat": config.prompt.chat or config.prompt.messages_column is not None}
+        odd["--on-long-prompt"] = config.prompt.on_long_prompt != "error"
+        odd["--special-tokens-in-text escape"] = config.prompt.special_tokens_in_text == "escape"
+        if self.text_pair_column is not None and (
+            flag := next((flag for flag, is_given in odd.items() if is_given), "")
+        ):
+            raise UsageError(
+                f"--text-pair-column and {flag} were given together. Leave out {flag}: a pair is read as "
+                "two whole texts."
+            )
 
     def prompts(self, config: "PromptConfig") -> "PromptConfig":
         """See ``Mode``."""
@@ -58,11 +76,24 @@ class ClassifyMode(Mode):
         """Take the labels from the model. (A run of another task asks nothing.)"""
         if not head.labels:
             return self
+        if self.text_pair_column is not None and not head.reads_ahead:
+            raise UsageError(
+                "--text-pair-column: the model is a decoder, which reads one text. Leave it out, and write both texts "
+                "into --prompt-template."
+            )
         return replace(self, problem=head.problem, labels=head.labels, reads_ahead=head.reads_ahead)
+
+    def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:
+        """Take the length of pairs from the model."""
+        return self if self.text_pair_column is None else replace(self, longest_pair=config.model.max_model_len)
+
+    def columns(self) -> tuple[str, ...]:
+        """See ``Mode``."""
+        return () if self.text_pair_column is None else (self.text_pair_column,)
 
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
-        return BoundClassify(self)
+        return BoundClassify(self, setting)
 
     def measured(self) -> "list[pa.Field]":
         """See ``Mode``."""
@@ -117,7 +148,8 @@ class ClassifyMode(Mode):
 
     def card_values(self) -> Mapping[str, Any]:
         """See ``Mode``."""
-        return {"labels": self.labels} if self.problem != SCORE else {}
+        pair = {} if self.text_pair_column is None else {"text_pair_column": self.text_pair_column}
+        return {**pair, **({"labels": self.labels} if self.problem != SCORE else {})}
 
     def part_metadata(self) -> dict[bytes, bytes]:
         """See ``Mode``. Probabilities are in the order of these labels."""
@@ -127,14 +159,38 @@ class ClassifyMode(Mode):
 class BoundClassify(BoundMode):
     """Asks for the logits of the classes, and names them."""
 
-    def __init__(self, mode: ClassifyMode) -> None:
+    def __init__(self, mode: ClassifyMode, setting: Setting) -> None:
         """Serve a mode that knows the model."""
         assert mode.labels, "headed"
-        self._mode, self._task = mode, Pool(size=len(mode.labels), pooling="cls" if mode.reads_ahead else "last")
+        self._mode, self._inner = mode, setting.tokens.inner
+        self._task = Pool(size=len(mode.labels), pooling="cls" if mode.reads_ahead else "last")
 
     def refine(self, task: Task, values: Mapping[str, Any]) -> Task:
         """See ``BoundMode``."""
         return self._task
+
+    def given(self, request: Request, prompt: Prompt) -> Request:
+        """Put the second text of a pair behind the first, as the tokenizer joins them."""
+        column = self._mode.text_pair_column
+        if column is None:
+            return request
+        second = prompt.values[column]
+        if second is None:
+            raise RowRejected("null_text", f"column {column!r} is null")
+        if not isinstance(second, str):
+            raise RowRejected("not_a_string", f"column {column!r} is a {type(second).__name__}")
+        try:
+            second.encode()
+        except UnicodeEncodeError:
+            detail = f"column {column!r} contains a lone surrogate, which is not a character"
+            raise RowRejected("invalid_unicode", detail) from None
+        joined = self._inner(str(prompt.text), second, return_token_type_ids=True, verbose=False)
+        ids, longest = list(joined["input_ids"]), self._mode.longest_pair
+        if longest is not None and len(ids) > longest:
+            raise RowRejected("prompt_too_long", f"{len(ids)} tokens in both texts, the limit is {longest}")
+        types = list(joined["token_type_ids"])
+        second_from = types.index(1) if 1 in types else None
+        return replace(request, prompt_ids=ids, task=replace(self._task, second_from=second_from))
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Turn logits into probabilities. The completion is what a person would read: the label, or the score."""
@@ -174,4 +230,5 @@ class BoundClassify(BoundMode):
             MANY_LABELS: f"any of {len(mode.labels):,} labels with more than 0.5: {names}{more}",
         }
         values = {"problem": mode.problem, "labels": list(mode.labels)}
-        return [Section(title="classes", lines=[lines[mode.problem]], values={"classes": values})]
+        pair = [] if mode.text_pair_column is None else [f"of pairs: each prompt with column {mode.text_pair_column!r}"]
+        return [Section(title="classes", lines=[lines[mode.problem], *pair], values={"classes": values})]

@@ -55,6 +55,8 @@ class Pool:
     """How many numbers it has."""
     pooling: str
     """One of ``POOLINGS``. A classifier that reads ahead pools in its own way."""
+    second_from: int | None = None
+    """The index of the first token of the second text of a pair. None: there is one text."""
 
     @property
     def is_deterministic(self) -> bool:

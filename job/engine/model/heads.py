@@ -102,15 +102,24 @@ class TextHead(torch.nn.Module):
             if name != model.base_model_prefix:
                 head.float().register_forward_pre_hook(_in_float32)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **arguments: Any) -> SimpleNamespace:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        **arguments: Any,
+    ) -> SimpleNamespace:
         """Return ``logits``, [B, D] float32.
 
         Args:
             input_ids: [B, T] int64.
             attention_mask: [B, T], 0 for padding.
+            token_type_ids: [B, T], 1 for tokens of a second text. Left out of models that do not tell texts apart.
             arguments: not used.
         """
-        return SimpleNamespace(logits=self.model(input_ids=input_ids, attention_mask=attention_mask).logits)
+        told_apart = token_type_ids is not None and getattr(self.config, "type_vocab_size", 0) > 1
+        types = {"token_type_ids": token_type_ids} if told_apart else {}
+        return SimpleNamespace(logits=self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits)
 
 
 def with_head(model: Any, kind: ModelKind) -> Any:

@@ -21,6 +21,8 @@ class PooledTexts:
     """What the leader sends for one batch."""
 
     token_ids: list[list[int]]
+    second_from: list[int | None]
+    """For each, the index of the first token of the second text of a pair."""
 
 
 class Pooling:
@@ -41,7 +43,10 @@ class Pooling:
 
     def compute(self, batch: list[Request]) -> list[Generation]:
         """See ``BatchTask``."""
-        command = PooledTexts(token_ids=[list(request.prompt_ids) for request in batch])
+        command = PooledTexts(
+            token_ids=[list(request.prompt_ids) for request in batch],
+            second_from=[_task_of(request).second_from for request in batch],
+        )
         self._replica.command(command)
         found: list[torch.Tensor] = []
         together(self._replica, lambda: found.append(self._pooled(command, batch)))
@@ -65,8 +70,13 @@ class Pooling:
     def _forward(self, texts: PooledTexts) -> list[torch.Tensor]:
         """Return of each text what the model gives: [D] if it pools itself, or else [T, D]."""
         ids, is_real = pad_right(texts.token_ids, self._model.pad_token_id, self._replica.device)
+        types = {}
+        if isinstance(self._model.module, TextHead) and any(begin is not None for begin in texts.second_from):
+            begins = [ids.shape[1] if begin is None else begin for begin in texts.second_from]
+            places, first = torch.arange(ids.shape[1], device=ids.device), torch.tensor(begins, device=ids.device)
+            types = {"token_type_ids": (places >= first[:, None]).long() * is_real}
         with torch.inference_mode():
-            logits = self._model.module(input_ids=ids, attention_mask=is_real, use_cache=False).logits
+            logits = self._model.module(input_ids=ids, attention_mask=is_real, use_cache=False, **types).logits
         if isinstance(self._model.module, TextHead):
             return list(logits)
         return [tokens[: len(own)] for tokens, own in zip(logits, texts.token_ids, strict=True)]
@@ -74,12 +84,16 @@ class Pooling:
     def _pooled(self, texts: PooledTexts, batch: list[Request]) -> torch.Tensor:
         """Return [B, D] float32, on the host."""
         vectors = zip(self._forward(texts), batch, strict=True)
-        return torch.stack([_pool(vector, request.task) for vector, request in vectors]).cpu()
+        return torch.stack([_pool(vector, _task_of(request)) for vector, request in vectors]).cpu()
 
 
-def _pool(numbers: torch.Tensor, task: object) -> torch.Tensor:
+def _task_of(request: Request) -> Pool:
+    assert isinstance(request.task, Pool), "a batch has one kind of task"
+    return request.task
+
+
+def _pool(numbers: torch.Tensor, task: Pool) -> torch.Tensor:
     """Return [D] float32, from numbers that are pooled already, or [T, D]."""
-    assert isinstance(task, Pool)
     if numbers.dim() == 1:
         return numbers.float()
     if task.pooling == "mean":
