@@ -401,3 +401,6 @@ def test_more_processes_than_heads_are_refused() -> None:
     check_tensor_parallel(config, 3)
     with pytest.raises(UsageError, match=r"has 3 key-value heads, .* Use 3 or less"):
         check_tensor_parallel(config, 4)
+    check_tensor_parallel(config_of("codegen", n_head=16), 4)
+    with pytest.raises(UsageError, match=r"16 heads in 4 blocks, .* Use a divisor of 4"):
+        check_tensor_parallel(config_of("codegen", n_head=16), 8)

@@ -63,6 +63,8 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+QWEN_VISION = {**VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 128, "num_position_embeddings": 16}
+PER_LAYER = {"vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 32}
 MIXED = {"layer_types": ["conv", "full_attention"]}
 
 DIFFERENT: dict[str, dict[str, Any]] = {
@@ -96,7 +98,15 @@ DIFFERENT: dict[str, dict[str, Any]] = {
         "parallel_attn": False,
     },
     "gemma3": {"text_config": {**VALUES, **HEADS_OF_32}, "vision_config": VISION},
-    "gemma4_text": {"vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 32},
+    "gemma4": {"text_config": {**VALUES, **PER_LAYER}, "vision_config": VISION, "audio_config": None},
+    "llama4": {"text_config": {**VALUES, "intermediate_size_mlp": 256}, "vision_config": VISION},
+    "llama4_text": {"intermediate_size_mlp": 256},
+    **{
+        name: {"text_config": {**VALUES, **LINEAR}, "vision_config": QWEN_VISION} for name in ("qwen3_5", "qwen3_5_moe")
+    },
+    "gemma4_text": PER_LAYER,
+    "ministral": HEADS_OF_32,
+    **dict.fromkeys(("longcat_flash", "minicpm3", "youtu"), LATENT),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_layers": 2},
     "gpt_oss": {**HEADS_OF_32, "sliding_window": 16},
     "granitemoehybrid": {

@@ -92,7 +92,7 @@ def run(one: dict[str, Any], replica: Any, size: int) -> dict[str, Any]:
         make_architecture(directory, one["name"])
         expected.write_text(json.dumps(list(greedy(directory))))
     if one.get("cut"):
-        tensor_parallel.cut_of = lambda config: tensor_parallel.Cut(one["cut"])
+        tensor_parallel.cut_of = lambda config, **_: tensor_parallel.Cut(one["cut"])
         sys.modules["job.engine.model.repairs"].cut_of = tensor_parallel.cut_of  # type: ignore[attr-defined]
     config = ModelConfig(model=str(directory), dtype="float32", max_model_len=256)
     info = inspect_model(config, ModelFiles(name=config.model), torch.device("cpu"), size)

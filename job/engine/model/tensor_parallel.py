@@ -46,6 +46,9 @@ WITHOUT_ATTENTION = frozenset(
 VERIFIED_ENCODERS = frozenset({"albert", "bert", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"})
 """The same, of models that read ahead."""
 
+CODEGEN_BLOCKS = 4
+"""In this many blocks lie the fused projections of CodeGen (it was trained on as many cores)."""
+
 REASONS = {
     "dbrx": "its fused expert weights are not cut",
     "gpt2": "AutoTP does not cut its Conv1D layers",
@@ -94,6 +97,12 @@ def check_tensor_parallel(config: Any, tensor_parallel_size: int, *, is_encoder:
         raise UsageError(
             f"--tensor-parallel-size is {tensor_parallel_size}, but the model has {num_heads} key-value heads, "
             f"and each process needs at least one. Use {num_heads} or less."
+        )
+    if config.model_type == "codegen" and num_heads % (CODEGEN_BLOCKS * tensor_parallel_size):
+        raise UsageError(
+            f"--tensor-parallel-size is {tensor_parallel_size}, but CodeGen keeps its {num_heads} heads in "
+            f"{CODEGEN_BLOCKS} blocks, and each process needs as many of each block. "
+            f"Use a divisor of {num_heads // CODEGEN_BLOCKS}."
         )
 
 
