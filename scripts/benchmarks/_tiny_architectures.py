@@ -71,7 +71,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"), LATENT),
     **dict.fromkeys(("bailing_hybrid", "kimi_linear", "minimax"), FOUR_LAYERS),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), LINEAR),
-    "codegen": {"n_head": 8, "rotary_dim": 16},
+    "codegen": {"num_attention_heads": 8, "rotary_dim": 16},
     "gptj": {"rotary_dim": 16},
     **dict.fromkeys(("helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "qwen3", "qwen3_moe"), HEADS_OF_32),
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 64, "mamba_expand": 2},
@@ -108,6 +108,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "ministral": HEADS_OF_32,
     **dict.fromkeys(("longcat_flash", "minicpm3", "youtu"), LATENT),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_layers": 2},
+    "gpt_bigcode": {"num_key_value_heads": 1},
     "gpt_oss": {**HEADS_OF_32, "sliding_window": 16},
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"],

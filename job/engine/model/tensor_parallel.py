@@ -25,19 +25,25 @@ class Cut(Enum):
 # fmt: off
 VERIFIED = frozenset(
     {
-        "apertus", "arcee", "biogpt", "bloom", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "dots1",
-        "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "glm4_moe",
-        "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "llama", "ministral3", "mistral", "mixtral",
-        "mpt", "nemotron", "olmo", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
-        "smollm3", "stablelm", "starcoder2", "xglm",
+        "apertus", "arcee", "aria_text", "axk1", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe",
+        "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "gemma",
+        "gemma2", "gemma3", "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite",
+        "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granitemoe", "granitemoeshared",
+        "helium", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "kolibri1", "laguna", "llama", "mellum",
+        "minicpm3", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo",
+        "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+        "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
     }
 )
 """``model_type`` of the architectures that were compared, attention and all."""
 
 WITHOUT_ATTENTION = frozenset(
     {
-        "falcon", "gemma4_text", "hunyuan_v1_dense", "llama4_text", "minimax_m2", "olmo2", "olmo3", "olmoe",
-        "persimmon", "phimoe", "qwen3_5_text",
+        "afmoe", "axk2", "bamba", "beam", "deepseek_v32", "diffllama", "doge", "falcon", "flex_olmo", "flint",
+        "gemma4", "gemma4_text", "glm_moe_dsa", "granite_swa", "granitemoe_swa", "granitemoehybrid",
+        "hunyuan_v1_dense", "hunyuan_v1_moe", "jamba", "lfm2", "lfm2_moe", "llama4_text", "mimo_v2_flash", "minimax",
+        "minimax_m2", "nanochat", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "persimmon",
+        "phi4_multimodal", "phimoe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
     }
 )
 """Those that were compared with their attention left whole. (The 40B layout of falcon is cut with its attention.)"""
@@ -50,12 +56,18 @@ CODEGEN_BLOCKS = 4
 """In this many blocks lie the fused projections of CodeGen (it was trained on as many cores)."""
 
 REASONS = {
+    "bitnet": "its MLPs have norms of all inner values",
     "dbrx": "its fused expert weights are not cut",
+    "falcon_mamba": "its state-space layers are not cut",
+    "gpt-sw3": "AutoTP does not cut its Conv1D layers",
     "gpt2": "AutoTP does not cut its Conv1D layers",
-    "gpt_bigcode": "its single KV head cannot be cut",
+    "gpt_bigcode": "AutoTP cuts its layers by its single KV head, which leaves all of them on one process",
+    "inkling_text": "the layout of its experts is unknown",
+    "jetmoe": "the layout of its experts is unknown",
+    "mamba": "its state-space layers are not cut",
     "modernbert": "its fused projections are cut in the wrong places",
     "mpnet": "its attention keeps the number of all heads",
-    "mamba": "its state-space layers are not cut",
+    "xlstm": "its recurrent layers are not cut",
 }
 
 
