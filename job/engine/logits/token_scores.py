@@ -77,12 +77,16 @@ class TokenScores:
             index = _index([places[row] for row in rows], len(self._rows), parcel)
             self._tops.append((number, rows, index))
 
-    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor) -> PendingScores | None:
-        """Return the scores of ``tokens`` [B] under logits [B, V]; None if no row asks."""
+    def __call__(self, logits: torch.Tensor, tokens: torch.Tensor, top: torch.Tensor) -> PendingScores | None:
+        """Return the scores of ``tokens`` [B] under logits [B, V]; None if no row asks.
+
+        Args:
+            top: [B]: the largest logit of each row.
+        """
         if not self._rows:
             return None
         logits, tokens = _some(logits, self._index), _some(tokens, self._index)
-        totals = log_totals(logits)
+        totals = log_totals(logits, _some(top, self._index))
         return PendingScores(
             logprobs=logits.gather(-1, tokens[:, None]).squeeze(-1).float() - totals,
             rows=self._rows,
@@ -97,21 +101,26 @@ def top_tokens(logits: torch.Tensor, totals: torch.Tensor, number: int) -> torch
     """Return the K most likely tokens of each row: [R, 2, K] int32, see ``PendingScores.tops``.
 
     They are in the K blocks whose largest logits are the largest: a token outside has K tokens before it. For 20 of
-    [256, 49152] bfloat16, a CPU takes a quarter of the time that ``topk`` takes.
+    [256, 49152] bfloat16, a CPU takes a quarter of the time that ``topk`` takes. The last tokens, which fill no block,
+    are looked at in any case.
 
     Args:
         logits: [R, V].
         totals: [R]: what ``log_totals`` gives for them.
         number: K, at most V.
     """
-    num_rows, vocab_size = logits.shape
+    vocab_size = logits.shape[1]
     if vocab_size < 4 * number * _BLOCK:
         values, ids = logits.float().topk(number, dim=-1)
     else:
-        blocks = F.pad(logits, (0, -vocab_size % _BLOCK), value=-torch.inf).view(num_rows, -1, _BLOCK)
+        num_blocks, num_last = divmod(vocab_size, _BLOCK)
+        blocks = logits[:, : num_blocks * _BLOCK].unflatten(-1, (num_blocks, _BLOCK))  # a view, as padding is not
         best = blocks.amax(dim=-1).float().topk(number, dim=-1).indices
-        inside = blocks.gather(1, best[:, :, None].expand(-1, -1, _BLOCK)).float().flatten(1)
-        values, places = inside.topk(number, dim=-1)
+        inside = blocks.gather(1, best[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
+        if num_last:
+            inside = torch.cat([inside, logits[:, -num_last:]], dim=-1)
+            best = F.pad(best, (0, 1), value=num_blocks)
+        values, places = inside.float().topk(number, dim=-1)
         ids = best.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
     return torch.stack([ids.int(), (values - totals[:, None]).view(torch.int32)], dim=1)
 
