@@ -80,3 +80,10 @@ def test_a_home_directory_is_found(run_job: RunJob, tmp_path: Path, monkeypatch:
     (tmp_path / "run.toml").write_text('model = "~/m"\ndataset = "~/d.jsonl"\noutput = "~/o"\n')
     result = run_job("run", "--config", "~/run.toml")
     assert f"--model {tmp_path}/m: there is no such directory" in result.stderr
+
+
+def test_an_empty_list_that_would_change_the_answer_is_refused(run_job: RunJob, tmp_path: Path) -> None:
+    """``choices = []`` once generated free text."""
+    (tmp_path / "c.toml").write_text("choices = []\n")
+    result = run_job("run", "--config", tmp_path / "c.toml", *("--model", "m", "--dataset", "d", "--output", tmp_path))
+    assert result.exit_code == 2 and "--choices is an empty list. Give what it should hold" in result.stderr

@@ -191,7 +191,10 @@ def test_what_is_cut_within_a_constraint_is_drawn_again(run_job: RunJob, tiny_mo
         (["--retry-invalid", -1, "--retry-temperature", 1], "--retry-invalid is -1; it must be 0 to 1000"),
         (["--retry-invalid", 1, "--retry-temperature", 0], "--retry-temperature is 0.0; it must be 0.00001 or more"),
         (["--retry-invalid", 1, "--temperature", 1, "--ignore-eos"], "every completion would be cut"),
-        (["--retry-invalid", 1, "--temperature", 1, "--choices", "a", "--choices", "b"], "together: nothing is drawn"),
+        (
+            ["--retry-invalid", 1, "--temperature", 1, "--choices", "a", "--choices", "b"],
+            "Leave out --retry-invalid: nothing is",
+        ),
     ],
 )
 def test_retries_that_cannot_be_are_refused(

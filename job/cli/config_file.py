@@ -19,6 +19,8 @@ OTHER_LANGUAGES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON", ".ini": "IN
 EXAMPLE = 'model = "..." or max-new-tokens = 64'
 
 TEXTS = "a string or a list of strings"
+WHOLE = type(click.INT)
+"""The type of options whose values are whole numbers; some have a class of their own that derives from it."""
 
 
 def read_config_files(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> None:
@@ -161,10 +163,10 @@ def _check_toml_type(where: str, option: click.Option, value: Any) -> None:
     if option.is_flag:
         fits, need = isinstance(value, bool), "true or false"
     elif option.multiple:
-        kind, need = (int, "a whole number, or a list of them") if option.type is click.INT else (str, TEXTS)
+        kind, need = (int, "a whole number, or a list of them") if isinstance(option.type, WHOLE) else (str, TEXTS)
         items = value if isinstance(value, list) else [value]
         fits = all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
-    elif option.type is click.INT:
+    elif isinstance(option.type, WHOLE):
         fits, need = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif option.type is click.FLOAT:
         fits, need = isinstance(value, int | float) and not isinstance(value, bool), "a number"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from job.cli.config_file import read_config_files
 from job.cli.foreign import advice_on_value
@@ -20,6 +21,7 @@ from job.config import (
     SamplingConfig,
 )
 from job.data.formats import ENDINGS
+from job.errors import UsageError
 from job.launch.activity import telling_what_takes_long
 from job.modes.mode import Mode
 from job.modes.options import OptionSpec
@@ -59,10 +61,8 @@ class Size(click.ParamType[int]):
         return size
 
 
-class TokenId(click.ParamType[int]):
+class TokenId(click.types.IntParamType):
     """The id of a token."""
-
-    name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the id."""
@@ -101,6 +101,14 @@ def tell_if_silent(ctx: click.Context, param: click.Parameter, place: str) -> st
         telling = telling_what_takes_long(lambda text: click.echo(text, err=True), only_servers=True)
         ctx.with_resource(telling)
     return place
+
+
+def refuse_empty(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list in a TOML file that holds nothing, where that would change what is asked for."""
+    is_from_file = ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT_MAP
+    if is_from_file and not values:
+        raise UsageError(f"{param.opts[0]} is an empty list. Give what it should hold, or leave it out.")
+    return values
 
 
 RUN_ARGUMENT = click.argument("output", type=Place(), callback=tell_if_silent)
@@ -143,6 +151,8 @@ def _option(cls: type[Section], field: Field[Any]) -> Callable[[Command], Comman
     attributes: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
     if field.default == ():
         attributes |= {"multiple": True, "callback": check_names if spec.may_have_commas else None}
+        if not spec.may_be_empty:
+            attributes["callback"] = refuse_empty
     else:
         attributes |= {"default": field.default, "show_default": field.default is not None}
     kind = _type_of(get_type_hints(cls)[field.name])

@@ -37,6 +37,12 @@ class AggregateMode(Mode):
         if self.aggregate not in AGGREGATES:
             raise UsageError(f"--aggregate is {self.aggregate!r}; it must be one of {', '.join(AGGREGATES)}.")
         if config.sampling.num_samples == 1:
+            modes = config.active_modes
+            undrawn = next((mode for mode in modes if "max_new_tokens" in mode.ignores), None)
+            if undrawn is not None and not any(mode.always_generates for mode in modes):
+                raise UsageError(
+                    f"--aggregate and {undrawn.flag} were given together. Leave out --aggregate: nothing is drawn."
+                )
             raise UsageError(f"--aggregate {self.aggregate} needs several samples. Set --num-samples.")
 
     def derived(self) -> "list[pa.Field]":

@@ -83,6 +83,7 @@ class ChoicesMode(Mode):
         "per line.",
         metavar="TEXT_OR_FILE",
         read=read_choices,
+        may_be_empty=False,
     )
     """Written as the model would write them. The answer leaves out the white space around them: after a prompt that
     ends in "Sentiment:", the choice should be " positive"."""

@@ -21,6 +21,8 @@ class OptionSpec:
     """From what the user typed to the value, such as the text of a file that was named. Raises ``UsageError``."""
     may_have_commas: bool = False
     """Whether ``--x a,b`` stands for ``--x a --x b``, unless ``a,b`` is a name itself. See ``data.separated``."""
+    may_be_empty: bool = True
+    """Whether an empty list, which a TOML file or Python may have, means what it means to leave the option out."""
     is_size: bool = False
     """Whether the value is a number of bytes, which may be given with a unit."""
     is_path: bool = False

@@ -51,6 +51,11 @@ class RedrawMode(Mode):
         temperature = self.retry_temperature
         if not self.retry_invalid:
             raise UsageError("--retry-temperature needs --retry-invalid. Give both.")
+        undrawn = next((mode for mode in config.active_modes if "max_new_tokens" in mode.ignores), None)
+        if undrawn is not None:
+            raise UsageError(
+                f"--retry-invalid and {undrawn.flag} were given together. Leave out --retry-invalid: nothing is drawn."
+            )
         if temperature is not None:
             require(1e-5 <= temperature < float("inf"), "retry-temperature", temperature, "0.00001 or more")
         elif config.sampling.temperature == 0 and not any(
@@ -62,9 +67,6 @@ class RedrawMode(Mode):
             )
         if config.sampling.ignore_eos:
             raise UsageError("--retry-invalid and --ignore-eos were given together: every completion would be cut.")
-        for mode in config.active_modes:
-            if "max_new_tokens" in mode.ignores:
-                raise UsageError(f"--retry-invalid and {mode.flag} were given together: nothing is drawn.")
 
     def varies(self) -> frozenset[str]:
         """See ``Mode``."""

@@ -92,6 +92,11 @@ class ScoresMode(Mode):
 
     def prompts(self, config: "PromptConfig") -> "PromptConfig":
         """Without another prompt, the text takes its place, and is read without a chat template."""
+        if self.score_column is not None and config.prompt_column == self.score_column and config.chat is not False:
+            raise UsageError(
+                f"--prompt-column and --score-column both name {self.score_column!r}. Leave out --prompt-column to "
+                "score the text alone, or name another column."
+            )
         return replace(config, prompt_column=self.score_column, chat=False) if self._is_alone(config) else config
 
     def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:

@@ -62,6 +62,8 @@ def _converted(name: str, field: Field[Any], hint: Any, value: Any) -> Any:
     kind = next((kind for kind in get_args(hint) if kind not in (type(None), Ellipsis)), hint)
     if field.default == ():
         each = value if isinstance(value, list | tuple) else [value]
+        if not each and not spec.may_be_empty:
+            raise UsageError(f"{flag(name)} is an empty list. Give what it should hold, or leave it out.")
         return tuple(_text(name, spec, item) if kind is str else _one(name, kind, item) for item in each)
     if spec.is_size and isinstance(value, str):
         size = size_of(value)

@@ -1,4 +1,4 @@
-"""What log probabilities cost: decode steps of rows that want none, those of their tokens, and the 20 most likely tokens.
+"""What log probabilities cost: decode steps of rows that want none, their tokens', and those of the 20 most likely.
 
 Usage: scripts/bench token-scores [ROWS] [MODEL]
 
@@ -56,7 +56,9 @@ def main(num_rows: int, model: Path) -> None:
         )
         for row_idx, ids in enumerate(prompts):
             engine.submit(Request(row_idx=row_idx, sample_idx=0, prompt_ids=ids, task=Generate(params=params)))
-        while len(engine.scheduler.running) < num_rows or any(not row.num_generated for row in engine.scheduler.running):
+        while len(engine.scheduler.running) < num_rows or any(
+            not row.num_generated for row in engine.scheduler.running
+        ):
             engine.step()
         engines[name] = engine
     for _ in range(ROUNDS * STEPS):

@@ -47,8 +47,7 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def log_totals(logits: torch.Tensor, top: torch.Tensor | None = None) -> torch.Tensor:
     """Return [B] float32: the logarithm of each row's sum of exponentials, for logits [B, V] of any floating dtype.
 
-    Converts and subtracts in one pass, a few rows at a time, so that the float32 copies stay in a CPU's cache: [256,
-    49152] bfloat16 take a third of the time of a ``logsumexp`` of all at once.
+    Converts and subtracts in one pass, a few rows at a time, so that the float32 copies stay in a CPU's cache.
 
     Args:
         top: [B] of any floating dtype: the largest logit of each row, if it is known already.

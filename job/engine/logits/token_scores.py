@@ -114,7 +114,7 @@ def top_tokens(logits: torch.Tensor, totals: torch.Tensor, number: int) -> torch
         values, ids = logits.float().topk(number, dim=-1)
     else:
         num_blocks, num_last = divmod(vocab_size, _BLOCK)
-        blocks = logits[:, : num_blocks * _BLOCK].unflatten(-1, (num_blocks, _BLOCK))  # a view, as padding is not
+        blocks = logits[:, : num_blocks * _BLOCK].view(len(logits), num_blocks, _BLOCK)  # a view, as padding is not
         best = blocks.amax(dim=-1).float().topk(number, dim=-1).indices
         inside = blocks.gather(1, best[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
         if num_last:
