@@ -33,6 +33,20 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; see tests/interpreting.py
 
 
+LONGEST = (
+    *("launch", "stop", "paged_engine", "launch_command", "engine", "bench_gpu", "scoring", "constraint", "kernels"),
+    *("remote_output", "mixed_tasks", "patience", "hub_models", "packaging", "fit", "run", "watchdog", "compile_ahead"),
+    *("reasoned_choices", "resume", "store", "fused", "layout", "status", "hub_histories"),
+)
+"""Test files that take more than some seconds of processor time, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: at the end, one of the processes of scripts/test would be alone with them."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session")
 def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny model whose prompts begin the reasoning."""
