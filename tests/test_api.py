@@ -106,7 +106,7 @@ def test_the_command_line_and_python_continue_each_others_runs(run_job: RunJob, 
 def test_options_beside_a_configuration_win(base: dict[str, Any]) -> None:
     config = RunConfig(**_options(base))
     assert run(config, limit=5, progress=False).counts.num_rows == 5
-    assert "limit" not in config.options and repr(config).startswith("RunConfig(stall_timeout=0.0, model=")
+    assert "limit" not in config.options and repr(config).startswith("RunConfig(model=")
 
 
 def test_an_event_stops_a_run_and_the_next_call_ends_it(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +212,8 @@ def test_signals_need_the_main_thread(base: dict[str, Any]) -> None:
         ({"max_tokens": 3}, "There is no option 'max_tokens'. Did you mean max_new_tokens?"),
         ({"qqq": 3}, "There is no option 'qqq'. See job run --help."),
         ({"model": None}, "model must be given."),
+        ({"model": None, "dataset": None, "modle": "m"}, "There is no option 'modle'. Did you mean model?"),
+        ({"model": None, "dataset": None}, "model and dataset must be given."),
         ({"max_new_tokens": "3"}, "--max-new-tokens is '3'; it must be a whole number."),
         ({"max_new_tokens": 3.5}, "--max-new-tokens is 3.5; it must be a whole number."),
         ({"max_new_tokens": True}, "--max-new-tokens is True; it must be a whole number."),
@@ -291,3 +293,10 @@ def test_importing_it_is_instant_and_needs_no_click() -> None:
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert set(result.stdout.split()) & {"torch", "transformers", "deepspeed", "datasets", "pyarrow", "click"} == set()
+
+
+def test_what_is_not_a_configuration_is_refused(base: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"run got 'out'; it takes a RunConfig, or options by name"):
+        run("out")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"stop_event is 3; it must be a threading.Event"):
+        run(**base, stop_event=3)

@@ -110,4 +110,4 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
         seen = look_ahead(examined, room_on(gpu, device), num_prompts=num_prompts, num_rows=num_rows, tell=bar.update)
     click.echo(json.dumps(seen.to_dict()) if as_json else describe_preview(seen))
     if seen.num_sampled and seen.num_errors == seen.num_sampled:
-        raise UsageError(f"Every row that was read ({seen.num_sampled:,}) would be an error row. See the errors above.")
+        raise UsageError(f"Every row that was read ({seen.num_sampled:,}) would be an error row, as shown above.")

@@ -60,12 +60,15 @@ def read_template(value: str) -> str:
 
 def read_chat_template(value: str) -> str:
     """Return the chat template that ``--chat-template`` gives or names."""
-    return read_text_or_file(
+    template = read_text_or_file(
         "--chat-template",
         value,
         is_text=lambda text: "{{" in text or "{%" in text,
         example="a chat template, which has {{ ... }} in it",
     )
+    if not template.strip():
+        raise UsageError(f"--chat-template {value!r} is an empty file. Use --no-chat for prompts without a template.")
+    return template
 
 
 def read_system_prompt(value: str) -> str:

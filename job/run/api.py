@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS, JobError, UsageError
+from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS, JobError, UsageError, shorten
 from job.launch.environment import EXPORTED
 from job.launch.stop import StopFlag
 from job.observe.noise import quiet_libraries
@@ -46,9 +46,9 @@ class RunConfig:
         Raises:
             UsageError: one does not exist, or its value cannot be used.
         """
+        self.options = options
         # The watchdog would end the caller's process.
-        self.options = {"stall_timeout": 0.0, **options}
-        self.checked = to_config(values_of(self.options))
+        self.checked = to_config(values_of({"stall_timeout": 0.0, **options}))
 
     def __repr__(self) -> str:
         return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
@@ -126,6 +126,12 @@ def run(
         UsageError: something cannot work as asked; nothing was started.
         JobError: the run failed.
     """
+    if not isinstance(config, RunConfig | None):
+        raise UsageError(
+            f"run got {shorten(repr(config))}; it takes a RunConfig, or options by name: run(model=..., ...)."
+        )
+    if not isinstance(stop_event, threading.Event | None):
+        raise UsageError(f"stop_event is {shorten(repr(stop_event))}; it must be a threading.Event.")
     config = RunConfig(**{**(config.options if config is not None else {}), **options})
     if handle_signals and threading.current_thread() is not threading.main_thread():
         raise UsageError("handle_signals is True, but this is not the main thread. Use stop_event.")

@@ -14,7 +14,7 @@ from job.modes.options import OptionSpec
 from job.modes.registry import MODES
 from job.modes.texts import expand_home
 from job.output.store.addresses import normal
-from job.wording import flag, meant
+from job.wording import flag, listed, meant
 
 REQUIRED = ("model", "dataset", "output")
 
@@ -27,15 +27,16 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an option does not exist, is missing, or has a value of another type.
     """
-    if missing := [name for name in REQUIRED if given.get(name) is None]:
-        raise UsageError(f"{' and '.join(missing)} must be given.")
     declared = dict(_declared())
     values = {"verbose": False, **{name: field.default for name, (field, _) in declared.items()}}
-    for name, value in given.items():
+    for name in given:
         if name not in (*REQUIRED, *values):
             close = meant(name, [*REQUIRED, *values])
             advice = "See job run --help." if close is None else f"Did you mean {close}?"
             raise UsageError(f"There is no option {name!r}. {advice}")
+    if missing := [name for name in REQUIRED if given.get(name) is None]:
+        raise UsageError(f"{listed(missing)} must be given.")
+    for name, value in given.items():
         if value is not None:
             values[name] = _converted(name, *declared[name], value) if name in declared else _other(name, value)
     return values

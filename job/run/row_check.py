@@ -60,7 +60,9 @@ class LookedAt:
             row_idx, error = errors[0]
             remedy = REMEDIES.get(error.kind, "Fix the options or the data")
             rows = "every row is an error" if len(errors) == 1 else f"all {len(errors):,} rows looked at are errors"
-            raise UsageError(f"Nothing was started, because {rows}. Row {row_idx}: {str(error).rstrip('.')}. {remedy}.")
+            what = str(error).rstrip(".")
+            end = "" if what.endswith("?") else "."
+            raise UsageError(f"Nothing was started, because {rows}. Row {row_idx}: {what}{end} {remedy}.")
 
     @property
     def first_prompt(self) -> str | None:
