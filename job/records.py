@@ -96,6 +96,8 @@ class Request:
     sample_idx: int
     prompt_ids: Sequence[int]
     task: Task
+    decoder_ids: tuple[int, ...] = ()
+    """What the decoder of an encoder-decoder begins with. Empty: what the model's files say."""
     attempt: int = 0
     """How often the completion has been drawn before. Its task has a seed of its own."""
 

@@ -385,6 +385,8 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "reasoning_effort": None,
         "prefill": None,
         "include_prefill": False,
+        "source_language": None,
+        "target_language": None,
         "text_prefix": "",
         "whole_conversations": False,
         "text_rules": 1,

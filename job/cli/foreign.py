@@ -15,6 +15,8 @@ _NAMES = {
     "--output": "output-dir output-path output-file output-folder out out-dir save-dir results-dir output-dataset o",
     "--keep-columns": "columns keep-column",
     "--prompt-column": "text-column input-column question-column",
+    "--source-language": "src-lang source-lang",
+    "--target-language": "tgt-lang target-lang forced-bos-token forced-bos-token-id",
     "--messages-column": "messages-field conversations-column",
     "--prompt-template": "prompt template prompt-format doc-to-text",
     "--system-prompt": "system-instruction system-message system",
@@ -91,7 +93,7 @@ _REASONS = {
     "Finished rows are always kept: run the same command again to continue, or use a new --output.": (
         "resume resume-from-checkpoint use-cache overwrite overwrite-output-dir skip-completed force"
     ),
-    "There is no beam search. Use --num-samples with a --temperature.": (
+    "There is no beam search, not even for encoder-decoders. Use --num-samples with a --temperature.": (
         "num-beams beam-size beam-width use-beam-search length-penalty early-stopping"
     ),
     "The tokenizer is the one in the model's directory.": "tokenizer tokenizer-mode tokenizer-name tokenizer-path",

@@ -73,6 +73,18 @@ class PromptConfig:
         read=read_prefill,
     )
     include_prefill: bool = option(False, "Begin the completion column with the prefill.", is_switch=True)
+    source_language: str | None = option(
+        None,
+        "For a translation model: the language of the prompts, by its tokenizer's name, such as eng_Latn, en_XX or en "
+        "[default: the tokenizer's].",
+        metavar="LANG",
+    )
+    target_language: str | None = option(
+        None,
+        "For a translation model: the language of its answers, by its tokenizer's name, such as fra_Latn, fr_XX or fr; "
+        "or any other special token with which they are to begin [default: what the model's files force].",
+        metavar="LANG",
+    )
     date: str | None = option(
         None,
         "Today's date for chat templates that write it into prompts [default: the day on which the run was first "
@@ -138,6 +150,8 @@ class PromptConfig:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} needs the chat template, but --no-chat was given. Leave one of them out.")
         require(self.prefill != "", "prefill", self.prefill, "a non-empty text")
+        for name in ("source_language", "target_language"):
+            require(getattr(self, name) != "", name.replace("_", "-"), "", "a language such as fra_Latn or fr")
         if self.prefill is not None and self.last_assistant_turn == "continue":
             raise UsageError(
                 "--prefill and --last-assistant-turn continue were given together. Give only one: each begins the "

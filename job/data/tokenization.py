@@ -59,6 +59,7 @@ class Tokenization:
         on_long_prompt: str,
         vocab_size: int | None = None,
         given: Given = lambda request, prompt: request,
+        decoder_ids: tuple[int, ...] = (),
     ) -> None:
         """Set how prompts are encoded.
 
@@ -69,8 +70,9 @@ class Tokenization:
             on_long_prompt: ``error``, ``truncate-left`` or ``truncate-right``.
             vocab_size: of the model: how many ids it knows. Some tokenizers have more.
             given: completes a request.
+            decoder_ids: see ``Request``.
         """
-        self._given = given
+        self._given, self._decoder_ids = given, decoder_ids
         self._tokenizer, self._task_of, self._add_special_tokens = tokenizer, task_of, not chat
         self._room_of = max_prompt_tokens if callable(max_prompt_tokens) else lambda task: max_prompt_tokens
         self._on_long_prompt = on_long_prompt
@@ -126,7 +128,10 @@ class Tokenization:
                 return EncodedPrompt(prompt=prompt, request=None, error=error, num_tokens=num_tokens)
             prompt, ids = cut
         try:
-            request = self._given(Request(row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task), prompt)
+            begun = Request(
+                row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task, decoder_ids=self._decoder_ids
+            )
+            request = self._given(begun, prompt)
             self._check_known(request.given_ids)
         except RowRejected as rejected:
             return EncodedPrompt(prompt=prompt, request=None, error=rejected.row_error, num_tokens=num_tokens)

@@ -30,6 +30,7 @@ def build_paged(
     """
     reads_ahead = model.head is not None and model.head.reads_ahead
     shapes, reason = ({}, "its tokens see those after them") if reads_ahead else check_support(model, replica)
+    is_static = reads_ahead or model.decoder is not None  # then there is nothing faster
     if reason is not None:
         model_type = model.module.config.model_type
         if model.cache_dtype not in (None, model.dtype):
@@ -37,7 +38,7 @@ def build_paged(
                 f"--kv-cache-dtype fp8 needs the paged engine, which cannot serve model type {model_type!r}: {reason}. "
                 "Leave it out, with a new --output."
             )
-        if not reads_ahead:  # otherwise, there is nothing faster
+        if not is_static:
             note(f"model type {model_type!r} is served by static batches, which are slower: {reason}")
         return build_static(model, config, replica, should_stop=should_stop, note=note)
     engine = PagedEngine(model, shapes, config, replica, should_stop)

@@ -93,7 +93,8 @@ def _question(request: Request) -> Question | None:
     """Return the key that equal requests share; None if their answers may differ."""
     if not request.task.is_deterministic:
         return None
-    return blake2b(np.asarray(request.prompt_ids, np.int64).tobytes(), digest_size=16).digest(), request.task
+    prompt = np.asarray([*request.decoder_ids, -1, *request.prompt_ids], np.int64)
+    return blake2b(prompt.tobytes(), digest_size=16).digest(), request.task
 
 
 def _copy(generation: Generation, request: Request) -> Generation:

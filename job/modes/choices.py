@@ -66,6 +66,7 @@ class ChoicesMode(Mode):
     """The most likely of the given texts."""
 
     name: ClassVar[str] = "choices"
+    serves_encoder_decoders: ClassVar[bool] = False
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
     ignores: ClassVar[frozenset[str]] = frozenset(

@@ -149,6 +149,8 @@ class Mode:
     """The sampling options that have no effect on its answers."""
     follows_reasoning: ClassVar[bool] = True
     """Whether its answer may come after reasoning."""
+    serves_encoder_decoders: ClassVar[bool] = True
+    """Whether it works with a model whose answers do not continue the prompt."""
     always_generates: ClassVar[bool] = False
     """Whether the model generates tokens whatever the answer is, so that no sampling option is without effect."""
     task_category: ClassVar[str | None] = None

@@ -46,6 +46,7 @@ class ReasoningMode(Mode):
     """Reasoning in a column of its own."""
 
     name: ClassVar[str] = "reasoning"
+    serves_encoder_decoders: ClassVar[bool] = False
     always_generates: ClassVar[bool] = True
 
     reasoning: bool | None = option(

@@ -34,6 +34,7 @@ class ScoresMode(Mode):
     """The log-likelihood of a text."""
 
     name: ClassVar[str] = "scores"
+    serves_encoder_decoders: ClassVar[bool] = False
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
     follows_reasoning: ClassVar[bool] = False

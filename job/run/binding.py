@@ -44,6 +44,8 @@ class OfModel:
     """None if prompts are plain text."""
     chat_template: ModelChatTemplate | None
     """The same template, with the run's date."""
+    decoder_ids: tuple[int, ...] = ()
+    """See ``Request``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
         special_tokens=special_tokens,
         renderer=renderer,
         modes=modes,
-        tokenization=_tokenization(run, tokenizer, modes, info),
+        tokenization=_tokenization(run, of_model, modes),
         columns=columns,
         kept=kept,
         notes=(*notes, *kept_notes),
@@ -155,15 +157,17 @@ def _told(remarks: Sequence[str]) -> Iterator[None]:
         raise UsageError(" ".join([str(error), *(f"Note: {remark}." for remark in remarks)])) from None
 
 
-def _tokenization(run: ResolvedRun, tokenizer: Tokenizer, modes: BoundModes, info: ModelInfo) -> Tokenization:
+def _tokenization(run: ResolvedRun, of_model: OfModel, modes: BoundModes) -> Tokenization:
+    info = of_model.info
     return Tokenization(
-        tokenizer,
+        of_model.tokenizer,
         modes.task_of,
         chat=run.chat,
         max_prompt_tokens=_room_of(run, info),
         on_long_prompt=run.config.prompt.on_long_prompt,
         vocab_size=getattr(info.config.get_text_config(), "vocab_size", None),
         given=modes.given,
+        decoder_ids=of_model.decoder_ids,
     )
 
 
@@ -174,8 +178,8 @@ def _room_of(run: ResolvedRun, info: ModelInfo) -> RoomOf:
     def room_of(task: Task) -> int:
         if not isinstance(task, Generate) or (length := task.params.max_new_tokens) == usual_length:
             return run.max_prompt_tokens
-        if (room := info.max_model_len - length) < 1:
-            detail = f"the model has room for {info.max_model_len} tokens, prompt included"
+        if (room := info.room_for_prompt(length)) < 1:
+            detail = f"the model has room for {info.room}"
             raise RowRejected("invalid_parameter", f"max_new_tokens is {length}; {detail}")
         return room if wanted is None else min(room, wanted)
 
@@ -223,11 +227,11 @@ def max_prompt_tokens(wanted: int | None, info: ModelInfo, length: AnswerLength)
     """
     if not length.limits_prompt:
         return wanted or UNLIMITED
-    room = info.max_model_len - length.num_tokens
+    room = info.room_for_prompt(length.num_tokens)
     if room < 1:
         raise UsageError(
-            f"{length.what} is {length.num_tokens}, but the model has room for {info.max_model_len} "
-            f"tokens, prompt included. Use {info.max_model_len - 1} or less."
+            f"{length.what} is {length.num_tokens}, but the model has room for {info.room}. "
+            f"Use {info.longest_answer} or less."
         )
     if wanted is not None and wanted > room:
         raise UsageError(

@@ -33,6 +33,7 @@ from job.remote.model_files import ModelFiles
 from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
+from job.run.encoder_decoders import as_texts, begin
 from job.run.grown_types import check_grown
 from job.run.identity import manifest_of
 from job.run.kept_columns import KeptColumns, features_of
@@ -168,7 +169,9 @@ def _of_model(
     template.
     """
     doing(f"reading the tokenizer of {config.model.model}")
-    tokenizer = _tokenizer(config, files)
+    config = as_texts(config, info)
+    tokenizer = _tokenizer(config, files, follows_prompt=info.decoder is None)
+    begun = begin(config, info, tokenizer)
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text
     of_run = replace(config, model=replace(config.model, max_model_len=info.max_model_len))
@@ -184,8 +187,14 @@ def _of_model(
     if template is not None:
         answers = not config.prompt.whole_conversations
         chat_template = template.of_run(date, variables, continues=continues, answers=answers)
-    of_model = OfModel(info=info, tokenizer=tokenizer, template=template, chat_template=chat_template)
-    return config, of_model, [*notes, *more_notes]
+    of_model = OfModel(
+        info=info,
+        tokenizer=tokenizer,
+        template=template,
+        chat_template=chat_template,
+        decoder_ids=begun.decoder_ids,
+    )
+    return config, of_model, [*notes, *more_notes, *begun.notes]
 
 
 def _with_prompts(config: RunConfig) -> RunConfig:
@@ -207,10 +216,11 @@ def _notes_on_rows(
         yield from notes_on_channels(of_model.tokenizer.special_tokens, config)
 
 
-def _tokenizer(config: RunConfig, files: ModelFiles) -> Tokenizer:
+def _tokenizer(config: RunConfig, files: ModelFiles, *, follows_prompt: bool) -> Tokenizer:
     inner = load_tokenizer(files, trust_remote_code=config.model.trust_remote_code)
     prompt = config.prompt
-    tokenizer = Tokenizer(inner, follows_prompt=prompt.has_own_rules, chat_template=prompt.chat_template)
+    follows_prompt = follows_prompt and prompt.has_own_rules
+    tokenizer = Tokenizer(inner, follows_prompt=follows_prompt, chat_template=prompt.chat_template)
     tokenizer.check_policy(prompt.on_long_prompt)
     if prompt.special_tokens_in_text == "escape":
         tokenizer.check_escaping()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
 from job.engine.model.naming import check_no_adapter, check_repository
@@ -33,6 +34,8 @@ class ModelInfo:
     kind: ModelKind = CAUSAL
     head: Head | None = None
     """What it gives in place of tokens, if that is its kind."""
+    decoder: Decoder | None = None
+    """How answers begin, if it is an encoder-decoder."""
     precision: Precision
     """What is made of the weights. Its dtype is resolved."""
     dtype_note: str | None
@@ -40,12 +43,29 @@ class ModelInfo:
     fallback_dtype: str | None = None
     """The dtype to use if the model overflows ``dtype``: bfloat16 where ``auto`` cast a bfloat16 checkpoint."""
     max_model_len: int
-    """The most tokens that a prompt and its completion may have together."""
+    """The most tokens that a prompt and its completion may have together; of an encoder-decoder, each of them."""
 
     @property
     def dtype(self) -> str:
         """The run's dtype: float16, bfloat16 or float32."""
         return self.precision.dtype
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that an answer may have, after the shortest prompt."""
+        return self.max_model_len - (1 if self.decoder is None else len(self.decoder.begin_ids))
+
+    @property
+    def room(self) -> str:
+        """What there is room for, in a message."""
+        what = "prompt included" if self.decoder is None else "with those that begin every answer"
+        return f"{self.max_model_len} tokens, {what}"
+
+    def room_for_prompt(self, num_new_tokens: int) -> int:
+        """Return how many tokens a prompt may have beside an answer of this length; 0 if the answer is too long."""
+        if self.decoder is None:
+            return max(0, self.max_model_len - num_new_tokens)
+        return self.max_model_len if num_new_tokens <= self.longest_answer else 0
 
     def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
         """Return the same model in another dtype."""
@@ -83,8 +103,8 @@ def inspect_model(
         raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
     weights = weight_files(files) if needs_weights else ()
     kind = kind_of(config.task, config.model, hf_config)
-    if hf_config.is_encoder_decoder:
-        raise UsageError(f"--model {config.model} ({hf_config.model_type}) is an encoder-decoder. Use a causal model.")
+    decoder = decoder_of(config.model, hf_config, files.directory)
+    check_precision(config, decoder)
     if getattr(hf_config, "quantization_config", None) is not None:
         raise UsageError(
             f"--model {config.model} has quantized weights, which DeepSpeed can neither shard nor cast. "
@@ -106,11 +126,32 @@ def inspect_model(
         config=hf_config,
         kind=kind,
         head=head,
+        decoder=decoder,
         precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize),
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),
     )
+
+
+def check_precision(config: ModelConfig, decoder: Decoder | None) -> None:
+    """Refuse what encoder-decoders cannot be computed in.
+
+    Raises:
+        UsageError: it was asked for.
+    """
+    if decoder is None:
+        return
+    if config.kv_cache_dtype != "auto":
+        raise UsageError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} needs the paged engine, which does not serve encoder-decoders. "
+            "Leave it out."
+        )
+    if config.quantize is not None:
+        raise UsageError(
+            f"--quantize {config.quantize} is not offered for encoder-decoders: their answers in 8 bits have not been "
+            "compared. Leave it out."
+        )
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:
@@ -137,13 +178,15 @@ def _max_model_len(config: ModelConfig, hf_config: Any, usual: int | None = None
     if known is not None and config.task != GENERATE:
         known = num_positions(hf_config, known)
     if config.max_model_len is not None:
-        most = None if known is None else max(known, _stretched(text, known))
+        is_free = known is None or hf_config.model_type in RELATIVE
+        most = None if known is None or is_free else max(known, _stretched(text, known))
         if most is not None and config.max_model_len > most:
             raise UsageError(
                 f"--max-model-len is {config.max_model_len}, but the model has only {most} positions. "
                 f"Use {most} or less."
             )
         return config.max_model_len
+    known = trained_len(hf_config, known)
     if known is None:
         raise UsageError(
             f"The configuration of model type {hf_config.model_type!r} has no maximum length. Set --max-model-len."

@@ -21,6 +21,7 @@ class ModelKind:
 
 CAUSAL = ModelKind(auto_class="AutoModelForCausalLM", phrase="a causal language model")
 EMBEDDER = ModelKind(auto_class="AutoModel", phrase="a model without a head", unused=("pooler",))
+ENCODER_DECODER = ModelKind(auto_class="AutoModelForSeq2SeqLM", phrase="an encoder-decoder that writes text")
 CLASSIFIER = ModelKind(auto_class="AutoModelForSequenceClassification", phrase="a sequence classifier")
 
 _KINDS = {GENERATE: CAUSAL, CLASSIFY: CLASSIFIER, EMBED: EMBEDDER}
@@ -58,6 +59,8 @@ def kind_of(task: str, name: str, config: Any) -> ModelKind:
             f"--model {name} ({config.model_type}) is an encoder-decoder, which --task {task} cannot use. "
             "Use a decoder, or an encoder such as BERT."
         )
+    if config.is_encoder_decoder:
+        return ENCODER_DECODER
     return _KINDS[task]
 
 

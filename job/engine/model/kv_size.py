@@ -47,6 +47,9 @@ def kv_bytes_per_token(config: Any, dtype: str, tensor_parallel_size: int) -> in
 
 def _num_layers(text: Any) -> int | None:
     """Return the number of layers that store keys and values; other layers keep a state instead."""
+    for name in ("decoder_layers", "num_decoder_layers"):  # an encoder-decoder: of tokens of either side
+        if isinstance(number := getattr(text, name, None), int):
+            return number
     kinds = getattr(text, "layer_types", None)
     if kinds:
         return sum("attention" in kind and "linear" not in kind for kind in kinds)

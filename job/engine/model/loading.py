@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.decoder import Decoder
 from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
 from job.engine.model.placing import move_to, placing, put_back, reporting_out_of_memory, tensors_to_keep
@@ -39,6 +40,8 @@ class LoadedModel:
     dtype: torch.dtype
     head: Head | None = None
     """What the module gives in place of the logits of tokens; see ``job.engine.model.heads``."""
+    decoder: Decoder | None = None
+    """How answers begin, if the module is an encoder-decoder."""
     cache_dtype: torch.dtype | None = None
     """Of stored keys and values. None: ``dtype``."""
 
@@ -84,6 +87,7 @@ def load_model(
         pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
         dtype=dtype,
         head=info.head,
+        decoder=info.decoder,
         cache_dtype=getattr(torch, info.precision.stored_dtype),
     )
 

@@ -30,7 +30,9 @@ def find_overflow(model: LoadedModel, replica: Replica) -> str | None:
     try:
         with torch.inference_mode(), _outputs(model.module) as outputs:
             ids = _token_ids(model.module).to(replica.device)
-            logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            inputs |= {} if model.decoder is None else {"decoder_input_ids": ids}
+            logits = model.module(**inputs, use_cache=False).logits
     except Exception as error:  # whatever a model raises when it is called without its cache; the engines report it
         failure = describe_failure(error)
     if any(replica.gather_status(failure)):  # a rank that failed alone must not go on while others wait for it
@@ -61,7 +63,7 @@ def _outputs(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.Tensor]]
 
         return hook
 
-    layers = enumerate(_layers(module))
+    layers = enumerate(layer for part in _stacks(module) for layer in _layers(part))
     hooks = [layer.register_forward_hook(hook_of(f"the output of layer {idx} is")) for idx, layer in layers]
     try:
         yield outputs
@@ -70,8 +72,15 @@ def _outputs(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.Tensor]]
             hook.remove()
 
 
+def _stacks(module: Any) -> list[Any]:
+    """Return the parts of a model that are stacks of layers: of an encoder-decoder, both."""
+    return [module.get_encoder(), module.get_decoder()] if module.config.is_encoder_decoder else [module]
+
+
 def _layers(module: Any) -> torch.nn.ModuleList:
     """Return the decoder layers, which every architecture keeps in a list of ``num_hidden_layers`` modules."""
-    num_layers = getattr(module.config.get_text_config(), "num_hidden_layers", None)
-    lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == num_layers)
+    text = module.config.get_text_config()
+    names = ("num_hidden_layers", "num_decoder_layers", "decoder_layers")
+    numbers = {getattr(text, name, None) for name in names}
+    lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) in numbers)
     return next(lists, torch.nn.ModuleList())

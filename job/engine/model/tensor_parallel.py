@@ -55,6 +55,11 @@ VERIFIED_ENCODERS = frozenset({"albert", "bert", "deberta-v2", "distilbert", "el
 CODEGEN_BLOCKS = 4
 """In this many blocks lie the fused projections of CodeGen (it was trained on as many cores)."""
 
+VERIFIED_ENCODER_DECODERS = frozenset(
+    {"bart", "blenderbot", "longt5", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5"}
+)
+"""The same, of models whose decoder reads what an encoder made of the prompt."""
+
 REASONS = {
     "bitnet": "its MLPs have norms of all inner values",
     "dbrx": "its fused expert weights are not cut",
@@ -64,6 +69,10 @@ REASONS = {
     "gpt_bigcode": "AutoTP cuts its layers by its single KV head, which leaves all of them on one process",
     "inkling_text": "the layout of its experts is unknown",
     "jetmoe": "the layout of its experts is unknown",
+    "led": "AutoTP does not cut it",
+    "nllb-moe": "its experts are not cut",
+    "switch_transformers": "its experts are not cut",
+    "t5gemma": "its attention keeps the number of all heads",
     "mamba": "its state-space layers are not cut",
     "modernbert": "its fused projections are cut in the wrong places",
     "mpnet": "its attention keeps the number of all heads",
@@ -76,7 +85,11 @@ def cut_of(config: Any, *, is_encoder: bool = False) -> Cut | None:
     model_type = config.model_type
     if is_encoder:
         return Cut.ALL if model_type in VERIFIED_ENCODERS else None
-    if model_type in VERIFIED or (model_type == "falcon" and config.new_decoder_architecture):
+    if (
+        model_type in VERIFIED_ENCODER_DECODERS
+        or model_type in VERIFIED
+        or (model_type == "falcon" and config.new_decoder_architecture)
+    ):
         return Cut.ALL
     return Cut.NO_ATTENTION if model_type in WITHOUT_ATTENTION else None
 
@@ -104,7 +117,7 @@ def check_tensor_parallel(config: Any, tensor_parallel_size: int, *, is_encoder:
     check_experts(config, tensor_parallel_size)
     if cut is Cut.NO_ATTENTION:
         return
-    num_heads = num_kv_heads(config)
+    num_heads = min(num_kv_heads(config), getattr(config, "decoder_attention_heads", None) or num_kv_heads(config))
     if num_heads < tensor_parallel_size:
         raise UsageError(
             f"--tensor-parallel-size is {tensor_parallel_size}, but the model has {num_heads} key-value heads, "

@@ -10,8 +10,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from job.engine.failures import failed, not_finite
 from job.engine.logits.constraint import Constraints
 from job.engine.logits.endings import generation_of
+from job.engine.model.decoder import begin_ids
 from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
+from job.engine.static.scoring import pad_right
 from job.engine.static.token_choice import Chooser, HasLeft, LeadingChooser
 from job.launch.replica import Replica
 from job.records import Generation, Request
@@ -23,6 +25,8 @@ class Batch:
     """What the leader sends for a batch. Followers use the tokens that the leader chooses, so they need no tasks."""
 
     prompt_ids: list[list[int]]
+    decoder_ids: list[list[int]]
+    """What the answers of an encoder-decoder follow, of one length. Empty for other models."""
     max_new_tokens: int
     """The limit of the row that may go on the longest."""
 
@@ -48,12 +52,16 @@ class Generating:
 
     def room(self, request: Request) -> Room:
         """See ``BatchTask``."""
-        return Room(1, len(request.prompt_ids), _task_of(request).params.max_new_tokens)
+        num_begin = len(begin_ids(self._model.decoder, request.decoder_ids))
+        return Room(1, len(request.prompt_ids), num_begin + _task_of(request).params.max_new_tokens)
 
     def compute(self, batch: list[Request]) -> list[Generation]:
         """See ``BatchTask``. Leaves out rows that have not ended when the leader is asked to stop."""
         command = Batch(
             prompt_ids=[list(request.prompt_ids) for request in batch],
+            decoder_ids=[
+                list(ids) for request in batch if (ids := begin_ids(self._model.decoder, request.decoder_ids))
+            ],
             max_new_tokens=max(_task_of(request).params.max_new_tokens for request in batch),
         )
         chooser = LeadingChooser(self._replica, self._model, batch, self._constraints, self._should_stop)
@@ -85,22 +93,35 @@ class Generating:
         together(self._replica, compute)
 
     def _call_generate(self, batch: Batch, chooser: Chooser) -> None:
-        ids, mask = pad_left(batch.prompt_ids, self._model.pad_token_id, self._replica.device)
         config = GenerationConfig(
             max_new_tokens=batch.max_new_tokens,
             do_sample=False,
             eos_token_id=None,  # rows may differ in what ends them: the leader ends the batch after its last row
             pad_token_id=self._model.pad_token_id,
+            decoder_start_token_id=batch.decoder_ids[0][0] if batch.decoder_ids else None,
             use_cache=True,
         )
         with torch.inference_mode():
             self._model.module.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                **self._inputs(batch),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([chooser]),
                 stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),
             )
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return what ``generate`` gets of a batch."""
+        pad_id, device = self._model.pad_token_id, self._replica.device
+        if not batch.decoder_ids:
+            ids, mask = pad_left(batch.prompt_ids, pad_id, device)
+            return {"input_ids": ids, "attention_mask": mask}
+        # On the right: learned positions count padding, so that on the left it would change the answers of BART.
+        ids, mask = pad_right(batch.prompt_ids, pad_id, device)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": torch.tensor(batch.decoder_ids, device=device),
+        }
 
 
 def _task_of(request: Request) -> Generate:

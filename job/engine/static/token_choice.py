@@ -21,10 +21,14 @@ from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
 from job.engine.logits.sampling import SamplingBatch
+from job.engine.model.decoder import begin_ids
 from job.engine.model.loading import LoadedModel
 from job.launch.replica import Replica
 from job.records import Request
 from job.tasks import Generate
+
+NEVER = -1e9
+"""The logit of a token that is never written. Not infinite: that would count as an overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Row:
 
     slot: int
     token_ids: list[int]
-    """Prompt and completion so far."""
+    """Prompt, or what an encoder-decoder's decoder begins with, and completion so far."""
     num_prompt: int
 
     @property
@@ -105,7 +109,9 @@ class LeadingChooser(Chooser):
             for row, task in enumerate(self._tasks)
             if guides(task)
         }
-        self.rows = [Row(row, list(r.prompt_ids), len(r.prompt_ids)) for row, r in enumerate(requests)]
+        before = [list(begin_ids(model.decoder, request.decoder_ids) or request.prompt_ids) for request in requests]
+        self.rows = [Row(row, ids, len(ids)) for row, ids in enumerate(before)]
+        self._never_ids = () if model.decoder is None else model.decoder.never_ids
         self._history = TokenHistory(len(requests))
         self.logprobs: list[list[float]] = [[] for _ in requests]
         """Log probabilities of the tokens, for each row that asks for them."""
@@ -163,6 +169,9 @@ class LeadingChooser(Chooser):
         )
         if len(rows) < len(scores):
             scores = scores.index_select(0, torch.tensor(rows, device=scores.device))
+        if self._never_ids:
+            never_ids = torch.tensor(self._never_ids, device=scores.device)
+            scores = scores.index_fill(-1, never_ids, NEVER)
         occurred = self._history.of([self.rows[row] for row in rows])
         return choose(scores, batch, occurred, self._constraints.masks())
 
