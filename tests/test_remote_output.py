@@ -95,6 +95,28 @@ def test_a_run_in_a_bucket_is_that_of_a_directory(
     assert again.exit_code == 2 and f"{OUT}/manifest.json is another run: --seed was 0, now 5" in again.stderr
 
 
+def test_a_pilot_in_a_bucket_grows_and_what_was_cut_is_redone(
+    s3: S3, run_job: RunJob, run_args: Any, tmp_path: Path
+) -> None:
+    """The same commands give the table of a run in a directory."""
+    local = tmp_path / "grown"
+    for output in (OUT, str(local)):
+        short = [*run_args(output), "--max-new-tokens", 2]
+        for command in (
+            [*short, "--limit", 25],
+            short,
+            ["retry", output, "--cut", "--max-new-tokens", 9],
+            short,
+        ):
+            result = run_job(*command)
+            assert result.exit_code == 0, result.stderr
+        verified = run_job("verify", output)
+        assert verified.exit_code == 0, verified.stdout
+    found = table_in(s3)
+    assert found.equals(read_output(local)) and found.num_rows == NUM_ROWS * NUM_SAMPLES
+    assert max(found["num_completion_tokens"].drop_null().to_pylist()) > 2
+
+
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
 def test_a_store_that_ignores_conditions_is_refused(s3: S3, run_job: RunJob, run_args: Any, header: str) -> None:
     """Two workers would overwrite each other's parts and leases."""
