@@ -102,6 +102,7 @@ def test_rows_that_were_cut_are_recomputed_with_a_larger_limit(
     parts = sorted(((number, limit) for number, limit in zip(numbers, (10, 14), strict=True)), reverse=True)
     line = ", ".join(f"{number} with --max-new-tokens {limit}" for number, limit in parts)
     assert line in again.stdout and line in (out / "README.md").read_text()
+    assert "completions reached --max-new-tokens 6 or a limit of their own" in again.stdout
     assert "already done" in run_job(*run).stderr
 
 

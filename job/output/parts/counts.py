@@ -152,7 +152,8 @@ class Counts:
             finish_reasons=self.finish_reasons,
             tallies=self.tallies,
             max_new_tokens=manifest.section("sampling")["max_new_tokens"],
-            has_own_limits=any("max_new_tokens" in mode.varies() for mode in manifest.modes),
+            has_own_limits=any("max_new_tokens" in mode.varies() for mode in manifest.modes)
+            or any("--max-new-tokens" in options for options in self.redone),
         )
 
     def lines(self, manifest: Manifest) -> list[tuple[str, str]]:
