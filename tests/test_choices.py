@@ -249,7 +249,7 @@ def test_calibration_is_computed_once_and_changes_probabilities_not_scores(
         (["--logprobs"], "--logprobs and --choices were given together"),
         (["--top-p", 0.5], "--top-p has no effect: --choices does not use it. Leave it out."),
         (["--num-samples", 3], "gives the same completion each time. Set --temperature above 0."),
-        (["--aggregate", "majority"], "needs several samples"),
+        (["--aggregate", "majority"], "Leave out --aggregate: nothing is drawn"),
         (["--choice-calibration", "x" * 600], "prompt_too_long"),
         (["--choice-calibration", ""], "empty_prompt"),
         (["--choice-normalization", "words"], "is not one of 'none', 'tokens', 'bytes'"),

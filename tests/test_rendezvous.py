@@ -83,13 +83,13 @@ def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loading_says_how_far_it_is(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through transformers' seam for progress bars, which our options hide."""
     from job.config import ModelConfig
-    from job.engine.model import loading
+    from job.engine.model import loading, reading
     from job.engine.model.info import inspect_model
     from job.launch.replica import Replica
     from job.remote.model_files import ModelFiles
 
     heard: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(loading, "doing", lambda *args: heard.append(args))
+    monkeypatch.setattr(reading, "doing", lambda *args: heard.append(args))
     config = ModelConfig(model=str(tiny_model()), dtype="float32")
     replica = Replica(read_process_info({}, 1))
     loading.load_model(config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, [])

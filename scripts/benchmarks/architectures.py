@@ -90,7 +90,7 @@ def run(one: dict[str, Any], replica: Any, size: int) -> dict[str, Any]:
         from _tiny_architectures import make_architecture
 
         make_architecture(directory, one["name"])
-        expected.write_text(json.dumps(list(greedy(directory))))
+        expected.write_text(json.dumps(list(greedy(directory))), encoding="utf-8")
     if one.get("cut"):
         tensor_parallel.cut_of = lambda config, **_: tensor_parallel.Cut(one["cut"])
         sys.modules["job.engine.model.repairs"].cut_of = tensor_parallel.cut_of  # type: ignore[attr-defined]
@@ -113,7 +113,10 @@ def run(one: dict[str, Any], replica: Any, size: int) -> dict[str, Any]:
         done += engine.step()
     engine.close(0)
     done.sort(key=lambda generation: generation.request.key)
-    equal = [list(got.token_ids) == wanted for got, wanted in zip(done, json.loads(expected.read_text()), strict=True)]
+    equal = [
+        list(got.token_ids) == wanted
+        for got, wanted in zip(done, json.loads(expected.read_text(encoding="utf-8")), strict=True)
+    ]
     errors = [str(got.error) for got in done if got.error]
     return {
         "type": info.config.model_type,
@@ -156,7 +159,7 @@ def serve_all(size: int, jobs: Sequence[dict[str, Any]], tmp: Path, secs: float)
         asked, results = tmp / "jobs.json", tmp / "results"
         for file in tmp.glob("results*"):
             file.unlink()
-        asked.write_text(json.dumps(waiting))
+        asked.write_text(json.dumps(waiting), encoding="utf-8")
         lines = watch(start(size, asked, results), results, len(waiting), secs)
         found |= {line["name"]: line for line in lines}
         waiting = waiting[len(lines) :]
@@ -241,7 +244,7 @@ class Table:
     def __init__(self, tmp: Path, secs: float) -> None:
         self._tmp, self._secs = tmp, secs
         self._path = tmp / "found.json"
-        found = json.loads(self._path.read_text()) if self._path.exists() else {}
+        found = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         self.alone: dict[str, dict[str, Any]] = found.get("alone", {})
         self.cut: dict[str, dict[str, Any]] = found.get("cut", {})
 
@@ -257,7 +260,7 @@ class Table:
                 before = self.cut[name]
                 tried = {**before.get("tried", {}), trial: line}
                 self.cut[name] = {**(line if "equal" in line else before), "cut": trial, "tried": tried}
-        self._path.write_text(json.dumps({"alone": self.alone, "cut": self.cut}))
+        self._path.write_text(json.dumps({"alone": self.alone, "cut": self.cut}), encoding="utf-8")
 
     def _is_done(self, line: dict[str, Any], trial: str) -> bool:
         return line.get("equal") == len(prompts()) or trial in line.get("tried", {})
