@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, NllbTokenizer
 
 from job.data.languages import languages_of, target_id
 from job.data.tokenizer import Tokenizer
@@ -158,6 +158,14 @@ def test_what_older_models_say_in_their_configuration(model: Model, tmp_path: Pa
     assert decoder == Decoder(start_id=1, forced_id=9, never_ids=(7,), num_beams=4)
 
 
+@pytest.mark.parametrize("name", ["flan-t5", "bart"])
+def test_a_decoder_may_have_more_layers_than_its_encoder(model: Model, name: str) -> None:
+    """The cache of transformers' ``generate`` has too few layers then: it fails, unless it uses none."""
+    layers = {"num_layers": 1, "num_decoder_layers": 3} if name == "flan-t5" else {"encoder_layers": 1}
+    expected = generated(model(name, **layers), PROMPTS, MAX_NEW_TOKENS, use_cache=False)
+    assert tokens(complete(build_as_the_job_does(model(name, **layers))[0], PROMPTS)) == expected
+
+
 def test_tokens_that_are_never_written(model: Model) -> None:
     """Marian's files forbid padding, which it would write: its logit is 0."""
     [usual] = tokens(complete(build_as_the_job_does(model("marian"))[0], PROMPTS[:1]))
@@ -228,6 +236,23 @@ def test_the_names_of_languages() -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["__fr__", "fr_XX", "fra_Latn", "<mask>", "__"], special_tokens=True)
     assert list(languages_of(Tokenizer(tokenizer))) == ["fr", "fr_XX", "fra_Latn"]
+
+
+def test_the_tokenizer_of_nllb_marks_languages(model: Model, run_job: RunJob, texts: Path, tmp_path: Path) -> None:
+    """Its tokens are those of its own class, which needs no files for the languages."""
+    shutil.copytree(model("m2m_100", vocab_size=300), tmp_path / "model")
+    for path in (tmp_path / "model").glob("tokenizer*"):
+        path.unlink()
+    inner = NllbTokenizer(src_lang="eng_Latn", tgt_lang="fra_Latn")
+    inner.save_pretrained(tmp_path / "model")
+    options = ["--source-language", "fra_Latn", "--target-language", "deu_Latn", "--json"]
+    preview = run_job("preview", *command_of(tmp_path / "model", texts, *options))
+    content = json.loads(preview.stdout)
+    assert preview.exit_code == 0 and content["prompts"][0]["text"].startswith("fra_Latn"), content["prompts"]
+    assert content["notes"] == []
+    assert target_id(Tokenizer(inner), "deu_Latn") == inner.convert_tokens_to_ids("deu_Latn")
+    usual = json.loads(run_job("preview", *command_of(tmp_path / "model", texts, "--json")).stdout)
+    assert usual["notes"] == ["prompts are read as eng_Latn; set --source-language for another language"]
 
 
 def test_a_preview_says_what_the_model_does(run_job: RunJob, model: Model, texts: Path) -> None:

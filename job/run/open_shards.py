@@ -226,7 +226,7 @@ class OpenShards:
                     else:
                         self._prompts[key] = encoded.prompt
                         request = replace(encoded.request, sample_idx=key[1])
-                        yield changed(request, shard.changes, prepared.model_info.max_model_len)
+                        yield changed(request, shard.changes, prepared.model_info.room_for_answer)
 
     def _read_until(self, shard: OpenShard, claim: Claim) -> int:
         """Return the end of the rows that this worker is likely to read after those of a claim."""

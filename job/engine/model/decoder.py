@@ -11,7 +11,7 @@ from typing import Any
 from job.engine.model.naming import MODEL_CONFIG
 from job.errors import UsageError
 
-RELATIVE = frozenset({"longt5", "mt5", "t5", "umt5"})
+RELATIVE = frozenset({"longt5", "mt5", "switch_transformers", "t5", "umt5"})
 """``model_type`` of models whose positions are relative: they read texts longer than those of their training."""
 
 TRAINED_LEN = 512

@@ -53,7 +53,11 @@ class ModelInfo:
     @property
     def longest_answer(self) -> int:
         """The most tokens that an answer may have, after the shortest prompt."""
-        return self.max_model_len - (1 if self.decoder is None else len(self.decoder.begin_ids))
+        return self.room_for_answer(1)
+
+    def room_for_answer(self, num_prompt_tokens: int) -> int:
+        """Return how many tokens an answer may have after a prompt of this length."""
+        return self.max_model_len - (num_prompt_tokens if self.decoder is None else len(self.decoder.begin_ids))
 
     @property
     def room(self) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from job.engine.failures import failed, not_finite
 from job.engine.logits.constraint import Constraints
@@ -109,7 +109,7 @@ class Generating:
                 stopping_criteria=StoppingCriteriaList([HasLeft(chooser)]),
             )
 
-    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Return what ``generate`` gets of a batch."""
         pad_id, device = self._model.pad_token_id, self._replica.device
         if not batch.decoder_ids:
@@ -121,6 +121,8 @@ class Generating:
             "input_ids": ids,
             "attention_mask": mask,
             "decoder_input_ids": torch.tensor(batch.decoder_ids, device=device),
+            # The one of transformers has as many layers as the encoder, which may be fewer than the decoder's.
+            "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
         }
 
 
