@@ -128,6 +128,8 @@ def test_a_run_writes_what_transformers_writes(run_job: RunJob, model: Model, te
     german = read_output(tmp_path / "german")["completion"].to_pylist()
     assert german == expected_texts(model_dir, forced_bos_token_id=GERMAN) != table["completion"].to_pylist()
     assert '"target_language": "deu_Latn"' in (tmp_path / "german/manifest.json").read_text()
+    assert "Answers are in the language `deu_Latn`" in (tmp_path / "german/README.md").read_text()
+    assert "language" not in (tmp_path / "run/README.md").read_text().partition("## Prompts")[2]
 
 
 def test_what_holds_for_causal_models_holds_here(run_job: RunJob, model: Model, texts: Path, tmp_path: Path) -> None:

@@ -237,6 +237,9 @@ def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
     if prompt["examples"] is not None:
         yield "These examples come directly before it:"
         yield _block(prompt["examples"])
+    for side, language in (("Prompts", prompt["source_language"]), ("Answers", prompt["target_language"])):
+        if language is not None:
+            yield f"{side} are in the language {_code(language)} of the model."
     template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
     most = prompt["max_prompt_tokens"]
     limit = f" Prompts of more than {most:,} tokens {LONG_PROMPTS[prompt['on_long_prompt']]}."
