@@ -41,7 +41,7 @@ def test_what_is_not_the_directory_of_a_model_is_named(tiny_model: Callable[...,
     adapter.mkdir()
     assert "has no config.json" in refusal(adapter) and "save_pretrained" in refusal(adapter)
     (adapter / "adapter_config.json").write_text("{}")
-    assert "is an adapter (LoRA or the like), not a whole model. Merge it into its base model first" in refusal(adapter)
+    assert "is an adapter (LoRA or the like), not a whole model. Name its base model, and" in refusal(adapter)
 
 
 def test_an_adapter_beside_the_weights_is_refused_if_it_would_be_loaded(
@@ -54,7 +54,7 @@ def test_an_adapter_beside_the_weights_is_refused_if_it_would_be_loaded(
     monkeypatch.setattr("job.engine.model.naming.find_spec", lambda name: None)
     inspect_model(config, files, torch.device("cpu"), 1)  # without peft, it is only a file
     monkeypatch.setattr("job.engine.model.naming.find_spec", lambda name: name == "peft" or None)
-    assert "Merge it into the model, or delete this file." in refusal(tmp_path / "m")
+    assert "Move it to another directory" in refusal(tmp_path / "m")
 
 
 @pytest.mark.parametrize("inside", ["checkpoint-500", "snapshots/0a1b2c"])

@@ -411,7 +411,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "num_samples": 1,
     },
     "columns": {"include_prompt": True},
-    "model": {"kv_cache_dtype": "auto", "task": "generate", "quantize": None},
+    "model": {"kv_cache_dtype": "auto", "task": "generate", "quantize": None, "adapter": []},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
     "modes.classify": {
         "text_pair_column": None,

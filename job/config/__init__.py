@@ -51,6 +51,13 @@ class ModelConfig:
         "write a vector of each text.",
         choices=MODEL_TASKS,
     )
+    adapter: tuple[str, ...] = option(
+        (),
+        "Directory of an adapter (LoRA, DoRA, rsLoRA) that is merged into the model at load; repeat for several, which "
+        "are merged in this order.",
+        metavar="DIR",
+        is_path=True,
+    )
     quantize: str | None = option(
         None,
         "Quantize the linear layers in 8 bits after loading. fp8: weights and activations, for GPUs that multiply in "

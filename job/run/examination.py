@@ -170,7 +170,7 @@ def _of_model(
     """
     doing(f"reading the tokenizer of {config.model.model}")
     config = as_texts(config, info)
-    tokenizer = _tokenizer(config, files, follows_prompt=info.decoder is None)
+    tokenizer = _tokenizer(config, info.tokenizer_files, follows_prompt=info.decoder is None)
     begun = begin(config, info, tokenizer)
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text
@@ -194,7 +194,8 @@ def _of_model(
         chat_template=chat_template,
         decoder_ids=begun.decoder_ids,
     )
-    return config, of_model, [*notes, *more_notes, *begun.notes]
+    adapters = [adapter.describe() for adapter in info.precision.adapters]
+    return config, of_model, [*adapters, *notes, *more_notes, *begun.notes]
 
 
 def _with_prompts(config: RunConfig) -> RunConfig:

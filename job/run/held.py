@@ -55,4 +55,5 @@ class Held:
 def _identity(prepared: Prepared | None) -> tuple[object, Sequence[int]] | None:
     if prepared is None:
         return None
-    return prepared.manifest.section("model")["fingerprint"], list(prepared.tokenizer.stop_token_ids)
+    model = prepared.manifest.section("model")
+    return (model["fingerprint"], model.get("adapter")), list(prepared.tokenizer.stop_token_ids)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.adapters import inspect_adapters
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
@@ -71,6 +72,12 @@ class ModelInfo:
             return max(0, self.max_model_len - num_new_tokens)
         return self.max_model_len if num_new_tokens <= self.longest_answer else 0
 
+    @property
+    def tokenizer_files(self) -> ModelFiles:
+        """Where the tokenizer and the chat template are: with the last adapter that brings them, or the model."""
+        own = [adapter.directory for adapter in self.precision.adapters if adapter.has_tokenizer]
+        return ModelFiles(name=str(own[-1])) if own else self.files
+
     def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
         """Return the same model in another dtype."""
         return replace(self, precision=replace(self.precision, dtype=dtype), fallback_dtype=fallback_dtype)
@@ -121,6 +128,7 @@ def inspect_model(
             "Leave it out."
         )
     check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=head is not None and head.reads_ahead)
+    adapters = inspect_adapters(config.adapter, hf_config)
     if config.quantize is not None:
         check_device(config.quantize, device)
     dtype, note = resolve_dtype(config.dtype, device)
@@ -131,7 +139,9 @@ def inspect_model(
         kind=kind,
         head=head,
         decoder=decoder,
-        precision=Precision(dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize),
+        precision=Precision(
+            dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize, adapters=adapters
+        ),
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),

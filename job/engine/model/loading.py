@@ -1,7 +1,7 @@
 """Loads a model: the order in which its weights are read, cut and placed. Each step was proved necessary.
 
 1. Read in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the pages, and only
-   what is used is read. A cast here would give every rank a private copy of the model.
+   what is used is read. A cast here would give every rank a private copy of the model. Then merge adapters.
 2. Shard in that dtype; what is cut are views of the mapped file. Then repair what AutoTP leaves wrong, and cut experts.
 3. Quantize, if asked, layer by layer, each on the device.
 4. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
+from job.engine.model.adapters import merge
 from job.engine.model.decoder import Decoder
 from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
@@ -61,7 +62,7 @@ def load_model(
     dtype = getattr(torch, info.dtype)
     failure, model = None, None
     try:
-        model = read_weights(config, info)
+        model = merge(read_weights(config, info), info.precision.adapters)
     except JobError as error:
         failure = error
     doing("waiting until every process has read the weights")

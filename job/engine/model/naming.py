@@ -70,12 +70,12 @@ def check_no_adapter(files: ModelFiles) -> None:
     if adapter.is_file() and find_spec("peft") is not None:
         raise UsageError(
             f"--model {files.name} has an adapter beside its weights ({adapter}), which would be loaded on top of "
-            "them, since peft is installed. Merge it into the model, or delete this file."
+            "them, since peft is installed. Move it to another directory; to use it, give that as --adapter."
         )
 
 
 def _is_adapter(model: str) -> str:
     return (
-        f"--model {model} is an adapter (LoRA or the like), not a whole model. Merge it into its base model first "
-        "(peft: merge_and_unload, then save_pretrained), and name the result."
+        f"--model {model} is an adapter (LoRA or the like), not a whole model. Name its base model, and give "
+        f"it as --adapter {model}."
     )

@@ -3,11 +3,13 @@
 ``job.engine.model.loading`` applies it, one step after the other. It is part of what identifies a run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from job.engine.model.adapters import Adapter
 from job.engine.model.kv_size import stored_dtype
 from job.engine.model.quantized import GROUP
 
@@ -22,6 +24,9 @@ class Precision:
     """Of stored keys and values; one of ``config.KV_CACHE_DTYPES``."""
     quantization: str | None = None
     """Of the linear layers; one of ``config.QUANTIZATIONS``."""
+
+    adapters: tuple[Adapter, ...] = ()
+    """Merged into the weights before anything else is done with them."""
 
     @property
     def stored_dtype(self) -> str:
@@ -39,6 +44,16 @@ class Precision:
         shares = {None: float(self.itemsize), "fp8": 1.0, "int8": 1 + self.itemsize / GROUP}
         return shares[self.quantization]
 
+    @property
+    def adapter_digests(self) -> Sequence[str]:
+        """What identifies the adapters, in their order."""
+        return [adapter.digest for adapter in self.adapters]
+
     def identity(self) -> dict[str, Any]:
         """Return what a run's identity says of it."""
-        return {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype, "quantize": self.quantization}
+        return {
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
+            "quantize": self.quantization,
+            "adapter": self.adapter_digests,
+        }

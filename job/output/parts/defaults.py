@@ -25,7 +25,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "reader": None,
         "card_options": None,
     },
-    "model": defaults_of(ModelConfig, "kv_cache_dtype", "task", "quantize"),
+    "model": defaults_of(ModelConfig, "kv_cache_dtype", "task", "quantize", "adapter"),
     "prompt": {**defaults_of(PromptConfig), "request_column": None, "text_rules": 1},
     "sampling": _plain(SamplingConfig().options()),
     "columns": defaults_of(OutputConfig, "include_prompt"),
