@@ -62,9 +62,9 @@ _REASONS = {
     "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size.": (
         "device-map parallelize max-memory offload-folder cpu-offload-gb cpu-offload"
     ),
-    "DeepSpeed 0.19.8's injected kernels do not work with transformers 5.23: gpt2, opt, llama, gpt_neox and bloom crash "
-    "or are refused, gpt_neo and gptj give wrong tokens, and other architectures get none and are not sharded (tried on "
-    "a CPU). Leave it out: layers are sharded by AutoTP, and batches are continuous.": (
+    "DeepSpeed 0.19.8's injected kernels do not work with transformers 5.23: gpt2, opt, llama, gpt_neox, bloom crash "
+    "or are refused, gpt_neo and gptj give wrong tokens, and other architectures get none and are not sharded (tried "
+    "on a CPU). Leave it out: layers are sharded by AutoTP, and batches are continuous.": (
         "kernel-inject replace-with-kernel-inject"
     ),
     "DeepSpeed is used for inference only, and needs no configuration. Leave it out.": (
