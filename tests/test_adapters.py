@@ -31,6 +31,7 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "a regular expression": ("llama", {"target_modules": r".*\.mlp\.(up|down)_proj"}),
     "rslora": ("llama", {"target_modules": ALL, "use_rslora": True, "rank_pattern": {"q_proj": 2}}),
     "dora": ("llama", {"target_modules": ALL, "use_dora": True}),
+    "pissa": ("llama", {"target_modules": ALL, "init_lora_weights": "pissa"}),
     "some layers": ("llama", {"target_modules": ALL, "layers_to_transform": [1]}),
     "saved head": ("llama", {"target_modules": ALL, "modules_to_save": ["lm_head", "embed_tokens"]}),
     "saved norm": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
@@ -172,6 +173,8 @@ def test_what_cannot_be_merged_is_refused(adapted: Callable[..., Any], tmp_path:
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "IA3"}))
     assert "is of the kind IA3; only LORA" in refusal(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "loftq"}))
+    assert "was begun with loftq, which also changes the model" in refusal(adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "has pickled weights (adapter_model.bin)" in refusal(adapter)

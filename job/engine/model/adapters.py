@@ -19,6 +19,9 @@ from job.remote.contents import hashes_of
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 
+CHANGED_BASES = ("corda", "loftq")
+"""Ways to begin the training of an adapter that change the model, and that peft cannot repeat when it loads one."""
+
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")
 """What input embeddings and output layers are called."""
 
@@ -93,6 +96,11 @@ def _inspect(name: str, hf_config: Any) -> Adapter:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise UsageError(f"--adapter {name} is of the kind {kind}; only LORA (with DoRA and rsLoRA) can be merged.")
+    if settings.get("init_lora_weights") in CHANGED_BASES:
+        raise UsageError(
+            f"--adapter {name} was begun with {settings['init_lora_weights']}, which also changes the model that it is "
+            "for. Convert it to a plain LoRA with peft, or merge it where it was trained."
+        )
     shapes = _shapes(name, directory)
     tied = next((key for key in shapes if ".lora_" in key and _layer(key) in EMBEDDINGS), None)
     if tied is not None and getattr(hf_config.get_text_config(), "tie_word_embeddings", False):
