@@ -54,6 +54,12 @@ class ModelFiles:
         """Whether there is a file, fetched or not."""
         return path in self.repository.files if self.repository is not None else (self.directory / path).is_file()
 
+    def num_bytes(self, paths: Sequence[str]) -> int:
+        """Return the size of files, fetched or not."""
+        if self.repository is not None:
+            return sum(self.repository.files[path].num_bytes for path in paths)
+        return sum((self.directory / path).stat().st_size for path in paths)
+
     def fetch_settings(self, *, with_code: bool) -> None:
         """Fetch the small files that transformers may read.
 

@@ -122,7 +122,8 @@ def examine(
         looked_at.refuse_if_none_works()
     notes = (
         *(*dataset.notes, *_note_on_part(dataset, plan, config.data.limit)),
-        *(*effect_notes, *bound.notes, *notes_on_texts(config.prompt, config.sampling, schema.names), *template_notes),
+        *(*info.notes, *effect_notes, *bound.notes),
+        *(*notes_on_texts(config.prompt, config.sampling, schema.names), *template_notes),
         *_notes_on_rows(bound, of_model, dataset, plan, looked_at),
     )
     fingerprint = model_fingerprint(info, config.model, found) if needs_weights else ""  # last: it may take long

@@ -74,6 +74,9 @@ def prepare(
     if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
         examined = _in_dtype(examined, dtype_of(found))
     check(examined)
+    dense_weights = examined.model_info.dense_weights
+    if found is None and config.engine.needs_model and dense_weights is not None:
+        dense_weights.check_room()
     is_open = found is None and examined.model_info.dtype == "float16"
     try:
         prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)

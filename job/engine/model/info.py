@@ -8,6 +8,7 @@ import torch
 
 from job.config import ModelConfig
 from job.engine.model.adapters import inspect_adapters
+from job.engine.model.checkpoints.conversion import Conversion, DenseWeights, conversion_of
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
@@ -39,6 +40,9 @@ class ModelInfo:
     """How answers begin, if it is an encoder-decoder."""
     precision: Precision
     """What is made of the weights. Its dtype is resolved."""
+    conversion: Conversion | None = None
+    """What is made of quantized weights before they are loaded. None: they are loaded as they are stored."""
+    trust_remote_code: bool = False
     dtype_note: str | None
     """A note for the user if the dtype is not the one they would expect."""
     fallback_dtype: str | None = None
@@ -78,6 +82,23 @@ class ModelInfo:
         own = [adapter.directory for adapter in self.precision.adapters if adapter.has_tokenizer]
         return ModelFiles(name=str(own[-1])) if own else self.files
 
+    @property
+    def dense_weights(self) -> DenseWeights | None:
+        """Where the dense weights of a quantized checkpoint are made; None if its weights are dense already."""
+        if self.conversion is None:
+            return None
+        return DenseWeights(
+            conversion=self.conversion,
+            files=self.files,
+            weights=tuple(self.weights),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it before it is loaded."""
+        return () if self.conversion is None else (self.conversion.note(self.dtype),)
+
     def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
         """Return the same model in another dtype."""
         return replace(self, precision=replace(self.precision, dtype=dtype), fallback_dtype=fallback_dtype)
@@ -116,11 +137,6 @@ def inspect_model(
     kind = kind_of(config.task, config.model, hf_config)
     decoder = decoder_of(config.model, hf_config, files.directory)
     check_precision(config, decoder)
-    if getattr(hf_config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"--model {config.model} has quantized weights, which DeepSpeed can neither shard nor cast. "
-            "Use the model in float16 or bfloat16, with a larger --tensor-parallel-size if it does not fit."
-        )
     head = head_of(kind, files, hf_config)
     if head is not None and head.reads_ahead and config.kv_cache_dtype != "auto":
         raise UsageError(
@@ -131,7 +147,11 @@ def inspect_model(
     adapters = inspect_adapters(config.adapter, hf_config)
     if config.quantize is not None:
         check_device(config.quantize, device)
-    dtype, note = resolve_dtype(config.dtype, device)
+    conversion = conversion_of(hf_config, files, trust_remote_code=config.trust_remote_code)
+    wanted = config.dtype
+    if wanted == "auto" and device.type == "cuda" and conversion is not None and conversion.dtype != "float16":
+        wanted = "bfloat16"  # models that are published in FP8 may not fit into the range of float16
+    dtype, note = resolve_dtype(wanted, device)
     return ModelInfo(
         files=files,
         weights=weights,
@@ -142,6 +162,8 @@ def inspect_model(
         precision=Precision(
             dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize, adapters=adapters
         ),
+        conversion=conversion,
+        trust_remote_code=config.trust_remote_code,
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),

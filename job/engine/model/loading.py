@@ -1,5 +1,6 @@
 """Loads a model: the order in which its weights are read, cut and placed. Each step was proved necessary.
 
+0. Make quantized weights dense, once per file system: the first process of each node does it, or waits for another.
 1. Read in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the pages, and only
    what is used is read. A cast here would give every rank a private copy of the model. Then merge adapters.
 2. Shard in that dtype; what is cut are views of the mapped file. Then repair what AutoTP leaves wrong, and cut experts.
@@ -60,6 +61,7 @@ def load_model(
         JobError: the weights cannot be loaded, here or on another process.
     """
     dtype = getattr(torch, info.dtype)
+    _convert_first(info, replica)
     failure, model = None, None
     try:
         model = merge(read_weights(config, info), info.precision.adapters)
@@ -91,6 +93,20 @@ def load_model(
         decoder=info.decoder,
         cache_dtype=getattr(torch, info.precision.stored_dtype),
     )
+
+
+def _convert_first(info: ModelInfo, replica: Replica) -> None:
+    """Let one process of each node convert what has to be, so that a failure is met once, and not by all in turn."""
+    if info.dense_weights is None:
+        return
+    failure = None
+    if replica.info.local_rank == 0:
+        try:
+            info.dense_weights.directory()
+        except JobError as error:
+            failure = error
+    doing("waiting until the weights are converted")
+    replica.check_world(failure)
 
 
 def _eos_token_ids(model: Any, stop_token_ids: Sequence[int]) -> tuple[int, ...]:

@@ -23,12 +23,16 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     import transformers
 
-    info.files.fetch(info.weights)
+    directory = info.files.directory
+    if info.dense_weights is None:
+        info.files.fetch(info.weights)
+    else:
+        directory = info.dense_weights.directory()
     doing(f"reading the weights of {config.model}")
     try:
         with _counting_tensors(config.model):
             model, report = getattr(transformers, info.kind.auto_class).from_pretrained(
-                info.files.directory,
+                directory,
                 **code_options(info.files, config.trust_remote_code),
                 dtype="auto",
                 attn_implementation=_attention_of(info.config),

@@ -1,0 +1,64 @@
+"""FP8 with scales for blocks or whole tensors (DeepSeek, Qwen), and MXFP4 (gpt-oss).
+
+Products of such numbers and their scales are computed in float32 and rounded once.
+"""
+
+import torch
+
+from job.engine.model.checkpoints.format import Format, Parts, Settings, Unreadable
+from job.engine.model.checkpoints.packing import E2M1, spread, unpacked
+
+WHOLE = (1 << 62, 1 << 62)
+"""A block that holds any matrix."""
+
+
+def fp8(settings: Settings) -> Format:
+    """Return the format ``fp8``: ``weight_scale_inv`` is what a block of weights is multiplied by."""
+    rows, columns = settings.get("weight_block_size") or WHOLE
+
+    def dense(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+        weights = parts[""]
+        if weights.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise Unreadable(f"it is {weights.dtype}, not 8-bit floats")
+        scales = parts["_scale_inv"]
+        if scales.dtype == torch.uint8:  # exponents (E8M0)
+            scales = (scales.float() - 127).exp2()
+        factors = spread(scales, weights.shape, (rows, columns))
+        if factors is None:
+            raise Unreadable(
+                f"{tuple(weights.shape)} weights have {tuple(scales.shape)} scales for blocks of {rows} x {columns}"
+            )
+        return (weights.float() * factors).to(dtype)
+
+    return Format(
+        phrase="FP8",
+        num_bits=8,
+        marker="_scale_inv",
+        parts=("", "_scale_inv"),
+        becomes="",
+        dense=dense,
+    )
+
+
+def mxfp4(settings: Settings) -> Format:
+    """Return the format ``mxfp4``: 32 weights in 16 bytes, with an exponent; the experts of gpt-oss, transposed."""
+
+    def dense(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+        blocks, exponents = parts["_blocks"], parts["_scales"]
+        num_experts, num_rows, num_groups, _ = blocks.shape
+        values = torch.tensor(E2M1)
+        made = torch.empty(num_experts, num_groups * 32, num_rows, dtype=dtype)
+        for idx in range(num_experts):  # one after the other: all at once would be several times the layer
+            factors = (exponents[idx].float() - 127).exp2()[..., None]
+            numbers = values[unpacked(blocks[idx], 4).long()] * factors
+            made[idx] = numbers.reshape(num_rows, -1).T.to(dtype)
+        return made
+
+    return Format(
+        phrase="MXFP4",
+        num_bits=4,
+        marker="_blocks",
+        parts=("_blocks", "_scales"),
+        becomes="",
+        dense=dense,
+    )
