@@ -219,9 +219,12 @@ def test_a_stop_is_heard_while_the_store_is_away(
 
 
 def kill_at_random(seed: int, args: list[str], log: Path, monkeypatch: pytest.MonkeyPatch, num_rounds: int) -> int:
-    """Start 1 to 3 workers and kill all or some of them, several times. Returns how many were killed."""
+    """Start 1 to 3 workers and kill all or some of them, several times. Returns how many were killed.
+
+    Alone, a worker needs four seconds for its steps: it is not done before it is to be killed.
+    """
     rng, num_kills = random.Random(seed), 0
-    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.02")
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.4")
     for _ in range(num_rounds):
         num_kills += kill_some(rng, args, log, 0.6, 2.0)
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
