@@ -628,15 +628,17 @@ def test_a_model_that_lacks_weights_is_refused(
     assert "but its header says" in torn.stderr and torn.stderr.count("\n") == 1
 
 
-def test_a_quantized_model_is_refused(run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path) -> None:
+def test_a_model_in_an_unknown_quantization_is_refused(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
     """It would crash, or run with its scales dropped."""
     shutil.copytree(tiny_model(), tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
+    config["quantization_config"] = {"quant_method": "nvfp4"}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     result = run_job("run", "--model", tmp_path / "model", "--dataset", questions, "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert "quantized weights" in result.stderr
+    assert "quantized weights in the format 'nvfp4'" in result.stderr
 
 
 def test_a_restart_with_changed_weights_is_refused(
