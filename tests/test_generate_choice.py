@@ -1,11 +1,14 @@
 """The leader's part in transformers' ``generate``, without a model: what it chooses, where rows end, when it leaves."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from job.config import EngineConfig
+from job.engine.build import build_static
 from job.engine.logits.constraint import Constraints
 from job.engine.logits.reductions import token_logprobs
 from job.engine.model.loading import LoadedModel
@@ -13,7 +16,7 @@ from job.engine.static.token_choice import HasLeft, LeadingChooser
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.tasks import EndsText, Generate
-from tests.serving import ask, generate
+from tests.serving import ask, generate, load
 
 VOCAB, EOS, PAD = 12, 1, 11
 
@@ -174,3 +177,20 @@ def test_a_tokenizer_that_raises_ends_the_row_that_it_raises_on() -> None:
     ends = batch.chooser.ends
     assert ends[0].finish_reason == "stop" and set(ends) == {0, 1}
     assert str(ends[1].error) == "engine_error: looking for stop strings: IndexError: piece id is out of range"
+
+
+def test_models_that_read_padding_are_computed_row_by_row(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tokens were wrong in batches, without a word."""
+    model, replica = load(tiny_model("llama"))
+    monkeypatch.setattr(model.module.config, "model_type", "xlstm")
+    notes: list[str] = []
+    built: list[EngineConfig] = []
+    monkeypatch.setattr("job.engine.build.StaticEngine", lambda model, config, *rest: built.append(config))
+    for max_rows in (None, 8, 1):
+        build_static(
+            model, EngineConfig(max_batch_rows=max_rows), replica, should_stop=lambda: False, note=notes.append
+        )
+    assert [config.max_batch_rows for config in built] == [1, 1, 1]
+    assert len(notes) == 2 and "is computed row by row" in notes[0]

@@ -1,6 +1,7 @@
 """Builds the engine for a loaded model: the paged one if it supports the model, else the static one, with a note."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from job.config import EngineConfig
 from job.engine.duplicates import SharedCompletions
@@ -12,6 +13,11 @@ from job.engine.reasoned_scores import ReasonedScores
 from job.engine.static.engine import StaticEngine
 from job.errors import JobError
 from job.launch.replica import Replica
+
+ONE_AT_A_TIME = ("hrm_text", "xlstm")
+"""Model types whose tokens were wrong in batches of rows of different lengths, and right one by one (transformers
+5.23; ``scripts/bench architectures``).
+"""
 
 
 def build_paged(
@@ -62,4 +68,8 @@ def build_static(
     note: Callable[[str], None],
 ) -> Engine:
     """Build the static engine; see ``build_paged``."""
+    model_type = model.module.config.model_type
+    if model_type in ONE_AT_A_TIME and config.max_batch_rows != 1:
+        note(f"model type {model_type!r} is computed row by row, which is slow: it reads the padding of a batch")
+        config = replace(config, max_batch_rows=1)
     return SharedCompletions(ReasonedScores(StaticEngine(model, config, replica, should_stop)))
