@@ -56,10 +56,10 @@ class Served:
     replica: Replica
 
 
-def load(model_dir: Path, dtype: str = "float32", task: str = "generate") -> tuple[LoadedModel, Replica]:
-    """Load a model in this process, as the job does."""
+def load(model_dir: Path, dtype: str = "float32", **options: Any) -> tuple[LoadedModel, Replica]:
+    """Load a model in this process, as the job does with these options of ``ModelConfig``."""
     replica = Replica(read_process_info({}, 1))
-    config = ModelConfig(model=str(model_dir), dtype=dtype, task=task)
+    config = ModelConfig(model=str(model_dir), dtype=dtype, **options)
     return load_model(
         config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, []
     ), replica
@@ -68,7 +68,7 @@ def load(model_dir: Path, dtype: str = "float32", task: str = "generate") -> tup
 @cache
 def serve(model_dir: Path, dtype: str = "float32", task: str = "generate") -> Served:
     """Load a model once and let the paged engine accept it."""
-    model, replica = load(model_dir, dtype, task)
+    model, replica = load(model_dir, dtype, task=task)
     shapes, reason = check_support(model, replica)
     assert reason is None, reason
     return Served(model, shapes, replica)

@@ -10,14 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from job.config import ModelConfig
 from job.engine.model.adapters import inspect_adapters
-from job.engine.model.info import inspect_model
-from job.engine.model.loading import load_model
 from job.errors import UsageError
-from job.launch.environment import read_process_info
-from job.launch.replica import Replica
-from job.remote.model_files import ModelFiles
+from tests import serving
 from tests.conftest import Result
 from tests.ranks import Ranks
 from tests.test_run import read_output, write_jsonl
@@ -66,11 +61,7 @@ def adapted(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., tu
 
 def load(base: Path, *adapters: Path) -> Any:
     """Return a model that the job has loaded in this process in float32."""
-    replica = Replica(read_process_info({}, 1))
-    config = ModelConfig(model=str(base), dtype="float32", adapter=tuple(map(str, adapters)))
-    return load_model(
-        config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, []
-    ).module
+    return serving.load(base, adapter=tuple(map(str, adapters)))[0].module
 
 
 def logits_of(model: Any) -> torch.Tensor:

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from job.config import EngineConfig, ModelConfig
+from job.config import EngineConfig
 from job.engine.fit.shape import shape_of
-from job.engine.model.info import inspect_model
-from job.engine.model.loading import LoadedModel, load_model
+from job.engine.model.loading import LoadedModel
 from job.engine.model.precision import Precision
 from job.engine.model.quantized import LARGEST, Float8Linear, Int8Linear, QuantizedLinear, quantize
 from job.engine.paged.cuda.fused_trials import input_of
@@ -22,8 +21,8 @@ from job.engine.paged.support import check_support
 from job.errors import UsageError
 from job.launch.environment import read_process_info
 from job.launch.replica import Replica
-from job.remote.model_files import ModelFiles
 from job.tasks import Score
+from tests import serving
 from tests.conftest import Result
 from tests.ranks import Ranks
 from tests.serving import complete
@@ -35,12 +34,8 @@ TOLERANCE = {"fp8": 0.2, "int8": 0.05}
 
 
 def load(model_dir: Path, scheme: str | None, dtype: str = "float32") -> LoadedModel:
-    """Load a model in this process, as the job does."""
-    replica = Replica(read_process_info({}, 1))
-    config = ModelConfig(model=str(model_dir), dtype=dtype, quantize=scheme)
-    return load_model(
-        config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, [], verbose=False
-    )
+    """Return a model that the job has quantized in this process."""
+    return serving.load(model_dir, dtype, quantize=scheme)[0]
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

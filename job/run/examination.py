@@ -195,8 +195,7 @@ def _of_model(
         chat_template=chat_template,
         decoder_ids=begun.decoder_ids,
     )
-    adapters = [adapter.describe() for adapter in info.precision.adapters]
-    return config, of_model, [*adapters, *notes, *more_notes, *begun.notes]
+    return config, of_model, [*notes, *more_notes, *begun.notes]
 
 
 def _with_prompts(config: RunConfig) -> RunConfig:

@@ -110,16 +110,10 @@ def complete(
     return [found[idx] for idx in range(len(prompts))]
 
 
-def main(name: str = "", num_rows: str = "64", dtype: str = "float32") -> None:
-    """Compare, and print the figures."""
-    name = name or str(DATA.parents[2] / ".models/SmolLM2-135M-Instruct")
-    replica = Replica(read_process_info({}, 1), device="cpu")
-    config = ModelConfig(model=name, dtype=dtype)
-    model = load_model(config, inspect_model(config, ModelFiles(name=name), replica.device, 1), replica, [])
-    shapes, reason = check_support(model, replica)
-    assert reason is None, reason
+def read_questions(name: str, num_rows: int) -> tuple[list[list[int]], list[tuple[list[int], int]]]:
+    """Return prompts as token ids; and these with their answers, each with the place where the answer begins."""
     tokenizer = AutoTokenizer.from_pretrained(name)
-    data = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[: int(num_rows)]]
+    data = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[:num_rows]]
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["question"]}], add_generation_prompt=True, return_dict=False
@@ -128,15 +122,34 @@ def main(name: str = "", num_rows: str = "64", dtype: str = "float32") -> None:
     ]
     answers = [tokenizer(row["answer"], add_special_tokens=False).input_ids for row in data]
     texts = [(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
-    result: dict[str, Any] = {"dtype": dtype, "num_rows": len(data), "caches": compare(model, shapes, texts)}
+    return prompts, texts
+
+
+def agreement(exact: list[list[int]], found: list[list[int]]) -> dict[str, float]:
+    """Return how far completions are the same."""
+    pairs = list(zip(exact, found, strict=True))
+    agreed = [next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), NEW_TOKENS) for pair in pairs]  # noqa: B905
+    return {
+        "same_completions": round(sum(left == right for left, right in pairs) / len(pairs), 3),
+        "median_equal_tokens": float(np.median(agreed)),
+    }
+
+
+def main(name: str = "", num_rows: str = "64", dtype: str = "float32") -> None:
+    """Compare, and print the figures."""
+    name = name or str(DATA.parents[2] / ".models/SmolLM2-135M-Instruct")
+    replica = Replica(read_process_info({}, 1), device="cpu")
+    config = ModelConfig(model=name, dtype=dtype)
+    model = load_model(config, inspect_model(config, ModelFiles(name=name), replica.device, 1), replica, [])
+    shapes, reason = check_support(model, replica)
+    assert reason is None, reason
+    prompts, texts = read_questions(name, int(num_rows))
+    result: dict[str, Any] = {"dtype": dtype, "num_rows": len(prompts), "caches": compare(model, shapes, texts)}
     exact = complete(model, shapes, replica, prompts)
     for cache_dtype in (torch.float16, FP8):
         found = complete(replace(model, cache_dtype=cache_dtype), shapes, replica, prompts)
-        pairs = list(zip(exact, found, strict=True))
-        agreed = [next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), NEW_TOKENS) for pair in pairs]  # noqa: B905
         of_cache = result["caches"][str(cache_dtype).removeprefix("torch.")]
-        of_cache["same_completions"] = round(sum(left == right for left, right in pairs) / len(pairs), 3)
-        of_cache["median_equal_tokens"] = float(np.median(agreed))
+        of_cache |= agreement(exact, found)
     print(json.dumps(result))
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kv_cache_dtype import DATA, NEW_TOKENS, complete, read
-from transformers import AutoTokenizer
+from kv_cache_dtype import DATA, agreement, complete, read, read_questions
 
 from job.config import QUANTIZATIONS, ModelConfig
 from job.engine.model.info import inspect_model
@@ -55,16 +54,7 @@ def read_all(model: LoadedModel, shapes: Any, texts: Texts) -> tuple[torch.Tenso
 def main(name: str = "", num_rows: str = "64", dtype: str = "bfloat16") -> None:
     """Compare, and print the figures."""
     name = name or str(DATA.parents[2] / ".models/SmolLM2-135M-Instruct")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    data = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[: int(num_rows)]]
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}], add_generation_prompt=True, return_dict=False
-        )
-        for row in data
-    ]
-    answers = [tokenizer(row["answer"], add_special_tokens=False).input_ids for row in data]
-    texts = [(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    prompts, texts = read_questions(name, int(num_rows))
     best: torch.Tensor | None = None
     exact: list[list[int]] = []
     for scheme in (None, *QUANTIZATIONS):
@@ -80,15 +70,12 @@ def main(name: str = "", num_rows: str = "64", dtype: str = "bfloat16") -> None:
         best = found if best is None else best
         completions = complete(model, shapes, replica, prompts)
         exact = exact or completions
-        pairs = list(zip(exact, completions, strict=True))
-        agreed = [next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), NEW_TOKENS) for pair in pairs]  # noqa: B905
         result = {
             "quantize": scheme,
             "megabytes": round(held / 1e6, 1),
             "perplexity": round(perplexity, 4),
             "same_next_token": round(float((found == best).float().mean()), 4),
-            "same_completions": round(sum(left == right for left, right in pairs) / len(pairs), 3),
-            "median_equal_tokens": float(np.median(agreed)),
+            **agreement(exact, completions),
             "secs": round(secs, 1),
         }
         print(json.dumps(result), flush=True)

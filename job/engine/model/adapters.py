@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from job.engine.model.naming import ADAPTER_CONFIG
+from job.engine.model.weights import check_complete, header_of
 from job.errors import UsageError, first_line
 from job.launch.activity import doing
 from job.remote.contents import hashes_of
@@ -144,12 +145,9 @@ def _shapes(name: str, directory: Path) -> dict[str, list[int]]:
                 "where you trust it and call save_pretrained, which writes safetensors."
             )
         raise UsageError(f"--adapter {name} has no {WEIGHTS}. Copy it again.")
-    try:
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
-    except (ValueError, KeyError, TypeError, OverflowError, MemoryError, AttributeError):
-        raise UsageError(f"--adapter {name}: {WEIGHTS} is not a safetensors file. Copy it again.") from None
+    check_complete(path)
+    _, tensors = header_of(path)
+    return {key: entry["shape"] for key, entry in tensors.items()}
 
 
 def _layer(key: str) -> str:

@@ -37,7 +37,7 @@ class Decoder:
 
 
 def decoder_of(name: str, config: Any, directory: Any) -> Decoder | None:
-    """Return what is known about the decoder; None if the model is no encoder-decoder.
+    """Return what is known about the decoder; None if the model is not an encoder-decoder.
 
     Args:
         name: the model's, for messages.

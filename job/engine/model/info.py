@@ -8,7 +8,7 @@ import torch
 
 from job.config import ModelConfig
 from job.engine.model.adapters import inspect_adapters
-from job.engine.model.checkpoints.conversion import Conversion, DenseWeights, conversion_of
+from job.engine.model.checkpoints.conversion import DenseWeights, dense_weights_of
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
@@ -40,9 +40,8 @@ class ModelInfo:
     """How answers begin, if it is an encoder-decoder."""
     precision: Precision
     """What is made of the weights. Its dtype is resolved."""
-    conversion: Conversion | None = None
+    dense_weights: DenseWeights | None = None
     """What is made of quantized weights before they are loaded. None: they are loaded as they are stored."""
-    trust_remote_code: bool = False
     dtype_note: str | None
     """A note for the user if the dtype is not the one they would expect."""
     fallback_dtype: str | None = None
@@ -83,21 +82,10 @@ class ModelInfo:
         return ModelFiles(name=str(own[-1])) if own else self.files
 
     @property
-    def dense_weights(self) -> DenseWeights | None:
-        """Where the dense weights of a quantized checkpoint are made; None if its weights are dense already."""
-        if self.conversion is None:
-            return None
-        return DenseWeights(
-            conversion=self.conversion,
-            files=self.files,
-            weights=tuple(self.weights),
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of it before it is loaded."""
-        return () if self.conversion is None else (self.conversion.note(self.dtype),)
+        converted = () if self.dense_weights is None else (self.dense_weights.conversion.note(self.dtype),)
+        return (*converted, *(adapter.describe() for adapter in self.precision.adapters))
 
     def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
         """Return the same model in another dtype."""
@@ -121,35 +109,24 @@ def inspect_model(
         UsageError: the model or its safetensors weights are missing, or its architecture or a length cannot work.
         Unavailable: the Hub does not answer.
     """
-    from transformers import AutoConfig
-
     check_repository(files)
     if needs_weights:
         check_format(files)
     files.fetch_settings(with_code=config.trust_remote_code)
     check_no_adapter(files)
     check_code(files, trust_remote_code=config.trust_remote_code)
-    try:
-        hf_config = AutoConfig.from_pretrained(files.directory, **code_options(files, config.trust_remote_code))
-    except Exception as error:  # OSError, ValueError, KeyError, ...: all for the user to fix
-        raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
+    hf_config = _read_config(config, files)
     weights = weight_files(files) if needs_weights else ()
     kind = kind_of(config.task, config.model, hf_config)
     decoder = decoder_of(config.model, hf_config, files.directory)
-    check_precision(config, decoder)
     head = head_of(kind, files, hf_config)
-    if head is not None and head.reads_ahead and config.kv_cache_dtype != "auto":
-        raise UsageError(
-            f"--kv-cache-dtype {config.kv_cache_dtype} has no effect: an encoder keeps no keys and values. "
-            "Leave it out."
-        )
-    check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=head is not None and head.reads_ahead)
+    is_encoder = head is not None and head.reads_ahead
+    check_precision(config, device, decoder, is_encoder=is_encoder)
+    check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=is_encoder)
     adapters = inspect_adapters(config.adapter, hf_config)
-    if config.quantize is not None:
-        check_device(config.quantize, device)
-    conversion = conversion_of(hf_config, files, trust_remote_code=config.trust_remote_code)
+    dense_weights = dense_weights_of(hf_config, files, weights, trust_remote_code=config.trust_remote_code)
     wanted = config.dtype
-    if wanted == "auto" and device.type == "cuda" and conversion is not None and conversion.dtype != "float16":
+    if wanted == "auto" and device.type == "cuda" and dense_weights and dense_weights.conversion.dtype != "float16":
         wanted = "bfloat16"  # models that are published in FP8 may not fit into the range of float16
     dtype, note = resolve_dtype(wanted, device)
     return ModelInfo(
@@ -162,32 +139,46 @@ def inspect_model(
         precision=Precision(
             dtype=dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantize, adapters=adapters
         ),
-        conversion=conversion,
-        trust_remote_code=config.trust_remote_code,
+        dense_weights=dense_weights,
         dtype_note=note,
         fallback_dtype="bfloat16" if (config.dtype, dtype) == ("auto", "float16") and _is_bfloat16(hf_config) else None,
         max_model_len=_max_model_len(config, hf_config, longest_text(files) if config.task == EMBED else None),
     )
 
 
-def check_precision(config: ModelConfig, decoder: Decoder | None) -> None:
-    """Refuse what encoder-decoders cannot be computed in.
+def _read_config(config: ModelConfig, files: ModelFiles) -> Any:
+    """Return transformers' configuration."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.directory, **code_options(files, config.trust_remote_code))
+    except Exception as error:  # OSError, ValueError, KeyError, ...: all for the user to fix
+        raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
+
+
+def check_precision(config: ModelConfig, device: torch.device, decoder: Decoder | None, *, is_encoder: bool) -> None:
+    """Refuse what the device, encoders, and encoder-decoders cannot be computed in.
 
     Raises:
         UsageError: it was asked for.
     """
-    if decoder is None:
-        return
-    if config.kv_cache_dtype != "auto":
+    if is_encoder and config.kv_cache_dtype != "auto":
+        raise UsageError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} has no effect: an encoder keeps no keys and values. "
+            "Leave it out."
+        )
+    if decoder is not None and config.kv_cache_dtype != "auto":
         raise UsageError(
             f"--kv-cache-dtype {config.kv_cache_dtype} needs the paged engine, which does not serve encoder-decoders. "
             "Leave it out."
         )
-    if config.quantize is not None:
+    if decoder is not None and config.quantize is not None:
         raise UsageError(
             f"--quantize {config.quantize} is not offered for encoder-decoders: their answers in 8 bits have not been "
             "compared. Leave it out."
         )
+    if config.quantize is not None:
+        check_device(config.quantize, device)
 
 
 def resolve_dtype(wanted: str, device: torch.device) -> tuple[str, str | None]:

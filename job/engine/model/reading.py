@@ -44,9 +44,7 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             f"--model {config.model}: the weights cannot be loaded: {why_unreadable(info.files, error)}"
         ) from error
     unused = tuple(f"{name}." for name in info.kind.unused)
-    missing = (
-        [key for key in report["missing_keys"] if not key.startswith(unused)] if unused else report["missing_keys"]
-    )
+    missing = [key for key in report["missing_keys"] if not key.startswith(unused)]  # all of them, if none is unused
     lacking = sorted(missing) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise UsageError(

@@ -90,17 +90,30 @@ def check_complete(file: Path) -> None:
     Raises:
         UsageError: it is not whole.
     """
-    try:
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(header_bytes))
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, OverflowError, MemoryError):
-        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
+    header_bytes, tensors = header_of(file)
+    end = max(entry["data_offsets"][1] for entry in tensors.values())
     if file.stat().st_size != 8 + header_bytes + end:
         raise UsageError(
             f"{file} has {file.stat().st_size:,} bytes, but its header says {8 + header_bytes + end:,}. Copy it again."
         )
+
+
+def header_of(file: Path) -> tuple[int, dict[str, Any]]:
+    """Return the size of a safetensors file's header, and what it says of each tensor: shape, dtype, place.
+
+    Raises:
+        UsageError: it is not a safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_bytes))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if not tensors or any(len(entry["data_offsets"]) != 2 or "shape" not in entry for entry in tensors.values()):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
+    return header_bytes, tensors
 
 
 def identify(files: ModelFiles, weights: Sequence[str], *, trust_remote_code: bool) -> str:

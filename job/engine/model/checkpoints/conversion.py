@@ -4,7 +4,7 @@ Quantized weights can be neither cut by AutoTP nor cast. So they are made dense 
 does the whole model lie in memory. Everything after that is as with any other model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,21 @@ class Conversion:
             f"{self.format.phrase} weights are computed in {dtype}: {in_gb(num_bytes)}{stored}. They are converted "
             f"once, which takes {in_gb(self.dense_bytes)} of disk in {cache_roots(KIND)[0]}"
         )
+
+
+def dense_weights_of(
+    config: Any, files: ModelFiles, weights: Sequence[str], *, trust_remote_code: bool
+) -> "DenseWeights | None":
+    """Return where the dense weights of a model are made; None if its weights are used as they are stored.
+
+    Args:
+        weights: the names of the files with the weights.
+        trust_remote_code: see ``conversion_of``, as for the others and for the errors.
+    """
+    conversion = conversion_of(config, files, trust_remote_code=trust_remote_code)
+    if conversion is None:
+        return None
+    return DenseWeights(conversion=conversion, files=files, weights=tuple(weights), trust_remote_code=trust_remote_code)
 
 
 def conversion_of(config: Any, files: ModelFiles, *, trust_remote_code: bool) -> Conversion | None:
