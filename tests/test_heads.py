@@ -154,6 +154,13 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(headed: Callable[..., Pat
         check_tensor_parallel(AutoConfig.from_pretrained(headed(name)), 2, is_encoder=True)
 
 
+def flat_keys(values: Any) -> set[str]:
+    """Return the names of all values in nested JSON that are not empty."""
+    if not isinstance(values, dict):
+        return set()
+    return {name for name, value in values.items() if value != {}}.union(*map(flat_keys, values.values()))
+
+
 def ids_of(text: str) -> list[int]:
     return list(make_tokenizer()(text)["input_ids"])
 
@@ -184,6 +191,12 @@ def test_embeddings_are_written(run_job: RunJob, headed: Callable[..., Path], tm
         if name == "int8":
             found *= np.array(table["embedding_scale"].to_pylist()[:4], np.float32)[:, None]
         assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
+    card = (tmp_path / "float32/README.md").read_text()
+    assert "# Embeddings of " in card and "embedding-dtype: `float32`" in card
+    assert "Sampling" not in card and "completion tokens" not in card, "nothing was drawn"
+    assert not {"sampling", "max_new_tokens"} & flat_keys(json.loads((tmp_path / "float32/manifest.json").read_text()))
+    undrawn = run_job("retry", tmp_path / "float32", "--cut")
+    assert undrawn.exit_code == 2 and "This run has --task embed, which draws none." in undrawn.stderr
     refused = run_job(*command, "--pooling", "mean", "--output", tmp_path / "float32")
     assert refused.exit_code == 2 and '--pooling was "last", now "mean"' in refused.stderr
     exported = run_job("export", tmp_path / "float32", "--to", tmp_path / "rows.jsonl")

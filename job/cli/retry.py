@@ -72,10 +72,10 @@ def _check(run: "FoundRun", *, cut: bool, unparsed: bool, changes: dict[str, Any
 
     sampling = run.manifest.section("sampling")
     SamplingParams(**{"min_new_tokens": sampling["min_new_tokens"], **changes})  # checks the values
-    ignoring = next((mode.flag for mode in run.manifest.modes if "max_new_tokens" in mode.ignores), None)
-    if ignoring is not None and (cut or unparsed or changes):
+    undrawn = next((mode.flag for mode in run.manifest.modes if mode.draws_nothing), None)
+    if undrawn is not None and (cut or unparsed or changes):
         given = "--cut" if cut else "--unparsed" if unparsed else flag(next(iter(changes)))
-        raise UsageError(f"{given} is for completions that are drawn. This run has {ignoring}, which scores them.")
+        raise UsageError(f"{given} is for completions that are drawn. This run has {undrawn}, which draws none.")
     if unparsed and not any(isinstance(mode, StructuredMode) for mode in run.manifest.modes):
         raise UsageError("--unparsed is for runs with --json-schema, --regex or --grammar, which this one has not.")
     is_random = changes.get("temperature", sampling["temperature"]) > 0

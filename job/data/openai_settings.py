@@ -6,13 +6,13 @@ Where rows have no parameters of their own (runs that older versions began, scor
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from job.config import RunConfig, SamplingConfig
 from job.errors import UsageError, shorten
 from job.modes.completion import CompletionMode
-from job.modes.mode import Mode
+from job.modes.ignored import ignored_by
 from job.modes.openai_params import FORMAT, LOGPROBS, NAMES, schema_of, top_logprobs_of
 from job.modes.row_params import RowParamsMode
 from job.modes.row_values import TOP_LOGPROBS
@@ -47,7 +47,7 @@ class RunSettings:
         generating = [mode for mode in self._modes if isinstance(mode, CompletionMode)]
         self._top_logprobs = max((mode.top_logprobs for mode in generating), default=0)
         self._has_logprobs = self._top_logprobs > 0 or any(mode.logprobs for mode in generating)
-        self._ignored = _ignored_by(self._modes)
+        self._ignored = ignored_by(self._modes)
         # older versions made an error row of each request with a schema
         self._checks_format = config.prompt.has_own_rules and not self.has_own
         self.known = frozenset(PARAMETERS) | (
@@ -123,17 +123,6 @@ class RunSettings:
             f"--dataset {self._dataset}: the first request has a response_format with a JSON schema, which the run "
             f"does not have. Give --json-schema {short}; all requests of a run share it."
         )
-
-
-def _ignored_by(modes: Sequence[Mode]) -> frozenset[str]:
-    """Return the sampling options that no answer depends on. Reasoning depends on all, but for the length if it has a
-    budget.
-    """
-    if not any(mode.always_generates for mode in modes):
-        return frozenset().union(*(mode.ignores for mode in modes))
-    is_scored = any(mode.answers and mode.decides_end for mode in modes)
-    has_budget = any("max_reasoning_tokens" in mode.given() for mode in modes)
-    return frozenset(["max_new_tokens"]) if is_scored and has_budget else frozenset()
 
 
 def as_json(value: Any) -> str:

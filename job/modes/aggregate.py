@@ -38,7 +38,7 @@ class AggregateMode(Mode):
             raise UsageError(f"--aggregate is {self.aggregate!r}; it must be one of {', '.join(AGGREGATES)}.")
         if config.sampling.num_samples == 1:
             modes = config.active_modes
-            undrawn = next((mode for mode in modes if "max_new_tokens" in mode.ignores), None)
+            undrawn = next((mode for mode in modes if mode.draws_nothing), None)
             if undrawn is not None and not any(mode.always_generates for mode in modes):
                 raise UsageError(
                     f"--aggregate and {undrawn.flag} were given together. Leave out --aggregate: nothing is drawn."

@@ -33,6 +33,7 @@ class ClassifyMode(Mode):
     follows_reasoning: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = SAMPLING
     task_category: ClassVar[str | None] = "text-classification"
+    content: ClassVar[str | None] = "Classes"
     empty_preview: ClassVar[Mapping[str, Any]] = {"classes": None}
 
     text_pair_column: str | None = option(

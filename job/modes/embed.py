@@ -33,6 +33,7 @@ class EmbedMode(Mode):
     follows_reasoning: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = SAMPLING
     task_category: ClassVar[str | None] = "feature-extraction"
+    content: ClassVar[str | None] = "Embeddings"
     empty_preview: ClassVar[Mapping[str, Any]] = {"embedding": None}
 
     pooling: str | None = option(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import Doubt
 from job.modes.answer_length import AnswerLength as AnswerLength
+from job.modes.outcome import Outcome as Outcome
 from job.modes.setting import Setting as Setting
 from job.modes.setting import Tokens as Tokens
 from job.records import Completion, Generation, Prompt, Request
@@ -57,21 +58,6 @@ class Probe:
     text: str
     option: str
     """The option that asks for it, for messages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came out of a run so far, in numbers, for ``Mode.describe``."""
-
-    num_completions: int
-    """Rows with a completion."""
-    num_completion_tokens: int
-    finish_reasons: Mapping[str, int]
-    tallies: Mapping[str, Mapping[str, int]]
-    """What modes have counted (see ``Mode.tally``), by name."""
-    max_new_tokens: int
-    has_own_limits: bool = False
-    """Whether rows may have a ``max_new_tokens`` of their own."""
 
 
 class BoundMode:
@@ -155,8 +141,15 @@ class Mode:
     """Whether the model generates tokens whatever the answer is, so that no sampling option is without effect."""
     task_category: ClassVar[str | None] = None
     """Hugging Face's name for it in a dataset card."""
+    content: ClassVar[str | None] = None
+    """What a dataset card calls its answers, if not completions."""
     empty_preview: ClassVar[Mapping[str, Any]] = {}
     """The JSON values of a preview if the mode is not asked for."""
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether its answers need no drawn token. (A mode that ``always_generates`` may draw some before them.)"""
+        return "max_new_tokens" in self.ignores
 
     @property
     def is_asked(self) -> bool:

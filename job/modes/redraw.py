@@ -51,7 +51,7 @@ class RedrawMode(Mode):
         temperature = self.retry_temperature
         if not self.retry_invalid:
             raise UsageError("--retry-temperature needs --retry-invalid. Give both.")
-        undrawn = next((mode for mode in config.active_modes if "max_new_tokens" in mode.ignores), None)
+        undrawn = next((mode for mode in config.active_modes if mode.draws_nothing), None)
         if undrawn is not None:
             raise UsageError(
                 f"--retry-invalid and {undrawn.flag} were given together. Leave out --retry-invalid: nothing is drawn."

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from job.errors import JobError
+from job.modes.ignored import ignored_by
 from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
 from job.output.store.names import CARD, PART_PATTERN, within
@@ -92,7 +93,7 @@ def make_card(
     paragraphs = [
         _front_matter(manifest, counts),
         MARK,
-        f"# Completions of {public_name(manifest.about['dataset'])} by {public_name(manifest.about['model'])}",
+        f"# {_content(manifest)} of {public_name(manifest.about['dataset'])} by {public_name(manifest.about['model'])}",
         *([] if num_planned_rows is None else [_unfinished(counts.num_rows, num_planned_rows)]),
         _counts(manifest, counts),
         f'```python\nimport datasets\n\nrows = datasets.load_dataset({json.dumps(address)}, split="train")\n```',
@@ -103,6 +104,11 @@ def make_card(
         *_answers(manifest),
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _content(manifest: Manifest) -> str:
+    """Return what the rows are called in the title."""
+    return next((mode.content for mode in manifest.modes if mode.content), "Completions")
 
 
 def _front_matter(manifest: Manifest, counts: Counts) -> str:
@@ -193,10 +199,21 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     for run in about.get("earlier_runs", ()):
         model = f" by {_code(public_name(run['model']))}" if run["model"] else ""
         yield f"From the earlier run {_code(public_name(run['output']))}{model}, identity {_code(run['identity'][:16])}"
-    values = manifest.section("sampling").items()
-    yield f"Sampling: {', '.join(f'{name} {_code(value)}' for name, value in values if value not in (None, []))}"
+    if values := [f"{name} {_code(value)}" for name, value in _sampling(manifest) if value not in (None, [])]:
+        yield f"Sampling: {', '.join(values)}"
     yield f"Date: {about['created']}"
     yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}"
+
+
+def _sampling(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """Yield the sampling options: all of them if tokens are drawn, else those that were given and have an effect."""
+    modes = manifest.modes
+    if any(mode.always_generates for mode in modes) or not any(mode.draws_nothing for mode in modes):
+        yield from manifest.section("sampling").items()
+        return
+    ignored = ignored_by(modes)
+    given = manifest.meaning.get("sampling", {})
+    yield from ((name, value) for name, value in given.items() if name not in ignored)
 
 
 def _dataset(manifest: Manifest) -> Iterator[str]:
@@ -268,7 +285,7 @@ def _counts(manifest: Manifest, counts: Counts) -> str:
         ("rows with a completion", counts.num_rows - counts.num_errors),
         *(kinds or [("rows with an error", 0)]),
         ("prompt tokens", counts.num_prompt_tokens),
-        ("completion tokens", counts.num_completion_tokens),
+        *([("completion tokens", counts.num_completion_tokens)] if counts.num_completion_tokens else []),
     ]
     table = ["| | number |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows)]
     outcome = [f"- {title}: {line}" for title, line in counts.lines(manifest)]
