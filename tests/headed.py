@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from job.engine.model.weights import WEIGHTS
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, make_tokenizer
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -35,8 +37,9 @@ DECODERS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 64,
     },
     "bloom": {"n_head": 4, "n_layer": 2},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 32},
 }
-"""Those that need more than AutoTP does, beside ``tiny.ARCHITECTURES``."""
+"""Those that need more than AutoTP does, or are made to read ahead, beside ``tiny.ARCHITECTURES``."""
 
 COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -84,8 +87,13 @@ def hidden_states(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[tor
 
 def pooled(model_dir: Path, prompts: Sequence[Sequence[int]], pooling: str) -> list[torch.Tensor]:
     """Return [D] of each prompt."""
-    pool = {"mean": lambda h: h.mean(0), "last": lambda h: h[-1], "cls": lambda h: h[0]}[pooling]
-    return [pool(hidden) for hidden in hidden_states(model_dir, prompts)]
+
+    def weighted(hidden: torch.Tensor) -> torch.Tensor:
+        counts = torch.arange(1.0, len(hidden) + 1)
+        return (hidden * counts[:, None]).sum(0) / counts.sum()
+
+    pools = {"mean": lambda h: h.mean(0), "last": lambda h: h[-1], "cls": lambda h: h[0], "weighted-mean": weighted}
+    return [pools[pooling](hidden) for hidden in hidden_states(model_dir, prompts)]
 
 
 def write_sentence_files(
@@ -96,6 +104,7 @@ def write_sentence_files(
     usual: str | None = None,
     more: Sequence[str] = (),
     max_seq_length: int | None = None,
+    lowers_case: bool = False,
 ) -> None:
     """Write what sentence-transformers stores beside a model: these modules after the pooling."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *((f"2_{kind}", kind) for kind in more)]
@@ -108,10 +117,26 @@ def write_sentence_files(
         "modules.json": modules,
         "1_Pooling/config.json": pooling,
         "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": usual},
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": lowers_case},
     }
     for name, content in contents.items():
         (model_dir / name).write_text(json.dumps(content))
+
+
+def write_dense_layer(model_dir: Path, folder: str, num_in: int, num_out: int, activation: str) -> torch.nn.Module:
+    """Write a random layer of sentence-transformers' module Dense, and return it."""
+    torch.manual_seed(num_out)
+    layer = torch.nn.Linear(num_in, num_out, bias=activation == "Tanh")
+    (model_dir / folder).mkdir()
+    save_file({f"linear.{name}": value for name, value in layer.state_dict().items()}, model_dir / folder / WEIGHTS)
+    config = {
+        "in_features": num_in,
+        "out_features": num_out,
+        "bias": layer.bias is not None,
+        "activation_function": f"{getattr(torch.nn, activation).__module__}.{activation}",
+    }
+    (model_dir / folder / "config.json").write_text(json.dumps(config))
+    return torch.nn.Sequential(layer, getattr(torch.nn, activation)()).requires_grad_(False)
 
 
 def class_logits(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:

@@ -27,7 +27,15 @@ from job.output.parts.part_schema import Columns
 from job.output.parts.rows import from_batch, to_batch
 from job.records import Completion, RowError
 from job.tasks import Pool
-from tests.headed import DECODERS, ENCODERS, class_logits, make_headed, pooled, write_sentence_files
+from tests.headed import (
+    DECODERS,
+    ENCODERS,
+    class_logits,
+    make_headed,
+    pooled,
+    write_dense_layer,
+    write_sentence_files,
+)
 from tests.ranks import Ranks
 from tests.serving import MODES, ask, build_as_the_job_does, finish, innermost, load, make_engine, make_prompts, serve
 from tests.test_run import RunJob, read_output, write_jsonl
@@ -70,7 +78,7 @@ def asked(prompts: list[list[int]], pooling: str, size: int = 128) -> list[Any]:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "weighted-mean", "last"])
 @pytest.mark.parametrize("mode", MODES)
 def test_vectors_are_those_of_transformers_in_any_batch(
     headed: Callable[..., Path], mode: str, pooling: str, overlap: bool
@@ -107,6 +115,26 @@ def test_a_layer_that_vectors_do_not_need_may_be_missing(tmp_path: Path) -> None
     assert_close([g.vector for g in found], pooled(model_dir, prompts, "cls"))
     served, _ = load(model_dir, task="embed")
     assert served.module.base.pooler is None
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_a_decoder_that_reads_ahead_is_served_in_static_batches(tmp_path: Path, task: str) -> None:
+    """Such as EmbeddingGemma: it is a decoder by its name, but every token sees all others."""
+    auto_class = AutoModel if task == "embed" else AutoModelForSequenceClassification
+    model_dir = make_headed(
+        tmp_path / "model", "gemma3_text", auto_class, num_labels=NUM_LABELS, use_bidirectional_attention=True
+    )
+    engine, notes = build_as_the_job_does(model_dir, task=task)
+    assert isinstance(innermost(engine), StaticEngine) and not notes
+    pooling, prompts = "mean" if task == "embed" else "last", make_prompts()[::3]
+    found = finish(engine, asked(prompts, pooling, 128 if task == "embed" else NUM_LABELS))
+    expected = expected_of(model_dir, task, pooling, prompts)
+    assert_close([g.vector for g in found], expected)
+    changed = [[*prompt[:-1], prompt[-1] ^ 1] for prompt in prompts]
+    later = pooled(model_dir, changed, "cls") if task == "embed" else class_logits(model_dir, changed)
+    assert (
+        float((later[0] - (pooled(model_dir, prompts, "cls") if task == "embed" else expected)[0]).abs().max()) > 0.01
+    )
 
 
 def test_a_row_that_is_not_finite_is_an_error_and_spoils_no_other(headed: Callable[..., Path]) -> None:
@@ -236,12 +264,50 @@ def test_the_files_of_sentence_transformers_say_how(run_job: RunJob, tmp_path: P
     assert refused.exit_code == 2 and "no prompt of this name. Did you mean query?" in refused.stderr
 
 
+@pytest.mark.parametrize(("name", "pooling"), [("llama", "weightedmean"), ("bert", "cls")])
+def test_layers_after_the_pooling_are_applied(run_job: RunJob, tmp_path: Path, name: str, pooling: str) -> None:
+    """Dense layers, texts in lower case, and vectors that are cut to their first numbers; all of it is identity."""
+    model = make_headed(tmp_path / "model", name, AutoModel)
+    kind = {"weightedmean": "pooling_mode_weightedmean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
+    more = ["Dense", "Dense", "Normalize"]
+    write_sentence_files(model, {kind: True}, more=more, prompts={"query": "Query: "}, usual="query", lowers_case=True)
+    modules = json.loads((model / "modules.json").read_text())
+    modules[3]["path"] = "3_Dense"
+    (model / "modules.json").write_text(json.dumps(modules))
+    first = write_dense_layer(model, "2_Dense", 128, 96, "Tanh")
+    second = write_dense_layer(model, "3_Dense", 96, 64, "Identity")
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": text} for text in TEXTS])
+    command = ("run", "--model", model, "--dataset", data, "--task", "embed", "--dtype", "float32", "--output")
+    result = run_job(*command, tmp_path / "run", "--dimensions", 16)
+    assert result.exit_code == 0, result.stderr
+    assert "the first 16 of 64 numbers in float32" in result.stdout, result.stdout
+    assert "a dense layer of 128 to 96 numbers, then Tanh, a dense layer of 96 to 64 numbers" in result.stdout
+    ids = list(AutoTokenizer.from_pretrained(model)(["query: " + text.lower() for text in TEXTS])["input_ids"])
+    expected = second(first(torch.stack(pooled(model, ids, "weighted-mean" if name == "llama" else "cls"))))[:, :16]
+    table = read_output(tmp_path / "run")
+    assert table.schema.field("embedding").type.list_size == 16
+    assert_close(table["embedding"].to_pylist(), torch.nn.functional.normalize(expected))
+    assert run_job("verify", tmp_path / "run").exit_code == 0
+    assert run_job(*command, tmp_path / "run", "--dimensions", 16).exit_code == 0, "it is the same run"
+    too_many = run_job(*command, tmp_path / "more", "--dimensions", 65)
+    assert too_many.exit_code == 2 and "--dimensions is 65, but the model's vectors have 64 numbers." in too_many.stderr
+    (model / "3_Dense").rename(tmp_path / "before")
+    write_dense_layer(model, "3_Dense", 96, 64, "ReLU")
+    changed = run_job(*command, tmp_path / "run", "--dimensions", 16)
+    assert changed.exit_code == 2 and "is another run" in changed.stderr, changed.stderr
+    (model / "3_Dense/model.safetensors").rename(model / "3_Dense/pytorch_model.bin")
+    pickled = run_job(*command, tmp_path / "other")
+    assert pickled.exit_code == 2 and "3_Dense/model.safetensors is missing. (Pickled weights" in pickled.stderr
+
+
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
         ({"pooling_mode": "max"}, [], "1_Pooling/config.json asks for the pooling max; --task embed serves cls"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, [], "asks for the pooling cls and mean"),
-        ({"pooling_mode": "mean"}, ["Dense"], "its modules.json has Dense, and --task embed serves Transformer"),
+        ({"pooling_mode": "mean"}, ["WordWeights"], "its modules.json has WordWeights, and --task embed serves a"),
+        ({"pooling_mode": "mean"}, ["Normalize", "Dense"], "has the order Transformer Pooling Normalize Dense, and"),
+        ({"pooling_mode": "mean"}, ["Dense"], "2_Dense/config.json cannot be read"),
         ({"pooling_mode": "mean", "include_prompt": False}, [], "leaves its prompts out of the mean"),
     ],
 )

@@ -113,6 +113,8 @@ class PromptConfig:
     )
     text_prefix: str = ""
     """What the model reads before each text, if prompts are not made by a chat template."""
+    lowers_case: bool = False
+    """Whether texts are read in lower case, if prompts are not made by a chat template."""
     whole_conversations: bool = False
     """Whether a conversation is read as it is, and no answer of the assistant is begun."""
     text_rules: int = TEXT_RULES

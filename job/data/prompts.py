@@ -73,6 +73,7 @@ class PromptRenderer:
         self._chat_template, self._system_prompt = chat_template, config.system_prompt
         self._special_tokens, self._last_turn = special_tokens, config.last_assistant_turn
         self._text_prefix, self._is_whole = config.text_prefix, config.whole_conversations
+        self._lowers_case = config.lowers_case
         self._omissions = omissions.Omissions(chat_template) if chat_template and config.has_own_rules else None
         examples = () if config.examples is None else parse_examples(config.examples)
         self._prefill = Prefill(config.prefill, columns)
@@ -176,7 +177,7 @@ class PromptRenderer:
         """
         content = self._extract(values)
         if isinstance(content, str) or self._omissions is None:
-            return content
+            return content.lower() if self._lowers_case and isinstance(content, str) else content
         where = f"column {self.columns[0]!r}"
         if not (self._is_whole and self._last_turn == "error"):
             content = ended_by_user(content, self._last_turn, where)

@@ -77,12 +77,13 @@ class ClassifyMode(Mode):
         """Take the labels from the model. (A run of another task asks nothing.)"""
         if not head.labels:
             return self
-        if self.text_pair_column is not None and not head.reads_ahead:
+        pools_itself = head.pooling is None
+        if self.text_pair_column is not None and not pools_itself:
             raise UsageError(
                 "--text-pair-column: the model is a decoder, which reads one text. Leave it out, and write both texts "
                 "into --prompt-template."
             )
-        return replace(self, problem=head.problem, labels=head.labels, reads_ahead=head.reads_ahead)
+        return replace(self, problem=head.problem, labels=head.labels, reads_ahead=pools_itself)
 
     def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:
         """Take the length of pairs from the model."""

@@ -10,7 +10,7 @@ from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Secti
 from job.modes.options import option
 from job.records import Generation
 from job.tasks import Pool, Task
-from job.tasks.head import EMBED, POOLINGS, Head
+from job.tasks.head import EMBED, MEANS, POOLINGS, Head
 from job.wording import meant
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EMBEDDING_DTYPES = ("float32", "float16", "int8")
 NO_PROMPT = "none"
+SHOWN = ("size", "dimensions", "pooling", "layers", "normalize", "embedding_dtype", "prefix", "lowers_case")
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -38,9 +39,9 @@ class EmbedMode(Mode):
 
     pooling: str | None = option(
         None,
-        "With --task embed: what becomes the vector of a text: the mean of its tokens', or that of the last or the "
-        "first (cls) token [default: what the files of sentence-transformers in the model's directory say; without "
-        "them, last for a decoder].",
+        "With --task embed: what becomes the vector of a text: the mean of its tokens' (in a weighted mean, the n-th "
+        "counts n times), or that of the last or the first (cls) token [default: what the files of "
+        "sentence-transformers in the model's directory say; without them, last for a decoder].",
         choices=POOLINGS,
     )
     normalize: bool | None = option(
@@ -57,6 +58,16 @@ class EmbedMode(Mode):
         f"query; or {NO_PROMPT} [default: what that file says].",
         metavar="NAME",
     )
+    dimensions: int | None = option(
+        None,
+        "With --task embed: keep the first N numbers of each vector, for models that were trained for it (Matryoshka). "
+        "The rest is cut off before --normalize and --embedding-dtype.",
+        metavar="N",
+    )
+    layers: tuple[str, ...] = ()
+    """The dense layers that are applied to the pooled vector, in words. From the model."""
+    lowers_case: bool = False
+    """Whether texts are read in lower case. From the model."""
     size: int | None = None
     """How many numbers a vector has. From the model."""
     prefix: str = ""
@@ -72,11 +83,13 @@ class EmbedMode(Mode):
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
         dtypes = f"one of {', '.join(EMBEDDING_DTYPES)}"
         require(self.embedding_dtype in EMBEDDING_DTYPES, "embedding-dtype", self.embedding_dtype, dtypes)
+        if self.dimensions is not None:
+            require(self.dimensions > 0, "dimensions", self.dimensions, "at least 1")
         check_alone(self, config)
 
     def prompts(self, config: "PromptConfig") -> "PromptConfig":
         """See ``Mode``."""
-        return replace(prompts_of_texts(config), text_prefix=self.prefix)
+        return replace(prompts_of_texts(config), text_prefix=self.prefix, lowers_case=self.lowers_case)
 
     def headed(self, head: Head) -> Self:
         """Take from the model what its options leave to it. (A run of another task asks nothing.)"""
@@ -91,13 +104,25 @@ class EmbedMode(Mode):
         if pooling == "cls" and not head.reads_ahead:
             raise UsageError("--pooling cls: the first token of a decoder sees no other. Use last or mean.")
         prefix = self._prefix(head)
-        if prefix and pooling == "mean" and not head.pools_prompt:
+        if prefix and pooling in MEANS and not head.pools_prompt:
             raise UsageError(
                 "--task embed: the model leaves its prompts out of the mean (include_prompt is false), which is not "
                 f"served. Set --prompt-name {NO_PROMPT}, or use sentence-transformers."
             )
         normalize = head.normalizes if self.normalize is None else self.normalize
-        return replace(self, pooling=pooling, normalize=normalize, size=head.size, prefix=prefix)
+        if self.dimensions is not None and self.dimensions > head.size:
+            raise UsageError(
+                f"--dimensions is {self.dimensions:,}, but the model's vectors have {head.size:,} numbers."
+            )
+        return replace(
+            self,
+            pooling=pooling,
+            normalize=normalize,
+            size=head.size,
+            layers=tuple(map(str, head.dense)),
+            lowers_case=head.lowers_case,
+            prefix=prefix.lower() if head.lowers_case else prefix,
+        )
 
     def _prefix(self, head: Head) -> str:
         name = self.prompt_name or head.usual_prompt or NO_PROMPT
@@ -120,7 +145,7 @@ class EmbedMode(Mode):
 
         assert self.size is not None, "headed"
         types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
-        vector = pa.field("embedding", pa.list_(types[self.embedding_dtype], self.size))
+        vector = pa.field("embedding", pa.list_(types[self.embedding_dtype], self.dimensions or self.size))
         return [vector, pa.field("embedding_scale", pa.float32())] if self.embedding_dtype == "int8" else [vector]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
@@ -137,14 +162,21 @@ class EmbedMode(Mode):
     @property
     def phrase(self) -> str:
         """What a vector is, in words."""
-        of = {"mean": "the mean of all tokens", "last": "of the last token", "cls": "of the first token"}
+        of = {
+            "mean": "the mean of all tokens",
+            "weighted-mean": "the weighted mean of all tokens",
+            "last": "of the last token",
+            "cls": "of the first token",
+        }
         assert self.pooling is not None and self.size is not None, "headed"
         normalized = ", of length 1" if self.normalize else ""
-        return f"{self.size:,} numbers in {self.embedding_dtype}, {of[self.pooling]}{normalized}"
+        first = "" if self.dimensions is None else f"the first {self.dimensions:,} of "
+        layers = "".join(f", {layer}" for layer in self.layers)
+        return f"{first}{self.size:,} numbers in {self.embedding_dtype}, {of[self.pooling]}{layers}{normalized}"
 
     def card_values(self) -> Mapping[str, Any]:
         """See ``Mode``."""
-        values = {name: value for name, value in self.given().items() if name not in ("size", "prefix")}
+        values = {name: value for name, value in self.given().items() if name not in ("size", "prefix", "lowers_case")}
         return {**values, "embedding_dtype": self.embedding_dtype}
 
 
@@ -164,8 +196,8 @@ class BoundEmbed(BoundMode):
         """Store the vector. The completion is an empty text."""
         import numpy as np
 
-        vector = generation.vector
-        assert vector is not None and vector.shape == (self._task.size,), "the engine pools"
+        assert generation.vector is not None and generation.vector.shape == (self._task.size,), "the engine pools"
+        vector = generation.vector[: self._mode.dimensions]
         if self._mode.normalize:
             vector = vector / max(float(np.linalg.norm(vector.astype(np.float64))), 1e-12)  # as torch's normalize does
         values: dict[str, Any] = {"embedding": vector.astype(self._mode.embedding_dtype)}
@@ -181,8 +213,9 @@ class BoundEmbed(BoundMode):
     def sections(self) -> list[Section]:
         """Say what a vector is, and what it takes."""
         mode = self._mode
-        num_bytes = self._task.size * BYTES[mode.embedding_dtype]
+        num_bytes = (mode.dimensions or self._task.size) * BYTES[mode.embedding_dtype]
         lines = [f"{mode.phrase}: {num_bytes:,} bytes a row"]
         lines += [f"before each text: {mode.prefix!r}"] if mode.prefix else []
-        values = {name: getattr(mode, name) for name in ("size", "pooling", "normalize", "embedding_dtype", "prefix")}
+        lines += ["texts in lower case"] if mode.lowers_case else []
+        values = {name: getattr(mode, name) for name in SHOWN}
         return [Section(title="embedding", lines=lines, values={"embedding": values})]

@@ -20,6 +20,7 @@ from job.run.examination import Examined
 from job.run.fit import report_fit
 from job.run.row_check import sample_rows
 from job.tasks import Pool
+from job.tasks.head import MEANS
 
 MAX_RUNS = 40
 """A sample has at most this many runs of consecutive rows: to reach a row of a Parquet file, all rows before it in its
@@ -168,7 +169,7 @@ def _which(runs: Sequence[range], plan: Plan) -> str:
 def _num_shared(examined: Examined, seen: SeenRows) -> int:
     """Return how many tokens at the beginning of all prompts are computed once. A mean needs each text's own."""
     head, task = examined.model_info.head, None if examined.model_info.head is None else examined.modes.task
-    needs_all = isinstance(task, Pool) and (task.pooling == "mean" or (head is not None and head.reads_ahead))
+    needs_all = isinstance(task, Pool) and (task.pooling in MEANS or (head is not None and head.reads_ahead))
     return 0 if needs_all else seen.num_shared_tokens
 
 

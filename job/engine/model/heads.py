@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from job.engine.model.kinds import CLASSIFIER, EMBEDDER, ModelKind, reads_ahead
+from job.engine.model.kinds import CLASSIFIER, EMBEDDER, ModelKind, is_encoder, reads_ahead
 from job.engine.model.sentence_files import read_sentence_files
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
@@ -44,7 +44,8 @@ def head_of(kind: ModelKind, files: ModelFiles, config: Any) -> Head | None:
     problem = problem if problem in (SCORE, MANY_LABELS) else ONE_LABEL
     if problem == ONE_LABEL and len(set(labels)) < len(labels):
         raise UsageError(f"--model {files.name} has two labels of one name in the id2label of its config.json.")
-    return Head(size=len(labels), reads_ahead=reads_ahead(config), problem=problem, labels=labels)
+    pooling = None if is_encoder(config) else "last"
+    return Head(size=len(labels), reads_ahead=reads_ahead(config), pooling=pooling, problem=problem, labels=labels)
 
 
 def num_positions(config: Any, known: int) -> int:
@@ -129,7 +130,7 @@ def with_head(model: Any, kind: ModelKind) -> Any:
     if kind != CLASSIFIER:
         return model
     score = getattr(model, "score", None)
-    if isinstance(score, torch.nn.Linear) and not reads_ahead(model.config):
+    if isinstance(score, torch.nn.Linear) and not is_encoder(model.config):
         return TokenHead(getattr(model, model.base_model_prefix), score)
     return TextHead(model)
 

@@ -11,7 +11,7 @@ from job.engine.model.adapters import inspect_adapters
 from job.engine.model.checkpoints.conversion import DenseWeights, dense_weights_of
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
-from job.engine.model.kinds import CAUSAL, ModelKind, kind_of
+from job.engine.model.kinds import CAUSAL, ModelKind, is_encoder, kind_of
 from job.engine.model.naming import check_no_adapter, check_repository
 from job.engine.model.precision import Precision
 from job.engine.model.quantized import check_device
@@ -120,9 +120,9 @@ def inspect_model(
     kind = kind_of(config.task, config.model, hf_config)
     decoder = decoder_of(config.model, hf_config, files.directory)
     head = head_of(kind, files, hf_config)
-    is_encoder = head is not None and head.reads_ahead
-    check_precision(config, device, decoder, is_encoder=is_encoder)
-    check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=is_encoder)
+    has_no_cache = head is not None and head.reads_ahead
+    check_precision(config, device, decoder, has_no_cache=has_no_cache)
+    check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=has_no_cache and is_encoder(hf_config))
     adapters = inspect_adapters(config.adapter, hf_config)
     dense_weights = dense_weights_of(hf_config, files, weights, trust_remote_code=config.trust_remote_code)
     wanted = config.dtype
@@ -131,7 +131,7 @@ def inspect_model(
     dtype, note = resolve_dtype(wanted, device)
     return ModelInfo(
         files=files,
-        weights=weights,
+        weights=(*weights, *(layer.weights for layer in head.dense)) if weights and head else weights,
         config=hf_config,
         kind=kind,
         head=head,
@@ -156,13 +156,13 @@ def _read_config(config: ModelConfig, files: ModelFiles) -> Any:
         raise UsageError(f"--model {config.model} cannot be read: {why_unreadable(files, error)}") from None
 
 
-def check_precision(config: ModelConfig, device: torch.device, decoder: Decoder | None, *, is_encoder: bool) -> None:
+def check_precision(config: ModelConfig, device: torch.device, decoder: Decoder | None, *, has_no_cache: bool) -> None:
     """Refuse what the device, encoders, and encoder-decoders cannot be computed in.
 
     Raises:
         UsageError: it was asked for.
     """
-    if is_encoder and config.kv_cache_dtype != "auto":
+    if has_no_cache and config.kv_cache_dtype != "auto":
         raise UsageError(
             f"--kv-cache-dtype {config.kv_cache_dtype} has no effect: an encoder keeps no keys and values. "
             "Leave it out."

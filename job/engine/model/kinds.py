@@ -64,9 +64,16 @@ def kind_of(task: str, name: str, config: Any) -> ModelKind:
     return _KINDS[task]
 
 
-def reads_ahead(config: Any) -> bool:
-    """Whether each token of a model sees those after it: whether it is an encoder."""
+def is_encoder(config: Any) -> bool:
+    """Whether a model is an encoder such as BERT, whose class for classifiers pools a text in a way of its own."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     is_known = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     return is_known and not getattr(config, "is_decoder", False)
+
+
+def reads_ahead(config: Any) -> bool:
+    """Whether each token of a model sees those after it, as in an encoder or in a decoder that was changed to do so."""
+    text = config.get_text_config()
+    is_changed = getattr(text, "use_bidirectional_attention", None) is True or getattr(text, "is_causal", None) is False
+    return is_encoder(config) or (is_changed and not config.is_encoder_decoder)

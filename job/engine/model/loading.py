@@ -18,6 +18,7 @@ import torch
 from job.config import ModelConfig
 from job.engine.model.adapters import merge
 from job.engine.model.decoder import Decoder
+from job.engine.model.dense_layers import dense_layers_of
 from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
 from job.engine.model.placing import move_to, placing, put_back, reporting_out_of_memory, tensors_to_keep
@@ -46,6 +47,12 @@ class LoadedModel:
     """How answers begin, if the module is an encoder-decoder."""
     cache_dtype: torch.dtype | None = None
     """Of stored keys and values. None: ``dtype``."""
+    dense_layers: torch.nn.Module | None = None
+    """What is applied to a pooled vector; see ``job.engine.model.dense_layers``."""
+
+    def after_pooling(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return what becomes of pooled vectors, [B, D] float32, on the host."""
+        return vectors if self.dense_layers is None else self.dense_layers(vectors)
 
 
 def load_model(
@@ -62,9 +69,10 @@ def load_model(
     """
     dtype = getattr(torch, info.dtype)
     _convert_first(info, replica)
-    failure, model = None, None
+    failure, model, dense_layers = None, None, None
     try:
         model = merge(read_weights(config, info), info.precision.adapters)
+        dense_layers = dense_layers_of(info.files, info.head)
     except JobError as error:
         failure = error
     doing("waiting until every process has read the weights")
@@ -92,6 +100,7 @@ def load_model(
         head=info.head,
         decoder=info.decoder,
         cache_dtype=getattr(torch, info.precision.stored_dtype),
+        dense_layers=dense_layers,
     )
 
 

@@ -1,17 +1,19 @@
-"""What sentence-transformers stores beside a model: how vectors are pooled, and which texts come before a text.
+"""What sentence-transformers stores beside a model: how vectors are pooled, which layers come after that, and which
+texts come before a text.
 
-Formats: ``modules.json``, ``config.json`` of its Pooling module, ``config_sentence_transformers.json`` and
+Formats: ``modules.json``, ``config.json`` of its Pooling and Dense modules, ``config_sentence_transformers.json`` and
 ``sentence_bert_config.json``, as versions 2 to 6 write them.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
-from job.tasks.head import Head
+from job.tasks.head import DenseLayer, Head
 
 MODULES, PROMPTS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 
@@ -25,7 +27,16 @@ _FLAGS = {
 }
 """How versions before 6 say it: each of these may be true."""
 
-_POOLINGS = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_POOLINGS = {"cls": "cls", "mean": "mean", "weightedmean": "weighted-mean", "lasttoken": "last"}
+
+_VECTOR = "sentence_embedding"
+"""The name of the pooled vector, which dense layers change."""
+
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+"""Classes of torch that may follow a dense layer."""
+
+_ORDER = re.compile(r"Transformer( Pooling( Dense)*( Normalize)?)?")
+"""The modules that are served, in their order."""
 
 
 def read_sentence_files(files: ModelFiles, head: Head) -> Head:
@@ -41,16 +52,22 @@ def read_sentence_files(files: ModelFiles, head: Head) -> Head:
         kinds = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
     except (TypeError, KeyError):
         raise UsageError(f"--model {files.name}: {MODULES} is not a list of modules with type and path.") from None
-    unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
-    if unknown or not kinds or kinds[0] != ("Transformer", ""):
-        what = unknown[0] if unknown else "a Transformer in a folder of its own"
+    unknown = [kind for kind, _ in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]
+    order = " ".join(kind for kind, _ in kinds)
+    if unknown or not _ORDER.fullmatch(order) or kinds[0][1]:
+        is_moved = _ORDER.fullmatch(order) is not None
+        what = unknown[0] if unknown else "a Transformer in a folder of its own" if is_moved else f"the order {order}"
         raise UsageError(
-            f"--model {files.name}: its {MODULES} has {what}, and --task embed serves Transformer, Pooling and "
-            "Normalize. Use sentence-transformers for this model."
+            f"--model {files.name}: its {MODULES} has {what}, and --task embed serves a Transformer, Pooling, Dense "
+            "and Normalize, in this order. Use sentence-transformers for this model."
         )
     for kind, path in kinds:
         if kind == "Pooling":
             head = _with_pooling(files, head, f"{path}/config.json")
+        if kind == "Dense":
+            head = _with_dense(files, head, path)
+    if files.has(LENGTH):
+        head = replace(head, lowers_case=bool(_read(files, LENGTH).get("do_lower_case")))
     if files.has(PROMPTS):
         found = _read(files, PROMPTS)
         prompts = {name: text for name, text in (found.get("prompts") or {}).items() if text}
@@ -77,6 +94,37 @@ def _with_pooling(files: ModelFiles, head: Head, name: str) -> Head:
             f"--task embed serves {', '.join(_POOLINGS)}. Use sentence-transformers for this model."
         )
     return replace(head, pooling=_POOLINGS[modes[0]], pools_prompt=bool(config.get("include_prompt", True)))
+
+
+def _with_dense(files: ModelFiles, head: Head, folder: str) -> Head:
+    name = f"{folder}/config.json"
+    config = _read(files, name)
+    try:
+        layer = DenseLayer(
+            folder=folder,
+            num_in=int(config["in_features"]),
+            num_out=int(config["out_features"]),
+            has_bias=bool(config.get("bias", True)),
+            activation=str(config.get("activation_function", "Tanh")).rpartition(".")[2],
+        )
+    except (TypeError, KeyError, ValueError):
+        raise UsageError(f"--model {files.name}: {name} does not say how large the layer is. Copy it again.") from None
+    other = next(
+        (key for key in ("module_input_name", "module_output_name") if config.get(key, _VECTOR) != _VECTOR), ""
+    )
+    if layer.activation not in ACTIVATIONS or other:
+        what = f"{other} {config[other]!r}" if other else f"the activation {layer.activation}"
+        raise UsageError(f"--model {files.name}: {name} has {what}, which is not served. Use sentence-transformers.")
+    if layer.num_in != head.size:
+        raise UsageError(
+            f"--model {files.name}: {name} is for vectors of {layer.num_in}, and the model's have {head.size}."
+        )
+    if not files.has(layer.weights):
+        raise UsageError(
+            f"--model {files.name}: {layer.weights} is missing. (Pickled weights are not read: load the model with "
+            "sentence-transformers where you trust it, then call save_pretrained.)"
+        )
+    return replace(head, dense=(*head.dense, layer), size=layer.num_out)
 
 
 def _read(files: ModelFiles, name: str) -> Any:

@@ -84,7 +84,8 @@ class Pooling:
     def _pooled(self, texts: PooledTexts, batch: list[Request]) -> torch.Tensor:
         """Return [B, D] float32, on the host."""
         vectors = zip(self._forward(texts), batch, strict=True)
-        return torch.stack([_pool(vector, _task_of(request)) for vector, request in vectors]).cpu()
+        pooled = torch.stack([_pool(vector, _task_of(request)) for vector, request in vectors]).cpu()
+        return self._model.after_pooling(pooled)
 
 
 def _task_of(request: Request) -> Pool:
@@ -98,4 +99,7 @@ def _pool(numbers: torch.Tensor, task: Pool) -> torch.Tensor:
         return numbers.float()
     if task.pooling == "mean":
         return numbers.float().mean(dim=0)
+    if task.pooling == "weighted-mean":
+        counts = torch.arange(1, len(numbers) + 1, device=numbers.device, dtype=torch.float32)
+        return counts @ numbers.float() / counts.sum()
     return numbers[0 if task.pooling == "cls" else -1].float()

@@ -14,6 +14,7 @@ from job.errors import JobError
 from job.modes.ignored import ignored_by
 from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
+from job.output.parts.markdown import block, code
 from job.output.store.names import CARD, PART_PATTERN, within
 from job.output.store.store import Store
 from job.wording import UNLIMITED, public_name
@@ -187,19 +188,19 @@ def _commit(manifest: Manifest) -> str | None:
 
 def _facts(manifest: Manifest) -> Iterator[str]:
     identity, about = manifest.meaning, manifest.about
-    model = f"Model: {_code(public_name(about['model']))}"
+    model = f"Model: {code(public_name(about['model']))}"
     if about["revision"]:
-        model += f", revision {_code(about['revision'])}"
+        model += f", revision {code(about['revision'])}"
     if commit := _commit(manifest):
-        model += f", commit {_code(commit)}"
+        model += f", commit {code(commit)}"
     if identity["engine"] != "model":
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"
     yield f"Dataset: {', '.join(_dataset(manifest))}"
     for run in about.get("earlier_runs", ()):
-        model = f" by {_code(public_name(run['model']))}" if run["model"] else ""
-        yield f"From the earlier run {_code(public_name(run['output']))}{model}, identity {_code(run['identity'][:16])}"
-    if values := [f"{name} {_code(value)}" for name, value in _sampling(manifest) if value not in (None, [])]:
+        model = f" by {code(public_name(run['model']))}" if run["model"] else ""
+        yield f"From the earlier run {code(public_name(run['output']))}{model}, identity {code(run['identity'][:16])}"
+    if values := [f"{name} {code(value)}" for name, value in _sampling(manifest) if value not in (None, [])]:
         yield f"Sampling: {', '.join(values)}"
     yield f"Date: {about['created']}"
     yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}"
@@ -218,16 +219,16 @@ def _sampling(manifest: Manifest) -> Iterator[tuple[str, Any]]:
 
 def _dataset(manifest: Manifest) -> Iterator[str]:
     dataset, about = manifest.section("dataset"), manifest.about
-    yield _code(public_name(about["dataset"]))
+    yield code(public_name(about["dataset"]))
     if about["dataset_config"]:
-        yield f"configuration {_code(about['dataset_config'])}"
+        yield f"configuration {code(about['dataset_config'])}"
     if about["dataset_revision"]:
-        yield f"revision {_code(about['dataset_revision'])}"
+        yield f"revision {code(about['dataset_revision'])}"
     if about.get("dataset_commit"):
-        yield f"commit {_code(about['dataset_commit'])}"
+        yield f"commit {code(about['dataset_commit'])}"
     if about["data_files"]:
-        yield f"files {', '.join(_code(public_name(name)) for name in about['data_files'])}"
-    yield f"split {_code(dataset['split'])}"
+        yield f"files {', '.join(code(public_name(name)) for name in about['data_files'])}"
+    yield f"split {code(dataset['split'])}"
     if dataset["limit"] is not None:
         yield f"the first {dataset['limit']:,} rows"
     if dataset["earlier_errors"] == "skip":
@@ -235,28 +236,28 @@ def _dataset(manifest: Manifest) -> Iterator[str]:
     names = [public_name(name) for name in about.get("files", ())]
     if names and names != [public_name(about["dataset"])]:
         more = f" and {len(names) - SHOWN_FILES:,} more" if len(names) > SHOWN_FILES else ""
-        yield f"read from {', '.join(map(_code, names[:SHOWN_FILES]))}{more}"
+        yield f"read from {', '.join(map(code, names[:SHOWN_FILES]))}{more}"
 
 
 def _prompts(prompt: Mapping[str, Any]) -> Iterator[str]:
     if prompt["prompt_template"] is not None:
         yield "The prompt of a row is this Jinja2 template over its columns:"
-        yield _block(prompt["prompt_template"])
+        yield block(prompt["prompt_template"])
     elif prompt["messages_column"] is not None:
-        yield f"The prompt of a row is the conversation in its column {_code(prompt['messages_column'])}."
+        yield f"The prompt of a row is the conversation in its column {code(prompt['messages_column'])}."
     elif prompt["request_column"] is not None:
-        yield f"The prompt of a row is the request to OpenAI's API in its column {_code(prompt['request_column'])}."
+        yield f"The prompt of a row is the request to OpenAI's API in its column {code(prompt['request_column'])}."
     else:
-        yield f"The prompt of a row is the text in its column {_code(prompt['prompt_column'])}."
+        yield f"The prompt of a row is the text in its column {code(prompt['prompt_column'])}."
     if prompt["system_prompt"] is not None:
         yield "It is preceded by this system prompt:"
-        yield _block(prompt["system_prompt"])
+        yield block(prompt["system_prompt"])
     if prompt["examples"] is not None:
         yield "These examples come directly before it:"
-        yield _block(prompt["examples"])
+        yield block(prompt["examples"])
     for side, language in (("Prompts", prompt["source_language"]), ("Answers", prompt["target_language"])):
         if language is not None:
-            yield f"{side} are in the language {_code(language)} of the model."
+            yield f"{side} are in the language {code(language)} of the model."
     template = "The model's chat template is applied." if prompt["chat"] else "No chat template is applied."
     most = prompt["max_prompt_tokens"]
     limit = f" Prompts of more than {most:,} tokens {LONG_PROMPTS[prompt['on_long_prompt']]}."
@@ -272,10 +273,10 @@ def _answers(manifest: Manifest) -> Iterator[str]:
         option = name.replace("_", "-")
         if isinstance(value, str) and (len(value) > LONG_TEXT or "\n" in value):
             yield f"{option}:"
-            yield _block(value)
+            yield block(value)
         else:
             values = value if isinstance(value, list | tuple) else [value]
-            yield f"{option}: {', '.join(map(_code, values))}"
+            yield f"{option}: {', '.join(map(code, values))}"
 
 
 def _counts(manifest: Manifest, counts: Counts) -> str:
@@ -290,26 +291,3 @@ def _counts(manifest: Manifest, counts: Counts) -> str:
     table = ["| | number |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows)]
     outcome = [f"- {title}: {line}" for title, line in counts.lines(manifest)]
     return "\n".join([*table, *(["", *outcome] if outcome else [])])
-
-
-def _code(value: object) -> str:
-    """Return a value as inline code in Markdown; anything but plain text is written as JSON.
-
-    >>> _code("a"), _code("a`b"), _code("a\\n"), _code(0.5)
-    ('`a`', '`` a`b ``', '`"a\\\\n"`', '`0.5`')
-    """
-    text = value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)
-    if "`" not in text:
-        return f"`{text}`"
-    ticks = "`" * (_longest_ticks(text) + 1)
-    return f"{ticks} {text} {ticks}"
-
-
-def _block(text: str) -> str:
-    """Return a text as a code block, with fences that are longer than any in the text."""
-    fence = "`" * max(3, _longest_ticks(text) + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
-def _longest_ticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)

@@ -26,6 +26,7 @@ LABELS = {
     "plan.num_rows": "the number of rows",
     "prompt.request_column": "the column of an OpenAI batch's requests",
     "prompt.text_prefix": "what the model reads before each text",
+    "prompt.lowers_case": "whether texts are read in lower case",
     "prompt.whole_conversations": "whether a conversation is read whole",
     "prompt.text_rules": "the version of the rules for text",
     "modes.classify.problem": "what kind of classifier the model is",
@@ -33,6 +34,8 @@ LABELS = {
     "modes.classify.reads_ahead": "whether the model reads a text in both directions",
     "modes.classify.longest_pair": "the longest pair of texts that the model reads",
     "modes.embed.size": "the size of a vector",
+    "modes.embed.layers": "what the model's files put after the pooling",
+    "modes.embed.lowers_case": "whether texts to embed are read in lower case",
     "modes.embed.prefix": "what the model reads before each text to embed",
     "modes.row_params.request_column": "the column of requests whose parameters count",
 }

@@ -6,6 +6,7 @@ needs those of all tokens, and shares nothing: it is added up as the parts of a 
 
 from collections import abc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ class Sum:
 
     total: npt.NDArray[np.float64]
     num_tokens: int
+    weight: float = 0.0
+    """How often all of them count together."""
 
 
 class PendingVectors:
@@ -36,14 +39,20 @@ class PendingVectors:
     tokens = None
     """No token is chosen."""
 
-    def __init__(self, logits: torch.Tensor, counts: abc.Sequence[int]) -> None:
+    def __init__(
+        self, logits: torch.Tensor, counts: abc.Sequence[int], weights: npt.NDArray[np.float32] | None = None
+    ) -> None:
         """Start to add up the numbers of tokens.
 
         Args:
             logits: [W, D], in the model's dtype.
             counts: [B], how many consecutive tokens are added up each time; at least 1.
+            weights: [W], how often each token counts. None: once.
         """
         sums = logits.float()
+        if weights is not None:
+            [of_tokens] = Upload(logits.device)(weights)
+            sums = sums * of_tokens[:, None]
         if len(counts) < len(logits):
             [lengths] = Upload(logits.device)(np.array(counts, np.int64))
             sums = torch.segment_reduce(sums, "sum", lengths=lengths)
@@ -59,12 +68,13 @@ class Pooling:
 
     def __init__(self, model: LoadedModel, *, num_slots: int) -> None:
         """Start without requests."""
+        self._model = model
         self._sums: dict[Sequence, Sum] = {}
 
     def begin(self, request: Request) -> list[Sequence]:
         """See ``LogitsTask``."""
         assert isinstance(request.task, Pool)
-        wanted_from = {"last": None, "mean": 0}[request.task.pooling]
+        wanted_from = {"last": None, "mean": 0, "weighted-mean": 0}[request.task.pooling]
         return [Sequence(request, list(request.prompt_ids), wanted_from=wanted_from)]
 
     def expect(self, work: abc.Sequence[Work]) -> None:
@@ -72,11 +82,13 @@ class Pooling:
 
     def start(self, work: abc.Sequence[Work], logits: torch.Tensor) -> PendingVectors:
         """See ``LogitsTask``."""
-        return PendingVectors(logits, [item.num_wanted for item in work])
+        is_weighted = any(_is_weighted(item.sequence) for item in work)
+        weights = np.concatenate([_weights(item) for item in work]) if is_weighted else None
+        return PendingVectors(logits, [item.num_wanted for item in work], weights)
 
     def take(self, work: abc.Sequence[Work], result: Vectors) -> Outcome:
         """See ``LogitsTask``."""
-        non_finite, ended, generations = [], [], []
+        non_finite, ended, vectors = [], [], []
         for item, vector in zip(work, result, strict=True):
             row = item.sequence
             if not np.isfinite(vector).all():
@@ -87,8 +99,9 @@ class Pooling:
                 vector = self._added(item, vector)
             if item.end == len(row.token_ids):
                 ended.append(row)
-                generations.append(row.request.pooled(np.array(vector, np.float32)))
+                vectors.append(vector)
                 self._sums.pop(row, None)
+        generations = self._finished(ended, vectors) if ended else []
         return Outcome(ended=ended, non_finite=non_finite, generations=generations)
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
@@ -104,4 +117,23 @@ class Pooling:
         assert sums.num_tokens == item.start, "every token is added once"
         sums.total += vector
         sums.num_tokens = item.end
-        return sums.total / sums.num_tokens
+        sums.weight += float(_weights(item).sum())
+        return sums.total / sums.weight
+
+    def _finished(self, rows: abc.Sequence[Sequence], vectors: abc.Sequence[npt.NDArray[Any]]) -> list[Generation]:
+        """Return the results of texts, given the pooled vector of each, [D]."""
+        with torch.inference_mode():
+            finished = self._model.after_pooling(torch.from_numpy(np.array(vectors, np.float32))).numpy()
+        return [row.request.pooled(vector) for row, vector in zip(rows, finished, strict=True)]
+
+
+def _is_weighted(sequence: Sequence) -> bool:
+    task = sequence.request.task
+    return isinstance(task, Pool) and task.pooling == "weighted-mean"
+
+
+def _weights(item: Work) -> npt.NDArray[np.float32]:
+    """Return how often each wanted token of a text counts: [num_wanted]."""
+    if _is_weighted(item.sequence):
+        return np.arange(item.start + 1, item.end + 1, dtype=np.float32)
+    return np.ones(item.num_wanted, np.float32)
