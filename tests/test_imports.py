@@ -92,6 +92,7 @@ LAYERS = (
     ("job.modes", "job.config"),
     ("job.launch", "job.remote"),
     ("job.data", "job.engine", "job.output", "job.observe"),
+    ("job.report",),
     ("job.run",),
     ("job.cli",),
 )

@@ -280,3 +280,19 @@ def _resolve(reference: str, root: Any) -> Any:
 
 def _has_inner_ids(root: Any) -> bool:
     return any("$id" in inner for path, inner in walk(root) if path)
+
+
+def enums_of(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the properties of a schema's object that are one of some texts, numbers or truth values, and these.
+
+    >>> enums_of('{"type": "object", "properties": {"a": {"enum": ["x", "y", null]}, "b": {"type": "string"}}}')
+    {'a': ('x', 'y')}
+    """
+    root = read_schema(text)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, inner in (root.get("properties") or {}).items():
+        inner = _resolve(inner["$ref"], root) if isinstance(inner, dict) and "$ref" in inner else inner
+        values = inner.get("enum", [True, False] * (inner.get("type") == "boolean")) if isinstance(inner, dict) else []
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in values if value is not None]
+        found |= {name: tuple(texts)} if len(texts) > 1 else {}
+    return found

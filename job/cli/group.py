@@ -17,6 +17,7 @@ from job.cli.foreign import advice_on
 from job.cli.launch import launch
 from job.cli.preview import preview
 from job.cli.publish import publish
+from job.cli.report import report
 from job.cli.retry import retry
 from job.cli.run import run
 from job.cli.show import show
@@ -103,6 +104,7 @@ main.add_command(submit)
 main.add_command(export)
 main.add_command(preview)
 main.add_command(publish)
+main.add_command(report)
 main.add_command(retry)
 main.add_command(show)
 main.add_command(status)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from job.errors import UsageError
 from job.modes.extraction import ANSWER
-from job.modes.mode import Mode
+from job.modes.mode import LabelColumn, Mode
 from job.modes.options import option
 from job.records import Completion
 
@@ -58,6 +58,10 @@ class AggregateMode(Mode):
         winners = majorities(completions, earlier[ANSWER].to_pylist() if ANSWER in earlier else None)
         text, share = zip(*(winners[completion.row_idx] for completion in completions), strict=True)
         return {"majority": pa.array(text, pa.string()), "majority_share": pa.array(share, pa.float64())}
+
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """See ``Mode``."""
+        return [LabelColumn(name="majority", confidence="majority_share", is_of_row=True, rank=3)]
 
 
 def majorities(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError, require, shorten
 from job.modes.choice_tokens import choice_token_ids, gap_token_ids
-from job.modes.mode import BoundMode, Mode, Outcome, Probe, Setting
+from job.modes.mode import BoundMode, LabelColumn, Mode, Outcome, Probe, Setting
 from job.modes.options import option
 from job.modes.scored_choices import BoundChoices
 from job.modes.texts import expand_home, names_file, read_lines
@@ -198,6 +198,13 @@ class ChoicesMode(Mode):
         shown = [f"{shorten(text)} {number:,}" for text, number in labels[:MAX_SHOWN]]
         more = [f"{len(labels) - MAX_SHOWN:,} others"] if len(labels) > MAX_SHOWN else []
         return [("labels", ", ".join([*shown, *more]))] if labels else []
+
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """See ``Mode``."""
+        classes = tuple(text.strip() for text in self.choices)
+        label = LabelColumn(name="completion", classes=classes, probs="choice_probs", rank=2)
+        mean = LabelColumn(name="mean_choice", classes=classes, probs="mean_choice_probs", is_of_row=True, rank=4)
+        return [label, *([mean] if self.choice_mean else [])]
 
     def part_metadata(self) -> dict[bytes, bytes]:
         """See ``Mode``."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from job.errors import UsageError, shorten
 from job.modes.choices import LABELS, MAX_SHOWN, MAX_TALLIED
 from job.modes.headed import SAMPLING, check_alone, prompts_of_texts
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting, Tokens
+from job.modes.mode import Answer, AnswerLength, BoundMode, LabelColumn, Mode, Outcome, Section, Setting, Tokens
 from job.modes.options import option
 from job.records import Generation, Prompt, Request, RowRejected
 from job.tasks import Pool, Task
@@ -147,6 +147,12 @@ class ClassifyMode(Mode):
         shown = [f"{shorten(text)} {number:,}" for text, number in labels[:MAX_SHOWN]]
         more = [f"{len(labels) - MAX_SHOWN:,} others"] if len(labels) > MAX_SHOWN else []
         return [("labels", ", ".join([*shown, *more]))] if labels else []
+
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """See ``Mode``. With several labels for a row, or a score, there is none."""
+        if self.problem != ONE_LABEL:
+            return ()
+        return [LabelColumn(name="label", classes=self.labels, probs="label_probs", confidence="label_prob", rank=2)]
 
     def card_values(self) -> Mapping[str, Any]:
         """See ``Mode``."""

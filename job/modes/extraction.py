@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from job.errors import UsageError
-from job.modes.mode import Mode, Outcome
+from job.modes.mode import LabelColumn, Mode, Outcome
 from job.modes.options import option
 from job.modes.structured import StructuredMode
 from job.records import Completion
@@ -93,6 +93,10 @@ class ExtractionMode(Mode):
         pairs = zip(texts.to_pylist(), reasons, strict=True)
         found = [_property(text, str(self.extract_field)) if reason == "stop" else None for text, reason in pairs]
         return pa.array(found, pa.string())
+
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """See ``Mode``."""
+        return [LabelColumn(name=ANSWER, rank=1)]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import Doubt
 from job.modes.answer_length import AnswerLength as AnswerLength
+from job.modes.outcome import LabelColumn as LabelColumn
 from job.modes.outcome import Outcome as Outcome
 from job.modes.setting import Setting as Setting
 from job.modes.setting import Tokens as Tokens
@@ -278,6 +279,10 @@ class Mode:
             outcome: has at least one completion.
         """
         return []
+
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """Return the columns with labels that a report can be made of."""
+        return ()
 
     def card_values(self) -> Mapping[str, Any]:
         """Return what the dataset card says, under the names of the options."""

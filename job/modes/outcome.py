@@ -1,4 +1,4 @@
-"""What came out of a run so far, for the modes to describe."""
+"""What came out of a run, as far as a mode knows it: in numbers, and where its labels are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,3 +17,21 @@ class Outcome:
     max_new_tokens: int
     has_own_limits: bool = False
     """Whether rows may have a ``max_new_tokens`` of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelColumn:
+    """A column with a label for each row, for reports."""
+
+    name: str
+    """``a.b`` is the field ``b`` of the column ``a``, a struct."""
+    classes: tuple[str, ...] = ()
+    """All labels that there can be. Empty: any text."""
+    probs: str | None = None
+    """The column with a probability for each class, in their order: a list."""
+    confidence: str | None = None
+    """The column with the probability, or the share of the votes, of the label alone."""
+    is_of_row: bool = False
+    """Whether it is the same in all samples of a row."""
+    rank: int = 0
+    """A run may have several: the one with the highest rank is what the user means, unless he says otherwise."""

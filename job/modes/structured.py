@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from job.errors import Doubt, UsageError, shorten
-from job.modes.mode import BoundMode, Mode, Outcome, Setting, Tokens
+from job.modes.llguidance_tokens import one_line, readable_tokenizer
+from job.modes.mode import BoundMode, LabelColumn, Mode, Outcome, Setting, Tokens
 from job.modes.options import option
 from job.modes.texts import read_text_or_file
 from job.records import Completion
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The layout of Python's ``json.dumps``. If white space were free, a small model might write it forever."""
-
-MAX_REASON_CHARACTERS = 400
 
 PARSE_OK = "parse_ok"
 """The column, and the tally of its values."""
@@ -155,6 +154,14 @@ class StructuredMode(Mode):
         else:
             yield "parse_ok and finish_reason contradict each other", pc.equal(is_ok, has_stopped)
 
+    def label_columns(self) -> Sequence[LabelColumn]:
+        """See ``Mode``: the properties that are one of some texts."""
+        from job.arrow.json_schema import enums_of
+
+        shape = self._shape()
+        found = enums_of(str(self.json_schema)) if shape is not None and shape.members else {}
+        return [LabelColumn(name=f"parsed.{name}", classes=values) for name, values in found.items()]
+
     def serves(self, response_format: Mapping[str, Any]) -> bool:
         """See ``Mode``."""
         asked = response_format.get("json_schema")
@@ -186,7 +193,7 @@ class StructuredMode(Mode):
         """
         from llguidance import LLMatcher
 
-        readable = _readable_tokenizer(tokens.inner, self.flag, is_json=self.json_schema is not None)
+        readable = readable_tokenizer(tokens.inner, self.flag, is_json=self.json_schema is not None)
         compile_anew = functools.partial(LLMatcher, readable, self._source(), log_level=0)
         matcher = compile_anew()
         if matcher.is_error():
@@ -195,7 +202,7 @@ class StructuredMode(Mode):
         if matcher.get_error().startswith("NoExtensionBias"):
             raise UsageError(f"{self.flag} cannot match any text. Fix it.")
         if matcher.is_error():
-            raise UsageError(f"{self.flag} cannot be used: {_one_line(matcher.get_error())}")
+            raise UsageError(f"{self.flag} cannot be used: {one_line(matcher.get_error())}")
         if allowed[eos // 8] >> eos % 8 & 1 and sum(byte.bit_count() for byte in allowed) == 1:
             raise UsageError(f"{self.flag} matches only the empty text. Fix it.")
         return Grammar(compile=compile_anew, vocab_size=readable.vocab_size, eos_token_id=eos)
@@ -204,7 +211,7 @@ class StructuredMode(Mode):
         """Return llguidance's reason as a message that says where to look."""
         if self.json_schema is None:
             what = f"{self.flag} {shorten(self.regex)!r}" if self.regex is not None else self.flag
-            return f"{what} cannot be compiled: {_one_line(reason)}."
+            return f"{what} cannot be compiled: {one_line(reason)}."
         from job.arrow.json_schema import read_schema
         from job.arrow.schema_check import place_of
 
@@ -214,7 +221,7 @@ class StructuredMode(Mode):
         elif found := re.match(r"Unimplemented keys: \[(.*)\]", reason):
             line = f"not supported: {found[1].replace(chr(34), chr(39))}. Leave it out, or say it in another way"
         else:
-            line = _one_line(reason)
+            line = one_line(reason)
         return f"{self.flag} cannot be compiled: {f'{where}: ' if where else ''}{line}."
 
     def _source(self) -> str:
@@ -266,34 +273,3 @@ def _parse(text: str, finish_reason: str | None, shape: "Shape | None") -> tuple
         return True, parse(text, shape)
     except DoesNotFit:
         return False, None
-
-
-@functools.lru_cache(2)
-def _readable_tokenizer(tokenizer: Any, option: str, *, is_json: bool) -> Any:
-    """Return llguidance's view of a tokenizer. It takes a while to make, and rows may bring many schemas."""
-    from llguidance import LLTokenizer
-    from llguidance.hf import from_tokenizer
-
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        lacking = "a fast tokenizer" if not tokenizer.is_fast else "an end-of-sequence token"
-        raise UsageError(f"{option} needs {lacking}; this model has none.")
-    slices = LLTokenizer.json_slices() if is_json else LLTokenizer.general_slices()
-    try:
-        return from_tokenizer(tokenizer, slices=slices)
-    except Exception as error:  # llguidance lets its parts' exceptions of any type through
-        raise UsageError(f"{option}: llguidance cannot read this model's tokenizer: {_one_line(str(error))}") from None
-
-
-def _one_line(text: str) -> str:
-    """Return llguidance's reason, without the source excerpts that it prints on separate lines.
-
-    >>> _one_line('at 1(8): invalid regex "(" (in regex): regex parse error:\\n    (\\n    ^\\nerror: unclosed group')
-    'regex parse error: error: unclosed group'
-    >>> _one_line("regex parse error:\\n    (?=x)\\n    ^^^\\nerror: no look-around.")
-    'regex parse error: error: no look-around'
-    """
-    text = text.partition("<state>")[0]  # llguidance's internal state follows
-    line = " ".join(line.strip() for line in text.splitlines() if line[:1].strip())
-    line = line.partition("(in regex): ")[2] or line
-    line = line.rstrip(".")
-    return line if len(line) <= MAX_REASON_CHARACTERS else line[:MAX_REASON_CHARACTERS] + " ..."

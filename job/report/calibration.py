@@ -1,0 +1,102 @@
+"""Whether probabilities mean what they say: of the labels with a probability near 0.8, are 80 % right?
+
+The expected calibration error weighs the gap of each bin by its rows (Naeini et al. 2015; Guo et al. 2017), over bins
+of equal width. It is above 0 even for perfect probabilities, because each bin has few rows, so what perfect ones would
+give is drawn beside it (Vaicenavicius et al. 2019, "Evaluating model calibration in classification").
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, spread, wilson
+
+NUM_BINS = 10
+
+MIN_RESAMPLES, MAX_DRAWN = 200, 20_000_000
+"""With many rows, fewer resamples are drawn: no more than this many rows in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """The rows whose label has a probability between two bounds."""
+
+    low: float
+    high: float
+    num_rows: int
+    confidence: float
+    """The mean probability."""
+    accuracy: Estimate
+    """The share that is right, with Wilson's interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The reliability of probabilities."""
+
+    num_rows: int
+    confidence: float
+    """The mean probability of the label."""
+    accuracy: float
+    ece: Estimate
+    """Expected calibration error, bootstrapped over rows."""
+    ece_if_calibrated: float
+    """What the error would stay below with perfect probabilities, at the report's confidence: less is noise."""
+    brier: float
+    """The mean squared difference between the probability of the label and whether it is right."""
+    bins: tuple[Bin, ...]
+    """Without those that have no rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "rows": self.num_rows,
+            "confidence": self.confidence,
+            "accuracy": self.accuracy,
+            "ece": self.ece.to_dict(),
+            "ece_if_calibrated": self.ece_if_calibrated,
+            "brier": self.brier,
+            "bins": [{**asdict(each), "accuracy": each.accuracy.to_dict()} for each in self.bins],
+        }
+
+
+def calibration(probs: Floats, is_right: Floats, confidence: float) -> Calibration:
+    """Compare the probabilities of labels with how often they are right.
+
+    Args:
+        probs: [rows] float64, the probability of each row's label. At least one row.
+        is_right: [rows], 1 or 0.
+    """
+    probs, is_right = np.clip(np.asarray(probs, np.float64), 0, 1), np.asarray(is_right, np.float64)
+    bin_of = np.clip(np.ceil(probs * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)  # a bound belongs to the left
+    gaps, num_rows = is_right - probs, len(probs)
+    random = np.random.default_rng(SEED)
+    num_draws = min(NUM_RESAMPLES, max(MIN_RESAMPLES, MAX_DRAWN // num_rows))
+    resamples = (random.integers(0, num_rows, num_rows) for _ in range(num_draws))
+    draws = np.array([_ece(gaps[rows], bin_of[rows]) for rows in resamples])
+    [ece] = spread(np.array([_ece(gaps, bin_of)]), draws[:, None], confidence)
+    perfect = [_ece((random.random(num_rows) < probs) - probs, bin_of) for _ in range(num_draws)]
+    return Calibration(
+        num_rows=num_rows,
+        confidence=float(probs.mean()),
+        accuracy=float(is_right.mean()),
+        ece=ece,
+        ece_if_calibrated=float(np.quantile(perfect, confidence)),
+        brier=float((gaps**2).mean()),
+        bins=tuple(
+            Bin(
+                low=idx / NUM_BINS,
+                high=(idx + 1) / NUM_BINS,
+                num_rows=int(rows.sum()),
+                confidence=float(probs[rows].mean()),
+                accuracy=wilson(float(is_right[rows].sum()), float(rows.sum()), confidence),
+            )
+            for idx in range(NUM_BINS)
+            if (rows := bin_of == idx).any()
+        ),
+    )
+
+
+def _ece(gaps: Floats, bin_of: Any) -> float:
+    return float(np.abs(np.bincount(bin_of, weights=gaps, minlength=NUM_BINS)).sum() / len(gaps))

@@ -1,0 +1,158 @@
+"""Columns that are not in the output of a run: those of its dataset, and those of files that name rows by their ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from job.config import DataConfig
+from job.data.dataset import OpenDataset
+from job.data.earlier_errors import settle_errors
+from job.data.opening import find_dataset
+from job.data.source import read_rows
+from job.errors import JobError, UsageError, shorten
+from job.output.looking.found import FoundRun
+from job.output.store.addresses import local_path
+from job.report.rows import LabeledRows
+from job.report.texts import as_labels, names_of_classes
+from job.wording import no_column
+
+STRATUM = "stratum"
+"""The column of a file of rows to label that says how each row was chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldFiles:
+    """What was found, for each row of the run."""
+
+    texts: pa.Array
+    """[rows] string; null where there is no gold."""
+    place: str
+    strata: pa.Array | None = None
+    """[rows] string; null where a row was not chosen, or nothing says how."""
+    notes: tuple[str, ...] = ()
+
+
+def read_dataset(run: FoundRun, rows: LabeledRows, name: str, output_columns: Sequence[str]) -> GoldFiles:
+    """Read a column of the dataset that a run has read.
+
+    Raises:
+        UsageError: the dataset is not there, has changed, or has no such column.
+        JobError: it can no longer be read.
+    """
+    about, known = run.manifest.about, run.manifest.section("dataset")
+    where = str(about["dataset"])
+    advice = "Give the gold in a file, with --gold-file."
+    try:
+        opened = _open_again(run)
+    except JobError as error:
+        raise UsageError(
+            f"--gold {name}: the run has {no_column(name, output_columns)}. The dataset of the run, which may have it, "
+            f"cannot be read: {str(error).rstrip('.')}. {advice}"
+        ) from None
+    opened.source.fix_columns((), (name,))
+    if name not in opened.source.schema.names:
+        raise UsageError(f"--gold: the output of the run has {no_column(name, output_columns)}. Nor has its dataset.")
+    before = known["fingerprint"]
+    if opened.fingerprint != before and not opened.continues(run.manifest.num_files, before):
+        raise UsageError(
+            f"--gold {name}: {where} has changed since the run read it, so its rows may be others. {advice}"
+        )
+    table = _read(opened, [name], where)
+    texts = as_labels(table[name], names_of_classes(opened.source.schema, name), f"--gold {name}").combine_chunks()
+    return GoldFiles(texts=texts.take(pa.array(rows.row_idx)), place=f"the dataset of the run, {where}")
+
+
+def _open_again(run: FoundRun) -> OpenDataset:
+    about, known = run.manifest.about, run.manifest.section("dataset")
+    config = DataConfig(
+        dataset=about["dataset"],
+        dataset_config=about["dataset_config"],
+        dataset_revision=about["dataset_revision"],
+        split=known["split"],
+        data_files=tuple(about["data_files"]),
+        csv_delimiter=known["csv_delimiter"],
+        csv_encoding=known["csv_encoding"],
+        sheet=known["sheet"],
+    )
+    dataset = find_dataset(
+        config,
+        output=local_path(run.directory.store.describe()),
+        is_older=not run.manifest.lists_files,
+        commit=about.get("dataset_commit"),
+    ).open()
+    return settle_errors(dataset, replace(config, partial=bool(dataset.runs)), known["earlier_errors"])
+
+
+def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]) -> GoldFiles:
+    """Read a column of files whose rows name those of the run: by the run's id column, or by ``row_idx``.
+
+    Raises:
+        UsageError: a file has no such column or no ids, or two golds for one row.
+        JobError: a file cannot be read.
+    """
+    tables = [_read_file(run, name, file) for file in files]
+    keys = {key for _, key in tables}
+    if len(keys) > 1:
+        raise UsageError(f"The files of --gold-file name rows in different ways: by {' and by '.join(sorted(keys))}.")
+    table, key = pa.concat_tables(table for table, _ in tables), keys.pop()
+    table = table.filter(pc.and_(pc.is_valid(table["gold"]), pc.is_valid(table["key"])))
+    _refuse_doubles(table, key)
+    own = pa.array(rows.row_idx).cast(pa.string()) if key == "row_idx" else as_labels(rows.table[key], (), key)
+    places = pc.index_in(own, table["key"])
+    num_others = len(table) - len(pc.unique(places.drop_null()))
+    notes = (f"{num_others:,} rows of --gold-file are not in the run, or have an error there",) if num_others else ()
+    strata = _combined(table["stratum"].take(places))
+    return GoldFiles(
+        texts=_combined(table["gold"].take(places)),
+        place=", ".join(files),
+        strata=None if strata.null_count == len(strata) else strata,
+        notes=notes,
+    )
+
+
+def _read_file(run: FoundRun, name: str, file: str) -> tuple[pa.Table, str]:
+    """Return a file as columns ``key``, ``gold`` and ``stratum``, and what the key is."""
+    try:
+        opened = find_dataset(DataConfig(dataset=file)).open()
+    except JobError as error:
+        raise type(error)(str(error).replace("--dataset", "--gold-file")) from None
+    opened.source.fix_columns((), (name, STRATUM))
+    columns, id_column = opened.source.schema.names, run.manifest.about["id_column"]
+    key = next((each for each in (id_column, "row_idx") if each in columns), None)
+    if key is None:
+        needed = "'row_idx'" if id_column is None else f"{id_column!r} or 'row_idx'"
+        raise UsageError(f"--gold-file {file} has no column {needed}, which would say what its rows are about.")
+    if name not in columns:
+        raise UsageError(f"--gold-file {file} has {no_column(name, columns)}. Name it with --gold.")
+    wanted = [key, name, *([STRATUM] if STRATUM in columns else [])]
+    table = _read(opened, list(dict.fromkeys(wanted)), file)
+    what = f"--gold-file {file}: column {name!r}"
+    gold = as_labels(table[name], names_of_classes(opened.source.schema, name), what)
+    empty = pa.nulls(len(table), pa.string())
+    stratum = as_labels(table[STRATUM], (), STRATUM) if STRATUM in columns else pa.chunked_array([empty])
+    keys = as_labels(table[key], (), f"--gold-file {file}: column {key!r}")
+    return pa.table({"key": keys, "gold": gold, "stratum": stratum}), key
+
+
+def _read(opened: OpenDataset, columns: list[str], where: str) -> pa.Table:
+    source = opened.source
+    source.fix_columns(columns)
+    blocks = [block.kept for block in read_rows(source, where, range(source.num_rows), (), columns)]
+    return pa.concat_tables(blocks) if blocks else pa.table({each: pa.array([], pa.string()) for each in columns})
+
+
+def _refuse_doubles(table: pa.Table, key: str) -> None:
+    found = table.group_by("key").aggregate([("gold", "count_distinct")])
+    doubles = found.filter(pc.greater(found["gold_count_distinct"], 1))["key"]
+    if len(doubles):
+        raise UsageError(
+            f"--gold-file has {len(doubles):,} rows with several golds that differ, such as {key} "
+            f"{shorten(doubles[0].as_py())!r}. Decide on one."
+        )
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found

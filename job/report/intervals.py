@@ -1,0 +1,92 @@
+"""Intervals around shares and other numbers. Everything is computed at one confidence, such as 0.95."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+NUM_RESAMPLES, DRAWN_AT_ONCE = 2000, 200
+
+SEED = 20231109
+"""Of all random draws, so that the same run gives the same report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number and its interval; NaN where they are unknown."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return it as JSON values; NaN becomes null."""
+        found = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if math.isnan(number) else number for name, number in found.items()}
+
+
+def quantile(confidence: float) -> float:
+    """Return how many standard errors a normal interval reaches to each side.
+
+    >>> round(quantile(0.95), 3)
+    1.96
+    """
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def wilson(count: float, total: float, confidence: float) -> Estimate:
+    """Return a share with Wilson's interval (Wilson 1927), which is sensible for any count; NaN of nothing.
+
+    >>> wilson(10, 10, 0.95)
+    Estimate(value=1.0, low=0.7224672001371107, high=1.0)
+    """
+    if total <= 0:
+        return Estimate(value=math.nan, low=math.nan, high=math.nan)
+    z, share = quantile(confidence), count / total
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Estimate(value=share, low=max(0.0, center - reach), high=min(1.0, center + reach))
+
+
+def resampled(table: npt.NDArray[Any], statistic: Callable[[Floats], Floats], confidence: float) -> list[Estimate]:
+    """Return numbers that depend on a table of counts, with intervals by the bootstrap (percentiles).
+
+    To draw as many rows again, with replacement, is to draw a table from a multinomial distribution.
+
+    Args:
+        table: counts, of any shape S; rows are counted once each.
+        statistic: from tables [B, *S] float64 to [B, number of results] float64; NaN where one is undefined.
+    """
+    counts = np.asarray(table, np.float64)
+    total = int(counts.sum())
+    random, cells = np.random.default_rng(SEED), counts.ravel() / total
+    values, drawn = statistic(counts[None])[0], []
+    for start in range(0, NUM_RESAMPLES, DRAWN_AT_ONCE):
+        tables = random.multinomial(total, cells, size=min(DRAWN_AT_ONCE, NUM_RESAMPLES - start))
+        drawn.append(statistic(tables.reshape(-1, *counts.shape).astype(np.float64)))
+    return spread(values, np.concatenate(drawn), confidence)
+
+
+def spread(values: Floats, draws: Floats, confidence: float) -> list[Estimate]:
+    """Return numbers with the percentiles of their draws. NaN among the draws is left out. If all draws are the number
+    itself, they do not say how certain it is: then there is no interval (NaN).
+
+    Args:
+        values: [results] float64.
+        draws: [B, results] float64.
+    """
+    found = []
+    for value, drawn in zip(values.tolist(), draws.T, strict=True):
+        known = drawn[~np.isnan(drawn)]
+        if math.isnan(value) or not len(known) or np.ptp(known) == 0:
+            low = high = math.nan
+        else:
+            low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+        found.append(Estimate(value=value, low=low, high=high))
+    return found

@@ -1,0 +1,158 @@
+"""The labels of a run, one for each row of its dataset, read from its parts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from job.modes.mode import LabelColumn
+from job.output.looking.exporting.run_table import RunTable, Selection
+from job.output.looking.found import FoundRun
+from job.report.accuracy import NONE
+from job.report.intervals import Floats
+from job.report.label_source import find_labels
+from job.report.texts import as_labels, column_of, names_of_classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledRows:
+    """The finished rows of a run with their labels. Rows with an error are left out."""
+
+    source: LabelColumn
+    table: pa.Table
+    """The other columns that were asked for, a row each: those of the first sample."""
+    row_idx: npt.NDArray[np.int64]
+    labels: pa.Array
+    """[rows] string; null where there is none."""
+    probs: Floats | None
+    """[rows, classes] float64, for each class of ``source``; None if the run has none."""
+    confidence: Floats | None
+    """[rows] float64: the probability of the label, or its share of the votes."""
+    num_errors: int
+    """Rows all of whose samples are errors."""
+    num_missing: int
+    """Rows that are not in a part yet."""
+    num_samples: int
+
+
+class RunColumns:
+    """A run whose columns are known, before its rows are read."""
+
+    def __init__(self, run: FoundRun) -> None:
+        """Read the columns from the first part.
+
+        Raises:
+            UsageError: no part exists yet.
+            JobError: a part cannot be read.
+        """
+        self.run = run
+        self.schema: pa.Schema = RunTable(run, Selection(is_partial=True)).schema
+
+    def read(self, names: list[str]) -> tuple[pa.Table, int]:
+        """Read columns of all rows in parts. Returns the number of rows that are missing, too.
+
+        Raises:
+            JobError: a part cannot be read.
+        """
+        table = RunTable(self.run, Selection(columns=tuple(dict.fromkeys(names)), is_partial=True))
+        rows = pa.Table.from_batches(table.read(), table.schema)
+        return rows, table.num_missing // self.run.plan.num_samples
+
+
+def read_labels(columns: RunColumns, wanted: str | None, others: list[str]) -> LabeledRows:
+    """Read the label of each row.
+
+    Of several samples that have labels of their own, the label of the row is the one that most of them have, and its
+    probability is the mean of theirs, or its share of the votes.
+
+    Args:
+        wanted: see ``find_labels``.
+        others: columns to read beside the labels.
+
+    Raises:
+        UsageError: the run has no labels.
+        JobError: a part cannot be read.
+    """
+    source = find_labels(columns.run.manifest, columns.schema, wanted)
+    own = [name for name in (source.name.partition(".")[0], source.probs, source.confidence) if name is not None]
+    own = [source.name if source.name in columns.schema.names else own[0], *own[1:]]
+    table, num_missing = columns.read(["row_idx", *own, "error", *others])
+    num_samples = columns.run.plan.num_samples
+    names = names_of_classes(columns.schema, source.name)
+    labels = as_labels(column_of(table, source.name), names, f"--label {source.name}").combine_chunks()
+    is_error = pc.is_valid(table["error"]).to_numpy()
+    probs = None if source.probs is None else _matrix(table[source.probs], len(source.classes))
+    confidence = None
+    if source.confidence is not None:
+        confidence = table[source.confidence].cast(pa.float64()).to_numpy()
+    if num_samples > 1:
+        labels, probs, confidence, is_error = _of_rows(labels, probs, confidence, is_error, num_samples, source)
+        table = table.take(np.arange(0, len(table), num_samples))
+    if probs is not None and confidence is None:
+        at = pc.index_in(labels, pa.array(source.classes)).fill_null(0).to_numpy()
+        confidence = probs[np.arange(len(at)), at]
+    keep = np.flatnonzero(~is_error)
+    return LabeledRows(
+        source=source,
+        table=table.take(keep).select(list(dict.fromkeys(others))),
+        row_idx=table["row_idx"].to_numpy()[keep],
+        labels=labels.take(keep),
+        probs=None if probs is None else probs[keep],
+        confidence=None if confidence is None else confidence[keep],
+        num_errors=int(is_error.sum()),
+        num_missing=num_missing,
+        num_samples=num_samples,
+    )
+
+
+def classes_of(source: LabelColumn, *columns: pa.Array) -> tuple[str, ...]:
+    """Return all classes: those that the run knows, or all texts that occur, in their order."""
+    if source.classes:
+        return source.classes
+    return tuple(sorted({text for column in columns for text in pc.unique(column).to_pylist() if text is not None}))
+
+
+def indices_of(texts: pa.Array, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return labels as indices of classes: [rows] int64, ``NONE`` where there is none."""
+    found = pc.index_in(texts, pa.array(classes, pa.string()))
+    return np.asarray(found.fill_null(NONE).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _matrix(column: pa.ChunkedArray, num_classes: int) -> Floats:
+    """Return lists of one length as a matrix; NaN in rows that have none."""
+    lists = column.combine_chunks()
+    matrix = np.full((len(lists), num_classes), np.nan)
+    is_full = (pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)) == num_classes
+    values = pc.list_flatten(lists.filter(pa.array(is_full))).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    matrix[is_full] = values.reshape(-1, num_classes)
+    return matrix
+
+
+def _of_rows(
+    labels: pa.Array,
+    probs: Floats | None,
+    confidence: Floats | None,
+    is_error: npt.NDArray[np.bool_],
+    num_samples: int,
+    source: LabelColumn,
+) -> tuple[pa.Array, Floats | None, Floats | None, npt.NDArray[np.bool_]]:
+    """Return the labels, probabilities, confidence and errors of rows, from those of their samples."""
+    all_failed: npt.NDArray[np.bool_] = np.all(is_error.reshape(-1, num_samples), axis=1)
+    if source.is_of_row:
+        first = np.arange(0, len(labels), num_samples)
+        probs = None if probs is None else np.nanmean(probs.reshape(len(first), num_samples, -1), axis=1)
+        return labels.take(first), probs, None if confidence is None else confidence[first], all_failed
+    texts = pc.unique(labels.drop_null())
+    votes = pc.index_in(labels, texts).fill_null(NONE).to_numpy(zero_copy_only=False).reshape(-1, num_samples)
+    # Each vote's number of equal votes; ties go to the lowest sample, and no label wins only if there is no other.
+    counts = np.where(votes == NONE, 0, (votes[:, :, None] == votes[:, None, :]).sum(2))
+    winner = counts.argmax(1)[:, None]
+    chosen = np.take_along_axis(votes, winner, 1)[:, 0]
+    share = np.take_along_axis(counts, winner, 1)[:, 0] / num_samples
+    of_row = texts.take(pa.array(chosen, mask=chosen == NONE))
+    if probs is not None:
+        with np.errstate(invalid="ignore"):
+            probs = np.nanmean(probs.reshape(len(votes), num_samples, -1), axis=1)
+    return of_row, probs, None if probs is not None else share, all_failed

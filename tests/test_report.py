@@ -1,0 +1,280 @@
+"""``job report``: labels against gold. The numbers are those of scikit-learn, ppi_py and hand-made cases."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from job.report.accuracy import NONE, score
+from job.report.calibration import calibration
+from job.report.intervals import wilson
+from job.report.shares import corrected_shares, tuned_power
+from tests.conftest import Result
+from tests.labeled_runs import probs_of, write_run
+from tests.test_run import write_jsonl
+
+RunJob = Callable[..., Result]
+
+
+def report_of(run_job: RunJob, *args: Any) -> Any:
+    """Return what ``--json`` prints of the labels."""
+    result = run_job("report", *args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)["labels"]
+
+
+def drawn(num_rows: int, num_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and gold that agree in more than half of the rows."""
+    random = np.random.default_rng(seed)
+    gold = random.integers(0, num_classes, num_rows)
+    return np.where(random.random(num_rows) < 0.6, gold, random.integers(0, num_classes, num_rows)), gold
+
+
+def test_numbers_are_those_of_scikit_learn() -> None:
+    labels, gold = drawn(200)
+    labels[:9] = NONE
+    found = score(labels, gold, "abc", 0.95)
+    assert found.accuracy.value == pytest.approx((labels == gold).mean())
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(gold, labels))
+    assert found.macro_f1.value == pytest.approx(f1_score(gold, labels, labels=[0, 1, 2], average="macro"))
+    assert np.array_equal(found.confusion, confusion_matrix(gold, np.where(labels == NONE, 3, labels))[:3])
+    expected = precision_recall_fscore_support(gold, labels, labels=[0, 1, 2])
+    for each, precision, recall, f1, support in zip(found.of_classes, *expected, strict=True):
+        assert (each.precision.value, each.recall.value, each.f1.value) == pytest.approx((precision, recall, f1))
+        assert each.num_gold == support
+
+
+def test_intervals_are_those_of_a_bootstrap_over_rows() -> None:
+    """Drawing tables of counts is drawing rows with replacement."""
+    labels, gold = drawn(150)
+    found, random = score(labels, gold, "abc", 0.9), np.random.default_rng(3)
+    rows = [random.integers(0, 150, 150) for _ in range(2000)]
+    accuracies = [(labels[each] == gold[each]).mean() for each in rows]
+    kappas = [cohen_kappa_score(gold[each], labels[each]) for each in rows[:500]]
+    recalls = [(labels[each] == 1)[gold[each] == 1].mean() for each in rows]
+    for estimate, draws in (
+        (found.accuracy, accuracies),
+        (found.kappa, kappas),
+        (found.of_classes[1].recall, recalls),
+    ):
+        assert [estimate.low, estimate.high] == pytest.approx(np.quantile(draws, [0.05, 0.95]), abs=0.02)
+
+
+def test_what_every_resample_would_repeat_has_another_interval_or_none() -> None:
+    """20 of 20 right is not certainty."""
+    gold = np.array([0, 1] * 10)
+    found = score(gold, gold, "ab", 0.95)
+    assert found.accuracy == wilson(20, 20, 0.95) and found.accuracy.low == pytest.approx(0.839, abs=1e-3)
+    assert found.of_classes[0].precision.low == pytest.approx(0.722, abs=1e-3)
+    assert found.kappa.value == 1 and math.isnan(found.kappa.low)
+    of_one_class = score(np.zeros(5, np.int64), np.zeros(5, np.int64), "ab", 0.95)
+    assert math.isnan(of_one_class.kappa.value) and math.isnan(of_one_class.of_classes[1].recall.value)
+
+
+def test_calibration_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(1)
+    probs = random.random(500)
+    is_right = (random.random(500) < probs**2).astype(float)
+    found = calibration(probs, is_right, 0.95)
+    shares, means = calibration_curve(is_right, probs, n_bins=10)
+    assert [each.accuracy.value for each in found.bins] == pytest.approx(shares.tolist())
+    assert [each.confidence for each in found.bins] == pytest.approx(means.tolist())
+    sizes = np.array([each.num_rows for each in found.bins])
+    assert found.ece.value == pytest.approx((np.abs(shares - means) * sizes).sum() / 500)
+    assert found.brier == pytest.approx(((is_right - probs) ** 2).mean())
+    assert found.ece.low < found.ece.value < found.ece.high and found.ece_if_calibrated < found.ece.value
+    perfect = calibration(probs, (random.random(500) < probs).astype(float), 0.95)
+    assert perfect.ece.value < perfect.ece_if_calibrated < 0.1
+
+
+def test_a_corrected_share_by_hand() -> None:
+    """4 of 8 labels are the class, 2 of 4 among the gold, of which one is wrong."""
+    labels = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    gold = np.array([0, 1, 1, 1, NONE, NONE, NONE, NONE])
+    probs = np.eye(2)[labels]
+    # Per class: covariance 1/8, variance 2/7; then divided by 1 + 4/4.
+    power = tuned_power(np.eye(2)[gold[:4]], probs[:4], probs, 4)
+    assert power == pytest.approx((1 / 8) / (2 / 7) / 2)
+    found = corrected_shares(labels, probs, gold, "ab", 0.9)
+    assert found.power == power and found.num_gold == 4
+    assert found.of_classes[0].corrected.value == pytest.approx(1 / 4 + power * (1 / 2 - 1 / 2))
+    labels = np.array([0, 0, 1, 1, 0, 0, 0, 1])
+    probs = np.eye(2)[labels]
+    found = corrected_shares(labels, probs, gold, "ab", 0.9)
+    assert found.of_classes[0].corrected.value == pytest.approx(1 / 4 + found.power * (3 / 4 - 1 / 2))
+    assert sum(each.corrected.value for each in found.of_classes) == pytest.approx(1)
+
+
+def test_corrected_shares_are_those_of_ppi_py() -> None:
+    """ppi_py 0.2.3, which does not install beside the tested versions; its numbers for these rows are below."""
+    labels, truth = drawn(400, seed=7)
+    gold = np.where(np.arange(400) < 60, truth, NONE)
+    found = corrected_shares(labels, np.eye(3)[labels], gold, "abc", 0.9)
+    assert found.power == pytest.approx(PPI_POWER, abs=1e-9)
+    assert [each.corrected.value for each in found.of_classes] == pytest.approx(PPI_SHARES, abs=1e-9)
+    for each, (low, high) in zip(found.of_classes, PPI_INTERVALS, strict=True):
+        assert [each.corrected.low, each.corrected.high] == pytest.approx([low, high], abs=0.02)
+
+
+def test_gold_everywhere_and_useless_labels() -> None:
+    """All gold: the share of the gold. Labels that say nothing: the gold alone counts."""
+    labels, gold = drawn(100)
+    found = corrected_shares(labels, np.eye(3)[labels], gold, "abc", 0.95)
+    assert [each.corrected.value for each in found.of_classes] == [each.gold.value for each in found.of_classes]
+    constant = np.zeros(100, np.int64)
+    some = np.where(np.arange(100) < 50, gold, NONE)
+    found = corrected_shares(constant, np.eye(3)[constant], some, "abc", 0.95)
+    assert found.power == 0
+    assert [each.corrected.value for each in found.of_classes] == [each.gold.value for each in found.of_classes]
+
+
+@pytest.mark.parametrize(("shares", "right", "num_gold"), [((0.6, 0.3, 0.1), 0.7, 100), ((0.5, 0.5), 0.95, 300)])
+def test_corrected_intervals_cover(shares: tuple[float, ...], right: float, num_gold: int) -> None:
+    """A small part of ``scripts/bench intervals``: 400 draws, of which 90 % should be covered (3 errors are 4.5 %)."""
+    random, hits, num_classes = np.random.default_rng(4), np.zeros(len(shares)), len(shares)
+    for _ in range(400):
+        truth = random.choice(num_classes, 2000, p=shares)
+        labels = np.where(random.random(2000) < right, truth, random.choice(num_classes, 2000, p=shares))
+        gold = np.where(np.arange(2000) < num_gold, truth, NONE)
+        found = corrected_shares(labels, np.eye(num_classes)[labels], gold, "abc"[:num_classes], 0.9)
+        pairs = zip(found.of_classes, shares, strict=True)
+        hits += [each.corrected.low <= share <= each.corrected.high for each, share in pairs]
+    assert (np.abs(hits / 400 - 0.9) < 0.05).all(), hits
+
+
+PPI_POWER = 0.5050833631394995
+PPI_SHARES = (0.2770654417901266, 0.34455302255437764, 0.3783815356554947)
+PPI_INTERVALS = ((0.20323671, 0.35089417), (0.25738204, 0.431724), (0.29096846, 0.46579461))
+"""``ppi_mean_pointestimate(Y, Yhat, Yhat_unlabeled)`` and ``ppi_mean_ci(..., alpha=0.1)``, of one-hot rows."""
+
+ANSWERS = ["yes", "yes", "no", "no", None, "yes"]
+
+
+@pytest.fixture
+def labeled(tmp_path: Path) -> Path:
+    """Return a run of 6 rows with gold on 4, one of which is an error."""
+    data = write_jsonl(tmp_path / "d.jsonl", [{"id": f"r{n}", "sentiment": gold} for n, gold in enumerate("ynynyn")])
+    return write_run(
+        tmp_path / "out",
+        ANSWERS,
+        values=probs_of(ANSWERS, [0.9, 0.6, 0.8, 0.7, 0, 0.55]),
+        kept={"id": [f"r{n}" for n in range(6)], "gold": ["yes", "no", "no", None, "no", " "]},
+        id_column="id",
+        dataset=str(data),
+        fingerprint=fingerprint_of(data),
+    )
+
+
+def fingerprint_of(data: Path) -> str:
+    from job.fingerprint import fingerprint
+
+    return fingerprint([data])
+
+
+def test_a_column_of_the_output(run_job: RunJob, labeled: Path) -> None:
+    found = report_of(run_job, labeled, "--gold", "gold")
+    assert (found["rows"], found["errors"], found["labels"]) == (5, 1, {"yes": 3, "no": 2})
+    gold = found["gold"]
+    assert (gold["rows"], gold["rows_without_gold"], gold["right"]) == (3, 2, 2)
+    assert gold["confusion"]["counts"] == [[1, 0, 0], [1, 1, 0]]
+    assert gold["calibration"]["confidence"] == pytest.approx((0.9 + 0.6 + 0.8) / 3)
+    assert gold["shares"] is None
+    text = run_job("report", labeled, "--gold", "gold").stdout
+    assert "3 rows (column gold of the output); 2 rows without gold not counted" in text
+    assert "5 rows with a completion; 1 with an error are left out" in text
+    assert "corrected with 10 rows of gold or more" in text
+
+
+def test_a_column_of_the_dataset_by_other_names(run_job: RunJob, labeled: Path) -> None:
+    """It was not kept; ``y`` and ``n`` are told to be the choices."""
+    args = ["--gold", "sentiment", "--gold-map", "y=yes", "--gold-map", "n=no"]
+    gold = report_of(run_job, labeled, *args)["gold"]
+    assert (gold["rows"], gold["right"], gold["confusion"]["counts"]) == (5, 2, [[1, 1, 0], [2, 1, 0]])
+    left_out = report_of(run_job, labeled, "--gold", "sentiment", "--gold-map", "y=yes", "--gold-map", "n=")["gold"]
+    assert (left_out["rows"], left_out["rows_without_gold"]) == (2, 3)
+    wrong = report_of(run_job, labeled, "--gold", "sentiment", "--gold-map", "y=yes", "--gold-map", "n=n")["gold"]
+    assert wrong["confusion"] == {
+        "gold": ["yes", "no", "n"],
+        "labels": ["yes", "no", "n", None],
+        "counts": [[1, 1, 0, 0], [0, 0, 0, 0], [2, 1, 0, 0]],
+    }
+
+
+def test_a_file_beside_the_run(run_job: RunJob, labeled: Path, tmp_path: Path) -> None:
+    """By id or row_idx; the case of labels does not matter, and rows of other runs are counted."""
+    by_id = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": "r2", "g": "No"}, {"id": "r0", "g": "no"}, {"id": "x", "g": "no"}]
+    )
+    gold = report_of(run_job, labeled, "--gold", "g", "--gold-file", by_id)["gold"]
+    assert (gold["rows"], gold["right"]) == (2, 1)
+    assert gold["notes"] == [
+        "1 rows of --gold-file are not in the run, or have an error there",
+        "gold 'No' counts as 'no' (1)",
+    ]
+    by_row = tmp_path / "b.csv"
+    by_row.write_text("row_idx,g\n0,yes\n3,no\n1,\n")
+    assert report_of(run_job, labeled, "--gold", "g", "--gold-file", by_row)["gold"]["right"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--gold", "golden"], "has no column 'golden'. Did you mean 'gold'?"),
+        (["--gold", "sentiment"], "has labels that the run cannot give: 'n' (3 rows), 'y' (2 rows)"),
+        (["--gold", "gold", "--gold-map", "maybe=no"], "--gold-map maybe=...: no row has this gold label"),
+        (["--gold", "sentiment", "--gold-map", "y=yess"], "the run has no such label. Did you mean 'yes'?"),
+        (["--gold", "gold", "--gold-map", "yes"], "it must be OLD=NEW"),
+        (["--gold-file", "x.csv"], "--gold-file was given without --gold"),
+        (["--gold", "gold", "--label", "lable"], "--label: the run has no column 'lable'"),
+        (["--gold", "choice_probs"], "holds list<"),
+        (["--gold", "error"], "none of the 5 rows has a value in the output"),
+        (["--gold", "gold", "--gold-file", "nix.csv"], "--gold-file nix.csv: there is no such file"),
+        (["--gold", "gold", "--confidence", "1"], "--confidence"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(run_job: RunJob, labeled: Path, args: list[str], message: str) -> None:
+    result = run_job("report", labeled, *args)
+    assert result.exit_code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_a_dataset_that_has_changed_is_refused(run_job: RunJob, labeled: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "d.jsonl", [{"id": "r0", "sentiment": "y"}])
+    result = run_job("report", labeled, "--gold", "sentiment")
+    assert result.exit_code == 2 and "has changed since the run read it" in result.stderr
+    (tmp_path / "d.jsonl").unlink()
+    result = run_job("report", labeled, "--gold", "sentiment")
+    assert result.exit_code == 2 and "Give the gold in a file, with --gold-file" in result.stderr
+
+
+def test_two_golds_for_one_row_are_refused(run_job: RunJob, labeled: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "g.jsonl", [{"id": "r0", "gold": "yes"}, {"id": "r0", "gold": "no"}])
+    result = run_job("report", labeled, "--gold", "gold", "--gold-file", data)
+    assert result.exit_code == 2 and "several golds that differ, such as id 'r0'" in result.stderr
+
+
+def test_runs_that_are_not_finished_or_broken(run_job: RunJob, tmp_path: Path) -> None:
+    """Parts are reported on while others are missing; none, an empty directory and a damaged part get one line."""
+    answers, golds = ["yes", "no", "yes", "no"], {"gold": ["yes"] * 4}
+    growing = write_run(tmp_path / "a", answers, kept=golds, rows_per_shard=2, num_parts=1)
+    assert report_of(run_job, growing, "--gold", "gold")["missing"] == 2
+    assert "2 rows not finished yet" in run_job("report", growing, "--gold", "gold").stdout
+    begun = write_run(tmp_path / "b", answers, kept=golds, rows_per_shard=2, num_parts=0)
+    result = run_job("report", begun, "--gold", "gold")
+    assert result.exit_code == 2 and "4 of 4 rows are not in a part yet" in result.stderr
+    (tmp_path / "empty").mkdir()
+    result = run_job("report", tmp_path / "empty", "--gold", "gold")
+    assert result.exit_code == 2 and "is not a run directory" in result.stderr
+    part = next((growing / "data").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    result = run_job("report", growing, "--gold", "gold")
+    assert result.exit_code == 1 and "cannot be read" in result.stderr and len(result.stderr.splitlines()) == 1
+    failed = write_run(tmp_path / "c", [None, None], kept={"gold": ["yes", "no"]})
+    result = run_job("report", failed, "--gold", "gold")
+    assert result.exit_code == 2 and "no row without an error" in result.stderr
