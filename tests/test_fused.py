@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from job.config import EngineConfig
 from job.engine.logits.reductions import in_two_rounds
+from job.engine.model.layers_in_8_bits import quantize
 from job.engine.paged.attention.cache import FP8
 from job.engine.paged.attention.interface import NAME, DelayedRotation, attending
 from job.engine.paged.cuda import fused_launches as launches
@@ -108,6 +109,17 @@ HALF = ["llama", "gemma2"] if NUM_CASES < 16 else list(FUSED)
 @pytest.mark.parametrize(("name", "dtype"), [(n, torch.float32) for n in FUSED] + [(n, torch.float16) for n in HALF])
 def test_logits_stay(name: str, dtype: torch.dtype) -> None:
     model = make(name, dtype)
+    expected = logits_of(model)
+    assert fuse(model) == FUSED[name]
+    assert_close(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen3_moe"])
+def test_quantized_layers_are_fused_as_well(name: str, scheme: str) -> None:
+    """The products of one input are one, with the scales of each; what is fused is what is without 8 bits."""
+    model = make(name, torch.float16, **({"num_experts": 4, "moe_intermediate_size": 32} if "moe" in name else {}))
+    quantize(model, scheme, torch.device(DEVICE), torch.float16)
     expected = logits_of(model)
     assert fuse(model) == FUSED[name]
     assert_close(logits_of(model), expected)

@@ -56,8 +56,11 @@ _NAMES = {
 """Our name to the others' that mean the same, or nearly."""
 
 _REASONS = {
-    "Use --quantize int8 or fp8, or a model that was published in fewer bits. There are no 4 bits of our own.": (
-        "load-in-8bit load-in-4bit quantization quantization-config bnb-4bit"
+    "Use --quantize int8 or fp8: int8 saves memory and is slower, fp8 is for GPUs that multiply in it (Ada, Hopper and "
+    "later).": "load-in-8bit quantization quantization-config quantise quantisation quantize-weights torchao-config",
+    "4 bits are not offered: what they cost in quality could not be shown yet. Use --quantize int8 or fp8, or a model "
+    "that was published in GPTQ, AWQ or MXFP4, which is computed in 16 bits.": (
+        "load-in-4bit bnb-4bit bnb-4bit-compute-dtype bnb-4bit-quant-type"
     ),
     "DeepSpeed places the model, one process per GPU. Use --tensor-parallel-size.": (
         "device-map parallelize max-memory offload-folder cpu-offload-gb cpu-offload"

@@ -41,6 +41,8 @@ def load_in_range(
     found = replica.gather_in_world(find_overflow(model, replica))
     overflow = next((text for text in found if text is not None), None)
     if overflow is None:
+        for text in model.notes:
+            note(text)
         return model
     if is_restart:
         note(f"in {info.dtype}, {overflow} not finite for a short text: rows may end with the error non_finite_logits")

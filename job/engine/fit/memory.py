@@ -93,6 +93,8 @@ def fit(
     free, logits = room.num_bytes - weights * num_processes, logits_bytes(max_rows, shape.vocab_size)
     activations = max_tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size // size) * precision.itemsize
     if room.is_gpu:
+        if precision.quantization is not None:  # the experts of a layer are dequantized while it is computed
+            activations += shape.layer_experts_params // size * precision.itemsize
         cache = most = cuda_cache_bytes(free, activations, logits, records=engine.records_steps(is_sharded=size > 1))
     else:
         cache, most = cpu_cache_bytes(free, num_processes), free // num_processes - logits - activations
@@ -148,7 +150,8 @@ def least_secs(shape: ModelShape, precision: Precision, fitted: Fit, gpu: Gpu, w
     bandwidth, flops = gpu.bandwidth_gb_per_sec * 1e9, gpu.teraflops * 1e12
     flops_per_token = 2 * shape.multiplied_params(fitted.tensor_parallel_size)
     if precision.quantization == "fp8":  # products at twice the rate of 16 bits
-        flops_per_token -= max(0, shape.quantized_params(fitted.tensor_parallel_size) - shape.idle_params)
+        size = fitted.tensor_parallel_size
+        flops_per_token -= max(0, shape.quantized_params(size) - shape.experts_params // size)
     num_at_once = max(1, min(work.num_rows, fitted.num_rows(work.row_tokens)))
     read_bytes = fitted.weight_bytes + num_at_once * work.row_tokens * fitted.bytes_per_token
     step_secs = max(read_bytes / bandwidth, num_at_once * flops_per_token / flops)

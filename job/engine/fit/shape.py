@@ -35,7 +35,9 @@ class ModelShape:
     idle_params: int
     """Of experts that a token does not use. Part of ``linear_params``."""
     experts_params: int
-    """Of experts in one tensor, which are not quantized. Part of ``linear_params``."""
+    """Of experts in one tensor, which multiply in 16 bits in any case. Part of ``linear_params``."""
+    layer_experts_params: int
+    """Of those, the most that one layer has."""
     num_kv_heads: int
     hidden_size: int
     intermediate_size: int
@@ -63,7 +65,7 @@ class ModelShape:
         """Return how many of its parameters can be quantized: those of linear layers but the output."""
         attention = self.attention_params * -(-self.num_kv_heads // size) // self.num_kv_heads
         output = 0 if self.is_tied else self.embedding_params
-        return attention + max(0, self.linear_params - self.experts_params - output) // size
+        return attention + max(0, self.linear_params - output) // size
 
     def multiplied_params(self, size: int) -> int:
         """Return the parameters of such a process with which a token is multiplied."""
@@ -94,8 +96,8 @@ def _measure(model: Any, config: Any) -> ModelShape:
     embedding, output = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
     attention = 0
     count = num_experts(config)
-    experts = sum(_num_params(module) for module in model.modules() if _are_experts(module, count))
-    linear = experts
+    experts = [_num_params(module) for module in model.modules() if _are_experts(module, count)]
+    linear = sum(experts)
     for name, module in _layers_to_cut(model, config):
         if module.weight is embedding:
             continue
@@ -112,7 +114,8 @@ def _measure(model: Any, config: Any) -> ModelShape:
         embedding_params=embedding.numel(),
         is_tied=output is embedding,
         idle_params=_idle_params(model, text),
-        experts_params=experts,
+        experts_params=sum(experts),
+        layer_experts_params=max(experts, default=0),
         num_kv_heads=heads,
         hidden_size=hidden,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * hidden,

@@ -88,11 +88,17 @@ def share_of(inner: int, rank: int, size: int) -> tuple[int, int]:
     return first, end - first
 
 
-def shard_experts(model: Any, replica: Replica, place: Callable[[torch.Tensor], torch.Tensor]) -> set[str]:
+def shard_experts(
+    model: Any,
+    replica: Replica,
+    place: Callable[[torch.Tensor], torch.Tensor],
+    quantize: Callable[[Any, Layout], None] = lambda module, layout: None,
+) -> set[str]:
     """Cut all experts of a model in place. What is cut is placed at once: the host never holds a copy of the parts.
 
     Args:
         place: moves a view to the device and the dtype where it will be used, and makes it contiguous.
+        quantize: is called for each module of experts as soon as it is placed, before the next one is.
 
     Returns:
         The names of the parameters that are not what they were.
@@ -106,6 +112,7 @@ def shard_experts(model: Any, replica: Replica, place: Callable[[torch.Tensor], 
         layout = layout_of(module, count)
         if layout is not None:
             changed |= {f"{name}.{parameter}" for parameter in _shard(module, layout, replica, place)}
+            quantize(module, layout)
     return changed
 
 

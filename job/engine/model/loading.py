@@ -4,7 +4,7 @@
 1. Read in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the pages, and only
    what is used is read. A cast here would give every rank a private copy of the model. Then merge adapters.
 2. Shard in that dtype; what is cut are views of the mapped file. Then repair what AutoTP leaves wrong, and cut experts.
-3. Quantize, if asked, layer by layer, each on the device.
+3. Quantize, if asked, layer by layer, each on the device; experts, as soon as they are cut.
 4. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
 5. Put on what gives vectors or classes, if the model is for that.
 """
@@ -21,8 +21,8 @@ from job.engine.model.decoder import Decoder
 from job.engine.model.dense_layers import dense_layers_of
 from job.engine.model.heads import with_head
 from job.engine.model.info import ModelInfo
+from job.engine.model.layers_in_8_bits import expert_quantizer, quantize
 from job.engine.model.placing import move_to, placing, put_back, reporting_out_of_memory, tensors_to_keep
-from job.engine.model.quantized import quantize
 from job.engine.model.reading import read_weights
 from job.engine.model.repairs import repair
 from job.engine.model.sharding import computable_dtypes, shard
@@ -47,6 +47,8 @@ class LoadedModel:
     """How answers begin, if the module is an encoder-decoder."""
     cache_dtype: torch.dtype | None = None
     """Of stored keys and values. None: ``dtype``."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it."""
     dense_layers: torch.nn.Module | None = None
     """What is applied to a pooled vector; see ``job.engine.model.dense_layers``."""
 
@@ -67,7 +69,7 @@ def load_model(
     Raises:
         JobError: the weights cannot be loaded, here or on another process.
     """
-    dtype = getattr(torch, info.dtype)
+    dtype, scheme = getattr(torch, info.dtype), info.precision.quantization
     _convert_first(info, replica)
     failure, model, dense_layers = None, None, None
     try:
@@ -86,9 +88,9 @@ def load_model(
             model.to(dtype)
         model.eval().requires_grad_(False)
         model = shard(model, replica, verbose=verbose)
-        changed = repair(model, replica, placing(replica.device, dtype))
-        if info.precision.quantization is not None:
-            quantize(model, info.precision.quantization, replica.device, dtype)
+        quantize_experts = expert_quantizer(scheme, replica.device, dtype)
+        changed = repair(model, replica, placing(replica.device, dtype), quantize_experts)
+        notes = () if scheme is None else (quantize(model, scheme, replica.device, dtype),)
         move_to(model, replica.device, dtype)
         put_back(model, {name: tensor for name, tensor in kept.items() if name not in changed})
         model = with_head(model, info.kind)
@@ -101,6 +103,7 @@ def load_model(
         decoder=info.decoder,
         cache_dtype=getattr(torch, info.precision.stored_dtype),
         dense_layers=dense_layers,
+        notes=notes,
     )
 
 

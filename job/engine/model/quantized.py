@@ -1,4 +1,4 @@
-"""Quantizes the linear layers of a model in 8 bits, after it was cut: each rank quantizes what it holds.
+"""Linear layers in 8 bits, made of those of a model that was cut: each rank quantizes what it holds.
 
 ``fp8``: weights and activations in e4m3, one scale for each row of a weight and for each token (Micikevicius et al.
 2022, "FP8 formats for deep learning"; the recipe of vLLM's dynamic quantization). The product is ``torch._scaled_mm``,
@@ -6,15 +6,15 @@ which GPUs have from compute capability 8.9 on.
 ``int8``: weights alone, with one scale for ``GROUP`` values; a layer is dequantized while it is used. This halves the
 memory of 16-bit weights and is slower.
 
-Embeddings, output layer, norms, routers and experts in one tensor stay as they are: half of all changed tokens came
-from an output layer in fp8, and a router that changes its mind changes a whole layer.
+No scale depends on another row of a batch, so that a row's numbers do not. What is not finite stays so: a scale of it
+is not finite either.
 
 Letters: M tokens, K inputs, N outputs.
 """
 
-import re
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -27,36 +27,73 @@ GROUP = 64
 
 FP8, LARGEST = torch.float8_e4m3fn, torch.finfo(torch.float8_e4m3fn).max
 MULTIPLE = 16
-"""Of which both sizes of a weight must be, for the product in fp8."""
+"""Of which both sizes of a weight must be, for the product in fp8. Others are filled up with zeros."""
 
 MIN_CAPABILITY = (8, 9)
 """Of a GPU that multiplies in fp8."""
-
-ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer, of which this rank may have some inputs only. Its tensors are on the device already."""
 
+    weight_q: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, linear: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Take over a layer.
+    def __init__(
+        self,
+        values: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        num_inputs: int,
+        num_outputs: int,
+        dtype: torch.dtype,
+        group: Any = None,
+    ) -> None:
+        """Hold a weight in 8 bits.
 
         Args:
-            linear: torch's layer, or one of AutoTP's.
-            weight: its weight, [N, K] in the run's dtype on the device.
-            bias: its bias, [N].
+            values: of the weight, as the class says.
+            scale: by which they are to be multiplied, as the class says.
+            bias: [N] in the run's dtype.
+            num_inputs: K, without what is filled up; ``num_outputs`` is N.
+            dtype: the run's, in which activations come and go.
+            group: the processes over which results are summed, because each has some inputs only.
         """
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype = weight.dtype
-        self._group = linear.mp_group if _sums_over_ranks(linear) else None
+        self.in_features, self.out_features = num_inputs, num_outputs
+        self.dtype, self._group = dtype, group
         self.register_buffer("bias", bias, persistent=False)
-        values, scale = self._quantize(weight)
         self.weight_q = nn.Parameter(values, requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
+
+    @classmethod
+    def of(cls, linear: Any, device: torch.device, dtype: torch.dtype) -> Self:
+        """Quantize torch's layer, or one of AutoTP's, whose weight may be a view of a mapped file."""
+        weight = linear.weight.detach().to(device)
+        bias = None if linear.bias is None else linear.bias.detach().to(device).to(dtype)
+        group = linear.mp_group if type(linear).__name__ == "LinearAllreduce" else None
+        num_outputs, num_inputs = weight.shape
+        values, scale = cls.quantized(weight, dtype)
+        return cls(values, scale, bias, num_inputs=num_inputs, num_outputs=num_outputs, dtype=dtype, group=group)
+
+    @classmethod
+    def merged(cls, layers: "Sequence[QuantizedLinear]") -> "QuantizedLinear":
+        """Return layers of one input as one; see ``may_merge``. Each keeps its own scales.
+
+        The tensors of the layers become views of the merged ones, so that they take no memory twice.
+        """
+        first, sizes = layers[0], [layer.out_features for layer in layers]
+        values, scale = (torch.cat([getattr(layer, name).data for layer in layers]) for name in ("weight_q", "scale"))
+        bias = None if first.bias is None else torch.cat([layer.bias for layer in layers if layer.bias is not None])
+        for layer, rows, scales in zip(layers, torch.split(values, sizes), torch.split(scale, sizes), strict=True):
+            layer.weight_q.data, layer.scale = rows, scales
+        if bias is not None:
+            for layer, part in zip(layers, torch.split(bias, sizes), strict=True):
+                layer.bias = part
+        num_inputs, dtype = first.in_features, first.dtype
+        return type(first)(values, scale, bias, num_inputs=num_inputs, num_outputs=sum(sizes), dtype=dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stay in place: a cast of the whole model must not reach the tensors here."""
@@ -69,12 +106,23 @@ class QuantizedLinear(nn.Module):
             dist.all_reduce(result, group=self._group)
         return result if self.bias is None else result + self.bias
 
+    @property
+    def num_params(self) -> int:
+        """How many weights there are."""
+        return self.in_features * self.out_features
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take, with their scales."""
+        return self.weight_q.nbytes + self.scale.nbytes
+
     def input_like(self) -> torch.Tensor:
         """Return an empty tensor [0, K] with the dtype and the device of what the layer takes."""
         return torch.empty(0, self.in_features, dtype=self.dtype, device=self.weight_q.device)
 
-    def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a weight in 8 bits, and its scales."""
+    @classmethod
+    def quantized(cls, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a weight [N, K] of any dtype in 8 bits, and its scales."""
         raise NotImplementedError
 
     def _product(self, values: torch.Tensor) -> torch.Tensor:
@@ -83,74 +131,114 @@ class QuantizedLinear(nn.Module):
 
 
 class Float8Linear(QuantizedLinear):
-    """Weights and activations in fp8; ``weight_q`` is [N, K], ``scale`` [N, 1] float32."""
+    """Weights and activations in fp8; ``weight_q`` is [N, K], filled up, ``scale`` [N, 1] float32."""
 
-    def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return to_fp8(weight)
+    @classmethod
+    def quantized(cls, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``QuantizedLinear``."""
+        return to_fp8(nn.functional.pad(weight, (0, -weight.shape[1] % MULTIPLE, 0, -weight.shape[0] % MULTIPLE)))
+
+    rounds_activations = True
+    """False while what surrounds the layers is compared: see ``exact_activations``."""
 
     def _product(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.rounds_activations:
+            weight = from_fp8(self.weight_q, self.scale, self.dtype)
+            return nn.functional.linear(values, weight[: self.out_features, : self.in_features])
+        if self.in_features % MULTIPLE:
+            values = nn.functional.pad(values, (0, -self.in_features % MULTIPLE))
         values_q, scale = to_fp8(values)
         # On a GPU, the product does not come out in float32 (torch 2.13: "only bf16 and fp16 high precision output").
         dtype = torch.bfloat16 if values.is_cuda and self.dtype == torch.float32 else self.dtype
         product = torch._scaled_mm(
             values_q, self.weight_q.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=dtype, use_fast_accum=False
         )
-        return product.to(self.dtype)
+        return product[:, : self.out_features].contiguous().to(self.dtype)
 
 
 class Int8Linear(QuantizedLinear):
     """Weights in int8; ``weight_q`` is [N, K / group, group], ``scale`` [N, K / group, 1] in the run's dtype."""
 
-    def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        group = GROUP if weight.shape[1] % GROUP == 0 else weight.shape[1]
-        wide = weight.float().reshape(len(weight), -1, group)
-        scale = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(weight.dtype).tiny).to(weight.dtype)
-        return (wide / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+    @classmethod
+    def quantized(cls, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``QuantizedLinear``."""
+        return to_int8(weight, dtype)
 
     def _product(self, values: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(values, self.dequantized())
 
     def dequantized(self) -> torch.Tensor:
         """Return the weight [N, K] in the run's dtype."""
-        return (self.weight_q.to(self.dtype) * self.scale).flatten(1)
+        return from_int8(self.weight_q, self.scale)
 
 
 LAYERS: dict[str, type[QuantizedLinear]] = {"fp8": Float8Linear, "int8": Int8Linear}
 
 
-def to_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return [R, C] values in e4m3, and one scale [R, 1] float32 for each row by which they are to be multiplied."""
-    wide = values.float()
-    scale = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return (wide / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
+@contextlib.contextmanager
+def exact_activations(model: nn.Module) -> Iterator[None]:
+    """Let the layers of a model take activations as they are, for comparisons of two ways to compute what is between.
 
-
-def quantize(model: nn.Module, scheme: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Replace linear layers of a model by quantized ones on the device, one after the other.
-
-    Args:
-        model: on the host, cut by AutoTP. Its weights may be views of mapped files.
-        scheme: one of ``LAYERS``.
-        dtype: the run's, in which activations come and go.
-
-    Raises:
-        UsageError: no layer can be quantized.
+    Otherwise a difference in the last bit, which makes another number in fp8 of one that lies between two, would grow
+    to that of a whole step, and change the expert that a router chooses.
     """
-    num_quantized = 0
-    with torch.inference_mode():
-        for parent, name, linear in list(_linears(model)):
-            if scheme == "fp8" and any(size % MULTIPLE for size in linear.weight.shape):
-                continue
-            weight = linear.weight.detach().to(device).to(dtype).contiguous()
-            bias = None if linear.bias is None else linear.bias.detach().to(device).to(dtype)
-            setattr(parent, name, LAYERS[scheme](linear, weight, bias))
-            num_quantized += 1
-    if not num_quantized:
-        raise UsageError(
-            f"--quantize {scheme}: {type(model).__name__} has no linear layer that can be quantized"
-            + (f" (in fp8, both sizes of a weight are multiples of {MULTIPLE})." if scheme == "fp8" else ".")
-            + " Leave it out, with a new --output."
+    layers = [layer for layer in model.modules() if isinstance(layer, Float8Linear)]
+    try:
+        for layer in layers:
+            layer.rounds_activations = False
+        yield
+    finally:
+        for layer in layers:
+            layer.rounds_activations = True
+
+
+def may_merge(layers: Sequence[QuantizedLinear]) -> bool:
+    """Whether layers, which have the same input, may be merged: none sums over ranks, and none is filled up."""
+    kinds = {
+        (
+            type(layer),
+            layer.in_features,
+            layer.weight_q.shape[1:],
+            layer.dtype,
+            layer.weight_q.device,
+            layer.bias is None,
         )
+        for layer in layers
+    }
+    return len(kinds) == 1 and all(
+        layer._group is None and len(layer.weight_q) == layer.out_features for layer in layers
+    )
+
+
+def to_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return [..., C] values in e4m3, and one scale [..., 1] float32 for each row by which they are to be multiplied.
+
+    A row of zeros stays one. A row with a number that is not finite has a scale that is not.
+    """
+    # No larger result than 448 times a rounding, which the cast rounds to 448: it has no need to be clamped.
+    largest = torch.linalg.vector_norm(values, torch.inf, -1, keepdim=True).float()
+    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (values / scale).to(FP8), scale
+
+
+def from_fp8(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Undo ``to_fp8``, but for what was rounded."""
+    return (values.float() * scale).to(dtype)
+
+
+def to_int8(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return [..., C] values as integers [..., C / group, group], and their scales [..., C / group, 1] in a dtype."""
+    group = GROUP if values.shape[-1] % GROUP == 0 else values.shape[-1]
+    wide = values.float().reshape(*values.shape[:-1], -1, group)
+    # float16's smallest number, not its smallest normal one: many scales lie between them.
+    smallest = 2.0**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny
+    scale = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(smallest).to(dtype)
+    return (wide / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def from_int8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Undo ``to_int8``, but for what was rounded."""
+    return (values.to(scale.dtype) * scale).flatten(-2)
 
 
 def check_device(scheme: str, device: torch.device) -> None:
@@ -165,28 +253,3 @@ def check_device(scheme: str, device: torch.device) -> None:
             f"Hopper, Blackwell); {torch.cuda.get_device_name(device)} has "
             f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}. Use --quantize int8, or leave it out."
         )
-
-
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Yield the linear layers inside of lists of layers, but routers, each with its parent and its name there."""
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-    seen: set[int] = set()
-    for layers in lists:
-        for parent in layers.modules():
-            for name, child in parent.named_children():
-                if id(child) not in seen and _is_linear(child) and not ROUTER.search(name):
-                    seen.add(id(child))
-                    yield parent, name, child
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer as torch or AutoTP make it, and nothing more."""
-    return type(module) is nn.Linear or (
-        type(module).__module__.startswith("deepspeed.")
-        and type(module).__name__ in ("LinearLayer", "LinearAllreduce")
-        and not getattr(module, "gather_output", False)
-    )
-
-
-def _sums_over_ranks(linear: nn.Module) -> bool:
-    return type(linear).__name__ == "LinearAllreduce"

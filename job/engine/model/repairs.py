@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from job.engine.model.experts import shard_experts
+from job.engine.model.experts import Layout, shard_experts
 from job.engine.model.tensor_parallel import Cut, cut_of
 from job.launch.replica import Replica
 
@@ -56,11 +56,17 @@ def _down_projection(module: nn.Module) -> str | None:
     return down
 
 
-def repair(model: Any, replica: Replica, place: Callable[[torch.Tensor], torch.Tensor]) -> set[str]:
+def repair(
+    model: Any,
+    replica: Replica,
+    place: Callable[[torch.Tensor], torch.Tensor],
+    quantize_experts: Callable[[Any, Layout], None],
+) -> set[str]:
     """Finish what AutoTP has cut, in place. All processes of a replica must call this together.
 
     Args:
         place: see ``shard_experts``.
+        quantize_experts: see ``shard_experts``.
 
     Returns:
         The names of the parameters that are not what they were.
@@ -73,7 +79,7 @@ def repair(model: Any, replica: Replica, place: Callable[[torch.Tensor], torch.T
     repair_type = _REPAIRS.get(model.config.model_type)
     if repair_type is not None:
         repair_type(model, replica)
-    return shard_experts(model, replica, place)
+    return shard_experts(model, replica, place, quantize_experts)
 
 
 class _Local:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from job.engine.model.loading import LoadedModel
+from job.engine.model.quantized import exact_activations
 from job.engine.paged.attention import interface
 from job.engine.paged.attention.backends import TORCH
 from job.engine.paged.attention.cache import LayerShape
@@ -44,10 +45,11 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
     try:
         reason = _configuration_problem(module)
         if reason is None:
-            expected = _logits_of_its_own(module, replica.device)
-            module.set_attn_implementation(interface.NAME)
-            shapes = _shapes(module, replica.device)
-            reason = _difference(_logits_of_ours(module, shapes, replica.device), expected, model.dtype)
+            with exact_activations(module):
+                expected = _logits_of_its_own(module, replica.device)
+                module.set_attn_implementation(interface.NAME)
+                shapes = _shapes(module, replica.device)
+                reason = _difference(_logits_of_ours(module, shapes, replica.device), expected, model.dtype)
     except Unsupported as error:
         reason = str(error)
     except Exception as error:  # whatever a model raises when it is called in an unusual way

@@ -1,7 +1,7 @@
 """Fewer and larger kernels for a model: what may be replaced is found by structure, and tried before it is used.
 
 Each replacement is compared on random numbers with the forward of the class that it replaces. A class that computes
-something else, or for which the comparison fails, stays as it is; so do layers that are quantized or have hooks.
+something else, or for which the comparison fails, stays as it is; so do layers that have hooks.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from job.engine.logits.reductions import use_largest
+from job.engine.model.quantized import QuantizedLinear, may_merge
 from job.engine.paged.cuda.fused_launches import largest
 from job.engine.paged.cuda.fused_modules import (
     ROTATION,
@@ -26,6 +27,7 @@ from job.engine.paged.cuda.fused_modules import (
 from job.engine.paged.cuda.fused_trials import (
     activation_of,
     attentions_agree,
+    input_of,
     largest_agrees,
     layers_agree,
     linears_agree,
@@ -85,7 +87,7 @@ class Fusion:
             return
         # The name alone is not enough: an option of torch's GELU decides which one it is.
         key = (type(activation_fn), repr(activation_fn))
-        activation = self._once(key, lambda: activation_of(activation_fn, first.weight.device))
+        activation = self._once(key, lambda: activation_of(activation_fn, input_of(first).device))
         if activation is None:
             return
         gate_and_up = MergedLinear([first, module.up_proj]) if "up_proj" in names else first
@@ -111,7 +113,7 @@ class Fusion:
         own = getattr(forward, "__globals__", {}).get(ROTATION)
         if own is None or ROTATION not in forward.__code__.co_names:
             return
-        if (like := next(module.parameters(), None)) is None:
+        if (like := input_of(module)) is None:
             return
         rotation = self._once((own, like.dtype), lambda: rotation_for(own, like))
         if rotation is None:
@@ -163,7 +165,11 @@ def _only_weight(module: Any) -> torch.Tensor | None:
 
 
 def _may_merge(*linears: Any) -> bool:
-    """Whether layers are plain products of one input, or DeepSpeed's of which each rank computes some rows."""
+    """Whether layers are plain products of one input, or DeepSpeed's of which each rank computes some rows; or such
+    layers, quantized.
+    """
+    if all(isinstance(linear, QuantizedLinear) and _is_untouched(linear) for linear in linears):
+        return may_merge(linears)
     return (
         all(_is_plain_product(linear) for linear in linears)
         and len({(linear.weight.shape[1], linear.weight.dtype, linear.weight.device) for linear in linears}) == 1

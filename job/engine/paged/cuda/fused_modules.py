@@ -6,11 +6,13 @@ Letters: T tokens, C numbers of a token, H heads, D head size, R numbers that ar
 import inspect
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from job.engine.model.quantized import QuantizedLinear
 from job.engine.paged.attention.interface import DelayedRotation, rotating
 from job.engine.paged.cuda.fused_launches import Scaling, add_and_norm, gate, rotate
 
@@ -39,14 +41,24 @@ class MergedLinear:
     """Linear layers of one input as one product."""
 
     def __init__(self, linears: Sequence[Any]) -> None:
-        """Merge the weights. Those of the layers become views of the merged ones, so that they take no memory twice."""
-        self.sizes = [linear.weight.shape[0] for linear in linears]
-        self._weight = _merge([linear.weight for linear in linears])
-        self._bias = None if linears[0].bias is None else _merge([linear.bias for linear in linears])
+        """Merge the weights. Those of the layers become views of the merged ones, so that they take no memory twice.
+
+        Args:
+            linears: all of them quantized in the same way, or none.
+        """
+        self._product: Callable[[torch.Tensor], torch.Tensor]
+        if isinstance(linears[0], QuantizedLinear):
+            self.sizes = [linear.out_features for linear in linears]
+            self._product = QuantizedLinear.merged(linears)
+        else:
+            self.sizes = [linear.weight.shape[0] for linear in linears]
+            weight = _merge([linear.weight for linear in linears])
+            bias = None if linears[0].bias is None else _merge([linear.bias for linear in linears])
+            self._product = partial(nn.functional.linear, weight=weight, bias=bias)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Multiply [..., in] to [..., sum of out]."""
-        return nn.functional.linear(values, self._weight, self._bias)
+        return self._product(values)
 
 
 def _merge(parameters: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -82,14 +82,15 @@ def activation_of(module: Any, device: torch.device) -> str | None:
 
 def mlps_agree(module: Any, mlp: GatedMLP) -> bool:
     """Whether the values before the last product, which may reduce over ranks, agree."""
-    first: Any = next(iter(module.children()))
-    numbers = _numbers(first.weight, 1, 5, first.weight.shape[1])
+    like = input_of(next(iter(module.children())))
+    numbers = _numbers(like, 1, 5, like.shape[1])
     with _as_forward(module.down_proj, lambda values: values):
         return _agree(type(module).forward(module, numbers), mlp(numbers))
 
 
 def linears_agree(linears: list[Any], forwards: list[Callable[[torch.Tensor], torch.Tensor]]) -> bool:
-    numbers = _numbers(linears[0].weight, 1, 5, linears[0].weight.shape[1])
+    like = input_of(linears[0])
+    numbers = _numbers(like, 1, 5, like.shape[1])
     pairs = zip(linears, forwards, strict=True)
     return all(_agree(type(linear).forward(linear, numbers), forward(numbers)) for linear, forward in pairs)
 
@@ -132,10 +133,17 @@ def attentions_agree(module: Any, at_once: Callable[..., Any], delayed: Callable
     return torch.equal(*found)
 
 
-def input_of(module: torch.nn.Module) -> torch.Tensor:
-    """Return a tensor [..., K] with the size, dtype and device of what a module's first product takes."""
-    inputs = [part.input_like() for part in module.modules() if isinstance(part, QuantizedLinear)]
-    return next(iter(inputs or [parameter for parameter in module.parameters() if parameter.dim() == 2]))
+def input_of(module: torch.nn.Module) -> Any:
+    """Return a tensor [..., K] with the size, dtype and device of what a module's first product takes; None if it has
+    no products.
+    """
+    for part in module.modules():
+        if isinstance(part, QuantizedLinear):
+            return part.input_like()
+        for parameter in part.parameters(recurse=False):
+            if parameter.dim() == 2 and parameter.is_floating_point() and parameter.itemsize > 1:
+                return parameter
+    return None
 
 
 def _sum(layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: Any) -> torch.Tensor:
