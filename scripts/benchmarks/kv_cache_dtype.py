@@ -110,17 +110,17 @@ def complete(
     return [found[idx] for idx in range(len(prompts))]
 
 
-def read_questions(name: str, num_rows: int) -> tuple[list[list[int]], list[tuple[list[int], int]]]:
+def read_questions(name: str, num_rows: int, data: Path = DATA) -> tuple[list[list[int]], list[tuple[list[int], int]]]:
     """Return prompts as token ids; and these with their answers, each with the place where the answer begins."""
     tokenizer = AutoTokenizer.from_pretrained(name)
-    data = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()[:num_rows]]
+    found = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()[:num_rows]]
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["question"]}], add_generation_prompt=True, return_dict=False
         )
-        for row in data
+        for row in found
     ]
-    answers = [tokenizer(row["answer"], add_special_tokens=False).input_ids for row in data]
+    answers = [tokenizer(row["answer"], add_special_tokens=False).input_ids for row in found]
     texts = [(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
     return prompts, texts
 

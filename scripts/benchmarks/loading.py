@@ -1,6 +1,6 @@
 """The most memory that each process of a replica holds on its host while a model is loaded.
 
-Usage: scripts/bench loading [MODEL] [DTYPE] [TENSOR_PARALLEL_SIZE]
+Usage: scripts/bench loading [MODEL] [DTYPE] [TENSOR_PARALLEL_SIZE] [QUANTIZE]
 
 Without a model, a random one of 1.5 GB in float32 is made. On a CPU, the weights of a process are themselves in the
 memory of the host: ``private`` minus ``weights`` and ``before`` is what loading takes on top of them. Pages of the
@@ -26,7 +26,7 @@ def private_mib() -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def load(model: str, dtype: str, size: int) -> dict[str, object]:
+def load(model: str, dtype: str, size: int, scheme: str | None) -> dict[str, object]:
     """Load a model as the job does, as one process of a replica."""
     from job.config import ModelConfig
     from job.engine.model.deepspeed_setup import import_deepspeed
@@ -38,7 +38,7 @@ def load(model: str, dtype: str, size: int) -> dict[str, object]:
 
     import_deepspeed()
     replica = Replica(read_process_info(os.environ, size), device="cpu")
-    config = ModelConfig(model=model, dtype=dtype)
+    config = ModelConfig(model=model, dtype=dtype, quantize=scheme)
     info = inspect_model(config, ModelFiles(name=model), replica.device, size)
     before = most = private_mib()
     is_loaded = threading.Event()
@@ -56,7 +56,9 @@ def load(model: str, dtype: str, size: int) -> dict[str, object]:
     secs = time.monotonic() - begin
     is_loaded.set()
     watcher.join()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
+    parts = {id(part): part.nbytes for part in loaded.module.parameters()}  # experts and scales are buffers
+    parts |= {id(part): part.nbytes for part in loaded.module.buffers() if scheme is not None}
+    weights = sum(parts.values())
     figures = {"rank": replica.info.rank, "before": before, "private": most, "weights": weights >> 20}
     replica.close()
     return {**figures, "secs": round(secs, 1)}
@@ -74,26 +76,31 @@ def make_model(directory: Path, num_layers: int = 8) -> str:
     return str(directory)
 
 
-def main(model: str, dtype: str, size: int) -> None:
-    """Load a model in processes of its own, and print the figures of each."""
+def start(model: str, dtype: str, size: int, scheme: str | None = None) -> list[dict[str, object]]:
+    """Load a model in processes of its own, and return the figures of each."""
+    command = [sys.executable, __file__, model, dtype, str(size), scheme or "", "process"]
+    launch = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    launch["MASTER_PORT"] = "29517"
+    processes = []
+    for rank in range(size):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if size > 1:
+            environment |= {**launch, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+    outputs = [process.communicate()[0] for process in processes]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def main(model: str, dtype: str, size: int, scheme: str | None) -> None:
+    """Print the figures of each process."""
     with tempfile.TemporaryDirectory() as made:
         model = str(Path(model).absolute()) if model else make_model(Path(made))
-        command = [sys.executable, __file__, model, dtype, str(size), "process"]
-        launch = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-        launch["MASTER_PORT"] = "29517"
-        processes = []
-        for rank in range(size):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            if size > 1:
-                environment |= {**launch, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
-        outputs = [process.communicate()[0] for process in processes]
-    print(json.dumps({"unit": "MiB", "processes": [json.loads(output.splitlines()[-1]) for output in outputs]}))
+        print(json.dumps({"unit": "MiB", "processes": start(model, dtype, size, scheme)}))
 
 
 if __name__ == "__main__":
-    if sys.argv[4:] == ["process"]:
-        print(json.dumps(load(sys.argv[1], sys.argv[2], int(sys.argv[3]))), flush=True)
+    model, dtype, size, scheme = (*sys.argv[1:5], *("", "bfloat16", "1", "")[len(sys.argv[1:5]) :])
+    if sys.argv[5:] == ["process"]:
+        print(json.dumps(load(model, dtype, int(size), scheme or None)), flush=True)
         os._exit(0)  # as the command line does
-    model, dtype, size = (*sys.argv[1:], *("", "bfloat16", "1")[len(sys.argv) - 1 :])
-    main(model, dtype, int(size))
+    main(model, dtype, int(size), scheme or None)
