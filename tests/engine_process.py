@@ -101,7 +101,8 @@ def break_model(module: Any, breaks: str, patch: pytest.MonkeyPatch) -> None:
 def run_job(job: dict, replica: Replica, dtype: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Complete one job's prompts on all ranks; the leader returns what it got."""
     config = ModelConfig(model=job["model"], dtype=dtype, **job.get("model_config", {}))
-    info = inspect_model(config, ModelFiles(name=config.model), replica.device, replica.info.tensor_parallel_size)
+    files = ModelFiles.local(config.model, config.adapter)
+    info = inspect_model(config, files, replica.device, replica.info.tensor_parallel_size)
     model = load_model(config, info, replica, [])
     notes: list[str] = []
     observed = observe(patch)

@@ -61,7 +61,7 @@ def load(model_dir: Path, dtype: str = "float32", **options: Any) -> tuple[Loade
     replica = Replica(read_process_info({}, 1))
     config = ModelConfig(model=str(model_dir), dtype=dtype, **options)
     return load_model(
-        config, inspect_model(config, ModelFiles(name=config.model), replica.device, 1), replica, []
+        config, inspect_model(config, ModelFiles.local(config.model, config.adapter), replica.device, 1), replica, []
     ), replica
 
 

@@ -15,6 +15,7 @@ from tests.hub import Hub
 NOTHING: dict[str, Any] = {
     "model": "m",
     "revision": None,
+    "adapter": (),
     "dataset": "d.jsonl",
     "dataset_revision": None,
     "data_files": (),

@@ -41,7 +41,7 @@ def test_what_is_not_the_directory_of_a_model_is_named(tiny_model: Callable[...,
     adapter.mkdir()
     assert "has no config.json" in refusal(adapter) and "save_pretrained" in refusal(adapter)
     (adapter / "adapter_config.json").write_text("{}")
-    assert "is an adapter (LoRA or the like), not a whole model. Name its base model, and" in refusal(adapter)
+    assert "is an adapter (LoRA or the like), not a whole model. Give it as --adapter" in refusal(adapter)
 
 
 def test_an_adapter_beside_the_weights_is_refused_if_it_would_be_loaded(

@@ -167,6 +167,7 @@ def test_json_has_stable_names(run_job: RunJob, tiny_model: Any, output: Path, t
     assert values == {
         "output": str(output),
         "model": str(tiny_model()),
+        "adapters": [],
         "dataset": str(tmp_path / "data.jsonl"),
         "done": True,
         "shards": {"total": 5, "done": 5, "in_work": 0, "stale": 0, "free": 0, "to_retry": 0},

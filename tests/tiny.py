@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16},
     "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "gpt2": {},
     "gpt_neox": {},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_layers": 2},
     "opt": {"ffn_dim": 256, "word_embed_proj_dim": 128, "do_layer_norm_before": True},

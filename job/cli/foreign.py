@@ -105,7 +105,7 @@ _REASONS = {
     "The tokenizer is the one in the model's directory.": "tokenizer tokenizer-mode tokenizer-name tokenizer-path",
     "Set the environment variable HF_HOME to choose where the Hub's files are kept.": "download-dir cache-dir",
     "Set the environment variable HF_TOKEN to open gated models.": "token hf-token use-auth-token auth-token",
-    "Use --adapter DIR. It is merged into the model when that is loaded.": (
+    "Use --adapter ID_OR_DIR. It is merged into the model when that is loaded.": (
         "lora lora-path lora-modules enable-lora adapter-path peft peft-path adapter-name-or-path"
     ),
     "There is no speculative decoding. Leave it out.": (

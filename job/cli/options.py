@@ -197,10 +197,10 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 MODEL_OPTIONS = options(
     click.option(
         "--model",
-        required=True,
         type=Text(),
         metavar="ID_OR_DIR",
-        help="Model: a local directory, or a Hub id: org/name, org/name@revision or hf://org/name.",
+        help="Model: a local directory, or a Hub id: org/name, org/name@revision or hf://org/name. With --adapter, it "
+        "may be left out: the adapter names it.",
     ),
     *section(ModelConfig),
     *section(EngineConfig, only=["tensor_parallel_size"]),

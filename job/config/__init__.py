@@ -52,7 +52,7 @@ class ModelConfig:
     """Which weights to load, and in which precision."""
 
     model: str
-    """Hub id or local directory."""
+    """Hub id or local directory. Empty: the one that the adapters were trained on."""
     revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
     dtype: str = option(
         "auto",
@@ -74,9 +74,9 @@ class ModelConfig:
     )
     adapter: tuple[str, ...] = option(
         (),
-        "Directory of an adapter (LoRA, DoRA, rsLoRA) that is merged into the model at load; repeat for several, which "
-        "are merged in this order.",
-        metavar="DIR",
+        "Adapter (LoRA, DoRA, rsLoRA and others of peft) that is merged into the model at load: a directory, or a Hub "
+        "id as for --model; repeat for several, which are merged in this order.",
+        metavar="ID_OR_DIR",
         is_path=True,
     )
     quantize: str | None = option(
@@ -90,7 +90,7 @@ class ModelConfig:
     max_model_len: int | None = option(None, "Maximum number of prompt plus completion tokens [default: the model's].")
 
     def __post_init__(self) -> None:
-        require(bool(self.model), "model", self.model, "a Hub id or a directory")
+        require(bool(self.model or self.adapter), "model", self.model, "a Hub id or a directory")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         require(self.task in MODEL_TASKS, "task", self.task, f"one of {', '.join(MODEL_TASKS)}")
         choices = ", ".join(KV_CACHE_DTYPES)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from job.modes.mode import Section
 from job.observe.fit_report import FitReport
 from job.observe.histogram import Histogram
-from job.observe.text import number, visible
+from job.observe.text import number, visible, with_adapters
 from job.wording import UNLIMITED
 
 GIB = 1024**3
@@ -74,6 +74,8 @@ class Preview:
     not_read: Sequence[str]
     """What lies beside them."""
     model: str
+    adapters: Sequence[str]
+    """Merged into the model."""
     dtype: str
     quantization: str | None
     """Of the linear layers."""
@@ -128,6 +130,7 @@ class Preview:
             "not_read": list(self.not_read),
             "model": {
                 "name": self.model,
+                "adapters": list(self.adapters),
                 "dtype": self.dtype,
                 "quantization": self.quantization,
                 "tensor_parallel_size": self.tensor_parallel_size,
@@ -221,7 +224,8 @@ def _plan(preview: Preview) -> str:
 def _model(preview: Preview) -> str:
     where = "this machine" if preview.fit is None else preview.fit.device
     layers = f", layers in {preview.quantization}" if preview.quantization else ""
-    return f"{preview.model} in {preview.dtype}{layers} (on {where}), room for {preview.max_model_len:,} tokens"
+    model = with_adapters(preview.model, preview.adapters)
+    return f"{model} in {preview.dtype}{layers} (on {where}), room for {preview.max_model_len:,} tokens"
 
 
 def _lengths(preview: Preview) -> list[str]:

@@ -59,6 +59,8 @@ class Status:
 
     output: str
     model: str
+    adapters: Sequence[str]
+    """Merged into the model."""
     dataset: str
     created: str
     """When the run was started for the first time."""
@@ -138,6 +140,7 @@ class Status:
         return {
             "output": self.output,
             "model": self.model,
+            "adapters": list(self.adapters),
             "dataset": self.dataset,
             "started": self.created,
             "elapsed_secs": self.elapsed_secs,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from job.observe.status import StaleLease, Status, Worker
-from job.observe.text import describe_errors, format_secs, list_kinds, number, visible
+from job.observe.text import describe_errors, format_secs, list_kinds, number, visible, with_adapters
 
 MAX_LINES = 20
 """At most this many workers are listed."""
@@ -22,7 +22,7 @@ def describe_status(status: Status) -> str:
     """Return a status as text. The last line is the advice."""
     unit = "rows" if status.num_samples == 1 else "samples"
     facts = [
-        ("model", visible(status.model)),
+        ("model", visible(with_adapters(status.model, status.adapters))),
         ("dataset", visible(status.dataset)),
         ("started", _started(status)),
         ("shards", _shards(status)),

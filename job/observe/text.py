@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from job.wording import listed
+
 MAX_SHOWN = 8
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -71,3 +73,12 @@ def format_secs(secs: float) -> str:
     if not hours:
         return f"{minutes}m{rest:02d}s"
     return f"{hours}h{minutes_rest:02d}m" if hours < 24 else f"{hours // 24}d{hours % 24:02d}h"
+
+
+def with_adapters(model: str, adapters: Sequence[str]) -> str:
+    """Return the name of a model and those of its adapters.
+
+    >>> with_adapters("org/model", []), with_adapters("org/model", ["a", "b"])
+    ('org/model', 'org/model with a and b')
+    """
+    return f"{model} with {listed(adapters)}" if adapters else model

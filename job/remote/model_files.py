@@ -33,6 +33,13 @@ class ModelFiles:
     """What the user typed, for messages."""
     repository: HubRepository | None = None
     """None if ``name`` is a directory."""
+    adapters: tuple["ModelFiles", ...] = ()
+    """Of the adapters that are merged into the model, in this order."""
+
+    @classmethod
+    def local(cls, name: str, adapters: Sequence[str] = ()) -> "ModelFiles":
+        """Return the files in a directory, with adapters in others."""
+        return cls(name=name, adapters=tuple(cls(name=adapter) for adapter in adapters))
 
     @property
     def directory(self) -> Path:

@@ -1,8 +1,10 @@
 """Why a repository of the Hub cannot be read, in one line: what the Hub answered means, and what to do about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from job.errors import first_line
+from job.errors import UsageError, first_line
 from job.remote.hub_cache import SHA1, folder_of
 from job.remote.transient import status_of
 
@@ -96,3 +98,23 @@ def page(kind: str, name: str) -> str:
 
     endpoint: Any = constants.ENDPOINT
     return f"{endpoint}/{'' if kind == 'model' else f'{kind}s/'}{name}"
+
+
+@contextmanager
+def of_adapter(name: str) -> Iterator[None]:
+    """Let refusals of a repository of the Hub, which is read as that of a model, name the option of adapters.
+
+    Args:
+        name: what the user typed.
+
+    Raises:
+        UsageError: there was one.
+    """
+    try:
+        yield
+    except UsageError as error:
+        text = str(error).replace("Check --revision", "Check what follows the @")
+        plain = name.partition("@")[0]
+        for option in (f"--model {name}", f"--model {plain}"):
+            text = text.replace(option, f"--adapter {name}", 1)
+        raise UsageError(text) from error

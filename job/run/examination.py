@@ -30,6 +30,7 @@ from job.output.parts.plan import Plan
 from job.output.store.addresses import local_path
 from job.records import Request
 from job.remote.model_files import ModelFiles
+from job.run.adapted import check_vocabulary, notes_on_adapters
 from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
@@ -39,6 +40,7 @@ from job.run.identity import manifest_of
 from job.run.kept_columns import KeptColumns, features_of
 from job.run.odd_texts import notes_on_texts
 from job.run.older_runs import as_started, dataset_commit, earlier_errors, model_fingerprint
+from job.run.pinned import based
 from job.run.resolved import ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
@@ -101,7 +103,8 @@ def examine(
     Raises:
         UsageError: something cannot work as asked.
     """
-    config = as_started(config, found)
+    is_left_out = not config.model.model
+    config = as_started(based(config, files), found)
     data_files = files_named(config.data.data_files, config.data.dataset)
     config = replace(config, data=replace(config.data, data_files=data_files))
     config = _with_prompts(config)
@@ -122,7 +125,7 @@ def examine(
         looked_at.refuse_if_none_works()
     notes = (
         *(*dataset.notes, *_note_on_part(dataset, plan, config.data.limit)),
-        *(*info.notes, *effect_notes, *bound.notes),
+        *(*info.notes, *notes_on_adapters(info, config, is_left_out=is_left_out), *effect_notes, *bound.notes),
         *(*notes_on_texts(config.prompt, config.sampling, schema.names), *template_notes),
         *_notes_on_rows(bound, of_model, dataset, plan, looked_at),
     )
@@ -154,7 +157,7 @@ def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset:
     Raises:
         UsageError: something cannot work as asked.
     """
-    config = _with_prompts(config)
+    config = _with_prompts(based(config, files))
     check_effects(config, is_new=True)
     size = config.engine.tensor_parallel_size
     info = inspect_model(config.model, files, device, size, needs_weights=False)
@@ -172,6 +175,7 @@ def _of_model(
     doing(f"reading the tokenizer of {config.model.model}")
     config = as_texts(config, info)
     tokenizer = _tokenizer(config, info.tokenizer_files, follows_prompt=info.decoder is None)
+    check_vocabulary(info, tokenizer)
     begun = begin(config, info, tokenizer)
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text

@@ -84,6 +84,7 @@ def _about(run: ResolvedRun, info: ModelInfo, dataset: OpenDataset) -> dict[str,
         "model": config.model.model,
         "revision": config.model.revision,
         "model_commit": info.files.commit,
+        **_adapters(info),
         "dataset": config.data.dataset,
         "dataset_config": config.data.dataset_config,
         "dataset_revision": config.data.dataset_revision,
@@ -97,6 +98,13 @@ def _about(run: ResolvedRun, info: ModelInfo, dataset: OpenDataset) -> dict[str,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "versions": versions(),
     }
+
+
+def _adapters(info: ModelInfo) -> dict[str, Any]:
+    files = info.files.adapters
+    return (
+        {"adapter": [each.name for each in files], "adapter_commits": [each.commit for each in files]} if files else {}
+    )
 
 
 def in_dtype(manifest: Manifest, dtype: str) -> Manifest:

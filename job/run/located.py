@@ -8,6 +8,7 @@ from job.data.formats import ENDINGS, READERS, ending_of
 from job.errors import UsageError
 from job.output.store.addresses import check_local
 from job.remote.addresses import Address, HubAddress, hub_address, is_address, scheme_of
+from job.remote.refusals import of_adapter
 from job.wording import flag
 
 REVISIONS = {"model": "revision", "dataset": "dataset_revision"}
@@ -27,6 +28,25 @@ def located(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(values: dict[str, Any]) -> dict[str, Any]:
+    adapters = {"adapter": tuple(map(_adapter, values["adapter"]))}
+    if values["model"] is None:
+        if not values["adapter"]:
+            raise UsageError("--model is missing: a Hub id or a directory. (With --adapter, it may be left out.)")
+        return {**adapters, "model": ""}
+    return adapters | _named_model(values)
+
+
+def _adapter(text: str) -> str:
+    """Return an adapter's path, or its id on the Hub with the revision."""
+    with of_adapter(text):
+        found = _on_hub("model", text)
+        if found is None:
+            check_local("adapter", text, "Give a Hub id, or copy the adapter to a directory and give that.")
+            return text
+    return found.name if found.revision is None else f"{found.name}@{found.revision}"
+
+
+def _named_model(values: dict[str, Any]) -> dict[str, Any]:
     text = values["model"]
     if (found := _on_hub("model", text)) is not None:
         return {"model": found.name, "revision": _revision("model", text, found, values)}

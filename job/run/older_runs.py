@@ -115,6 +115,16 @@ def model_commit(config: ModelConfig, found: Manifest | None) -> str | None:
     return found.about.get("model_commit") or (known if COMMIT.fullmatch(known) else None)
 
 
+def adapter_commits(config: ModelConfig, found: Manifest | None) -> Sequence[str | None]:
+    """Return the commits of the adapters with which the run in the directory goes on, though branches may have moved;
+    None for those that have none, and for all if the user names others than the run began with.
+    """
+    begun = {} if found is None else found.about
+    if begun.get("adapter", []) != list(config.adapter):
+        return [None] * len(config.adapter)
+    return list(begun.get("adapter_commits", []))
+
+
 def model_fingerprint(info: ModelInfo, config: ModelConfig, found: Manifest | None) -> str:
     """Return what identifies the model, in the form that the run in the directory has."""
     files = info.files

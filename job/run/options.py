@@ -28,13 +28,14 @@ def values_of(given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: an option does not exist, is missing, or has a value of another type.
     """
     declared = dict(_declared())
-    values = {"verbose": False, **{name: field.default for name, (field, _) in declared.items()}}
+    values = {"verbose": False, "model": None, **{name: field.default for name, (field, _) in declared.items()}}
     for name in given:
         if name not in (*REQUIRED, *values):
             close = meant(name, [*REQUIRED, *values])
             advice = "See job run --help." if close is None else f"Did you mean {close}?"
             raise UsageError(f"There is no option {name!r}. {advice}")
-    if missing := [name for name in REQUIRED if given.get(name) is None]:
+    needed = [name for name in REQUIRED if name != "model" or not given.get("adapter")]  # an adapter names its model
+    if missing := [name for name in needed if given.get(name) is None]:
         raise UsageError(f"{listed(missing)} must be given.")
     for name, value in given.items():
         if value is not None:

@@ -29,6 +29,7 @@ from job.run.examination import Examined
 from job.run.first_rows import NothingSucceeds
 from job.run.held import Held
 from job.run.model import free_memory, load_in_range
+from job.run.pinned import based
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
 
@@ -115,6 +116,7 @@ class Process:
         replica, stopwatch = self._replica, self._stopwatch
         with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
             prepared, files = _prepare_in_turn(config, replica, check)
+        config = based(config, files)
         early = _attempt(replica, lambda: _finish_early(prepared, progress), self.speaks)
         exit_code: int | None = replica.agree_in_world(early)
         if exit_code is None:

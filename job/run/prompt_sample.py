@@ -131,6 +131,7 @@ def _preview(examined: Examined, room: Room, seen: SeenRows, runs: Sequence[rang
         files=[file.name for file in examined.dataset.files],
         not_read=[unread.name for unread in examined.dataset.unread],
         model=config.model.model,
+        adapters=config.model.adapter,
         dtype=info.dtype,
         quantization=info.precision.quantization,
         tensor_parallel_size=config.engine.tensor_parallel_size,

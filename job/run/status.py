@@ -83,6 +83,7 @@ def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestSta
     return Status(
         output=output,
         model=manifest.about["model"],
+        adapters=manifest.about.get("adapter", []),
         dataset=manifest.about["dataset"],
         created=manifest.about["created"],
         elapsed_secs=_elapsed_secs(

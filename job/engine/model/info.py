@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.adapters import inspect_adapters
+from job.engine.model.adapters.adapter import adapted_config, inspect_adapters
 from job.engine.model.checkpoints.conversion import DenseWeights, dense_weights_of
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
 from job.engine.model.heads import head_of, num_positions
@@ -32,7 +32,7 @@ class ModelInfo:
     weights: Sequence[str]
     """The names of the files with the weights; empty if they were not looked for."""
     config: Any
-    """transformers' configuration."""
+    """transformers' configuration, with adapters merged."""
     kind: ModelKind = CAUSAL
     head: Head | None = None
     """What it gives in place of tokens, if that is its kind."""
@@ -78,8 +78,8 @@ class ModelInfo:
     @property
     def tokenizer_files(self) -> ModelFiles:
         """Where the tokenizer and the chat template are: with the last adapter that brings them, or the model."""
-        own = [adapter.directory for adapter in self.precision.adapters if adapter.has_tokenizer]
-        return ModelFiles(name=str(own[-1])) if own else self.files
+        own = [adapter.files for adapter in self.precision.adapters if adapter.has_tokenizer]
+        return own[-1] if own else self.files
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def inspect_model(
     has_no_cache = head is not None and head.reads_ahead
     check_precision(config, device, decoder, has_no_cache=has_no_cache)
     check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=has_no_cache and is_encoder(hf_config))
-    adapters = inspect_adapters(config.adapter, hf_config)
+    adapters = inspect_adapters(files.adapters, hf_config, kind, trust_remote_code=config.trust_remote_code)
     dense_weights = dense_weights_of(hf_config, files, weights, trust_remote_code=config.trust_remote_code)
     wanted = config.dtype
     if wanted == "auto" and device.type == "cuda" and dense_weights and dense_weights.conversion.dtype != "float16":
@@ -132,7 +132,7 @@ def inspect_model(
     return ModelInfo(
         files=files,
         weights=(*weights, *(layer.weights for layer in head.dense)) if weights and head else weights,
-        config=hf_config,
+        config=adapted_config(hf_config, adapters),
         kind=kind,
         head=head,
         decoder=decoder,

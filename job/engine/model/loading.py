@@ -1,22 +1,25 @@
 """Loads a model: the order in which its weights are read, cut and placed. Each step was proved necessary.
 
-0. Make quantized weights dense, once per file system: the first process of each node does it, or waits for another.
+0. Make quantized weights dense, and layers with adapters, once per file system: the first process of each node does it,
+   or waits for another.
 1. Read in the dtype of the checkpoint: safetensors stay memory-mapped, so all ranks of a node share the pages, and only
-   what is used is read. A cast here would give every rank a private copy of the model. Then merge adapters.
+   what is used is read. A cast here would give every rank a private copy of the model. Then merge adapters, or map
+   what was merged.
 2. Shard in that dtype; what is cut are views of the mapped file. Then repair what AutoTP leaves wrong, and cut experts.
 3. Quantize, if asked, layer by layer, each on the device; experts, as soon as they are cut.
 4. Move tensor by tensor to the device and to the run's dtype, then restore what a cast must not change.
 5. Put on what gives vectors or classes, if the model is for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from job.config import ModelConfig
-from job.engine.model.adapters import merge
+from job.engine.model.adapters.merging import MergedLayers, merge, put_in
+from job.engine.model.checkpoints.conversion import dtype_of, itemsize
 from job.engine.model.decoder import Decoder
 from job.engine.model.dense_layers import dense_layers_of
 from job.engine.model.heads import with_head
@@ -26,6 +29,7 @@ from job.engine.model.placing import move_to, placing, put_back, reporting_out_o
 from job.engine.model.reading import read_weights
 from job.engine.model.repairs import repair
 from job.engine.model.sharding import computable_dtypes, shard
+from job.engine.model.weights import identify
 from job.errors import JobError
 from job.launch.activity import doing
 from job.launch.replica import Replica
@@ -70,10 +74,13 @@ def load_model(
         JobError: the weights cannot be loaded, here or on another process.
     """
     dtype, scheme = getattr(torch, info.dtype), info.precision.quantization
-    _convert_first(info, replica)
+    merged = _merged_layers(config, info, replica)
+    _make_first([made.directory for made in (info.dense_weights, merged) if made is not None], replica)
     failure, model, dense_layers = None, None, None
     try:
-        model = merge(read_weights(config, info), info.precision.adapters)
+        model = read_weights(config, info)
+        adapters = info.precision.adapters
+        model = merge(model, adapters) if merged is None else put_in(model, merged.directory(), adapters)
         dense_layers = dense_layers_of(info.files, info.head)
     except JobError as error:
         failure = error
@@ -107,14 +114,27 @@ def load_model(
     )
 
 
-def _convert_first(info: ModelInfo, replica: Replica) -> None:
-    """Let one process of each node convert what has to be, so that a failure is met once, and not by all in turn."""
-    if info.dense_weights is None:
+def _merged_layers(config: ModelConfig, info: ModelInfo, replica: Replica) -> MergedLayers | None:
+    """Return where adapters are merged for all processes of a node; None if this process is alone and merges itself."""
+    if not info.precision.adapters or replica.info.local_world_size == 1:
+        return None
+    return MergedLayers(
+        adapters=info.precision.adapters,
+        fingerprint=identify(info.files, info.weights, trust_remote_code=config.trust_remote_code),
+        itemsize=itemsize(dtype_of(info.config)),
+        read=lambda: read_weights(config, info),
+    )
+
+
+def _make_first(makers: Sequence[Callable[[], object]], replica: Replica) -> None:
+    """Let one process of each node make what has to be, so that a failure is met once, and not by all in turn."""
+    if not makers:
         return
     failure = None
     if replica.info.local_rank == 0:
         try:
-            info.dense_weights.directory()
+            for make in makers:
+                make()
         except JobError as error:
             failure = error
     doing("waiting until the weights are converted")

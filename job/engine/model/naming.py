@@ -40,6 +40,22 @@ def check_name(model: str) -> None:
     raise UsageError(f"--model {model} has no {MODEL_CONFIG}, so it is not the directory of a model. {advice}")
 
 
+def check_adapter_name(adapter: str) -> None:
+    """Check what can be seen of the path of an adapter alone.
+
+    Raises:
+        UsageError: it is a file, or neither a directory nor an id of the Hub.
+    """
+    path = Path(adapter)
+    if path.is_file():
+        raise UsageError(f"--adapter {adapter} is a file. Name its directory: {path.parent}.")
+    if path.is_dir():
+        return
+    is_path = adapter.startswith((".", "/", "~")) or adapter.partition("@")[0].count("/") > 1
+    if is_path or not HUB_ID.fullmatch(adapter.partition("@")[0]):
+        raise UsageError(f"--adapter {adapter}: there is no such directory. Check the path.")
+
+
 def check_repository(files: ModelFiles) -> None:
     """Check by the names of its files that a repository of the Hub is that of a model.
 
@@ -76,6 +92,6 @@ def check_no_adapter(files: ModelFiles) -> None:
 
 def _is_adapter(model: str) -> str:
     return (
-        f"--model {model} is an adapter (LoRA or the like), not a whole model. Name its base model, and give "
-        f"it as --adapter {model}."
+        f"--model {model} is an adapter (LoRA or the like), not a whole model. Give it as --adapter {model}; --model "
+        "is the model that it was trained on, and may be left out if the adapter names that."
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from job.engine.model.adapters import Adapter
+from job.engine.model.adapters.adapter import Adapter
 from job.engine.model.kv_size import stored_dtype
 from job.engine.model.quantized import GROUP
 

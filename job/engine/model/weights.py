@@ -104,16 +104,30 @@ def header_of(file: Path) -> tuple[int, dict[str, Any]]:
     Raises:
         UsageError: it is not a safetensors file.
     """
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        is_possible = header_bytes <= file.stat().st_size
+        return header_bytes, header_in(stream.read(header_bytes) if is_possible else b"", file)
+
+
+def header_in(content: bytes, what: Path | str) -> dict[str, Any]:
+    """Return what the header of a safetensors file says of each tensor.
+
+    Args:
+        content: the header.
+        what: the file, for messages.
+
+    Raises:
+        UsageError: it is not a header.
+    """
     try:
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(header_bytes))
+        header = json.loads(content)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         if not tensors or any(len(entry["data_offsets"]) != 2 or "shape" not in entry for entry in tensors.values()):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-        raise UsageError(f"{file} is not a safetensors file. Copy it again.") from None
-    return header_bytes, tensors
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{what} is not a safetensors file. Copy it again.") from None
+    return tensors
 
 
 def identify(files: ModelFiles, weights: Sequence[str], *, trust_remote_code: bool) -> str:

@@ -193,9 +193,13 @@ def _facts(manifest: Manifest) -> Iterator[str]:
         model += f", revision {code(about['revision'])}"
     if commit := _commit(manifest):
         model += f", commit {code(commit)}"
+    names = zip(about.get("adapter", []), about.get("adapter_commits", []), strict=True)
+    adapters = [code(public_name(name)) + (f", commit {code(commit)}" if commit else "") for name, commit in names]
     if identity["engine"] != "model":
         yield "No model: a fake engine, for tests, has turned the prompts round"
     yield f"{model}, in {identity['model']['dtype']}"
+    if adapters:
+        yield f"Merged into it: {'; '.join(adapters)}"
     yield f"Dataset: {', '.join(_dataset(manifest))}"
     for run in about.get("earlier_runs", ()):
         model = f" by {code(public_name(run['model']))}" if run["model"] else ""

@@ -44,6 +44,7 @@ LABELS = {
 SOURCES = {
     "dataset.fingerprint": ("dataset", "dataset_config", "dataset_revision", "data_files"),
     "model.fingerprint": ("model", "revision"),
+    "model.adapter": ("adapter",),
 }
 """Fields that identify contents, and the options that say where the contents come from. These may change alone."""
 
@@ -153,11 +154,15 @@ def _source(name: str, found: "Manifest", wanted: "Manifest") -> str:
     when = f", {found.about['created']}" if "created" in found.about else ""
     option = SOURCES[name][0]
     details = f"{when}{moved}{changes}{rows}"
-    return f"{flag(option)} {wanted.about.get(option)} has other contents than when the run started{details}"
+    what = wanted.about.get(option)
+    what = ", ".join(what) if isinstance(what, list) else what
+    return f"{flag(option)} {what} has other contents than when the run started{details}"
 
 
 def _commits(name: str, found: "Manifest", wanted: "Manifest") -> tuple[str, ...]:
     """Return both commits of contents on the Hub, if they differ and all else that says where they are is the same."""
+    if name not in COMMITS:
+        return ()
     commit, revision = COMMITS[name]
     places = [[side.about.get(option) for option in SOURCES[name] if option != revision] for side in (found, wanted)]
     was, now = (side.about.get(commit) for side in (found, wanted))
