@@ -98,6 +98,8 @@ class Request:
     task: Task
     decoder_ids: tuple[int, ...] = ()
     """What the decoder of an encoder-decoder begins with. Empty: what the model's files say."""
+    num_cut_tokens: int = 0
+    """How many tokens were cut off its prompt, which was too long."""
     attempt: int = 0
     """How often the completion has been drawn before. Its task has a seed of its own."""
 

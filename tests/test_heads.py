@@ -257,6 +257,13 @@ def test_the_files_of_sentence_transformers_say_how(run_job: RunJob, tmp_path: P
 
     unit = [vector / vector.norm() for vector in wanted("query: ", "mean")]
     assert_close(found("as it says"), unit)
+    cut = run_job(*command, *options, "--on-long-prompt", "truncate-right", "--output", tmp_path / "cut")
+    assert cut.exit_code == 0 and "1 of 5 were too long and were cut; 25 tokens were not read" in cut.stdout, cut.stdout
+    last = read_output(tmp_path / "cut").to_pylist()[4]
+    ids = [258, *ids_of("query: " + "long" * 20), 259]
+    wanted_of_cut = pooled(model, [[*ids[:63], 259]], "mean")[0]
+    assert last["num_cut_tokens"] == len(ids) - 64 == 25
+    assert_close([last["embedding"]], [wanted_of_cut / wanted_of_cut.norm()])
     assert_close(found("as asked", "--prompt-name", "none", "--pooling", "cls", "--no-normalize"), wanted("", "cls"))
     preview = run_job("preview", *command[1:], "--json")
     assert json.loads(preview.stdout)["embedding"]["prefix"] == "query: "
@@ -376,8 +383,34 @@ def test_a_cross_encoder_reads_pairs(run_job: RunJob, tmp_path: Path) -> None:
         assert 1 in joined["token_type_ids"]
         assert row["score"] == pytest.approx(float(plain(**joined).logits[0, 0]), abs=1e-4)
     assert [row["error_kind"] for row in rows[3:]] == ["null_text", "prompt_too_long"]
-    refused = run_job(*command, "--model", model, "--on-long-prompt", "truncate-right", "--output", tmp_path / "other")
-    assert refused.exit_code == 2 and "--text-pair-column and --on-long-prompt were given together." in refused.stderr
+    left = run_job(*command, "--model", model, "--on-long-prompt", "truncate-left", "--output", tmp_path / "other")
+    assert left.exit_code == 2 and "--text-pair-column and --on-long-prompt truncate-left were given" in left.stderr
+
+
+def test_long_pairs_are_cut_as_cross_encoders_do_it(run_job: RunJob, tmp_path: Path) -> None:
+    """The longer of both texts loses tokens; a column and the summary say how many. The next row is whole again."""
+    model = make_headed(tmp_path / "model", "bert", AutoModelForSequenceClassification, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pairs = [("a" * 40, "b" * 50), ("a" * 70, "b" * 3), ("a" * 3, "b" * 70), ("a" * 30, "b" * 31)]
+    data = write_jsonl(tmp_path / "data.jsonl", [{"query": query, "text": text} for query, text in pairs])
+    columns = ("--prompt-column", "query", "--text-pair-column", "text")
+    options = ("--task", "classify", "--dtype", "float32", "--on-long-prompt", "truncate-right", "--max-model-len", 64)
+    result = run_job("run", "--model", model, "--dataset", data, *columns, *options, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    rows = read_output(tmp_path / "run").to_pylist()
+    plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    num_cut = []
+    for row, (query, text) in zip(rows, pairs, strict=True):
+        options_of_pair = {"return_token_type_ids": True, "return_tensors": "pt", "max_length": 64}
+        joined = tokenizer(query, text, truncation=True, **options_of_pair)
+        assert row["score"] == pytest.approx(float(plain(**joined).logits[0, 0]), abs=1e-4)
+        assert row["num_prompt_tokens"] == joined["input_ids"].shape[1]
+        num_cut.append(len(tokenizer(query, text)["input_ids"]) - joined["input_ids"].shape[1])
+    assert [row["num_cut_tokens"] for row in rows] == num_cut and num_cut[3] == 0 < min(num_cut[:3])
+    line = f"3 of 4 were too long and were cut; {sum(num_cut)} tokens were not read"
+    assert f"texts       {line}" in result.stdout
+    assert line in run_job("status", tmp_path / "run").stdout and line in (tmp_path / "run/README.md").read_text()
+    assert run_job("verify", tmp_path / "run").exit_code == 0
 
 
 def test_a_reward_model_reads_whole_conversations(run_job: RunJob, tmp_path: Path) -> None:

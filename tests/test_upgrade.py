@@ -417,6 +417,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
     "modes.classify": {
         "text_pair_column": None,
         "longest_pair": None,
+        "cuts": False,
         "problem": "",
         "labels": [],
         "reads_ahead": False,
@@ -429,6 +430,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "dimensions": None,
         "layers": [],
         "lowers_case": False,
+        "cuts": False,
         "size": None,
         "prefix": "",
     },

@@ -129,7 +129,12 @@ class Tokenization:
             prompt, ids = cut
         try:
             begun = Request(
-                row_idx=prompt.row_idx, sample_idx=0, prompt_ids=ids, task=task, decoder_ids=self._decoder_ids
+                row_idx=prompt.row_idx,
+                sample_idx=0,
+                prompt_ids=ids,
+                task=task,
+                decoder_ids=self._decoder_ids,
+                num_cut_tokens=max(0, num_tokens - len(ids)),
             )
             request = self._given(begun, prompt)
             self._check_known(request.given_ids)

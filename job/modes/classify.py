@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import UsageError, shorten
 from job.modes.choices import LABELS, MAX_SHOWN, MAX_TALLIED
-from job.modes.headed import SAMPLING, check_alone, prompts_of_texts
+from job.modes.headed import (
+    SAMPLING,
+    check_alone,
+    cut_columns,
+    cut_tally,
+    cut_values,
+    cuts_texts,
+    describe_cut,
+    prompts_of_texts,
+)
 from job.modes.mode import Answer, AnswerLength, BoundMode, LabelColumn, Mode, Outcome, Section, Setting, Tokens
 from job.modes.options import option
 from job.records import Generation, Prompt, Request, RowRejected
@@ -43,6 +52,8 @@ class ClassifyMode(Mode):
     )
     longest_pair: int | None = None
     """The most tokens of both texts together. From the model."""
+    cuts: bool = False
+    """Whether texts that are too long are cut. From ``--on-long-prompt``."""
     problem: str = ""
     """``SCORE``, ``ONE_LABEL`` or ``MANY_LABELS``. From the model."""
     labels: tuple[str, ...] = ()
@@ -59,14 +70,14 @@ class ClassifyMode(Mode):
         """See ``Mode``."""
         check_alone(self, config)
         odd = {"--chat": config.prompt.chat or config.prompt.messages_column is not None}
-        odd["--on-long-prompt"] = config.prompt.on_long_prompt != "error"
+        odd["--on-long-prompt truncate-left"] = config.prompt.on_long_prompt == "truncate-left"
         odd["--special-tokens-in-text escape"] = config.prompt.special_tokens_in_text == "escape"
         if self.text_pair_column is not None and (
             flag := next((flag for flag, is_given in odd.items() if is_given), "")
         ):
             raise UsageError(
-                f"--text-pair-column and {flag} were given together. Leave out {flag}: a pair is read as "
-                "two whole texts."
+                f"--text-pair-column and {flag} were given together. Leave out {flag}: a pair is read as two texts, "
+                "from their beginnings."
             )
 
     def prompts(self, config: "PromptConfig") -> "PromptConfig":
@@ -87,7 +98,12 @@ class ClassifyMode(Mode):
 
     def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:
         """Take the length of pairs from the model."""
-        return self if self.text_pair_column is None else replace(self, longest_pair=config.model.max_model_len)
+        if not self.labels:
+            return self
+        lengths = (config.model.max_model_len, config.prompt.max_prompt_tokens)
+        longest = min((length for length in lengths if length is not None), default=None)
+        is_pair = self.text_pair_column is not None
+        return replace(self, cuts=cuts_texts(config), longest_pair=longest if is_pair else None)
 
     def columns(self) -> tuple[str, ...]:
         """See ``Mode``."""
@@ -101,12 +117,13 @@ class ClassifyMode(Mode):
         """See ``Mode``."""
         import pyarrow as pa
 
+        cut = cut_columns(cuts=self.cuts)
         if self.problem == SCORE:
-            return [pa.field("score", pa.float32())]
+            return [pa.field("score", pa.float32()), *cut]
         probs = pa.field("label_probs", pa.list_(pa.float32(), len(self.labels)))
         if self.problem == MANY_LABELS:
-            return [pa.field("labels", pa.list_(pa.string())), probs]
-        return [pa.field("label", pa.string()), pa.field("label_prob", pa.float32()), probs]
+            return [pa.field("labels", pa.list_(pa.string())), probs, *cut]
+        return [pa.field("label", pa.string()), pa.field("label_prob", pa.float32()), probs, *cut]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""
@@ -120,7 +137,10 @@ class ClassifyMode(Mode):
             yield "a label that the model does not have", is_known
 
     def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
-        """Count the labels, if there are few enough to be of use, or add up the scores."""
+        """Count the labels, if there are few enough to be of use, or add up the scores; and what was cut."""
+        return {**self._tally(batch), **cut_tally(batch, cuts=self.cuts)}
+
+    def _tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
         import pyarrow.compute as pc
 
         from job.arrow.values import count_values
@@ -138,7 +158,10 @@ class ClassifyMode(Mode):
         return {LABELS: count_values(batch["label"])}
 
     def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
-        """Say how often each label was given, the most frequent first, or the mean score."""
+        """Say how often each label was given, the most frequent first, or the mean score; and what was cut."""
+        return [*self._results(outcome), *describe_cut(outcome)]
+
+    def _results(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         sums = outcome.tallies.get(SCORES, {})
         if num_rows := sums.get("rows", 0):
             mean = (sums.get("above", 0) - sums.get("below", 0)) / PER_UNIT / num_rows
@@ -193,12 +216,28 @@ class BoundClassify(BoundMode):
             detail = f"column {column!r} contains a lone surrogate, which is not a character"
             raise RowRejected("invalid_unicode", detail) from None
         joined = self._inner(str(prompt.text), second, return_token_type_ids=True, verbose=False)
-        ids, longest = list(joined["input_ids"]), self._mode.longest_pair
-        if longest is not None and len(ids) > longest:
-            raise RowRejected("prompt_too_long", f"{len(ids)} tokens in both texts, the limit is {longest}")
-        types = list(joined["token_type_ids"])
+        num_tokens, longest = len(joined["input_ids"]), self._mode.longest_pair
+        if longest is not None and num_tokens > longest:
+            if not self._mode.cuts:
+                raise RowRejected("prompt_too_long", f"{num_tokens} tokens in both texts, the limit is {longest}")
+            joined = self._cut(str(prompt.text), second, longest)
+        ids, types = list(joined["input_ids"]), list(joined["token_type_ids"])
         second_from = types.index(1) if 1 in types else None
-        return replace(request, prompt_ids=ids, task=replace(self._task, second_from=second_from))
+        return replace(
+            request,
+            prompt_ids=ids,
+            task=replace(self._task, second_from=second_from),
+            num_cut_tokens=request.num_cut_tokens + num_tokens - len(ids),
+        )
+
+    def _cut(self, first: str, second: str, longest: int) -> Any:
+        """Join two texts, of which the longer one loses its last token until both fit, as cross-encoders do it."""
+        options = {"truncation": "longest_first", "max_length": longest}
+        try:
+            return self._inner(first, second, return_token_type_ids=True, verbose=False, **options)
+        finally:
+            if (backend := getattr(self._inner, "backend_tokenizer", None)) is not None:
+                backend.no_truncation()  # it would be kept for all that comes after
 
     def complete(self, answer: Answer, generation: Generation) -> Answer:
         """Turn logits into probabilities. The completion is what a person would read: the label, or the score."""
@@ -208,7 +247,8 @@ class BoundClassify(BoundMode):
         assert logits is not None and logits.shape == (self._task.size,), "the engine pools"
         if mode.problem == SCORE:
             score = float(logits[0])
-            return replace(answer, completion=f"{score:.6g}", values={**answer.values, "score": score})
+            scored = {**answer.values, "score": score, **cut_values(generation.request, cuts=mode.cuts)}
+            return replace(answer, completion=f"{score:.6g}", values=scored)
         logits = logits.astype(np.float64)
         values: dict[str, Any]
         if mode.problem == MANY_LABELS:
@@ -221,6 +261,7 @@ class BoundClassify(BoundMode):
             completion = mode.labels[idx]
             values = {"label": completion, "label_prob": float(probs[idx])}
         values["label_probs"] = probs.astype(np.float32)
+        values |= cut_values(generation.request, cuts=mode.cuts)
         return replace(answer, completion=completion, values={**answer.values, **values})
 
     def length(self, length: AnswerLength) -> AnswerLength:

@@ -5,8 +5,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from job.errors import UsageError, require
-from job.modes.headed import SAMPLING, check_alone, prompts_of_texts
-from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting
+from job.modes.headed import (
+    SAMPLING,
+    check_alone,
+    cut_columns,
+    cut_tally,
+    cut_values,
+    cuts_texts,
+    describe_cut,
+    prompts_of_texts,
+)
+from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Outcome, Section, Setting, Tokens
 from job.modes.options import option
 from job.records import Generation
 from job.tasks import Pool, Task
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 EMBEDDING_DTYPES = ("float32", "float16", "int8")
 NO_PROMPT = "none"
+INTERNAL = ("size", "prefix", "lowers_case", "cuts")
 SHOWN = ("size", "dimensions", "pooling", "layers", "normalize", "embedding_dtype", "prefix", "lowers_case")
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -68,6 +78,8 @@ class EmbedMode(Mode):
     """The dense layers that are applied to the pooled vector, in words. From the model."""
     lowers_case: bool = False
     """Whether texts are read in lower case. From the model."""
+    cuts: bool = False
+    """Whether texts that are too long are cut. From ``--on-long-prompt``."""
     size: int | None = None
     """How many numbers a vector has. From the model."""
     prefix: str = ""
@@ -135,6 +147,10 @@ class EmbedMode(Mode):
             raise UsageError(f"--prompt-name {name}: the model has no prompt of this name. {advice}")
         return head.prompts[name]
 
+    def settled(self, config: "RunConfig", tokens: Tokens, template: str | None, found: Sequence[Mode] | None) -> Self:
+        """See ``Mode``."""
+        return self if self.size is None else replace(self, cuts=cuts_texts(config))
+
     def bind(self, setting: Setting) -> BoundMode:
         """See ``Mode``."""
         return BoundEmbed(self)
@@ -146,7 +162,8 @@ class EmbedMode(Mode):
         assert self.size is not None, "headed"
         types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
         vector = pa.field("embedding", pa.list_(types[self.embedding_dtype], self.dimensions or self.size))
-        return [vector, pa.field("embedding_scale", pa.float32())] if self.embedding_dtype == "int8" else [vector]
+        scale = [pa.field("embedding_scale", pa.float32())] if self.embedding_dtype == "int8" else []
+        return [vector, *scale, *cut_columns(cuts=self.cuts)]
 
     def rules(self, batch: "pa.RecordBatch", is_error: "pa.Array") -> "Iterator[tuple[str, pa.Array]]":
         """See ``Mode``."""
@@ -155,9 +172,13 @@ class EmbedMode(Mode):
         for column in self.measured():
             yield f"neither {column.name} nor error, or both", pc.equal(pc.is_null(batch[column.name]), is_error)
 
+    def tally(self, batch: "pa.RecordBatch | pa.Table") -> Mapping[str, Mapping[str, int]]:
+        """Count the texts that were cut."""
+        return cut_tally(batch, cuts=self.cuts)
+
     def describe(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         """Say what the vectors are."""
-        return [("vectors", self.phrase)]
+        return [("vectors", self.phrase), *describe_cut(outcome)]
 
     @property
     def phrase(self) -> str:
@@ -176,7 +197,7 @@ class EmbedMode(Mode):
 
     def card_values(self) -> Mapping[str, Any]:
         """See ``Mode``."""
-        values = {name: value for name, value in self.given().items() if name not in ("size", "prefix", "lowers_case")}
+        values = {name: value for name, value in self.given().items() if name not in INTERNAL}
         return {**values, "embedding_dtype": self.embedding_dtype}
 
 
@@ -204,6 +225,7 @@ class BoundEmbed(BoundMode):
         if self._mode.embedding_dtype == "int8":
             scale = float(np.abs(vector).max()) / 127 or 1.0
             values = {"embedding": np.rint(vector / scale).astype(np.int8), "embedding_scale": scale}
+        values |= cut_values(generation.request, cuts=self._mode.cuts)
         return replace(answer, completion="", values={**answer.values, **values})
 
     def length(self, length: AnswerLength) -> AnswerLength:

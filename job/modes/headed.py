@@ -1,13 +1,19 @@
-"""What the modes for models with another head than a language model's have in common: nothing is generated."""
+"""What the modes for models with another head than a language model's have in common: nothing is generated, and texts
+that were cut are counted.
+"""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from job.errors import UsageError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from job.config import PromptConfig, RunConfig
-    from job.modes.mode import Mode
+    from job.modes.mode import Mode, Outcome
+    from job.records import Request
 
 SAMPLING = frozenset(
     [
@@ -43,3 +49,42 @@ def prompts_of_texts(config: "PromptConfig") -> "PromptConfig":
     if config.chat or (config.chat is None and any(getattr(config, name) is not None for name in CHAT_OPTIONS)):
         return replace(config, whole_conversations=True)
     return replace(config, chat=False)
+
+
+CUT, CUT_TEXTS = "num_cut_tokens", "cut_texts"
+"""The column of runs that cut long texts, and its tally."""
+
+
+def cuts_texts(config: "RunConfig") -> bool:
+    """Whether texts that are too long are cut, and not error rows."""
+    return config.prompt.on_long_prompt != "error"
+
+
+def cut_columns(*, cuts: bool) -> "list[pa.Field]":
+    """Return the column that says how many tokens were cut off a text, if any may be."""
+    import pyarrow as pa
+
+    return [pa.field(CUT, pa.int32())] if cuts else []
+
+
+def cut_values(request: "Request", *, cuts: bool) -> Mapping[str, Any]:
+    """Return the value of that column."""
+    return {CUT: request.num_cut_tokens} if cuts else {}
+
+
+def cut_tally(batch: "pa.RecordBatch | pa.Table", *, cuts: bool) -> Mapping[str, Mapping[str, int]]:
+    """Count the texts that were cut, and their tokens that were not read."""
+    import pyarrow.compute as pc
+
+    if not cuts:
+        return {}
+    numbers = batch[CUT].filter(pc.greater(pc.fill_null(batch[CUT], 0), 0))
+    return {CUT_TEXTS: {"rows": len(numbers), "tokens": pc.sum(numbers).as_py() or 0}}
+
+
+def describe_cut(outcome: "Outcome") -> Iterator[tuple[str, str]]:
+    """Yield how many texts were cut, if any were."""
+    counted = outcome.tallies.get(CUT_TEXTS, {})
+    if num_cut := counted.get("rows", 0):
+        of_all = f"{num_cut:,} of {outcome.num_completions:,} were too long and were cut"
+        yield "texts", f"{of_all}; {counted['tokens']:,} tokens were not read"

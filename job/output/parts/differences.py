@@ -29,6 +29,8 @@ LABELS = {
     "prompt.lowers_case": "whether texts are read in lower case",
     "prompt.whole_conversations": "whether a conversation is read whole",
     "prompt.text_rules": "the version of the rules for text",
+    "modes.classify.cuts": "whether long texts are cut",
+    "modes.embed.cuts": "whether long texts are cut",
     "modes.classify.problem": "what kind of classifier the model is",
     "modes.classify.labels": "the labels of the classifier",
     "modes.classify.reads_ahead": "whether the model reads a text in both directions",
