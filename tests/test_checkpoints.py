@@ -1,6 +1,7 @@
 """Quantized checkpoints: the weights that they stand for, bit for bit; the same tokens; and what cannot be read."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CompressedTensorsConfig,
     FineGrainedFP8Config,
@@ -18,8 +21,9 @@ from transformers import (
 
 from job.config import ModelConfig
 from job.engine.model.checkpoints import converting
-from job.engine.model.checkpoints.conversion import dtype_of
+from job.engine.model.checkpoints.conversion import FORMATS, conversion_of, dtype_of
 from job.engine.model.checkpoints.floats import fp8
+from job.engine.model.checkpoints.others import OTHERS
 from job.engine.model.info import ModelInfo, inspect_model
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
@@ -128,6 +132,38 @@ def test_packed_integers_are_those_that_were_packed(made: Callable[[str], Path],
     check_equal(found, load_file(expected / "model.safetensors"))
 
 
+LAYERS = Path(__file__).parent / "packed_layers"
+
+
+@pytest.mark.parametrize("file", sorted(LAYERS.glob("*.safetensors")), ids=lambda file: file.stem)
+def test_layers_of_other_tools_are_what_these_make_of_them(file: Path) -> None:
+    """Bit for bit: GPTQModel, AutoAWQ and bitsandbytes; see the README beside the files.
+
+    GPTQModel's layers of other bits than the rest were read as noise, and so were neighbours of a zero point of 0.
+    """
+    with safe_open(file, "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        settings = json.loads(stored.metadata()["quantization_config"])
+    format = FORMATS[settings["quant_method"]](settings)
+    expected = tensors.pop("dense")
+    ((name, parts),) = format.layers(tensors).items()
+    dense = format.dense({part: tensors[stored] for part, stored in parts.items()}, expected.dtype)
+    assert name == "layer.weight" and set(parts.values()) == tensors.keys()
+    assert dense.is_contiguous() and torch.equal(dense, expected)
+
+
+def test_layers_that_hold_their_weights_the_other_way_round_are_turned(tmp_path: Path) -> None:
+    """GPT-2's: bitsandbytes and GPTQ store them as those of other models. Square ones would be wrong silently."""
+    tensors = load_file(LAYERS / "bitsandbytes_int8.safetensors")
+    config = AutoConfig.for_model("gpt2")
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "model.safetensors").touch()
+    found = conversion_of(config, ModelFiles(name=str(tmp_path)), trust_remote_code=False)
+    assert found is not None
+    parts = {part: tensors[f"layer{part}"] for part in (".weight", ".SCB")}
+    assert torch.equal(found.format.dense(parts, torch.float16), tensors["dense"].T)
+
+
 def test_blocks_at_the_edge_may_be_cut_off() -> None:
     """DeepSeek-V3's kv_a_proj_with_mqa has 576 rows; 192 rows are a whole block and a half, not two of 96."""
     weight = torch.randn(192, 320)
@@ -154,7 +190,7 @@ def test_large_checkpoints_become_several_files(
     assert "quantization_config" not in json.loads((directory / "config.json").read_text())
 
 
-EQUAL_AT_TWO = ("fp8", "fp8 qwen3_moe", "fp8 deepseek_v3", "w4a16", "gptq", "awq")
+EQUAL_AT_TWO = ("fp8", "fp8 qwen3_moe", "fp8 deepseek_v3", "mxfp4 gpt_oss", "w4a16", "gptq", "awq")
 
 
 def test_two_processes_give_the_tokens_of_the_dense_model(made: Callable[[str], Path], two_ranks: Ranks) -> None:
@@ -171,7 +207,12 @@ def test_two_processes_give_the_tokens_of_the_dense_model(made: Callable[[str], 
 @pytest.mark.parametrize(
     ("case", "settings", "message"),
     [
-        ("fp8", {"quant_method": "nvfp4"}, r"in the format 'nvfp4'; those that are converted are awq, .*fp8"),
+        ("fp8", {"quant_method": "nvfp5"}, r"in the format 'nvfp5'; those that are converted are awq, .*fp8"),
+        *(
+            ("fp8", {"quant_method": method}, rf"in the format '{method}'; .*{re.escape(OTHERS[method])}\)\.$")
+            for method in ("nvfp4", "torchao", "hqq", "quanto", "auto-round", "fbgemm_fp8")
+        ),
+        ("fp8", {"expert_dtype": "fp4"}, r"\(fp8\) with experts in fp4, where fp8 is known"),
         ("gptq", {"bits": 3}, r"\(gptq\) with 3 bits, where 2, 4 and 8 are known"),
         ("gptq", {"checkpoint_format": "marlin"}, r"the layout 'marlin', where 'gptq' and 'gptq_v2' are known"),
         ("awq", {"version": "gemv"}, r"the layout 'gemv', where 'gemm' is known"),
@@ -182,7 +223,7 @@ def test_two_processes_give_the_tokens_of_the_dense_model(made: Callable[[str], 
 def test_other_formats_are_refused_by_name(
     made: Callable[[str], Path], tmp_path: Path, case: str, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message + r".*Name the model that they were made from"):
+    with pytest.raises(UsageError, match=r"(?s)(?=.*Name the model that they were made from).*" + message):
         inspect(copy_with(made(case), tmp_path / "model", **settings))
 
 

@@ -1,10 +1,13 @@
 """Weights that are made once of others: whole or not there, and only where there is room."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from job.engine.model.dense import check_room, dense_directory
 from job.errors import UsageError
+from job.remote import once
 
 FACTS = {"fingerprint": "1f", "made": "dense weights", "version": 1}
 
@@ -54,6 +58,78 @@ def test_what_a_killed_process_leaves_is_not_trusted(cache: Path) -> None:
     made = dense_directory(FACTS, what="m", num_bytes=5, make=make)
     assert (made / "model.safetensors").read_text() == "whole"
     assert [path for path in cache.iterdir() if path.is_dir()] == [made]
+
+
+def test_what_a_killed_process_leaves_of_something_else_is_deleted_when_it_is_nobodys(cache: Path) -> None:
+    """It stayed for 30 days: tens of gigabytes of a model that nobody asked for again."""
+    subprocess.run([sys.executable, "-c", KILLED], capture_output=True, check=False)
+    (torn,) = cache.glob("*.tmp")
+    other = {**FACTS, "version": 2}
+    dense_directory(other, what="m", num_bytes=5, make=make)
+    assert torn.is_dir(), "another machine may be at work on it, where locks are not seen"
+    for path in (torn, *torn.iterdir()):
+        os.utime(path, (0, time.time() - once.ABANDONED_SECS - 9))
+    lock = cache / f"{torn.name.partition('.')[0]}.lock"
+    with once._locked(lock, "holding"):
+        dense_directory({**FACTS, "version": 3}, what="m", num_bytes=5, make=make)
+    assert torn.is_dir(), "somebody holds its lock"
+    dense_directory({**FACTS, "version": 4}, what="m", num_bytes=5, make=make)
+    assert not torn.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "deleted", "no sizes"])
+def test_what_was_damaged_later_is_made_again(cache: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    """safetensors would only have said that a header is incomplete, and a deleted file is no file of the model's."""
+    made = dense_directory(FACTS, what="m", num_bytes=5, make=make)
+    weights = made / "model.safetensors"
+    {"cut": lambda: os.truncate(weights, 3), "deleted": weights.unlink, "no sizes": (made / "sizes.json").unlink}[
+        damage
+    ]()
+    check_room(FACTS, what="m", num_bytes=5)
+    assert dense_directory(FACTS, what="m", num_bytes=5, make=make) == made
+    assert weights.read_text() == "whole" and [path for path in cache.iterdir() if path.is_dir()] == [made]
+    assert re.search(r"dense/\w+ has been damaged since it was made: converting m again", capsys.readouterr().err)
+
+
+def test_two_at_once_make_it_once() -> None:
+    """One waits for the lock of the other."""
+    num_made, found = [], []
+
+    def slowly(directory: Path) -> None:
+        num_made.append(directory)
+        time.sleep(0.2)
+        make(directory)
+
+    def start() -> None:
+        found.append(dense_directory(FACTS, what="m", num_bytes=5, make=slowly))
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(num_made) == 1 and len(found) == 3 and len(set(found)) == 1
+
+
+def test_a_disk_that_fills_up_is_told_as_one(cache: Path) -> None:
+    """safetensors wraps what the system says in an error of its own, which was a traceback."""
+    limited = """
+import resource, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from job.engine.model.dense import dense_directory
+from job.errors import UsageError
+def make(directory):
+    save_file({"weight": torch.zeros(1 << 20)}, directory / "model.safetensors")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    dense_directory({}, what="m", num_bytes=1, make=make)
+except UsageError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False)
+    assert re.search(r"^m cannot be converted in .*dense: File too large\. Set JOB_CACHE", result.stdout), result.stderr
+    assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
 def test_there_must_be_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,26 +24,40 @@ POLL_SECS = 0.1
 PATIENCE_SECS = 10.0
 """After this long, a waiting process says what it waits for."""
 
+ABANDONED_SECS = 3600.0
+"""After this long without a change, what was begun is deleted, unless its lock is held."""
 
-def made_once(final: Path, what: str, verb: str, make: Callable[[Path], None]) -> Path:
+
+def made_once(
+    final: Path,
+    what: str,
+    verb: str,
+    make: Callable[[Path], None],
+    is_whole: Callable[[Path], bool] = lambda directory: True,
+) -> Path:
     """Return a directory with what ``make`` writes into an empty one, unless another process has just made it.
 
     Args:
         final: its path, which is unique for what is in it.
         what: what is in it, for messages.
         verb: what is done to that: ``convert`` or ``fetch``.
+        is_whole: whether a directory that is there is still as it was made. If not, it is made again.
 
     Raises:
         UsageError: the disk is full.
     """
     root, key = final.parent, final.name
     with _locked(root / f"{key}.lock", f"{verb}ing {what}") as is_alone:
-        if final.is_dir():
+        if final.is_dir() and is_whole(final):
             return final
         if is_alone:
             for torn in root.glob(f"{key}.*.tmp"):  # of a process that died
                 shutil.rmtree(torn, ignore_errors=True)
+            _delete_abandoned(root)
         delete_unused(root)
+        if final.is_dir():
+            say(f"{final} has been damaged since it was made: {verb}ing {what} again")
+            _discard(final)
         directory = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
         try:
             make(directory)
@@ -54,12 +69,31 @@ def made_once(final: Path, what: str, verb: str, make: Callable[[Path], None]) -
         except OSError as error:
             if final.is_dir() and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 return final
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise UsageError(f"{what} cannot be {verb}ed in {root}: {error.strerror}. {ADVICE}.") from None
             raise
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return final
+
+
+def _discard(directory: Path) -> None:
+    """Delete a directory, so that it is never there in part. Whoever has mapped its files keeps them."""
+    unwanted = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.tmp")
+    directory.rename(unwanted)
+    shutil.rmtree(unwanted, ignore_errors=True)
+
+
+def _delete_abandoned(root: Path) -> None:
+    """Delete what processes that died have begun, and that nobody may ever ask for again."""
+    for torn in root.glob("*.*.tmp"):
+        lock = root / f"{torn.name.partition('.')[0]}.lock"
+        with suppress(OSError):  # somebody else deletes it, too, or the lock is held
+            newest = max(path.stat().st_mtime for path in (torn, *torn.rglob("*")))
+            if torn.is_dir() and time.time() - newest > ABANDONED_SECS:
+                with lock.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(torn, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

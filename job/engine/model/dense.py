@@ -6,12 +6,17 @@ system, and then read like any other. The directory is known by what it was made
 identity. It appears by one rename: whatever a killed process leaves is deleted by the next one (``job.remote.once``).
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from job.errors import UsageError
 from job.launch.activity import doing
@@ -19,6 +24,12 @@ from job.remote.cache import ADVICE, kept_directory, writable_root
 from job.remote.once import made_once, say
 
 KIND = "dense"
+
+SIZES = "sizes.json"
+"""Beside the weights: the size of every file, by which one that was cut off later is found."""
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""At the end of what safetensors says of a failed write."""
 
 GB = 10**9
 
@@ -36,17 +47,44 @@ def dense_directory(facts: Any, *, what: str, num_bytes: int, make: Callable[[Pa
     """
     key = _key(facts)
     found = kept_directory(KIND, key)
-    if found is not None:
+    if found is not None and is_whole(found):
         return found
     root = writable_root(KIND, say)
 
     def make_with_room(directory: Path) -> None:
         _check_free(root, what, num_bytes)
         doing(f"converting {what}")
-        make(directory)
+        with _saying_what_failed(what):
+            make(directory)
+        sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _files_of(directory)}
+        (directory / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
 
     doing(f"waiting for another process that converts {what}")
-    return made_once(root / key, what, "convert", make_with_room)
+    return made_once(root / key, what, "convert", make_with_room, is_whole)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether every file of a dense directory is there and as long as it was made."""
+    try:
+        sizes = json.loads((directory / SIZES).read_text(encoding="utf-8"))
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _files_of(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.rglob("*")) if path.is_file()]
+
+
+@contextlib.contextmanager
+def _saying_what_failed(what: str) -> Iterator[None]:
+    """Raise what the system said where safetensors wraps it, so that a full disk is known as one."""
+    try:
+        yield
+    except SafetensorError as error:
+        if number := OS_ERROR.search(str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise UsageError(f"{what} cannot be converted: {error}. Copy it again.") from error
 
 
 def check_room(facts: Any, *, what: str, num_bytes: int) -> None:
@@ -58,7 +96,8 @@ def check_room(facts: Any, *, what: str, num_bytes: int) -> None:
     Raises:
         UsageError: it has none.
     """
-    if kept_directory(KIND, _key(facts)) is None:
+    found = kept_directory(KIND, _key(facts))
+    if found is None or not is_whole(found):
         _check_free(writable_root(KIND, say), what, num_bytes)
 
 

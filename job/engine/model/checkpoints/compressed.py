@@ -48,7 +48,7 @@ def compressed_tensors(settings: Settings) -> Format:
     return Format(
         phrase="compressed-tensors",
         num_bits=max(widths, default=8),
-        marker=".weight_scale",
+        markers=(".weight_scale",),
         parts=PARTS,
         becomes=".weight",
         dense=dense,

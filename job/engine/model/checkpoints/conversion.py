@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from job.engine.fit.shape import shape_of
+from job.engine.model.checkpoints.bitsandbytes import bitsandbytes
 from job.engine.model.checkpoints.compressed import compressed_tensors
 from job.engine.model.checkpoints.converting import convert
 from job.engine.model.checkpoints.floats import fp8, mxfp4
-from job.engine.model.checkpoints.format import Format, Settings, Unreadable
+from job.engine.model.checkpoints.format import Format, Settings, Unreadable, transposed
 from job.engine.model.checkpoints.integers import awq, gptq
+from job.engine.model.checkpoints.others import OTHERS
 from job.engine.model.dense import KIND, check_room, dense_directory, in_gb
 from job.engine.model.weights import identify
 from job.errors import UsageError
@@ -26,15 +28,20 @@ from job.wording import listed
 
 FORMATS: Mapping[str, Callable[[Settings], Format]] = {
     "fp8": fp8,
+    "mxfp8": fp8,
     "mxfp4": mxfp4,
     "compressed-tensors": compressed_tensors,
     "gptq": gptq,
     "awq": awq,
+    "bitsandbytes": bitsandbytes,
 }
 """By the ``quant_method`` of a configuration."""
 
-VERSION = 1
+VERSION = 2
 """Rises when the same checkpoint becomes other weights."""
+
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Model types whose layers hold ``[in, out]`` weights. Quantized by these two formats, they are ``[out, in]``."""
 
 OTHER_SETTINGS = "hf_quant_config.json"
 """Where ModelOpt says how weights are quantized. Without the scales that belong to them they would be read as noise."""
@@ -96,14 +103,17 @@ def conversion_of(config: Any, files: ModelFiles, *, trust_remote_code: bool) ->
     method = "modelopt" if settings is None else str(settings.get("quant_method", "without a quant_method"))
     advice = "Name the model that they were made from, or one in another format."
     if settings is None or method not in FORMATS:
+        helps = f" ({OTHERS[method]})" if method in OTHERS else ""
         raise UsageError(
             f"--model {files.name} has quantized weights in the format {method!r}; those that are converted are "
-            f"{listed(sorted(FORMATS))}. {advice}"
+            f"{listed(sorted(FORMATS))}. {advice[:-1]}{helps}."
         )
     try:
         format = FORMATS[method](settings)
     except Unreadable as error:
         raise UsageError(f"--model {files.name} has quantized weights ({method}) with {error}. {advice}") from None
+    if config.model_type in CONV1D and method in ("gptq", "bitsandbytes"):
+        format = transposed(format)
     dtype = dtype_of(config)
     num_bytes = itemsize(dtype)
     shape = shape_of(config, trust_remote_code=trust_remote_code)

@@ -47,7 +47,7 @@ def convert(files: ModelFiles, weights: Sequence[str], format: Format, dtype: st
         where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
         layers = format.layers(where)
         used = {name for parts in layers.values() for name in parts.values()}
-        firsts = {parts[format.marker]: dense for dense, parts in layers.items()}
+        firsts = {next(iter(parts.values())): dense for dense, parts in layers.items()}
         writer = _Writer(directory, files.name, len(where) - len(used) + len(layers))
         for name, file in where.items():
             if name in firsts:

@@ -13,14 +13,20 @@ WHOLE = (1 << 62, 1 << 62)
 
 
 def fp8(settings: Settings) -> Format:
-    """Return the format ``fp8``: ``weight_scale_inv`` is what a block of weights is multiplied by."""
-    rows, columns = settings.get("weight_block_size") or WHOLE
+    """Return the format ``fp8`` or ``mxfp8``.
+
+    ``weight_scale_inv`` is what a block of weights is multiplied by. AutoFP8 calls it ``weight_scale``.
+    """
+    is_mx = settings.get("quant_method") == "mxfp8"
+    rows, columns = settings.get("weight_block_size") or ((1, 32) if is_mx else WHOLE)
+    if settings.get("expert_dtype", "fp8") != "fp8":
+        raise Unreadable(f"experts in {settings['expert_dtype']}, where fp8 is known")
 
     def dense(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
         weights = parts[""]
         if weights.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
             raise Unreadable(f"it is {weights.dtype}, not 8-bit floats")
-        scales = parts["_scale_inv"]
+        scales = parts["_scale_inv"] if "_scale_inv" in parts else parts["_scale"]
         if scales.dtype == torch.uint8:  # exponents (E8M0)
             scales = (scales.float() - 127).exp2()
         factors = spread(scales, weights.shape, (rows, columns))
@@ -31,10 +37,10 @@ def fp8(settings: Settings) -> Format:
         return (weights.float() * factors).to(dtype)
 
     return Format(
-        phrase="FP8",
+        phrase="MXFP8" if is_mx else "FP8",
         num_bits=8,
-        marker="_scale_inv",
-        parts=("", "_scale_inv"),
+        markers=("_scale_inv", "_scale"),
+        parts=("", "_scale_inv", "_scale"),
         becomes="",
         dense=dense,
     )
@@ -57,7 +63,7 @@ def mxfp4(settings: Settings) -> Format:
     return Format(
         phrase="MXFP4",
         num_bits=4,
-        marker="_blocks",
+        markers=("_blocks",),
         parts=("_blocks", "_scales"),
         becomes="",
         dense=dense,

@@ -1,7 +1,7 @@
 """What a format of quantized weights is to the code that converts them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class Format:
     """Its name for people."""
     num_bits: int
     """Of a weight, about."""
-    marker: str
-    """The end of the name of a tensor that every quantized layer has, and no other."""
+    markers: tuple[str, ...]
+    """Ends of names. Each quantized layer has a tensor with one of them beside others of its parts; no other has."""
     parts: tuple[str, ...]
     """The ends of the names of all tensors that a layer may have."""
     becomes: str
@@ -38,7 +38,16 @@ class Format:
         """Return the names of dense weights, with those of the tensors that they are made of by their ends."""
         found = {}
         for name in names:
-            if name.endswith(self.marker):
-                base = name.removesuffix(self.marker)
-                found[base + self.becomes] = {part: base + part for part in self.parts if base + part in names}
+            marker = next((marker for marker in self.markers if name.endswith(marker)), None)
+            if marker is None:
+                continue
+            base = name.removesuffix(marker)
+            parts = {part: base + part for part in self.parts if base + part in names}
+            if len(parts) > 1:  # "input_scale" ends like "weight_scale", but there is no "input"
+                found[base + self.becomes] = parts
         return found
+
+
+def transposed(format: Format) -> Format:
+    """Return the same format for layers that hold their weights the other way round."""
+    return replace(format, dense=lambda parts, dtype: format.dense(parts, dtype).T.contiguous())

@@ -22,23 +22,25 @@ def gptq(settings: Settings) -> Format:
     if version not in ("gptq", "gptq_v2"):
         raise Unreadable(f"the layout {version!r}, where 'gptq' and 'gptq_v2' are known")
     offset = 1 if version == "gptq" else 0
+    quantizer = (settings.get("meta") or {}).get("quantizer") or ""
+    borrows = "gptqmodel" in str(quantizer)
 
     def dense(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+        words, zero_words, groups = parts[".qweight"], _part(parts, ".qzeros"), parts.get(".g_idx")
         scales = _part(parts, ".scales").float()
-        zeros = (unpacked(_part(parts, ".qzeros"), num_bits) + offset) & (2**num_bits - 1)
-        weights = unpacked(parts[".qweight"], num_bits, dim=0)
-        groups = parts.get(".g_idx")
+        width = num_bits if groups is None else _width(words, len(groups))
+        zeros = _zeros(zero_words, width, offset, borrows=borrows)[:, : scales.shape[1]].float()
+        weights = unpacked(words, width, dim=0)
         if groups is None:
             groups = torch.arange(len(weights)) // (len(weights) // len(scales))
         groups = groups.long()
-        weights = weights[: len(groups)].float() - zeros[:, : scales.shape[1]].float()[groups]
-        made: torch.Tensor = (weights * scales[groups]).to(dtype).T.contiguous()
-        return made
+        made: torch.Tensor = ((weights[: len(groups)].float() - zeros[groups]) * scales[groups]).to(dtype)
+        return made.T.contiguous()
 
     return Format(
         phrase="GPTQ",
         num_bits=num_bits,
-        marker=".qweight",
+        markers=(".qweight",),
         parts=PARTS,
         becomes=".weight",
         dense=dense,
@@ -65,11 +67,34 @@ def awq(settings: Settings) -> Format:
     return Format(
         phrase="AWQ",
         num_bits=4,
-        marker=".qweight",
+        markers=(".qweight",),
         parts=PARTS,
         becomes=".weight",
         dense=dense,
     )
+
+
+def _width(words: torch.Tensor, num_inputs: int) -> int:
+    """Return the bits of a layer's integers. ``dynamic`` settings of GPTQModel give some layers others."""
+    per_word = words.element_size() * 8
+    for width in (2, 4, 8):
+        if -(-num_inputs * width // per_word) == len(words):
+            return width
+    raise Unreadable(f"{len(words)} words for {num_inputs} inputs are not 2, 4 or 8 bits each")
+
+
+def _zeros(words: torch.Tensor, width: int, offset: int, *, borrows: bool) -> torch.Tensor:
+    """Return zero points.
+
+    Args:
+        borrows: whether they were lowered a word at a time, as GPTQModel does, so that a zero point of 0 took 1 from
+            its neighbour; AutoGPTQ lowered one after the other.
+    """
+    if not (offset and borrows):
+        zeros: torch.Tensor = (unpacked(words, width) + offset) & (2**width - 1)
+        return zeros
+    ones = sum(1 << place for place in range(0, words.element_size() * 8, width))
+    return unpacked(words + ones, width)
 
 
 def _part(parts: Parts, name: str) -> torch.Tensor:
