@@ -13,6 +13,9 @@ from job.tasks import Generate, ScoreText, Task
 SampleKey = tuple[int, int]
 """(row_idx, sample_idx): names one completion of the run."""
 
+PartialKey = tuple[int, int, int]
+"""(row_idx, sample_idx, attempt): names one draw of a completion."""
+
 
 CUT_REASONS = ("length", "repetition")
 """The finish reasons of completions that the model did not end: at their token limit, or in a loop."""
@@ -89,6 +92,35 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """What has been generated of a completion that is not finished, or a later piece of that.
+
+    Draws depend on the position, not on who draws, so that another process can go on where this ends.
+    """
+
+    row_idx: int
+    sample_idx: int
+    attempt: int = 0
+    start: int = 0
+    """The number of tokens of the completion before ``token_ids``."""
+    token_ids: Sequence[int]
+    logprobs: Sequence[float] = ()
+    """Their log probabilities, if the request asks for them."""
+    tops: bytes | bytearray = b""
+    """The most likely tokens in place of each of them, packed, if the request asks for them."""
+
+    @property
+    def key(self) -> PartialKey:
+        """The identity of the completion, and how often it has been drawn before."""
+        return (self.row_idx, self.sample_idx, self.attempt)
+
+    @property
+    def end(self) -> int:
+        """The number of tokens of the completion up to the end of ``token_ids``."""
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One completion to compute. The engine sees nothing else of a row."""
 
@@ -102,6 +134,9 @@ class Request:
     """How many tokens were cut off its prompt, which was too long."""
     attempt: int = 0
     """How often the completion has been drawn before. Its task has a seed of its own."""
+    begun: Partial | None = None
+    """What an earlier process has generated of it, from the first token on. An engine may go on there, or begin again:
+    the completion is the same."""
 
     @property
     def key(self) -> SampleKey:

@@ -111,6 +111,10 @@ class OutputConfig:
     compression: str = option("zstd", "Parquet compression codec.", choices=COMPRESSIONS)
     include_prompt: bool = option(True, "Write the rendered prompt next to its completion.")
     max_error_rate: float = option(0.05, "Exit with code 3 if a larger share of rows are errors.")
+    journal_in_flight: bool = option(
+        True,
+        "Keep, every few seconds, what unfinished rows have so far, so that after a kill they go on where they were.",
+    )
     show_rows: bool | None = option(
         None, "Show a finished row, prompt and completion, every minute [default: on a terminal, but not in a log]."
     )

@@ -1,7 +1,9 @@
 """What all engines around another engine have in common."""
 
+from collections.abc import Mapping
+
 from job.engine.protocol import Engine
-from job.records import Generation, Request
+from job.records import Generation, Partial, PartialKey, Request
 
 
 class Around:
@@ -35,6 +37,10 @@ class Around:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return self._engine.in_flight
+
+    def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
+        """See ``Engine``."""
+        return self._engine.partials(known)
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import numpy as np
 from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
 from job.engine.task_kinds import servers
-from job.records import Generation, Request, RowError
+from job.records import Generation, Partial, PartialKey, Request, RowError
 from job.tasks import Generate, Pool, Score, ScoreText
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class FakeEngine:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return list(self._pending)[: self._rows_per_step]
+
+    def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
+        """See ``Engine``. It completes requests at once."""
+        return []
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""

@@ -3,9 +3,10 @@
 The leader calls these. Followers call ``follow`` once and return from it when the leader closes its engine.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from job.records import Generation, Request
+from job.records import Generation, Partial, PartialKey, Request
 
 
 class Engine(Protocol):
@@ -30,6 +31,11 @@ class Engine(Protocol):
     @property
     def in_flight(self) -> list[Request]:
         """The requests that are being computed. Other threads may read this."""
+
+    def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
+        """Return what has been generated of unfinished requests, beyond their first ``known`` tokens (0 if they are not
+        there). Requests that cannot be continued from their tokens are left out, as are those with nothing new.
+        """
 
     def submit(self, request: Request) -> None:
         """Add a request."""

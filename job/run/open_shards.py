@@ -17,6 +17,7 @@ from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
 from job.run.changed_requests import changed
+from job.run.in_flight import InFlight
 from job.run.preparation import Prepared
 
 IDLE_SECS = 1.0
@@ -57,6 +58,8 @@ class OpenShards:
         self._repeated: deque[Request] = deque()
         """Further attempts at rows."""
         self._prompts: dict[SampleKey, Prompt] = {}
+        is_on = prepared.config.output.journal_in_flight
+        self.in_flight = InFlight(self._directory, self._plan, self._worker_id, note, is_on=is_on)
         pause_secs = self._directory.store.pause_secs
         self.idle_secs = max(IDLE_SECS, pause_secs / 6)
         """How long to wait for other workers before the next look."""
@@ -98,7 +101,7 @@ class OpenShards:
 
     def repeat(self, request: Request, prompt: Prompt | None) -> None:
         """Take a request again, with the prompt that ``prompts_of`` has returned."""
-        self._repeated.append(request)
+        self._repeated.append(self.in_flight.resumed(replace(request, begun=None)))
         if prompt is not None:
             self._prompts[request.key] = prompt
 
@@ -188,6 +191,7 @@ class OpenShards:
         """Leave all shards. Journals keep the finished rows of unfinished ones."""
         for reader in (self._reader, self._late_reader):
             reader.close()
+        self.in_flight.close()
         for shard in self._open.values():
             try:
                 shard.close()
@@ -210,6 +214,7 @@ class OpenShards:
         prepared = self._prepared
         if all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
+        self.in_flight.look(shard.shard_idx)
         until, columns = self._read_until(shard, claim), prepared.renderer.read_columns
         while (blocks := self._reader.read(claim.rows, until, columns, prepared.kept_columns)) is None:
             yield None
@@ -226,7 +231,8 @@ class OpenShards:
                     else:
                         self._prompts[key] = encoded.prompt
                         request = replace(encoded.request, sample_idx=key[1])
-                        yield changed(request, shard.changes, prepared.model_info.room_for_answer)
+                        request = changed(request, shard.changes, prepared.model_info.room_for_answer)
+                        yield self.in_flight.resumed(request)
 
     def _read_until(self, shard: OpenShard, claim: Claim) -> int:
         """Return the end of the rows that this worker is likely to read after those of a claim."""
@@ -254,10 +260,12 @@ class OpenShards:
 
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
         before_part()
+        self.in_flight.leave(shard.shard_idx)  # the shard removes its log
         shard.finish()
         self.recent[shard.shard_idx] = shard.counts
         self._close(shard)
 
     def _close(self, shard: OpenShard) -> None:
+        self.in_flight.leave(shard.shard_idx)
         del self._open[shard.shard_idx]
         self._claims.leave(shard.shard_idx)

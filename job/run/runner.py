@@ -139,8 +139,12 @@ class Runner:
         if generations:
             with self._stopwatch.measure("data"):
                 self._deliver(generations)
+        with self._stopwatch.measure("write"):
+            self._shards.in_flight.keep_if_due(self._engine)
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
+        for generation in generations:
+            self._shards.in_flight.forget(generation.request)
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
         texts = self._prepared.tokenizer.decode([generation.text_ids for generation in generations])
         prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]
@@ -194,6 +198,8 @@ class Runner:
         """Release everything that is held. Journals keep the finished rows of unfinished shards."""
         self._watchdog.close()
         try:
+            with contextlib.suppress(Unavailable):
+                self._shards.in_flight.keep(self._engine)
             self._shards.close()
             with contextlib.suppress(OSError, Unavailable):
                 self._metrics.write(self._stats())

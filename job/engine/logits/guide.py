@@ -50,6 +50,11 @@ class Guide:
         return self._ends_at_answer or (self._matcher is not None and self._matcher.has_ended)
 
     @property
+    def is_closing(self) -> bool:
+        """Whether the end of the reasoning is being written by force, which the tokens so far need not show."""
+        return self._thought is not None and bool(self._thought.forced)
+
+    @property
     def is_answering(self) -> bool:
         """Whether the answer has begun, or may begin with the next token."""
         return self._thought is None or self._thought.answer_begin is not None
@@ -92,6 +97,12 @@ class Guide:
                 return  # a token of the reasoning or of its markers
         if self._matcher is not None:
             self._matcher.accept(token)
+
+    def go_through(self, token_ids: Sequence[int]) -> None:
+        """Advance by the tokens of a completion that another guide has led, from its first one."""
+        for token in token_ids:
+            self.allowed()  # begins the grammar where the answer may begin
+            self.accept(token)
 
     def take_forced(self, most: int) -> list[int]:
         """Return at most ``most`` of the tokens that must come next, and treat them as accepted."""

@@ -1,13 +1,11 @@
 """The fast engine: continuous batching of the sharded model. Implements ``Engine``.
 
-A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules a
-step, sends it to the replica, passes its logits to the tasks that need them (decoding or scoring choices), and refills
-the slots of rows that have ended.
+A step computes one token of every running row and chunks of new prompts as one ragged batch. The leader schedules it,
+sends it to the replica, passes its logits to the tasks that need them, and refills the slots of rows that have ended.
 
-A step is launched, its choice (what the tasks make of its logits) is started and then collected. With overlap, a step's
-choice is collected after the next step was launched, so the host works while the device does. A row's latest token may
-then be known to the device alone when its next step is scheduled (it is pending), and what was computed for a row that
-had ended is dropped. Everything else that a choice needs is known when it is started, so the tokens are the same.
+A step is launched, its choice (what the tasks make of its logits) is started and then collected: with overlap, after
+the next step was launched. A row's latest token may then be known to the device alone when its next step is scheduled
+(it is pending), and what was computed for a row that had ended is dropped. The tokens are the same.
 """
 
 from collections import abc
@@ -34,7 +32,7 @@ from job.engine.paged.tasks.logits_task import Choice, Expected, LogitsTasks
 from job.engine.task_kinds import require_served, servers
 from job.errors import JobError
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, PartialKey, Request
 from job.tasks import is_continued
 
 PENDING_FACTOR = 8
@@ -125,6 +123,10 @@ class PagedEngine:
         """See ``Engine``."""
         return [sequence.request for sequence in list(self.scheduler.running)]
 
+    def partials(self, known: abc.Mapping[PartialKey, int]) -> list[Partial]:
+        """See ``Engine``. Rows that have lost their pages are left out."""
+        return self._tasks.partials(self.scheduler.running, known)
+
     def submit(self, request: Request) -> None:
         """See ``Engine``."""
         require_served(request.task, self._tasks.kinds, "paged")
@@ -199,8 +201,7 @@ class PagedEngine:
             failure = describe_failure(error)
         # Outside the except block, where the traceback would keep the tensors of the failed forward pass alive.
         if self._replica.any_failed(failure is not None):
-            if self._replica.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # does nothing where CUDA is not in use
             statuses = [status for status in self._replica.gather_status(failure) if status is not None]
             raise StepFailed(OUT_OF_MEMORY if OUT_OF_MEMORY in statuses else statuses[0])
         assert logits is not None
@@ -273,8 +274,7 @@ class PagedEngine:
         room = pages.num_pages * pages.page_tokens
         detail = f"with its completion it exceeds the {room:,} tokens of the KV cache; use a larger --kv-cache-memory"
         unfit, self.scheduler.unfit = self.scheduler.unfit, []
-        failures = [(row, failed(row.request, "kv_cache_full", detail)) for row in unfit]
-        return [generation for row, failure in failures for generation in self._tasks.fail(row, failure)]
+        return [lost for row in unfit for lost in self._tasks.fail(row, failed(row.request, "kv_cache_full", detail))]
 
     def _recover(self, work: abc.Sequence[Work], reason: str) -> list[Generation]:
         """Handle a failed step: make steps smaller, search for the row at fault, or turn a row into an error row.

@@ -9,7 +9,7 @@ are similar, and a batch that does not fit into memory fails at the start and no
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from job.config import EngineConfig
@@ -19,7 +19,7 @@ from job.engine.static.batch_task import BatchTask, Room
 from job.engine.static.limits import batch_limits
 from job.engine.task_kinds import require_served, servers
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, PartialKey, Request
 
 PENDING_BATCHES = 16
 """This many batches' worth of requests are sorted together: enough to find rows of similar length."""
@@ -84,6 +84,10 @@ class StaticEngine:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return self._batch
+
+    def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
+        """See ``Engine``. Between two steps, no request has begun."""
+        return []
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""

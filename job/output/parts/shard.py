@@ -189,8 +189,8 @@ class OpenShard:
             return  # what is left belongs to the other worker, or by now to a retry, whose marker must stay
         # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
         self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
-        for journal in self._directory.journals(self.shard_idx):
-            self._store.delete(journal)
+        for log in [*self._directory.journals(self.shard_idx), *self._directory.partials(self.shard_idx)]:
+            self._store.delete(log)
         # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
         # the old part, with its errors, final.
         self._store.delete(self._directory.names.retry(self.shard_idx))

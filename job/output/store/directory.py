@@ -53,9 +53,16 @@ class RunDirectory:
 
     def journals(self, shard_idx: int) -> list[str]:
         """Return the journals that any worker left for a shard."""
+        return self._logs(shard_idx, ".arrows")
+
+    def partials(self, shard_idx: int) -> list[str]:
+        """Return what any worker left of a shard's rows that were in flight."""
+        return self._logs(shard_idx, ".partials")
+
+    def _logs(self, shard_idx: int, ending: str) -> list[str]:
         start = f"{self.names.number(shard_idx)}."
         names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))
-        return [f"{JOURNALS}/{name}" for name in names if name.endswith(".arrows")]
+        return [f"{JOURNALS}/{name}" for name in names if name.endswith(ending)]
 
     def journaled_shards(self) -> set[int]:
         """Return the shards for which any worker left a journal."""

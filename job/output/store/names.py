@@ -130,6 +130,10 @@ class RunNames:
         """Return the journal that one worker appends to for one shard."""
         return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.arrows"
 
+    def partials(self, shard_idx: int, worker_id: str, number: int) -> str:
+        """Return the first, second, ... log of what one worker's rows in flight have, of one shard."""
+        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.{number}.partials"
+
     def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
         """Return the object whose exclusive creation claims a shard, or a slice of it."""
         return f"{LEASES}/{self.number(shard_idx)}{'' if slice_idx is None else f'.{slice_idx:04d}'}"

@@ -15,7 +15,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.work import Work
 from job.engine.paged.tasks.logits_task import Outcome
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 from job.tasks import EndsText, Generate
 
 
@@ -46,6 +46,10 @@ class Decoding:
         """See ``LogitsTask``."""
         row = Sequence.of(request)
         params = _task_of(row).params
+        if request.begun is not None:
+            row.token_ids += request.begun.token_ids
+            row.logprobs += request.begun.logprobs
+            row.tops += request.begun.tops
         row.max_length = row.num_prompt + params.max_new_tokens
         self._may_end.update(params.stop_token_ids)
         self._finds_loops |= params.repetition_detection > 0
@@ -108,6 +112,22 @@ class Decoding:
             ],
         )
 
+    def partial(self, sequence: Sequence, start: int) -> Partial | None:
+        """See ``LogitsTask``. Nothing is returned while reasoning is closed: that has to be done to its end."""
+        guide, num_tokens = self._guides.get(sequence), sequence.num_generated
+        if num_tokens <= start or (guide is not None and guide.is_closing):
+            return None
+        request = sequence.request
+        return Partial(
+            row_idx=request.row_idx,
+            sample_idx=request.sample_idx,
+            attempt=request.attempt,
+            start=start,
+            token_ids=sequence.token_ids[sequence.num_prompt + start :],
+            logprobs=sequence.logprobs[start:],
+            tops=bytes(sequence.tops[len(sequence.tops) // num_tokens * start :]),
+        )
+
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``."""
         self._forget(sequence)
@@ -119,6 +139,7 @@ class Decoding:
         if guide is None:
             eos_token_ids = task.params.eos_of(self._eos_token_ids)
             guide = Guide(task, row.request.prompt_ids, eos_token_ids, self._constraints)
+            guide.go_through(row.completion_ids)  # those of an earlier process
             self._guides[row] = guide
         return guide
 

@@ -15,7 +15,7 @@ import torch
 from job.engine.paged.schedule.sequences import Sequence
 from job.engine.paged.schedule.work import Work
 from job.engine.transfers import Upload
-from job.records import Generation, Request
+from job.records import Generation, Partial, PartialKey, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ class LogitsTask(Protocol):
 
     def take(self, work: abc.Sequence[Work], result: Any) -> Outcome:
         """Advance the sequences by the result of what was started for the same work. Does not raise."""
+
+    def partial(self, sequence: Sequence, start: int) -> Partial | None:
+        """Return what a sequence has generated after its first ``start`` tokens; None if nothing can go on
+        there."""
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """Drop a sequence that cannot be computed, and return its request's ``failure`` once that is finished."""
@@ -143,6 +147,17 @@ class LogitsTasks:
         for (kind, items), own in zip(expected.items(), _logits_of(expected, work, logits), strict=True):
             parts.append((self._kinds[kind], items, self._kinds[kind].start(items, own)))
         return Choice(parts)
+
+    def partials(self, sequences: abc.Iterable[Sequence], known: abc.Mapping[PartialKey, int]) -> list[Partial]:
+        """See ``Engine``."""
+        found = []
+        for sequence in sequences:
+            request = sequence.request
+            start = known.get((request.row_idx, request.sample_idx, request.attempt), 0)
+            partial = self._kinds[type(request.task)].partial(sequence, start)
+            if partial is not None and partial.token_ids:
+                found.append(partial)
+        return found
 
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``."""

@@ -104,6 +104,9 @@ class Pooling:
         generations = self._finished(ended, vectors) if ended else []
         return Outcome(ended=ended, non_finite=non_finite, generations=generations)
 
+    def partial(self, sequence: Sequence, start: int) -> None:
+        """See ``LogitsTask``. Nothing is generated."""
+
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``."""
         self._sums.pop(sequence, None)

@@ -73,6 +73,9 @@ class Scoring:
         generations = [generation for row in ended for generation in self._leave(row)]
         return Outcome(ended=ended, non_finite=non_finite, generations=generations)
 
+    def partial(self, sequence: Sequence, start: int) -> None:
+        """See ``LogitsTask``. Nothing is generated."""
+
     def fail(self, sequence: Sequence, failure: Generation) -> list[Generation]:
         """See ``LogitsTask``. The request is finished when its other branches are."""
         self._scored[sequence.request.key].failure = failure

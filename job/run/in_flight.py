@@ -1,0 +1,129 @@
+"""Rows in flight: what they have so far is kept every few seconds, and after a kill they go on there.
+
+engine -> Partial -> a log beside the journal ... a log of an earlier launch -> Partial -> the row's request
+"""
+
+import contextlib
+import time
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from job.engine.protocol import Engine
+from job.errors import Unavailable, first_line
+from job.output.parts.partials import PartialLog, PartialLogs
+from job.output.parts.plan import Plan
+from job.output.parts.shard import JOURNAL_SYNC_SECS
+from job.output.store.directory import RunDirectory
+from job.records import Partial, PartialKey, Request
+from job.tasks import Generate, Score
+
+
+class InFlight:
+    """The partial completions of one worker's rows."""
+
+    def __init__(
+        self, directory: RunDirectory, plan: Plan, worker_id: str, note: Callable[[str], None], *, is_on: bool
+    ) -> None:
+        """Keep nothing and go on with nothing if this is off."""
+        self._directory, self._plan, self._worker_id, self._note, self._is_on = directory, plan, worker_id, note, is_on
+        self._logs: dict[int, PartialLog] = {}
+        self._left: dict[int, PartialLogs] = {}
+        self._begun: dict[int, Mapping[PartialKey, Partial]] = {}
+        """Shard to what its rows have, as it was last read."""
+        self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
+        self._last = time.monotonic()
+        self._num_resumed = self._num_tokens = 0
+        self._has_failed = False
+
+    def look(self, shard_idx: int) -> None:
+        """Read what others have left of a shard: rows of it are claimed."""
+        if self._is_on:
+            left = self._left.setdefault(shard_idx, PartialLogs(self._directory, shard_idx))
+            own = self._logs.get(shard_idx)
+            self._begun[shard_idx] = left.read("" if own is None else own.name)
+
+    def resumed(self, request: Request) -> Request:
+        """Return a request with what there is of its completion."""
+        begun = self._begun.get(self._plan.shard_of(request.row_idx), {})
+        partial = begun.get((request.row_idx, request.sample_idx, request.attempt)) if begun else None
+        if partial is None or len(partial.token_ids) >= _most_tokens(request):
+            return request
+        self._num_resumed += 1
+        self._num_tokens += len(partial.token_ids)
+        return replace(request, begun=partial)
+
+    def forget(self, request: Request) -> None:
+        """A request has been completed."""
+        log = self._logs.get(self._plan.shard_of(request.row_idx))
+        if log is not None:
+            log.forget((request.row_idx, request.sample_idx, request.attempt))
+
+    def keep_if_due(self, engine: Engine) -> None:
+        """Keep what the engine's rows have, if it is some seconds since that was done."""
+        if self._is_on and time.monotonic() - self._last >= self._secs:
+            self.keep(engine)
+
+    def keep(self, engine: Engine) -> None:
+        """Keep what the engine's rows have so far. If that cannot be written, the run goes on without it."""
+        if not self._is_on:
+            return
+        self._tell_resumed()
+        known = ChainMap(*(log.known for log in self._logs.values()))
+        by_shard: dict[int, list[Partial]] = {}
+        for partial in engine.partials(known):
+            by_shard.setdefault(self._plan.shard_of(partial.row_idx), []).append(partial)
+        try:
+            for shard_idx, partials in by_shard.items():
+                self._log(shard_idx).append(partials)
+            self._replace_garbage(engine)
+            self._has_failed = False
+        except OSError as error:
+            if not self._has_failed:
+                self._note(
+                    f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}"
+                )
+            self._has_failed = True
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Close all logs. They stay: another launch goes on there."""
+        for shard_idx in list(self._logs):
+            with contextlib.suppress(OSError, Unavailable):
+                self.leave(shard_idx)
+
+    def leave(self, shard_idx: int) -> None:
+        """Close a shard's log."""
+        self._left.pop(shard_idx, None)
+        self._begun.pop(shard_idx, None)
+        log = self._logs.pop(shard_idx, None)
+        if log is not None:
+            log.close()
+
+    def _log(self, shard_idx: int) -> PartialLog:
+        if shard_idx not in self._logs:
+            self._logs[shard_idx] = PartialLog(self._directory, shard_idx, self._worker_id)
+        return self._logs[shard_idx]
+
+    def _replace_garbage(self, engine: Engine) -> None:
+        wasteful = {shard_idx: log for shard_idx, log in self._logs.items() if log.is_mostly_garbage}
+        if not wasteful:
+            return
+        partials = engine.partials({})
+        for shard_idx, log in wasteful.items():
+            log.replace([partial for partial in partials if self._plan.shard_of(partial.row_idx) == shard_idx])
+
+    def _tell_resumed(self) -> None:
+        if self._num_resumed:
+            rows = "row goes" if self._num_resumed == 1 else "rows go"
+            self._note(
+                f"{self._num_resumed:,} {rows} on where an earlier launch had stopped: {self._num_tokens:,} tokens are "
+                "not generated again"
+            )
+            self._num_resumed = self._num_tokens = 0
+
+
+def _most_tokens(request: Request) -> int:
+    """Return how many tokens may be generated for a request."""
+    task = request.task.reason if isinstance(request.task, Score) else request.task
+    return task.params.max_new_tokens if isinstance(task, Generate) else 0

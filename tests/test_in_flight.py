@@ -1,0 +1,203 @@
+"""Rows in flight: killed at any token, a row goes on there and comes out as it would have."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from job.engine.protocol import Engine
+from job.engine.reasoned_scores import ReasonedScores
+from job.output.parts import partials
+from job.output.parts.partials import PartialLog, PartialLogs
+from job.records import Generation, Partial, PartialKey, Request, SampleKey
+from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
+from tests.run_files import RunFiles
+from tests.serving import MODES, Observed, Served, ask, finish, generate, make_engine, make_prompts, serve
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunFiles:
+    paths = RunFiles(tmp_path / "out", 2)
+    paths.directory.prepare()
+    return paths
+
+
+@pytest.fixture
+def served(tiny_model: Callable[..., Path]) -> Served:
+    """Return a llama whose rows end early, at different times."""
+    served = serve(tiny_model())
+    return replace(served, model=replace(served.model, eos_token_ids=(1, *range(140, 170))))
+
+
+def piece(key: PartialKey, start: int, *token_ids: int) -> Partial:
+    row_idx, sample_idx, attempt = key
+    logprobs, tops = [-float(token) for token in token_ids], b"".join(bytes([token] * 3) for token in token_ids)
+    return Partial(
+        row_idx=row_idx,
+        sample_idx=sample_idx,
+        attempt=attempt,
+        start=start,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        tops=tops,
+    )
+
+
+def whole(found: Partial) -> Partial:
+    return replace(found, token_ids=tuple(found.token_ids), logprobs=list(found.logprobs), tops=bytes(found.tops))
+
+
+def answer(generation: Generation) -> Any:
+    """Return all of a generation, rounded: a prefix is computed in other steps than its tokens were."""
+    if generation.top_ids is None:
+        return test_mixed_tasks.answer(generation)
+    values = [pytest.approx(value, abs=1e-4) for value in np.ravel(generation.top_logprobs)]
+    return (*test_mixed_tasks.answer(generation), generation.top_ids.tolist(), values)
+
+
+class Lives:
+    """Computes requests in engines that are killed after a few steps, and counts what was done twice."""
+
+    def __init__(self, paths: RunFiles, make: Callable[[], Engine], rng: random.Random) -> None:
+        self._paths, self._make, self._rng = paths, make, rng
+        self.num_lives = self.num_resumed = 0
+
+    def finish(self, requests: list[Request]) -> list[Generation]:
+        done: dict[SampleKey, Generation] = {}
+        while len(done) < len(requests):
+            self.num_lives += 1
+            self._live([request for request in requests if request.key not in done], done)
+        return [done[request.key] for request in requests]
+
+    def _live(self, requests: list[Request], done: dict[SampleKey, Generation]) -> None:
+        """Go on with what the lives before have left, for a few steps."""
+        left = PartialLogs(self._paths.directory, 0).read("")
+        log = PartialLog(self._paths.directory, 0, f"worker-{self.num_lives}")
+        engine = self._make()
+        for request in requests:
+            begun = left.get((*request.key, request.attempt))
+            self.num_resumed += begun is not None
+            engine.submit(replace(request, begun=begun))
+        for _ in range(self._rng.randint(1, 3 + 2 * self.num_lives)):  # longer and longer, so that all comes to an end
+            for generation in engine.step():
+                done[generation.request.key] = replace(generation, request=replace(generation.request, begun=None))
+                log.forget((*generation.request.key, 0))
+            if self._rng.random() < 0.7:
+                log.append(engine.partials(log.known))
+
+
+def all_requests(rng: random.Random) -> list[Request]:
+    """Return requests of all kinds, each with a row of its own, some of which have a random choice of tops."""
+    own = generate(temperature=1.0, top_k=9, seed=8, num_top_logprobs=3, ignore_eos=True, max_new_tokens=20)
+    choices = test_reasoned_choices.asked(9)
+    kinds = [
+        *test_mixed_tasks.requests(),
+        *test_reasoning.mixed_requests(),
+        *(ask(prompt, own) for prompt in make_prompts()[:4]),
+        *(ask(prompt, choices) for prompt in make_prompts()[:4]),
+    ]
+    rng.shuffle(kinds)
+    return [replace(request, row_idx=idx, sample_idx=0) for idx, request in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("mode", ["all rows", "few pages and chunks"])
+def test_whatever_is_asked_is_gone_on_with(served: Served, paths: RunFiles, mode: str, overlap: bool) -> None:
+    """Draws, penalties, log probabilities, grammars, stop texts, budgets of reasoning, choices behind reasoning."""
+    rng = random.Random(f"{mode} {overlap}")
+    requests = all_requests(rng)
+    shape = {**MODES[mode], "config": {**MODES[mode]["config"], "overlap": overlap}}
+
+    def make() -> Engine:
+        return ReasonedScores(make_engine(served, **shape))
+
+    expected = finish(make(), requests)
+    lives = Lives(paths, make, rng)
+    found = lives.finish(requests)
+    assert [answer(generation) for generation in found] == [answer(generation) for generation in expected]
+    assert lives.num_lives > 3 and lives.num_resumed > 20
+
+
+def test_what_was_generated_is_not_generated_again(served: Served, observed: Observed) -> None:
+    request = ask(make_prompts()[5], generate(max_new_tokens=40, ignore_eos=True))
+    [expected] = finish(make_engine(served), [request])
+    observed.num_tokens = 0
+    begun = Partial(row_idx=0, sample_idx=0, token_ids=expected.token_ids[:30])
+    engine = make_engine(served)
+    [found] = finish(engine, [replace(request, begun=begun)])
+    assert found.token_ids == expected.token_ids
+    assert observed.num_tokens == len(request.prompt_ids) + 39
+    engine.submit(replace(request, begun=begun))
+    engine.step()
+    [partial] = engine.partials({(0, 0, 0): 30})
+    assert (partial.start, list(partial.token_ids)) == (30, list(expected.token_ids[30:31]))
+
+
+def test_pieces_are_added_up(paths: RunFiles) -> None:
+    """In one log; another one's longer piece counts instead, and the own log does not."""
+    one, other = (7, 0, 0), (8, 1, 2)
+    log = PartialLog(paths.directory, 0, "a")
+    log.append([piece(one, 0, 1, 2), piece(other, 0, 5)])
+    logs = PartialLogs(paths.directory, 0)
+    assert [whole(found) for found in logs.read("").values()] == [piece(one, 0, 1, 2), piece(other, 0, 5)]
+    log.append([piece(one, 2, 3)])
+    log.append([])
+    log.append([piece(one, 3, 4, 6)])
+    assert log.known == {one: 5, other: 1}
+    assert whole(logs.read("")[one]) == piece(one, 0, 1, 2, 3, 4, 6)
+    second = PartialLog(paths.directory, 0, "b")
+    second.append([piece(one, 0, 1), piece(other, 0, 5, 6)])
+    found = logs.read("")
+    assert whole(found[one]) == piece(one, 0, 1, 2, 3, 4, 6) and whole(found[other]) == piece(other, 0, 5, 6)
+    assert whole(logs.read(second.name)[other]) == piece(other, 0, 5)
+    assert PartialLogs(paths.directory, 1).read("") == {}
+
+
+def test_a_piece_that_was_written_twice_counts_once(paths: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append that fails is repeated, with what has come since: the first bytes may be there or not."""
+    key = (7, 0, 0)
+    log = PartialLog(paths.directory, 0, "a")
+    log.append([piece(key, 0, 1)])
+    log._log.append(partials._to_batch([piece(key, 1, 2)]))  # written, but not known to be
+    log.append([piece(key, 1, 2, 3, 4)])
+    assert whole(PartialLogs(paths.directory, 0).read("")[key]) == piece(key, 0, 1, 2, 3, 4)
+    log._log.append(partials._to_batch([piece(key, 9, 9)]))  # after a gap
+    assert whole(PartialLogs(paths.directory, 0).read("")[key]) == piece(key, 0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_damaged_end_is_left_out(paths: RunFiles, tmp_path: Path, is_cut: bool) -> None:
+    key = (7, 0, 0)
+    log = PartialLog(paths.directory, 0, "a")
+    log.append([piece(key, 0, 1, 2)])
+    path = tmp_path / "out" / log.name
+    whole_bytes = path.stat().st_size
+    log.append([piece(key, 2, 3)])
+    data = bytearray(path.read_bytes())
+    if is_cut:
+        del data[-40:]
+    else:
+        data[whole_bytes + 300] ^= 1
+    path.write_bytes(data)
+    assert whole(PartialLogs(paths.directory, 0).read("")[key]) == piece(key, 0, 1, 2)
+
+
+def test_logs_do_not_grow_with_rows_that_are_done(paths: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partials, "SPARE_BYTES", 4000)
+    log = PartialLog(paths.directory, 0, "a")
+    largest = 0
+    for row in range(200):
+        log.append([piece((row, 0, 0), 0, *range(50))])
+        log.append([piece((row, 0, 0), 50, *range(50))])
+        if row:
+            log.forget((row - 1, 0, 0))
+        if log.is_mostly_garbage:
+            log.replace([piece((row, 0, 0), 0, *range(50), *range(50))])
+        names = paths.directory.partials(0)
+        largest = max(largest, sum((paths.root / name).stat().st_size for name in names))
+    assert len(names) == 1 and largest < 12_000
+    assert whole(PartialLogs(paths.directory, 0).read("")[199, 0, 0]) == piece((199, 0, 0), 0, *range(50), *range(50))
