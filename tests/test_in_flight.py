@@ -1,6 +1,11 @@
 """Rows in flight: killed at any token, a row goes on there and comes out as it would have."""
 
+import errno
+import os
 import random
+import re
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +16,16 @@ import pytest
 
 from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
-from job.output.parts import partials
+from job.output.parts import partials, shard
 from job.output.parts.partials import PartialLog, PartialLogs
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
+from job.run import in_flight
 from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
+from tests.conftest import Result
 from tests.run_files import RunFiles
 from tests.serving import MODES, Observed, Served, ask, finish, generate, make_engine, make_prompts, serve
+from tests.test_resume import start_workers
+from tests.test_run import read_output, write_jsonl
 
 
 @pytest.fixture
@@ -201,3 +210,78 @@ def test_logs_do_not_grow_with_rows_that_are_done(paths: RunFiles, monkeypatch: 
         largest = max(largest, sum((paths.root / name).stat().st_size for name in names))
     assert len(names) == 1 and largest < 12_000
     assert whole(PartialLogs(paths.directory, 0).read("")[199, 0, 0]) == piece((199, 0, 0), 0, *range(50), *range(50))
+
+
+@pytest.fixture
+def run_args(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """Return the command line of a run of long rows on a real model."""
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "many words " * (idx % 3 + 1)} for idx in range(9)])
+    run = ["run", "--model", str(tiny_model()), "--dataset", str(data)]
+    shape = ["--rows-per-shard", "5", "--max-batch-rows", "4"]
+    sampled = ["--max-new-tokens", "150", "--temperature", "1", "--ignore-eos", "--no-chat", "--logprobs"]
+    return lambda output, *options: [*run, *shape, *sampled, "--output", str(output), *options]
+
+
+def kill_when_begun(args: list[str], output: Path, log: Path) -> None:
+    """Start a run in a process of its own, and kill it once several rows have begun."""
+    (worker,) = start_workers(1, args, log)
+    while not any(path.stat().st_size > 8000 for path in output.glob("journal/*.partials")):
+        assert worker.is_alive(), log.read_text()
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+
+
+def test_a_killed_run_goes_on_within_its_rows(
+    run_job: Callable[..., Result],
+    run_args: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(in_flight, "JOURNAL_SYNC_SECS", 0.0)
+    output, log = tmp_path / "out", tmp_path / "log"
+    assert run_job(*run_args(tmp_path / "undisturbed")).exit_code == 0
+    for _ in range(2):
+        kill_when_begun(run_args(output), output, log)
+    done = run_job(*run_args(output))
+    assert done.exit_code == 0
+    assert re.search(r"\d rows go on where an earlier launch had stopped: \d+ tokens are not", done.stderr)
+    found, expected = (read_output(path).to_pylist() for path in (output, tmp_path / "undisturbed"))
+    for left, right in zip(found, expected, strict=True):
+        assert left.pop("token_logprobs") == pytest.approx(right.pop("token_logprobs"), abs=1e-4)
+        assert left == right
+    assert not list(output.glob("journal/*")), "what is left of rows in flight goes with the journals"
+
+
+def test_without_it_nothing_is_kept(
+    run_job: Callable[..., Result],
+    run_args: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: PartialLog, pieces: Any) -> None:
+        raise AssertionError("it was turned off")
+
+    monkeypatch.setattr(in_flight, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(PartialLog, "append", fail)
+    done = run_job(*run_args(tmp_path / "out", "--no-journal-in-flight", "--limit", "2"))
+    assert done.exit_code == 0, done.stderr
+
+
+def test_a_full_disk_costs_only_what_rows_in_flight_have(
+    run_job: Callable[..., Result],
+    run_args: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told once, and the run goes on: its finished rows may still find room."""
+
+    def fail(self: PartialLog, pieces: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "journal/x")
+
+    monkeypatch.setattr(in_flight, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(PartialLog, "append", fail)
+    done = run_job(*run_args(tmp_path / "out", "--limit", "2"))
+    assert done.exit_code == 0
+    assert done.stderr.count("what rows in flight have so far cannot be kept") == 1
