@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("job", "scripts") for path in (ROOT / folde
 
 
 OPENERS = (
-    *("store", "archive", "_parts", "known", "dataset", "find_dataset(config, **options)", "limit=limit)), found)"),
+    *("store", "archive", "_parts", "known", "dataset", "limit=limit)), found)"),
     *("file", "_files[file_idx]"),
 )
 """What has a method ``open`` that is not about text."""
@@ -33,6 +33,7 @@ def calls_without_encoding(path: Path) -> Iterator[int]:
         if node.func.attr == "open":
             owner = ast.unparse(node.func.value)
             is_path = owner.partition(".")[0] not in ("os", "fsspec") and not owner.endswith(OPENERS)
+            is_path = is_path and not owner.startswith("find_dataset(")
             modes = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
             if is_path and not any("b" in mode for mode in modes):
                 yield node.lineno
