@@ -3,11 +3,11 @@
 Usage: engine_process.py TENSOR_PARALLEL_SIZE DTYPE, and on stdin a path NAME.json of jobs a line, whose results go to
 NAME.out; ``ranks`` starts this. Each job has model, prompts and params, and perhaps engine ("paged" by default,
 "static", or "chosen": what the job builds for "paged"), config (of EngineConfig), model_config (of ModelConfig),
-choices, or size and pooling, in place of params, answer (of StructuredMode), num_pages, breaks and records (its steps,
-on the way of CUDA with plain operations); or mixed in place of prompts and params, for the requests of
-test_mixed_tasks. The leader writes for each job its generations, [key, token ids, finish reason, error] of every
-request, what the user was told, how often a row was preempted and a step replayed, and the sizes of its weights and its
-KV cache.
+choices, or size and pooling, in place of params, beams (of BeamSearch), answer (of StructuredMode), num_pages, breaks
+and records (its steps, on the way of CUDA with plain operations); or mixed in place of prompts and params, for the
+requests of test_mixed_tasks. The leader writes for each job its generations, [key, token ids, finish reason, error] of
+every request, what the user was told, how often a row was preempted and a step replayed, and the sizes of its weights
+and its KV cache.
 """
 
 import json
@@ -33,7 +33,7 @@ from job.launch.environment import read_process_info
 from job.launch.replica import Replica
 from job.modes.structured import StructuredMode
 from job.remote.model_files import ModelFiles
-from job.tasks import Generate, Pool, SamplingParams, Score, Task
+from job.tasks import BeamSearch, Generate, Pool, SamplingParams, Score, Task
 from tests.serving import OVERLAP, cache_bytes, complete, finish, observe
 from tests.tiny import make_tokenizer
 
@@ -65,7 +65,8 @@ def task_of(job: dict) -> Task:
         return Pool(size=job["size"], pooling=job["pooling"])
     mode = StructuredMode(**job.get("answer", {}))
     grammar = mode.compiled(Tokenizer(make_tokenizer())) if mode.is_asked else None
-    return Generate(params=SamplingParams(**job["params"]), grammar=grammar)
+    params = SamplingParams(**job["params"])
+    return BeamSearch(params=params, **job["beams"]) if "beams" in job else Generate(params=params, grammar=grammar)
 
 
 def kv_bytes_of(engine: PagedEngine) -> int:

@@ -95,7 +95,7 @@ def test_options_of_other_tools_are_named_as_they_are_called_here(run_job: RunJo
 
 @pytest.mark.parametrize(
     "option",
-    ["--quantization", "--load-in-8bit", "--tasks", "--num-beams", "--dp", "--gpus", "--shuffle", "--lora-path"],
+    ["--quantization", "--load-in-8bit", "--tasks", "--dp", "--gpus", "--shuffle", "--lora-path"],
 )
 def test_what_other_tools_can_do_and_this_one_cannot_has_a_reason(run_job: RunJob, option: str) -> None:
     result = run_job(*RUN, option, "x")

@@ -154,10 +154,10 @@ def test_what_older_models_say_in_their_configuration(model: Model, tmp_path: Pa
     shutil.copytree(model("bart"), tmp_path / "model")
     (tmp_path / "model/generation_config.json").unlink()
     config = json.loads((tmp_path / "model/config.json").read_text())
-    config |= {"forced_bos_token_id": 9, "num_beams": 4, "bad_words_ids": [[7]]}
+    config |= {"forced_bos_token_id": 9, "num_beams": 4, "bad_words_ids": [[7], [8, 9]]}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     decoder = decoder_of("m", AutoConfig.from_pretrained(tmp_path / "model"), tmp_path / "model")
-    assert decoder == Decoder(start_id=1, forced_id=9, never_ids=(7,), num_beams=4)
+    assert decoder == Decoder(start_id=1, forced_id=9, never_ids=(7,), bad_words=((8, 9),), num_beams=4)
 
 
 @pytest.mark.parametrize("name", ["flan-t5", "bart"])
@@ -204,7 +204,6 @@ def test_long_sources(run_job: RunJob, model: Model, tmp_path: Path) -> None:
         ("bart", ["--task", "embed"], "encoder-decoder, which --task embed cannot use"),
         ("bart", ["--max-new-tokens", "127"], "room for 128 tokens, with those that begin every answer. Use 126"),
         ("bart", ["--max-model-len", "129"], "has only 128 positions"),
-        ("bart", ["--num-beams", "4"], "There is no beam search, not even for encoder-decoders"),
         ("m2m_100", ["--target-language", "fra_Latin"], "Did you mean 'fra_Latn'? Languages: deu_Latn, eng_Latn, fra_"),
         ("m2m_100", ["--source-language", "fra_Latin"], "--source-language is 'fra_Latin', which is not a language"),
         ("m2m_100", ["--source-language", "fra_Latn"], "does not mark the language of a text"),
@@ -258,12 +257,15 @@ def test_the_tokenizer_of_nllb_marks_languages(model: Model, run_job: RunJob, te
 
 
 def test_a_preview_says_what_the_model_does(run_job: RunJob, model: Model, texts: Path) -> None:
-    """Its authors' beams, its choice of a language, and how long texts may be: those of T5 have no fixed limit."""
-    model_dir = model("t5", generation={"num_beams": 4})
-    preview = run_job("preview", *command_of(model_dir, texts), "--json")
+    """Its authors' settings, its choice of a language, and how long texts may be: those of T5 have no fixed limit."""
+    settings = {"num_beams": 4, "max_length": 31, "encoder_no_repeat_ngram_size": 3}
+    model_dir = model("t5", generation=settings)
+    preview = run_job("preview", *command_of(model_dir, texts, max_new_tokens=None), "--json")
     content = json.loads(preview.stdout)
     assert preview.exit_code == 0 and content["model"]["max_model_len"] == 512
-    assert any("asks for 4 beams" in note for note in content["notes"])
+    assert any("says: 4 beams; --num-beams 1 is greedy" in note for note in content["notes"])
+    assert any("limits completions to 30 tokens, this run to 256" in note for note in content["notes"])
+    assert any("encoder_no_repeat_ngram_size is not used" in note for note in content["notes"])
     assert any("set --target-language, such as deu_Latn" in note for note in content["notes"])
     longer = run_job("preview", *command_of(model_dir, texts, "--max-model-len", 3000), "--json")
     assert json.loads(longer.stdout)["model"]["max_model_len"] == 3000

@@ -26,6 +26,8 @@ _NAMES = {
     "--num-samples": "n best-of num-return-sequences num-completions num-generations rollouts-per-document",
     "--temperature": "do-sample temp",
     "--repetition-penalty": "repeat-penalty",
+    "--num-beams": "beam beams beam-size beam-width use-beam-search",
+    "--no-repeat-ngram-size": "no-repeat-ngram no-repeat-n-gram-size",
     "--min-new-tokens": "min-tokens min-length min-completion-tokens",
     "--logit-bias": "logits-bias sequence-bias",
     "--bad-words": "bad-words-ids banned-words bad-word banned-strings",
@@ -98,9 +100,6 @@ _REASONS = {
     "It is always on. Leave it out.": "enable-prefix-caching enable-chunked-prefill use-tqdm log-samples write-out",
     "Finished rows are always kept: run the same command again to continue, or use a new --output.": (
         "resume resume-from-checkpoint use-cache overwrite overwrite-output-dir skip-completed force"
-    ),
-    "There is no beam search, not even for encoder-decoders. Use --num-samples with a --temperature.": (
-        "num-beams beam-size beam-width use-beam-search length-penalty early-stopping"
     ),
     "The tokenizer is the one in the model's directory.": "tokenizer tokenizer-mode tokenizer-name tokenizer-path",
     "Set the environment variable HF_HOME to choose where the Hub's files are kept.": "download-dir cache-dir",

@@ -76,6 +76,8 @@ def _check(run: "FoundRun", *, cut: bool, unparsed: bool, changes: dict[str, Any
     if undrawn is not None and (cut or unparsed or changes):
         given = "--cut" if cut else "--unparsed" if unparsed else flag(next(iter(changes)))
         raise UsageError(f"{given} is for completions that are drawn. This run has {undrawn}, which draws none.")
+    if "temperature" in changes and (sampling["num_beams"] or 1) > 1:
+        raise UsageError(f"--temperature does not go with this run's {sampling['num_beams']} beams. Leave it out.")
     if unparsed and not any(isinstance(mode, StructuredMode) for mode in run.manifest.modes):
         raise UsageError("--unparsed is for runs with --json-schema, --regex or --grammar, which this one has not.")
     is_random = changes.get("temperature", sampling["temperature"]) > 0

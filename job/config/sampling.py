@@ -6,7 +6,10 @@ from typing import Any
 
 from job.errors import require
 from job.modes.options import option
-from job.tasks import SamplingParams
+from job.tasks import EARLY_STOPPING, SamplingParams
+
+MAX_BEAMS = 64
+BEAMS_NEED = f"1 (no search) to {MAX_BEAMS}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,25 @@ class SamplingConfig(SamplingParams):
         (), "Text that no completion may contain, with or without a space before it; repeat for several."
     )
     num_samples: int = option(1, "Completions per row. More than 1 needs a temperature above 0.")
+    num_beams: int | None = option(
+        None,
+        "Encoder-decoders only: search with this many beams for the most likely completion (1: none) [default: what "
+        "the model's generation_config.json says, else 1].",
+        metavar="N",
+    )
+    length_penalty: float | None = option(
+        None,
+        "With beams: a completion's score is its log probability divided by its length to this power, so that above 0 "
+        "longer ones win more often [default: what the model's generation_config.json says, else 1].",
+        metavar="POWER",
+    )
+    early_stopping: str | None = option(
+        None,
+        "With beams: when a row is done that has as many finished completions as beams. true: at once. false: when the "
+        "best beam would not be better if it ended now. never: when it could not become better at any length [default: "
+        "what the model's generation_config.json says, else false].",
+        choices=EARLY_STOPPING,
+    )
 
     def __post_init__(self) -> None:
         SamplingParams.__post_init__(self)
@@ -35,6 +57,11 @@ class SamplingConfig(SamplingParams):
             is_number = isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100
             require(is_number, f"logit-bias of {token!r}", bias, "a number from -100 to 100")
         require(0 < self.num_samples < 2**31, "num-samples", self.num_samples, "at least 1")
+        require(self.num_beams is None or 0 < self.num_beams <= MAX_BEAMS, "num-beams", self.num_beams, BEAMS_NEED)
+        power, stopping = self.length_penalty, self.early_stopping
+        require(power is None or -10 <= power <= 10, "length-penalty", power, "between -10 and 10")
+        stoppings = f"one of {', '.join(EARLY_STOPPING)}"
+        require(stopping is None or stopping in EARLY_STOPPING, "early-stopping", stopping, stoppings)
 
     def options(self) -> dict[str, Any]:
         """Return the values of the sampling options."""
@@ -51,6 +78,11 @@ class SamplingConfig(SamplingParams):
         """The values of ``logit_bias``, by the id or the text of a token."""
         biases: dict[str, Any] = json.loads(self.logit_bias or "{}")
         return biases
+
+    @property
+    def searches(self) -> bool:
+        """Whether completions are searched for with beams, once it is known what the model's files say."""
+        return self.num_beams is not None and self.num_beams > 1
 
     @property
     def ends_early(self) -> str | None:

@@ -9,7 +9,7 @@ from job.config import RunConfig
 from job.modes.mode import Answer, AnswerLength, BoundMode, Mode, Probe, Section, Setting
 from job.modes.token_texts import params_of
 from job.records import Completion, Generation, Prompt, Request
-from job.tasks import Generate, SamplingParams, Task
+from job.tasks import BeamSearch, Generate, SamplingParams, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,22 @@ class BoundModes:
         return self._refined({})
 
     def _refined(self, values: Mapping[str, Any]) -> Task:
-        task: Task = Generate(params=self.params)
+        task = self._first_task
         for mode in self.modes:
             task = mode.refine(task, values)
         return task
+
+    @property
+    def _first_task(self) -> Task:
+        sampling = self.config.sampling
+        if sampling.num_beams is None or sampling.num_beams == 1:
+            return Generate(params=self.params)
+        return BeamSearch(
+            params=self.params,
+            num_beams=sampling.num_beams,
+            length_penalty=1.0 if sampling.length_penalty is None else sampling.length_penalty,
+            early_stopping=sampling.early_stopping or "false",
+        )
 
     def given(self, request: Request, prompt: Prompt) -> Request:
         """Return the request for a row; see ``BoundMode.given``."""

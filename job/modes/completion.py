@@ -23,6 +23,7 @@ class CompletionMode(Mode):
 
     name: ClassVar[str] = "completion"
     answers: ClassVar[bool] = True
+    serves_beams: ClassVar[bool] = False  # scores are those after penalties, and nothing keeps the tokens' own
     task_category: ClassVar[str | None] = "text-generation"
 
     logprobs: bool = option(

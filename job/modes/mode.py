@@ -3,9 +3,8 @@
 A ``Mode`` is a frozen dataclass whose fields are its options, with the values that the user gave. From these alone,
 without a tokenizer or a model, it knows its columns, how they are checked, and what the card shows, so a run can be
 verified and exported from its manifest. ``bind`` returns the ``BoundMode`` that knows the tokenizer: it defines the
-engine's task and turns a generation into an answer.
-
-``--help`` imports all modes, so they import nothing heavy (numpy, pyarrow, ...) at load.
+engine's task and turns a generation into an answer. ``--help`` imports all modes, so they import nothing
+heavy (numpy, pyarrow, ...) at load.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,6 +137,8 @@ class Mode:
     """Whether its answer may come after reasoning."""
     serves_encoder_decoders: ClassVar[bool] = True
     """Whether it works with a model whose answers do not continue the prompt."""
+    serves_beams: ClassVar[bool] = True
+    """Whether its options work with completions that are searched for with beams."""
     always_generates: ClassVar[bool] = False
     """Whether the model generates tokens whatever the answer is, so that no sampling option is without effect."""
     task_category: ClassVar[str | None] = None

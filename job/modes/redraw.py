@@ -34,6 +34,7 @@ class RedrawMode(Mode):
     """Completions that are drawn again while they are invalid."""
 
     name: ClassVar[str] = "redraw"
+    serves_beams: ClassVar[bool] = False
 
     retry_invalid: int = option(
         0,

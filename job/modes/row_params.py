@@ -47,6 +47,7 @@ class RowParamsMode(Mode):
     """Sampling options per row."""
 
     name: ClassVar[str] = "row_params"
+    serves_beams: ClassVar[bool] = False
 
     params_column: str | None = option(
         None,

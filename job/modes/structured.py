@@ -62,6 +62,7 @@ class StructuredMode(Mode):
 
     name: ClassVar[str] = "structured"
     decides_end: ClassVar[bool] = True
+    serves_beams: ClassVar[bool] = False
 
     json_schema: str | None = option(
         None, "Completions are JSON that follows this schema.", metavar="TEXT_OR_FILE", read=_read_schema

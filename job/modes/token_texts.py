@@ -29,7 +29,7 @@ def params_of(sampling: "SamplingConfig", tokens: Tokens) -> SamplingParams:
     return replace(
         sampling.params,
         biases=tuple(sorted(_biases(sampling, tokens).items())),
-        bad_token_ids=tuple(dict.fromkeys(words)),
+        bad_token_ids=tuple(dict.fromkeys([*sampling.bad_token_ids, *words])),
     )
 
 

@@ -139,6 +139,11 @@ def _with_columns(config: RunConfig, dataset: OpenDataset, found: Manifest | Non
                 f"--dataset {config.data.dataset} holds requests to OpenAI's API, which --task {config.model.task} "
                 "does not answer. Give it texts: JSON lines with a column such as prompt."
             )
+        if config.sampling.searches:
+            raise UsageError(
+                f"--dataset {config.data.dataset} holds requests to OpenAI's API, which does not know beams, and "
+                f"--num-beams is {config.sampling.num_beams} here. Use --num-beams 1."
+            )
         run = replace(run, batch_id_column=ID_COLUMN, config=with_requests(run.config, BODY_COLUMN, found))
     needed = [BODY_COLUMN] if run.is_batch else needed_columns(run.config.prompt, columns)
     of_prefill = Prefill(run.config.prompt.prefill, columns).needed

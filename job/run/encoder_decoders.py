@@ -78,11 +78,6 @@ def begin(config: RunConfig, info: ModelInfo, tokenizer: Tokenizer) -> Begun:
 def _notes(config: RunConfig, info: ModelInfo, tokenizer: Tokenizer) -> Iterator[str]:
     decoder, prompt = info.decoder, config.prompt
     assert decoder is not None
-    if decoder.num_beams > 1:
-        yield (
-            f"the model's generation_config.json asks for {decoder.num_beams} beams; there is no beam search, so its "
-            "answers are greedy (or drawn, with --temperature), and may be a little worse"
-        )
     languages = languages_of(tokenizer)
     if not languages:
         return

@@ -31,6 +31,7 @@ from job.output.store.addresses import local_path
 from job.records import Request
 from job.remote.model_files import ModelFiles
 from job.run.adapted import check_vocabulary, notes_on_adapters
+from job.run.beams import with_search
 from job.run.binding import Bound, OfModel, bind, check_head
 from job.run.dates import dated
 from job.run.effects import check_effects
@@ -177,6 +178,7 @@ def _of_model(
     tokenizer = _tokenizer(config, info.tokenizer_files, follows_prompt=info.decoder is None)
     check_vocabulary(info, tokenizer)
     begun = begin(config, info, tokenizer)
+    config, search_notes = with_search(config, info, begun.decoder_ids)
     template = tokenizer.chat_template(config.prompt.chat)
     text = None if template is None else template.text
     of_run = replace(config, model=replace(config.model, max_model_len=info.max_model_len))
@@ -199,7 +201,7 @@ def _of_model(
         chat_template=chat_template,
         decoder_ids=begun.decoder_ids,
     )
-    return config, of_model, [*notes, *more_notes, *begun.notes]
+    return config, of_model, [*notes, *more_notes, *begun.notes, *search_notes]
 
 
 def _with_prompts(config: RunConfig) -> RunConfig:

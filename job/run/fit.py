@@ -38,33 +38,33 @@ def report_fit(
     if shape is None:
         return None
     lengths = sorted(prompt_tokens) or [0]
-    num_new_tokens = examined.modes.length.num_tokens
+    num_new_tokens, num_beams = examined.modes.length.num_tokens, config.sampling.num_beams or 1
     longest, median = lengths[-1] + num_new_tokens, lengths[len(lengths) // 2] + num_new_tokens
     work = Work(
-        num_rows=examined.plan.num_completions,
+        num_rows=examined.plan.num_completions * num_beams,
         num_prompt_tokens=round(examined.plan.num_rows * (mean(lengths) - num_shared_tokens)),
-        num_new_tokens=examined.plan.num_completions * num_new_tokens,
+        num_new_tokens=examined.plan.num_completions * num_beams * num_new_tokens,
     )
 
     def at_size(found: Fit) -> FitAtSize:
-        """Return the figures of one tensor-parallel size for the report."""
+        """Return the figures of one tensor-parallel size for the report. Each beam has keys and values of its own."""
         return FitAtSize(
             tensor_parallel_size=found.tensor_parallel_size,
-            fits=found.fits(longest),
+            fits=found.fits(longest * num_beams),
             weight_bytes=found.weight_bytes,
             logits_bytes=found.logits_bytes,
             activation_bytes=found.activation_bytes,
             kv_cache_bytes=found.cache_bytes,
             kv_cache_tokens=found.num_tokens,
-            rows_at_once=found.num_rows(median),
-            max_rows=found.max_rows,
+            rows_at_once=found.num_rows(median) // num_beams,
+            max_rows=found.max_rows // num_beams,
             full_kv_cache_bytes=found.max_rows * median * found.bytes_per_token,
         )
 
     of_model = (info.config, shape, info.precision, room, config.engine)
     asked = fit(*of_model, config.engine.tensor_parallel_size)
-    smallest = next(fits_from(*of_model, longest), None)
-    timed = asked if asked is not None and asked.fits(longest) else smallest
+    smallest = next(fits_from(*of_model, longest * num_beams), None)
+    timed = asked if asked is not None and asked.fits(longest * num_beams) else smallest
     return FitReport(
         device=room.name,
         is_gpu=room.is_gpu,

@@ -53,6 +53,12 @@ class SamplingParams:
         "least 64 tokens (0: off). Its finish_reason is repetition.",
         metavar="TIMES",
     )
+    no_repeat_ngram_size: int | None = option(
+        None,
+        "Let no sequence of this many tokens occur twice [default: none is ruled out; for encoder-decoders, what the "
+        "model's generation_config.json says].",
+        metavar="N",
+    )
     biases: tuple[tuple[int, float], ...] = ()
     """Tokens, and what is added to their logits."""
     bad_token_ids: tuple[tuple[int, ...], ...] = ()
@@ -80,6 +86,8 @@ class SamplingParams:
             require(token >= 0, "stop-token-ids", token, "an id, 0 or more")
         is_count = self.repetition_detection == 0 or self.repetition_detection >= 2
         require(is_count, "repetition-detection", self.repetition_detection, "0 (off), or 2 or more")
+        size = self.no_repeat_ngram_size
+        require(size is None or size >= 0, "no-repeat-ngram-size", size, "0 (off) or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2**63 - 1")
         require(self.num_top_logprobs >= 0, "top-logprobs", self.num_top_logprobs, "0 (none) or more")
 
@@ -93,7 +101,8 @@ class SamplingParams:
         """Whether each token needs a step of its own, even if no other one is possible: for its log probability, or
         because the row may end there.
         """
-        return self.scores_tokens or bool(self.bad_token_ids) or self.repetition_detection > 0
+        rules_out = bool(self.bad_token_ids) or bool(self.no_repeat_ngram_size)
+        return self.scores_tokens or rules_out or self.repetition_detection > 0
 
     def eos_of(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
         """Return which of the model's end-of-sequence tokens end a completion."""
@@ -140,6 +149,31 @@ class Generate:
         return self.params.temperature == 0
 
 
+EARLY_STOPPING = ("true", "false", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearch(Generate):
+    """Generate the completion with the best score that a beam search finds, as transformers' ``generate`` does it.
+
+    It has no grammar, stop strings or reasoning, its temperature is 0, and its log probabilities are not returned.
+    """
+
+    served_by: ClassVar[Mapping[str, str]] = {
+        "static": "job.engine.static.searching:Searching",
+        "fake": "job.engine.fake:reverse_prompt",
+    }
+    """See ``Generate``."""
+
+    num_beams: int
+    """Hypotheses that are followed at a time, 2 or more."""
+    length_penalty: float = 1.0
+    """A hypothesis' score is the sum of its log probabilities divided by its length to this power."""
+    early_stopping: str = "false"
+    """When a row is done, once it has as many finished hypotheses as beams. ``true``: at once. ``false``: when the best
+    beam would not be better if it ended now. ``never``: when it could not become better at any length."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Return the log-likelihood of each choice after the prompt, or after the reasoning that the prompt leads to."""
@@ -170,4 +204,4 @@ def is_continued(task: "Task") -> bool:
     return isinstance(task, Generate) and task.ends_at_answer
 
 
-Task = Generate | Score | ScoreText | Pool
+Task = Generate | BeamSearch | Score | ScoreText | Pool

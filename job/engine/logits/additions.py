@@ -1,6 +1,7 @@
 """What is added to a few logits of a row before anything else: biases, and minus infinity for what is ruled out.
 
-Ruled out are tokens that would complete a bad word, and until a completion has ``min_new_tokens``, those that end it.
+Ruled out are tokens that would complete a bad word or repeat a sequence of a given length, and until a completion has
+``min_new_tokens``, those that end it.
 The host knows all of this when a choice is started, from the tokens so far; it travels with the choice's other numbers.
 
 Letters: B rows, V vocabulary, N additions.
@@ -90,6 +91,8 @@ class _Rules:
     """Those that are ruled out until there are ``min_new_tokens``."""
     words: Mapping[int, Sequence[tuple[int, ...]]]
     """Bad words of several tokens, by their last token but one."""
+    ngram_size: int
+    """No sequence of this many tokens may occur twice; 0: any may."""
 
     def last_of_words(self, row: RowTokens) -> list[int]:
         """Return the tokens that would complete a bad word."""
@@ -99,6 +102,19 @@ class _Rules:
             for word in (self.words.get(ids[-1], ()) if num_generated else ())
             if len(word) - 1 <= num_generated and tuple(ids[1 - len(word) :]) == word[:-1]
         ]
+
+    def last_of_ngrams(self, row: RowTokens) -> list[int]:
+        """Return the tokens that followed an earlier occurrence of the row's latest tokens, the prompt included."""
+        ids, num_before = row.token_ids, self.ngram_size - 1
+        if num_before == 0:
+            return [token for token in set(ids) if token < self.vocab_size]
+        latest, found = list(ids[-num_before:]), set()
+        idx = _find(ids, latest[-1], num_before - 1)
+        while 0 <= idx < len(ids) - 1:
+            if list(ids[idx - num_before + 1 : idx + 1]) == latest:
+                found.add(ids[idx + 1])
+            idx = _find(ids, latest[-1], idx + 1)
+        return [token for token in found if token < self.vocab_size]
 
 
 Piece = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -113,6 +129,9 @@ def _additions(rules: _Rules, own: Sequence[int], batch: SamplingBatch, rows: Se
     if rules.words:
         words = [row * rules.vocab_size + token for row in own for token in rules.last_of_words(rows[row])]
         ruled_out.append(np.array(words, np.int64))
+    if rules.ngram_size:
+        repeated = [row * rules.vocab_size + token for row in own for token in rules.last_of_ngrams(rows[row])]
+        ruled_out.append(np.array(repeated, np.int64))
     for places in ruled_out:
         yield places, np.full(len(places), -math.inf, np.float32)
 
@@ -127,9 +146,9 @@ def _rules_of(params: SamplingParams, eos_token_ids: frozenset[int], vocab_size:
     ends = frozenset[int]()
     if params.min_new_tokens:
         ends = params.eos_of(eos_token_ids).union(params.stop_token_ids)
-    if not (ends or params.biases or params.bad_token_ids):
+    if not (ends or params.biases or params.bad_token_ids or params.no_repeat_ngram_size):
         return None
-    return _make_rules(params.biases, params.bad_token_ids, ends, vocab_size)
+    return _make_rules(params.biases, params.bad_token_ids, ends, params.no_repeat_ngram_size or 0, vocab_size)
 
 
 @lru_cache(MAX_KEPT_RULES)
@@ -137,6 +156,7 @@ def _make_rules(
     biases: tuple[tuple[int, float], ...],
     bad_token_ids: tuple[tuple[int, ...], ...],
     ends: frozenset[int],
+    ngram_size: int,
     vocab_size: int,
 ) -> _Rules:
     """Return the rules. Tokens that the model does not have are left out: their places would be in the next row."""
@@ -153,4 +173,13 @@ def _make_rules(
         numbers=np.array([number for _, number in known], np.float32),
         ends=np.array(sorted(token for token in ends if token < vocab_size), np.int64),
         words=by_token,
+        ngram_size=ngram_size,
     )
+
+
+def _find(ids: Sequence[int], token: int, begin: int) -> int:
+    """Return the place of a token from a place on; -1 if there is none."""
+    try:
+        return ids.index(token, begin)
+    except ValueError:
+        return -1

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from job.engine.failures import describe_failure
 from job.engine.logits.constraint import Constraints
-from job.engine.logits.endings import NOTHING_LEFT, End, end_of, find_stops, may_stop, text_to_search
+from job.engine.logits.endings import LENGTH, NOTHING_LEFT, STOP, End, end_of, find_stops, may_stop, text_to_search
 from job.engine.logits.guide import Guide, guides
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.pipeline import TokenChoice, choose
@@ -112,6 +112,7 @@ class LeadingChooser(Chooser):
         before = [list(begin_ids(model.decoder, request.decoder_ids) or request.prompt_ids) for request in requests]
         self.rows = [Row(row, ids, len(ids)) for row, ids in enumerate(before)]
         self._never_ids = () if model.decoder is None else model.decoder.never_ids
+        self._forced_eos_id = None if model.decoder is None else model.decoder.forced_eos_id
         self._history = TokenHistory(len(requests))
         self.logprobs: list[list[float]] = [[] for _ in requests]
         """Log probabilities of the tokens, for each row that asks for them."""
@@ -172,8 +173,18 @@ class LeadingChooser(Chooser):
         if self._never_ids:
             never_ids = torch.tensor(self._never_ids, device=scores.device)
             scores = scores.index_fill(-1, never_ids, NEVER)
+        if forced := [idx for idx, row in enumerate(rows) if self._must_end(row, self.rows[row].num_generated + 1)]:
+            scores = scores.clone()
+            scores[forced] = NEVER
+            scores[forced, self._forced_eos_id] = 0.0
         occurred = self._history.of([self.rows[row] for row in rows])
         return choose(scores, batch, occurred, self._constraints.masks())
+
+    def _must_end(self, row: int, num_tokens: int) -> bool:
+        """Whether the model's files force the end, as some do at the limit of a row."""
+        params = self._tasks[row].params
+        may_force = self._forced_eos_id is not None and row not in self._guides and not params.ignore_eos
+        return may_force and num_tokens == params.max_new_tokens
 
     def _is_closed_before(self, choice: TokenChoice) -> bool:
         """Let all guides see what was chosen, and return whether one of them forces something else."""
@@ -190,6 +201,8 @@ class LeadingChooser(Chooser):
             if guide is not None:
                 guide.accept(last)
             end = end_of(task, self._eos_token_ids, tokens.token_ids, tokens.num_generated, guide)
+            if end is STOP and self._must_end(row, tokens.num_generated):
+                end = LENGTH
             if end is not None:
                 self.ends[row] = end
             if may_stop(end) and task.ends_text is not None:
