@@ -71,7 +71,8 @@ def with_embed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", get_args(tasks.Task))
 def test_each_task_says_what_serves_it_in_every_engine(kind: Any) -> None:
-    assert set(kind.served_by) == set(ENGINES)
+    unserved = {"paged"} if kind is tasks.BeamSearch else set()  # it is for models that this engine does not serve
+    assert set(kind.served_by) == set(ENGINES) - unserved
     for place in kind.served_by.values():
         module, _, name = place.partition(":")
         assert callable(getattr(import_module(module), name))
