@@ -18,6 +18,7 @@ from tests import serving
 from tests.conftest import Result
 from tests.ranks import Ranks
 from tests.test_run import read_output, write_jsonl
+from tests.tiny import LARGER
 
 peft = pytest.importorskip("peft")
 
@@ -35,6 +36,7 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "an untied head": ("llama", {"target_modules": ["lm_head", "embed_tokens", "q_proj"]}),
     "lora bias": ("qwen2", {"target_modules": ["q_proj"], "lora_bias": True}),
     "biases": ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "a larger model": ("larger", {"target_modules": ["q_proj", "v_proj", "out_proj"]}),
     "trained tokens": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}),
     "left out": ("llama", {"target_modules": "all-linear", "exclude_modules": ["down_proj"]}),
     "olora": ("llama", {"target_modules": ALL, "init_lora_weights": "olora"}),
@@ -66,6 +68,7 @@ RELATIVES: Mapping[str, Callable[[], Any]] = {
 MODELS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"tie_word_embeddings": True}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "larger": ("llama", LARGER),
     "qwen3_moe": (
         "qwen3",
         {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},

@@ -21,13 +21,18 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+from job.config import ModelConfig
 from job.engine.fit.shape import shape_of
 from job.engine.model import experts
+from job.engine.model.info import inspect_model
 from job.engine.model.kv_size import kv_bytes_per_token
 from job.engine.model.tensor_parallel import VERIFIED, WITHOUT_ATTENTION, check_tensor_parallel
+from job.engine.model.text_part import KEYS, text_part_of
 from job.errors import UsageError
+from job.remote.model_files import ModelFiles
 from tests.ranks import Ranks
-from tests.serving import expected_tokens, make_prompts
+from tests.serving import expected_tokens, load, make_prompts
+from tests.tiny import LARGER
 
 ROOT = Path(__file__).parents[1]
 MAX_NEW_TOKENS = 12
@@ -48,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
     "alibi without padding": {"model_type": "bloom", "hidden_size": 144, "n_head": 9},
     "MLPs alone": {"model_type": "olmo2", "num_key_value_heads": 2},
     "experts alone": {"model_type": "olmoe", **EXPERTS},
+    "the language model of a larger one": LARGER,
 }
 """What to make of ``tiny_model``. Heads are uneven where something depends on which of them a process has."""
 
@@ -77,13 +83,38 @@ def test_greedy_equals_transformers_on_two_ranks(
     expected = expected_tokens(model_dir, make_prompts(), MAX_NEW_TOKENS)
     assert [ids for _, ids, _, _ in output["generations"]] == expected
     assert bool(output["notes"]) == ("alibi" in case), output["notes"]
-    config = AutoConfig.from_pretrained(model_dir)
+    config = text_part_of("", AutoConfig.from_pretrained(model_dir))
     shape = shape_of(config)
     assert shape is not None
     grains = 0.06 if "alibi" in case else 0.01  # its layers are small, and cut in grains of 64
     assert shape.params_of_process(2) == pytest.approx(output["num_params"], rel=grains)
     if case in ("experts", "alternating experts with a bias, and sinks", "experts alone"):
         assert output["num_params"] <= 0.6 * shape.num_params
+
+
+def test_of_a_larger_model_only_the_language_model_is_loaded(tiny_model: Callable[..., Path]) -> None:
+    """By whatever names its weights have in the files, and with what the whole configuration says of it."""
+    model_dir = tiny_model(**LARGER)
+    config = AutoConfig.from_pretrained(model_dir)
+    text = text_part_of("x", config)
+    assert (text.model_type, text.tie_word_embeddings, text.dtype) == ("gemma3_text", False, torch.float32)
+    model, _ = load(model_dir)
+    info = inspect_model(ModelConfig(model=str(model_dir)), ModelFiles(name=str(model_dir)), torch.device("cpu"), 2)
+    assert info.notes == ("only the language model of gemma3 is loaded (gemma3_text): images are not read",)
+    shape = shape_of(text)
+    assert shape is not None
+    assert sum(parameter.numel() for parameter in model.module.parameters()) == shape.num_params
+    name = "model.layers.1.mlp.up_proj.weight"
+    for renamed in (f"model.language_{name}", f"language_model.{name}", f"model.text_{name}"):
+        key = renamed
+        for pattern, target in KEYS.items():
+            key = re.sub(pattern, target, key)
+        assert key == name
+
+
+def test_a_larger_model_that_was_not_compared_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--model x \(paligemma\) is a model of more than text, and its language"):
+        text_part_of("x", AutoConfig.for_model("paligemma"))
 
 
 class Ungated(nn.Module):

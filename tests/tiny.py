@@ -35,6 +35,36 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Name to what differs from the common shape: hidden 128, 4 heads, 2 layers. All may be cut in two."""
 
 
+LARGER: dict[str, Any] = {
+    "model_type": "gemma3",
+    "text_config": {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "initializer_range": 0.3,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    },
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+}
+"""What to make of ``make_model`` to get a model of text and images, of which the job uses the language model."""
+
+
 def make_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one id per byte: any text round-trips, and token counts are byte counts."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,11 +1,16 @@
-"""Tiny random causal models of every architecture that transformers has, made from one table of values."""
+"""Tiny random causal models of every architecture that transformers has, made from one table of values.
+
+Also those of text and images of which the job uses the language model; they are compared with the whole model.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from job.engine.model.text_part import COMPARED
 
 VALUES: dict[str, Any] = {
     "vocab_size": 260,
@@ -60,10 +65,21 @@ VISION = {
     "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+    "head_dim": 16,
     "image_size": 28,
     "patch_size": 14,
+    "depth": 1,
+    "num_heads": 2,
+    "embed_dim": 32,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 16,
 }
-QWEN_VISION = {**VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 128, "num_position_embeddings": 16}
+"""What the configurations of vision towers call by these names."""
+DIFFERENT_VISION: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"hidden_size": 128},
+    "qwen3_vl": {"deepstack_visual_indexes": [0]},
+}
+THREE_POSITIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
 PER_LAYER = {"vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 32}
 MIXED = {"layer_types": ["conv", "full_attention"]}
 
@@ -97,13 +113,9 @@ DIFFERENT: dict[str, dict[str, Any]] = {
         "alibi": True,
         "parallel_attn": False,
     },
-    "gemma3": {"text_config": {**VALUES, **HEADS_OF_32}, "vision_config": VISION},
-    "gemma4": {"text_config": {**VALUES, **PER_LAYER}, "vision_config": VISION, "audio_config": None},
-    "llama4": {"text_config": {**VALUES, "intermediate_size_mlp": 256}, "vision_config": VISION},
     "llama4_text": {"intermediate_size_mlp": 256},
-    **{
-        name: {"text_config": {**VALUES, **LINEAR}, "vision_config": QWEN_VISION} for name in ("qwen3_5", "qwen3_5_moe")
-    },
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), THREE_POSITIONS),
+    **dict.fromkeys(("exaone4", "gemma3_text", "mistral", "qwen3_vl_text"), HEADS_OF_32),
     "gemma4_text": PER_LAYER,
     "ministral": HEADS_OF_32,
     **dict.fromkeys(("longcat_flash", "minicpm3", "youtu"), LATENT),
@@ -124,7 +136,13 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 }
 """What a type has in place of, or besides, these values; a name with another ``model_type`` is a variant of it."""
 
-NAMES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *DIFFERENT})
+TEXT_TYPES = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
+NAMES = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *DIFFERENT, *COMPARED} - TEXT_TYPES)
+
+
+def class_of(model_type: str) -> Any:
+    """Return the class of transformers that loads the whole of a model."""
+    return AutoModelForImageTextToText if model_type in COMPARED else AutoModelForCausalLM
 
 
 def make_architecture(directory: Path, name: str) -> None:
@@ -135,11 +153,36 @@ def make_architecture(directory: Path, name: str) -> None:
     """
     different = dict(DIFFERENT.get(name, {}))
     model_type = different.pop("model_type", name)
-    # Others would stay in the configuration, and AutoTP reads heads there that the model does not have.
-    known = AutoConfig.for_model(model_type)
-    values = {name: value for name, value in VALUES.items() if hasattr(known, name)}
+    if model_type in COMPARED:
+        config = AutoConfig.for_model(model_type, **_parts(model_type))
+    else:
+        config = AutoConfig.for_model(model_type, **{**_values(AutoConfig.for_model(model_type), VALUES), **different})
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**values, **different})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = class_of(model_type).from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = 1
-    model.save_pretrained(directory)
+    # Kimi's would be saved under other names than those of its checkpoints.
+    model.save_pretrained(directory, save_original_format=name != "kimi_k25")
+
+
+def _parts(model_type: str) -> dict[str, Any]:
+    """Return the configurations of the parts of a model of text and images."""
+    known = AutoConfig.for_model(model_type)
+    text = known.get_text_config()
+    vision = known.vision_config or AutoConfig.for_model(f"{model_type}_vision")
+    parts = {
+        "text_config": {**_values(text, VALUES), **DIFFERENT.get(text.model_type, {}), "model_type": text.model_type},
+        "vision_config": {
+            **_values(vision, VISION),
+            **DIFFERENT_VISION.get(model_type, {}),
+            "model_type": vision.model_type,
+        },
+    }
+    return {**parts, "audio_config": None} if hasattr(known, "audio_config") else parts
+
+
+def _values(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the values that a configuration has.
+
+    Others would stay in it, and AutoTP reads heads there that the model does not have.
+    """
+    return {name: value for name, value in values.items() if hasattr(config, name)}

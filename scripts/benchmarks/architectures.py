@@ -129,11 +129,15 @@ def run(one: dict[str, Any], replica: Any, size: int) -> dict[str, Any]:
 
 
 def greedy(directory: Path) -> Iterator[list[int]]:
-    """Yield what plain transformers completes each prompt with, one at a time."""
+    """Yield what plain transformers completes each prompt with, one at a time, with the whole of the model."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from _tiny_architectures import class_of
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(directory)
+    # In some releases (5.17) the other attentions leave out soft-capping.
+    eager = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+    model = class_of(config.model_type).from_pretrained(directory, dtype=torch.float32, **eager).eval()
     for prompt in prompts():
         ids = torch.tensor([prompt])
         with torch.inference_mode():
@@ -234,7 +238,9 @@ def main() -> None:
     alone, cut = table.alone, table.cut
     print("| architecture | size 1 | size 2 | share of rank 0 |\n|---|---|---|---|")
     for name in names:
-        print(f"| {name} | {cell(alone[name])} | {cell(cut.get(name, {}))} | {cut.get(name, {}).get('share', '')} |")
+        found = cut.get(name, {})
+        share = f"{found['share'] / alone[name]['share']:.2f}" if "share" in found else ""
+        print(f"| {name} | {cell(alone[name])} | {cell(found)} | {share} |")
     print(json.dumps({"alone": alone, "cut": cut}))
 
 

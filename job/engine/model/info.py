@@ -17,6 +17,7 @@ from job.engine.model.precision import Precision
 from job.engine.model.quantized import check_device
 from job.engine.model.sentence_files import longest_text
 from job.engine.model.tensor_parallel import check_tensor_parallel
+from job.engine.model.text_part import text_part_of
 from job.engine.model.weights import check_format, weight_files
 from job.errors import UsageError
 from job.remote.model_code import check_code, code_options, why_unreadable
@@ -33,6 +34,8 @@ class ModelInfo:
     """The names of the files with the weights; empty if they were not looked for."""
     config: Any
     """transformers' configuration, with adapters merged."""
+    whole_type: str | None = None
+    """The ``model_type`` of the model of which this is the language model. None: it is all that there is."""
     kind: ModelKind = CAUSAL
     head: Head | None = None
     """What it gives in place of tokens, if that is its kind."""
@@ -84,8 +87,10 @@ class ModelInfo:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of it before it is loaded."""
+        part = f"only the language model of {self.whole_type} is loaded ({self.config.model_type}): images are not read"
+        whole = () if self.whole_type is None else (part,)
         converted = () if self.dense_weights is None else (self.dense_weights.conversion.note(self.dtype),)
-        return (*converted, *(adapter.describe() for adapter in self.precision.adapters))
+        return (*whole, *converted, *(adapter.describe() for adapter in self.precision.adapters))
 
     def in_dtype(self, dtype: str, fallback_dtype: str | None = None) -> "ModelInfo":
         """Return the same model in another dtype."""
@@ -118,12 +123,19 @@ def inspect_model(
     hf_config = _read_config(config, files)
     weights = weight_files(files) if needs_weights else ()
     kind = kind_of(config.task, config.model, hf_config)
+    whole, hf_config = hf_config, text_part_of(config.model, hf_config) if kind is CAUSAL else hf_config
     decoder = decoder_of(config.model, hf_config, files.directory)
     head = head_of(kind, files, hf_config)
     has_no_cache = head is not None and head.reads_ahead
     check_precision(config, device, decoder, has_no_cache=has_no_cache)
     check_tensor_parallel(hf_config, tensor_parallel_size, is_encoder=has_no_cache and is_encoder(hf_config))
-    adapters = inspect_adapters(files.adapters, hf_config, kind, trust_remote_code=config.trust_remote_code)
+    adapters = inspect_adapters(
+        files.adapters,
+        hf_config,
+        kind,
+        trust_remote_code=config.trust_remote_code,
+        is_part=hf_config is not whole,
+    )
     dense_weights = dense_weights_of(hf_config, files, weights, trust_remote_code=config.trust_remote_code)
     wanted = config.dtype
     if wanted == "auto" and device.type == "cuda" and dense_weights and dense_weights.conversion.dtype != "float16":
@@ -133,6 +145,7 @@ def inspect_model(
         files=files,
         weights=(*weights, *(layer.weights for layer in head.dense)) if weights and head else weights,
         config=adapted_config(hf_config, adapters),
+        whole_type=None if hf_config is whole else whole.model_type,
         kind=kind,
         head=head,
         decoder=decoder,

@@ -8,6 +8,7 @@ from typing import Any
 from job.config import ModelConfig
 from job.engine.model.heads import without_unused
 from job.engine.model.info import ModelInfo
+from job.engine.model.text_part import how_to_read
 from job.errors import UsageError
 from job.launch.activity import doing
 from job.remote.model_code import code_options, why_unreadable
@@ -29,6 +30,7 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
     else:
         directory = info.dense_weights.directory()
     doing(f"reading the weights of {config.model}")
+    part = how_to_read(info.config, is_dense=info.dense_weights is not None) if info.whole_type is not None else {}
     try:
         with _counting_tensors(config.model):
             model, report = getattr(transformers, info.kind.auto_class).from_pretrained(
@@ -38,6 +40,7 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
                 attn_implementation=_attention_of(info.config),
                 use_safetensors=True,
                 output_loading_info=True,
+                **part,
             )
     except Exception as error:  # OSError, SafetensorError, ValueError, ...: from reading files and building modules
         raise UsageError(

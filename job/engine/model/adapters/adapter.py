@@ -11,6 +11,7 @@ from job.engine.model.adapters.fitting import PREFIX, WRAPPERS, Fitting, fitting
 from job.engine.model.adapters.kinds import check_kind
 from job.engine.model.kinds import ModelKind
 from job.engine.model.naming import ADAPTER_CONFIG, MODEL_CONFIG
+from job.engine.model.text_part import tensors_of_part
 from job.engine.model.weights import check_complete, header_in, header_of
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
@@ -49,6 +50,8 @@ class Adapter:
     """Whether it brings weights of its own for an embedding or an output layer that share theirs."""
     fitting: Fitting | None
     """What of the model it changes; None if the model cannot be built without weights."""
+    is_of_part: bool = False
+    """Whether the model is the language model of a larger one, by whose names it may call its tensors."""
 
     @property
     def name(self) -> str:
@@ -106,7 +109,12 @@ def base_of(adapters: Sequence[ModelFiles]) -> tuple[str, str | None]:
 
 
 def inspect_adapters(
-    adapters: Sequence[ModelFiles], config: Any, kind: ModelKind, *, trust_remote_code: bool = False
+    adapters: Sequence[ModelFiles],
+    config: Any,
+    kind: ModelKind,
+    *,
+    trust_remote_code: bool = False,
+    is_part: bool = False,
 ) -> tuple[Adapter, ...]:
     """Read and check adapters, in the order in which they are merged. Of the Hub, only small files are fetched.
 
@@ -114,6 +122,7 @@ def inspect_adapters(
         config: transformers' configuration of the model.
         kind: what the model is loaded as.
         trust_remote_code: whether the model's own code is run.
+        is_part: whether it is the language model of a larger one.
 
     Raises:
         UsageError: one is missing or cannot be merged, or peft is not installed.
@@ -125,7 +134,7 @@ def inspect_adapters(
     found = []
     for files in adapters:
         with of_adapter(files.name):
-            adapter = _inspect(files, config, kind, trust_remote_code=trust_remote_code)
+            adapter = _inspect(files, config, kind, trust_remote_code=trust_remote_code, is_part=is_part)
         config = adapter.adapted(config)
         found.append(adapter)
     return tuple(found)
@@ -138,10 +147,10 @@ def adapted_config(config: Any, adapters: Sequence[Adapter]) -> Any:
     return config
 
 
-def _inspect(files: ModelFiles, config: Any, kind: ModelKind, *, trust_remote_code: bool) -> Adapter:
+def _inspect(files: ModelFiles, config: Any, kind: ModelKind, *, trust_remote_code: bool, is_part: bool) -> Adapter:
     name, settings = files.name, _settings(files)
     check_kind(name, settings)
-    shapes = _shapes(files)
+    shapes = tensors_of_part(_shapes(files), PREFIX) if is_part else _shapes(files)
     is_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     changed = next((key for key in shapes if _layer(key) in EMBEDDINGS and not _is_whole(key)), None)
     if is_tied and changed is not None:
@@ -166,6 +175,7 @@ def _inspect(files: ModelFiles, config: Any, kind: ModelKind, *, trust_remote_co
         num_rows=num_rows,
         unties=is_tied and bool(saved),
         fitting=None,
+        is_of_part=is_part,
     )
     whole = adapter.adapted(config)
     fitting = fitting_of(name, files.directory, whole, kind, shapes, trust_remote_code=trust_remote_code)

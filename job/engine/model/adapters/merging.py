@@ -17,6 +17,7 @@ import torch
 from job.engine.model.adapters.adapter import WEIGHTS, Adapter
 from job.engine.model.adapters.fitting import is_below
 from job.engine.model.dense import dense_directory
+from job.engine.model.text_part import ADAPTER_KEYS
 from job.errors import UsageError, first_line
 from job.launch.activity import doing
 from job.wording import listed
@@ -129,8 +130,9 @@ def _merged(model: Any, adapter: Adapter) -> Any:
     from peft import PeftModel
 
     _resize(model, adapter)
+    names: dict[str, Any] = {"key_mapping": ADAPTER_KEYS} if adapter.is_of_part else {}
     try:  # on a device of its own choice, peft would put the adapters of all processes of a node onto the first GPU
-        adapted = PeftModel.from_pretrained(model, str(adapter.files.directory), torch_device="cpu")
+        adapted = PeftModel.from_pretrained(model, str(adapter.files.directory), torch_device="cpu", **names)
         return adapted.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UsageError(
