@@ -10,12 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from job.config import ModelConfig
 from job.engine.model.adapters.adapter import inspect_adapters
+from job.engine.model.info import inspect_model
 from job.engine.model.kinds import CAUSAL
 from job.errors import UsageError
+from job.output.looking.found import find_run
 from job.remote.model_files import ModelFiles
-from tests import serving
+from job.run.token_bytes import token_bytes_of
+from tests import quantized, serving
 from tests.conftest import Result
+from tests.quantized import make_quantized
 from tests.ranks import Ranks
 from tests.test_run import read_output, write_jsonl
 from tests.tiny import LARGER
@@ -195,34 +200,146 @@ def test_a_run_knows_its_adapter(run_job: RunJob, adapted: Callable[..., Any], t
     assert changed.exit_code == 2 and "--adapter was" in changed.stderr
 
 
-def test_what_cannot_be_merged_is_refused(adapted: Callable[..., Any], tmp_path: Path) -> None:
-    base, adapter, _ = adapted("llama", target_modules=["q_proj", "lm_head"])
+def refusal(base: Path, *adapters: Any, tied: bool = False) -> str:
+    """Return why adapters are refused before any weights are loaded."""
     config = AutoConfig.from_pretrained(base)
+    config.tie_word_embeddings = config.tie_word_embeddings or tied
+    with pytest.raises(UsageError) as caught:
+        inspect_adapters([ModelFiles(name=str(adapter)) for adapter in adapters], config, CAUSAL)
+    return str(caught.value)
 
-    def refusal(directory: Any, hf_config: Any = config) -> str:
-        with pytest.raises(UsageError) as caught:
-            inspect_adapters([ModelFiles(name=str(directory))], hf_config, CAUSAL)
-        return str(caught.value)
 
-    assert f"has no adapter_config.json, so it is not an adapter. Perhaps you mean {adapter}." in refusal(tmp_path)
-    tied = AutoConfig.from_pretrained(base)
-    tied.tie_word_embeddings = True
-    assert "changes lm_head, but the model's embedding and its output layer are the same" in refusal(adapter, tied)
+REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
+    "prompts": (
+        {"peft_type": "PREFIX_TUNING"},
+        "is of the kind PREFIX_TUNING: it puts trained vectors before every prom",
+    ),
+    "mixture": ({"peft_type": "XLORA"}, "is of the kind XLORA: it is a mixture"),
+    "another kind": ({"peft_type": "IA4"}, "is of the kind IA4; those that are merged are ADALORA, HRA, IA3"),
+    "changed model": ({"init_lora_weights": "loftq"}, "was begun with loftq, which also changes the model"),
+    "random draws": (
+        {"init_lora_weights": "pissa_niter_4"},
+        "was begun with pissa_niter_4, which also changes the model",
+    ),
+    "layers used twice": ({"layer_replication": [[0, 2], [0, 2]]}, "has layer_replication, which uses layers of the"),
+    "activated": ({"alora_invocation_tokens": [5]}, "has alora_invocation_tokens, so it changes only what follows"),
+    "targets elsewhere": (
+        {"target_modules": ["c_attn"]},
+        "does not fit the model: Target modules {'c_attn'} not found",
+    ),
+    "missing tensors": (
+        {"target_modules": ["q_proj", "k_proj", "lm_head"]},
+        "lacks 4 of the tensors that its configuration",
+    ),
+    "other tensors": (
+        {"target_modules": ["q_proj"]},
+        "does not fit the model: it has 2 tensors that belong to nothing there",
+    ),
+    "other rank": ({"r": 8}, "lora_A.weight has the shape [4, 128], and the model needs [8, 128]"),
+    "other tokens": ({"trainable_token_indices": [260]}, "trains the token 260, but the model has only 260 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_merged_is_refused(adapted: Callable[..., Any], case: str) -> None:
+    """By its configuration and its names and shapes; peft would only warn, or merge something else."""
+    base, adapter, _ = adapted("llama", target_modules=["q_proj", "lm_head"])
+    changes, message = REFUSED[case]
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "IA4"}))
-    assert "is of the kind IA4; those that are merged are ADALORA, HRA" in refusal(adapter)
-    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "loftq"}))
-    assert "was begun with loftq, which also changes the model" in refusal(adapter)
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    assert "has pickled weights (adapter_model.bin)" in refusal(adapter)
-    (adapter / "adapter_model.safetensors").write_text("x")
-    assert "is not a safetensors file" in refusal(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | changes))
+    assert message in refusal(base, adapter)
+
+
+def test_files_that_cannot_be_used_are_named(adapted: Callable[..., Any], tmp_path: Path) -> None:
+    base, adapter, _ = adapted("llama", target_modules=["q_proj", "lm_head"])
+    assert f"has no adapter_config.json, so it is not an adapter. Perhaps you mean {adapter}." in refusal(
+        base, tmp_path
+    )
+    assert f"It is a whole model: give it as --model {base}." in refusal(base, base)
+    tied = refusal(base, adapter, tied=True)
+    assert "changes lm_head, but the model's embedding and its output layer are the same" in tied
+    weights = adapter / "adapter_model.safetensors"
+    weights.rename(adapter / "adapter_model.bin")
+    assert "has pickled weights (adapter_model.bin)" in refusal(base, adapter)
+    weights.write_text("x")
+    assert "is not a safetensors file" in refusal(base, adapter)
+
+
+def test_biases_that_the_model_lacks_are_refused(adapted: Callable[..., Any]) -> None:
+    base, adapter, _ = adapted("llama", target_modules=["q_proj"], lora_bias=True)
+    assert "has lora_bias: it trains a bias of model.layers.0.self_attn.q_proj, which has none" in refusal(
+        base, adapter
+    )
 
 
 def test_an_adapter_of_another_model_is_refused(adapted: Callable[..., Any], tiny_model: Callable[..., Path]) -> None:
     _, adapter, _ = adapted("llama", target_modules=["q_proj"])
-    with pytest.raises(
-        UsageError, match=r"q_proj\.lora_A\.weight has the shape \[4, 128\], and the model needs \[4, 64\]. Was it"
-    ):
-        load(tiny_model("llama", hidden_size=64, head_dim=16), adapter)
+    message = refusal(tiny_model("llama", hidden_size=64, head_dim=16), adapter)
+    assert (
+        "q_proj.lora_A.weight has the shape [4, 128], and the model needs [4, 64]. Was it trained on another" in message
+    )
+
+
+def test_what_is_saved_keeps_the_dtype_of_the_model(adapted: Callable[..., Any]) -> None:
+    """Otherwise the layers of a 16-bit model would not take each other's results."""
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["norm", "lm_head"]}
+    base, adapter, _ = adapted("llama", **settings)
+    model = serving.load(base, dtype="bfloat16", adapter=(str(adapter),))[0].module
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def with_larger_vocabulary(base: Path, directory: Path) -> tuple[Any, Any]:
+    """Write an adapter with a larger vocabulary. Returns its tokenizer and the model of peft."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<a>", "<b>", "<verdict>"], special_tokens=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, init_lora_weights=False, **settings))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return tokenizer, model.eval()
+
+
+def test_a_run_has_the_tokens_of_its_adapter(run_job: RunJob, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """In prompts, in answers that a schema forces, and in the texts of tokens that are exported afterwards."""
+    base = tiny_model()
+    tokenizer, _ = with_larger_vocabulary(base, tmp_path / "a")
+    data, out = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "<verdict>ab"}]), tmp_path / "out"
+    args = ["run", "--model", base, "--adapter", tmp_path / "a", "--dataset", data, "--output", out, "--no-chat"]
+    args += ["--max-new-tokens", 3, "--dtype", "float32", "--regex", "(yes|no)x*"]
+    result = run_job(*args)
+    assert result.exit_code == 0, result.stderr
+    [row] = read_output(out).to_pylist()
+    ids = tokenizer("<verdict>ab")["input_ids"]
+    assert row["num_prompt_tokens"] == len(ids) == 3 and ids[0] == 260 and row["completion"][:1] in "yn"
+    found = token_bytes_of(find_run(str(out)).manifest)
+    assert found(260) == b"<verdict>"
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    plain = peft.LoraConfig(r=4, target_modules=["q_proj"])
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), plain).save_pretrained(tmp_path / "b")
+    args[args.index(tmp_path / "a")] = tmp_path / "b"
+    result = run_job(*args)
+    assert (
+        result.exit_code == 2
+        and "has 1 tokens that the model lacks, such as '<verdict>': the model has 260" in result.stderr
+    )
+
+
+def test_quantized_models_are_made_dense_first(
+    adapted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an adapter that was trained on one; its layers may be quantized again."""
+    base = make_quantized(tmp_path / "quantized", quantized.FP8, quantized.to_fp8, "llama")
+    info = inspect_model(ModelConfig(model=str(base)), ModelFiles(name=str(base)), torch.device("cpu"), 1)
+    assert info.dense_weights is not None
+    dense = info.dense_weights.directory()
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(dense, dtype="auto"), config)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = logits_of(model.merge_and_unload(safe_merge=True).float())
+    assert_alike(logits_of(load(base, tmp_path / "adapter")), expected)
+    in_8_bits = serving.load(base, adapter=(str(tmp_path / "adapter"),), quantize="int8")[0].module
+    assert torch.nn.functional.cosine_similarity(logits_of(in_8_bits), expected, dim=-1).min() > 0.99

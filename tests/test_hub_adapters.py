@@ -128,3 +128,14 @@ def test_a_model_that_is_not_there_any_more_is_to_be_named(tiny: Path, job: RunJ
     other = make_adapter(tiny, tmp_path / "b", "acme/other")
     message = refusal(job("--adapter", adapter, "--adapter", other))
     assert f"name different models: /data/models/gone ({adapter}), acme/other ({other}). Give --model." in message
+
+
+def test_the_example_runs(
+    run_job: RunJob, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_model(chat=True)
+    adapter = make_adapter(base, tmp_path / "a")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    args = ["--config", "scripts/examples/adapters/verdicts.toml", "--adapter", adapter, "--output", tmp_path / "out"]
+    done(run_job("run", *args, "--limit", 4, "--engine", "fake"))
+    assert json.loads(run_job("status", tmp_path / "out", "--json").stdout)["adapters"] == [str(adapter)]

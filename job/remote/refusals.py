@@ -115,6 +115,6 @@ def of_adapter(name: str) -> Iterator[None]:
     except UsageError as error:
         text = str(error).replace("Check --revision", "Check what follows the @")
         plain = name.partition("@")[0]
-        for option in (f"--model {name}", f"--model {plain}"):
-            text = text.replace(option, f"--adapter {name}", 1)
+        option = next((each for each in (f"--model {name}", f"--model {plain}") if text.startswith(each)), "")
+        text = f"--adapter {name}{text.removeprefix(option)}" if option else text
         raise UsageError(text) from error

@@ -1,6 +1,6 @@
 """The most memory that each process of a replica holds on its host while a model is loaded.
 
-Usage: scripts/bench loading [MODEL] [DTYPE] [TENSOR_PARALLEL_SIZE] [QUANTIZE]
+Usage: scripts/bench loading [MODEL] [DTYPE] [TENSOR_PARALLEL_SIZE] [QUANTIZE] [ADAPTER]
 
 Without a model, a random one of 1.5 GB in float32 is made. On a CPU, the weights of a process are themselves in the
 memory of the host: ``private`` minus ``weights`` and ``before`` is what loading takes on top of them. Pages of the
@@ -26,7 +26,7 @@ def private_mib() -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def load(model: str, dtype: str, size: int, scheme: str | None) -> dict[str, object]:
+def load(model: str, dtype: str, size: int, scheme: str | None, adapter: str) -> dict[str, object]:
     """Load a model as the job does, as one process of a replica."""
     from job.config import ModelConfig
     from job.engine.model.deepspeed_setup import import_deepspeed
@@ -39,7 +39,7 @@ def load(model: str, dtype: str, size: int, scheme: str | None) -> dict[str, obj
     import_deepspeed()
     replica = Replica(read_process_info(os.environ, size), device="cpu")
     config = ModelConfig(model=model, dtype=dtype, quantize=scheme)
-    info = inspect_model(config, ModelFiles(name=model), replica.device, size)
+    info = inspect_model(config, ModelFiles.local(model, [adapter] if adapter else []), replica.device, size)
     before = most = private_mib()
     is_loaded = threading.Event()
 
@@ -76,9 +76,9 @@ def make_model(directory: Path, num_layers: int = 8) -> str:
     return str(directory)
 
 
-def start(model: str, dtype: str, size: int, scheme: str | None = None) -> list[dict[str, object]]:
+def start(model: str, dtype: str, size: int, scheme: str | None = None, adapter: str = "") -> list[dict[str, object]]:
     """Load a model in processes of its own, and return the figures of each."""
-    command = [sys.executable, __file__, model, dtype, str(size), scheme or "", "process"]
+    command = [sys.executable, __file__, model, dtype, str(size), scheme or "", adapter, "process"]
     launch = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     launch["MASTER_PORT"] = "29517"
     processes = []
@@ -91,16 +91,16 @@ def start(model: str, dtype: str, size: int, scheme: str | None = None) -> list[
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def main(model: str, dtype: str, size: int, scheme: str | None) -> None:
+def main(model: str, dtype: str, size: int, scheme: str | None, adapter: str) -> None:
     """Print the figures of each process."""
     with tempfile.TemporaryDirectory() as made:
         model = str(Path(model).absolute()) if model else make_model(Path(made))
-        print(json.dumps({"unit": "MiB", "processes": start(model, dtype, size, scheme)}))
+        print(json.dumps({"unit": "MiB", "processes": start(model, dtype, size, scheme, adapter)}))
 
 
 if __name__ == "__main__":
-    model, dtype, size, scheme = (*sys.argv[1:5], *("", "bfloat16", "1", "")[len(sys.argv[1:5]) :])
-    if sys.argv[5:] == ["process"]:
-        print(json.dumps(load(model, dtype, int(size), scheme or None)), flush=True)
+    model, dtype, size, scheme, adapter = (*sys.argv[1:6], *("", "bfloat16", "1", "", "")[len(sys.argv[1:6]) :])
+    if sys.argv[6:] == ["process"]:
+        print(json.dumps(load(model, dtype, int(size), scheme or None, adapter)), flush=True)
         os._exit(0)  # as the command line does
-    main(model, dtype, int(size), scheme or None)
+    main(model, dtype, int(size), scheme or None, adapter)
