@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,23 @@ def test_the_tokenizer_of_nllb_marks_languages(model: Model, run_job: RunJob, te
     assert target_id(Tokenizer(inner), "deu_Latn") == inner.convert_tokens_to_ids("deu_Latn")
     usual = json.loads(run_job("preview", *command_of(tmp_path / "model", texts, "--json")).stdout)
     assert usual["notes"] == ["prompts are read as eng_Latn; set --source-language for another language"]
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="this is for those who do not have the package")
+@pytest.mark.parametrize(("kind", "file"), [("MarianTokenizer", "source.spm"), ("T5Tokenizer", "spiece.model")])
+def test_a_package_that_a_tokenizer_needs_is_named(
+    run_job: RunJob, model: Model, texts: Path, tmp_path: Path, kind: str, file: str
+) -> None:
+    """Of T5, transformers said that tiktoken was missing."""
+    shutil.copytree(model("marian"), tmp_path / "model")
+    for path in (tmp_path / "model").glob("tokenizer*"):
+        path.unlink()
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    for name, content in ((file, b"\n\x0e\n\x05<unk>"), ("target.spm", b""), ("vocab.json", b"{}")):
+        (tmp_path / "model" / name).write_bytes(content)
+    result = run_job("run", *command_of(tmp_path / "model", texts), "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "its tokenizer needs the package sentencepiece, which is not installed. Run pip install" in result.stderr
 
 
 def test_a_preview_says_what_the_model_does(run_job: RunJob, model: Model, texts: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from job.data.chat_template import ModelChatTemplate
@@ -19,7 +20,10 @@ ALIKE_DECODERS = frozenset({"ByteLevel", "Replace", "ByteFallback", "Fuse"})
 """Steps of decoding that do not treat the first token in another way."""
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SENTENCEPIECE_FILES = ("source.spm", "spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
+"""What only the package sentencepiece reads, unless there is a ``tokenizer.json``, too."""
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE_FILES)
 
 
 def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
@@ -38,9 +42,20 @@ def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
                 f"--model {files.name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}. "
                 "Copy the tokenizer's files from where the model comes from."
             ) from None
+        if _lacks_sentencepiece(files):
+            raise UsageError(
+                f"--model {files.name}: its tokenizer needs the package sentencepiece, which is not installed. Run "
+                "pip install sentencepiece."
+            ) from None
         raise UsageError(
             f"--model {files.name}: the tokenizer cannot be loaded: {why_unreadable(files, error)}"
         ) from None
+
+
+def _lacks_sentencepiece(files: ModelFiles) -> bool:
+    """Whether a missing package is why the tokenizer cannot be loaded: transformers may name another one."""
+    has_pieces = any(files.has(name) for name in SENTENCEPIECE_FILES) and not files.has("tokenizer.json")
+    return has_pieces and find_spec("sentencepiece") is None
 
 
 class Tokenizer:
