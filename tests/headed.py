@@ -78,9 +78,15 @@ def make_headed(directory: Path, name: str, auto_class: Any, *, dtype: Any = tor
     return directory
 
 
+def _attention(model_dir: Path) -> dict[str, str]:
+    """Return the options for the attention to compare with: in some releases others leave out soft-capping."""
+    config = AutoConfig.from_pretrained(model_dir)
+    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+
+
 def hidden_states(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Return [T, D] of each prompt, computed alone."""
-    model = AutoModel.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(model_dir, dtype=torch.float32, **_attention(model_dir)).eval()
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)])).last_hidden_state[0] for prompt in prompts]
 
@@ -141,6 +147,8 @@ def write_dense_layer(model_dir: Path, folder: str, num_in: int, num_out: int, a
 
 def class_logits(model_dir: Path, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Return [D] of each prompt: the logits of its classes."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_dir, dtype=torch.float32, **_attention(model_dir)
+    ).eval()
     with torch.inference_mode():
         return [model(torch.tensor([list(prompt)])).logits[0] for prompt in prompts]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from job.engine.duplicates import SharedCompletions
 from job.engine.paged.cpu.linears import PackedLinear, RMSNorm, speed_up
+from job.engine.paged.support import check_support
 from job.engine.static.engine import StaticEngine
 from tests.serving import (
     MODES,
@@ -51,14 +52,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one key-value head": {"model_type": "gpt_bigcode"},
     "fused projections": {"model_type": "phi3"},
     "learned positions": {"model_type": "gpt2"},
+    "frequencies that change past all positions": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    },
 }
 """What to make of ``tiny_model``: with name an architecture of ``tiny``, else a relative of its llama."""
+
+LONG = {
+    "model_type": "phi3",
+    "original_max_position_embeddings": 128,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "short_factor": [1.1] * 16,
+        "long_factor": [4.0] * 16,
+    },
+}
+"""A model whose rotary frequencies are others in a batch with a row of more than 128 tokens."""
 
 STATIC = {
     "bloom": {"model_type": "bloom"},  # ALiBi
     "mpt": {"model_type": "mpt"},  # ALiBi
     "diffllama": {"model_type": "diffllama"},  # two attentions per layer, which shows only when it is tried
-    "llama": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "phi3": LONG,
 }
 """``model_type`` of what is served by static batches."""
 
@@ -95,6 +113,17 @@ def test_what_depends_on_more_than_a_token_and_its_position_is_served_by_static_
     (note,) = notes
     assert note.startswith(f"model type '{model_type}' is served by static batches, which are slower: its ")
     assert tokens(complete(engine, prompts)) == expected_tokens(model_dir, prompts, 12)
+
+
+def test_frequencies_that_depend_on_the_longest_row_are_served_where_no_row_is_long(
+    tiny_model: Callable[..., Path],
+) -> None:
+    model, replica = load(tiny_model(**LONG), max_model_len=128)
+    assert check_support(model, replica)[1] is None
+    model, replica = load(tiny_model(**LONG), max_model_len=129)
+    assert check_support(model, replica)[1] == (
+        "its rotary frequencies depend on the longest row of the batch (not with --max-model-len 128)"
+    )
 
 
 def types_of(module: Any) -> set[type]:

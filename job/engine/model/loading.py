@@ -45,6 +45,8 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     dtype: torch.dtype
+    max_model_len: int | None = None
+    """The most tokens of a row, prompt and completion. None: it is not known."""
     head: Head | None = None
     """What the module gives in place of the logits of tokens; see ``job.engine.model.heads``."""
     decoder: Decoder | None = None
@@ -106,6 +108,7 @@ def load_model(
         eos_token_ids=eos_token_ids,
         pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
         dtype=dtype,
+        max_model_len=info.max_model_len,
         head=info.head,
         decoder=info.decoder,
         cache_dtype=getattr(torch, info.precision.stored_dtype),

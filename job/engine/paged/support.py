@@ -28,7 +28,7 @@ PROBE_TOKENS = 2 * PAGE_TOKENS + 7
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 """Largest allowed norm of the logits' difference, relative to the norm of the logits. Rounding causes a tenth of it."""
 
-KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+KNOWN_LAYERS = frozenset({"attention", "full_attention", "sliding_attention"})
 """Entries of a configuration's ``layer_types`` whose masks this engine can apply."""
 
 
@@ -43,7 +43,7 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
     own = module.config._attn_implementation
     shapes: dict[int, LayerShape] = {}
     try:
-        reason = _configuration_problem(module)
+        reason = _configuration_problem(module, model.max_model_len)
         if reason is None:
             with exact_activations(module):
                 expected = _logits_of_its_own(module, replica.device)
@@ -60,8 +60,11 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
     return shapes, reasons[0] if reasons else None
 
 
-def _configuration_problem(module: Any) -> str | None:
-    """Return a problem that the configuration shows but a short text would not, or None."""
+def _configuration_problem(module: Any, max_model_len: int | None) -> str | None:
+    """Return a problem that the configuration shows but a short text would not, or None.
+
+    Rotary frequencies of the kind "dynamic" change only past the model's positions, where no row may go.
+    """
     text = module.config.get_text_config()
     if not module._can_set_attn_implementation():
         return "its attention does not use transformers' interface"
@@ -69,9 +72,12 @@ def _configuration_problem(module: Any) -> str | None:
     if strange:
         return f"it has layers of type {min(strange)}"
     rope = getattr(text, "rope_parameters", None) or {}
-    types = {str(value.get("rope_type")) for value in (rope, *rope.values()) if isinstance(value, dict)}
-    if types & {"dynamic", "longrope"}:
-        return "its rotary frequencies depend on the longest row of the batch"
+    for value in (rope, *rope.values()):
+        if isinstance(value, dict) and value.get("rope_type") == "longrope":
+            shorter = value.get("original_max_position_embeddings") or 0
+            if max_model_len is None or max_model_len > shorter:
+                advice = f" (not with --max-model-len {shorter})" if shorter else ""
+                return f"its rotary frequencies depend on the longest row of the batch{advice}"
     return None
 
 
