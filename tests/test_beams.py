@@ -83,9 +83,10 @@ def task_of(options: dict[str, Any]) -> BeamSearch:
 
 
 @pytest.mark.parametrize("name", COMPARED)
-def test_beams_equal_transformers(model: Model, name: str) -> None:
-    """In padded batches of rows that end after different numbers of tokens."""
+def test_beams_equal_transformers(model: Model, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In padded batches of rows that end after different numbers of tokens, not row by row after a failure."""
     engine, notes = build_as_the_job_does(model(name))
+    monkeypatch.setattr(innermost(engine), "_bisect", lambda batch, reason: pytest.fail(reason))
     lengths = set()
     for options in SEARCHES.values():
         innermost(engine)._tasks[BeamSearch].max_rows = 4 * options["num_beams"]
@@ -325,6 +326,23 @@ def test_a_run_does_what_the_authors_of_a_model_did(
     result = run_job(*command, "--stop", "z", "--output", tmp_path / "stop")
     assert result.exit_code == 0
     assert "asks for 4 beams, which do not go with --stop: there is no beam search" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("num_beams", [4, 1])
+def test_bad_words_of_several_tokens_are_never_written(
+    run_job: RunJob, summarizer: Path, texts: Path, tmp_path: Path, num_beams: int
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(summarizer)
+    options = {"max_new_tokens": 14, "num_beams": num_beams, "early_stopping": num_beams > 1}
+    [usual] = searched(summarizer, [tokenizer(TEXTS[0])["input_ids"]], **options)
+    settings = {**OF_AUTHORS, "bad_words_ids": [usual[2:4], [7, 8, 9]]}
+    forbidden = make_encoder_decoder(tmp_path / "model", "bart", generation=settings)
+    command = command_of(forbidden, texts, "--max-new-tokens", 14, "--num-beams", num_beams)
+    result = run_job(*command, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    of_beams = {"num_beams": num_beams, "early_stopping": num_beams > 1}
+    found = read_output(tmp_path / "run")["completion"].to_pylist()
+    assert found == expected_texts(forbidden, **of_beams) != expected_texts(summarizer, **of_beams)
 
 
 @pytest.mark.parametrize(
