@@ -192,10 +192,68 @@ def unpacked_integers(name: str, weight: torch.Tensor, settings: dict[str, Any])
     return {name: dense.T.to(weight.dtype)}
 
 
-def compressed(**weights: Any) -> tuple[dict[str, Any], Callable[[str, torch.Tensor], Tensors]]:
+def mixed(directory: Path) -> tuple[Path, Tensors]:
+    """Write a checkpoint of compressed-tensors as llm-compressor writes those of several schemes, in three files.
+
+    Attention is in FP8, MLPs and the output layer in integers of 4 and 8 bits in groups, what ``ignore`` names is left
+    as it is, and scales of a KV cache are there.
+
+    Returns:
+        The model, and its weights as compressed-tensors itself decompresses them.
+    """
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    schemes: dict[str, dict[str, Any]] = {
+        r"re:.*self_attn.*": {"num_bits": 8, "type": "float", "strategy": "channel"},
+        r"re:.*mlp.*": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": False},
+        r"re:.*lm_head": {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 64},
+    }
+    kinds = ("float-quantized", "pack-quantized", "pack-quantized")
+    make_model(directory, "llama", dtype=torch.bfloat16, num_key_value_heads=2, tie_word_embeddings=False)
+    files: list[Tensors] = [{}, {}, {}]
+    expected = load_file(directory / "model.safetensors")
+    for idx, (name, weight) in enumerate(list(expected.items())):
+        target = next((target for target in schemes if re.search(target[3:], name)), None)
+        made = {name: weight}
+        if target is not None and weight.dim() == 2 and "layers.0.self_attn" not in name:
+            kind = kinds[list(schemes).index(target)]
+            made = compressed(**schemes[target], kind=kind)[1](name, weight)
+            base = name.removesuffix("weight")
+            scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**schemes[target]))
+            parts = {key.removeprefix(base): value for key, value in made.items()}
+            expected[name] = BaseCompressor.get_value_from_registry(kind).decompress(parts, scheme)["weight"].bfloat16()
+        if name.endswith("k_proj.weight"):
+            made |= {name.replace("k_proj.weight", scale): torch.tensor([0.5]) for scale in ("k_scale", "v_scale")}
+        files[idx % 3] |= {key: value.contiguous() for key, value in made.items()}
+    for idx, tensors in enumerate(files):
+        save_file(tensors, directory / f"model-{idx}.safetensors", metadata={"format": "pt"})
+    where = {name: f"model-{idx}.safetensors" for idx, tensors in enumerate(files) for name in tensors}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (directory / "model.safetensors").unlink()
+    groups = {
+        f"group_{idx}": {"targets": [target], "weights": weights, "format": kind}
+        for idx, ((target, weights), kind) in enumerate(zip(schemes.items(), kinds, strict=True))
+    }
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "mixed-precision",
+        "ignore": [r"re:.*layers\.0\.self_attn.*"],
+        "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor"},
+        "config_groups": groups,
+    }
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    return directory, expected
+
+
+def compressed(
+    *, kind: str | None = None, **weights: Any
+) -> tuple[dict[str, Any], Callable[[str, torch.Tensor], Tensors]]:
     """Return settings of compressed-tensors, and its own compressor.
 
     Args:
+        kind: the layout; None is the usual one.
         weights: the arguments of its ``QuantizationArgs``.
     """
     from compressed_tensors.compressors import BaseCompressor
@@ -204,7 +262,10 @@ def compressed(**weights: Any) -> tuple[dict[str, Any], Callable[[str, torch.Ten
 
     args = QuantizationArgs(**weights)
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    kind = {"int": "pack-quantized" if args.num_bits == 4 else "int-quantized", "float": "float-quantized"}[args.type]
+    kind = (
+        kind
+        or {"int": "pack-quantized" if args.num_bits == 4 else "int-quantized", "float": "float-quantized"}[args.type]
+    )
 
     def quantize(name: str, weight: torch.Tensor) -> Tensors:
         rows, columns = weight.shape

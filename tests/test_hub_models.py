@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
+from safetensors.torch import load_file, save_file
 
 from job.run import preparation
 from tests.conftest import ANN, Result, finish, start_processes
 from tests.hub import Hub, Repo
+from tests.quantized import FP8, quantize_again, to_fp8
 from tests.run_files import files_of
 from tests.test_run import read_output, write_jsonl
 
@@ -102,6 +104,37 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, repo: Repo, job:
     done(job(output="again", engine="paged"))
     assert [item.path for item in hub.log] == ["/api/models/acme/tiny"]
     assert read_output(tmp_path / "again").equals(read_output(tmp_path / "out"))
+
+
+def test_a_quantized_model_is_fetched_and_converted_once(
+    hub: Hub, job: RunJob, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit says which it is: with what was made of it, its weights are not even read."""
+    monkeypatch.setenv("JOB_CACHE", str(tmp_path / "cache"))
+    directory = tmp_path / "model"
+    shutil.copytree(tiny, directory)
+    quantize_again(directory, FP8, to_fp8)
+    repo = hub.create("model", "acme/tiny")
+    repo.commit(contents(directory))
+    done(job(engine="paged"))
+    done(job(output="again", engine="paged"))
+    assert len(hub.requests("GET /cdn/")) == 1
+    (dense,) = (path for path in (tmp_path / "cache/dense").iterdir() if path.is_dir())
+    done(job(output="local", engine="paged", model=directory))
+    assert [path for path in (tmp_path / "cache/dense").iterdir() if path.is_dir()] == [dense], "a copy is the same"
+    for name in ("again", "local"):
+        assert read_output(tmp_path / name).equals(read_output(tmp_path / "out"))
+    quantize_again(directory, FP8, lambda name, weight: {name: weight})
+    tensors = load_file(directory / "model.safetensors")
+    key = next(name for name in tensors if name.endswith("q_proj.weight_scale_inv"))
+    save_file(tensors | {key: tensors[key] * 2}, directory / "model.safetensors", metadata={"format": "pt"})
+    repo.commit(contents(directory))
+    undo_a_part(tmp_path / "out")
+    done(job(engine="paged"))  # at the commit of the run
+    assert len(hub.requests("GET /cdn/")) == 1
+    done(job(output="new", engine="paged"))
+    assert len(hub.requests("GET /cdn/")) == 2
+    assert len([path for path in (tmp_path / "cache/dense").iterdir() if path.is_dir()]) == 2
 
 
 def test_another_model_with_the_same_tokenizer_is_another_run(

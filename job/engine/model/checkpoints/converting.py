@@ -1,4 +1,4 @@
-"""Writes the dense weights of a quantized checkpoint: one layer after the other, into files of a few gigabytes."""
+"""Writes the dense weights of a quantized checkpoint: one layer after the other, into files of half a gigabyte."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from job.engine.model.weights import GENERATION_CONFIG, INDEX
 from job.launch.activity import doing
 from job.remote.model_files import ModelFiles
 
-FILE_BYTES = 2 << 30
-"""A file of the dense weights is written once it would be larger."""
+FILE_BYTES = 512 << 20
+"""A file of the dense weights is written once it would be larger. Until then it is in memory."""
 
 OF_ACTIVATIONS = (
     *(".activation_scale", ".input_scale", ".input_zero_point", ".output_scale", ".k_scale", ".v_scale"),

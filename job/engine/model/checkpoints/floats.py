@@ -29,12 +29,12 @@ def fp8(settings: Settings) -> Format:
         scales = parts["_scale_inv"] if "_scale_inv" in parts else parts["_scale"]
         if scales.dtype == torch.uint8:  # exponents (E8M0)
             scales = (scales.float() - 127).exp2()
-        factors = spread(scales, weights.shape, (rows, columns))
-        if factors is None:
+        made = _scaled(weights, scales, (rows, columns))
+        if made is None:
             raise Unreadable(
                 f"{tuple(weights.shape)} weights have {tuple(scales.shape)} scales for blocks of {rows} x {columns}"
             )
-        return (weights.float() * factors).to(dtype)
+        return made.to(dtype)
 
     return Format(
         phrase="MXFP8" if is_mx else "FP8",
@@ -44,6 +44,20 @@ def fp8(settings: Settings) -> Format:
         becomes="",
         dense=dense,
     )
+
+
+def _scaled(weights: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor | None:
+    """Return weights times the scales of their blocks, float32; None if this is not how many scales there are."""
+    made, size = weights.float(), block[1]
+    if scales.dim() == weights.dim() and scales.shape[-1] * size == weights.shape[-1]:  # spread over the rows alone
+        factors = spread(scales, (*weights.shape[:-1], scales.shape[-1]), (block[0], 1))
+        if factors is not None:
+            made.view(*weights.shape[:-1], -1, size).mul_(factors[..., None])
+    else:
+        factors = spread(scales, weights.shape, block)
+        if factors is not None:
+            made.mul_(factors)
+    return None if factors is None else made
 
 
 def mxfp4(settings: Settings) -> Format:
