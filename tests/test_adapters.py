@@ -14,6 +14,7 @@ from job.config import ModelConfig
 from job.engine.model.adapters.adapter import inspect_adapters
 from job.engine.model.info import inspect_model
 from job.engine.model.kinds import CAUSAL
+from job.engine.model.quantized import Int8Linear
 from job.errors import UsageError
 from job.output.looking.found import find_run
 from job.remote.model_files import ModelFiles
@@ -133,6 +134,17 @@ def test_a_merged_adapter_is_what_peft_computes(adapted: Callable[..., Any], kin
     found = logits_of(load(base, adapter))
     assert_alike(found, logits_of(expected))
     assert (found - whole).abs().max() > 1e-3
+
+
+def test_a_merged_adapter_is_quantized_with_the_model(adapted: Callable[..., Any]) -> None:
+    base, adapter, _ = adapted("llama", target_modules=ALL)
+    merged, alone = load(base, adapter), serving.load(base, quantize="int8")[0].module
+    model = serving.load(base, adapter=(str(adapter),), quantize="int8")[0].module
+    for name, part in model.named_modules():
+        if isinstance(part, Int8Linear):
+            expected = Int8Linear.of(merged.get_submodule(name), torch.device("cpu"), torch.float32)
+            assert torch.equal(part.dequantized(), expected.dequantized()), name
+            assert not torch.equal(part.dequantized(), alone.get_submodule(name).dequantized()), name
 
 
 def test_several_are_merged_one_after_the_other(adapted: Callable[..., Any]) -> None:

@@ -25,9 +25,10 @@ from job.engine.model.checkpoints.conversion import FORMATS, conversion_of, dtyp
 from job.engine.model.checkpoints.floats import fp8
 from job.engine.model.checkpoints.others import OTHERS
 from job.engine.model.info import ModelInfo, inspect_model
+from job.engine.model.quantized import Float8Linear, to_fp8
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
-from tests import quantized
+from tests import quantized, serving
 from tests.oracle import greedy
 from tests.quantized import copy_with, make_quantized
 from tests.ranks import Ranks
@@ -172,6 +173,21 @@ def test_layers_that_hold_their_weights_the_other_way_round_are_turned(tmp_path:
     assert found is not None
     parts = {part: tensors[f"layer{part}"] for part in (".weight", ".SCB")}
     assert torch.equal(found.format.dense(parts, torch.float16), tensors["dense"].T)
+
+
+@pytest.mark.parametrize("name", ["fp8", "fp8 qwen3_moe", "gptq"])
+def test_what_was_made_dense_may_be_quantized_again(made: Callable[[str], Path], name: str) -> None:
+    """From its dense weights, not from a cast of them."""
+    dense = weights_of(dense_of(made(name)))
+    model = serving.load(made(name), quantize="fp8")[0].module
+    parts = {key: part for key, part in model.named_modules() if isinstance(part, Float8Linear)}
+    assert len(parts) == (8 if "moe" in name else 14)
+    for key, part in parts.items():
+        values, scale = to_fp8(dense[f"{key}.weight"])
+        assert torch.equal(part.weight_q.float(), values.float()) and torch.equal(part.scale, scale), key
+    assert isinstance(getattr(model.model.layers[0].mlp, "experts", None), torch.nn.Module) == ("moe" in name)
+    logits = model(input_ids=torch.arange(3, 63, 5)[None]).logits
+    assert logits.isfinite().all()
 
 
 def test_blocks_at_the_edge_may_be_cut_off() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from job.cli.foreign import advice_on
 from job.config import EngineConfig, ModelConfig
@@ -38,6 +38,7 @@ from job.launch.replica import Replica
 from job.tasks import Score
 from tests import serving
 from tests.conftest import Result
+from tests.headed import make_headed
 from tests.quantized import MODELS
 from tests.ranks import Ranks
 from tests.serving import Served, complete, make_engine, make_prompts, tokens
@@ -279,6 +280,26 @@ def test_tokens_do_not_depend_on_the_batch(tiny_model: Callable[..., Path]) -> N
     served, prompts = Served(model, shapes, replica), make_prompts()
     found = [tokens(complete(make_engine(served, **mode), prompts)) for mode in serving.MODES.values()]
     assert found == [found[0]] * len(found)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("name", "task"), [("bert", "embed"), ("bert", "classify"), ("llama", "classify")])
+def test_models_with_other_heads(tmp_path: Path, name: str, task: str, scheme: str) -> None:
+    """Encoders, too; what classifies or pools stays as it is."""
+    auto_class = {"embed": AutoModel, "classify": AutoModelForSequenceClassification}[task]
+    directory = make_headed(tmp_path, name, auto_class)
+    ids = torch.arange(3, 63, 5)[None]
+    with torch.inference_mode():
+        dense, found = (
+            serving.load(directory, task=task, quantize=each)[0].module(
+                input_ids=ids, attention_mask=torch.ones_like(ids)
+            )
+            for each in (None, scheme)
+        )
+    assert 0 < (found.logits - dense.logits).abs().mean() <= 2 * TOLERANCE[scheme] * dense.logits.std()
+    model = serving.load(directory, task=task, quantize=scheme)[0].module
+    names = [key for key, part in model.named_modules() if isinstance(part, QuantizedLinear)]
+    assert names and not re.search("score|classifier|pooler", " ".join(names))
 
 
 def test_a_run_is_of_its_quantization(

@@ -6,7 +6,8 @@ Usage: scripts/bench quantize quality [MODEL] [DTYPE] [NUM_ROWS] [QUESTIONS.json
 
 quality: questions with their answers are read by the model in DTYPE (default: bfloat16) with each quantization: the
 perplexity of the answers, and the share of positions with the same most likely token as without. Then questions alone
-are completed greedily, and reviews are labelled by scored choices. Intervals are of 95 %, from drawing rows anew.
+are completed greedily, and reviews are labelled by scored choices. What float32 changes is printed for comparison.
+Intervals are of 95 %, from drawing rows anew.
 memory: of each process while the model is loaded, at tensor-parallel sizes 1 and 2; see ``scripts/bench loading``.
 speed: decode steps of 1, 16 and 64 rows on one thread, all precisions in turn, in CPU time of the process, so that
 others on the machine count less.
@@ -41,7 +42,7 @@ from job.records import Request
 from job.remote.model_files import ModelFiles
 from job.tasks import Generate, SamplingParams, Score, Task
 
-NUM_DRAWS = 2000
+NUM_DRAWS, NUM_COMPLETED = 2000, 64
 NEUTRAL = 0.5
 """Ratings of at most this size count as neutral."""
 
@@ -164,13 +165,13 @@ def quality(
     gold = np.array([CHOICES.index(name) for name in names])
     review_ids = load_review_ids(len(ratings), Path(reviews), Path(name))
     base: Answers | None = None
-    for scheme in (None, *QUANTIZATIONS):
-        loaded = load(name, dtype, scheme)
+    for own_dtype, scheme in ((dtype, None), ("float32", None), *((dtype, scheme) for scheme in QUANTIZATIONS)):
+        loaded = load(name, own_dtype, scheme)
         best, losses = read_all(loaded, texts)
-        completions = complete(loaded.model, loaded.shapes, loaded.replica, prompts)
+        completions = complete(loaded.model, loaded.shapes, loaded.replica, prompts[:NUM_COMPLETED])
         found = Answers(best, losses, completions, label(loaded, review_ids, name))
         base = base or found
-        print(json.dumps({"quantize": scheme, "dtype": dtype, **compare(found, base, gold)}), flush=True)
+        print(json.dumps({"quantize": scheme, "dtype": own_dtype, **compare(found, base, gold)}), flush=True)
 
 
 def memory(name: str = str(MODEL), dtype: str = "bfloat16") -> None:
