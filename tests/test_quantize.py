@@ -119,7 +119,10 @@ def test_sizes_of_any_kind(scheme: str, sizes: tuple[int, int]) -> None:
     """Those that are no multiple of 16, for fp8, or of the group, for int8."""
     linear = nn.Linear(*sizes).requires_grad_(False)
     values = numbers(3, sizes[0])
-    found = SCHEMES[scheme].of(linear, CPU, torch.float32)(values)
+    layer = SCHEMES[scheme].of(linear, CPU, torch.float32)
+    found = layer(values)
+    assert layer.weight.shape == linear.weight.shape, "some models read it"
+    assert (layer.weight - linear.weight).abs().max() <= 2**-4 * linear.weight.abs().max()
     assert found.shape == (3, sizes[1]) and found.is_contiguous()
     assert (found - linear(values)).abs().max() <= TOLERANCE[scheme] * (linear(values).std() if sizes[1] > 1 else 1)
 

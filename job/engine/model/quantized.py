@@ -107,6 +107,11 @@ class QuantizedLinear(nn.Module):
         return result if self.bias is None else result + self.bias
 
     @property
+    def weight(self) -> torch.Tensor:
+        """The weight [N, K] in the run's dtype, made anew: some models read those of their layers (T5, MLA)."""
+        return self.dequantized()
+
+    @property
     def num_params(self) -> int:
         """How many weights there are."""
         return self.in_features * self.out_features
@@ -123,6 +128,10 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def quantized(cls, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a weight [N, K] of any dtype in 8 bits, and its scales."""
+        raise NotImplementedError
+
+    def dequantized(self) -> torch.Tensor:
+        """Return the weight [N, K] in the run's dtype."""
         raise NotImplementedError
 
     def _product(self, values: torch.Tensor) -> torch.Tensor:
@@ -143,8 +152,7 @@ class Float8Linear(QuantizedLinear):
 
     def _product(self, values: torch.Tensor) -> torch.Tensor:
         if not self.rounds_activations:
-            weight = from_fp8(self.weight_q, self.scale, self.dtype)
-            return nn.functional.linear(values, weight[: self.out_features, : self.in_features])
+            return nn.functional.linear(values, self.dequantized())
         if self.in_features % MULTIPLE:
             values = nn.functional.pad(values, (0, -self.in_features % MULTIPLE))
         values_q, scale = to_fp8(values)
@@ -154,6 +162,10 @@ class Float8Linear(QuantizedLinear):
             values_q, self.weight_q.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=dtype, use_fast_accum=False
         )
         return product[:, : self.out_features].contiguous().to(self.dtype)
+
+    def dequantized(self) -> torch.Tensor:
+        """See ``QuantizedLinear``."""
+        return from_fp8(self.weight_q, self.scale, self.dtype)[: self.out_features, : self.in_features]
 
 
 class Int8Linear(QuantizedLinear):
@@ -168,7 +180,7 @@ class Int8Linear(QuantizedLinear):
         return nn.functional.linear(values, self.dequantized())
 
     def dequantized(self) -> torch.Tensor:
-        """Return the weight [N, K] in the run's dtype."""
+        """See ``QuantizedLinear``."""
         return from_int8(self.weight_q, self.scale)
 
 
