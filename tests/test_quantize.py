@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from job.cli.foreign import advice_on
 from job.config import EngineConfig, ModelConfig
 from job.engine.fit.shape import shape_of
+from job.engine.model import quantized
 from job.engine.model.layers_in_8_bits import quantize
 from job.engine.model.loading import LoadedModel
 from job.engine.model.overflow import find_overflow
 from job.engine.model.precision import Precision
 from job.engine.model.quantized import (
     LARGEST,
+    LAYERS,
     Float8Linear,
     Int8Linear,
     QuantizedLinear,
@@ -125,6 +128,15 @@ def test_sizes_of_any_kind(scheme: str, sizes: tuple[int, int]) -> None:
     assert (layer.weight - linear.weight).abs().max() <= 2**-4 * linear.weight.abs().max()
     assert found.shape == (3, sizes[1]) and found.is_contiguous()
     assert (found - linear(values)).abs().max() <= TOLERANCE[scheme] * (linear(values).std() if sizes[1] > 1 else 1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_weight_is_the_same_in_parts(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = nn.Linear(64, 40).requires_grad_(False)
+    whole = SCHEMES[scheme].of(linear, CPU, torch.float32)
+    monkeypatch.setattr(quantized, "PART", 64 * 16)
+    parts = SCHEMES[scheme].of(linear, CPU, torch.float32)
+    assert torch.equal(parts.weight_q.float(), whole.weight_q.float()) and torch.equal(parts.scale, whole.scale)
 
 
 def test_small_weights_in_float16_keep_their_precision() -> None:
@@ -303,6 +315,28 @@ def test_models_with_other_heads(tmp_path: Path, name: str, task: str, scheme: s
     model = serving.load(directory, task=task, quantize=scheme)[0].module
     names = [key for key, part in model.named_modules() if isinstance(part, QuantizedLinear)]
     assert names and not re.search("score|classifier|pooler", " ".join(names))
+
+
+def test_what_is_replaced_is_freed_before_the_next_layer() -> None:
+    """All dense layers were held until the last was quantized."""
+    linears = [nn.Linear(32, 32).requires_grad_(False) for _ in range(3)]
+    model = nn.Module()
+    model.layers = nn.ModuleList(linears)
+    alive = [weakref.ref(linear) for linear in linears]
+    linears.clear()
+    seen: list[int] = []
+    of = Int8Linear.of.__func__
+
+    class Watching(Int8Linear):
+        @classmethod
+        def of(cls, *args: Any) -> Any:
+            seen.append(sum(ref() is not None for ref in alive))
+            return of(cls, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYERS, "int8", Watching)
+        quantize(model, "int8", CPU, torch.float32)
+    assert seen == [3, 2, 1]
 
 
 def test_a_run_is_of_its_quantization(

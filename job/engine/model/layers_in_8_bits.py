@@ -46,8 +46,8 @@ def quantize(model: nn.Module, scheme: str, device: torch.device, dtype: torch.d
     quantize_module = expert_quantizer(scheme, device, dtype)
     has_dense_experts = False
     with torch.no_grad():
-        for parent, name, linear in list(_linears(model)):
-            setattr(parent, name, LAYERS[scheme].of(linear, device, dtype))
+        for parent, name in list(_linears(model)):  # not the layers: what is replaced is to be freed
+            setattr(parent, name, LAYERS[scheme].of(getattr(parent, name), device, dtype))
         count = num_experts(model.config) if hasattr(model, "config") else None
         for module in [part for part in model.modules() if not isinstance(part, QuantizedLinear)]:
             try:
@@ -81,8 +81,8 @@ def _shares(model: nn.Module, parts: list[QuantizedLinear | QuantizedExperts], s
     return f"{share:.0%} of the weights are in {scheme}: {held / 1e6:,.0f} MB in place of {dense / 1e6:,.0f}"
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Yield the linear layers inside of lists of layers, but routers, each with its parent and its name there."""
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the parent and the name there of all linear layers inside of lists of layers, but routers."""
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     seen: set[int] = set()
     for layers in lists:
@@ -90,12 +90,14 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             for name, child in parent.named_children():
                 if id(child) not in seen and _is_linear(child) and not ROUTER.search(name):
                     seen.add(id(child))
-                    yield parent, name, child
+                    yield parent, name
 
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer as torch or AutoTP make it, and nothing more."""
-    return type(module) is nn.Linear or (
+    if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":  # which is one, by other operations
+        return True
+    return (
         type(module).__module__.startswith("deepspeed.")
         and type(module).__name__ in ("LinearLayer", "LinearAllreduce")
         and not getattr(module, "gather_output", False)

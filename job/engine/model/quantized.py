@@ -29,6 +29,9 @@ FP8, LARGEST = torch.float8_e4m3fn, torch.finfo(torch.float8_e4m3fn).max
 MULTIPLE = 16
 """Of which both sizes of a weight must be, for the product in fp8. Others are filled up with zeros."""
 
+PART = 2**22
+"""Weights that are quantized at once, or 16 rows: it takes several copies of them in float32."""
+
 MIN_CAPABILITY = (8, 9)
 """Of a GPU that multiplies in fp8."""
 
@@ -75,7 +78,9 @@ class QuantizedLinear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().to(device).to(dtype)
         group = linear.mp_group if type(linear).__name__ == "LinearAllreduce" else None
         num_outputs, num_inputs = weight.shape
-        values, scale = cls.quantized(weight, dtype)
+        rows = max(1, PART // num_inputs // MULTIPLE) * MULTIPLE
+        parts = [cls.quantized(part, dtype) for part in torch.split(weight, rows)]
+        values, scale = (torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
         return cls(values, scale, bias, num_inputs=num_inputs, num_outputs=num_outputs, dtype=dtype, group=group)
 
     @classmethod
