@@ -11,10 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from job.config import ModelConfig
+from job.engine.model.adapters import merging
 from job.engine.model.adapters.adapter import inspect_adapters
+from job.engine.model.adapters.merging import MergedLayers, put_in
 from job.engine.model.info import inspect_model
 from job.engine.model.kinds import CAUSAL
 from job.engine.model.quantized import Int8Linear
+from job.engine.model.reading import read_weights
 from job.errors import UsageError
 from job.output.looking.found import find_run
 from job.remote.model_files import ModelFiles
@@ -154,6 +157,24 @@ def test_several_are_merged_one_after_the_other(adapted: Callable[..., Any]) -> 
     for adapter in (first, second):
         model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     assert torch.equal(logits_of(load(base, first, second)), logits_of(model))
+
+
+def test_merged_layers_are_written_in_several_files(
+    adapted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever merges has few of them in memory; a layer that two adapters change is written twice."""
+    monkeypatch.setattr(merging, "FILE_BYTES", 150_000)
+    monkeypatch.setenv("JOB_CACHE", str(tmp_path / "cache"))
+    base, first, _ = adapted("llama", "first", target_modules=ALL, modules_to_save=["lm_head"])
+    _, second, _ = adapted("llama", "second", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    config = ModelConfig(model=str(base), adapter=(str(first), str(second)))
+    info = inspect_model(config, ModelFiles.local(config.model, config.adapter), torch.device("cpu"), 1)
+    adapters = info.precision.adapters
+    layers = MergedLayers(adapters=adapters, fingerprint="", itemsize=4, read=lambda: read_weights(config, info))
+    directory = layers.directory()
+    assert len(list(directory.glob("*.safetensors"))) > 5
+    found = put_in(read_weights(config, info), directory, adapters)
+    assert torch.equal(logits_of(found), logits_of(load(base, first, second)))
 
 
 def test_a_larger_vocabulary_is_made_room_for(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

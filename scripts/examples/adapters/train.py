@@ -2,7 +2,8 @@
 
 Usage, from the repository's root, after scripts/demo-model: .venv/bin/python scripts/examples/adapters/train.py [DIR]
 
-It learns to answer a review with "Verdict: good." or "Verdict: bad.", which the model alone never does. Then:
+It learns to answer a review with "Verdict: good." or "Verdict: bad.", which the model alone never does.
+(From so few reviews it learns the form of answers, and hardly to judge.) Then:
 job run --config scripts/examples/adapters/verdicts.toml
 """
 
