@@ -2,15 +2,18 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from job.engine.model.placing import move_to
+from job.errors import UsageError
 from tests.conftest import finish, start_processes
 from tests.serving import load
 
@@ -57,3 +60,22 @@ def test_an_index_of_several_files_gives_the_same_model(
         assert torch.equal(value, expected[name]), name
     rotary = found.module.model.rotary_emb.inv_freq
     assert torch.equal(rotary, whole.model.rotary_emb.inv_freq) and rotary.dtype == torch.float32
+
+
+def test_weights_that_do_not_fit_the_configuration_are_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """A regression: the message was transformers' "For details look at the above report", which nobody sees."""
+    shutil.copytree(tiny_model(), tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(4, 4)
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"has 1 weights of another shape .*: \[4, 4\], not \[256, 128\]\. Copy"):
+        load(tmp_path / "model")
+
+
+def test_float64_weights_are_computed_in_the_dtype_of_the_run(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model(), tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    wide = {name: tensor.double() for name, tensor in weights.items()}
+    save_file(wide, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    found = load(tmp_path / "model")[0].module.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in weights.items())

@@ -40,6 +40,7 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
                 attn_implementation=_attention_of(info.config),
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report; transformers' own error names none of them
                 **part,
             )
     except Exception as error:  # OSError, SafetensorError, ValueError, ...: from reading files and building modules
@@ -48,7 +49,15 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
         ) from error
     unused = tuple(f"{name}." for name in info.kind.unused)
     missing = [key for key in report["missing_keys"] if not key.startswith(unused)]  # all of them, if none is unused
-    lacking = sorted(missing) + sorted(str(key) for key in report["mismatched_keys"])
+    if report["mismatched_keys"]:
+        key, stored, needed = min(
+            (str(key), list(stored), list(needed)) for key, stored, needed in report["mismatched_keys"]
+        )
+        raise UsageError(
+            f"--model {config.model} has {len(report['mismatched_keys'])} weights of another shape than its "
+            f"configuration asks for, such as {key}: {stored}, not {needed}. Copy the model again."
+        )
+    lacking = sorted(missing)
     if lacking:
         raise UsageError(
             f"--model {config.model} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}. "
