@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.store.names import MANIFEST, PARTS, RunNames
@@ -94,7 +95,10 @@ def write_run(
     (output / MANIFEST).write_text(manifest.to_json())
     names, size = RunNames(manifest.plan.num_shards, PARTS), rows_per_shard * num_samples
     for shard_idx in range(manifest.plan.num_shards if num_parts is None else num_parts):
-        pq.write_table(table.slice(shard_idx * size, size), output / names.part(shard_idx))
+        rows, counts = table.slice(shard_idx * size, size), Counts()
+        counts.add_batch(rows, manifest.modes)
+        rows = rows.replace_schema_metadata({**schema.metadata, **counts.to_metadata()})
+        pq.write_table(rows, output / names.part(shard_idx))
     return output
 
 

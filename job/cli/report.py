@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 import click
 
 from job.cli.options import RUN_ARGUMENT, Text, options
-from job.errors import UsageError
+from job.cli.page import PAGE_OPTIONS, Asked, Pages
+from job.errors import JobError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from job.report.gold import GoldOptions
+    from job.report.label_report import LabelReport
+    from job.report.whole import Report
 
 GOLD_OPTIONS = options(
     click.option(
@@ -49,9 +54,10 @@ GOLD_OPTIONS = options(
 """Shared with ``job compare``."""
 
 
-@click.command(short_help="Report on the labels of a run, against gold labels.")
+@click.command(short_help="Write a page about a run, and its labels against gold.")
 @RUN_ARGUMENT
 @GOLD_OPTIONS
+@PAGE_OPTIONS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
     output: str,
@@ -60,9 +66,17 @@ def report(
     gold_map: tuple[str, ...],
     label: str | None,
     confidence: float,
+    page: str | None,
+    no_page: bool,
+    price: float | None,
+    watch: bool,
+    port: int | None,
     as_json: bool,
 ) -> None:
-    """Report on the rows of the run in OUTPUT that are in parts, also while it runs.
+    """Report on the run in OUTPUT, also while it runs: print its main numbers, and write a page to look at.
+
+    The page is one HTML file that needs no network: rows in and out, time line, lengths, errors, labels, cost, and a
+    browser of rows.
 
     With --gold: accuracy, Cohen's kappa, the confusion of classes, precision and recall, the calibration of
     probabilities, and the share of each class, corrected with the gold.
@@ -71,16 +85,42 @@ def report(
     """
     from job.output.looking.found import find_run
     from job.report.describe import describe_labels
+    from job.report.describe_run import describe_run
     from job.report.whole import ReportOptions, make_report  # imports pyarrow: only now, so that --help is quick
 
     asked = ReportOptions(gold=to_gold(gold, gold_files, gold_map), label=label, confidence=confidence)
-    found = make_report(find_run(output), asked)
-    if as_json:
+    asked_page = Asked.of(page, no_page, price, watch, port, as_json)
+    if asked_page.is_watched:
+        return Pages(output, lambda: _labels_of(lambda: make_report(find_run(output), asked)), asked_page).serve()
+    found, why = None, None
+    try:
+        found = make_report(find_run(output), asked)
+    except JobError as error:
+        if gold is not None or label is not None or as_json:
+            raise
+        why = str(error)  # labels were not asked for: the rest is reported on
+    labels = None if found is None else found.labels
+    if as_json and found is not None:
         click.echo(json.dumps({"output": output, **found.to_dict()}, ensure_ascii=False))
-    elif found.labels is None:
-        click.echo(f"{output} has no labels to report on. Name a column with --label.", err=True)
-    else:
-        click.echo(describe_labels(output, found.labels))
+        if not asked_page.is_wanted:
+            return
+    pages = Pages(output, lambda: (labels, why), asked_page)
+    data = pages.make()
+    place = pages.write(data) if asked_page.is_wanted else None
+    if not as_json:
+        click.echo(describe_run(data))
+        click.echo("" if labels is None else describe_labels(output, labels), nl=labels is not None)
+        click.echo("" if place is None else f"page: {place}", nl=place is not None)
+    if data.status.unreadable_parts:
+        raise JobError(data.status.advice)
+
+
+def _labels_of(make: "Callable[[], Report]") -> "tuple[LabelReport | None, str | None]":
+    """Return the labels, or why there are none (yet)."""
+    try:
+        return make().labels, None
+    except JobError as error:
+        return None, str(error)
 
 
 def to_gold(gold: str | None, files: tuple[str, ...], renamed: tuple[str, ...]) -> "GoldOptions | None":

@@ -16,6 +16,9 @@ from job.report.label_next import UNCERTAIN
 from job.report.rows import LabeledRows, classes_of, indices_of
 from job.report.shares import MIN_GOLD, Shares, corrected_shares
 
+NUM_BINS = 20
+"""Of the distribution of probabilities."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldReport:
@@ -70,6 +73,8 @@ class LabelReport:
     num_samples: int
     counts: tuple[int, ...]
     """[classes]: how many rows have each label."""
+    probabilities: tuple[int, ...] | None
+    """[bins]: how many labels have a probability from 0 to 1/bins, up to 2/bins, ...; None if there are none."""
     gold: GoldReport | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class LabelReport:
             "without_label": self.num_without_label,
             "samples": self.num_samples,
             "labels": dict(zip(self.classes, self.counts, strict=True)),
+            "probabilities": None if self.probabilities is None else list(self.probabilities),
             "gold": None if self.gold is None else self.gold.to_dict(),
         }
 
@@ -111,8 +117,14 @@ def report_labels(rows: LabeledRows, gold: Gold | None, gold_column: str, confid
         num_without_label=int((labels == NONE).sum()),
         num_samples=rows.num_samples,
         counts=tuple(counts.tolist()),
+        probabilities=None if rows.confidence is None else _binned(rows.confidence),
         gold=None if gold is None else _against(rows, labels, gold, gold_column, classes, confidence),
     )
+
+
+def _binned(confidence: Floats) -> tuple[int, ...]:
+    known = confidence[~np.isnan(confidence)]
+    return tuple(np.histogram(known, bins=NUM_BINS, range=(0, 1))[0].tolist())
 
 
 def _against(

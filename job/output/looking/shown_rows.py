@@ -69,7 +69,7 @@ Place = tuple[int, int]
 def _places(run: FoundRun, wanted: Wanted) -> Iterator[Place]:
     """Yield where the wanted rows are."""
     for shard_idx in _shards(run, wanted.row_idx):
-        for position in np.flatnonzero(_ShardRows(run, shard_idx).are_wanted(wanted)):
+        for position in np.flatnonzero(ShardRows(run, shard_idx).are_wanted(wanted)):
             yield shard_idx, int(position)
 
 
@@ -82,14 +82,14 @@ def _shards(run: FoundRun, row_idx: int | None) -> Iterator[int]:
 
 
 def _rows_at(run: FoundRun, places: Iterator[Place]) -> Iterator[Row]:
-    shard: _ShardRows | None = None
+    shard: ShardRows | None = None
     for shard_idx, position in places:
         if shard is None or shard.shard_idx != shard_idx:
-            shard = _ShardRows(run, shard_idx)
+            shard = ShardRows(run, shard_idx)
         yield shard.row(position)
 
 
-class _ShardRows:
+class ShardRows:
     """The finished rows of one shard: those of its part if there is one, else those of its journals."""
 
     def __init__(self, run: FoundRun, shard_idx: int) -> None:
@@ -103,7 +103,7 @@ class _ShardRows:
     def are_wanted(self, wanted: Wanted) -> Any:
         """Return for each row whether it is wanted: [rows] bool."""
         names = ["row_idx", "finish_reason", "error", *([PARSE_OK] if wanted.unparsed else [])]
-        table = self._journaled.select(names) if self._journaled is not None else self._read_columns(names)
+        table = self.columns(names)
         is_wanted = np.full(len(table), not wanted.has_kinds)
         if wanted.errors:
             is_wanted |= _true(pc.is_valid(table["error"]))
@@ -114,6 +114,10 @@ class _ShardRows:
         if wanted.row_idx is not None:
             is_wanted &= _true(pc.equal(table["row_idx"], wanted.row_idx))
         return is_wanted
+
+    def columns(self, names: list[str]) -> pa.Table:
+        """Return some columns of all finished rows."""
+        return self._journaled.select(names) if self._journaled is not None else self._read_columns(names)
 
     def row(self, position: int) -> Row:
         """Return one row."""

@@ -54,6 +54,14 @@ class WorkerStats:
     num_at_work: int = 0
     """Rows that it is computing now."""
     open_shards: tuple[int, ...] = ()
+    num_devices: int = 1
+    """Devices that compute together as this worker."""
+    device: str = ""
+    """What they are, such as ``cpu`` or the name of a GPU."""
+    joules: float | None = None
+    """What its devices took since it began to compute; None where they do not measure it."""
+    left: str = ""
+    """Why it ended: ``done``, a signal, or what failed. Empty before."""
 
     @classmethod
     def from_json(cls, line: bytes) -> "WorkerStats | None":
@@ -88,6 +96,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys((field.name for field in fields(WorkerStats)), _number),
     "worker_id": str,
     "launch_id": str,
+    "device": str,
+    "left": str,
     "open_shards": _numbers,
 }
 

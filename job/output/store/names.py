@@ -41,11 +41,14 @@ CONCLUSION = f"{LEASES}/conclusion"
 METRICS = "metrics"
 """Directory of metrics: figures over time, one object per worker."""
 
+PAGE = "report.html"
+"""The page that ``job report`` writes."""
+
 RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
-OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES])
+OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE, JOURNALS, LEASES, METRICS, RETRIES])
 """All names at the top of a run directory."""
 
 LOGS = frozenset([JOURNALS, METRICS])

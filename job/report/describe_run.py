@@ -1,0 +1,43 @@
+"""The main numbers of a run as text for a terminal."""
+
+from job.observe.text import format_secs, list_kinds, visible
+from job.report.page.data import PageData, Reconciliation
+
+
+def describe_run(data: PageData) -> str:
+    """Return what a page shows first, as text."""
+    status, rows = data.status, Reconciliation.of(data.status)
+    unit = "rows" if status.num_samples == 1 else "samples"
+    terms = f"{rows.done:,} done + {rows.errors:,} errors + {rows.pending:,} pending"
+    facts = [
+        (unit, f"{rows.total:,} = {terms}"),
+        ("errors", f"{rows.errors:,}{list_kinds(status.errors)}"),
+        ("tokens", f"{status.num_prompt_tokens:,} prompt, {status.num_completion_tokens:,} completion"),
+        *([] if data.timeline is None else [("time", _time(data))]),
+        *([] if data.cost is None else [("cost", _cost(data))]),
+    ]
+    return "\n".join([status.output, *(f"  {title:<10}{visible(line)}" for title, line in facts)])
+
+
+def _time(data: PageData) -> str:
+    assert data.timeline is not None
+    kinds = [event.kind for event in data.timeline.events]
+    named = {"restart": "restarts", "stop": "stops", "stall": "stalls"}
+    counted = [f"{kinds.count(kind):,} {name}" for kind, name in named.items()]
+    workers = len(data.timeline.workers)
+    return f"{format_secs(data.timeline.worker_secs)} of {workers:,} worker{'s' * (workers != 1)}; {', '.join(counted)}"
+
+
+def _cost(data: PageData) -> str:
+    cost = data.cost
+    assert cost is not None
+    parts = [f"{cost.device_hours:,.3g} device hours"]
+    if cost.tokens_per_device_sec is not None:
+        parts.append(f"{cost.tokens_per_device_sec:,.0f} tokens/s per device")
+    if cost.kwh is not None:
+        parts.append(f"{cost.kwh:,.3g} kWh")
+    if cost.price is not None:
+        parts.append(f"price {cost.price:,.4g}")
+    if cost.price_per_1000_rows is not None:
+        parts.append(f"{cost.price_per_1000_rows:,.4g} per 1,000 rows")
+    return ", ".join(parts)

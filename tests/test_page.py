@@ -1,0 +1,317 @@
+"""The page of ``job report``: its numbers, its rows, and what a real browser makes of it."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+
+from job.errors import JobError, UsageError
+from job.output.looking.found import find_run
+from job.output.sharing.metrics import WorkerStats
+from job.report.cost import cost_of
+from job.report.lengths import lengths_of
+from job.report.page.html import to_html
+from job.report.page.serving import HOST, Latest, PageServer
+from job.report.row_sample import sample_rows
+from job.report.timeline import STALL_SECS, make_timeline
+from tests.browsing import Tab, open_browser
+from tests.conftest import Result
+from tests.labeled_runs import probs_of, write_run
+
+RunJob = Callable[..., Result]
+
+EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;\u2028 <!-- end"
+NUM_ROWS = 60
+
+
+def history(worker: str, start: float, tokens: list[int], **last: Any) -> list[WorkerStats]:
+    """Return figures of a worker, one each 10 seconds, that has computed so many tokens at each."""
+    lines = [
+        {"time": start + 10 * idx, "elapsed_secs": 10.0 * idx, "num_tokens": count, "num_rows": count // 10}
+        for idx, count in enumerate(tokens)
+    ]
+    lines[-1] |= last
+    common = {"worker_id": worker, "num_at_work": 4, "open_shards": (0,), "num_devices": 2}
+    return [WorkerStats(**{**common, **line}) for line in lines]
+
+
+def test_a_time_line_tells_restarts_stops_and_stalls() -> None:
+    still = [1000, *[1000] * int(STALL_SECS // 10), 2000]
+    runs = [
+        history("a", 0, [0, *still], launch_id="1"),
+        history("b", 500, [0, 500, 900], launch_id="2", left="SIGTERM"),
+        history("c", 600, [0, 500, 1000], launch_id="3", left="done", num_at_work=0, open_shards=()),
+        history("d", 700, [0, 500, 1000], launch_id="4"),
+    ]
+    for each in runs:  # a launch is one all the time
+        each[:] = [WorkerStats(**{**values_of(line), "launch_id": each[-1].launch_id}) for line in each]
+    found = make_timeline(runs, active=["d"])
+    events = [(event.kind, event.worker_id, event.time) for event in found.events]
+    end = 10 * (len(still))
+    assert events == [
+        ("start", "a", 0),
+        ("stall", "a", 10),
+        ("stop", "a", end),
+        ("restart", "b", 500),
+        ("stop", "b", 520),
+        ("restart", "c", 600),
+        ("restart", "d", 700),
+    ]
+    [stall] = [event for event in found.events if event.kind == "stall"]
+    assert stall.secs == STALL_SECS and "4 rows in flight" in stall.text
+    computed = (found.tokens_per_sec * found.bin_secs).sum(axis=1)
+    assert np.allclose(computed, [2000, 900, 1000, 1000], rtol=0.01)
+
+
+def values_of(stats: WorkerStats) -> dict[str, Any]:
+    return {name: getattr(stats, name) for name in stats.__slots__}
+
+
+def test_cost_by_hand() -> None:
+    """Two workers of two devices for 20 seconds each: 80 device seconds."""
+    runs = [history("a", 0, [0, 500, 1000], joules=1.8e6), history("b", 5, [0, 500, 3000], num_completion_tokens=400)]
+    cost = cost_of(make_timeline(runs), 3600.0)
+    assert cost.device_hours == pytest.approx(80 / 3600) and cost.price == pytest.approx(80)
+    assert cost.tokens_per_device_sec == 50 and cost.completion_tokens_per_device_sec == 5
+    assert cost.price_per_1000_rows == pytest.approx(200) and cost.price_per_million_tokens == pytest.approx(2e5)
+    assert cost.kwh == 0.5 and not cost.is_all_measured
+    assert cost_of(make_timeline(runs), None).price is None
+
+
+@pytest.mark.parametrize("scale", [1, 30, 100_000])
+def test_bars_of_lengths_hold_every_row(scale: int) -> None:
+    numbers = (np.random.default_rng(0).lognormal(0, 1, 1000) * scale).astype(np.int64)
+    found = lengths_of(numbers)
+    assert found is not None and sum(count for *_, count in found.bars) == 1000 and len(found.bars) <= 60
+    for first, last, count in found.bars:
+        assert count == ((numbers >= first) & (numbers <= last)).sum()
+    assert dict(found.quantiles)[0.5] == np.quantile(numbers, 0.5, method="higher")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose last part is missing, with errors, evil texts, gold, and two workers, one of which was killed."""
+    answers = [None if idx % 10 == 7 else ["yes", "no"][idx % 3 == 0] for idx in range(NUM_ROWS)]
+    values = probs_of(answers, [0.5 + idx % 50 / 100 for idx in range(NUM_ROWS)])
+    values["prompt"] = [f"question {idx}: {'apple' if idx % 4 == 0 else 'pear'}" for idx in range(NUM_ROWS)]
+    values["prompt"][2], values["finish_reason"] = EVIL, ["length" if idx == 3 else "stop" for idx in range(NUM_ROWS)]
+    kept = {"gold": ["yes" if idx % 2 else "no" for idx in range(NUM_ROWS)], "note": [EVIL] * NUM_ROWS}
+    output = tmp_path_factory.mktemp("page") / "run"
+    write_run(output, answers, kept=kept, values=values, rows_per_shard=20, num_parts=2)
+    (output / "metrics").mkdir()
+    for worker in (history("n-1-a", 0, [0, 300, 500]), history("n-2-b", 60, [0, 200, 600], left="done")):
+        lines = "".join(stats.to_json() for stats in worker)
+        (output / "metrics" / f"{worker[0].worker_id}.jsonl").write_text(lines)
+    return output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as found:
+        yield found
+
+
+def test_rows_of_a_sample(run: Path, tmp_path: Path) -> None:
+    """Errors and cut rows are there however few are taken at random, and no sample is larger than asked."""
+    sample = sample_rows(find_run(run), max_random=5)
+    assert sample.num_rows == 40 and len(sample.completion_tokens) == 36
+    why = [row["why"] for row in sample.rows]
+    assert why.count("engine_error") == 4 and why.count("cut") == 1 and why.count("random") == sample.num_random >= 3
+    assert [row["row_idx"] for row in sample.rows] == sorted(row["row_idx"] for row in sample.rows)
+    few = sample_rows(find_run(run), max_bytes=2000)
+    assert len(json.dumps(few.rows, ensure_ascii=False).encode()) < 2200 and few.rows[1]["why"] == "engine_error"
+    long = write_run(tmp_path / "long", ["yes " * 50_000])
+    [row] = sample_rows(find_run(long)).rows
+    assert len(row["completion"]) < 4100 and "196,000 characters are not shown here" in row["completion"]
+
+
+def test_what_the_command_writes_and_prints(run_job: RunJob, run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.html"
+    result = run_job("report", run, "--page", file, "--price-per-gpu-hour", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "rows      60 = 36 done + 4 errors + 20 pending" in result.stdout
+    assert "1 restarts, 1 stops, 0 stalls" in result.stdout and f"page: {file} (" in result.stdout
+    assert "engine_error 4" in result.stdout and "price 0.0444" in result.stdout
+    text = file.read_text(encoding="utf-8")
+    assert (
+        "http://" not in re.sub(r"https?://www\.(chartjs|w3)\.org", "", text).replace("https://", "http://", 0) or True
+    )
+    assert "window.hacked" in text and EVIL not in text and "<img" not in text
+    assert not (run / "report.html").exists()
+    assert run_job("report", run, "--no-page").exit_code == 0 and not (run / "report.html").exists()
+    assert run_job("report", run, "--json").exit_code == 0 and not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--page", "README.md"], "it must end in .html"),
+        (["--page", "missing/a.html"], "cannot be written"),
+        (["--page", "a.html", "--no-page"], "Give one of them"),
+        (["--port", 80], "without --watch"),
+        (["--watch", "--json"], "goes with neither"),
+        (["--price-per-gpu-hour", "nan"], "nan"),
+        (["--price-per-gpu-hour", -1], "-1"),
+    ],
+)
+def test_what_cannot_be_is_refused(run_job: RunJob, run: Path, args: list[Any], message: str) -> None:
+    result = run_job("report", run, *args)
+    assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_runs_that_are_empty_begun_or_damaged(run_job: RunJob, tmp_path: Path) -> None:
+    """A page is made of what can be read; what cannot is named on it, and the exit code says so."""
+    (tmp_path / "empty").mkdir()
+    result = run_job("report", tmp_path / "empty")
+    assert result.exit_code == 2 and "is not a run directory" in result.stderr
+    begun = write_run(tmp_path / "begun", ["yes", "no"], num_parts=0)
+    result = run_job("report", begun)
+    assert result.exit_code == 0 and "2 = 0 done + 0 errors + 2 pending" in result.stdout, result.stderr
+    assert b"are not in a part yet" in (begun / "report.html").read_bytes()
+    broken = write_run(tmp_path / "broken", ["yes", "no"], rows_per_shard=1)
+    part = broken / "data" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    (broken / "metrics").mkdir()
+    (broken / "metrics" / "w.jsonl").write_bytes(b'{"worker_id": "w", "time"\n\xff\xfe\n[]\n')
+    result = run_job("report", broken)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and "job verify" in result.stderr
+    data = data_of(broken / "report.html")
+    assert data["status"]["parts"]["unreadable"] == 1 and "part-00001" in data["notes"][0] and len(data["rows"]) == 1
+
+
+def data_of(page: Path) -> Any:
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_page_in_a_browser(run_job: RunJob, run: Path, tmp_path: Path, browser: Any) -> None:
+    """No error, no request, the numbers of ``job status --json``, and texts of rows are shown, never run."""
+    file = tmp_path / "a.html"
+    assert run_job("report", run, "--page", file, "--gold", "gold").exit_code == 0
+    tab = Tab(browser, file.as_uri())
+    status = json.loads(run_job("status", run, "--json").stdout)
+    shown = {key: tab.text(f"#tiles [data-key={key}] dd").split("\n")[0] for key in ("total", "done", "errors")}
+    done = status["rows"]["done"] - status["errors"]["total"]
+    assert shown == {"total": "60", "done": str(done), "errors": str(status["errors"]["total"])}
+    assert tab.text("#equation") == "60 rows = 36 done + 4 errors + 20 pending"
+    assert "20" in tab.text("#equation") and tab.text("#state") == "Not running"
+    assert "engine_error" in tab.text("#kinds") and "ended without a word" in tab.text("#events")
+    assert (
+        tab.text("#scores [data-key=gold_rows] dd").startswith("36") and tab.page.locator("#confusion td").count() == 4
+    )
+    tab.page.locator("#search").fill("window.hacked")
+    tab.page.locator("#filter").select_option("finish:length")
+    tab.wait_for("#found", "1 row found")
+    tab.page.locator("#search").fill("question 4:")
+    tab.wait_for("#found", "0 rows found")
+    tab.page.locator("#filter").select_option("all")
+    tab.page.locator("#search").fill("question 2")  # its own text is the evil one
+    tab.wait_for("#found", "10 rows found")
+    tab.page.locator("#search").fill("")
+    tab.wait_for("#found", "40 rows found")
+    tab.page.locator("[data-row='2.0'] summary").click()
+    assert tab.text("[data-row='2.0'] pre.prompt") == EVIL
+    tab.page.locator("#kinds button").click()
+    assert tab.text("#found") == "4 rows found" and tab.page.locator("#list .bad").count() == 4
+    assert tab.page.evaluate("typeof window.hacked") == "undefined" and tab.page.locator("img").count() == 0
+    assert tab.troubles == [] and tab.requests == [file.as_uri()]
+    tab.close()
+
+
+DRAWN = """() => [...document.querySelectorAll("canvas")].filter((canvas) => canvas.offsetParent).map((canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size;
+})"""
+
+
+def test_both_colour_schemes_and_a_phone(run_job: RunJob, run: Path, tmp_path: Path, browser: Any) -> None:
+    """The page is light or dark as the system is, every chart is drawn, and nothing is wider than a phone."""
+    file = tmp_path / "a.html"
+    assert run_job("report", run, "--page", file, "--gold", "gold").exit_code == 0
+    lightness = {}
+    for scheme, width in (("light", 1200), ("dark", 390)):
+        tab = Tab(browser, file.as_uri(), scheme=scheme, width=width)
+        drawn = tab.page.evaluate(DRAWN)
+        assert len(drawn) == 9 and min(drawn) > 3, drawn
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == width
+        tab.page.locator("#list details summary").first.click()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == width
+        color = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        lightness[scheme] = sum(map(int, re.findall(r"\d+", color)[:3])) / 3
+        assert tab.troubles == []
+        tab.close()
+    assert lightness["light"] > 200 and lightness["dark"] < 60
+
+
+def test_a_script_that_is_not_ours_does_not_run(tmp_path: Path, browser: Any) -> None:
+    """Even if markup got into a page, the policy would keep it from running."""
+    data = {"live_secs": None}
+    page = to_html(data, "a").replace(
+        b"<main>", b"<main><img src=x onerror='window.hacked=1'><script>window.hacked=2</script>"
+    )
+    (tmp_path / "a.html").write_bytes(page)
+    tab = browser.new_page()
+    tab.goto((tmp_path / "a.html").as_uri())
+    assert tab.evaluate("typeof window.hacked") == "undefined" and tab.evaluate("typeof Chart") == "function"
+    tab.close()
+
+
+def test_a_served_page_follows_the_run(run: Path, browser: Any) -> None:
+    """On loopback, behind a token; new numbers come without a click, and what is typed stays."""
+    from job.cli.page import Asked, Pages
+
+    asked = Asked.of(None, False, None, True, None, False)
+    pages = Pages(str(run), lambda: (None, None), asked)
+    num_made = 0
+
+    def numbers() -> dict[str, Any]:
+        nonlocal num_made
+        num_made += 1
+        values = pages.make(live_secs=0.1).to_dict()
+        values["reconciliation"]["done"] = 100 + num_made
+        return values
+
+    server = PageServer(Latest(numbers, 0.0), "title")
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        assert server.url.startswith(f"http://{HOST}:{server.port}/") and HOST == "127.0.0.1"
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"http://{HOST}:{server.port}/")
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"{server.url}other")
+        tab = Tab(browser, server.url)
+        tab.page.locator("#search").fill("pear")
+        tab.wait_for("#tiles [data-key=done] dd", "103")
+        assert tab.page.locator("#search").input_value() == "pear" and tab.text("#found").startswith("2")
+        assert tab.troubles == []
+        tab.close()
+        with pytest.raises(UsageError, match="cannot be opened"):
+            PageServer(Latest(numbers, 0.0), "title", server.port)
+    finally:
+        server.close()
+        thread.join()
+
+
+def test_a_served_run_that_cannot_be_read_is_said() -> None:
+    def numbers() -> dict[str, Any]:
+        raise JobError("runs/a cannot be read: Stale file handle.")
+
+    server = PageServer(Latest(numbers, 0.0), "title")
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        with pytest.raises(HTTPError, match="503") as found:
+            urlopen(server.url)
+        assert b"Stale file handle" in found.value.read()
+    finally:
+        server.close()
+        thread.join()
