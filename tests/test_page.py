@@ -11,8 +11,10 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
 
 from job.errors import JobError, UsageError
+from job.launch.energy import EnergyMeter
 from job.output.looking.found import find_run
 from job.output.sharing.metrics import WorkerStats
 from job.report.cost import cost_of
@@ -21,6 +23,7 @@ from job.report.page.html import to_html
 from job.report.page.serving import HOST, Latest, PageServer
 from job.report.row_sample import sample_rows
 from job.report.timeline import STALL_SECS, make_timeline
+from job.run.devices import Devices
 from tests.browsing import Tab, open_browser
 from tests.conftest import Result
 from tests.labeled_runs import probs_of, write_run
@@ -83,6 +86,33 @@ def test_cost_by_hand() -> None:
     assert cost.price_per_1000_rows == pytest.approx(200) and cost.price_per_million_tokens == pytest.approx(2e5)
     assert cost.kwh == 0.5 and not cost.is_all_measured
     assert cost_of(make_timeline(runs), None).price is None
+
+
+class FakeNvml:
+    """Counts 1,500 mJ more each time it is asked."""
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.counts, self.millijoules = counts, 10_000
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        return 0 if uuid == b"GPU-1" else 6
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, count: Any) -> int:
+        self.millijoules += 1500
+        count._obj.value = self.millijoules
+        return 0 if self.counts else 3
+
+
+def test_energy_counts_from_the_start_of_a_run() -> None:
+    meter = EnergyMeter("GPU-1", FakeNvml())
+    assert [meter.joules, meter.joules] == [1.5, 3.0]
+    assert Devices(count=2, meter=meter).joules == 9.0 and Devices().joules is None
+    assert EnergyMeter("GPU-2", FakeNvml()).joules is None
+    assert EnergyMeter("GPU-1", FakeNvml(counts=False)).joules is None
+    assert Devices.of(torch.device("cpu"), 2) == Devices(count=2, name="cpu")
 
 
 @pytest.mark.parametrize("scale", [1, 30, 100_000])

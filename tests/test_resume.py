@@ -22,8 +22,10 @@ import pytest
 
 import job.engine.fake
 from job.engine.fake import FakeEngine
+from job.output.looking.found import find_run
 from job.output.parts import plan, shard
 from job.output.parts.plan import Plan
+from job.report.timeline import read_timeline
 from tests.conftest import Result
 from tests.test_run import read_output, submitted_by, write_jsonl
 
@@ -262,7 +264,7 @@ def test_a_signal_stops_the_run_with_75_and_keeps_what_is_finished(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    """Leases are given back, so that the next launch need not wait; a second signal changes nothing."""
+    """Leases are given back, so that the next launch need not wait; a second signal changes nothing. Reports say so."""
     args = run_args(tmp_path / "out")
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
     worker = start_until_journal_has(0, args, tmp_path / "out", tmp_path / "log")
@@ -276,6 +278,10 @@ def test_a_signal_stops_the_run_with_75_and_keeps_what_is_finished(
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     assert run_job(*args).exit_code == 0
     assert read_output(tmp_path / "out").equals(expected)
+    timeline = read_timeline(find_run(tmp_path / "out").directory.store, active=[])
+    assert timeline is not None and [event.kind for event in timeline.events] == ["start", "stop", "restart"]
+    assert timeline.events[1].text == f"ended: {number.name}"
+    assert [(worker.left, worker.device) for worker in timeline.workers] == [(number.name, "cpu"), ("done", "cpu")]
 
 
 def test_two_workers_may_start_in_the_same_instant(

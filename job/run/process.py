@@ -25,6 +25,7 @@ from job.observe.watchdog import Heartbeat
 from job.remote.model_files import ModelFiles
 from job.remote.patience import set_patience
 from job.run.conclusion import conclude, exit_code_of
+from job.run.devices import Devices
 from job.run.examination import Examined
 from job.run.first_rows import NothingSucceeds
 from job.run.held import Held
@@ -144,7 +145,10 @@ class Process:
         if prepared is None:
             return held.engine.follow()
         launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
-        runner = Runner(prepared, held.engine, stop, held.heartbeat, progress, stopwatch, launch_id, num_replicas)
+        devices = Devices.of(replica.device, replica.info.tensor_parallel_size)
+        runner = Runner(
+            prepared, held.engine, stop, held.heartbeat, progress, stopwatch, launch_id, num_replicas, devices
+        )
         return _lead(runner, held.engine, stop, progress)
 
     def release(self) -> None:

@@ -7,11 +7,12 @@ what the leader's engine sends them.
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 
 from job.engine.protocol import Engine
-from job.errors import EXIT_STOPPED, JobError, Unavailable
+from job.errors import EXIT_STOPPED, JobError, Unavailable, shorten
 from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
@@ -25,6 +26,7 @@ from job.records import Completion, Generation
 from job.remote.patience import lose_patience
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
+from job.run.devices import Devices
 from job.run.first_rows import FirstRows
 from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
@@ -45,6 +47,7 @@ class Runner:
         stopwatch: Stopwatch,
         launch_id: str,
         num_replicas: int = 1,
+        devices: Devices | None = None,
     ) -> None:
         """Work on a prepared run with a loaded engine, until it is done or ``stop`` is set."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
@@ -61,6 +64,7 @@ class Runner:
         self._totals = Counts()
         self._latest: Completion | None = None
         self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
+        self._devices, self._left = devices or Devices(), ""
         self._start, self._tokens_before = time.monotonic(), engine.num_computed_tokens
         stall_secs = prepared.config.engine.stall_timeout
         self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
@@ -197,6 +201,10 @@ class Runner:
     def _leave(self) -> None:
         """Release everything that is held. Journals keep the finished rows of unfinished shards."""
         self._watchdog.close()
+        failure = sys.exc_info()[1]
+        self._left = (self._stop.signal_name or "stopped") if self._stop() else "done"
+        if failure is not None:
+            self._left = shorten(str(failure) or type(failure).__name__)
         try:
             with contextlib.suppress(Unavailable):
                 self._shards.in_flight.keep(self._engine)
@@ -253,6 +261,10 @@ class Runner:
             num_completion_tokens=self._shards.counts.num_completion_tokens,
             num_at_work=len({request.key for request in self._engine.in_flight}),
             open_shards=self._shards.held_idx,
+            num_devices=self._devices.count,
+            device=self._devices.name,
+            joules=self._devices.joules,
+            left=self._left,
         )
 
     @property

@@ -371,7 +371,7 @@
       ]),
     ]);
     byId("cost-note").textContent = "Time from when a worker had loaded its model to its last figures. A device is a GPU, or the processor of one process."
-      + (cost.price == null ? " --price-per-gpu-hour adds prices." : "") + (cost.kwh == null ? " No device measured energy." : "");
+      + (cost.price == null ? " --price-per-gpu-hour adds prices." : "") + (cost.kwh == null ? " No device measured energy." : " Of GPUs that compute as one worker, the energy of the first is measured.");
   }
 
   function showSettings() {
