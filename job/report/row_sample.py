@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from job.output.looking.found import FoundRun
 from job.output.looking.shown_rows import ShardRows
 from job.output.parts.part_schema import BASE, Columns
 from job.records import CUT_REASONS, RowError
+from job.report.page.embedded import to_json
 
 MAX_RANDOM = 1_000
 MAX_OF_KIND = 30
 """Rows of each kind of error, and rows that were cut: the first of them."""
 
 MAX_BYTES = 3_000_000
-"""Of all rows together, as JSON."""
+"""Of all rows together, as they are in a page, where a ``<`` takes six bytes."""
 
 MAX_TEXT = 4_000
 """Characters of one text; of a longer one, the beginning and the end."""
@@ -90,9 +92,11 @@ class _Chooser:
         self._keys, self._places = keys[kept], places[kept]
 
     def chosen(self) -> dict[Place, str]:
-        """Return the places and why: what is special first, then those at random, in random order."""
+        """Return the places and why, the most wanted first: what is special and what is at random by turns."""
         places = ((int(shard_idx), int(position)) for shard_idx, position in self._places)
-        return {**self._special, **{place: RANDOM for place in places if place not in self._special}}
+        at_random = [(place, RANDOM) for place in places if place not in self._special]
+        both = zip_longest(self._special.items(), at_random)
+        return dict(found for pair in both for found in pair if found is not None)
 
 
 def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int = MAX_BYTES) -> RowSample:
@@ -209,7 +213,7 @@ def _within(
     kept, num_bytes = {}, 0
     for place in chosen:
         if place in rows:
-            num_bytes += len(json.dumps(rows[place], ensure_ascii=False).encode(errors="replace"))
+            num_bytes += len(to_json(rows[place]).encode(errors="replace"))
             if num_bytes > max_bytes:
                 break
             kept[place] = rows[place]

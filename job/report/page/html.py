@@ -4,7 +4,6 @@ Texts of rows are data. They are embedded as JSON, in which no character can end
 text. Besides, a Content-Security-Policy names the digests of our own scripts: no other would run.
 """
 
-import json
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
@@ -14,12 +13,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from job.report.page.embedded import to_json
+
 CHART = "chart-4.6.1.min.js"
 """Chart.js (MIT), the file ``dist/chart.umd.min.js`` of its npm package: 210 kB."""
-
-ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}  # all valid in JSON
-)
 
 
 def to_html(data: dict[str, Any], title: str, *, is_served: bool = False) -> bytes:
@@ -49,15 +46,6 @@ def to_html(data: dict[str, Any], title: str, *, is_served: bool = False) -> byt
         scripts=[Markup(script) for script in scripts],
     )
     return text.encode(errors="replace")
-
-
-def to_json(data: dict[str, Any]) -> str:
-    r"""Return JSON that can stand in a script element.
-
-    >>> to_json({"a": "</script>&"})
-    '{"a":"\\u003c/script\\u003e\\u0026"}'
-    """
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(ESCAPES)
 
 
 @cache

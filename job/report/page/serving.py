@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from job.errors import JobError, UsageError
-from job.report.page.html import to_html, to_json
+from job.report.page.embedded import to_json
+from job.report.page.html import to_html
 
 HOST = "127.0.0.1"
 
