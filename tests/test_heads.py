@@ -48,6 +48,8 @@ TEXTS = ["What is it?", "a", "Ein längerer Text, der etwas sagt.", "What is tha
 
 NUM_LABELS = 3
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def headed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
@@ -189,6 +191,16 @@ def flat_keys(values: Any) -> set[str]:
     return {name for name, value in values.items() if value != {}}.union(*map(flat_keys, values.values()))
 
 
+def read_as_documented(output: Path) -> Any:
+    """Return the vectors of a run, read by the code in the documentation."""
+    page = (ROOT / "scripts/examples/README.md").read_text()
+    code = page.partition("## Embeddings")[2].partition("```python\n")[2].partition("```")[0]
+    assert "runs/vectors/data" in code
+    values: dict[str, Any] = {}
+    exec(code.replace("runs/vectors/data", str(output / "data")), values)
+    return values["vectors"]
+
+
 def ids_of(text: str) -> list[int]:
     return list(make_tokenizer()(text)["input_ids"])
 
@@ -218,6 +230,7 @@ def test_embeddings_are_written(run_job: RunJob, headed: Callable[..., Path], tm
         found = np.array(table["embedding"].to_pylist()[:4], np.float32)
         if name == "int8":
             found *= np.array(table["embedding_scale"].to_pylist()[:4], np.float32)[:, None]
+        assert (read_as_documented(output) == found).all(), "the code in the documentation reads the same"
         assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
     card = (tmp_path / "float32/README.md").read_text()
     assert "# Embeddings of " in card and "embedding-dtype: `float32`" in card
@@ -437,6 +450,10 @@ def test_a_reward_model_reads_whole_conversations(run_job: RunJob, tmp_path: Pat
         ("embed", ("--extract", "a"), "--extract and --task embed were given together. Leave out --extract: nothing"),
         ("embed", ("--num-samples", 2), "--num-samples and --task embed were given together."),
         ("embed", ("--prefill", "a"), "--prefill and --task embed were given together."),
+        ("embed", ("--aggregate", "majority"), "--aggregate and --task embed were given together. Leave out"),
+        ("embed", ("--retry-invalid", 2), "--retry-invalid and --task embed were given together. Leave out"),
+        ("embed", ("--logprobs",), "--logprobs and --task embed were given together. Leave out"),
+        ("embed", ("--stop", "a"), "--stop and --task embed were given together."),
         ("embed", ("--temperature", 1), "--temperature has no effect: --task embed does not use it"),
         ("embed", ("--pooling", "cls"), "--pooling cls: the first token of a decoder sees no other."),
         ("embed", ("--prompt-name", "query"), "--prompt-name query: the model has no prompt of this name. It has none"),
