@@ -1,6 +1,6 @@
 """Runs that write vectors or labels: kills, several workers, growth, retries, chains. On the fake engine."""
 
-import random
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from job.engine.fake import FakeEngine
 from job.output.parts import plan, shard
 from tests.conftest import Result
 from tests.headed import make_headed
-from tests.test_resume import exit_codes, kill_some, start_workers
+from tests.test_resume import exit_codes, start_until_journal_has, start_workers
 from tests.test_run import read_output, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -51,9 +51,11 @@ def test_kills_workers_growth_and_retries_leave_every_row_once(
     found = {row: kind for row, kind in enumerate(expected["error_kind"].to_pylist()) if kind is not None}
     assert found == {7: "null_prompt", 13: "empty_prompt", 21: "prompt_too_long"}
 
-    output, log, rng = tmp_path / "out", tmp_path / "log", random.Random(3)
+    output, log = tmp_path / "out", tmp_path / "log"
     pilot = [*args, str(output), "--limit", "80"]
-    assert sum(kill_some(rng, pilot, log, 0.05, 0.4) for _ in range(4)), "some are killed"
+    worker = start_until_journal_has(1000, pilot, output, log)
+    worker.kill()
+    assert exit_codes([worker]) == [-signal.SIGKILL] and list(output.glob("journal/*.arrows"))
     assert exit_codes(start_workers(2, pilot, log)) == [0, 0], log.read_text()
     assert read_output(output).equals(expected.slice(0, 80))
     assert run_job(*args, output).exit_code == 0, "it grows"

@@ -1,6 +1,7 @@
 """Vectors and classes: what plain transformers computes, in any batch and at both sizes; options, columns, refusals."""
 
 import json
+import textwrap
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -197,7 +198,7 @@ def read_as_documented(output: Path) -> Any:
     code = page.partition("## Embeddings")[2].partition("```python\n")[2].partition("```")[0]
     assert "runs/vectors/data" in code
     values: dict[str, Any] = {}
-    exec(code.replace("runs/vectors/data", str(output / "data")), values)
+    exec(textwrap.dedent(code).replace("runs/vectors/data", str(output / "data")), values)
     return values["vectors"]
 
 
@@ -231,6 +232,12 @@ def test_embeddings_are_written(run_job: RunJob, headed: Callable[..., Path], tm
         if name == "int8":
             found *= np.array(table["embedding_scale"].to_pylist()[:4], np.float32)[:, None]
         assert (read_as_documented(output) == found).all(), "the code in the documentation reads the same"
+        part = pq.read_metadata(next((output / "data").glob("*.parquet"))).row_group(0)
+        columns = {part.column(idx).path_in_schema: part.column(idx) for idx in range(part.num_columns)}
+        assert (
+            columns["embedding.list.element"].has_dictionary_page == (name == "int8")
+            and columns["prompt"].has_dictionary_page
+        )
         assert np.abs(found - expected).max() <= allowed * np.abs(expected).max()
     card = (tmp_path / "float32/README.md").read_text()
     assert "# Embeddings of " in card and "embedding-dtype: `float32`" in card

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.output.parts.counts import Counts
+from job.output.parts.encodings import dictionary_columns
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
@@ -213,7 +214,8 @@ class OpenShard:
         schema = self._format.schema
         compression = None if self._format.compression == "none" else self._format.compression
         # With page checksums, ``job verify`` finds every flipped bit. They add 0.6 % to a small part.
-        with pq.ParquetWriter(file, schema, compression=compression, write_page_checksum=True) as writer:
+        encodings = {"use_dictionary": dictionary_columns(schema), "compression": compression}
+        with pq.ParquetWriter(file, schema, write_page_checksum=True, **encodings) as writer:
             self.counts.tallies.clear()
             for table in self._tables(schema):
                 self.counts.tally(table, self._format.columns.modes)
