@@ -42,6 +42,16 @@ def served(tiny_model: Callable[..., Path]) -> Served:
     return replace(served, model=replace(served.model, eos_token_ids=(1, *range(140, 170))))
 
 
+@pytest.fixture
+def run_args(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """Return the command line of a run of long rows on a real model."""
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "many words " * (idx % 3 + 1)} for idx in range(9)])
+    run = ["run", "--model", str(tiny_model()), "--dataset", str(data)]
+    shape = ["--rows-per-shard", "5", "--max-batch-rows", "4"]
+    sampled = ["--max-new-tokens", "150", "--temperature", "1", "--no-chat"]
+    return lambda output, *options: [*run, *shape, *sampled, "--output", str(output), *options]
+
+
 def piece(key: PartialKey, start: int, *token_ids: int) -> Partial:
     row_idx, sample_idx, attempt = key
     logprobs, tops = [-float(token) for token in token_ids], b"".join(bytes([token] * 3) for token in token_ids)
@@ -171,10 +181,10 @@ def test_a_piece_that_was_written_twice_counts_once(paths: RunFiles, monkeypatch
     key = (7, 0, 0)
     log = PartialLog(paths.directory, 0, "a")
     log.append([piece(key, 0, 1)])
-    log._log.append(partials._to_batch([piece(key, 1, 2)]))  # written, but not known to be
+    log._log.append(partials.to_batch([piece(key, 1, 2)]))  # written, but not known to be
     log.append([piece(key, 1, 2, 3, 4)])
     assert whole(PartialLogs(paths.directory, 0).read("")[key]) == piece(key, 0, 1, 2, 3, 4)
-    log._log.append(partials._to_batch([piece(key, 9, 9)]))  # after a gap
+    log._log.append(partials.to_batch([piece(key, 9, 9)]))  # after a gap
     assert whole(PartialLogs(paths.directory, 0).read("")[key]) == piece(key, 0, 1, 2, 3, 4)
 
 
@@ -212,16 +222,6 @@ def test_logs_do_not_grow_with_rows_that_are_done(paths: RunFiles, monkeypatch: 
     assert whole(PartialLogs(paths.directory, 0).read("")[199, 0, 0]) == piece((199, 0, 0), 0, *range(50), *range(50))
 
 
-@pytest.fixture
-def run_args(tiny_model: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
-    """Return the command line of a run of long rows on a real model."""
-    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "many words " * (idx % 3 + 1)} for idx in range(9)])
-    run = ["run", "--model", str(tiny_model()), "--dataset", str(data)]
-    shape = ["--rows-per-shard", "5", "--max-batch-rows", "4"]
-    sampled = ["--max-new-tokens", "150", "--temperature", "1", "--ignore-eos", "--no-chat", "--logprobs"]
-    return lambda output, *options: [*run, *shape, *sampled, "--output", str(output), *options]
-
-
 def kill_when_begun(args: list[str], output: Path, log: Path) -> None:
     """Start a run in a process of its own, and kill it once several rows have begun."""
     (worker,) = start_workers(1, args, log)
@@ -241,10 +241,11 @@ def test_a_killed_run_goes_on_within_its_rows(
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(in_flight, "JOURNAL_SYNC_SECS", 0.0)
     output, log = tmp_path / "out", tmp_path / "log"
-    assert run_job(*run_args(tmp_path / "undisturbed")).exit_code == 0
+    options = ["--ignore-eos", "--logprobs"]
+    assert run_job(*run_args(tmp_path / "undisturbed", *options)).exit_code == 0
     for _ in range(2):
-        kill_when_begun(run_args(output), output, log)
-    done = run_job(*run_args(output))
+        kill_when_begun(run_args(output, *options), output, log)
+    done = run_job(*run_args(output, *options))
     assert done.exit_code == 0
     assert re.search(r"\d rows go on where an earlier launch had stopped: \d+ tokens are not", done.stderr)
     found, expected = (read_output(path).to_pylist() for path in (output, tmp_path / "undisturbed"))
@@ -252,6 +253,32 @@ def test_a_killed_run_goes_on_within_its_rows(
         assert left.pop("token_logprobs") == pytest.approx(right.pop("token_logprobs"), abs=1e-4)
         assert left == right
     assert not list(output.glob("journal/*")), "what is left of rows in flight goes with the journals"
+
+
+@pytest.mark.parametrize("options", [["--logprobs"], ["--top-logprobs", "3", "--stop", "e"]])
+def test_a_retry_with_more_tokens_goes_on_where_rows_were_cut(
+    run_job: Callable[..., Result], run_args: Callable[..., list[str]], tmp_path: Path, options: list[str]
+) -> None:
+    """Twice, with other rows' tokens kept beside them; with another temperature, rows begin again."""
+    output, limits = tmp_path / "out", {most: ["--max-new-tokens", str(most)] for most in (20, 60, 90)}
+    args = run_args(output, *options, *limits[20])
+    assert run_job(*args).exit_code == 0
+    for most, num_before in ((60, 20), (90, 60)):
+        assert "will be recomputed" in run_job("retry", output, "--cut", *limits[most]).stdout
+        done = run_job(*args)
+        assert done.exit_code == 0
+        num_rows, num_tokens = map(int, re.search(r"(\d+) rows? goe?s? on .*: (\d+) tokens", done.stderr).groups())
+        assert num_rows >= 2 and num_tokens == num_rows * num_before
+    assert run_job(*run_args(tmp_path / "whole", *options, *limits[90])).exit_code == 0
+    found, expected = (read_output(path).to_pylist() for path in (output, tmp_path / "whole"))
+    for left, right in zip(found, expected, strict=True):
+        for name in ("token_logprobs", "top_logprobs", "cumulative_logprob"):
+            flat = [np.ravel(row.pop(name, None) or 0.0) for row in (left, right)]
+            assert flat[0] == pytest.approx(flat[1], abs=1e-3 if name == "top_logprobs" else 1e-4)
+        assert left == right
+    assert run_job("retry", output, "--cut", "--max-new-tokens", "95", "--temperature", "0.5").exit_code == 0
+    assert "goes on" not in (again := run_job(*args).stderr) and "go on" not in again
+    assert run_job("verify", output).exit_code == 0
 
 
 def test_without_it_nothing_is_kept(

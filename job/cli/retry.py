@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def retry(output: str, kinds: tuple[str, ...], cut: bool, unparsed: bool, **options: Any) -> None:
     """Mark rows of the run in OUTPUT, its --output: error rows, those that were cut, or those that do not parse.
 
-    Then run the same command as before: it recomputes these rows from the beginning, and no others. Their parts stay
-    readable until the new ones replace them.
+    Then run the same command as before: it recomputes these rows, and no others. With --max-new-tokens alone, rows that
+    were cut go on where they were. Parts stay readable until the new ones replace them.
     """
     from job.output.looking.found import find_run
     from job.output.looking.retries import mark_for_retry, read_counts

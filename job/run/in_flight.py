@@ -9,13 +9,15 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
 from job.errors import Unavailable, first_line
+from job.output.parts.cut_rows import CutLog, read_cut_rows, settle_cut_rows
 from job.output.parts.partials import PartialLog, PartialLogs
 from job.output.parts.plan import Plan
-from job.output.parts.shard import JOURNAL_SYNC_SECS
+from job.output.parts.shard import JOURNAL_SYNC_SECS, OpenShard
 from job.output.store.directory import RunDirectory
-from job.records import Partial, PartialKey, Request
+from job.records import Generation, Partial, PartialKey, Request
 from job.tasks import Generate, Score
 
 
@@ -31,17 +33,24 @@ class InFlight:
         self._left: dict[int, PartialLogs] = {}
         self._begun: dict[int, Mapping[PartialKey, Partial]] = {}
         """Shard to what its rows have, as it was last read."""
+        self._cut: dict[int, list[Partial]] = {}
+        """Shard to completions that were cut and are not in its log yet."""
+        self._cut_logs: dict[int, CutLog] = {}
         self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
         self._last = time.monotonic()
         self._num_resumed = self._num_tokens = 0
         self._has_failed = False
 
-    def look(self, shard_idx: int) -> None:
+    def look(self, shard: OpenShard) -> None:
         """Read what others have left of a shard: rows of it are claimed."""
         if self._is_on:
+            shard_idx = shard.shard_idx
             left = self._left.setdefault(shard_idx, PartialLogs(self._directory, shard_idx))
             own = self._logs.get(shard_idx)
-            self._begun[shard_idx] = left.read("" if own is None else own.name)
+            begun = left.read("" if own is None else own.name)
+            # What was cut by a limit goes on under a larger one, if nothing else has changed.
+            cut = read_cut_rows(self._directory, shard_idx) if shard.changes.keys() == {"max_new_tokens"} else {}
+            self._begun[shard_idx] = {**cut, **begun}
 
     def resumed(self, request: Request) -> Request:
         """Return a request with what there is of its completion."""
@@ -53,11 +62,13 @@ class InFlight:
         self._num_tokens += len(partial.token_ids)
         return replace(request, begun=partial)
 
-    def forget(self, request: Request) -> None:
-        """A request has been completed."""
-        log = self._logs.get(self._plan.shard_of(request.row_idx))
-        if log is not None:
+    def end(self, generation: Generation) -> None:
+        """A request has been completed. If its limit has cut it, its tokens are kept."""
+        request, shard_idx = generation.request, self._plan.shard_of(generation.request.row_idx)
+        if (log := self._logs.get(shard_idx)) is not None:
             log.forget((request.row_idx, request.sample_idx, request.attempt))
+        if self._is_on and (partial := partial_of(generation)) is not None:
+            self._cut.setdefault(shard_idx, []).append(partial)
 
     def keep_if_due(self, engine: Engine) -> None:
         """Keep what the engine's rows have, if it is some seconds since that was done."""
@@ -77,6 +88,8 @@ class InFlight:
             for shard_idx, partials in by_shard.items():
                 self._log(shard_idx).append(partials)
             self._replace_garbage(engine)
+            for shard_idx in list(self._cut):
+                self._append_cut(shard_idx)
             self._has_failed = False
         except OSError as error:
             if not self._has_failed:
@@ -88,12 +101,21 @@ class InFlight:
 
     def close(self) -> None:
         """Close all logs. They stay: another launch goes on there."""
-        for shard_idx in list(self._logs):
+        for shard_idx in {*self._logs, *self._cut, *self._cut_logs}:
             with contextlib.suppress(OSError, Unavailable):
                 self.leave(shard_idx)
 
+    def settle(self, shard: OpenShard) -> None:
+        """Close the logs of a shard that is complete, and put what was cut of it where it stays."""
+        self.leave(shard.shard_idx)
+        if self._is_on:
+            settle_cut_rows(self._directory, shard.shard_idx, shard.cut)
+
     def leave(self, shard_idx: int) -> None:
-        """Close a shard's log."""
+        """Close a shard's logs."""
+        self._append_cut(shard_idx)
+        if (cut_log := self._cut_logs.pop(shard_idx, None)) is not None:
+            cut_log.close()
         self._left.pop(shard_idx, None)
         self._begun.pop(shard_idx, None)
         log = self._logs.pop(shard_idx, None)
@@ -104,6 +126,12 @@ class InFlight:
         if shard_idx not in self._logs:
             self._logs[shard_idx] = PartialLog(self._directory, shard_idx, self._worker_id)
         return self._logs[shard_idx]
+
+    def _append_cut(self, shard_idx: int) -> None:
+        if partials := self._cut.pop(shard_idx, None):
+            if shard_idx not in self._cut_logs:
+                self._cut_logs[shard_idx] = CutLog(self._directory, shard_idx, self._worker_id)
+            self._cut_logs[shard_idx].append(partials)
 
     def _replace_garbage(self, engine: Engine) -> None:
         wasteful = {shard_idx: log for shard_idx, log in self._logs.items() if log.is_mostly_garbage}

@@ -214,7 +214,7 @@ class OpenShards:
         prepared = self._prepared
         if all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
-        self.in_flight.look(shard.shard_idx)
+        self.in_flight.look(shard)
         until, columns = self._read_until(shard, claim), prepared.renderer.read_columns
         while (blocks := self._reader.read(claim.rows, until, columns, prepared.kept_columns)) is None:
             yield None
@@ -260,7 +260,7 @@ class OpenShards:
 
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
         before_part()
-        self.in_flight.leave(shard.shard_idx)  # the shard removes its log
+        self.in_flight.settle(shard)
         shard.finish()
         self.recent[shard.shard_idx] = shard.counts
         self._close(shard)

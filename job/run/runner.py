@@ -148,7 +148,7 @@ class Runner:
 
     def _deliver(self, generations: Sequence[Generation]) -> None:
         for generation in generations:
-            self._shards.in_flight.forget(generation.request)
+            self._shards.in_flight.end(generation)
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
         texts = self._prepared.tokenizer.decode([generation.text_ids for generation in generations])
         prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]

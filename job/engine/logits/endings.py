@@ -9,9 +9,9 @@ from typing import TypeVar
 from job.engine.failures import failed
 from job.engine.logits.guide import Guide
 from job.engine.logits.loops import is_looping
-from job.engine.logits.token_scores import unpack_top_tokens
+from job.engine.logits.token_scores import pack_top_tokens, unpack_top_tokens
 from job.errors import first_line
-from job.records import Generation, Request, RowError
+from job.records import Generation, Partial, Request, RowError
 from job.tasks import EndsText, Generate
 
 Row = TypeVar("Row")
@@ -95,6 +95,27 @@ def generation_of(
         logprobs=logprobs if params.scores_tokens else None,
         top_ids=top_ids,
         top_logprobs=top_logprobs,
+    )
+
+
+def partial_of(generation: Generation) -> Partial | None:
+    """Return what a request for more tokens can go on with; None if the completion was not cut by its limit.
+
+    Nor can it if reasoning was cut before an answer with a grammar: whether its end was being forced is not known.
+    """
+    request, task = generation.request, generation.request.task
+    if generation.finish_reason != "length" or not isinstance(task, Generate) or task.ends_at_answer:
+        return None
+    if task.grammar is not None and task.reasoning is not None:
+        return None
+    has_tops = generation.top_ids is not None
+    return Partial(
+        row_idx=request.row_idx,
+        sample_idx=request.sample_idx,
+        attempt=request.attempt,
+        token_ids=generation.token_ids,
+        logprobs=generation.logprobs or (),
+        tops=pack_top_tokens(generation.top_ids, generation.top_logprobs) if has_tops else b"",
     )
 
 

@@ -131,6 +131,11 @@ def unpack_top_tokens(packed: bytes | bytearray, number: int) -> tuple[Numbers, 
     return np.ascontiguousarray(numbers[:, 0]), np.ascontiguousarray(numbers[:, 1]).view(np.float32)
 
 
+def pack_top_tokens(ids: Numbers, logprobs: npt.NDArray[np.float32]) -> bytes:
+    """Return the bytes that ``unpack_top_tokens`` has unpacked."""
+    return np.stack([ids, np.ascontiguousarray(logprobs).view(np.int32)], axis=1).tobytes()
+
+
 def _index(rows: Sequence[int], num_rows: int, parcel: Parcel) -> Sent | None:
     """Send which of some rows are meant; None: all of them."""
     return None if len(rows) == num_rows else parcel.add(np.array(rows, np.int64))

@@ -87,7 +87,7 @@ def _mark(run: FoundRun, shard_idx: int, of_part: Counts, wanted: Mark, earlier:
         wanted = wanted.joined(earlier)
     else:
         # A worker that was killed just after it finished the part has left them, with the rows to be retried.
-        for leftover in [*directory.journals(shard_idx), *directory.partials(shard_idx)]:
+        for leftover in directory.logs(shard_idx):
             directory.store.delete(leftover)
     if not wanted.is_plain:
         rows = count_meant(directory, shard_idx, Columns.of(run.manifest), wanted)

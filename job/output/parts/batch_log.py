@@ -65,6 +65,14 @@ class BatchLog:
         self._stream.truncate()
 
 
+def to_bytes(batch: pa.RecordBatch) -> bytes:
+    """Return a log of one batch, compressed."""
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch, custom_metadata=_checksum_entry(_as_read(batch)))
+    return stream.getvalue()
+
+
 class BatchReader:
     """Reads a log that may still grow; each read yields only new batches. Not thread-safe."""
 

@@ -55,7 +55,7 @@ class PartialLog:
     def append(self, partials: Sequence[Partial]) -> None:
         """Append tokens, each completion's after those that the log has. They outlive the process, not a power cut."""
         if partials:
-            self._log.append(_to_batch(partials))
+            self._log.append(to_batch(partials))
             self.known |= {partial.key: partial.end for partial in partials}
 
     def forget(self, key: PartialKey) -> None:
@@ -93,12 +93,12 @@ class PartialLogs:
     def __init__(self, directory: RunDirectory, shard_idx: int) -> None:
         """Read nothing yet."""
         self._directory, self._shard_idx = directory, shard_idx
-        self._logs: dict[str, _Contents] = {}
+        self._logs: dict[str, Contents] = {}
 
     def read(self, own_name: str) -> dict[PartialKey, Partial]:
         """Return the longest that there is of each completion, in any log but our own. Damaged ends are left out."""
         names = [name for name in self._directory.partials(self._shard_idx) if name != own_name]
-        self._logs = {name: self._logs.get(name) or _Contents(self._directory.store, name) for name in names}
+        self._logs = {name: self._logs.get(name) or Contents(self._directory.store, name) for name in names}
         longest: dict[PartialKey, Partial] = {}
         for contents in self._logs.values():
             for key, partial in contents.read().items():
@@ -107,10 +107,11 @@ class PartialLogs:
         return longest
 
 
-class _Contents:
+class Contents:
     """What one log has of each completion. There may be thousands of pieces, so they are added up in place."""
 
     def __init__(self, store: Store, name: str) -> None:
+        """Read nothing yet."""
         self._reader = BatchReader(store, name, SCHEMA.names)
         self._found: dict[PartialKey, Partial] = {}
 
@@ -138,6 +139,7 @@ class _Contents:
         found.tops.extend(piece.tops[len(piece.tops) // max(1, len(piece.token_ids)) * num_had :])
 
 
-def _to_batch(partials: Sequence[Partial]) -> pa.RecordBatch:
+def to_batch(partials: Sequence[Partial]) -> pa.RecordBatch:
+    """Return partial completions as columns."""
     columns = [[getattr(partial, name) for partial in partials] for name in SCHEMA.names]
     return pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

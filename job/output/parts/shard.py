@@ -152,9 +152,9 @@ class OpenShard:
             self._journal.append(completion)
 
     @property
-    def num_done(self) -> int:
-        """The number of finished rows, by this worker and others."""
-        return len(self._done)
+    def cut(self) -> set[SampleKey]:
+        """The completions that their limit has cut."""
+        return {key for key, completion in self._done.items() if completion.finish_reason == "length"}
 
     def sync_if_due(self) -> None:
         """Sync the journal if its last sync is long enough ago."""
@@ -190,7 +190,7 @@ class OpenShard:
             return  # what is left belongs to the other worker, or by now to a retry, whose marker must stay
         # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
         self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
-        for log in [*self._directory.journals(self.shard_idx), *self._directory.partials(self.shard_idx)]:
+        for log in self._directory.logs(self.shard_idx):
             self._store.delete(log)
         # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
         # the old part, with its errors, final.

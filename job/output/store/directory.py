@@ -59,6 +59,14 @@ class RunDirectory:
         """Return what any worker left of a shard's rows that were in flight."""
         return self._logs(shard_idx, ".partials")
 
+    def cut_logs(self, shard_idx: int) -> list[str]:
+        """Return what any worker left of a shard's completions that were cut."""
+        return self._logs(shard_idx, ".cut")
+
+    def logs(self, shard_idx: int) -> list[str]:
+        """Return all that any worker left of an unfinished shard."""
+        return self._logs(shard_idx, "")
+
     def _logs(self, shard_idx: int, ending: str) -> list[str]:
         start = f"{self.names.number(shard_idx)}."
         names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))

@@ -44,11 +44,16 @@ METRICS = "metrics"
 PAGE = "report.html"
 """The page that ``job report`` writes."""
 
+CUT = "cut"
+"""Directory of the tokens of completions that their limit has cut, for ``job retry --cut``: one object per shard."""
+
 RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
 OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE, JOURNALS, LEASES, METRICS, RETRIES])
+
+OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES, CUT])
 """All names at the top of a run directory."""
 
 LOGS = frozenset([JOURNALS, METRICS])
@@ -136,6 +141,14 @@ class RunNames:
     def partials(self, shard_idx: int, worker_id: str, number: int) -> str:
         """Return the first, second, ... log of what one worker's rows in flight have, of one shard."""
         return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.{number}.partials"
+
+    def cut_log(self, shard_idx: int, worker_id: str, number: int) -> str:
+        """Return the first, second, ... log of what was cut of one worker's rows, of one shard."""
+        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.{number}.cut"
+
+    def cut(self, shard_idx: int) -> str:
+        """Return the object with the tokens of a finished shard's completions that were cut."""
+        return f"{CUT}/{self.number(shard_idx)}"
 
     def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
         """Return the object whose exclusive creation claims a shard, or a slice of it."""
