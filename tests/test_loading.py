@@ -26,7 +26,7 @@ def test_a_process_of_two_holds_only_its_share(tmp_path: Path) -> None:
     Its share is half, and a cast of the whole would be as much again. What DeepSpeed takes itself is some 15 MiB.
     """
     runpy.run_path(str(SCRIPT))["make_model"](tmp_path, num_layers=1)
-    results = finish(start_processes([SCRIPT, tmp_path, "bfloat16", 2, "process"], 2))
+    results = finish(start_processes([SCRIPT, tmp_path, "bfloat16", 2, "", "", "process"], 2))
     assert [result.exit_code for result in results] == [0, 0], results
     for figures in (json.loads(result.stdout.splitlines()[-1]) for result in results):
         assert figures["weights"] < figures["private"] - figures["before"] < 1.5 * figures["weights"], figures

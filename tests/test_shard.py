@@ -218,7 +218,7 @@ def test_a_shard_goes_on_where_several_journals_end(paths: RunFiles) -> None:
     leave_journal(paths, "b", completion(3, "b"), completion(7, "b"))
     leave_journal(paths, "other", completion(11, "x"), shard_idx=1)
     shard = open_shard(paths)
-    assert [row_idx for row_idx in shard.rows if shard.has((row_idx, 0))] == [0, 3, 7] and shard.num_done == 3
+    assert [row_idx for row_idx in shard.rows if shard.has((row_idx, 0))] == [0, 3, 7] and shard.counts.num_rows == 3
     finish(shard)
     texts = pq.read_table(paths.part(0))["completion"].to_pylist()
     assert texts == ["a", "done", "done", "a", "done", "done", "done", "b", "done", "done"]
@@ -229,14 +229,14 @@ def test_a_second_completion_of_a_row_is_ignored(paths: RunFiles) -> None:
     shard = open_shard(paths)
     shard.add(completion(4, "first"))
     shard.add(completion(4, "second"))
-    assert shard.num_done == 1
+    assert shard.counts.num_rows == 1
     finish(shard)
     assert pq.read_table(paths.part(0))["completion"].to_pylist()[4] == "first"
 
 
 def test_rows_of_another_plan_in_a_journal_are_left_alone(paths: RunFiles) -> None:
     leave_journal(paths, "a", completion(10), completion(-1))
-    assert open_shard(paths).num_done == 0
+    assert open_shard(paths).counts.num_rows == 0
 
 
 def test_a_shard_left_unfinished_keeps_its_rows_in_the_journal(paths: RunFiles) -> None:
@@ -259,7 +259,7 @@ def test_a_hole_is_a_bug_and_never_a_part(paths: RunFiles, missing: str) -> None
         shard.finish()
     shard.close()
     assert not paths.directory.done_shards()
-    assert open_shard(paths, worker="b").num_done >= 9
+    assert open_shard(paths, worker="b").counts.num_rows >= 9
 
 
 def test_what_was_written_is_read_back_before_it_gets_its_name(
@@ -413,7 +413,7 @@ def test_a_row_has_its_samples_in_order_and_its_kept_columns_with_each(paths: Ru
         shard.add(completion(row_idx, f"c{row_idx}.{sample_idx}", sample_idx=sample_idx))
     shard.keep(block(range(20, 22)))
     shard.keep(block(range(22, 25)))
-    assert shard.is_complete and shard.num_done == 15
+    assert shard.is_complete and shard.counts.num_rows == 15
     shard.finish()
     table = pq.read_table(paths.part(2))
     assert list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True)) == keys
@@ -454,7 +454,7 @@ def test_a_shard_goes_on_in_the_middle_of_a_row(paths: RunFiles) -> None:
     leave_journal(paths, "a", completion(0, "a", sample_idx=2), completion(1, "a", sample_idx=0))
     leave_journal(paths, "b", completion(0, "b", sample_idx=2), completion(1, "b", sample_idx=3))
     shard = open_shard(paths, plan=SAMPLED)
-    assert shard.num_done == 2, "sample 3 of another plan is left alone"
+    assert shard.counts.num_rows == 2, "sample 3 of another plan is left alone"
     assert [key for key in SAMPLED.keys(0) if shard.has(key)] == [(0, 2), (1, 0)]
     for row_idx, sample_idx in SAMPLED.keys(0):
         shard.add(completion(row_idx, "new", sample_idx=sample_idx))

@@ -51,9 +51,9 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
-OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE, JOURNALS, LEASES, METRICS, RETRIES])
-
-OWN = frozenset([PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, JOURNALS, LEASES, METRICS, RETRIES, CUT])
+OWN = frozenset(
+    [PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE, JOURNALS, LEASES, METRICS, CUT, RETRIES]
+)
 """All names at the top of a run directory."""
 
 LOGS = frozenset([JOURNALS, METRICS])
