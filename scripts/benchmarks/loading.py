@@ -40,7 +40,7 @@ def load(model: str, dtype: str, size: int, scheme: str | None, adapter: str) ->
     replica = Replica(read_process_info(os.environ, size), device="cpu")
     config = ModelConfig(model=model, dtype=dtype, quantize=scheme)
     info = inspect_model(config, ModelFiles.local(model, [adapter] if adapter else []), replica.device, size)
-    import transformers.generation.utils  # noqa: F401 (it imports scikit-learn, if that is there: 40 MiB)
+    import transformers.modeling_utils  # noqa: F401 (it imports SciPy, if that is there)
 
     before = most = private_mib()
     is_loaded = threading.Event()
