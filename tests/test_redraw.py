@@ -17,6 +17,7 @@ from job.output.looking.found import find_run
 from job.records import Generation, Request
 from job.run.open_shards import OpenShards
 from tests.conftest import Result, finish, start_processes
+from tests.serving import ask
 from tests.test_resume import NUM_ROWS, NUM_SAMPLES, exit_codes, kill_some, run_args, start_workers
 from tests.test_run import read_output, write_jsonl
 
@@ -221,12 +222,13 @@ def test_a_repeated_request_of_a_shard_that_another_worker_has_finished_is_dropp
     from types import SimpleNamespace
 
     shards: Any = object.__new__(OpenShards)
-    request = SimpleNamespace(row_idx=5, key=(5, 0))
+    shards.in_flight = SimpleNamespace(resumed=lambda request: request)
+    request = ask([3], row_idx=5)
     shards._repeated, shards._feed, shards._prompts = deque(), iter(["next"]), {}
     shards._plan = SimpleNamespace(shard_of=lambda row_idx: row_idx)
     shards._open = {6: SimpleNamespace(has=lambda key: key == (6, 0))}
     shards.repeat(request, "prompt")
-    shards.repeat(SimpleNamespace(row_idx=6, key=(6, 0)), "prompt")
-    shards.repeat(SimpleNamespace(row_idx=6, key=(6, 1)), "prompt")
+    shards.repeat(ask([3], row_idx=6), "prompt")
+    shards.repeat(ask([3], row_idx=6, sample_idx=1), "prompt")
     assert shards.next_request().key == (6, 1) and list(shards._prompts) == [(6, 1)]
     assert shards.next_request() == "next"

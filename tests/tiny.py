@@ -27,12 +27,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16},
     "mistral": {"num_key_value_heads": 2, "sliding_window": None},
-    "gpt2": {},
     "gpt_neox": {},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_layers": 2},
     "opt": {"ffn_dim": 256, "word_embed_proj_dim": 128, "do_layer_norm_before": True},
 }
 """Name to what differs from the common shape: hidden 128, 4 heads, 2 layers. All may be cut in two."""
+
+UNCUT: dict[str, dict[str, Any]] = {"gpt2": {}}
+"""The same of those that may not."""
 
 
 LARGER: dict[str, Any] = {
@@ -127,7 +129,7 @@ def make_model(
         # Wide enough that the largest logit is no near tie, so that greedy tokens can be compared exactly.
         "initializer_range": 0.3,
         "init_std": 0.3,
-        **ARCHITECTURES[name],
+        **{**ARCHITECTURES, **UNCUT}[name],
         **changes,
     }
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
 from job.run.status import published_of
 from job.run.workers import Workers
+from job.wording import redacted
 
 
 class Runner:
@@ -204,7 +205,7 @@ class Runner:
         failure = sys.exc_info()[1]
         self._left = (self._stop.signal_name or "stopped") if self._stop() else "done"
         if failure is not None:
-            self._left = shorten(str(failure) or type(failure).__name__)
+            self._left = shorten(redacted(str(failure)) or type(failure).__name__)
         try:
             with contextlib.suppress(Unavailable):
                 self._shards.in_flight.keep(self._engine)
