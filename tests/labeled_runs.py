@@ -1,5 +1,6 @@
 """Run directories with labels, written without a model: the parts and the manifest that a run would have left."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_run(
     dataset: str = "missing.jsonl",
     fingerprint: str = "0",
     model: str = "org/model",
-    features: bytes | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run.
 
@@ -38,6 +39,7 @@ def write_run(
         kept: columns of the dataset, with a value for each sample.
         values: the columns of the modes; those that are missing here are null.
         num_parts: how many parts there are already. None: all.
+        features: Hugging Face's description of columns.
     """
     num_rows = len(completions) // num_samples
     identity = {
@@ -67,9 +69,12 @@ def write_run(
         "versions": {},
     }
     manifest = Manifest(identity, about)
-    metadata = {b"job.manifest": manifest.digest.encode(), **({b"huggingface": features} if features else {})}
     kept_columns = pa.table(dict(kept or {}))
-    schema = Columns.of(manifest).schema(kept_columns.schema.with_metadata(metadata))
+    schema = Columns.of(manifest).schema(kept_columns.schema)
+    described = {"info": {"features": {**dict.fromkeys(schema.names), **(features or {})}}}
+    schema = schema.with_metadata(
+        {b"job.manifest": manifest.digest.encode(), b"huggingface": json.dumps(described).encode()}
+    )
     is_error = [completion is None for completion in completions]
     columns = {
         "row_idx": [idx // num_samples for idx in range(len(completions))],

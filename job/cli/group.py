@@ -12,6 +12,7 @@ import click
 
 import job
 from job.cli.chain import chain
+from job.cli.compare import compare
 from job.cli.export import export
 from job.cli.foreign import advice_on
 from job.cli.launch import launch
@@ -101,6 +102,7 @@ main.add_command(run)
 main.add_command(launch)
 main.add_command(chain)
 main.add_command(submit)
+main.add_command(compare)
 main.add_command(export)
 main.add_command(preview)
 main.add_command(publish)

@@ -7,6 +7,7 @@ import click
 
 from job.cli.options import RUN_ARGUMENT, Text, options
 from job.cli.page import PAGE_OPTIONS, Asked, Pages
+from job.cli.tables import format_of, write_file
 from job.errors import JobError, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,20 @@ GOLD_OPTIONS = options(
 @RUN_ARGUMENT
 @GOLD_OPTIONS
 @PAGE_OPTIONS
+@click.option(
+    "--label-next",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Choose N rows without gold that a person should label next: half at random, half where the model is least "
+    "certain.",
+)
+@click.option(
+    "--label-next-to",
+    metavar="FILE",
+    help="Write these rows to a .csv, .jsonl or .parquet file with an empty gold column, which --gold-file reads back.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rows that are chosen at random.")
+@click.option("--force", is_flag=True, help="Replace the file of --label-next-to if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
     output: str,
@@ -71,6 +86,10 @@ def report(
     price: float | None,
     watch: bool,
     port: int | None,
+    label_next: int | None,
+    label_next_to: str | None,
+    seed: int,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Report on the run in OUTPUT, also while it runs: print its main numbers, and write a page to look at.
@@ -84,11 +103,13 @@ def report(
     Exit codes: 0 reported; 1 a part cannot be read; 2 wrong usage, or nothing to report.
     """
     from job.output.looking.found import find_run
-    from job.report.describe import describe_labels
+    from job.report.describe import describe_labels, describe_next
     from job.report.describe_run import describe_run
     from job.report.whole import ReportOptions, make_report  # imports pyarrow: only now, so that --help is quick
 
-    asked = ReportOptions(gold=to_gold(gold, gold_files, gold_map), label=label, confidence=confidence)
+    form = _form_of_next(label_next, label_next_to)
+    wanted = to_gold(gold, gold_files, gold_map)
+    asked = ReportOptions(gold=wanted, label=label, confidence=confidence, label_next=label_next or 0, seed=seed)
     asked_page = Asked.of(page, no_page, price, watch, port, as_json)
     if asked_page.is_watched:
         return Pages(output, lambda: _labels_of(lambda: make_report(find_run(output), asked)), asked_page).serve()
@@ -96,10 +117,12 @@ def report(
     try:
         found = make_report(find_run(output), asked)
     except JobError as error:
-        if gold is not None or label is not None or as_json:
+        if gold is not None or label is not None or label_next is not None or as_json:
             raise
         why = str(error)  # labels were not asked for: the rest is reported on
-    labels = None if found is None else found.labels
+    labels, chosen = (None, None) if found is None else (found.labels, found.label_next)
+    if chosen is not None and label_next_to is not None and form is not None:
+        write_file("label-next-to", label_next_to, chosen.blind, form, (output,), force=force)
     if as_json and found is not None:
         click.echo(json.dumps({"output": output, **found.to_dict()}, ensure_ascii=False))
         if not asked_page.is_wanted:
@@ -110,9 +133,18 @@ def report(
     if not as_json:
         click.echo(describe_run(data))
         click.echo("" if labels is None else describe_labels(output, labels), nl=labels is not None)
+        if chosen is not None:
+            click.echo(describe_next(chosen, is_written=label_next_to is not None))
         click.echo("" if place is None else f"page: {place}", nl=place is not None)
     if data.status.unreadable_parts:
         raise JobError(data.status.advice)
+
+
+def _form_of_next(number: int | None, file: str | None) -> str | None:
+    """Return the format of the file of --label-next-to."""
+    if file is not None and number is None:
+        raise UsageError("--label-next-to was given without --label-next. Say how many rows to choose.")
+    return None if file is None else format_of("label-next-to", file)
 
 
 def _labels_of(make: "Callable[[], Report]") -> "tuple[LabelReport | None, str | None]":

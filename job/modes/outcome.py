@@ -34,4 +34,4 @@ class LabelColumn:
     is_of_row: bool = False
     """Whether it is the same in all samples of a row."""
     rank: int = 0
-    """A run may have several: the one with the highest rank is what the user means, unless he says otherwise."""
+    """A run may have several: the one with the highest rank is taken, unless another is named."""

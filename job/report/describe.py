@@ -1,23 +1,22 @@
 """Reports as text for a terminal."""
 
-import math
-from collections.abc import Sequence
-
 from job.errors import shorten
 from job.observe.text import number
 from job.report.accuracy import Accuracy
 from job.report.calibration import Calibration
-from job.report.intervals import Estimate
+from job.report.label_next import LabelNext
 from job.report.label_report import GoldReport, LabelReport
 from job.report.shares import MIN_GOLD, Shares
+from job.report.tables import LONG_NAME, percent, plain, table_of
 
 MAX_CLASSES = 20
 """A confusion of more classes does not fit on a screen; --json has all."""
 
+DOUBTFUL = 0.01
+"""If a random sample is as unusual this rarely, a note says so."""
+
 MAX_NAMED = 100
 """Of more labels, none is named."""
-
-LONG_NAME = 16
 
 
 def describe_labels(output: str, report: LabelReport) -> str:
@@ -27,6 +26,26 @@ def describe_labels(output: str, report: LabelReport) -> str:
         lines += _of_gold(report.gold)
         lines += [f"note: {note}" for note in report.gold.notes]
     return "\n".join(lines)
+
+
+def describe_next(chosen: LabelNext, *, is_written: bool) -> str:
+    """Return which rows to label next as text."""
+    counts = f"{chosen.num_random:,} at random, {chosen.num_uncertain:,} of which the model is least certain"
+    lines = ["", f"  {'label next':<12}{number(len(chosen.table), 'row')}: {counts}"]
+    if is_written:
+        return "\n".join(lines)
+    rows = chosen.table.slice(0, MAX_CLASSES).to_pylist()
+    cells = [
+        [str(row["row_idx"]), row["stratum"], shorten(row["label"], LONG_NAME), _two_digits(row.get("confidence"))]
+        for row in rows
+    ]
+    lines += ["", *table_of(["row", "stratum", "label", "confidence"], cells)]
+    more = f"  ... and {len(chosen.table) - len(rows):,} more; " if len(chosen.table) > len(rows) else "  "
+    return "\n".join([*lines, f"{more}--label-next-to FILE writes them with an empty gold column"])
+
+
+def _two_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _facts(report: LabelReport) -> list[tuple[str, str]]:
@@ -61,13 +80,13 @@ def _uncounted(gold: GoldReport) -> str:
 
 def _of_gold(gold: GoldReport) -> list[str]:
     accuracy = gold.accuracy
-    right = f"  {'accuracy':<12}{_percent(accuracy.accuracy)}: {accuracy.num_right:,} of {accuracy.num_rows:,}"
+    right = f"  {'accuracy':<12}{percent(accuracy.accuracy)}: {accuracy.num_right:,} of {accuracy.num_rows:,}"
     if not accuracy.confusion:
         return [right, *([] if gold.calibration is None else ["", *_calibration(gold.calibration)])]
     lines = [
         right,
-        f"  {'kappa':<12}{_plain(accuracy.kappa)}",
-        f"  {'macro F1':<12}{_plain(accuracy.macro_f1)}",
+        f"  {'kappa':<12}{plain(accuracy.kappa)}",
+        f"  {'macro F1':<12}{plain(accuracy.macro_f1)}",
     ]
     if len(accuracy.classes) > MAX_CLASSES:
         lines += [f"  {len(accuracy.classes):,} classes are too many to show one by one; --json has them"]
@@ -87,7 +106,7 @@ def _confusion(accuracy: Accuracy) -> list[str]:
         [name, *(f"{count:,}" for count in (row if has_none else row[:-1]))]
         for name, row in zip(names, accuracy.confusion, strict=True)
     ]
-    return _table(header, rows)
+    return table_of(header, rows)
 
 
 def _classes(accuracy: Accuracy) -> list[str]:
@@ -96,13 +115,13 @@ def _classes(accuracy: Accuracy) -> list[str]:
             shorten(each.name, LONG_NAME),
             f"{each.num_gold:,}",
             f"{each.num_labels:,}",
-            _percent(each.precision),
-            _percent(each.recall),
-            _plain(each.f1),
+            percent(each.precision),
+            percent(each.recall),
+            plain(each.f1),
         ]
         for each in accuracy.of_classes
     ]
-    return _table(["class", "gold", "labels", "precision", "recall", "F1"], rows)
+    return table_of(["class", "gold", "labels", "precision", "recall", "F1"], rows)
 
 
 def _calibration(found: Calibration) -> list[str]:
@@ -115,45 +134,26 @@ def _calibration(found: Calibration) -> list[str]:
             f"{each.low:.1f} to {each.high:.1f}",
             f"{each.num_rows:,}",
             f"{each.confidence:.3f}",
-            _percent(each.accuracy),
+            percent(each.accuracy),
         ]
         for each in found.bins
     ]
     return [
-        f"  {'ECE':<12}{_plain(found.ece)}; {noise}",
+        f"  {'ECE':<12}{plain(found.ece)}; {noise}",
         f"  {'Brier score':<12}{found.brier:.3f}",
         "",
-        *_table(["probability", "rows", "mean", "right"], rows),
+        *table_of(["probability", "rows", "mean", "right"], rows),
     ]
 
 
 def _shares(found: Shares) -> list[str]:
     rows = [
-        [shorten(each.name, LONG_NAME), f"{100 * each.labels:.1f} %", _percent(each.gold), _percent(each.corrected)]
+        [shorten(each.name, LONG_NAME), f"{100 * each.labels:.1f} %", percent(each.gold), percent(each.corrected)]
         for each in found.of_classes[:MAX_CLASSES]
     ]
+    doubt = (
+        f"note: only {100 * found.p_random:.2g} % of random samples have labels that differ so much from those of all "
+        "rows; if the rows with gold were not chosen at random, the corrected shares are biased"
+    )
     header = ["share", f"labels ({found.num_rows:,})", f"gold ({found.num_gold:,})", "corrected"]
-    return _table(header, rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with columns of equal width, the first aligned to the left."""
-    widths = [max(len(row[idx]) for row in (header, *rows)) for idx in range(len(header))]
-    lines = []
-    for first, *cells in (header, *rows):
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  " + "  ".join([first.ljust(widths[0]), *aligned]))
-    return lines
-
-
-def _percent(share: Estimate) -> str:
-    if math.isnan(share.value):
-        return "-"
-    interval = "" if math.isnan(share.low) else f" [{100 * share.low:.1f}, {100 * share.high:.1f}]"
-    return f"{100 * share.value:.1f} %{interval}"
-
-
-def _plain(found: Estimate) -> str:
-    if math.isnan(found.value):
-        return "-"
-    return f"{found.value:.3f}" + ("" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]")
+    return [*table_of(header, rows), *([doubt] if found.p_random < DOUBTFUL else [])]

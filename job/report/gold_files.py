@@ -14,7 +14,7 @@ from job.data.source import read_rows
 from job.errors import JobError, UsageError, shorten
 from job.output.looking.found import FoundRun
 from job.output.store.addresses import local_path
-from job.report.rows import LabeledRows
+from job.report.rows import LabeledRows, whole
 from job.report.texts import as_labels, names_of_classes
 from job.wording import no_column
 
@@ -103,9 +103,9 @@ def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]
     places = pc.index_in(own, table["key"])
     num_others = len(table) - len(pc.unique(places.drop_null()))
     notes = (f"{num_others:,} rows of --gold-file are not in the run, or have an error there",) if num_others else ()
-    strata = _combined(table["stratum"].take(places))
+    strata = whole(table["stratum"].take(places))
     return GoldFiles(
-        texts=_combined(table["gold"].take(places)),
+        texts=whole(table["gold"].take(places)),
         place=", ".join(files),
         strata=None if strata.null_count == len(strata) else strata,
         notes=notes,
@@ -151,8 +151,3 @@ def _refuse_doubles(table: pa.Table, key: str) -> None:
             f"--gold-file has {len(doubles):,} rows with several golds that differ, such as {key} "
             f"{shorten(doubles[0].as_py())!r}. Decide on one."
         )
-
-
-def _combined(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found

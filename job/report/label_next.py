@@ -24,10 +24,15 @@ class LabelNext:
     """Rows to label."""
 
     table: pa.Table
-    """``row_idx``, the id, ``stratum``, ``label``, ``confidence``, the gold column to be filled in, and other columns
-    of the run, in an order that shows nothing of the choice: that of the rows."""
+    """``row_idx``, ``stratum``, ``label``, ``confidence``, the gold column to be filled in, and other columns of the
+    run, in random order: whoever labels only the first of them has a random sample of each stratum."""
     num_uncertain: int
     num_random: int
+
+    @property
+    def blind(self) -> pa.Table:
+        """The same without what the model says, which would influence who labels."""
+        return self.table.drop_columns([name for name in self.table.column_names if name in ("label", "confidence")])
 
 
 def choose_next(
@@ -47,13 +52,14 @@ def choose_next(
     margin = _margin(rows)
     num_uncertain = 0 if margin is None else min(number, len(free)) // 2
     num_random = min(number, len(free)) - num_uncertain
-    chosen = np.random.default_rng(seed).choice(free, num_random, replace=False)
+    random = np.random.default_rng(seed)
+    chosen = random.choice(free, num_random, replace=False)
     strata = np.full(len(has_gold), "", object)
     strata[chosen] = RANDOM
     if margin is not None:
         left = free[strata[free] == ""]
         strata[left[np.argsort(margin[left], kind="stable")[:num_uncertain]]] = UNCERTAIN
-    at = np.flatnonzero(strata != "")
+    at = random.permutation(np.flatnonzero(strata != ""))
     return LabelNext(
         table=_table(rows, at, strata[at].tolist(), gold_column), num_uncertain=num_uncertain, num_random=num_random
     )

@@ -36,6 +36,25 @@ class LabeledRows:
     """Rows that are not in a part yet."""
     num_samples: int
 
+    def keys(self, name: str) -> pa.ChunkedArray:
+        """Return the column by which rows are matched: one of ``table``, or ``row_idx``."""
+        return pa.chunked_array([pa.array(self.row_idx)]) if name == "row_idx" else self.table[name]
+
+    @classmethod
+    def of_texts(cls, table: pa.Table, others: list[str], num_errors: int, num_missing: int) -> "LabeledRows":
+        """Return rows whose completions take the place of labels."""
+        return cls(
+            source=LabelColumn(name="completion"),
+            table=table.select(others),
+            row_idx=table["row_idx"].to_numpy(),
+            labels=whole(table["completion"]),
+            probs=None,
+            confidence=None,
+            num_errors=num_errors,
+            num_missing=num_missing,
+            num_samples=1,
+        )
+
 
 class RunColumns:
     """A run whose columns are known, before its rows are read."""
@@ -107,6 +126,18 @@ def read_labels(columns: RunColumns, wanted: str | None, others: list[str]) -> L
     )
 
 
+def kept_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of the dataset in parts: those between the indices and our own."""
+    names: list[str] = schema.names
+    return names[2 : next(idx for idx, name in enumerate(names) if name in ("prompt", "completion"))]
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece."""
+    found = column.combine_chunks()
+    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
+
+
 def classes_of(source: LabelColumn, *columns: pa.Array) -> tuple[str, ...]:
     """Return all classes: those that the run knows, or all texts that occur, in their order."""
     if source.classes:
@@ -142,7 +173,7 @@ def _of_rows(
     all_failed: npt.NDArray[np.bool_] = np.all(is_error.reshape(-1, num_samples), axis=1)
     if source.is_of_row:
         first = np.arange(0, len(labels), num_samples)
-        probs = None if probs is None else np.nanmean(probs.reshape(len(first), num_samples, -1), axis=1)
+        probs = None if probs is None else _mean(probs, num_samples)
         return labels.take(first), probs, None if confidence is None else confidence[first], all_failed
     texts = pc.unique(labels.drop_null())
     votes = pc.index_in(labels, texts).fill_null(NONE).to_numpy(zero_copy_only=False).reshape(-1, num_samples)
@@ -153,6 +184,13 @@ def _of_rows(
     share = np.take_along_axis(counts, winner, 1)[:, 0] / num_samples
     of_row = texts.take(pa.array(chosen, mask=chosen == NONE))
     if probs is not None:
-        with np.errstate(invalid="ignore"):
-            probs = np.nanmean(probs.reshape(len(votes), num_samples, -1), axis=1)
+        probs = _mean(probs, num_samples)
     return of_row, probs, None if probs is not None else share, all_failed
+
+
+def _mean(probs: Floats, num_samples: int) -> Floats:
+    """Return the mean over the samples of each row that have probabilities; NaN if none has."""
+    of_rows = probs.reshape(-1, num_samples, probs.shape[1])
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.nansum(of_rows, axis=1) / (~np.isnan(of_rows)).sum(1)
+    return mean

@@ -7,9 +7,10 @@ Duchi and Zrnic 2023). It is unbiased whatever the labels are worth, if the rows
 never much less precise than the gold alone.
 
 The normal interval of the papers is too short for rare classes and for labels that are nearly always right: with few
-gold rows, all errors may be missing. So four rows of weight 1/2 are added to the gold, one for each pair of (is or is
-not the class, was or was not labeled so), as Agresti and Min (2005, "Simple improved confidence intervals for comparing
-matched proportions", Statistics in Medicine 24) do. ``scripts/bench intervals`` measures what that covers.
+gold rows, all errors may be missing. So four rows of weight 1/4 are added to the gold, one for each pair of (is or is
+not the class, was or was not labeled so), after Agresti and Min (2005, "Simple improved confidence intervals for
+comparing matched proportions", Statistics in Medicine 24), whose weight of 1/2 covers more than was asked for.
+``scripts/bench intervals`` measures it.
 """
 
 import math
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from job.report.intervals import Estimate, Floats, quantile, wilson
+from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, quantile, wilson
 
-ADDED_WEIGHT = 0.5
+ADDED_WEIGHT = 0.25
 
 MIN_GOLD = 10
 """With fewer rows of gold, shares are not corrected."""
@@ -55,12 +56,16 @@ class Shares:
     """Those of them with gold."""
     power: float
     """How much the labels count: 0 not at all, 1 as if they were gold."""
+    p_random: float
+    """How often a random sample of the rows would have labels that differ as much from those of all rows, as those of
+    the rows with gold do. Near 0: they are hardly a random sample, and corrected shares are biased."""
     of_classes: tuple[ClassShare, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         classes = [each.to_dict() for each in self.of_classes]
-        return {"rows": self.num_rows, "gold": self.num_gold, "power": self.power, "classes": classes}
+        numbers = {"rows": self.num_rows, "gold": self.num_gold, "power": self.power, "p_random": self.p_random}
+        return {**numbers, "classes": classes}
 
 
 def corrected_shares(
@@ -89,7 +94,26 @@ def corrected_shares(
         share = Estimate(value=value, low=min(low, value), high=max(high, value))
         of_gold = wilson(float(truth[:, idx].sum()), num_gold, confidence)
         found.append(ClassShare(name=name, labels=float((labels == idx).mean()), gold=of_gold, corrected=share))
-    return Shares(num_rows=len(labels), num_gold=num_gold, power=power, of_classes=tuple(found))
+    return Shares(
+        num_rows=len(labels),
+        num_gold=num_gold,
+        power=power,
+        p_random=_chance_of_sample(labels, has_gold, len(classes)),
+        of_classes=tuple(found),
+    )
+
+
+def _chance_of_sample(labels: npt.NDArray[np.int64], has_gold: npt.NDArray[np.bool_], num_classes: int) -> float:
+    """Return the p value of a chi-square statistic, by drawing samples without replacement."""
+    counts = np.bincount(labels + 1, minlength=num_classes + 1)  # a missing label is one more class
+    counts, sample = counts[counts > 0], np.bincount(labels[has_gold] + 1, minlength=num_classes + 1)[counts > 0]
+    expected = counts * (sample.sum() / counts.sum())
+    draws = np.random.default_rng(SEED).multivariate_hypergeometric(
+        counts, int(sample.sum()), size=NUM_RESAMPLES, method="marginals"
+    )
+    statistics = ((draws - expected) ** 2 / expected).sum(1)
+    found = ((sample - expected) ** 2 / expected).sum()
+    return float((1 + (statistics >= found - 1e-9).sum()) / (1 + NUM_RESAMPLES))
 
 
 def tuned_power(truth: Floats, predicted: Floats, all_predicted: Floats, num_others: int) -> float:

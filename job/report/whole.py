@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from job.errors import UsageError
@@ -14,7 +13,7 @@ from job.report.gold import Gold, GoldOptions, find_gold
 from job.report.label_next import LabelNext, choose_next
 from job.report.label_report import LabelReport, report_labels
 from job.report.label_source import has_labels
-from job.report.rows import LabeledRows, RunColumns, read_labels
+from job.report.rows import LabeledRows, RunColumns, kept_columns, read_labels
 
 DEFAULT_GOLD = "gold"
 """The name of the column to be filled in, if no gold is named."""
@@ -84,12 +83,5 @@ def _others(columns: RunColumns, options: ReportOptions) -> list[str]:
     if options.gold is not None and not options.gold.files:
         found.append(options.gold.column)
     if options.label_next:
-        found += [*_kept(columns.schema), "prompt", "completion"]
+        found += [*kept_columns(columns.schema), "prompt"]
     return [name for name in dict.fromkeys(found) if name in names]
-
-
-def _kept(schema: pa.Schema) -> list[str]:
-    """Return the columns of the dataset: those between the indices and our own."""
-    names: list[str] = schema.names
-    stop = next(idx for idx, name in enumerate(names) if name in ("prompt", "completion"))
-    return names[2:stop]

@@ -8,6 +8,7 @@ and probabilities are drawn; the truth is the share of a class, the accuracy and
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Figures:
     """Of each class, the share of the draws whose interval contains its share."""
     accuracy: float
     kappa: float
-    """The same."""
+    """The same, of the draws that have an interval."""
     width: float
     gold_width: float
     """The mean width of the corrected intervals, and of those from the gold alone."""
@@ -77,7 +78,7 @@ def measure(case: Case, num_draws: int) -> Figures:
     random = np.random.default_rng(1)
     names = [str(idx) for idx in range(len(case.shares))]
     truth_accuracy, truth_kappa = agreement(case)
-    hits, scored, widths = np.zeros(len(names)), np.zeros(2), np.zeros(2)
+    hits, scored, known, widths = np.zeros(len(names)), np.zeros(2), np.zeros(2), np.zeros(2)
     for _ in range(num_draws):
         labels, probs, gold = case.draw(random)
         found = corrected_shares(labels, probs, gold, names, CONFIDENCE).of_classes
@@ -91,7 +92,8 @@ def measure(case: Case, num_draws: int) -> Figures:
         numbers = score(labels[used], gold[used], names, CONFIDENCE)
         pairs = ((numbers.accuracy, truth_accuracy), (numbers.kappa, truth_kappa))
         scored += [one.low <= truth <= one.high for one, truth in pairs]
-    covered, (accuracy, kappa), (width, gold_width) = hits / num_draws, scored / num_draws, widths / num_draws
+        known += [not math.isnan(one.low) for one, _ in pairs]
+    covered, (accuracy, kappa), (width, gold_width) = hits / num_draws, scored / known, widths / num_draws
     return Figures(covered=covered.tolist(), accuracy=accuracy, kappa=kappa, width=width, gold_width=gold_width)
 
 

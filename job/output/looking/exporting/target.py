@@ -11,7 +11,7 @@ from job.output.store.files import fsync_dir
 
 
 @contextlib.contextmanager
-def new_file(path: Path, run_dir: Path | None, *, force: bool) -> Iterator[BinaryIO]:
+def new_file(path: Path, run_dir: Path | None, *, force: bool, option: str = "to") -> Iterator[BinaryIO]:
     """Open a file under another name in the same directory, and rename it once it is durable.
 
     A pipe or a device is written directly.
@@ -19,6 +19,7 @@ def new_file(path: Path, run_dir: Path | None, *, force: bool) -> Iterator[Binar
     Args:
         run_dir: the run directory, in which the file must not be; None if it is not on a disk.
         force: whether an older file may be replaced.
+        option: what has named the file, for messages.
 
     Raises:
         UsageError: the file cannot be created.
@@ -27,14 +28,16 @@ def new_file(path: Path, run_dir: Path | None, *, force: bool) -> Iterator[Binar
     try:
         is_special = path.exists() and not path.is_file() and not path.is_dir()
         if not is_special:
-            _check(path, run_dir, force=force)
+            _check(path, run_dir, f"--{option} {path}", force=force)
         real = path if is_special else Path(os.path.realpath(path))  # a link's target is replaced, not the link
         written = real if is_special else real.with_name(f".{real.name}.{os.getpid()}.tmp")
         file = written.open("wb")
     except OSError as error:
-        raise UsageError(f"--to {path} cannot be written: {error.strerror or error}. Name another file.") from None
+        raise UsageError(
+            f"--{option} {path} cannot be written: {error.strerror or error}. Name another file."
+        ) from None
     try:
-        with _writing(f"--to {path}"), file:
+        with _writing(f"--{option} {path}"), file:
             yield file
             file.flush()
             if not is_special:
@@ -46,18 +49,29 @@ def new_file(path: Path, run_dir: Path | None, *, force: bool) -> Iterator[Binar
             written.unlink(missing_ok=True)
 
 
-def _check(path: Path, run_dir: Path | None, *, force: bool) -> None:
+def _check(path: Path, run_dir: Path | None, named: str, *, force: bool) -> None:
     real = Path(os.path.realpath(path))
     if real.is_dir():
-        raise UsageError(f"--to {path} is a directory. Name a file.")
-    if run_dir is not None and real.is_relative_to(os.path.realpath(run_dir)):
-        raise UsageError(
-            f"--to {path} is in the run directory, which holds the run's own files only. Name another place."
-        )
+        raise UsageError(f"{named} is a directory. Name a file.")
+    _check_outside(real, run_dir, named)
     if not real.parent.is_dir():
-        raise UsageError(f"--to {path}: the directory {path.parent} does not exist. Create it, or name another place.")
+        raise UsageError(f"{named}: the directory {path.parent} does not exist. Create it, or name another place.")
     if real.exists() and not force:
-        raise UsageError(f"--to {path} exists. Name another file, or give --force to replace it.")
+        raise UsageError(f"{named} exists. Name another file, or give --force to replace it.")
+
+
+def check_outside(path: Path, run_dir: Path | None, option: str) -> None:
+    """Refuse a file in a run directory.
+
+    Raises:
+        UsageError: it is in this one.
+    """
+    _check_outside(Path(os.path.realpath(path)), run_dir, f"--{option} {path}")
+
+
+def _check_outside(real: Path, run_dir: Path | None, named: str) -> None:
+    if run_dir is not None and real.is_relative_to(os.path.realpath(run_dir)):
+        raise UsageError(f"{named} is in the run directory, which holds the run's own files only. Name another place.")
 
 
 @contextlib.contextmanager

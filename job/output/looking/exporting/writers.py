@@ -1,7 +1,7 @@
 """Writes a run's rows in each format. All writers stream, and hold no more than a few batches in memory."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.csv as pc_csv
@@ -14,17 +14,24 @@ from job.output.looking.exporting.run_table import RunTable
 ROWS_PER_GROUP, BYTES_PER_GROUP = 50_000, 64 << 20
 """A row group ends at whichever limit comes first: large enough to compress and skip well, small in memory."""
 
+
+class WithSchema(Protocol):
+    """Rows whose columns are known."""
+
+    schema: pa.Schema
+
+
 Batches = Iterable[pa.RecordBatch]
 Writer = Callable[[RunTable, Batches, BinaryIO], None]
 
 
-def write_jsonl(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+def write_jsonl(table: WithSchema, batches: Batches, file: BinaryIO) -> None:
     """Write an object per row, with the columns' own types."""
     for batch in batches:
         file.writelines(to_json(row).encode() + b"\n" for row in rows_of(batch))
 
 
-def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+def write_csv(table: WithSchema, batches: Batches, file: BinaryIO) -> None:
     """Write a header line, then the rows. Texts are quoted, nulls are empty without quotes, lists are JSON."""
     schema = pa.schema([pa.field(column.name, _cell_type(column.type)) for column in table.schema])
     with pc_csv.CSVWriter(file, schema) as writer:
@@ -33,7 +40,7 @@ def write_csv(table: RunTable, batches: Batches, file: BinaryIO) -> None:
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def write_parquet(table: RunTable, batches: Batches, file: BinaryIO) -> None:
+def write_parquet(table: WithSchema, batches: Batches, file: BinaryIO) -> None:
     """Write rows as in the parts, in larger row groups."""
     with pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True) as writer:
         waiting: list[pa.RecordBatch] = []
@@ -54,6 +61,11 @@ WRITERS: Mapping[str, Writer] = {
     "parquet": write_parquet,
     "openai-batch": write_answers,
 }
+
+
+def write_table(table: pa.Table, form: str, file: BinaryIO) -> None:
+    """Write a table that is in memory in one of the formats of tables."""
+    {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[form](table, table.to_batches(), file)
 
 
 def _write_group(writer: pq.ParquetWriter, batches: list[pa.RecordBatch], schema: pa.Schema) -> None:
