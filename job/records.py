@@ -144,6 +144,11 @@ class Request:
         return (self.row_idx, self.sample_idx)
 
     @property
+    def partial_key(self) -> PartialKey:
+        """The identity of the completion, and how often it has been drawn before."""
+        return (self.row_idx, self.sample_idx, self.attempt)
+
+    @property
     def given_ids(self) -> Sequence[int]:
         """All tokens that the engine is given: the prompt, and a text that is to be scored."""
         return [*self.prompt_ids, *self.task.text_ids] if isinstance(self.task, ScoreText) else self.prompt_ids

@@ -12,8 +12,9 @@ from dataclasses import replace
 from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
 from job.errors import Unavailable, first_line
-from job.output.parts.cut_rows import CutLog, read_cut_rows, settle_cut_rows
-from job.output.parts.partials import PartialLog, PartialLogs
+from job.output.parts.batch_log import BatchLog
+from job.output.parts.cut_rows import make_cut_log, read_cut_rows, settle_cut_rows
+from job.output.parts.partials import PartialLog, PartialLogs, to_batch
 from job.output.parts.plan import Plan
 from job.output.parts.shard import JOURNAL_SYNC_SECS, OpenShard
 from job.output.store.directory import RunDirectory
@@ -35,7 +36,7 @@ class InFlight:
         """Shard to what its rows have, as it was last read."""
         self._cut: dict[int, list[Partial]] = {}
         """Shard to completions that were cut and are not in its log yet."""
-        self._cut_logs: dict[int, CutLog] = {}
+        self._cut_logs: dict[int, BatchLog] = {}
         self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
         self._last = time.monotonic()
         self._num_resumed = self._num_tokens = 0
@@ -47,15 +48,16 @@ class InFlight:
             shard_idx = shard.shard_idx
             left = self._left.setdefault(shard_idx, PartialLogs(self._directory, shard_idx))
             own = self._logs.get(shard_idx)
-            begun = left.read("" if own is None else own.name)
-            # What was cut by a limit goes on under a larger one, if nothing else has changed.
-            cut = read_cut_rows(self._directory, shard_idx) if shard.changes.keys() == {"max_new_tokens"} else {}
-            self._begun[shard_idx] = {**cut, **begun}
+            before = self._begun.get(shard_idx)
+            if before is None:  # what was cut by a limit goes on under a larger one, if nothing else has changed
+                is_longer = shard.changes.keys() == {"max_new_tokens"}
+                before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
+            self._begun[shard_idx] = {**before, **left.read("" if own is None else own.name)}
 
     def resumed(self, request: Request) -> Request:
         """Return a request with what there is of its completion."""
         begun = self._begun.get(self._plan.shard_of(request.row_idx), {})
-        partial = begun.get((request.row_idx, request.sample_idx, request.attempt)) if begun else None
+        partial = begun.get(request.partial_key)
         if partial is None or len(partial.token_ids) >= _most_tokens(request):
             return request
         self._num_resumed += 1
@@ -66,7 +68,7 @@ class InFlight:
         """A request has been completed. If its limit has cut it, its tokens are kept."""
         request, shard_idx = generation.request, self._plan.shard_of(generation.request.row_idx)
         if (log := self._logs.get(shard_idx)) is not None:
-            log.forget((request.row_idx, request.sample_idx, request.attempt))
+            log.forget(request.partial_key)
         if self._is_on and (partial := partial_of(generation)) is not None:
             self._cut.setdefault(shard_idx, []).append(partial)
 
@@ -130,8 +132,8 @@ class InFlight:
     def _append_cut(self, shard_idx: int) -> None:
         if partials := self._cut.pop(shard_idx, None):
             if shard_idx not in self._cut_logs:
-                self._cut_logs[shard_idx] = CutLog(self._directory, shard_idx, self._worker_id)
-            self._cut_logs[shard_idx].append(partials)
+                self._cut_logs[shard_idx] = make_cut_log(self._directory, shard_idx, self._worker_id)
+            self._cut_logs[shard_idx].append(to_batch(partials))
 
     def _replace_garbage(self, engine: Engine) -> None:
         wasteful = {shard_idx: log for shard_idx, log in self._logs.items() if log.is_mostly_garbage}

@@ -185,6 +185,7 @@ class OpenShards:
                 shard.absorb()
             elif self._directory.is_done(shard_idx):
                 shard.close()
+                self.in_flight.leave(shard_idx)
                 self._close(shard)
 
     def close(self) -> None:
@@ -266,6 +267,5 @@ class OpenShards:
         self._close(shard)
 
     def _close(self, shard: OpenShard) -> None:
-        self.in_flight.leave(shard.shard_idx)
         del self._open[shard.shard_idx]
         self._claims.leave(shard.shard_idx)

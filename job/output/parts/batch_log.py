@@ -56,6 +56,11 @@ class BatchLog:
                 self._writer.close()
                 self._flush(end)
 
+    def close(self) -> None:
+        """Stop appending."""
+        with self.closing():
+            pass
+
     def _flush(self, end: Appender) -> None:
         """Append what the writer has serialized. If that fails, the next attempt starts with the same bytes, since the
         schema and the batches can be read only in their order."""

@@ -72,19 +72,17 @@ class PartialLog:
         old, self._log = self._log, self._new_log()
         self.known, self._num_garbage = {}, 0
         self.append(partials)
-        with old.closing():
-            pass
+        old.close()
         self._directory.store.delete(old.name)
 
     def close(self) -> None:
         """Stop appending."""
-        with self._log.closing():
-            pass
+        self._log.close()
 
     def _new_log(self) -> BatchLog:
-        store = self._directory.store
-        names = (self._directory.names.partials(self._shard_idx, self._worker_id, n) for n in self._numbers)
-        return BatchLog(store, next(name for name in names if not store.exists(name)), SCHEMA, durable=False)
+        directory = self._directory
+        names = (directory.names.partials(self._shard_idx, self._worker_id, number) for number in self._numbers)
+        return BatchLog(directory.store, directory.unused(names), SCHEMA, durable=False)
 
 
 class PartialLogs:

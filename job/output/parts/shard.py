@@ -294,5 +294,4 @@ def _repeat(table: pa.Table, times: int) -> pa.Table:
 def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
     """Return an unused name for a journal: this worker may have left the shard before, with rows in a journal."""
     names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
-    journals = (directory.names.journal(shard_idx, name) for name in names)
-    return next(name for name in journals if not directory.store.exists(name))
+    return directory.unused(directory.names.journal(shard_idx, name) for name in names)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, RunNames
@@ -71,6 +71,10 @@ class RunDirectory:
         start = f"{self.names.number(shard_idx)}."
         names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))
         return [f"{JOURNALS}/{name}" for name in names if name.endswith(ending)]
+
+    def unused(self, names: Iterable[str]) -> str:
+        """Return the first of these names that no object has."""
+        return next(name for name in names if not self.store.exists(name))
 
     def journaled_shards(self) -> set[int]:
         """Return the shards for which any worker left a journal."""

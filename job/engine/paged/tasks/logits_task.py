@@ -153,8 +153,7 @@ class LogitsTasks:
         found = []
         for sequence in sequences:
             request = sequence.request
-            start = known.get((request.row_idx, request.sample_idx, request.attempt), 0)
-            partial = self._kinds[type(request.task)].partial(sequence, start)
+            partial = self._kinds[type(request.task)].partial(sequence, known.get(request.partial_key, 0))
             if partial is not None and partial.token_ids:
                 found.append(partial)
         return found
