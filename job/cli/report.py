@@ -108,8 +108,13 @@ def report(
     from job.report.whole import ReportOptions, make_report  # imports pyarrow: only now, so that --help is quick
 
     form = _form_of_next(label_next, label_next_to)
-    wanted = to_gold(gold, gold_files, gold_map)
-    asked = ReportOptions(gold=wanted, label=label, confidence=confidence, label_next=label_next or 0, seed=seed)
+    asked = ReportOptions(
+        gold=to_gold(gold, gold_files, gold_map),
+        label=label,
+        confidence=confidence,
+        label_next=label_next or 0,
+        seed=seed,
+    )
     asked_page = Asked.of(page, no_page, price, watch, port, as_json)
     if asked_page.is_watched:
         return Pages(output, lambda: _labels_of(lambda: make_report(find_run(output), asked)), asked_page).serve()
@@ -131,11 +136,13 @@ def report(
     data = pages.make()
     place = pages.write(data) if asked_page.is_wanted else None
     if not as_json:
-        click.echo(describe_run(data))
-        click.echo("" if labels is None else describe_labels(output, labels), nl=labels is not None)
-        if chosen is not None:
-            click.echo(describe_next(chosen, is_written=label_next_to is not None))
-        click.echo("" if place is None else f"page: {place}", nl=place is not None)
+        said = [
+            describe_run(data),
+            labels and describe_labels(output, labels),
+            chosen and describe_next(chosen, is_written=label_next_to is not None),
+            place and f"page: {place}",
+        ]
+        click.echo("\n".join(text for text in said if text))
     if data.status.unreadable_parts:
         raise JobError(data.status.advice)
 
