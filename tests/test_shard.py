@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.modes.completion import CompletionMode
+from job.output.parts import writers
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
+from job.output.parts.retry_marks import Mark
 from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
 from job.records import Completion, Row, RowBlock, RowError
 from tests.run_files import RunFiles
@@ -530,3 +532,18 @@ def test_a_damaged_journal_is_noted_once(paths: RunFiles) -> None:
     shard.absorb()
     (note,) = notes
     assert str(paths.journal(0, "dead")) in note and note.endswith("its later rows are recomputed")
+
+
+def test_the_footer_says_which_worker_finished_each_row(paths: RunFiles) -> None:
+    """Also after a retry, for the rows that it keeps; and it names no host, since parts may be published."""
+    leave_journal(paths, "secret-host-7-00000a", completion(0), completion(3, error="null_prompt: x"))
+    leave_journal(paths, "secret-host-7-00000a-1", completion(1))
+    finish(open_shard(paths, worker="secret-host-9-00000b"))
+    metadata = pq.read_metadata(paths.part(0)).metadata
+    assert writers.from_metadata(metadata, 10) == ["7-00000a"] * 2 + ["9-00000b"] + ["7-00000a"] + ["9-00000b"] * 6
+    assert b"secret" not in metadata[writers.METADATA_KEY]
+    paths.retry(0).parent.mkdir()
+    paths.retry(0).write_bytes(Mark(kinds=()).to_json())
+    finish(open_shard(paths, worker="other-8-00000c"))
+    found = writers.from_metadata(pq.read_metadata(paths.part(0)).metadata, 10)
+    assert found == ["7-00000a"] * 2 + ["9-00000b", "8-00000c"] + ["9-00000b"] * 6

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from job.errors import first_line
 from job.output.looking.found import FoundRun
+from job.output.parts import writers
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.older_formats import without_late_times
 from job.output.parts.part_schema import Columns
@@ -63,6 +64,7 @@ def check_part(run: FoundRun, shard_idx: int, like: pa.Schema | None) -> tuple[C
             check.finish()
             check.add_redone(from_metadata(metadata))
             _check_counts(metadata, check.counts)
+            writers.from_metadata(metadata, check.counts.num_rows)
             return check.counts, file.schema_arrow
     except PermissionError:
         raise

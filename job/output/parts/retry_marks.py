@@ -1,7 +1,7 @@
 """Parts under retry: a marker next to a part says which of its rows are to be recomputed, and how. The others stay."""
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -14,6 +14,8 @@ from job.output.parts.counts import Counts
 from job.output.parts.part_schema import Columns
 from job.output.parts.redone import Redone, described, from_metadata
 from job.output.parts.rows import from_batch
+from job.output.parts.writers import UNKNOWN
+from job.output.parts.writers import from_metadata as writers_from
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
 from job.records import CUT_REASONS, Completion, RowError, SampleKey
@@ -169,6 +171,19 @@ def redone_rows(
     with directory.store.open(directory.names.part(shard_idx)) as file:
         old = from_metadata(pq.read_metadata(file).metadata or {})
     return new | {key: options for key, options in old.items() if key in done}
+
+
+def writers_before(directory: RunDirectory, shard_idx: int, keys: Sequence[SampleKey]) -> Mapping[SampleKey, str]:
+    """Return the worker that each row of a marked part has; ``UNKNOWN`` if the part is missing or says nothing usable.
+
+    Args:
+        keys: of its rows, in their order.
+    """
+    try:
+        with directory.store.open(directory.names.part(shard_idx)) as file:
+            return dict(zip(keys, writers_from(pq.read_metadata(file).metadata or {}, len(keys)), strict=True))
+    except (FileNotFoundError, ValueError, pa.ArrowException):
+        return dict.fromkeys(keys, UNKNOWN)
 
 
 def positions_to_stay(directory: RunDirectory, shard_idx: int, mark: Mark) -> list[int]:

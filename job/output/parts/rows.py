@@ -111,3 +111,17 @@ def _matrices(array: pa.ListArray) -> list[Any]:
     lengths = [length or 0 for length in pc.list_value_length(array).to_pylist()]
     parts = np.split(numbers, np.cumsum(lengths)[:-1]) if lengths else []
     return [part if is_valid else None for part, is_valid in zip(parts, array.is_valid().to_pylist(), strict=True)]
+
+
+def num_bytes(table: pa.Table) -> int:
+    """Return the memory that rows take, in bytes, without dictionaries, which all rows share."""
+    return sum(column.nbytes for column in table.columns if not pa.types.is_dictionary(column.type))
+
+
+def repeat(table: pa.Table, times: int) -> pa.Table:
+    """Return each row this many times. Values are not copied if there is a single row, or ``times`` is 1."""
+    if times == 1:
+        return table
+    if len(table) == 1:
+        return pa.concat_tables([table] * times)
+    return table.take([row for row in range(len(table)) for _ in range(times)])

@@ -15,8 +15,10 @@ from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_schema import Columns
 from job.output.parts.plan import Plan
 from job.output.parts.redone import Redone, counted, to_metadata
-from job.output.parts.retry_marks import completions_to_stay, read_mark, redone_rows
-from job.output.parts.rows import to_batch
+from job.output.parts.retry_marks import completions_to_stay, read_mark, redone_rows, writers_before
+from job.output.parts.rows import num_bytes, repeat, to_batch
+from job.output.parts.writers import to_metadata as writers_to_metadata
+from job.output.parts.writers import writer_of, writer_of_journal
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Stamp
 from job.records import Completion, RowBlock, SampleKey
@@ -80,6 +82,7 @@ class OpenShard:
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
         self._done: dict[SampleKey, Completion] = {}
+        self._writer, self._writers = writer_of(worker_id), dict[SampleKey, str]()
         self.counts = Counts()
         """Counts of the finished rows."""
         self._readers: dict[str, JournalReader] = {}
@@ -91,7 +94,9 @@ class OpenShard:
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=sync_secs)
         # Rows that a retry keeps come first, since the first completion of a row counts.
         if mark is not None and self._old_part is not None:
-            self._take(completions_to_stay(directory, shard_idx, part_format.columns, mark))
+            before = writers_before(directory, shard_idx, self._keys)
+            for completion in completions_to_stay(directory, shard_idx, part_format.columns, mark):
+                self._take([completion], before[completion.key])
             self._redone = redone_rows(directory, shard_idx, mark, done=self._done, missing=self._missing)
             self.changes = mark.changes
         self.absorb()
@@ -116,16 +121,16 @@ class OpenShard:
         for name in self._directory.journals(self.shard_idx):
             if name != self._journal.name:
                 reader = self._readers.setdefault(name, JournalReader(self._store, name))
-                self._take(reader.read())
+                self._take(reader.read(), writer_of_journal(name))
                 if reader.damage is not None and name not in self._given_up:
                     self._given_up.add(name)
                     self._note(reader.damage)
 
-    def _take(self, completions: Iterable[Completion]) -> None:
+    def _take(self, completions: Iterable[Completion], writer: str) -> None:
         for completion in completions:
             if completion.key in self._missing:
                 self._missing.discard(completion.key)
-                self._done[completion.key] = completion
+                self._done[completion.key], self._writers[completion.key] = completion, writer
                 self.counts.add(completion)
 
     def keep(self, block: RowBlock) -> None:
@@ -148,7 +153,7 @@ class OpenShard:
     def add(self, completion: Completion) -> None:
         """Add a finished row. It is durable after the journal's next sync."""
         if completion.key in self._missing:
-            self._take([completion])
+            self._take([completion], self._writer)
             self._journal.append(completion)
 
     @property
@@ -224,7 +229,8 @@ class OpenShard:
                 writer.write_table(schema.empty_table())
             # The part's own counts, so that totals need only the footers.
             self.counts.redone = counted(self._redone)
-            writer.add_key_value_metadata(self.counts.to_metadata() | to_metadata(self._redone))
+            writers = writers_to_metadata(self._writers[key] for key in self._keys)
+            writer.add_key_value_metadata(self.counts.to_metadata() | to_metadata(self._redone) | writers)
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         kept = self._kept_table()
@@ -235,9 +241,9 @@ class OpenShard:
 
     def _halve(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
         """Halve a range of rows until each piece is within ``BYTES_PER_GROUP``, or is a single row."""
-        num_bytes = 0 if kept is None else self._plan.num_samples * _num_bytes(self._slice(kept, rows))
-        num_bytes += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
-        if len(rows) == 1 or num_bytes <= BYTES_PER_GROUP:
+        size = 0 if kept is None else self._plan.num_samples * num_bytes(self._slice(kept, rows))
+        size += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
+        if len(rows) == 1 or size <= BYTES_PER_GROUP:
             yield rows
             return
         half = len(rows) // 2
@@ -250,7 +256,7 @@ class OpenShard:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         columns |= self._format.columns.derive(completions)
         if kept is not None and kept.num_columns:
-            part = _repeat(self._slice(kept, rows), self._plan.num_samples)
+            part = repeat(self._slice(kept, rows), self._plan.num_samples)
             columns |= dict(zip(part.column_names, part.columns, strict=True))
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -275,20 +281,6 @@ class OpenShard:
         table = pq.ParquetFile(file).read(columns=["row_idx", "sample_idx"])
         keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
-
-
-def _num_bytes(table: pa.Table) -> int:
-    """Return the memory that rows take, in bytes, without dictionaries, which all rows share."""
-    return sum(column.nbytes for column in table.columns if not pa.types.is_dictionary(column.type))
-
-
-def _repeat(table: pa.Table, times: int) -> pa.Table:
-    """Return each row this many times. Values are not copied if there is a single row, or ``times`` is 1."""
-    if times == 1:
-        return table
-    if len(table) == 1:
-        return pa.concat_tables([table] * times)
-    return table.take([row for row in range(len(table)) for _ in range(times)])
 
 
 def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
