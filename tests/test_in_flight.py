@@ -6,9 +6,10 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
 from job.output.parts import partials, shard
 from job.output.parts.partials import PartialLog, PartialLogs
+from job.output.parts.plan import Plan
+from job.output.store.files import FileAppender
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
 from job.run import in_flight
+from job.run.in_flight import InFlight
 from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
 from tests.conftest import Result
 from tests.run_files import RunFiles
@@ -222,6 +226,126 @@ def test_logs_do_not_grow_with_rows_that_are_done(paths: RunFiles, monkeypatch: 
     assert whole(PartialLogs(paths.directory, 0).read("")[199, 0, 0]) == piece((199, 0, 0), 0, *range(50), *range(50))
 
 
+class Rows:
+    """An engine whose rows each have ten tokens more whenever it is asked."""
+
+    def __init__(self, num_rows: int, begun: Mapping[PartialKey, Partial] | None = None) -> None:
+        keys = [(row_idx, 0, 0) for row_idx in range(num_rows)]
+        self.tokens = {key: list(begun[key].token_ids) if begun else [] for key in keys}
+
+    def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
+        for tokens in self.tokens.values():
+            tokens += [7] * 10
+        return [piece(key, known.get(key, 0), *ids[known.get(key, 0) :]) for key, ids in self.tokens.items()]
+
+
+@pytest.fixture
+def make_worker(paths: RunFiles) -> Callable[..., InFlight]:
+    """Return a function that makes what a worker keeps of a shard of which it has claimed rows."""
+
+    def make(worker_id: str, done: Collection[SampleKey] = (), note: Any = str, **more: Any) -> InFlight:
+        made = InFlight(paths.directory, Plan(num_rows=1000, rows_per_shard=1000), worker_id, note, is_on=True, **more)
+        made.look(SimpleNamespace(shard_idx=0, changes={}, has=done.__contains__, sync=lambda: None))
+        return made
+
+    return make
+
+
+def test_launches_that_are_killed_again_and_again_leave_one_log(
+    paths: RunFiles, make_worker: Callable[..., InFlight]
+) -> None:
+    """Each takes over what dead ones have left, also of rows that it has not got to. There was one more for each."""
+    begun = None
+    for launch in range(200):
+        make_worker(f"worker-{launch}", lease_timeout_secs=0).keep(Rows(20 if launch % 2 else 40, begun))
+        assert len(paths.directory.partials(0)) == 1
+        begun = PartialLogs(paths.directory, 0).read("")
+    assert len(begun[0, 0, 0].token_ids) == 2000 and len(begun[39, 0, 0].token_ids) == 1000
+    make_worker("last", done=[(30, 0)], lease_timeout_secs=0).keep(Rows(0))
+    assert begun.keys() - PartialLogs(paths.directory, 0).read("").keys() == {(30, 0, 0)}
+
+
+def test_only_the_holder_of_a_shard_takes_over_and_only_what_dead_workers_left(
+    paths: RunFiles, make_worker: Callable[..., InFlight]
+) -> None:
+    make_worker("first").keep(Rows(3))
+    make_worker("holder").keep(Rows(3))
+    make_worker("helper", holds=lambda _: False, lease_timeout_secs=0).keep(Rows(3))
+    assert len(paths.directory.partials(0)) == 3
+
+
+def test_rows_of_a_shard_that_another_worker_has_finished_leave_no_log(
+    paths: RunFiles, make_worker: Callable[..., InFlight]
+) -> None:
+    """They are still in the engine, and their log would be there when the run has long been done."""
+    worker, rows = make_worker("slow"), Rows(3)
+    worker.keep(rows)
+    worker.leave(0)
+    for name in paths.directory.partials(0):
+        paths.store.delete(name)
+    worker.keep(rows)
+    assert paths.directory.partials(0) == []
+
+
+def test_a_log_that_is_gone_is_not_begun_again(
+    paths: RunFiles, make_worker: Callable[..., InFlight], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system, a worker that was away learns from it that its shard has been taken over."""
+    notes: list[str] = []
+    worker, rows = make_worker("slow", note=notes.append), Rows(3)
+    worker.keep(rows)
+
+    def fail(self: FileAppender, data: bytes, *, durable: bool) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "journal/x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileAppender, "append", fail)
+        worker.keep(rows)
+    worker.keep(rows)
+    assert [len(found.token_ids) for found in PartialLogs(paths.directory, 0).read("").values()] == [10] * 3
+    assert notes == []
+
+
+def test_on_a_full_disk_tokens_wait_once_for_room(
+    paths: RunFiles, make_worker: Callable[..., InFlight], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt added all of them again to what waits in memory."""
+    notes: list[str] = []
+    worker, rows = make_worker("full", note=notes.append), Rows(3)
+    worker.keep(rows)
+
+    def fail(self: FileAppender, data: bytes, *, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "journal/x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileAppender, "append", fail)
+        for _ in range(50):
+            worker.keep(rows)
+    worker.keep(rows)
+    [name] = paths.directory.partials(0)
+    lengths = [len(found.token_ids) for found in PartialLogs(paths.directory, 0).read("").values()]
+    assert lengths == [520] * 3 and len(notes) == 1
+    assert (paths.root / name).stat().st_size < 100_000
+
+
+def test_what_waits_to_go_on_stays_when_a_log_begins_again(paths: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have lost their pages are not running; and the old log goes even if the new one failed at first."""
+    log = PartialLog(paths.directory, 0, "a")
+    log.append([piece((idx, 0, 0), 0, 1, 2, 3) for idx in range(3)])
+    log.forget((1, 0, 0))
+
+    def fail(self: FileAppender, data: bytes, *, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "journal/x")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(FileAppender, "append", fail)
+        log.replace([piece((0, 0, 0), 0, 1, 2, 3, 4)])
+    log.append([piece((0, 0, 0), 4, 5)])
+    found = PartialLogs(paths.directory, 0).read("")
+    assert {key[0]: list(partial.token_ids) for key, partial in found.items()} == {0: [1, 2, 3, 4, 5], 2: [1, 2, 3]}
+    assert len(paths.directory.partials(0)) == 1
+
+
 def kill_when_begun(args: list[str], output: Path, log: Path) -> None:
     """Start a run in a process of its own, and kill it once several rows have begun."""
     (worker,) = start_workers(1, args, log)
@@ -279,6 +403,22 @@ def test_a_retry_with_more_tokens_goes_on_where_rows_were_cut(
     assert run_job("retry", output, "--cut", "--max-new-tokens", "95", "--temperature", "0.5").exit_code == 0
     assert "goes on" not in (again := run_job(*args).stderr) and "go on" not in again
     assert run_job("verify", output).exit_code == 0
+
+
+def test_a_retry_goes_on_only_with_what_was_drawn_as_the_run_draws(
+    run_job: Callable[..., Result], run_args: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """A retry with another temperature had cut rows again, and the next one went on with those tokens."""
+    output, shape, limit = tmp_path / "out", ["--limit", "3", "--ignore-eos"], "--max-new-tokens"
+    args = run_args(output, *shape, limit, "20")
+    assert run_job(*args).exit_code == 0
+    for options in ([limit, "25", "--temperature", "0.3"], [limit, "60"]):
+        assert run_job("retry", output, "--cut", *options).exit_code == 0
+        done = run_job(*args)
+        assert done.exit_code == 0
+    assert "3 rows go on where an earlier launch had stopped: 60 tokens" in done.stderr, "those that the run has drawn"
+    assert run_job(*run_args(tmp_path / "whole", *shape, limit, "60")).exit_code == 0
+    assert read_output(output).equals(read_output(tmp_path / "whole"))
 
 
 def test_without_it_nothing_is_kept(

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
@@ -17,47 +17,86 @@ from job.output.parts.cut_rows import make_cut_log, read_cut_rows, settle_cut_ro
 from job.output.parts.partials import PartialLog, PartialLogs, to_batch
 from job.output.parts.plan import Plan
 from job.output.parts.shard import JOURNAL_SYNC_SECS, OpenShard
+from job.output.sharing.settings import LEASE_TIMEOUT_SECS
 from job.output.store.directory import RunDirectory
 from job.records import Generation, Partial, PartialKey, Request
 from job.tasks import Generate, Score
+
+TAKE_SECS = 15.0
+"""How often a worker looks for logs of dead ones, which takes a few requests to the store."""
+
+
+@dataclass(slots=True)
+class OpenLogs:
+    """What there is of one open shard's rows in flight."""
+
+    shard: OpenShard
+    left: PartialLogs
+    """The logs of others."""
+    begun: Mapping[PartialKey, Partial]
+    """What rows have of it, as it was last read."""
+    log: PartialLog | None = None
+    """This worker's."""
+    cut: list[Partial] = field(default_factory=list)
+    """Completions that were cut and are not in ``cut_log`` yet."""
+    cut_log: BatchLog | None = None
+
+    @property
+    def is_as_asked(self) -> bool:
+        """Whether its rows are drawn as those of the run, but for a limit that ``job retry`` has raised."""
+        return self.shard.changes.keys() <= {"max_new_tokens"}
+
+    @property
+    def own_name(self) -> str:
+        """The name of this worker's log."""
+        return "" if self.log is None else self.log.name
 
 
 class InFlight:
     """The partial completions of one worker's rows."""
 
     def __init__(
-        self, directory: RunDirectory, plan: Plan, worker_id: str, note: Callable[[str], None], *, is_on: bool
+        self,
+        directory: RunDirectory,
+        plan: Plan,
+        worker_id: str,
+        note: Callable[[str], None],
+        *,
+        is_on: bool,
+        holds: Callable[[int], bool] = lambda _: True,
+        lease_timeout_secs: float = LEASE_TIMEOUT_SECS,
     ) -> None:
-        """Keep nothing and go on with nothing if this is off."""
+        """Keep nothing and go on with nothing if this is off.
+
+        Args:
+            holds: whether this worker holds a shard, so that it is the one that takes dead workers' logs over.
+            lease_timeout_secs: a worker that has been silent for so long is dead.
+        """
         self._directory, self._plan, self._worker_id, self._note, self._is_on = directory, plan, worker_id, note, is_on
-        self._logs: dict[int, PartialLog] = {}
-        self._left: dict[int, PartialLogs] = {}
-        self._begun: dict[int, Mapping[PartialKey, Partial]] = {}
-        """Shard to what its rows have, as it was last read."""
-        self._cut: dict[int, list[Partial]] = {}
-        """Shard to completions that were cut and are not in its log yet."""
-        self._cut_logs: dict[int, BatchLog] = {}
+        self._holds, self._timeout_secs = holds, lease_timeout_secs
+        self._open: dict[int, OpenLogs] = {}
         self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
-        self._last = time.monotonic()
+        self._last, self._last_taken = time.monotonic(), -TAKE_SECS
         self._num_resumed = self._num_tokens = 0
         self._has_failed = False
 
     def look(self, shard: OpenShard) -> None:
         """Read what others have left of a shard: rows of it are claimed."""
-        if self._is_on:
-            shard_idx = shard.shard_idx
-            left = self._left.setdefault(shard_idx, PartialLogs(self._directory, shard_idx))
-            own = self._logs.get(shard_idx)
-            before = self._begun.get(shard_idx)
-            if before is None:  # what was cut by a limit goes on under a larger one, if nothing else has changed
-                is_longer = shard.changes.keys() == {"max_new_tokens"}
-                before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
-            self._begun[shard_idx] = {**before, **left.read("" if own is None else own.name)}
+        if not self._is_on:
+            return
+        shard_idx = shard.shard_idx
+        if shard_idx not in self._open:
+            # What was cut by a limit goes on under a larger one, if nothing else has changed.
+            is_longer = shard.changes.keys() == {"max_new_tokens"}
+            before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
+            self._open[shard_idx] = OpenLogs(shard, PartialLogs(self._directory, shard_idx), before)
+        logs = self._open[shard_idx]
+        logs.begun = {**logs.begun, **logs.left.read(logs.own_name)}
 
     def resumed(self, request: Request) -> Request:
         """Return a request with what there is of its completion."""
-        begun = self._begun.get(self._plan.shard_of(request.row_idx), {})
-        partial = begun.get(request.partial_key)
+        logs = self._open.get(self._plan.shard_of(request.row_idx))
+        partial = None if logs is None else logs.begun.get(request.partial_key)
         if partial is None or len(partial.token_ids) >= _most_tokens(request):
             return request
         self._num_resumed += 1
@@ -66,11 +105,12 @@ class InFlight:
 
     def end(self, generation: Generation) -> None:
         """A request has been completed. If its limit has cut it, its tokens are kept."""
-        request, shard_idx = generation.request, self._plan.shard_of(generation.request.row_idx)
-        if (log := self._logs.get(shard_idx)) is not None:
-            log.forget(request.partial_key)
-        if self._is_on and (partial := partial_of(generation)) is not None:
-            self._cut.setdefault(shard_idx, []).append(partial)
+        request = generation.request
+        if (logs := self._open.get(self._plan.shard_of(request.row_idx))) is not None:
+            if logs.log is not None:
+                logs.log.forget(request.partial_key)
+            if logs.is_as_asked and (partial := partial_of(generation)) is not None:
+                logs.cut.append(partial)
 
     def keep_if_due(self, engine: Engine) -> None:
         """Keep what the engine's rows have, if it is some seconds since that was done."""
@@ -82,28 +122,56 @@ class InFlight:
         if not self._is_on:
             return
         self._tell_resumed()
-        known = ChainMap(*(log.known for log in self._logs.values()))
+        known = ChainMap(*(logs.log.known for logs in self._open.values() if logs.log is not None))
         by_shard: dict[int, list[Partial]] = {}
         for partial in engine.partials(known):
             by_shard.setdefault(self._plan.shard_of(partial.row_idx), []).append(partial)
-        try:
-            for shard_idx, partials in by_shard.items():
-                self._log(shard_idx).append(partials)
-            self._replace_garbage(engine)
-            for shard_idx in list(self._cut):
-                self._append_cut(shard_idx)
-            self._has_failed = False
-        except OSError as error:
-            if not self._has_failed:
-                self._note(
-                    f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}"
-                )
-            self._has_failed = True
-        self._last = time.monotonic()
+        has_failed = False
+        for shard_idx, logs in list(self._open.items()):
+            try:
+                self._keep(logs, by_shard.get(shard_idx, []), engine)
+            except FileNotFoundError:  # on a network file system: another worker has finished or taken over the shard
+                del self._open[shard_idx]
+            except OSError as error:
+                if not self._has_failed and not has_failed:
+                    self._note(
+                        f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}"
+                    )
+                has_failed = True
+        self._has_failed = has_failed
+        now = time.monotonic()
+        self._last_taken = now if self._is_take_due else self._last_taken
+        self._last = now
+
+    def _keep(self, logs: OpenLogs, partials: list[Partial], engine: Engine) -> None:
+        """Write what is new of a shard. (What another worker has finished by now is in the engine, but not open.)"""
+        if partials:
+            self._log(logs).append(partials)
+        if logs.log is not None and logs.log.is_mostly_garbage:
+            logs.shard.sync()  # the tokens of rows that are done go only once these are safe
+            shard_idx = logs.shard.shard_idx
+            logs.log.replace([each for each in engine.partials({}) if self._plan.shard_of(each.row_idx) == shard_idx])
+        if self._is_take_due and self._holds(logs.shard.shard_idx):
+            self._take_over(logs)
+        self._append_cut(logs)
+
+    @property
+    def _is_take_due(self) -> bool:
+        return time.monotonic() - self._last_taken >= TAKE_SECS
+
+    def _take_over(self, logs: OpenLogs) -> None:
+        """Remove the logs of dead workers, once all that they have is done or in our own. Otherwise each launch of a
+        run that is killed again and again would leave one more."""
+        if not (names := logs.left.silent(self._timeout_secs)):
+            return
+        own = self._log(logs)
+        own.append([each for each in logs.left.take(names, own.known) if not logs.shard.has(each.key[:2])])
+        logs.shard.sync()
+        logs.left.remove(names)
 
     def close(self) -> None:
         """Close all logs. They stay: another launch goes on there."""
-        for shard_idx in {*self._logs, *self._cut, *self._cut_logs}:
+        for shard_idx in list(self._open):
             with contextlib.suppress(OSError, Unavailable):
                 self.leave(shard_idx)
 
@@ -115,33 +183,23 @@ class InFlight:
 
     def leave(self, shard_idx: int) -> None:
         """Close a shard's logs."""
-        self._append_cut(shard_idx)
-        if (cut_log := self._cut_logs.pop(shard_idx, None)) is not None:
-            cut_log.close()
-        self._left.pop(shard_idx, None)
-        self._begun.pop(shard_idx, None)
-        log = self._logs.pop(shard_idx, None)
-        if log is not None:
-            log.close()
+        if (logs := self._open.pop(shard_idx, None)) is not None:
+            self._append_cut(logs)
+            for log in (logs.cut_log, logs.log):
+                if log is not None:
+                    log.close()
 
-    def _log(self, shard_idx: int) -> PartialLog:
-        if shard_idx not in self._logs:
-            self._logs[shard_idx] = PartialLog(self._directory, shard_idx, self._worker_id)
-        return self._logs[shard_idx]
+    def _log(self, logs: OpenLogs) -> PartialLog:
+        if logs.log is None:
+            logs.log = PartialLog(self._directory, logs.shard.shard_idx, self._worker_id)
+        return logs.log
 
-    def _append_cut(self, shard_idx: int) -> None:
-        if partials := self._cut.pop(shard_idx, None):
-            if shard_idx not in self._cut_logs:
-                self._cut_logs[shard_idx] = make_cut_log(self._directory, shard_idx, self._worker_id)
-            self._cut_logs[shard_idx].append(to_batch(partials))
-
-    def _replace_garbage(self, engine: Engine) -> None:
-        wasteful = {shard_idx: log for shard_idx, log in self._logs.items() if log.is_mostly_garbage}
-        if not wasteful:
-            return
-        partials = engine.partials({})
-        for shard_idx, log in wasteful.items():
-            log.replace([partial for partial in partials if self._plan.shard_of(partial.row_idx) == shard_idx])
+    def _append_cut(self, logs: OpenLogs) -> None:
+        if logs.cut:
+            if logs.cut_log is None:
+                logs.cut_log = make_cut_log(self._directory, logs.shard.shard_idx, self._worker_id)
+            partials, logs.cut = logs.cut, []
+            logs.cut_log.append(to_batch(partials))
 
     def _tell_resumed(self) -> None:
         if self._num_resumed:

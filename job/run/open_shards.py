@@ -58,8 +58,15 @@ class OpenShards:
         self._repeated: deque[Request] = deque()
         """Further attempts at rows."""
         self._prompts: dict[SampleKey, Prompt] = {}
-        is_on = prepared.config.output.journal_in_flight
-        self.in_flight = InFlight(self._directory, self._plan, self._worker_id, note, is_on=is_on)
+        self.in_flight = InFlight(
+            self._directory,
+            self._plan,
+            self._worker_id,
+            note,
+            is_on=prepared.config.output.journal_in_flight,
+            holds=self._claims.holds,
+            lease_timeout_secs=prepared.settings.lease_timeout_secs,
+        )
         pause_secs = self._directory.store.pause_secs
         self.idle_secs = max(IDLE_SECS, pause_secs / 6)
         """How long to wait for other workers before the next look."""

@@ -2,9 +2,11 @@
 
 One log per shard and worker, beside the journals. A batch has the tokens that are new since the one before. Tokens of
 rows that have finished are garbage: once they are most of a log, a new one begins with what is still in flight, and
-takes its place. So logs are at most about twice as large as what is in flight, and ``SPARE_BYTES`` more.
+takes its place. The worker that holds a shard takes over what dead ones have left there. So the logs of a shard are at
+most about twice as large as what is in flight, ``SPARE_BYTES`` a worker, and what was left in the last lease timeout.
 """
 
+import contextlib
 import itertools
 from array import array
 from collections.abc import Mapping, Sequence
@@ -42,8 +44,10 @@ class PartialLog:
         self._directory, self._shard_idx, self._worker_id = directory, shard_idx, worker_id
         self._numbers = itertools.count()
         self._log = self._new_log()
+        self._outdated: list[BatchLog] = []
+        """Earlier logs, in whose place this one is once its first tokens are there."""
         self.known: dict[PartialKey, int] = {}
-        """How many tokens of each completion in flight the log has."""
+        """How many tokens of each completion in flight the log has, or will have with the next ``append``."""
         self._num_garbage = 0
         """How many tokens it has of others."""
 
@@ -53,10 +57,20 @@ class PartialLog:
         return self._log.name
 
     def append(self, partials: Sequence[Partial]) -> None:
-        """Append tokens, each completion's after those that the log has. They outlive the process, not a power cut."""
+        """Append tokens, each completion's after those that the log has. They outlive the process, not a power cut.
+
+        Raises:
+            OSError: they could not be written. The next call writes them first, so they must not be given to it again:
+                on a full disk, they would come to fill the memory, too.
+        """
         if partials:
-            self._log.append(to_batch(partials))
             self.known |= {partial.key: partial.end for partial in partials}
+            self._log.append(to_batch(partials))
+        while self._outdated:
+            with contextlib.suppress(OSError):  # it writes an end, for which there may be no room
+                self._outdated[-1].close()
+            self._directory.store.delete(self._outdated[-1].name)
+            self._outdated.pop()
 
     def forget(self, key: PartialKey) -> None:
         """A completion is not in flight any more."""
@@ -68,12 +82,17 @@ class PartialLog:
         return self._log.num_bytes > SPARE_BYTES and self._num_garbage > sum(self.known.values())
 
     def replace(self, partials: Sequence[Partial]) -> None:
-        """Begin again with what is in flight, all of it, and then remove what there was."""
-        old, self._log = self._log, self._new_log()
-        self.known, self._num_garbage = {}, 0
-        self.append(partials)
-        old.close()
-        self._directory.store.delete(old.name)
+        """Begin again with what is in flight, and then remove what there was.
+
+        Args:
+            partials: what is running, from the first token on. What waits to go on is taken from the log itself.
+        """
+        running = {partial.key for partial in partials}
+        had = Contents(self._directory.store, self.name).read()
+        waiting = [partial for key, partial in had.items() if key in self.known and key not in running]
+        self._outdated.append(self._log)
+        self._log, self.known, self._num_garbage = self._new_log(), {}, 0
+        self.append([*partials, *waiting])
 
     def close(self) -> None:
         """Stop appending."""
@@ -90,16 +109,42 @@ class PartialLogs:
 
     def __init__(self, directory: RunDirectory, shard_idx: int) -> None:
         """Read nothing yet."""
-        self._directory, self._shard_idx = directory, shard_idx
+        self._store, self._directory, self._shard_idx = directory.store, directory, shard_idx
         self._logs: dict[str, Contents] = {}
 
     def read(self, own_name: str) -> dict[PartialKey, Partial]:
         """Return the longest that there is of each completion, in any log but our own. Damaged ends are left out."""
         names = [name for name in self._directory.partials(self._shard_idx) if name != own_name]
-        self._logs = {name: self._logs.get(name) or Contents(self._directory.store, name) for name in names}
+        self._logs = {name: self._logs.get(name) or Contents(self._store, name) for name in names}
+        return self._longest(names)
+
+    def silent(self, secs: float) -> list[str]:
+        """Return the logs that were there at the last ``read`` and have not been appended to for some time: a live
+        worker would have, or has nothing in flight."""
+        now = self._store.now() if self._logs else None
+        if now is None:
+            return []
+        silent = []
+        for name in self._logs:
+            with contextlib.suppress(FileNotFoundError):
+                if now - self._store.stamp(name).written >= secs:
+                    silent.append(name)
+        return silent
+
+    def take(self, names: Sequence[str], known: Mapping[PartialKey, int]) -> list[Partial]:
+        """Return what some logs have of completions beyond their first ``known`` tokens, from the first one on."""
+        return [partial for key, partial in self._longest(names).items() if partial.end > known.get(key, 0)]
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete logs."""
+        for name in names:
+            self._store.delete(name)
+            del self._logs[name]
+
+    def _longest(self, names: Sequence[str]) -> dict[PartialKey, Partial]:
         longest: dict[PartialKey, Partial] = {}
-        for contents in self._logs.values():
-            for key, partial in contents.read().items():
+        for name in names:
+            for key, partial in self._logs[name].read().items():
                 if key not in longest or longest[key].end < partial.end:
                     longest[key] = partial
         return longest
