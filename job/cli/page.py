@@ -1,6 +1,7 @@
 """The page of ``job report``: writing it to a file, or serving it while the run goes on."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ class Asked:
             raise UsageError("--port was given without --watch, which serves the page there.")
         if watch and (as_json or page is not None or no_page):
             raise UsageError("--watch serves the page; it goes with neither --json nor --page nor --no-page.")
-        if price is not None and price != price:  # click.FloatRange lets nan through
-            raise UsageError("--price-per-gpu-hour is nan; it must be a number.")
+        if price is not None and not math.isfinite(price):  # click.FloatRange lets nan and inf through
+            raise UsageError(f"--price-per-gpu-hour is {price}; it must be a number.")
         is_wanted = not no_page and (page is not None or not as_json)
         return cls(file=page, is_wanted=is_wanted, price=price, is_watched=watch, port=port)
 

@@ -33,9 +33,17 @@ class Cost:
     price_per_million_tokens: float | None
     """Of completion tokens."""
 
+    @property
+    def unit(self) -> str:
+        """What a device is: a GPU, a process on a CPU, or, if workers differ or did not say, a device."""
+        if self.devices == ("cpu",):
+            return "process"
+        return "GPU" if self.devices and "cpu" not in self.devices else "device"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
+            "unit": self.unit,
             "device_hours": self.device_hours,
             "devices": list(self.devices),
             "num_tokens": self.num_tokens,

@@ -1,6 +1,6 @@
 """The main numbers of a run as text for a terminal."""
 
-from job.observe.text import format_secs, list_kinds, visible
+from job.observe.text import format_secs, list_kinds, number, visible
 from job.report.page.data import PageData, Reconciliation
 
 
@@ -22,18 +22,17 @@ def describe_run(data: PageData) -> str:
 def _time(data: PageData) -> str:
     assert data.timeline is not None
     kinds = [event.kind for event in data.timeline.events]
-    named = {"restart": "restarts", "stop": "stops", "stall": "stalls"}
-    counted = [f"{kinds.count(kind):,} {name}" for kind, name in named.items()]
-    workers = len(data.timeline.workers)
-    return f"{format_secs(data.timeline.worker_secs)} of {workers:,} worker{'s' * (workers != 1)}; {', '.join(counted)}"
+    counted = [number(kinds.count(kind), kind) for kind in ("restart", "stop", "stall")]
+    workers = number(len(data.timeline.workers), "worker")
+    return f"{format_secs(data.timeline.worker_secs)} of {workers}; {', '.join(counted)}"
 
 
 def _cost(data: PageData) -> str:
     cost = data.cost
     assert cost is not None
-    parts = [f"{cost.device_hours:,.3g} device hours"]
+    parts = [f"{cost.device_hours:,.3g} {cost.unit} hours"]
     if cost.tokens_per_device_sec is not None:
-        parts.append(f"{cost.tokens_per_device_sec:,.0f} tokens/s per device")
+        parts.append(f"{cost.tokens_per_device_sec:,.0f} tokens/s per {cost.unit}")
     if cost.kwh is not None:
         parts.append(f"{cost.kwh:,.3g} kWh")
     if cost.price is not None:

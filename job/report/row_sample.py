@@ -3,9 +3,8 @@
 One pass over the small columns of all rows gives their lengths, too. Only the rows that are chosen are read whole.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -18,9 +17,9 @@ import pyarrow.compute as pc
 from job.errors import JobError
 from job.output.looking.found import FoundRun
 from job.output.looking.shown_rows import ShardRows
-from job.output.parts.part_schema import BASE, Columns
-from job.records import CUT_REASONS, RowError
+from job.records import CUT_REASONS
 from job.report.page.embedded import to_json
+from job.report.row_texts import RowTexts
 
 MAX_RANDOM = 1_000
 MAX_OF_KIND = 30
@@ -29,16 +28,10 @@ MAX_OF_KIND = 30
 MAX_BYTES = 3_000_000
 """Of all rows together, as they are in a page, where a ``<`` takes six bytes."""
 
-MAX_TEXT = 4_000
-"""Characters of one text; of a longer one, the beginning and the end."""
-
-MAX_VALUE = 400
-"""Characters of a value of any other column."""
-
-TEXTS = ("prompt", "reasoning", "completion", "error")
-"""Columns that are shown in full."""
-
 RANDOM, CUT = "random", "cut"
+
+KEYS = ("row_idx", "sample_idx")
+LENGTHS = ("num_prompt_tokens", "num_completion_tokens")
 
 Place = tuple[int, int]
 """A shard, and a position among its rows."""
@@ -49,8 +42,7 @@ class RowSample:
     """Some rows, and the lengths of all."""
 
     rows: tuple[Mapping[str, Any], ...]
-    """In their order. JSON values: the texts and numbers of ``TEXTS`` and ``BASE``, ``why`` the row was chosen, and
-    ``more``, the other columns."""
+    """In their order, as ``RowTexts`` returns them."""
     num_rows: int
     """Rows to choose from."""
     num_random: int
@@ -66,29 +58,24 @@ class _Chooser:
     """Chooses places, shard by shard."""
 
     def __init__(self, max_random: int) -> None:
-        self._random = np.random.default_rng(0)
         self._max_random = max_random
-        self._keys: npt.NDArray[np.float64] = np.empty(0)
+        self._keys: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._places: npt.NDArray[np.int64] = np.empty((0, 2), np.int64)
         self._of_kind: Counter[str] = Counter()
         self._special: dict[Place, str] = {}
 
-    def add(self, shard_idx: int, errors: Sequence[tuple[int, str]], cut: npt.NDArray[np.int64], num_rows: int) -> None:
-        """Choose from one shard.
-
-        Args:
-            errors: position and kind of each.
-            cut: positions of those that were cut.
-        """
-        for position, kind in [*errors, *((int(position), CUT) for position in cut[:MAX_OF_KIND])]:
+    def add(self, shard_idx: int, small: "_SmallColumns") -> None:
+        """Choose from one shard."""
+        for position, kind in [*small.errors, *((int(position), CUT) for position in small.cut[:MAX_OF_KIND])]:
             if self._of_kind[kind] < MAX_OF_KIND:
                 self._of_kind[kind] += 1
                 self._special[shard_idx, position] = kind
-        # The rows with the lowest of random keys are a sample of all.
-        keys = np.concatenate([self._keys, self._random.random(num_rows)])
-        new = np.stack([np.full(num_rows, shard_idx), np.arange(num_rows)], axis=1)
+        # The rows with the lowest of random keys are a sample of all. A row always has the same key, so that a row
+        # which was chosen is chosen again when more have finished, unless it is displaced: who reads it can go on.
+        keys = np.concatenate([self._keys, _random_keys(*small.keys)])
+        new = np.stack([np.full(small.num_rows, shard_idx), np.arange(small.num_rows)], axis=1)
         places = np.concatenate([self._places, new])
-        kept = np.argsort(keys)[: self._max_random]
+        kept = np.argsort(keys, kind="stable")[: self._max_random]
         self._keys, self._places = keys[kept], places[kept]
 
     def chosen(self) -> dict[Place, str]:
@@ -110,7 +97,7 @@ def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int =
             continue
         num_rows += small.num_rows
         lengths.append(small.lengths)
-        chooser.add(shard_idx, small.errors, small.cut, small.num_rows)
+        chooser.add(shard_idx, small)
     chosen = chooser.chosen()
     rows = _within(dict(_read(run, chosen, unreadable)), chosen, max_bytes)
     both = np.concatenate(lengths, axis=1) if lengths else np.empty((2, 0), np.int64)
@@ -124,47 +111,58 @@ def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int =
     )
 
 
+def _random_keys(row_idx: npt.NDArray[np.uint64], sample_idx: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return a number for each row that looks random: [rows] uint64, by the finalizer of SplitMix64 (Steele, 2014)."""
+    mixed = row_idx * np.uint64(0x9E3779B97F4A7C15) + sample_idx * np.uint64(0xD1B54A32D192ED03) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SmallColumns:
     """What is to be known of every row of a shard."""
 
-    num_rows: int
+    keys: npt.NDArray[np.uint64]
+    """[2, rows]: row and sample index."""
     errors: list[tuple[int, str]]
     """Position and kind of each; at most ``MAX_OF_KIND`` of a kind."""
     cut: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     """[2, rows without an error]: tokens of the prompt and the completion."""
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.keys[0])
+
     @classmethod
     def read(cls, run: FoundRun, shard_idx: int) -> "_SmallColumns":
-        table = ShardRows(run, shard_idx).columns(
-            ["finish_reason", "error", "num_prompt_tokens", "num_completion_tokens"]
-        )
-        texts = table["error"]
-        positions = np.flatnonzero(pc.is_valid(texts).to_numpy())
-        counts: Counter[str] = Counter()
-        errors = []
-        for position in positions.tolist():
-            kind = RowError.parse(texts[position].as_py()).kind
-            counts[kind] += 1
-            if counts[kind] <= MAX_OF_KIND:
-                errors.append((position, kind))
-        is_done = np.ones(len(table), np.bool_)
-        is_done[positions] = False
-        columns = [table[name].to_numpy().astype(np.int64) for name in table.column_names[2:]]
+        table = ShardRows(run, shard_idx).columns([*KEYS, "finish_reason", "error", *LENGTHS])
+        is_done = pc.is_null(table["error"]).to_numpy()
+        errors = list(_first_of_kinds(table["error"]))
+        columns = [table[name].to_numpy().astype(np.int64) for name in LENGTHS]
         is_cut = pc.is_in(table["finish_reason"], pa.array(CUT_REASONS)).to_numpy()
         return cls(
-            num_rows=len(table),
+            keys=np.stack([table[name].to_numpy().astype(np.uint64) for name in KEYS]),
             errors=errors,
             cut=np.flatnonzero(is_cut & is_done),
             lengths=np.stack([column[is_done] for column in columns]),
         )
 
 
+def _first_of_kinds(texts: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+    """Yield the position and kind of the first errors of each kind."""
+    positions = np.flatnonzero(pc.is_valid(texts).to_numpy())
+    kinds = pc.list_element(pc.split_pattern(texts.drop_null(), ": ", max_splits=1), 0)
+    for kind in pc.unique(kinds).to_pylist():
+        of_kind = np.flatnonzero(pc.equal(kinds, kind).to_numpy())[:MAX_OF_KIND]
+        yield from ((position, kind) for position in positions[of_kind].tolist())
+
+
 def _read(
     run: FoundRun, chosen: Mapping[Place, str], unreadable: list[str]
 ) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    known = Columns.of(run.manifest).names
+    texts = RowTexts.of(run.manifest)
     shard: ShardRows | None = None
     for shard_idx, position in sorted(chosen):
         try:
@@ -174,36 +172,7 @@ def _read(
         except JobError as error:
             unreadable.append(str(error))
             continue
-        yield (shard_idx, position), _to_json(row, chosen[shard_idx, position], known)
-
-
-def _to_json(row: Mapping[str, Any], why: str, known: frozenset[str]) -> dict[str, Any]:
-    shown = {name: row[name] for name in BASE.names if name in row and name != "error_kind"}
-    shown |= {name: row[name] for name in TEXTS if name in row and name in known}
-    more = {name: value for name, value in row.items() if name not in shown and name != "error_kind"}
-    return {
-        **{name: shorten(value, MAX_TEXT) if isinstance(value, str) else value for name, value in shown.items()},
-        "why": why,
-        "more": {name: _as_text(value) for name, value in more.items() if value is not None},
-    }
-
-
-def _as_text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return shorten(text, MAX_VALUE)
-
-
-def shorten(text: str, max_characters: int) -> str:
-    """Leave out the middle of a text that is too long, and say so.
-
-    >>> shorten("a" * 10, 4)
-    'aaa\\n[6 characters are not shown here]\\na'
-    """
-    if len(text) <= max_characters:
-        return text
-    head = max_characters * 3 // 4
-    tail = max_characters - head
-    return f"{text[:head]}\n[{len(text) - head - tail:,} characters are not shown here]\n{text[-tail:]}"
+        yield (shard_idx, position), texts.to_json(row, chosen[shard_idx, position])
 
 
 def _within(

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from job.output.sharing.metrics import FRESH_SECS, WorkerStats
+from job.output.sharing.metrics import FRESH_SECS, WRITE_SECS, WorkerStats
 from job.output.store.names import METRICS
 from job.output.store.store import Store
 
@@ -25,6 +25,10 @@ MAX_LINES = 20_000
 STALL_SECS = 2 * FRESH_SECS
 """A worker that reports nothing, or computes nothing with rows at work, for this long has stalled. Figures are written
 between two steps, so that one long step is a stall, too."""
+
+
+WAIT_SECS = 2 * WRITE_SECS
+"""A worker without rows for this long waits for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class WorkerSpan:
     """Why it ended, in its own words; empty: it is active, or was killed, or an earlier version."""
     has_open_rows: bool
     """Whether it had rows in flight, or shards without a part, when it last reported."""
+    waits: tuple[tuple[float, float], ...]
+    """When it had nothing to compute for ``WAIT_SECS`` or longer: start and end of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +65,8 @@ class Event:
 
     time: float
     kind: str
-    """``start`` of a launch, ``restart`` (each later launch), ``stop`` before the run was done, ``stall``."""
+    """``start`` of the first launch; ``join``, a launch beside others; ``restart``, a launch after one that ended
+    early, or when no other computes; ``stop`` before the run was done; ``stall``."""
     worker_id: str
     text: str
     secs: float = 0.0
@@ -103,12 +110,13 @@ def make_timeline(histories: Sequence[Sequence[WorkerStats]], active: Collection
     histories = sorted(histories, key=lambda history: (_start(history), history[0].worker_id))
     spans = tuple(_span(history, active) for history in histories)
     start, end = min(span.start for span in spans), max(span.end for span in spans)
-    bin_secs = max(MIN_BIN_SECS, (end - start) / MAX_BINS)
-    num_bins = max(1, int(np.ceil((end - start) / bin_secs)))
+    num_bins = int(np.clip((end - start) // MIN_BIN_SECS, 1, MAX_BINS))
+    bin_secs = max(MIN_BIN_SECS, end - start) / num_bins
     edges: npt.NDArray[np.float64] = start + bin_secs * np.arange(num_bins + 1, dtype=np.float64)
     tokens = np.stack([_per_sec(history, [each.num_tokens for each in history], edges) for history in histories])
     rows = np.stack([_per_sec(history, [each.num_rows for each in history], edges) for history in histories])
-    events = [*_launches(spans), *_stops(spans), *(stall for history in histories for stall in _stalls(history))]
+    stops = list(_stops(spans))
+    events = [*_launches(spans, stops), *stops, *(stall for history in histories for stall in _stalls(history))]
     return Timeline(
         start=start,
         bin_secs=bin_secs,
@@ -157,7 +165,20 @@ def _span(history: Sequence[WorkerStats], active: Collection[str]) -> WorkerSpan
         is_active=last.worker_id in active,
         left=last.left,
         has_open_rows=bool(last.num_at_work or last.open_shards),
+        waits=tuple(_waits(history)),
     )
+
+
+def _waits(history: Sequence[WorkerStats]) -> Iterator[tuple[float, float]]:
+    since: WorkerStats | None = None
+    for before, after in pairwise([*history, history[-1]]):
+        is_idle = before.num_at_work == after.num_at_work == 0 and before.num_tokens == after.num_tokens
+        if is_idle and after is not before:
+            since = since or before
+        elif since is not None:
+            if before.time - since.time >= WAIT_SECS:
+                yield since.time, before.time
+            since = None
 
 
 def _per_sec(
@@ -170,15 +191,20 @@ def _per_sec(
     return speed
 
 
-def _launches(spans: Sequence[WorkerSpan]) -> Iterator[Event]:
+def _launches(spans: Sequence[WorkerSpan], stops: Sequence[Event]) -> Iterator[Event]:
     """Yield when launches began: workers of one launch that start together are one event."""
     first: dict[str, WorkerSpan] = {}
     for span in spans:
         first.setdefault(span.launch_id or span.worker_id, span)
+    num_restarts = 0
     for idx, (launch_id, span) in enumerate(first.items()):
         num_workers = sum((each.launch_id or each.worker_id) == launch_id for each in spans)
         text = f"{num_workers:,} worker{'s' if num_workers > 1 else ''} began"
-        yield Event(time=span.start, kind="restart" if idx else "start", worker_id=span.worker_id, text=text)
+        num_stops = sum(stop.time < span.start for stop in stops)
+        is_alone = not any(other.start <= span.start <= other.end for other in spans if other is not span)
+        kind = "start" if idx == 0 else "restart" if is_alone or num_stops > num_restarts else "join"
+        num_restarts = num_stops if kind == "restart" and is_alone else num_restarts + (kind == "restart")
+        yield Event(time=span.start, kind=kind, worker_id=span.worker_id, text=text)
 
 
 def _stops(spans: Sequence[WorkerSpan]) -> Iterator[Event]:
@@ -187,9 +213,9 @@ def _stops(spans: Sequence[WorkerSpan]) -> Iterator[Event]:
         if span.is_active or span.left == "done":
             continue
         if span.left:
-            yield Event(time=span.end, kind="stop", worker_id=span.worker_id, text=f"ended: {span.left}")
+            yield Event(time=span.end, kind="stop", worker_id=span.worker_id, text=f"stopped: {span.left}")
         elif span.has_open_rows:
-            text = "ended without a word, with rows in flight"
+            text = "ended without saying why, with rows in flight: killed, or its machine was lost"
             yield Event(time=span.end, kind="stop", worker_id=span.worker_id, text=text)
 
 

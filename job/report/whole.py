@@ -54,10 +54,10 @@ def make_report(run: FoundRun, options: ReportOptions) -> Report:
         UsageError: the run has no part yet, or lacks what is asked for.
         JobError: a part cannot be read.
     """
-    columns = RunColumns(run)
     is_asked = options.gold is not None or options.label is not None or options.label_next
     if not is_asked and not has_labels(run.manifest):
         return Report(labels=None)
+    columns = RunColumns(run)
     rows = read_labels(columns, options.label, _others(columns, options))
     if not len(rows.row_idx):
         raise UsageError(f"{run.directory.store.describe()} has no row without an error: there is nothing to report.")

@@ -27,6 +27,9 @@ TAIL_BYTES = 16 * 1024
 WINDOW_SECS = 60.0
 """A rate is measured over this time, so that it is current and yet steady."""
 
+MAX_NUMBER = 2**62
+"""What no figure reaches: a line with more is damaged."""
+
 YOUNG_SECS = 1.0
 """The rate of a younger worker is 0, since it would depend on a single step."""
 
@@ -81,7 +84,7 @@ class WorkerStats:
 
 
 def _number(value: Any) -> Any:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:  # also NaN, which Python's JSON has
         raise TypeError
     return value
 

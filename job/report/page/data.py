@@ -26,6 +26,9 @@ MAX_SPANS = 60
 
 MAX_EVENTS = 500
 
+MAX_LABELS = 50
+"""Labels with a number of their own; the others are added up."""
+
 SECTIONS = ("model", "prompt", "sampling", "modes")
 """Of the manifest, those that are shown."""
 
@@ -82,12 +85,12 @@ class PageData:
             "status": status.to_dict(),
             "outcome": [list(pair) for pair in status.outcome],
             "reconciliation": asdict(Reconciliation.of(status)),
-            "settings": [list(pair) for pair in _settings(self.run)],
+            "settings": [["run", status.output], *(list(pair) for pair in _settings(self.run))],
             "defaults": [list(pair) for pair in _defaults(self.run)],
             "timeline": None if self.timeline is None else _timeline(self.timeline),
             "cost": None if self.cost is None else self.cost.to_dict(),
             "lengths": {name: None if each is None else each.to_dict() for name, each in found.items()},
-            "labels": None if self.labels is None else self.labels.to_dict(),
+            "labels": None if self.labels is None else _labels(self.labels),
             "labels_note": self.labels_note,
             "rows": list(sample.rows),
             "sample": {"of": sample.num_rows, "random": sample.num_random},
@@ -129,6 +132,22 @@ def page_data(
         sample=sample,
         live_secs=live_secs,
     )
+
+
+def _labels(labels: LabelReport) -> dict[str, Any]:
+    """Return a report with the most frequent labels: free texts may be as many as rows."""
+    values = labels.to_dict()
+    sorted_labels = sorted(values["labels"].items(), key=lambda pair: -pair[1])
+    rest = sorted_labels[MAX_LABELS:]
+    others = {"labels": len(rest), "rows": sum(count for _, count in rest)}
+    votes = labels.column.confidence == "majority_share" or (labels.num_samples > 1 and not labels.column.probs)
+    return {
+        **values,
+        "labels": dict(sorted_labels[:MAX_LABELS]),
+        "others": others,
+        "is_of_row": labels.column.is_of_row,
+        "is_vote": votes,
+    }
 
 
 def _settings(run: FoundRun) -> Iterator[tuple[str, str]]:

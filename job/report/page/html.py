@@ -19,6 +19,10 @@ CHART = "chart-4.6.1.min.js"
 """Chart.js (MIT), the file ``dist/chart.umd.min.js`` of its npm package: 210 kB."""
 
 
+OURS = ("elements.js", "charts.js", "overview.js", "time.js", "labels.js", "rows.js", "page.js")
+"""Our own, in the order in which they become one script."""
+
+
 def to_html(data: dict[str, Any], title: str, *, is_served: bool = False) -> bytes:
     """Return a page.
 
@@ -26,7 +30,8 @@ def to_html(data: dict[str, Any], title: str, *, is_served: bool = False) -> byt
         data: JSON values.
         is_served: whether it may ask the server that it came from for new numbers.
     """
-    scripts = [_source(CHART), _source("page.js")]
+    ours = "\n".join(map(_source, OURS))
+    scripts = [_source(CHART), f'(() => {{\n"use strict";\n{ours}\n}})();']
     style = _source("page.css")
     policy = [
         "default-src 'none'",
