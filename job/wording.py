@@ -18,8 +18,17 @@ SECRETS = (
     (re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|pass|cred|auth|policy)[^=&\s]*=)[^&\s'\")]+", re.I), r"\1***"),
     (re.compile(r"(\bBearer\s+)[^\s'\"]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}\b"), "hf_***"),
+    (
+        re.compile(
+            r"(https://(?:hooks\.slack\.com/|discord(?:app)?\.com/api/webhooks/|[\w.-]+\.webhook\.office\.com/"
+            r"|api\.telegram\.org/bot))[^\s'\")]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
 )
-"""What would let a reader act as the user: passwords and signatures of addresses, headers, tokens of the Hub."""
+"""What would let a reader act as the user: passwords and signatures of addresses, headers, tokens of the Hub, and the
+paths of the webhooks of Slack, Discord, Teams and Telegram."""
 
 
 def redacted(text: str) -> str:

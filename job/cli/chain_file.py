@@ -34,8 +34,14 @@ OF_DATASET = {
 }
 """The others, with their defaults."""
 
-OF_LAUNCH = ("tensor_parallel_size", "device", "hub_timeout")
-"""What one process cannot change between two steps."""
+OF_LAUNCH = {
+    **dict.fromkeys(("tensor_parallel_size", "device", "hub_timeout"), "engine"),
+    **dict.fromkeys(("metrics_port", "on_end"), "launch"),
+}
+"""What one process cannot change between two steps, with the section that it is in."""
+
+UNSHOWN = ("on_end",)
+"""What may hold a secret."""
 
 
 def read_steps(
@@ -148,8 +154,9 @@ def _check_same(path: Path, steps: Sequence[Step]) -> None:
     Raises:
         UsageError: there are such steps.
     """
-    for name in OF_LAUNCH:
-        given = {getattr(step.config.engine, name): step.name for step in steps}
+    for name, section in OF_LAUNCH.items():
+        given = {getattr(getattr(step.config, section), name): step.name for step in steps}
         if len(given) > 1:
-            both = listed([f"{value} in step {step}" for value, step in given.items()])
+            shown = ["given in several ways"] if name in UNSHOWN else []
+            both = listed(shown or [f"{value} in step {step}" for value, step in given.items()])
             raise UsageError(f"{path}: {flag(name)} is {both}. It must be the same in all steps: write it at the top.")

@@ -11,6 +11,7 @@ import click
 
 from job.cli.foreign import advice_on
 from job.cli.json_object import JsonObject
+from job.cli.text_or_number import TextOrNumber
 from job.errors import UsageError, shorten
 from job.wording import meant
 
@@ -170,6 +171,8 @@ def _check_toml_type(where: str, option: click.Option, value: Any) -> None:
         fits, need = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif option.type is click.FLOAT:
         fits, need = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(option.type, TextOrNumber):
+        fits, need = isinstance(value, str | int) and not isinstance(value, bool), "a whole number or a string"
     elif isinstance(option.type, JsonObject):
         fits, need = isinstance(value, dict | str), "a table, or a string with a JSON object"
     else:

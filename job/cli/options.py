@@ -12,9 +12,11 @@ from click.core import ParameterSource
 from job.cli.config_file import read_config_files
 from job.cli.foreign import advice_on_value
 from job.cli.json_object import JsonObject
+from job.cli.text_or_number import TextOrNumber
 from job.config import (
     DataConfig,
     EngineConfig,
+    LaunchConfig,
     ModelConfig,
     OutputConfig,
     PromptConfig,
@@ -31,7 +33,7 @@ from job.output.store.addresses import local_path, normal
 from job.run.options import size_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | Mode
+Section = ModelConfig | DataConfig | PromptConfig | SamplingConfig | OutputConfig | EngineConfig | LaunchConfig | Mode
 
 
 def check_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -171,6 +173,8 @@ def _param_type(kind: type, spec: OptionSpec) -> Any:
         return Size()
     if spec.is_object:
         return JsonObject()
+    if spec.may_be_number:
+        return TextOrNumber()
     if spec.choices:
         return Word(spec.choices)
     return Text() if spec.is_path else kind
@@ -236,6 +240,7 @@ OUTPUT_OPTIONS = options(
 
 ENGINE_OPTIONS = options(
     *section(EngineConfig, without=["tensor_parallel_size"]),
+    *section(LaunchConfig),
 )
 
 CONFIG_OPTION = click.option(

@@ -7,6 +7,7 @@ made by the code that opens them.
 from dataclasses import dataclass, field
 
 from job.config.data import DataConfig as DataConfig
+from job.config.launch import LaunchConfig as LaunchConfig
 from job.config.prompt import PromptConfig as PromptConfig
 from job.config.sampling import SamplingConfig as SamplingConfig
 from job.engine import registry
@@ -216,7 +217,7 @@ class EngineConfig:
         return not is_sharded if self.cuda_graphs is None else self.cuda_graphs
 
 
-SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig)
+SECTIONS = (ModelConfig, DataConfig, PromptConfig, SamplingConfig, OutputConfig, EngineConfig, LaunchConfig)
 """The classes whose fields are options of a run, beside those of the modes."""
 
 
@@ -232,6 +233,7 @@ class RunConfig:
     modes: tuple[Mode, ...] = ()
     """All kinds of answers with their options, whether or not they are asked for."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     verbose: bool = False
     """Let DeepSpeed, transformers and datasets write to stderr."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from job.engine.protocol import Engine
+from job.engine.protocol import Engine, Load
 from job.records import Generation, Partial, PartialKey, Request
 
 
@@ -37,6 +37,11 @@ class Around:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return self._engine.in_flight
+
+    @property
+    def load(self) -> Load:
+        """See ``Engine``."""
+        return self._engine.load
 
     def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
         """See ``Engine``."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from job.engine.protocol import Engine
+from job.engine.protocol import Engine, Load
 from job.engine.reasoned_scores import ReasonedScores
 from job.engine.task_kinds import servers
 from job.records import Generation, Partial, PartialKey, Request, RowError
@@ -67,6 +67,11 @@ class FakeEngine:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return list(self._pending)[: self._rows_per_step]
+
+    @property
+    def load(self) -> Load:
+        """See ``Engine``."""
+        return Load(num_running=len(self.in_flight))
 
     def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
         """See ``Engine``. It completes requests at once."""

@@ -4,9 +4,24 @@ The leader calls these. Followers call ``follow`` once and return from it when t
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from job.records import Generation, Partial, PartialKey, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much an engine has to do at the moment."""
+
+    num_running: int = 0
+    """Rows that are being computed."""
+    num_cache_tokens: int = 0
+    """Tokens that the KV cache of a process has room for; 0: the engine has no cache of a fixed size."""
+    num_used_cache_tokens: int = 0
+    """Those that rows hold, or that are kept for the next rows, in whole pages."""
+    num_preemptions: int = 0
+    """How often a row has lost its place in the cache, and was recomputed later, since the engine was built."""
 
 
 class Engine(Protocol):
@@ -31,6 +46,10 @@ class Engine(Protocol):
     @property
     def in_flight(self) -> list[Request]:
         """The requests that are being computed. Other threads may read this."""
+
+    @property
+    def load(self) -> Load:
+        """How full it is. To be read between two steps."""
 
     def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
         """Return what has been generated of unfinished requests, beyond their first ``known`` tokens (0 if they are not

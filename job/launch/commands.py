@@ -31,6 +31,15 @@ def options_of_run(words: Sequence[str]) -> list[str]:
 
     >>> options_of_run(["--local_rank=0", "run", "--limit", "3"])
     ['--limit', '3']
+
+    What may hold a secret is left out:
+
+    >>> options_of_run(["run", "--on-end", "https://host/secret", "--on-end=https://host/secret"])
+    ['--on-end', '...', '--on-end=...']
     """
     kept = [word for word in words if not re.match(r"--local[-_]rank(=|$)", word)]
-    return kept[1:] if kept[:1] == ["run"] else kept
+    shown = [
+        "..." if before == "--on-end" else "--on-end=..." if word.startswith("--on-end=") else word
+        for before, word in zip(["", *kept], kept, strict=False)
+    ]
+    return shown[1:] if shown[:1] == ["run"] else shown

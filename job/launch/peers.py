@@ -16,7 +16,7 @@ from job.launch.environment import ProcessInfo
 from job.launch.rendezvous import ATTEMPT, CONNECT_SECS, NUM_JOINED, connect, hosts_store
 from job.launch.stop import StopFlag
 
-REASON, NUM_LEFT = f"job/stop/{ATTEMPT}", f"job/num_left/{ATTEMPT}"
+REASON, NUM_LEFT, ENDED = (f"job/{name}/{ATTEMPT}" for name in ("stop", "num_left", "ended"))
 
 FOREVER = timedelta(days=3650)
 
@@ -44,6 +44,17 @@ class Peers:
     def were_stopped(self) -> bool:
         """Whether one of them was asked to stop. To be called after a connection was lost."""
         return self._heard.wait(NOTICE_SECS)
+
+    def say_ended(self) -> None:
+        """Let the others know that this process, which reports the end of the launch, has done so."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(ENDED, "1")
+
+    def wait_for_report(self, secs: float) -> None:
+        """Wait until the process that reports the end of the launch has done so, or is dead: launchers stop all
+        processes as soon as one ends with an exit code other than 0."""
+        with contextlib.suppress(RuntimeError):
+            self._store.wait([ENDED], timedelta(seconds=secs))
 
     def _announce(self, name: str) -> None:
         with contextlib.suppress(RuntimeError):  # the store is closed, so the launch has ended

@@ -226,6 +226,16 @@ class Replica:
                 "Its own message says why; run the same command to continue."
             ) from error
 
+    def say_ended(self) -> None:
+        """Let the others of the launch know that its end was reported; see ``wait_for_report``."""
+        if self._peers is not None:
+            self._peers.say_ended()
+
+    def wait_for_report(self, secs: float) -> None:
+        """Wait until rank 0 has reported the end of the launch."""
+        if self._peers is not None:
+            self._peers.wait_for_report(secs)
+
     def close(self) -> None:
         """Wait until all processes of the replica are done: one that exits early breaks the others' connections."""
         if self.has_followers:

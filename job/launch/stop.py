@@ -37,6 +37,10 @@ class StopFlag:
         self.signal_name: str | None = None
         self.announce: Callable[[str], None] = lambda name: None
         """Notifies the other processes of the launch. See ``peers``."""
+        self.farewell: Callable[[str], None] = lambda name: None
+        """Called with the name of the signal before the process ends immediately. See ``run.ending``."""
+        self.on_stall: Callable[[str], None] = lambda reason: None
+        """Called with the reason before the watchdog ends the process."""
         self._speaks, self._ending = speaks, ending
         self._is_installed = self._ends_at_once = False
         self._was_signalled = False
@@ -115,5 +119,6 @@ class StopFlag:
                 line = f"job: stopped on {name}{self._ending}.\n"
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode())
+            self.farewell(name)
         finally:
             os._exit(EXIT_STOPPED)

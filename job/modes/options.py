@@ -29,6 +29,8 @@ class OptionSpec:
     """Whether the value may be a path that begins with ``~``."""
     is_switch: bool = False
     """Whether there is ``--no-`` although the default is False."""
+    may_be_number: bool = False
+    """Whether a TOML file or Python may give the text as a whole number, too."""
     is_object: bool = False
     """Whether the value is a JSON object, which may be a table in a TOML file. It is kept as text."""
 

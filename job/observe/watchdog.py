@@ -30,13 +30,21 @@ class Heartbeat:
 class Watchdog:
     """Watches a heartbeat, and ends the process when it stops."""
 
-    def __init__(self, stall_secs: float, heartbeat: Heartbeat, rows_at_work: Callable[[], list[int]]) -> None:
+    def __init__(
+        self,
+        stall_secs: float,
+        heartbeat: Heartbeat,
+        rows_at_work: Callable[[], list[int]],
+        farewell: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         """Start the watching thread.
 
         Args:
             stall_secs: seconds without a heartbeat after which the process ends; 0: never.
             rows_at_work: returns the indices of the rows in flight.
+            farewell: called with the reason before the process ends.
         """
+        self._farewell = farewell
         self._stall_secs, self._heartbeat, self._rows_at_work = stall_secs, heartbeat, rows_at_work
         self._is_watching = False
         self._stopped = threading.Event()
@@ -69,11 +77,13 @@ class Watchdog:
 
     def _end(self, silent_secs: float) -> None:
         try:
+            reason = f"the engine has not finished a step for {silent_secs:.0f} s (--stall-timeout)"
             print(
-                f"job: the engine has not finished a step for {silent_secs:.0f} s (--stall-timeout). In flight: "
-                f"{rows_text(self._rows_at_work())}. Finished rows are safe; run the same command again to continue.",
+                f"job: {reason}. In flight: {rows_text(self._rows_at_work())}. Finished rows are safe; run the same "
+                "command again to continue.",
                 file=sys.stderr,
                 flush=True,
             )
+            self._farewell(reason)
         finally:  # even if stderr is closed
             os._exit(EXIT_FAILED)

@@ -4,6 +4,7 @@ Every step is a run directory of its own, and nothing else is recorded: a restar
 goes on with the first that is not. The model stays loaded from step to step where it is the same.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from job.config import RunConfig
@@ -12,7 +13,9 @@ from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.run.chain_check import look_ahead
 from job.run.chain_step import Step, of_step
+from job.run.ending import Ending
 from job.run.examination import Examined
+from job.run.live import Live
 from job.run.process import Process
 
 
@@ -32,10 +35,25 @@ def launch_chain(
     Raises:
         JobError: a step cannot start or continue; the error has its name and the exit code.
     """
-    process = Process(steps[0].config, stop, progress_of(steps[0].config, True).note, typed)
+    note = progress_of(steps[0].config, True).note
+    with contextlib.closing(Live()) as live, Ending(steps[0].config, stop, note) as ending:
+        process = Process(steps[0].config, stop, note, typed, live, ending)
+        ending.exit_code = _run_steps(process, steps, stop, progress_of, ending)
+        process.close()
+    return ending.exit_code
+
+
+def _run_steps(
+    process: Process,
+    steps: Sequence[Step],
+    stop: StopFlag,
+    progress_of: Callable[[RunConfig, bool], Progress],
+    ending: Ending,
+) -> int:
     exit_code = EXIT_DONE
     for idx, step in enumerate(steps):
         progress = progress_of(step.config, process.speaks)
+        ending.begins(step.config, step.name)
         if stop():
             exit_code = EXIT_STOPPED
             progress.note(f"stopped on {stop.signal_name}; run the same command again to continue")
@@ -48,7 +66,6 @@ def launch_chain(
             if exit_code != EXIT_STOPPED and step is not steps[-1]:
                 progress.note(f"the chain ends with step {step.name}, because of its exit code {exit_code}")
             break
-    process.close()
     return exit_code
 
 

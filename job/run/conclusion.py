@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from job.errors import EXIT_DONE, EXIT_TOO_MANY_ERRORS, JobError
+from job.observe.progress import Progress
+from job.observe.text import number
 from job.output.looking.totals import add_up, read_totals
 from job.output.parts.card import write_card
 from job.output.parts.counts import Counts
@@ -12,7 +14,9 @@ from job.output.store.names import CONCLUSION
 from job.run.preparation import Prepared
 
 
-def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[], bool] = lambda: True) -> Counts:
+def conclude(
+    prepared: Prepared, leases: Leases | None = None, wait: Callable[[], bool] = lambda: True, *, by: str = ""
+) -> Counts:
     """Clean up a finished run's directory, write its card, and return the totals of its parts.
 
     Many workers, from any number of launches, may get here at the same time. Only one of them reads the footers of all
@@ -22,6 +26,7 @@ def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[]
     Args:
         leases: this worker's. None: read the footers even if another worker left totals, which finds damaged parts.
         wait: sleeps briefly; returns True if there is no time to wait for another worker.
+        by: the launch that has completed the run if nobody was first.
 
     Raises:
         JobError: a part cannot be read or the card cannot be written.
@@ -31,7 +36,7 @@ def conclude(prepared: Prepared, leases: Leases | None = None, wait: Callable[[]
         directory.sweep()
         if _is_latest(prepared):
             directory.discard_drafts()
-        totals = _add_up_once(prepared, leases, wait)
+        totals = _add_up_once(prepared, leases, wait, by)
     except OSError as error:
         path = error.filename or directory.store.describe()
         raise JobError(
@@ -47,21 +52,21 @@ def _is_latest(prepared: Prepared) -> bool:
     return read_growth(prepared.directory.store) == prepared.manifest.growth
 
 
-def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], bool]) -> Counts:
+def _add_up_once(prepared: Prepared, leases: Leases | None, wait: Callable[[], bool], by: str) -> Counts:
     directory = prepared.directory
     if leases is None:
-        found = add_up(directory)
+        found = add_up(directory, by)
         directory.store.delete(CONCLUSION)  # left by a worker that died here; one that still waits finds the totals
         return found
     while (totals := read_totals(directory)) is None:
         if leases.acquire_name(CONCLUSION):
             try:
                 # Another worker may have left its totals between our check and the release of its lease.
-                return read_totals(directory) or add_up(directory)
+                return read_totals(directory) or add_up(directory, by)
             finally:
                 leases.release_name(CONCLUSION)
         if wait():
-            return add_up(directory)
+            return add_up(directory, by)
     return totals
 
 
@@ -75,3 +80,16 @@ def exit_code_of(totals: Counts, prepared: Prepared, note: Callable[[str], None]
         f"exit code {EXIT_TOO_MANY_ERRORS}"
     )
     return EXIT_TOO_MANY_ERRORS
+
+
+def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) -> int | None:
+    """If every shard is final, report that without loading a model, and return the exit code.
+
+    One process does this for the whole launch, because it reads the footers of all parts.
+    """
+    if prepared is None or not prepared.is_done:
+        return None
+    totals = conclude(prepared, by=launch_id)
+    verb = "is" if totals.num_rows == 1 else "are"
+    progress.note(f"all {number(totals.num_rows, 'row')} {verb} already done, {totals.num_errors:,} with an error")
+    return exit_code_of(totals, prepared, progress.note)

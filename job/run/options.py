@@ -73,6 +73,8 @@ def _converted(name: str, field: Field[Any], hint: Any, value: Any) -> Any:
         return size
     if kind is not str:
         return _one(name, kind, value)
+    if spec.may_be_number and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     text = _text(name, spec, value)
     require(not spec.choices or text in spec.choices, flag(name)[2:], text, f"one of {', '.join(spec.choices)}")
     return text

@@ -6,12 +6,15 @@ from typing import Any, TypeVar
 from job.config import (
     DataConfig,
     EngineConfig,
+    LaunchConfig,
     ModelConfig,
     OutputConfig,
     PromptConfig,
     RunConfig,
     SamplingConfig,
 )
+from job.config.launch import is_webhook
+from job.launch.notice import check_command
 from job.modes.registry import MODES
 from job.output.store.addresses import check_output
 from job.run.located import located
@@ -27,7 +30,7 @@ def to_config(values: dict[str, Any]) -> RunConfig:
     """
     check_output(values["output"])
     values = located(values)
-    return RunConfig(
+    config = RunConfig(
         model=_section(ModelConfig, values),
         data=_section(DataConfig, values),
         prompt=_section(PromptConfig, values),
@@ -35,8 +38,12 @@ def to_config(values: dict[str, Any]) -> RunConfig:
         modes=tuple(_section(mode, values) for mode in MODES),
         output=_section(OutputConfig, values),
         engine=_section(EngineConfig, values),
+        launch=_section(LaunchConfig, values),
         verbose=values["verbose"],
     )
+    if config.launch.on_end is not None and not is_webhook(config.launch.on_end):
+        check_command(config.launch.on_end)
+    return config
 
 
 def _section(cls: type[Section], values: dict[str, Any]) -> Section:

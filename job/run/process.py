@@ -1,5 +1,6 @@
 """One process of a launch, from start to end: join the others, prepare, load, then lead or follow."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,22 +21,21 @@ from job.launch.replica import Replica
 from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.observe.stopwatch import Stopwatch
-from job.observe.text import number
 from job.observe.watchdog import Heartbeat
 from job.remote.model_files import ModelFiles
 from job.remote.patience import set_patience
-from job.run.conclusion import conclude, exit_code_of
+from job.run.announcement import announce
+from job.run.conclusion import finish_early
 from job.run.devices import Devices
+from job.run.ending import Ending
 from job.run.examination import Examined
 from job.run.first_rows import NothingSucceeds
 from job.run.held import Held
+from job.run.live import Live, run_of
 from job.run.model import free_memory, load_in_range
 from job.run.pinned import based
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
-
-READ_SECS = 5.0
-"""How long counting what is finished of a run may delay its restart."""
 
 Result = TypeVar("Result")
 
@@ -56,10 +56,12 @@ def launch(
     Raises:
         JobError: the run cannot start or continue; the error has the exit code.
     """
-    process = Process(config, stop, progress_of(True).note, typed)
-    exit_code = process.run(config, progress_of(process.speaks))
-    process.close()
-    return exit_code
+    note = progress_of(True).note
+    with contextlib.closing(Live()) as live, Ending(config, stop, note) as ending:
+        process = Process(config, stop, note, typed, live, ending)
+        ending.exit_code = process.run(config, progress_of(process.speaks))
+        process.close()
+    return ending.exit_code
 
 
 class Process:
@@ -71,6 +73,8 @@ class Process:
         stop: StopFlag,
         note: Callable[[str], None] = lambda text: None,
         typed: Sequence[str] = ("run", "..."),
+        live: Live | None = None,
+        ending: Ending | None = None,
     ) -> None:
         """Join the others of the launch.
 
@@ -78,6 +82,8 @@ class Process:
             config: of the first run. The device and the number of processes of a model are the same for all.
             note: prints a line for the user, also where this process does not speak for the launch.
             typed: see ``launch``.
+            live: shows others what this process does.
+            ending: is told what it has done.
 
         Raises:
             JobError: the processes cannot find each other.
@@ -89,6 +95,11 @@ class Process:
             info = read_process_info(os.environ, config.engine.tensor_parallel_size, typed)
             self._replica = Replica(info, stop, note, config.engine.device)
         self._held: Held | None = None
+        self._live, self._ending = live or Live(), ending
+        if ending is not None:
+            ending.joined(self._replica)
+        if info.is_leader:
+            self._live.open(config.launch, info.local_rank // info.tensor_parallel_size, note)
 
     @property
     def speaks(self) -> bool:
@@ -115,10 +126,11 @@ class Process:
             JobError: the run cannot start or continue; the error has the exit code.
         """
         replica, stopwatch = self._replica, self._stopwatch
+        self._live.enter("preparing", run=run_of(config.output.output))
         with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
             prepared, files = _prepare_in_turn(config, replica, check)
         config = based(config, files)
-        early = _attempt(replica, lambda: _finish_early(prepared, progress), self.speaks)
+        early = _attempt(replica, lambda: finish_early(prepared, progress, replica.launch_id), self.speaks)
         exit_code: int | None = replica.agree_in_world(early)
         if exit_code is None:
             exit_code = self._work(config, files, prepared, progress)
@@ -128,11 +140,12 @@ class Process:
     def _work(self, config: RunConfig, files: ModelFiles, prepared: Prepared | None, progress: Progress) -> int:
         """Load the model, unless it is there already, then lead or follow until there is nothing left to do."""
         replica, stop, stopwatch = self._replica, self._stop, self._stopwatch
+        self._live.enter("loading")
         with stopwatch.measure("load"), telling_what_takes_long(progress.note):
             fits = self._held is not None and self._held.fits(config, files, prepared)
             is_kept = bool(replica.agree_in_world(fits))
             if prepared is not None:
-                _announce(prepared, replica, progress, is_kept=is_kept)
+                announce(prepared, replica, progress, is_kept=is_kept)
             if not is_kept:
                 self.release()
                 self._held = _load(config, files, replica, prepared, stop, progress)
@@ -146,10 +159,25 @@ class Process:
             return held.engine.follow()
         launch_id, num_replicas = replica.launch_id, replica.info.num_replicas
         devices = Devices.of(replica.device, replica.info.tensor_parallel_size)
+        self._live.enter("computing", worker=str(prepared.worker))
         runner = Runner(
-            prepared, held.engine, stop, held.heartbeat, progress, stopwatch, launch_id, num_replicas, devices
+            prepared,
+            held.engine,
+            stop,
+            held.heartbeat,
+            progress,
+            stopwatch,
+            launch_id,
+            num_replicas,
+            devices,
+            self._live,
         )
-        return _lead(runner, held.engine, stop, progress)
+        try:
+            return _lead(runner, held.engine, stop, progress)
+        finally:
+            self._live.enter("ended")
+            if self._ending is not None:
+                self._ending.add(runner.of_launch())
 
     def release(self) -> None:
         """Give back the memory of the model."""
@@ -160,19 +188,6 @@ class Process:
     def close(self) -> None:
         """Leave the launch."""
         self._replica.close()
-
-
-def _finish_early(prepared: Prepared | None, progress: Progress) -> int | None:
-    """If every shard is final, report that without loading a model, and return the exit code.
-
-    One process does this for the whole launch, because it reads the footers of all parts.
-    """
-    if prepared is None or not prepared.is_done:
-        return None
-    totals = conclude(prepared)
-    verb = "is" if totals.num_rows == 1 else "are"
-    progress.note(f"all {number(totals.num_rows, 'row')} {verb} already done, {totals.num_errors:,} with an error")
-    return exit_code_of(totals, prepared, progress.note)
 
 
 def _prepare_in_turn(
@@ -259,28 +274,6 @@ def _load_model(
     dtype, fallback_dtype, is_restart = replica.agree_in_world((own.dtype, fallback_dtype, is_restart))
     info = own.in_dtype(dtype, fallback_dtype)
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=progress.note)
-
-
-def _announce(prepared: Prepared, replica: Replica, progress: Progress, *, is_kept: bool) -> None:
-    if not progress.is_enabled:
-        return
-    info, plan = replica.info, prepared.plan
-    progress.note(prepared.dataset.describe(prepared.config.data.limit))
-    if prepared.model_info.dtype_note and prepared.config.engine.needs_model:
-        progress.note(prepared.model_info.dtype_note)
-    for note in prepared.notes:
-        progress.note(note)
-    samples = "" if plan.num_samples == 1 else f" with {plan.num_samples} samples each"
-    finished = prepared.finished
-    finished.look(budget_secs=READ_SECS)
-    at_least = "at least " if finished.is_partial else ""
-    num_done = f"{at_least}{finished.num_rows():,} of {plan.num_completions:,} {plan.unit} already done"
-    progress.note(
-        f"{number(plan.num_rows, 'row')}{samples} in {number(plan.num_shards, 'shard')}, {num_done}; "
-        f"{'keeping' if is_kept else 'loading'} {prepared.config.model.model} in {prepared.model_info.dtype} "
-        f"on {replica.device.type}, "
-        f"{number(info.num_replicas, 'replica')} of {number(info.tensor_parallel_size, 'process')}"
-    )
 
 
 def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:

@@ -8,7 +8,6 @@ what the leader's engine sends them.
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 
 from job.engine.protocol import Engine
@@ -24,10 +23,12 @@ from job.output.sharing.metrics import MetricsFile, WorkerStats
 from job.output.store.names import PART_PATTERN, within
 from job.records import Completion, Generation
 from job.remote.patience import lose_patience
+from job.report.live.figures import Figures
 from job.run.calibration import calibrate
 from job.run.conclusion import conclude, exit_code_of
 from job.run.devices import Devices
 from job.run.first_rows import FirstRows
+from job.run.live import Live, Measured
 from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
 from job.run.status import published_of
@@ -49,12 +50,13 @@ class Runner:
         launch_id: str,
         num_replicas: int = 1,
         devices: Devices | None = None,
+        live: Live | None = None,
     ) -> None:
         """Work on a prepared run with a loaded engine, until it is done or ``stop`` is set."""
         self._prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
         self._plan, self._directory = prepared.plan, prepared.directory
-        self._worker_id, self._launch_id = str(prepared.worker), launch_id
+        self._launch_id = launch_id
         timeout_secs = prepared.settings.lease_timeout_secs
         self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs, note=progress.note)
         self._modes = prepared.modes
@@ -64,12 +66,12 @@ class Runner:
         """Why no more rows can be read. It ends the run once the rows in flight are finished."""
         self._totals = Counts()
         self._latest: Completion | None = None
-        self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(self._worker_id))
-        self._devices, self._left = devices or Devices(), ""
-        self._start, self._tokens_before = time.monotonic(), engine.num_computed_tokens
+        self._metrics = MetricsFile(self._directory.store, self._directory.names.metrics(str(prepared.worker)))
+        self._live = live or Live()
+        self._measured = Measured(prepared, engine, stopwatch, launch_id, devices or Devices())
         stall_secs = prepared.config.engine.stall_timeout
-        self._watchdog = Watchdog(stall_secs, heartbeat, lambda: sorted({r.row_idx for r in engine.in_flight}))
-        self._workers = Workers(prepared.finished, self._directory, self._plan, self._worker_id, num_replicas)
+        self._watchdog = Watchdog(stall_secs, heartbeat, self._in_flight, stop.on_stall)
+        self._workers = Workers(prepared.finished, self._directory, self._plan, str(prepared.worker), num_replicas)
 
     def run(self) -> int:
         """Work until every row of the plan is in a part, or until asked to stop.
@@ -141,6 +143,7 @@ class Runner:
         """Run one engine step, and deliver what it finished."""
         with self._stopwatch.measure("generate"), self._watchdog.watching():
             generations = self._engine.step()
+        self._measured.stepped()
         if generations:
             with self._stopwatch.measure("data"):
                 self._deliver(generations)
@@ -203,15 +206,16 @@ class Runner:
         """Release everything that is held. Journals keep the finished rows of unfinished shards."""
         self._watchdog.close()
         failure = sys.exc_info()[1]
-        self._left = (self._stop.signal_name or "stopped") if self._stop() else "done"
+        self._measured.left = (self._stop.signal_name or "stopped") if self._stop() else "done"
         if failure is not None:
-            self._left = shorten(redacted(str(failure)) or type(failure).__name__)
+            self._measured.left = shorten(redacted(str(failure)) or type(failure).__name__)
         try:
             with contextlib.suppress(Unavailable):
                 self._shards.in_flight.keep(self._engine)
             self._shards.close()
             with contextlib.suppress(OSError, Unavailable):
                 self._metrics.write(self._stats())
+                self._live.show(self._figures, now=True)
         finally:
             with contextlib.suppress(OSError, Unavailable):
                 self._leases.close()
@@ -221,7 +225,7 @@ class Runner:
         if not self._prepared.is_done:
             self._stop.request("job retry, which has marked rows in the meantime")
             return EXIT_STOPPED
-        self._totals = conclude(self._prepared, self._leases, self._wait)
+        self._totals = conclude(self._prepared, self._leases, self._wait, by=self._launch_id)
         return exit_code_of(self._totals, self._prepared, self._progress.note)
 
     def summary(self) -> Summary:
@@ -240,41 +244,30 @@ class Runner:
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,
             num_launch_rows=self._shards.counts.num_rows + sum(stats.num_rows for stats in others),
-            num_launch_tokens=self._num_tokens + sum(stats.num_tokens for stats in others),
+            num_launch_tokens=self._measured.num_tokens + sum(stats.num_tokens for stats in others),
             num_launch_completion_tokens=self._shards.counts.num_completion_tokens
             + sum(stats.num_completion_tokens for stats in others),
-            compute_secs=time.monotonic() - self._start,
+            compute_secs=self._measured.elapsed_secs,
             secs=self._stopwatch.secs,
             total_secs=self._stopwatch.total_secs,
         )
 
-    def _stats(self) -> WorkerStats:
-        held = self._shards.held
-        return WorkerStats(
-            worker_id=self._worker_id,
-            launch_id=self._launch_id,
-            time=time.time(),
-            elapsed_secs=time.monotonic() - self._start,
-            num_rows=self._shards.counts.num_rows,
-            num_open_rows=sum(counts.num_rows for counts in held.values()),
-            num_errors=self._shards.counts.num_errors,
-            num_tokens=self._num_tokens,
-            num_completion_tokens=self._shards.counts.num_completion_tokens,
-            num_at_work=len({request.key for request in self._engine.in_flight}),
-            open_shards=self._shards.held_idx,
-            num_devices=self._devices.count,
-            device=self._devices.name,
-            joules=self._devices.joules,
-            left=self._left,
-        )
+    def _in_flight(self) -> list[int]:
+        return sorted({request.row_idx for request in self._engine.in_flight})
 
-    @property
-    def _num_tokens(self) -> int:
-        """Tokens computed for this run: the engine may have worked on another before."""
-        return self._engine.num_computed_tokens - self._tokens_before
+    def of_launch(self) -> list[WorkerStats]:
+        """Return the latest figures of the workers of this launch, as far as they are known without another look."""
+        return [self._stats(), *(each for each in self._workers.latest if each.launch_id == self._launch_id)]
+
+    def _stats(self) -> WorkerStats:
+        return self._measured.stats(self._shards)
+
+    def _figures(self) -> Figures:
+        return self._measured.figures(self._shards, self._workers.num_left)
 
     def _report(self) -> None:
         self._metrics.write_if_due(self._stats())
+        self._live.show(self._figures)
         if self._progress.is_due():
             self._show_progress()
         elif not self._progress.is_enabled:
@@ -294,5 +287,6 @@ class Runner:
     def _watch(self, completion: Completion) -> None:
         """Look at a row that this worker has finished."""
         self._first_rows.add(completion)
+        self._measured.finished(completion)
         if completion.error is None:
             self._latest = completion

@@ -47,6 +47,11 @@ class Workers:
             self._read_at = time.monotonic()
         return self._others
 
+    @property
+    def latest(self) -> list[WorkerStats]:
+        """The other workers' figures as they were read last."""
+        return self._others
+
     def num_left(self, own: WorkerStats) -> int:
         """Return about how many rows are left. It is cheap, since it relies on what workers report."""
         workers = [*self.others(), own]

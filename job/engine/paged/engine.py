@@ -23,6 +23,7 @@ from job.engine.paged.budget import decide_budget
 from job.engine.paged.cpu.linears import keep_freed_memory, speed_up
 from job.engine.paged.executor import Executor
 from job.engine.paged.largest_step import CudaMemory
+from job.engine.paged.schedule.load import Scheduling
 from job.engine.paged.schedule.pages import Pages
 from job.engine.paged.schedule.scheduler import Scheduler
 from job.engine.paged.schedule.sequences import Sequence
@@ -46,7 +47,7 @@ class StepFailed(Exception):
     """A step raised an exception on at least one rank. None of its results are used."""
 
 
-class PagedEngine:
+class PagedEngine(Scheduling):
     """Implements ``Engine`` on a model that ``check_support`` has passed."""
 
     def __init__(
@@ -97,11 +98,6 @@ class PagedEngine:
         self._choice: Choice | None = None
         """What has been started, and is not collected yet."""
         self._num_finished_tokens = 0
-
-    @property
-    def num_pending(self) -> int:
-        """See ``Engine``."""
-        return self.scheduler.num_pending
 
     @property
     def min_pending(self) -> int:

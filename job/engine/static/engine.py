@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from job.config import EngineConfig
 from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, failed
 from job.engine.model.loading import LoadedModel
+from job.engine.protocol import Load
 from job.engine.static.batch_task import BatchTask, Room
 from job.engine.static.limits import batch_limits
 from job.engine.task_kinds import require_served, servers
@@ -84,6 +85,11 @@ class StaticEngine:
     def in_flight(self) -> list[Request]:
         """See ``Engine``."""
         return self._batch
+
+    @property
+    def load(self) -> Load:
+        """See ``Engine``."""
+        return Load(num_running=len(self._batch))
 
     def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
         """See ``Engine``. Between two steps, no request has begun."""

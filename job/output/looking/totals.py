@@ -26,8 +26,24 @@ def read_totals(directory: RunDirectory) -> Counts | None:
     return None
 
 
-def add_up(directory: RunDirectory) -> Counts:
+def completed_by(directory: RunDirectory) -> str:
+    """Return the launch that was the first to add up these parts; empty if it is not known.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+        content = json.loads(directory.store.read(TOTALS))
+        if content["parts"] == _parts(directory):
+            return str(content["by"])
+    return ""
+
+
+def add_up(directory: RunDirectory, by: str = "") -> Counts:
     """Read all footers, and store the sums for other processes.
+
+    Args:
+        by: the launch that does so. If another one has added up the same parts before, that one stays on record.
 
     Raises:
         JobError: a part cannot be read.
@@ -35,7 +51,7 @@ def add_up(directory: RunDirectory) -> Counts:
     """
     parts = _parts(directory)  # first: a part that is replaced while footers are read makes the sums invalid
     counts = count_all(directory)
-    content = {"parts": parts, "counts": counts.to_dict()}
+    content = {"parts": parts, "counts": counts.to_dict(), "by": completed_by(directory) or by}
     directory.store.replace(TOTALS, json.dumps(content).encode())
     return counts
 

@@ -54,6 +54,7 @@ class Scheduler:
         self._kept: dict[SampleKey, Kept] = {}
         self._free_slots = list(range(max_rows))[::-1]
         self._retained: abc.Sequence[int] = ()  # pages held for the next rows, by no sequence
+        self.num_preemptions = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -92,14 +93,18 @@ class Scheduler:
         self._release(sequence)
 
     def drop(self, sequence: Sequence) -> None:
-        """Drop a sequence that has failed. What it left in the cache is of no use to others."""
-        self._take_out(sequence)
+        """Take out a sequence that was running when its latest step began; it may have been preempted since. What it
+        left in the cache is of no use to others."""
+        if sequence.slot >= 0:
+            self._release(sequence)
+        elif not self._queues.remove(sequence):
+            self.unfit.remove(sequence)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """Take sequences out; they are recomputed from their first token, before others."""
         rows = list(sequences)
         for sequence in rows:
-            self._take_out(sequence)
+            self.drop(sequence)
         self._queues.put_back(rows)
 
     def may_share(self, sequence: Sequence) -> bool:
@@ -121,7 +126,7 @@ class Scheduler:
     def separate(self, sequences: abc.Sequence[Sequence]) -> None:
         """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
         for sequence in sequences:
-            self._take_out(sequence)
+            self.drop(sequence)
         self._queues.separate(sequences)
 
     def shrink(self, num_tokens: int) -> None:
@@ -221,6 +226,7 @@ class Scheduler:
             self._release(victim)
             self.unfit.append(victim)
         else:
+            self.num_preemptions += 1
             self.put_back([victim])
 
     def _admit(self) -> Sequence | None:
@@ -277,13 +283,6 @@ class Scheduler:
         if self.may_share(sequence):  # what the other one has generated is part of a prompt now
             first_idx = min(kept.sequence.num_prompt, sequence.num_cached) // self.pages.page_tokens
             self.pages.describe(sequence.pages, sequence.token_ids[: sequence.num_cached], first_idx)
-
-    def _take_out(self, sequence: Sequence) -> None:
-        """Remove a sequence that was running when its latest step began; it may have been preempted since."""
-        if sequence.slot >= 0:
-            self._release(sequence)
-        elif not self._queues.remove(sequence):
-            self.unfit.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

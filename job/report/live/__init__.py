@@ -1,0 +1,1 @@
+"""Figures of a worker while it works, for Prometheus."""
