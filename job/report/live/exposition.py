@@ -44,7 +44,7 @@ class Family:
         value = self.read(figures)
         if isinstance(metric, HistogramMetricFamily):
             assert isinstance(value, Distribution)
-            bounds = [*map(_bound, value.bounds), "+Inf"]
+            bounds = [*map(str, value.bounds), "+Inf"]
             metric.add_metric(own, list(zip(bounds, accumulate(value.counts), strict=True)), sum_value=value.total)
         elif isinstance(value, Mapping):
             for part, number in value.items():
@@ -103,10 +103,6 @@ def _usage(figures: Figures) -> float | None:
 
 def _stages(secs: Mapping[str, float]) -> dict[str, float]:
     return {name.replace(" ", "_"): value for name, value in secs.items()}
-
-
-def _bound(value: float) -> str:
-    return f"{value:g}"
 
 
 class Exposition(Collector):
