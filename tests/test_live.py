@@ -40,13 +40,30 @@ def distribution(*values: float) -> Any:
 
 def figures(**changed: Any) -> Figures:
     values = {
-        "run": "runs/a", "worker": "n1-7", "about": {"version": "1", "model": 'a"b\\c\nd'}, "start_time": 1.0,
-        "time": 2.0, "finish_reasons": {"stop": 3, "length": 1}, "errors": {"null_prompt": 2}, "joules": None,
-        "num_prompt_tokens": 40, "num_completion_tokens": 50, "num_computed_tokens": 90, "num_running": 4,
-        "num_waiting": 5, "num_cache_tokens": 100, "num_used_cache_tokens": 25, "num_preemptions": 6,
-        "num_open_shards": 1, "num_devices": 2, "secs": {"load": 1.5, "waiting for rows": 2.5},
-        "num_run_rows": 10, "num_run_rows_pending": 4, "step_secs": distribution(0.5, 2, 20, 30),
-        "prompt_tokens": distribution(), "completion_tokens": distribution(5),
+        "run": "runs/a",
+        "worker": "n1-7",
+        "about": {"version": "1", "model": 'a"b\\c\nd'},
+        "start_time": 1.0,
+        "time": 2.0,
+        "finish_reasons": {"stop": 3, "length": 1},
+        "errors": {"null_prompt": 2},
+        "joules": None,
+        "num_prompt_tokens": 40,
+        "num_completion_tokens": 50,
+        "num_computed_tokens": 90,
+        "num_running": 4,
+        "num_waiting": 5,
+        "num_cache_tokens": 100,
+        "num_used_cache_tokens": 25,
+        "num_preemptions": 6,
+        "num_open_shards": 1,
+        "num_devices": 2,
+        "secs": {"load": 1.5, "waiting for rows": 2.5},
+        "num_run_rows": 10,
+        "num_run_rows_pending": 4,
+        "step_secs": distribution(0.5, 2, 20, 30),
+        "prompt_tokens": distribution(),
+        "completion_tokens": distribution(5),
     }
     return Figures(**{**values, **changed})
 
