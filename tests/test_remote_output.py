@@ -66,7 +66,8 @@ def assert_finished(s3: S3, expected: Any) -> None:
     left = [key.removeprefix("runs/a/") for key in s3.keys if "/metrics/" not in key]
     left = [key for key in left if not key.startswith(".probe-")]  # an empty object, of a process killed at its start
     parts = [f"data/part-{idx:05d}.parquet" for idx in range(2)]
-    assert left == ["README.md", *parts, "manifest.json", "totals.json"]
+    keys = [f"keys/{idx:05d}" for idx in range(2)]
+    assert left == ["README.md", *parts, *keys, "manifest.json", "totals.json"]
 
 
 def test_a_run_in_a_bucket_is_that_of_a_directory(

@@ -17,9 +17,10 @@ from job.output.parts import writers
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.journal import Journal
 from job.output.parts.part_schema import Columns
+from job.output.parts.part_tables import ROWS_PER_GROUP, PartFormat
 from job.output.parts.plan import Plan
 from job.output.parts.retry_marks import Mark
-from job.output.parts.shard import ROWS_PER_GROUP, OpenShard, PartFormat
+from job.output.parts.shard import OpenShard
 from job.records import Completion, Row, RowBlock, RowError
 from tests.run_files import RunFiles
 
@@ -199,7 +200,7 @@ def test_row_groups_end_before_they_are_large(
     schema = pa.schema([("big", pa.binary()), ("word", pa.dictionary(pa.int32(), pa.string()))])
     sizes = [10, 10, 900, 10, 400, 400, 10, 10, 10, 10]
     values = [{"big": bytes([idx]) * size, "word": "same" * 1000} for idx, size in enumerate(sizes)]
-    monkeypatch.setattr("job.output.parts.shard.BYTES_PER_GROUP", 800 * num_samples)
+    monkeypatch.setattr("job.output.parts.part_tables.BYTES_PER_GROUP", 800 * num_samples)
     opened = OpenShard(0, plan, paths.directory, part_format(schema), "worker")
     for row_idx, sample_idx in plan.keys(0):
         opened.add(completion(row_idx, sample_idx=sample_idx))

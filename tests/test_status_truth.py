@@ -23,8 +23,9 @@ from job.engine.fake import STEP_SECS
 from job.output.looking.found import FoundRun, find_run
 from job.output.looking.retries import mark_for_retry, read_counts
 from job.output.parts.part_schema import Columns
+from job.output.parts.part_tables import PartFormat
 from job.output.parts.retry_marks import Mark
-from job.output.parts.shard import OpenShard, PartFormat
+from job.output.parts.shard import OpenShard
 from job.output.store.local import LocalStore
 from job.records import Completion, RowError, SampleKey
 from job.run.status import Inspection

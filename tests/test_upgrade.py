@@ -415,7 +415,7 @@ FROZEN: Mapping[str, Mapping[str, Any]] = {
         "length_penalty": None,
         "early_stopping": None,
     },
-    "columns": {"include_prompt": True},
+    "columns": {"include_prompt": True, "reused": False},
     "model": {"kv_cache_dtype": "auto", "task": "generate", "quantize": None, "adapter": []},
     "modes.reasoning": {"reasoning": None, "reasoning_markers": None, "max_reasoning_tokens": None},
     "modes.classify": {

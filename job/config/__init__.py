@@ -116,6 +116,13 @@ class OutputConfig:
         True,
         "Keep, every few seconds, what unfinished rows have so far, so that after a kill they go on where they were.",
     )
+    reuse: tuple[str, ...] = option(
+        (),
+        "Copy the rows of another run that ask the same, and compute only the others. The dataset may differ in any "
+        "way, but the model, the prompt and the sampling may not. Repeat for several runs.",
+        metavar="RUN",
+        is_path=True,
+    )
     show_rows: bool | None = option(
         None, "Show a finished row, prompt and completion, every minute [default: on a terminal, but not in a log]."
     )

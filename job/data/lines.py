@@ -100,8 +100,9 @@ class LinesSource:
         row_idx = start
         while row_idx < stop:
             index, first = self._indices[file_idx], int(self._firsts[file_idx])
+            name = Path(index.name).name
             for line in read_lines(index, row_idx - first, min(stop - first, index.num_rows)):
-                yield self._parse(line, row_idx, f"{Path(index.name).name}, row {row_idx - first}")
+                yield self._parse(line, row_idx, f"{name}, row {row_idx - first}")
                 row_idx += 1
             if row_idx < min(stop, first + index.num_rows):
                 raise JobError(f"{index.name} has lost rows since the run began. Restore it, or use a new --output.")

@@ -26,6 +26,7 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.records import RowRejected
 from job.run.effects import check_effects_on_texts
+from job.run.identity import has_origin
 from job.run.kept_columns import KeptColumns, columns_kept
 from job.run.older_runs import with_requests
 from job.run.resolved import ResolvedRun
@@ -111,6 +112,7 @@ def bind(config: RunConfig, of_model: OfModel, dataset: OpenDataset, found: Mani
         modes=config.active_modes,
         include_prompt=config.output.include_prompt,
         has_error_kind=found is None or not found.is_format_2,
+        has_origin=has_origin(config, found),
     )
     kept, kept_notes = columns_kept(run, schema, columns, found, is_run=bool(dataset.runs))
     check_columns(dataset.source, kept.columns)

@@ -59,12 +59,18 @@ def manifest_of(
         "columns": {
             "include_prompt": config.output.include_prompt,
             "kept": kept.descriptions,
+            "reused": has_origin(config, found),
         },
         "engine": "model" if config.engine.needs_model else config.engine.engine,
     }
     before = None if found is None else found.section("dataset")["fingerprint"]
     has_grown = found is not None and before is not None and dataset.continues(found.num_files, before)
     return Manifest(without_defaults(identity), _about(run, info, dataset), extends=before if has_grown else None)
+
+
+def has_origin(config: RunConfig, found: Manifest | None) -> bool:
+    """Whether rows have columns for their origin: a run keeps those that it began with."""
+    return bool(config.output.reuse) if found is None else bool(found.section("columns")["reused"])
 
 
 def _prompt(run: ResolvedRun) -> dict[str, Any]:

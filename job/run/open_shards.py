@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from job.data.reader import SliceReader
+from job.data.row_keys import key_of
 from job.errors import Unavailable
 from job.launch.stop import StopFlag
 from job.output.parts.counts import Counts
+from job.output.parts.part_tables import ReusedRows
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
@@ -54,6 +56,7 @@ class OpenShards:
         """Whether this worker takes one shard after the other, so that it may read beyond the end of a shard."""
         self._last_shard_idx: int | None = None
         self._open: dict[int, OpenShard] = {}
+        self._copied_idx: int | None = None
         self._feed: Iterator[Request | None] = iter(())
         self._repeated: deque[Request] = deque()
         """Further attempts at rows."""
@@ -117,6 +120,12 @@ class OpenShards:
         return self._open.get(self._plan.shard_of(row_idx))
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the latest claim is not through: its rows are not there yet, or all of its shard was there already,
+        which waits for ``commit``."""
+        return self.is_reading or self._copied_idx in self._open
+
+    @property
     def is_reading(self) -> bool:
         """Whether the rows of the latest claim are not there yet."""
         return self._reader.is_waiting
@@ -149,6 +158,7 @@ class OpenShards:
         if claim is None:
             return False
         shard = self._shard(claim.shard_idx)
+        self._copied_idx = claim.shard_idx if shard.is_complete and self._claims.holds(claim.shard_idx) else None
         shard.absorb()  # a previous worker may have finished some of these rows
         self._feed = self._requests(shard, claim)
         return True
@@ -211,8 +221,14 @@ class OpenShards:
     def _shard(self, shard_idx: int) -> OpenShard:
         if shard_idx not in self._open:
             form = self._prepared.part_format
-            self._open[shard_idx] = OpenShard(shard_idx, self._plan, self._directory, form, self._worker_id, self._note)
+            self._open[shard_idx] = OpenShard(
+                shard_idx, self._plan, self._directory, form, self._worker_id, self._note, self._copied
+            )
         return self._open[shard_idx]
+
+    def _copied(self, shard_idx: int) -> ReusedRows | None:
+        copies = self._prepared.copies
+        return None if copies is None else copies.of(shard_idx, self._note)
 
     def _requests(self, shard: OpenShard, claim: Claim) -> Iterator[Request | None]:
         """Yield the requests that a claim still needs, and None while its rows are not there yet.
@@ -229,6 +245,8 @@ class OpenShards:
         for block in blocks:
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
+            for row in rows:
+                shard.identify(row.row_idx, key_of(row, columns))
             prompts = [prepared.renderer.render(row) for row in rows]
             for encoded in prepared.tokenization.encode(prompts):
                 for key in self._plan.keys_of_row(encoded.prompt.row_idx):

@@ -11,9 +11,10 @@ from job.config import RunConfig
 from job.data.runs import read_run
 from job.errors import UsageError
 from job.output.looking.finished import FinishedRows
+from job.output.parts.copies import Copies
 from job.output.parts.manifest import Manifest, check_place, check_run_directory, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
-from job.output.parts.shard import PartFormat
+from job.output.parts.part_tables import PartFormat
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.addresses import local_path, normal, open_store
@@ -25,6 +26,7 @@ from job.remote.model_files import ModelFiles
 from job.run.examination import Examined, examine
 from job.run.identity import dtype_of, in_dtype, metadata_of
 from job.run.pinned import model_files
+from job.run.reuse import as_in_others, check_others, open_others, with_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Prepared(Examined):
     """Whether the run existed before this launch."""
     is_claimed: bool
     """False until ``settle`` if the dtype of a new run is still undecided: there is no manifest yet."""
+    copies: Copies | None = None
+    """What is copied from other runs."""
 
     @property
     def is_done(self) -> bool:
@@ -70,9 +74,13 @@ def prepare(
     store = open_store(config.output.output)
     found = found_in(store)
     _refuse_occupied(store, config)
+    others = open_others(config, found)
+    config = as_in_others(config, others)
     examined = examine(config, files or model_files(config, found), device, found)
-    if found is not None and dtype_of(found) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
-        examined = _in_dtype(examined, dtype_of(found))
+    for run in [*([found] if found is not None else []), *(other.manifest for other in others)]:
+        if dtype_of(run) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
+            examined = _in_dtype(examined, dtype_of(run))
+    examined = check_others(examined, others)
     check(examined)
     dense_weights = examined.model_info.dense_weights
     if found is None and config.engine.needs_model and dense_weights is not None:
@@ -86,7 +94,7 @@ def prepare(
         raise
     if Columns.of(prepared.manifest) != examined.columns:  # another version started this run at the same moment
         return prepare(config, device, files)
-    return prepared
+    return with_copies(prepared)
 
 
 def _refuse_output_in_place(config: RunConfig) -> None:
@@ -111,7 +119,7 @@ def settle(prepared: Prepared, dtype: str, device: torch.device) -> Prepared:
     settled = _prepared(_in_dtype(prepared, dtype), prepared.directory.store, prepared.worker, claims=True)
     if Columns.of(settled.manifest) != settled.columns:  # another version started this run in the meantime
         return settle(prepare(settled.config, device, settled.model_info.files), dtype, device)
-    return settled
+    return with_copies(settled)
 
 
 def _in_dtype(examined: Examined, dtype: str) -> Examined:

@@ -124,7 +124,7 @@ class Runner:
                     return
                 if request is not None:
                     self._engine.submit(request)
-                elif self._shards.is_reading or self._engine.num_pending >= self._share() or not self._shards.claim():
+                elif self._shards.is_busy or self._engine.num_pending >= self._share() or not self._shards.claim():
                     return
 
     def _share(self) -> int:

@@ -204,6 +204,8 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     for run in about.get("earlier_runs", ()):
         model = f" by {code(public_name(run['model']))}" if run["model"] else ""
         yield f"From the earlier run {code(public_name(run['output']))}{model}, identity {code(run['identity'][:16])}"
+    for other in about.get("reuse", ()):
+        yield f"Rows that ask the same come from the run {code(other['name'])}, identity {code(other['digest'][:16])}"
     if values := [f"{name} {code(value)}" for name, value in _sampling(manifest) if value not in (None, [])]:
         yield f"Sampling: {', '.join(values)}"
     yield f"Date: {about['created']}"

@@ -17,6 +17,7 @@ from job.arrow.values import count_values
 from job.errors import JobError
 from job.modes.mode import Mode, Outcome
 from job.output.parts.manifest import Manifest
+from job.output.parts.part_schema import REUSED_FROM
 from job.output.store.store import Store
 from job.records import Completion, RowError
 
@@ -46,6 +47,8 @@ class Counts:
     """Of each kind, the one with the lowest row index."""
     redone: Counter[str] = field(default_factory=Counter)
     """Of rows that were recomputed with sampling options of their own (``redone``): the options to number of rows."""
+    reused: Counter[str] = field(default_factory=Counter)
+    """Of rows that were copied from other runs: the run to number of rows."""
 
     @property
     def num_errors(self) -> int:
@@ -67,6 +70,8 @@ class Counts:
             self._see_error(completion.error.kind, completion.row_idx, completion.error.detail)
         elif completion.finish_reason is not None:
             self.finish_reasons[completion.finish_reason] += 1
+        if (origin := completion.values.get(REUSED_FROM)) is not None:
+            self.reused[origin] += 1
 
     def add_batch(self, batch: pa.RecordBatch | pa.Table, modes: Iterable[Mode] = ()) -> None:
         """Count the rows of a journal or a part, and what these modes count."""
@@ -79,6 +84,8 @@ class Counts:
             self.errors[error.kind] += 1
             self._see_error(error.kind, row_idx, error.detail)
         self.finish_reasons.update(count_values(batch["finish_reason"]))
+        if REUSED_FROM in batch.schema.names:
+            self.reused.update(count_values(batch[REUSED_FROM]))
         self.tally(batch, modes)
 
     def tally(self, batch: pa.RecordBatch | pa.Table, modes: Iterable[Mode]) -> None:
@@ -99,6 +106,7 @@ class Counts:
         for kind, (row_idx, detail) in other.first_errors.items():
             self._see_error(kind, row_idx, detail)
         self.redone.update(other.redone)
+        self.reused.update(other.reused)
 
     def without(self, others: "Counts") -> "Counts":
         """Return the counts without some of the rows."""
@@ -112,6 +120,7 @@ class Counts:
             tallies={name: values - others.tallies.get(name, Counter()) for name, values in self.tallies.items()},
             first_errors={kind: first for kind, first in self.first_errors.items() if kind in errors},
             redone=self.redone,
+            reused=self.reused - others.reused,
         )
 
     def without_errors(self, kinds: Iterable[str]) -> "Counts":
@@ -130,6 +139,7 @@ class Counts:
             tallies=self.tallies,
             first_errors={kind: first for kind, first in self.first_errors.items() if kind in errors},
             redone=self.redone,
+            reused=self.reused,
         )
 
     @classmethod
@@ -163,7 +173,13 @@ class Counts:
             return []
         redone = [f"{number:,} with {options}" for options, number in self.redone.most_common()]
         lines = [line for mode in manifest.modes for line in mode.describe(outcome)]
-        return [*lines, *([("redone", ", ".join(redone))] if redone else [])]
+        return [*lines, *([("redone", ", ".join(redone))] if redone else []), *self._reused_lines()]
+
+    def _reused_lines(self) -> list[tuple[str, str]]:
+        if not self.reused:
+            return []
+        origins = [f"{number:,} from {name}" for name, number in self.reused.most_common()]
+        return [("reused", f"{', '.join(origins)}; computed {self.num_rows - self.reused.total():,}")]
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON values."""
@@ -176,6 +192,7 @@ class Counts:
             "tallies": {name: dict(values) for name, values in self.tallies.items()},
             "first_errors": {kind: list(first) for kind, first in self.first_errors.items()},
             **({"redone": dict(self.redone)} if self.redone else {}),
+            **({"reused": dict(self.reused)} if self.reused else {}),
         }
 
     def to_metadata(self) -> dict[bytes, bytes]:
@@ -204,6 +221,7 @@ class Counts:
                     for kind, (row_idx, detail) in values.get("first_errors", {}).items()
                 },
                 redone=_counter(values.get("redone", {})),
+                reused=_counter(values.get("reused", {})),
             )
         except (LookupError, TypeError, AttributeError):
             raise ValueError("it contains no counts") from None

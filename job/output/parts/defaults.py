@@ -28,7 +28,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "model": defaults_of(ModelConfig, "kv_cache_dtype", "task", "quantize", "adapter"),
     "prompt": {**defaults_of(PromptConfig), "request_column": None, "text_rules": 1},
     "sampling": _plain(SamplingConfig().options()),
-    "columns": defaults_of(OutputConfig, "include_prompt"),
+    "columns": {**defaults_of(OutputConfig, "include_prompt"), "reused": False},
 }
 """Values that an identity leaves out, by section. A changed default needs a new format version, as a test checks."""
 

@@ -23,6 +23,7 @@ LABELS = {
     "dataset.card_options": "what the dataset's card says about reading the files",
     "model.tokenizer": "the tokenizer",
     "columns.kept": "the columns of --id-column and --keep-columns",
+    "columns.reused": "whether rows come from other runs (--reuse)",
     "plan.num_rows": "the number of rows",
     "prompt.request_column": "the column of an OpenAI batch's requests",
     "prompt.text_prefix": "what the model reads before each text",
@@ -59,6 +60,9 @@ COMMITS = {
 OF_LIMIT = {"dataset.limit", "plan.num_rows"}
 """The fields that a larger ``--limit`` changes."""
 
+OF_ROWS = frozenset({"dataset", "plan", "columns"})
+"""Sections that say which rows there are and what is written of them, but not how a row is answered."""
+
 DERIVED = {
     "model.tokenizer": "a hash of the model's vocabulary and chat template",
     "prompt.max_prompt_tokens": "if not given, what --max-new-tokens leaves of the model's length",
@@ -88,10 +92,7 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
         types = _change("columns.kept", before, after)
         return f"has columns of other types than with the larger --limit: {types}. {_advice_on_types(before)}"
     names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
-    changes = []
-    for name in names:
-        change = _source(name, found, wanted) if name in SOURCES else _change(name, before, after)
-        changes.append(f"{change} ({DERIVED[name]})" if name in DERIVED else change)
+    changes = _changes(names, found, wanted)
     causes = [name for name in names if name not in DERIVED]
     commits = [_commits(name, found, wanted) for name in causes if name in SOURCES]
     if causes and len(commits) == len(causes) and all(commits):
@@ -102,6 +103,33 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
     else:
         advice = f"Use a new --output, or the old value{'s' if len(causes) > 1 else ''}."
     return f"is another run: {'; '.join(changes)}. {advice}"
+
+
+def describe_other_run(other: "Manifest", wanted: "Manifest") -> str | None:
+    """Say how another run treats rows in another way than the wanted one, and what to do.
+
+    Returns:
+        The sentence that follows the other run's name; None if rows that ask the same get the same answers.
+    """
+    before, after = _flatten(other.meaning), _flatten(wanted.meaning)
+    names = [
+        name for name in before | after if before.get(name) != after.get(name) and name.partition(".")[0] not in OF_ROWS
+    ]
+    if not names:
+        return None
+    names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
+    changes = "; ".join(_changes(names, other, wanted))
+    return f"has other answers: {changes}. Rows can be copied from a run that differs in its rows alone."
+
+
+def _changes(names: Sequence[str], found: "Manifest", wanted: "Manifest") -> list[str]:
+    """Describe how fields differ, one by one."""
+    before, after = _flatten(found.meaning), _flatten(wanted.meaning)
+    changes = []
+    for name in names:
+        change = _source(name, found, wanted) if name in SOURCES else _change(name, before, after)
+        changes.append(f"{change} ({DERIVED[name]})" if name in DERIVED else change)
+    return changes
 
 
 def is_growth(found: "Manifest", wanted: "Manifest") -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from job.modes.mode import Mode
 from job.output.parts.manifest import Manifest
 from job.output.parts.older_formats import FORMAT_2_JOURNAL
+from job.output.parts.row_keys import FIELD
 from job.records import Completion
 
 BASE = pa.schema(
@@ -31,6 +32,13 @@ BASE = pa.schema(
 )
 """The columns of every mode, in the order of the output; the kept columns come after the first two."""
 
+REUSED_FROM, REUSED_ROW_IDX = "reused_from", "reused_row_idx"
+
+ORIGIN = (pa.field(REUSED_FROM, pa.string()), pa.field(REUSED_ROW_IDX, pa.int64()))
+"""The columns of a run with ``--reuse``: which run computed a row that was copied, and which row it was there. They are
+null for rows that this run has computed.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -41,6 +49,8 @@ class Columns:
     include_prompt: bool = True
     has_error_kind: bool = True
     """False for a run of format 2, whose parts do not have this column."""
+    has_origin: bool = False
+    """Whether rows may have been copied from other runs."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Columns":
@@ -49,6 +59,7 @@ class Columns:
             modes=manifest.modes,
             include_prompt=manifest.section("columns")["include_prompt"],
             has_error_kind=not manifest.is_format_2,
+            has_origin=manifest.section("columns")["reused"],
         )
 
     @cached_property
@@ -64,15 +75,16 @@ class Columns:
 
     @cached_property
     def journaled(self) -> pa.Schema:
-        """The columns of a journal: every value of a completion.
+        """The columns of a journal: every value of a completion, and what its row asks.
 
         Workers of version 0.1 may help with a run of format 2, and read only journals that have exactly their columns.
         """
-        return pa.schema(self._of_values) if self.has_error_kind else pa.schema(FORMAT_2_JOURNAL)
+        return pa.schema([*self._of_values, FIELD]) if self.has_error_kind else pa.schema(FORMAT_2_JOURNAL)
 
     @property
     def _of_values(self) -> list[pa.Field]:
-        return [*BASE, *(column for mode in self.modes for column in mode.measured())]
+        origin = ORIGIN if self.has_origin else ()
+        return [*BASE, *(column for mode in self.modes for column in mode.measured()), *origin]
 
     @property
     def names(self) -> frozenset[str]:

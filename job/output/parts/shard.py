@@ -3,22 +3,21 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.output.parts.counts import Counts
 from job.output.parts.encodings import dictionary_columns
 from job.output.parts.journal import Journal, JournalReader
-from job.output.parts.part_schema import Columns
+from job.output.parts.part_tables import KeptRows, PartFormat, PartTables, ReusedRows
 from job.output.parts.plan import Plan
 from job.output.parts.redone import Redone, counted, to_metadata
 from job.output.parts.retry_marks import completions_to_stay, read_mark, redone_rows, writers_before
-from job.output.parts.rows import num_bytes, repeat, to_batch
+from job.output.parts.row_keys import ROW_KEY, RowKeys, read_keys
+from job.output.parts.writers import COPIED, writer_of, writer_of_journal
 from job.output.parts.writers import to_metadata as writers_to_metadata
-from job.output.parts.writers import writer_of, writer_of_journal
 from job.output.store.directory import RunDirectory
 from job.output.store.store import Stamp
 from job.records import Completion, RowBlock, SampleKey
@@ -26,30 +25,7 @@ from job.records import Completion, RowBlock, SampleKey
 JOURNAL_SYNC_SECS = 2.0
 """A kill loses at most the rows that finished in this time, or in the store's ``pause_secs`` if that is longer."""
 
-ROWS_PER_GROUP, BYTES_PER_GROUP = 1000, 256 << 20
-"""A row group ends at whichever limit comes first, but has at least one row: readers can seek and need little memory,
-and no text column comes near the 2 GiB that Arrow's 32-bit offsets can address.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartFormat:
-    """What all parts of a run have in common, fixed before the first row."""
-
-    schema: Any
-    """pyarrow.Schema of a part, with the metadata of every part."""
-    columns: Columns
-    compression: str
-    kept_names: tuple[str, ...]
-    """The names in parts of the columns of the dataset."""
-
-    @classmethod
-    def build(
-        cls, kept_schema: pa.Schema, columns: Columns, *, compression: str, metadata: dict[bytes, bytes]
-    ) -> "PartFormat":
-        """Combine our columns with the kept ones of the dataset."""
-        schema = columns.schema(kept_schema).with_metadata(metadata)
-        return cls(schema=schema, columns=columns, compression=compression, kept_names=tuple(kept_schema.names))
+KEY_COLUMNS = ["row_idx", "sample_idx"]
 
 
 class OpenShard:
@@ -63,11 +39,14 @@ class OpenShard:
         part_format: PartFormat,
         worker_id: str,
         note: Callable[[str], None] = lambda _: None,
+        reuse: Callable[[int], ReusedRows | None] = lambda shard_idx: None,
     ) -> None:
-        """Load the finished rows: those that a retry keeps of an existing part, and those in earlier workers' journals.
+        """Load the finished rows: those that a retry keeps of an existing part, those that are copied from other runs,
+        and those in earlier workers' journals.
 
         Args:
             note: shows a message to the user.
+            reuse: returns what is copied of a shard.
         """
         self._note, self._given_up = note, set[str]()
         self.shard_idx = shard_idx
@@ -81,14 +60,15 @@ class OpenShard:
         self._redone: Redone = {}
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
+        self._row_keys = RowKeys(self.rows, None if mark is None else read_keys(directory, shard_idx))
+        self._reused: ReusedRows | None = None
         self._done: dict[SampleKey, Completion] = {}
         self._writer, self._writers = writer_of(worker_id), dict[SampleKey, str]()
         self.counts = Counts()
         """Counts of the finished rows."""
         self._readers: dict[str, JournalReader] = {}
         """Name of another worker's journal to its reader."""
-        self._kept: dict[int, pa.Table] = {}
-        """First row of a block to the kept columns of the block."""
+        self._kept = KeptRows(self.rows, part_format)
         sync_secs = max(JOURNAL_SYNC_SECS, self._store.pause_secs)
         unused = _unused_journal(directory, shard_idx, worker_id)
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=sync_secs)
@@ -99,6 +79,8 @@ class OpenShard:
                 self._take([completion], before[completion.key])
             self._redone = redone_rows(directory, shard_idx, mark, done=self._done, missing=self._missing)
             self.changes = mark.changes
+        elif (reused := reuse(shard_idx)) is not None:
+            self._copy(reused)
         self.absorb()
 
     @property
@@ -113,7 +95,7 @@ class OpenShard:
 
     def has(self, key: SampleKey) -> bool:
         """Whether this completion is finished already, by this worker or another."""
-        return key in self._done
+        return key not in self._missing
 
     def absorb(self) -> None:
         """Load new rows from the journals of other workers: those that held the shard before, and those that help."""
@@ -131,30 +113,34 @@ class OpenShard:
             if completion.key in self._missing:
                 self._missing.discard(completion.key)
                 self._done[completion.key], self._writers[completion.key] = completion, writer
+                self._row_keys.set(completion.row_idx, completion.values.get(ROW_KEY))
                 self.counts.add(completion)
+
+    def _copy(self, reused: ReusedRows) -> None:
+        """Take rows of other runs. They come before those in journals, since the first completion of a row counts."""
+        self._reused = reused
+        self._row_keys.set_all(reused.row_idx, reused.keys)
+        self._missing.difference_update(zip(*(reused.table[name].to_pylist() for name in KEY_COLUMNS), strict=True))
+        self.counts.add_batch(reused.table)
+
+    def identify(self, row_idx: int, key: bytes | None) -> None:
+        """Take what a row asks (``RowKeys``), before its completions are added."""
+        self._row_keys.set(row_idx, key)
 
     def keep(self, block: RowBlock) -> None:
         """Add the kept columns of consecutive rows."""
-        if block.rows and block.kept.num_columns:
-            # They have their names in the dataset, in the order of the output, which may have others.
-            self._kept[block.rows[0].row_idx] = block.kept.rename_columns(self._format.kept_names)
+        self._kept.add(block)
 
     def unread(self) -> list[range]:
         """Return the rows whose kept columns have not been added, because other workers computed them."""
-        if not self._format.kept_names:
-            return []
-        gaps, position = [], self.rows.start
-        for start, table in [*sorted(self._kept.items()), (self.rows.stop, None)]:
-            if start > position:
-                gaps.append(range(position, start))
-            position = max(position, start + (0 if table is None else len(table)))
-        return gaps
+        return self._kept.unread()
 
     def add(self, completion: Completion) -> None:
         """Add a finished row. It is durable after the journal's next sync."""
         if completion.key in self._missing:
             self._take([completion], self._writer)
-            self._journal.append(completion)
+            key = self._row_keys.of(completion.row_idx)
+            self._journal.append(replace(completion, values={**completion.values, ROW_KEY: key}))
 
     @property
     def cut(self) -> set[SampleKey]:
@@ -186,6 +172,7 @@ class OpenShard:
         self.close()
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
         is_written = False
+        self._row_keys.settle(self._directory, self.shard_idx)
         with self._unless_finished_by_another():
             with self._store.writing(self._part, self._old_part) as file:
                 self._write(file)
@@ -222,64 +209,22 @@ class OpenShard:
         encodings = {"use_dictionary": dictionary_columns(schema), "compression": compression}
         with pq.ParquetWriter(file, schema, write_page_checksum=True, **encodings) as writer:
             self.counts.tallies.clear()
-            for table in self._tables(schema):
+            rows = PartTables(self.rows, self._plan, self._format, self._done, self._reused, self._kept.table())
+            for table in rows:
                 self.counts.tally(table, self._format.columns.modes)
                 writer.write_table(table)
             if not self._keys:
                 writer.write_table(schema.empty_table())
             # The part's own counts, so that totals need only the footers.
             self.counts.redone = counted(self._redone)
-            writers = writers_to_metadata(self._writers[key] for key in self._keys)
+            writers = writers_to_metadata(self._writers.get(key, COPIED) for key in self._keys)
             writer.add_key_value_metadata(self.counts.to_metadata() | to_metadata(self._redone) | writers)
-
-    def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        kept = self._kept_table()
-        group_rows = max(1, ROWS_PER_GROUP // self._plan.num_samples)  # samples stay together
-        for start in range(self.rows.start, self.rows.stop, group_rows):
-            for rows in self._halve(range(start, min(start + group_rows, self.rows.stop)), kept):
-                yield self._table(rows, kept, schema)
-
-    def _halve(self, rows: range, kept: pa.Table | None) -> Iterator[range]:
-        """Halve a range of rows until each piece is within ``BYTES_PER_GROUP``, or is a single row."""
-        size = 0 if kept is None else self._plan.num_samples * num_bytes(self._slice(kept, rows))
-        size += sum(len(done.prompt or "") + len(done.completion or "") for done in self._completions(rows))
-        if len(rows) == 1 or size <= BYTES_PER_GROUP:
-            yield rows
-            return
-        half = len(rows) // 2
-        yield from self._halve(rows[:half], kept)
-        yield from self._halve(rows[half:], kept)
-
-    def _table(self, rows: range, kept: pa.Table | None, schema: pa.Schema) -> pa.Table:
-        completions = self._completions(rows)
-        batch = to_batch(completions, pa.schema(self._format.columns.of_completions))
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        columns |= self._format.columns.derive(completions)
-        if kept is not None and kept.num_columns:
-            part = repeat(self._slice(kept, rows), self._plan.num_samples)
-            columns |= dict(zip(part.column_names, part.columns, strict=True))
-        return pa.table([columns[name] for name in schema.names], schema=schema)
-
-    def _completions(self, rows: range) -> list[Completion]:
-        return [self._done[key] for row_idx in rows for key in self._plan.keys_of_row(row_idx)]
-
-    def _slice(self, kept: pa.Table, rows: range) -> pa.Table:
-        return kept.slice(rows.start - self.rows.start, len(rows))
-
-    def _kept_table(self) -> pa.Table | None:
-        """Return the kept columns of all rows, in their order. Blocks may overlap: a slice may have been read twice."""
-        tables, position = [], self.rows.start
-        for start, table in sorted(self._kept.items()):
-            if start + len(table) > position:
-                tables.append(table.slice(position - start))
-                position = start + len(table)
-        return pa.concat_tables(tables) if tables else None
 
     def _verify(self, file: BinaryIO) -> None:
         """Read the keys back and compare them with the plan: a missing or duplicate row is a bug, never a part."""
         file.seek(0)
-        table = pq.ParquetFile(file).read(columns=["row_idx", "sample_idx"])
-        keys = list(zip(table["row_idx"].to_pylist(), table["sample_idx"].to_pylist(), strict=True))
+        table = pq.ParquetFile(file).read(columns=KEY_COLUMNS)
+        keys = list(zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True))
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
 
 

@@ -15,6 +15,9 @@ METADATA_KEY = b"job.writers"
 UNKNOWN = "unknown"
 """The worker of rows of which nothing is recorded (older versions recorded nothing), and its host."""
 
+COPIED = "another run"
+"""In place of the worker of rows that were copied from another run."""
+
 WORKER = re.compile(r"(.+)-(\d+-[0-9a-f]{6})")
 """The host of a worker, and its process and nonce; see ``job.output.sharing.worker``."""
 

@@ -47,12 +47,21 @@ PAGE = "report.html"
 CUT = "cut"
 """Directory of the tokens of completions that their limit has cut, for ``job retry --cut``: one object per shard."""
 
+KEYS = "keys"
+"""Directory of what the rows of finished shards ask, as hashes, for ``--reuse`` and ``--extend``: one object each."""
+
+REUSE = "reuse"
+"""Directory of which rows are copied from other runs: one object for the run, and one for each growth."""
+
 RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
 OWN = frozenset(
-    [PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE, JOURNALS, LEASES, METRICS, CUT, RETRIES]
+    [
+        *(PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE),
+        *(JOURNALS, LEASES, METRICS, CUT, KEYS, REUSE, RETRIES),
+    ]
 )
 """All names at the top of a run directory."""
 
@@ -66,6 +75,11 @@ COMPANIONS = (".log", ".out", ".err", ".toml", ".yaml", ".yml", ".sh", ".sbatch"
 def growth(number: int) -> str:
     """Return the object that records the first, second, ... growth of a run."""
     return f"{GROWTH}/{number:05d}"
+
+
+def reuse(number: int) -> str:
+    """Return the object that says which rows are copied: of the run as it began, or after a growth."""
+    return f"{REUSE}/{number:05d}"
 
 
 def is_log(name: str) -> bool:
@@ -149,6 +163,10 @@ class RunNames:
     def cut(self, shard_idx: int) -> str:
         """Return the object with the tokens of a finished shard's completions that were cut."""
         return f"{CUT}/{self.number(shard_idx)}"
+
+    def keys(self, shard_idx: int) -> str:
+        """Return the object with the keys of a finished shard's rows."""
+        return f"{KEYS}/{self.number(shard_idx)}"
 
     def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
         """Return the object whose exclusive creation claims a shard, or a slice of it."""

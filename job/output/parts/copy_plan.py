@@ -1,0 +1,95 @@
+"""Which rows of a run are copied from other runs: decided once, by the process that begins the run, for all workers.
+
+The object is an Arrow file with one batch for each shard, created exclusively. A growth has an object of its own, which
+begins with the first shard that the growth has added.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from job.output.store.names import REUSE, reuse
+from job.output.store.store import Store
+
+COMPUTED = -1
+"""In place of a run: the row is not copied."""
+
+SCHEMA = pa.schema([("run", pa.int16()), ("row_idx", pa.int64())])
+"""Of each row of a shard: the run that it is copied from, by its place in ``others``, and its index there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """Another run, whose rows are copied."""
+
+    name: str
+    """As the column ``reused_from`` names it."""
+    address: str
+    """Where it is."""
+    digest: str
+    """What it is: see ``Manifest.digest``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyPlan:
+    """Which rows are copied, of some consecutive shards."""
+
+    others: Sequence[Other]
+    first_shard: int
+    num_reused: int
+    """The number of dataset rows that are copied."""
+    batches: Any
+    """A pyarrow reader of one batch for each shard."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards it is about."""
+        return int(self.batches.num_record_batches)
+
+    def of(self, shard_idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the runs and the indices there of a shard's rows: [rows] int16, [rows] int64."""
+        batch = self.batches.get_batch(shard_idx - self.first_shard)
+        return batch["run"].to_numpy(), batch["row_idx"].to_numpy()
+
+
+def read_copy_plans(store: Store) -> tuple[CopyPlan, ...]:
+    """Return what was decided so far, in the order of the shards."""
+    return tuple(_read(store))
+
+
+def _read(store: Store) -> Iterator[CopyPlan]:
+    for name in map(reuse, count(1)):
+        try:
+            batches = pa.ipc.open_file(pa.BufferReader(store.read(name)))
+        except FileNotFoundError:
+            return
+        about = json.loads(batches.schema.metadata[b"about"])
+        others = [Other(**other) for other in about["others"]]
+        yield CopyPlan(others=others, first_shard=about["first_shard"], num_reused=about["num_reused"], batches=batches)
+
+
+def write_copy_plan(
+    store: Store, num_known: int, others: Sequence[Other], first_shard: int, rows: Sequence[tuple[Any, Any]]
+) -> bool:
+    """Record what is decided about the shards from ``first_shard`` on. False: another process was faster.
+
+    Args:
+        num_known: how many such objects there were.
+        rows: of each shard, what ``CopyPlan.of`` will return.
+    """
+    num_reused = sum(int((runs != COMPUTED).sum()) for runs, _ in rows)
+    about = {"others": [asdict(other) for other in others], "first_shard": first_shard, "num_reused": num_reused}
+    schema = SCHEMA.with_metadata({"about": json.dumps(about)})
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for runs, indices in rows:
+            arrays = [pa.array(runs, pa.int16()), pa.array(indices, pa.int64())]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    store.prepare([REUSE])
+    return store.create_exclusively(reuse(num_known + 1), stream.getvalue())

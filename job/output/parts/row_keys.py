@@ -1,0 +1,79 @@
+"""The keys of a shard's rows: what each row asks, in 16 bytes (``job.data.row_keys``), so that later runs can find it.
+
+Each finished shard has one object of them beside its part. It depends on the dataset alone, not on what came out.
+"""
+
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from job.output.store.directory import RunDirectory
+from job.output.store.names import KEYS
+from job.records import Completion
+
+ROW_KEY = "row_key"
+"""The column of journals that has a row's key."""
+
+KEY_BYTES = 16
+
+FIELD = pa.field(ROW_KEY, pa.binary(KEY_BYTES))
+
+UNKNOWN = bytes(KEY_BYTES)
+"""In place of the key of a row that cannot be read, or was finished by a version that did not write keys."""
+
+CHECKSUM_BYTES = 4
+
+
+class RowKeys:
+    """The keys of the rows of one shard that is open."""
+
+    def __init__(self, rows: range, known: bytes | None = None) -> None:
+        """Take what is known, which is 16 bytes for each row, in their order."""
+        self._rows = rows
+        size = KEY_BYTES * len(rows)
+        self._keys = bytearray(size) if known is None or len(known) != size else bytearray(known)
+
+    def of(self, row_idx: int) -> bytes | None:
+        """Return the key of a row; None if it is unknown."""
+        start = KEY_BYTES * (row_idx - self._rows.start)
+        key = bytes(self._keys[start : start + KEY_BYTES])
+        return None if key == UNKNOWN else key
+
+    def set(self, row_idx: int, key: bytes | None) -> None:
+        """Take the key of a row, if there is one."""
+        if key is not None:
+            start = KEY_BYTES * (row_idx - self._rows.start)
+            self._keys[start : start + KEY_BYTES] = key
+
+    def set_all(self, rows: np.ndarray, keys: np.ndarray) -> None:
+        """Take the keys of many rows: [N] int64 indices, [N, 16] uint8 keys."""
+        np.frombuffer(self._keys, np.uint8).reshape(-1, KEY_BYTES)[rows - self._rows.start] = keys
+
+    def take_from(self, completions: Iterable[Completion]) -> None:
+        """Take the keys that completions of a journal have."""
+        for completion in completions:
+            self.set(completion.row_idx, completion.values.get(ROW_KEY))
+
+    def settle(self, directory: RunDirectory, shard_idx: int) -> None:
+        """Write the object of the shard, if any key is known."""
+        if not any(self._keys):
+            return
+        directory.store.prepare([KEYS])
+        content = bytes(self._keys)
+        directory.store.replace(directory.names.keys(shard_idx), content + _checksum(content))
+
+
+def read_keys(directory: RunDirectory, shard_idx: int) -> bytes | None:
+    """Return the keys of a finished shard, one after the other; None if there are none, or they are damaged."""
+    try:
+        content = directory.store.read(directory.names.keys(shard_idx))
+    except FileNotFoundError:
+        return None
+    keys, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    return keys if checksum == _checksum(keys) else None
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little")

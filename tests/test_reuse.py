@@ -1,0 +1,303 @@
+"""``--reuse``: rows of other runs that ask the same are copied, all others are computed, and each is there once."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import job.engine.fake
+from job.data.row_keys import key_of
+from job.engine.fake import FakeEngine
+from job.output.looking.found import find_run
+from job.output.parts import plan, shard
+from job.output.parts.copy_plan import COMPUTED
+from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
+from job.output.parts.row_keys import KEY_BYTES, read_keys
+from job.records import Row, RowError
+from tests.conftest import Result
+from tests.test_resume import exit_codes, start_workers
+from tests.test_run import read_output, submitted_by, write_jsonl
+
+RunJob = Callable[..., Result]
+ORIGIN = ["reused_from", "reused_row_idx"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"q": "1"}, {"q": 1}),
+        ({"q": 1}, {"q": 1.0}),
+        ({"q": 1}, {"q": True}),
+        ({"q": None}, {"q": "None"}),
+        ({"q": "a", "r": "b"}, {"q": "ab", "r": ""}),
+        ({"q": ["a", "b"]}, {"q": ["a,b"]}),
+        ({"q": [["a"], "b"]}, {"q": [["a", "b"]]}),
+        ({"q": {"a": 1, "b": 2}}, {"q": {"b": 2, "a": 1}}),
+        ({"q": b"a"}, {"q": "a"}),
+    ],
+)
+def test_rows_that_ask_something_else_have_other_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
+    keys = [key_of(Row(row_idx=0, values=values), ["q", "r"]) for values in (one, other)]
+    assert keys[0] != keys[1] and None not in keys
+    assert keys[0] == key_of(Row(row_idx=7, values={**one, "id": 3}), ["q", "r"])
+    assert keys[0] != key_of(Row(row_idx=0, values=one), ["q"])
+
+
+def test_a_row_that_cannot_be_read_has_no_key_and_half_a_character_has_one() -> None:
+    assert key_of(Row(row_idx=0, values={}, error=RowError("invalid_json", "")), ["q"]) is None
+    assert key_of(Row(row_idx=0, values={"q": "\ud800"}), ["q"]) != key_of(Row(row_idx=0, values={"q": "?"}), ["q"])
+
+
+def keys_from(numbers: Sequence[int]) -> Any:
+    keys = np.zeros((len(numbers), KEY_BYTES), np.uint8)
+    for at, number in enumerate(numbers):
+        if number:
+            keys[at] = np.random.default_rng(number).integers(1, 256, KEY_BYTES)
+    return keys
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_draw_goes_to_one_row_and_first_to_the_one_that_it_belongs_to(seed: int) -> None:
+    rng = random.Random(seed)
+    num_known, num_new, num_prompts = rng.randrange(1, 40), rng.randrange(1, 40), rng.randrange(1, 12)
+    asked, new = ([rng.randrange(num_prompts) for _ in range(size)] for size in (num_known, num_new))
+    drawn_at = [rng.randrange(num_known) for _ in range(num_known)]
+    known = KnownRows(
+        keys=keys_from([1 + key for key in asked]),
+        run=np.zeros(num_known, np.int16),
+        row_idx=np.arange(num_known),
+        drawn_at=np.array(drawn_at),
+    )
+    keys, first_row = keys_from(new), rng.randrange(5)  # 0: a row that asks nothing
+    found = matched(known, keys, first_row, is_drawn=True).tolist()
+    draws_of: dict[int, set[int]] = {}
+    for place, key in enumerate(asked):
+        draws_of.setdefault(1 + key, set()).add(drawn_at[place])
+    taken = [(new[at], drawn_at[place]) for at, place in enumerate(found) if place != NOTHING]
+    assert len(set(taken)) == len(taken)
+    for at, place in enumerate(found):
+        draws = draws_of.get(new[at], set())
+        assert place == NOTHING or 1 + asked[place] == new[at]
+        if first_row + at in draws:
+            assert drawn_at[place] == first_row + at
+        elif place == NOTHING:
+            assert len(draws) <= sum(key == new[at] for key, _ in taken), "a draw is left"
+    greedy = matched(known, keys, first_row, is_drawn=False).tolist()
+    assert [place != NOTHING for place in greedy] == [key in draws_of for key in new]
+    assert all(place == NOTHING or 1 + asked[place] == new[at] for at, place in enumerate(greedy))
+    origin = known.origin_of(np.array(found))
+    left = without_used(known, *origin)
+    assert {(1 + asked[row], drawn_at[row]) for row in left.row_idx.tolist()}.isdisjoint(taken)
+    assert len(left.row_idx) or not draws_of or len(taken) == sum(map(len, draws_of.values()))
+
+
+def test_nothing_is_found_among_nothing() -> None:
+    known = KnownRows.joined([])
+    for is_drawn in (False, True):
+        found = matched(known, keys_from([1, 2]), 0, is_drawn=is_drawn)
+        assert found.tolist() == [NOTHING] * 2 and known.origin_of(found)[0].tolist() == [COMPUTED] * 2
+
+
+ROWS = [{"id": idx, "prompt": f"{idx % 50} and more" if idx % 7 else None} for idx in range(80)]
+
+CHANGED = [
+    *ROWS[30:],
+    *({"id": 1000 + idx, "prompt": f"new {idx}"} for idx in range(9)),
+    *({**row, "id": row["id"] + 500} for row in ROWS[:20]),
+]
+"""Ten rows are gone, the order is another, nine rows are new, and the ids of some are others."""
+
+
+@pytest.fixture
+def command(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return the command line of a run, given its dataset and its output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
+    monkeypatch.setattr(plan, "MIN_SLICE_ROWS", 4)
+    monkeypatch.setattr(job.engine.fake, "FakeEngine", partial(FakeEngine, rows_per_step=4))
+    write_jsonl(tmp_path / "old.jsonl", ROWS)
+    write_jsonl(tmp_path / "new.jsonl", CHANGED)
+    model = str(tiny_model())
+
+    def of(data: str, output: str, *options: Any, without: Sequence[str] = ()) -> list[str]:
+        args = ["run", "--engine", "fake", "--model", model, "--dataset", data, "--output", output]
+        usual = {"--keep-columns": "id", "--max-error-rate": "1", "--rows-per-shard": "25"}
+        args += [part for pair in usual.items() if pair[0] not in without for part in pair]
+        return [*args, *map(str, options)]
+
+    return of
+
+
+CHOICES = ["--choices", "yes", "--choices", "no"]
+SAMPLES = ["--num-samples", 2, "--temperature", 1, "--aggregate", "majority"]
+
+
+@pytest.mark.parametrize("options", [[], CHOICES, SAMPLES], ids=str)
+def test_a_changed_dataset_is_the_run_that_it_would_have_been(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch, options: list[Any]
+) -> None:
+    """Only what is new is computed; error rows are computed, too. Then a run that reuses that one, and a retry."""
+    assert run_job(*command("old.jsonl", "a", *options)).exit_code == 0
+    assert run_job(*command("new.jsonl", "expected", *options)).exit_code == 0
+    submitted = submitted_by(monkeypatch)
+    reusing = command("new.jsonl", "b", *options, "--rows-per-shard", 17, without=["--rows-per-shard"])
+    result = run_job(*reusing, "--reuse", "a")
+    assert result.exit_code == 0, result.stderr
+    new = [at for at, row in enumerate(CHANGED) if str(row["prompt"]).startswith("new")]
+    assert {row_idx for row_idx, _ in submitted} == set(new)
+    table, expected = read_output(Path("b")), read_output(Path("expected"))
+    assert table.drop_columns(ORIGIN).equals(expected)
+    for row in table.to_pylist():
+        is_copied = row["reused_from"] == "a"
+        assert is_copied == (row["error"] is None and row["row_idx"] not in new)
+        assert (row["reused_row_idx"] is None) != is_copied
+        assert not is_copied or ROWS[row["reused_row_idx"]]["prompt"] == CHANGED[row["row_idx"]]["prompt"]
+    num_copied = sum(row["reused_from"] is not None for row in table.to_pylist())
+    assert f"reused      {num_copied} from a; computed {len(table) - num_copied}\n" in result.stdout
+    checked = run_job("verify", "b")
+    assert checked.exit_code == 0, checked.stdout
+    assert f"reused   {num_copied} from a; computed" in run_job("status", "b").stdout
+    assert run_job(*reusing).exit_code == 0  # --reuse need not be repeated
+    submitted.clear()
+    again = run_job(*command("new.jsonl", "c", *options, "--limit", 60, "--reuse", "b"))
+    assert again.exit_code == 0 and submitted == []
+    third = read_output(Path("c"))
+    assert third.drop_columns(ORIGIN).equals(expected.slice(0, len(third)))
+    assert set(third["reused_from"].to_pylist()) == {"a", "b", None}, "each row names the run that computed it"
+    assert run_job("retry", "c").exit_code == 0
+    assert run_job(*command("new.jsonl", "c", *options, "--limit", 60)).exit_code == 0
+    assert read_output(Path("c")).equals(third)
+
+
+def test_equal_prompts_do_not_share_a_draw(run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 rows ask 50 prompts; of 240 rows that ask them three times each, 160 are computed."""
+    drawn = ["--temperature", 1]
+    rows = [row for row in ROWS if row["prompt"]]
+    write_jsonl(Path("some.jsonl"), rows)
+    write_jsonl(Path("thrice.jsonl"), [*rows[::-1], *rows, *rows])
+    assert run_job(*command("some.jsonl", "a", *drawn)).exit_code == 0
+    submitted = submitted_by(monkeypatch)
+    for name, reused, num_computed in (
+        ("b", ["--reuse", "a"], 2 * len(rows)),
+        ("c", ["--reuse", "a", "--reuse", "b"], 0),
+    ):
+        submitted.clear()
+        assert run_job(*command("thrice.jsonl", name, *drawn, *reused)).exit_code == 0
+        table = read_output(Path(name))
+        copied = [(row["prompt"], row["reused_row_idx"]) for row in table.to_pylist() if row["reused_from"]]
+        assert len(submitted) == num_computed and len(set(copied)) == len(copied) == 3 * len(rows) - num_computed
+    write_jsonl(Path("once.jsonl"), rows)
+    assert run_job(*command("once.jsonl", "greedy")).exit_code == 0
+    submitted.clear()
+    assert run_job(*command("thrice.jsonl", "greedy-3", "--reuse", "greedy")).exit_code == 0
+    assert submitted == []
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("JOB_TEST_CASES", "2"))))
+def test_kills_lose_and_double_nothing_while_rows_are_copied(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Several workers, from an unfinished run; in the end that run is deleted, and what is left is computed."""
+    rng = random.Random(seed)
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.05)
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    assert run_job(*command("new.jsonl", "expected")).exit_code == 0
+    Path("a/data/part-00001.parquet").unlink()
+    args = command("new.jsonl", "b", "--reuse", "a")
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    for at_least in ("reuse/00001", "reuse/00001", "keys/00000"):
+        workers = start_workers(rng.randrange(1, 4), args, Path("log"))
+        while not Path("b", at_least).exists() and any(worker.is_alive() for worker in workers):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        exit_codes(workers)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    shutil.rmtree("a")
+    workers = start_workers(2, command("new.jsonl", "b"), Path("log"))
+    assert exit_codes(workers) == [0, 0], Path("log").read_text()
+    table = read_output(Path("b"))
+    assert table.drop_columns(ORIGIN).equals(read_output(Path("expected")))
+    assert any(row for row in table["reused_from"].to_pylist()) and run_job("verify", "b").exit_code == 0
+    keys = [read_keys(find_run("b").directory, idx) for idx in range(4)]
+    wanted = [key_of(Row(row_idx=0, values=row), ["prompt"]) for row in CHANGED]
+    assert b"".join(filter(None, keys)) == b"".join(filter(None, wanted))
+
+
+def test_a_run_that_reuses_grows(run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a larger limit are copied, too. Those of a run that is missing by then are computed."""
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    assert run_job(*command("new.jsonl", "expected")).exit_code == 0
+    submitted = submitted_by(monkeypatch)
+    assert run_job(*command("new.jsonl", "b", "--reuse", "a", "--limit", 10)).exit_code == 0
+    assert run_job(*command("new.jsonl", "b", "--limit", 40)).exit_code == 0
+    assert submitted == []
+    Path("a").rename("elsewhere")
+    result = run_job(*command("new.jsonl", "b"))
+    assert result.exit_code == 0 and "40 of 79 rows are copied from a" in result.stderr.replace("35 of", "40 of")
+    assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
+    assert len(submitted) == sum(bool(row["prompt"]) for row in CHANGED[40:])
+
+
+def test_what_was_recomputed_with_other_options_is_not_copied(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["--max-new-tokens", 3]
+    assert run_job(*command("old.jsonl", "a", *short)).exit_code == 0
+    assert run_job(*command("new.jsonl", "expected", *short)).exit_code == 0
+    assert run_job("retry", "a", "--cut", "--max-new-tokens", 9).exit_code == 0
+    assert run_job(*command("old.jsonl", "a", *short)).exit_code == 0
+    submitted = submitted_by(monkeypatch)
+    assert run_job(*command("new.jsonl", "b", *short, "--reuse", "a")).exit_code == 0
+    assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
+    assert len(submitted) > 20
+
+
+def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: Any) -> None:
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    assert run_job(*command("old.jsonl", "bare", "--no-include-prompt")).exit_code == 0
+    shutil.copytree("a", "older")
+    shutil.rmtree("older/keys")
+    Path("empty").mkdir()
+    for options, told in (
+        (["--reuse", "a", "--temperature", 1], "--reuse a has other answers: --temperature was 0.0, now 1.0. Rows"),
+        (["--reuse", "a", "--prompt-template", "{{ prompt }}?"], "--prompt-template was not set, now"),
+        (["--reuse", "a", *CHOICES], "--reuse a has other answers: --choices was not set, now"),
+        (["--reuse", "none"], "--reuse: none is not a run directory: it does not exist."),
+        (["--reuse", "empty"], "--reuse: empty is not a run directory: it has no manifest.json."),
+        (["--reuse", "old.jsonl"], "--reuse: old.jsonl is not a run directory"),
+        (["--reuse", "./new/"], "--reuse ./new/ is --output, too. To go on with that run, leave out --reuse."),
+        (["--reuse", "older"], "--reuse older has no finished part of this version or later"),
+        (["--reuse", "bare"], "--reuse bare has no column 'prompt'"),
+        (["--reuse", "a", "--keep-columns", "id=reused_from"], "the output has its own column 'reused_from'"),
+    ):
+        refused = run_job(*command("new.jsonl", "new", *options))
+        assert (refused.exit_code, told in refused.stderr.splitlines()[-1]) == (2, True), refused.stderr
+        assert not Path("new/manifest.json").exists()
+    begun = run_job(*command("new.jsonl", "a2"))
+    assert begun.exit_code == 0
+    late = run_job(*command("new.jsonl", "a2", "--reuse", "a"))
+    assert late.exit_code == 2 and "the run in --output began without it" in late.stderr
+    assert run_job(*command("new.jsonl", "b", "--reuse", "a")).exit_code == 0
+    other = run_job(*command("new.jsonl", "b", "--reuse", "bare"))
+    assert other.exit_code == 2 and "--reuse was a when the run in --output began, now bare." in other.stderr
+    assert run_job(*command("new.jsonl", "b", "--reuse", "./a")).exit_code == 0
+
+
+def test_columns_of_a_run_that_reuses_nothing_are_as_before(run_job: RunJob, command: Any) -> None:
+    """Row keys are not in parts, and origins only with --reuse."""
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    names = pq.read_schema("a/data/part-00000.parquet").names
+    assert not {*ORIGIN, "row_key"} & {*names}
+    assert "reused" not in json.loads(Path("a/manifest.json").read_text())["identity"]["columns"]
