@@ -49,7 +49,7 @@ def test_refusals_of_a_restart(run_job: RunJob, tiny_model: Any, questions: Path
     write_jsonl(questions, [{"id": f"q{i}", "prompt": "another question"} for i in range(30)])
     message = refusal("--dataset", questions, "--limit", 24)
     assert f"another run: --dataset {questions} has other contents than when the run started, 20" in message
-    assert "Use a new --output, or restore the old contents to go on.\n" in message and "num_rows" not in message
+    assert "Use a new --output, or restore the old contents to go on. If rows" in message and "num_rows" not in message
 
 
 def test_a_refused_restart_says_how_many_rows_a_changed_dataset_had(

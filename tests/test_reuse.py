@@ -25,7 +25,7 @@ from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_use
 from job.output.parts.row_keys import KEY_BYTES, read_keys
 from job.records import Row, RowError
 from tests.conftest import Result
-from tests.test_resume import exit_codes, start_workers
+from tests.test_resume import exit_codes, start_until_journal_has, start_workers
 from tests.test_run import read_output, submitted_by, write_jsonl
 
 RunJob = Callable[..., Result]
@@ -301,3 +301,72 @@ def test_columns_of_a_run_that_reuses_nothing_are_as_before(run_job: RunJob, com
     names = pq.read_schema("a/data/part-00000.parquet").names
     assert not {*ORIGIN, "row_key"} & {*names}
     assert "reused" not in json.loads(Path("a/manifest.json").read_text())["identity"]["columns"]
+
+
+APPENDED = [*ROWS, *({"id": 900 + idx, "prompt": f"appended {idx}"} for idx in range(30))]
+
+
+@pytest.mark.parametrize("options", [[], SAMPLES], ids=str)
+def test_appended_rows_are_computed_in_the_same_run(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch, options: list[Any]
+) -> None:
+    """Twice, the second time of an unfinished run; then nothing is left to do, and the command says so."""
+    args, data = command("growing.jsonl", "a", *options), Path("growing.jsonl")
+    submitted = submitted_by(monkeypatch)
+    write_jsonl(data, ROWS)
+    begun = run_job(*args, "--extend")
+    assert begun.exit_code == 0 and "--extend: there is no run in" in begun.stderr
+    for num_rows in (90, 110):
+        write_jsonl(data, APPENDED[:num_rows])
+        refused = run_job(*args)
+        assert refused.exit_code == 2 and "If rows were appended, --extend goes on." in refused.stderr
+        submitted.clear()
+        extended = run_job(*args, "--extend")
+        assert extended.exit_code == 0, extended.stderr
+        old = num_rows - (10 if num_rows == 90 else 20)
+        assert f"rows were appended; the {old} of before are the same" in extended.stderr
+        assert min(submitted)[0] == old or num_rows == 110
+        if num_rows == 90:
+            Path("a/data/part-00001.parquet").unlink()
+    assert run_job(*args).exit_code == 0  # --extend need not be repeated
+    assert "nothing was appended to growing.jsonl" in run_job(*args, "--extend").stderr
+    assert run_job(*command("growing.jsonl", "expected", *options)).exit_code == 0
+    assert read_output(Path("a")).equals(read_output(Path("expected")))
+    assert run_job("verify", "a").exit_code == 0
+
+
+def test_what_is_not_an_extension_is_refused_in_one_line(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the row that has changed is in a journal. A refusal changes nothing."""
+    args, data = command("growing.jsonl", "a", "--extend"), Path("growing.jsonl")
+    write_jsonl(data, ROWS)
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    worker = start_until_journal_has(2000, args, Path("a"), Path("log"))
+    os.kill(worker.pid, signal.SIGKILL)
+    exit_codes([worker])
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    assert not list(Path("a/data").iterdir())
+    changed = [{**row, "prompt": "other"} if row["id"] == 1 else row for row in APPENDED]
+    write_jsonl(data, changed)
+    refused = run_job(*args)
+    assert refused.exit_code == 2 and "--extend: row 1 of --dataset growing.jsonl asks something" in refused.stderr
+    write_jsonl(data, ROWS)
+    assert run_job(*args).exit_code == 0
+    for rows, told in (
+        (changed, "row 1 of --dataset growing.jsonl asks something else than when the run computed it. Rows can only"),
+        ([{**row, "id": 7} for row in APPENDED], "row 0 of --dataset growing.jsonl has another value in column 'id'"),
+        (ROWS[:70], "--dataset growing.jsonl has 70 rows now, and the run in --output has 80."),
+        ([*APPENDED[1:], APPENDED[0]], "row 0 of --dataset growing.jsonl asks something else"),
+    ):
+        write_jsonl(data, rows)
+        refused = run_job(*args)
+        assert (refused.exit_code, told in refused.stderr.splitlines()[-1]) == (2, True), refused.stderr
+        assert "--reuse a." in refused.stderr
+    write_jsonl(data, APPENDED)
+    other = run_job(*args, "--temperature", 1)
+    assert other.exit_code == 2 and "--temperature was 0.0, now 1.0" in other.stderr
+    shutil.rmtree("a/keys")
+    older = run_job(*args)
+    assert older.exit_code == 2 and "was written by a version that did not record what its rows ask" in older.stderr
+    assert not Path("a/growth").exists()

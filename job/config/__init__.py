@@ -123,6 +123,11 @@ class OutputConfig:
         metavar="RUN",
         is_path=True,
     )
+    extend: bool = option(
+        False,
+        "Go on with the run in --output after rows were appended to its dataset. The rows that it has must be the "
+        "same, and are kept.",
+    )
     show_rows: bool | None = option(
         None, "Show a finished row, prompt and completion, every minute [default: on a terminal, but not in a log]."
     )

@@ -91,5 +91,7 @@ def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) 
         return None
     totals = conclude(prepared, by=launch_id)
     verb = "is" if totals.num_rows == 1 else "are"
+    if prepared.config.output.extend:
+        progress.note(f"nothing was appended to {prepared.config.data.dataset} that is not done")
     progress.note(f"all {number(totals.num_rows, 'row')} {verb} already done, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared, progress.note)

@@ -65,6 +65,7 @@ def manifest_of(
     }
     before = None if found is None else found.section("dataset")["fingerprint"]
     has_grown = found is not None and before is not None and dataset.continues(found.num_files, before)
+    has_grown = has_grown or (config.output.extend and before not in (None, dataset.fingerprint))
     return Manifest(without_defaults(identity), _about(run, info, dataset), extends=before if has_grown else None)
 
 

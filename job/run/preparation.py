@@ -24,6 +24,7 @@ from job.output.store.store import Store
 from job.remote.addresses import is_address
 from job.remote.model_files import ModelFiles
 from job.run.examination import Examined, examine
+from job.run.extend import check_extended
 from job.run.identity import dtype_of, in_dtype, metadata_of
 from job.run.pinned import model_files
 from job.run.reuse import as_in_others, check_others, open_others, with_copies
@@ -81,6 +82,7 @@ def prepare(
         if dtype_of(run) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
             examined = _in_dtype(examined, dtype_of(run))
     examined = check_others(examined, others)
+    examined = replace(examined, notes=(*examined.notes, *check_extended(examined, found, store)))
     check(examined)
     dense_weights = examined.model_info.dense_weights
     if found is None and config.engine.needs_model and dense_weights is not None:

@@ -100,6 +100,8 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
         advice = f"Use a new --output, or {listed(given)} to go on."
     elif all(name in SOURCES and not _renamed(name, found, wanted) for name in causes):
         advice = "Use a new --output, or restore the old contents to go on."
+        if causes == ["dataset.fingerprint"]:
+            advice += " If rows were appended, --extend goes on. Else --reuse copies those that are the same."
     else:
         advice = f"Use a new --output, or the old value{'s' if len(causes) > 1 else ''}."
     return f"is another run: {'; '.join(changes)}. {advice}"

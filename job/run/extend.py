@@ -1,0 +1,142 @@
+"""``--extend``: goes on with a run after rows were appended to its dataset. Checks that those it has are the same.
+
+Each finished row is compared by its key (what it asks) and, in finished parts, by its kept columns. Rows that are not
+finished are computed from the dataset as it is now.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.data.row_keys import KEY_BYTES, key_of
+from job.data.source import read_rows
+from job.errors import JobError, UsageError, first_line
+from job.launch.activity import doing
+from job.output.parts.differences import is_growth
+from job.output.parts.journal import JournalReader
+from job.output.parts.manifest import Manifest
+from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
+from job.output.store.directory import RunDirectory
+from job.output.store.names import RunNames
+from job.output.store.store import Store
+
+if TYPE_CHECKING:
+    from job.run.examination import Examined
+
+
+def check_extended(examined: "Examined", found: Manifest | None, store: Store) -> tuple[str, ...]:
+    """Check that the dataset still begins with the rows of the run, if it is to be extended. Returns notes.
+
+    What unfinished rows have of their answers is given up: it may be that of another row.
+
+    Args:
+        found: the manifest in the run directory, if there is one.
+
+    Raises:
+        UsageError: it does not.
+    """
+    config = examined.config
+    if not config.output.extend:
+        return ()
+    if found is None:
+        return (f"--extend: there is no run in {store.describe()} yet, so one begins",)
+    name = config.data.dataset
+    if examined.dataset.commit is not None:
+        raise UsageError(
+            f"--extend: --dataset {name} is on the Hub, and a run keeps the commit that it began with. Use a new "
+            f"--output, and --reuse {config.output.output}, which copies the rows that are the same."
+        )
+    if not is_growth(found, examined.manifest):
+        return ()  # the same run, or one that is refused when the directory is claimed
+    num_rows, num_now = found.plan.num_rows, examined.plan.num_rows
+    if num_now < num_rows:
+        raise UsageError(
+            f"--extend: --dataset {name} has {num_now:,} rows now, and the run in --output has {num_rows:,}. "
+            f"{_advice(examined)}"
+        )
+    doing("checking that the rows of the run are the same")
+    directory = RunDirectory(store, RunNames(found.plan.num_shards, found.part_dir))
+    written = directory.written_shards()
+    for shard_idx in range(found.plan.num_shards):
+        rows = found.plan.rows(shard_idx)
+        if rows and shard_idx in written:
+            _check_part(examined, directory, shard_idx, rows)
+        elif rows:
+            _check_journals(examined, directory, shard_idx, rows)
+    return (f"{num_now - num_rows:,} rows were appended; the {num_rows:,} of before are the same",)
+
+
+def _advice(examined: "Examined") -> str:
+    output = examined.config.output.output
+    return f"Rows can only be appended. For other changes, use a new --output, and --reuse {output}."
+
+
+def _check_part(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range) -> None:
+    """Check the rows of a finished shard."""
+    known = read_keys(directory, shard_idx)
+    if known is None or len(known) != KEY_BYTES * len(rows):
+        raise UsageError(
+            f"--extend: {directory.store.describe(directory.names.part(shard_idx))} was written by a version that did "
+            "not record what its rows ask, so nothing shows that they are the same. Use a new --output."
+        )
+    kept = _check_keys(examined, rows, {idx: known[KEY_BYTES * at :][:KEY_BYTES] for at, idx in enumerate(rows)})
+    if kept.num_columns:
+        _check_kept(examined, directory, shard_idx, rows, kept.rename_columns(examined.kept.schema.names))
+
+
+def _check_journals(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range) -> None:
+    """Check the finished rows of a shard that is not finished, and give up what its other rows have."""
+    known: dict[int, bytes] = {}
+    for name in directory.journals(shard_idx):
+        for completion in JournalReader(directory.store, name).read():
+            known[completion.row_idx] = completion.values.get(ROW_KEY) or UNKNOWN
+    if known:
+        _check_keys(examined, rows, known)
+    for name in directory.partials(shard_idx):
+        directory.store.delete(name)
+
+
+def _check_keys(examined: "Examined", rows: range, known: dict[int, bytes]) -> pa.Table:
+    """Check that rows ask what they asked. Returns the kept columns."""
+    columns, tables = examined.renderer.read_columns, []
+    name = examined.config.data.dataset
+    for block in read_rows(examined.source, name, rows, columns, examined.kept_columns):
+        tables.append(block.kept)
+        for row in block.rows:
+            if row.row_idx in known and (key_of(row, columns) or UNKNOWN) != known[row.row_idx]:
+                raise UsageError(
+                    f"--extend: row {row.row_idx} of --dataset {name} asks something else than when the run computed "
+                    f"it. {_advice(examined)}"
+                )
+    return pa.concat_tables(tables)
+
+
+def _check_kept(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range, kept: pa.Table) -> None:
+    """Check that kept columns have the values that a part has."""
+    part = directory.names.part(shard_idx)
+    try:
+        with directory.store.open(part) as source, pq.ParquetFile(source) as file:
+            before = file.read(columns=kept.column_names)
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{directory.store.describe(part)} cannot be read: {first_line(error)}.") from None
+    num_samples = examined.plan.num_samples
+    if num_samples > 1:
+        before = before.take(np.arange(len(rows)) * num_samples)
+    for name in kept.column_names:
+        for at in _differing(before[name], kept[name]):
+            raise UsageError(
+                f"--extend: row {rows[at]} of --dataset {examined.config.data.dataset} has another value "
+                f"in column {name!r} than when the run computed it. {_advice(examined)}"
+            )
+
+
+def _differing(before: pa.ChunkedArray, now: pa.ChunkedArray) -> Iterator[int]:
+    """Yield the places where columns differ. (Numbers that are not numbers are unequal to themselves.)"""
+    if before.type != now.type:
+        before = before.cast(now.type)
+    if not before.equals(now):
+        pairs = zip(before, now, strict=True)
+        yield from (at for at, (was, then) in enumerate(pairs) if repr(was) != repr(then))
