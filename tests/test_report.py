@@ -14,7 +14,7 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score, preci
 from job.report.accuracy import NONE, score
 from job.report.calibration import calibration
 from job.report.intervals import wilson
-from job.report.shares import corrected_shares, tuned_power
+from job.report.shares import ADDED_WEIGHT, corrected_shares, tuned_power
 from tests.conftest import Result
 from tests.labeled_runs import probs_of, write_run
 from tests.test_run import write_jsonl
@@ -132,6 +132,36 @@ def test_gold_everywhere_and_useless_labels() -> None:
     found = corrected_shares(constant, np.eye(3)[constant], some, "abc", 0.95)
     assert found.power == 0
     assert [each.corrected.value for each in found.of_classes] == [each.gold.value for each in found.of_classes]
+
+
+def test_a_corrected_interval_is_that_of_a_bayesian_bootstrap() -> None:
+    """The weights of the gold and of the four added rows are drawn: what the closed form stands for."""
+    random, (labels, truth) = np.random.default_rng(2), drawn(1000, 2, seed=3)
+    truth[:60] = np.where(np.arange(60) < 5, 1, 0)  # a rare class, so that the interval is not symmetric
+    gold = np.where(np.arange(1000) < 60, truth, NONE)
+    found = corrected_shares(labels, np.eye(2)[labels], gold, "ab", 0.9)
+    others, share = labels[60:] == 1, found.of_classes[1]
+    rest = (gold[:60] == 1) - found.power * (labels[:60] == 1)
+    added = np.array([1.0, 0, 1, 0]) - found.power * np.array([1.0, 1, 0, 0])
+    weights = random.dirichlet([1] * 60 + [ADDED_WEIGHT] * 4, size=50_000)
+    means = random.normal(others.mean(), others.std() / math.sqrt(len(others)), 50_000)
+    drawn_shares = weights @ np.concatenate([rest, added]) + found.power * means
+    tails = [0.04733, 0.95267]  # where a normal distribution has the quantiles of Student's for 58 degrees of freedom
+    low, high = np.quantile(drawn_shares, tails)
+    assert [share.corrected.low, share.corrected.high] == pytest.approx([low, high], abs=0.003)
+    assert high - share.corrected.value > 1.1 * (share.corrected.value - low)
+
+
+def test_too_few_errors_to_trust_an_interval_are_noted(run_job: RunJob, tmp_path: Path) -> None:
+    """Both classes have two wrong labels, of 40; with three, nothing is said."""
+    answers = ["yes"] * 20 + ["no"] * 20
+    for num_wrong, is_noted in ((2, True), (3, False)):
+        gold = [*answers[:-num_wrong], *["yes"] * num_wrong]
+        run = write_run(tmp_path / str(num_wrong), [*answers, "yes", "no"], kept={"gold": [*gold, None, None]})
+        found = report_of(run_job, run, "--gold", "gold")["gold"]["shares"]["classes"]
+        assert [(each["wrong"], each["few_errors"]) for each in found] == [(num_wrong, is_noted)] * 2
+        text = run_job("report", run, "--gold", "gold", "--no-page").stdout
+        assert ("fewer than 3 rows with gold have a label that is wrong about yes, no" in text) == is_noted
 
 
 @pytest.mark.parametrize(("shares", "right", "num_gold"), [((0.6, 0.3, 0.1), 0.7, 100), ((0.5, 0.5), 0.95, 300)])

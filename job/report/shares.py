@@ -7,10 +7,11 @@ Duchi and Zrnic 2023). It is unbiased whatever the labels are worth, if the rows
 never much less precise than the gold alone.
 
 The normal interval of the papers is too short for rare classes and for labels that are nearly always right: with few
-gold rows, all errors may be missing. So four rows of weight 1/4 are added to the gold, one for each pair of (is or is
-not the class, was or was not labeled so), after Agresti and Min (2005, "Simple improved confidence intervals for
-comparing matched proportions", Statistics in Medicine 24), whose weight of 1/2 covers more than was asked for.
-``scripts/bench intervals`` measures it.
+gold rows, all errors may be missing. So the interval is that of a Bayesian bootstrap (Rubin 1981, "The Bayesian
+bootstrap", Annals of Statistics 9), in closed form by three moments, with four rows added to the gold, one for each
+pair of (is or is not the class, was or was not labeled so). Where labels have no probabilities, this is the posterior
+under a Dirichlet prior of that weight for each pair; 1/2 is Jeffreys', which covers more than was asked for. The
+quantiles are Student's, because the power is tuned on the same rows. ``scripts/bench intervals`` measures it.
 """
 
 import math
@@ -21,12 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, quantile, wilson
+from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, skewed, t_quantile, wilson
 
-ADDED_WEIGHT = 0.25
+ADDED_WEIGHT = 0.35
 
 MIN_GOLD = 10
 """With fewer rows of gold, shares are not corrected."""
+
+MIN_WRONG = 3
+"""With fewer gold rows on which the labels are wrong about a class, its interval rests on the rows that are added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +43,19 @@ class ClassShare:
     gold: Estimate
     """The share of the gold, with Wilson's interval."""
     corrected: Estimate
+    num_wrong: int
+    """Rows with gold that are labeled so and are not, or are so and not labeled so."""
+
+    @property
+    def has_few_errors(self) -> bool:
+        """Whether too few errors were seen to trust the interval: it may be too long, or too short if labels err in one
+        direction alone."""
+        return self.num_wrong < MIN_WRONG
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         shares = {"labels": self.labels, "gold": self.gold.to_dict(), "corrected": self.corrected.to_dict()}
-        return {"name": self.name, **shares}
+        return {"name": self.name, **shares, "wrong": self.num_wrong, "few_errors": self.has_few_errors}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +95,24 @@ def corrected_shares(
     truth = (gold[has_gold, None] == np.arange(len(classes))).astype(np.float64)
     predicted, others = probs[has_gold], probs[~has_gold]
     power = tuned_power(truth, predicted, probs, len(others))
-    reach, num_gold = quantile(confidence), len(truth)
+    num_gold = len(truth)
     found = []
     for idx, name in enumerate(classes):
         value = _estimate(truth[:, idx], predicted[:, idx], others[:, idx], power)
         ends = _ends(probs[:, idx], labels == idx)
-        center, error = _smoothed(truth[:, idx], predicted[:, idx], others[:, idx], ends, power)
-        low, high = np.clip([center - reach * error, center + reach * error], 0, 1).tolist()
+        low, high = np.clip(_interval(truth[:, idx], predicted[:, idx], others[:, idx], ends, power, confidence), 0, 1)
         value = min(max(value, 0.0), 1.0)
-        share = Estimate(value=value, low=min(low, value), high=max(high, value))
+        share = Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
         of_gold = wilson(float(truth[:, idx].sum()), num_gold, confidence)
-        found.append(ClassShare(name=name, labels=float((labels == idx).mean()), gold=of_gold, corrected=share))
+        found.append(
+            ClassShare(
+                name=name,
+                labels=float((labels == idx).mean()),
+                gold=of_gold,
+                corrected=share,
+                num_wrong=int(((labels[has_gold] == idx) != (gold[has_gold] == idx)).sum()),
+            )
+        )
     return Shares(
         num_rows=len(labels),
         num_gold=num_gold,
@@ -138,24 +157,27 @@ def _estimate(truth: Floats, predicted: Floats, others: Floats, power: float) ->
     return float(power * others.mean() + (truth - power * predicted).mean())
 
 
-def _smoothed(
-    truth: Floats, predicted: Floats, others: Floats, ends: tuple[float, float], power: float
+def _interval(
+    truth: Floats, predicted: Floats, others: Floats, ends: tuple[float, float], power: float, confidence: float
 ) -> tuple[float, float]:
-    """Return the center of a class's interval and its standard error, with the four rows that are added.
+    """Return the interval of a class: the gold's weights are drawn, and the mean of the other rows is normal.
 
     Args:
         ends: the mean probability of the class among rows that are labeled so, and among the others: those of the
             rows that are added.
     """
-    rest = truth - power * predicted
-    added = np.array([is_class - power * end for end in ends for is_class in (1.0, 0.0)])
-    total = len(rest) + ADDED_WEIGHT * len(added)
-    mean = (rest.sum() + ADDED_WEIGHT * added.sum()) / total
-    squares = ((rest - mean) ** 2).sum() + ADDED_WEIGHT * ((added - mean) ** 2).sum()
-    variance = squares / total / total
-    if not len(others):
-        return float(mean), math.sqrt(variance)
-    return float(mean + power * others.mean()), math.sqrt(variance + power**2 * others.var() / len(others))
+    added = [is_class - power * end for end in ends for is_class in (1.0, 0.0)]
+    rest = np.concatenate([truth - power * predicted, added])
+    weights = np.append(np.ones(len(truth)), np.full(len(added), ADDED_WEIGHT))
+    total = float(weights.sum())
+    mean = float(weights @ rest) / total
+    variance = float(weights @ (rest - mean) ** 2) / total / (total + 1)
+    third = 2 * float(weights @ (rest - mean) ** 3) / total / (total + 1) / (total + 2)
+    if len(others):
+        mean, variance = mean + power * float(others.mean()), variance + power**2 * float(others.var()) / len(others)
+    error, skewness = math.sqrt(variance), third / variance**1.5
+    reach = t_quantile(confidence, len(truth) - 2)
+    return mean + error * skewed(-reach, skewness), mean + error * skewed(reach, skewness)
 
 
 def _ends(probs: Floats, is_labeled: npt.NDArray[np.bool_]) -> tuple[float, float]:
