@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
 from job.output.parts import partials, shard
@@ -24,6 +25,7 @@ from job.output.store.files import FileAppender
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
 from job.run import in_flight
 from job.run.in_flight import InFlight
+from job.tasks import Generate
 from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
 from tests.conftest import Result
 from tests.run_files import RunFiles
@@ -143,6 +145,29 @@ def test_whatever_is_asked_is_gone_on_with(served: Served, paths: RunFiles, mode
     found = lives.finish(requests)
     assert [answer(generation) for generation in found] == [answer(generation) for generation in expected]
     assert lives.num_lives > 3 and lives.num_resumed > 20
+
+
+def test_a_larger_limit_goes_on_wherever_a_row_was_cut(served: Served) -> None:
+    """Also where the end of its reasoning was being forced, which its tokens do not show."""
+    requests = [each for each in all_requests(random.Random(0)) if isinstance(each.task, Generate)]
+    requests = [each for each in requests if each.task.params.max_new_tokens > 12]
+    expected = finish(make_engine(served), requests)
+    num_resumed = 0
+    for most in range(1, 13):
+        cut = finish(make_engine(served), [limited(request, most) for request in requests])
+        begun = [partial_of(generation) for generation in cut]
+        found = finish(make_engine(served), [replace(a, begun=b) for a, b in zip(requests, begun, strict=True)])
+        assert [answer(generation) for generation in found] == [answer(generation) for generation in expected]
+        are_guided = (each.task.grammar is not None and each.task.reasoning is not None for each in requests)
+        num_resumed += sum(part is not None for part, is_guided in zip(begun, are_guided, strict=True) if is_guided)
+    assert num_resumed > 50
+
+
+def limited(request: Request, most: int) -> Request:
+    assert isinstance(request.task, Generate)
+    params = request.task.params
+    params = replace(params, max_new_tokens=most, min_new_tokens=min(most, params.min_new_tokens))
+    return replace(request, task=replace(request.task, params=params))
 
 
 def test_what_was_generated_is_not_generated_again(served: Served, observed: Observed) -> None:

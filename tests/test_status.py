@@ -27,13 +27,14 @@ from job.output.looking.found import find_run
 from job.output.parts.counts import Counts
 from job.output.parts.journal import Journal
 from job.output.parts.part_schema import Columns
+from job.output.parts.partials import PartialLog
 from job.output.sharing import metrics
 from job.output.sharing.leases import Leases
 from job.output.sharing.metrics import MetricsFile, MetricsReader, WorkerStats
 from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.local import LocalStore
-from job.records import Completion, RowError
+from job.records import Completion, Partial, RowError
 from job.run.status import Inspection
 from tests.conftest import Result
 from tests.run_files import RunFiles, files_of
@@ -172,6 +173,7 @@ def test_json_has_stable_names(run_job: RunJob, tiny_model: Any, output: Path, t
         "done": True,
         "shards": {"total": 5, "done": 5, "in_work": 0, "stale": 0, "free": 0, "to_retry": 0},
         "rows": {"total": 47, "done": 47, "in_parts": 47, "samples_per_row": 1},
+        "in_flight": {"rows": 0, "tokens": 0},
         "errors": {
             "total": 5,
             "in_parts": 5,
@@ -265,6 +267,26 @@ def test_a_worker_of_another_host_is_judged_by_its_silence(
     assert (status.num_in_work, status.num_stale) == ((0, 1) if is_stale else (1, 0))
     assert ("node7-1-0 on node7: silent for 1m10s, held shard 3" in describe_status(status)) == is_stale
     assert len(status.workers) == (not is_stale)
+
+
+def test_what_is_kept_of_rows_in_flight_is_counted_once(unfinished: RunFiles, run_job: Callable[..., Result]) -> None:
+    """The longest of several logs, of the latest draw, without rows that are finished by now."""
+    worker, other = WorkerId.of_this_process(), WorkerId.of_this_process()
+    log = PartialLog(unfinished.directory, 3, str(worker))
+    log.append([piece(row_idx, 0, 5) for row_idx in (30, 31, 32)])
+    inspection = Inspection(unfinished.root)
+    assert (inspection.look().num_kept_rows, inspection.look().num_kept_tokens) == (3, 15)
+    log.append([piece(31, 5, 40), piece(32, 0, 3, attempt=1)])
+    PartialLog(unfinished.directory, 3, str(other)).append([piece(31, 0, 7)])
+    leave_journal(unfinished, 3, worker, [0])
+    status = inspection.look()
+    assert (status.num_kept_rows, status.num_kept_tokens) == (2, 48)
+    assert "  kept     48 tokens of 2 rows in flight\n" in run_job("status", unfinished.root).stdout
+    assert json.loads(run_job("status", unfinished.root, "--json").stdout)["in_flight"] == {"rows": 2, "tokens": 48}
+
+
+def piece(row_idx: int, start: int, num_tokens: int, attempt: int = 0) -> Partial:
+    return Partial(row_idx=row_idx, sample_idx=0, attempt=attempt, start=start, token_ids=[7] * num_tokens)
 
 
 def test_living_workers_take_stale_leases_over(unfinished: RunFiles) -> None:

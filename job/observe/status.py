@@ -81,6 +81,10 @@ class Status:
     num_rows: int
     """Finished rows: those in parts, without those to be retried, and those in the journals that were read."""
     num_part_rows: int
+    num_kept_rows: int
+    """Rows that are not finished, but some of whose tokens are kept, so that they are not generated again."""
+    num_kept_tokens: int
+    """These tokens."""
     errors: Mapping[str, int]
     """Error kind to number of finished rows, in the parts and journals that were read."""
     num_part_errors: int
@@ -159,6 +163,7 @@ class Status:
                 "in_parts": self.num_part_rows,
                 "samples_per_row": self.num_samples,
             },
+            "in_flight": {"rows": self.num_kept_rows, "tokens": self.num_kept_tokens},
             "errors": {
                 "total": sum(self.errors.values()),
                 "in_parts": self.num_part_errors,

@@ -27,6 +27,7 @@ def describe_status(status: Status) -> str:
         ("started", _started(status)),
         ("shards", _shards(status)),
         (unit, _rows(status)),
+        *([("kept", _kept(status))] if status.num_kept_rows else []),
         ("errors", _errors(status)),
         *((None, line) for line in describe_errors(status.errors, status.first_errors)),
         *status.outcome,
@@ -73,6 +74,11 @@ def _rows(status: Status) -> str:
         f"[{'#' * full}{'.' * (BAR_CHARS - full)}] {status.num_rows:,} of {status.total_rows:,} "
         f"({100 * share:.1f}%){samples}{journals}{partial}"
     )
+
+
+def _kept(status: Status) -> str:
+    unit = "row" if status.num_samples == 1 else "sample"
+    return f"{number(status.num_kept_tokens, 'token')} of {number(status.num_kept_rows, unit)} in flight"
 
 
 def _errors(status: Status) -> str:

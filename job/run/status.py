@@ -16,6 +16,7 @@ from job.observe.progress import time_left
 from job.observe.status import Published, StaleLease, Status, Worker
 from job.output.looking.finished import FinishedRows
 from job.output.looking.found import FoundRun, find_run
+from job.output.looking.kept_tokens import KeptTokens
 from job.output.looking.survey import SeenLease, Survey, survey
 from job.output.parts.growth import read_growth
 from job.output.parts.manifest import Manifest
@@ -48,6 +49,7 @@ class Inspection:
         self._run = find_run(self._output)
         self._metrics = MetricsReader(self._run.directory.store)
         self._finished = FinishedRows(self._run.directory, self._run.plan, self._run.manifest.modes)
+        self._kept = KeptTokens(self._run.directory)
 
     def look(self) -> Status:
         """Return the current status of the run.
@@ -62,13 +64,24 @@ class Inspection:
             self._finished.read_journals(budget_secs=READ_SECS)
             seen = survey(self._run)
             self._finished.read_parts(seen.parts, seen.to_retry, budget_secs=READ_SECS)
+            kept = self._kept.look(
+                lambda shard_idx, key: seen.is_done(shard_idx) or self._finished.journals.has(shard_idx, key),
+                budget_secs=READ_SECS,
+            )
         except OSError as error:
             path = error.filename or self._run.directory.store.describe()
             raise JobError(f"{path} cannot be read: {error.strerror or error}.") from None
-        return _status(self._output, self._run, seen, latest, self._finished)
+        return _status(self._output, self._run, seen, latest, self._finished, kept)
 
 
-def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestStats], finished: FinishedRows) -> Status:
+def _status(
+    output: str,
+    run: FoundRun,
+    seen: Survey,
+    latest: Sequence[LatestStats],
+    finished: FinishedRows,
+    kept: tuple[int, int],
+) -> Status:
     plan, manifest = run.plan, run.manifest
     workers = _workers(seen, latest)
     living = {worker.worker_id for worker in workers}
@@ -99,6 +112,8 @@ def _status(output: str, run: FoundRun, seen: Survey, latest: Sequence[LatestSta
         total_rows=plan.num_completions,
         num_rows=num_rows,
         num_part_rows=finished.num_part_rows(),
+        num_kept_rows=kept[0],
+        num_kept_tokens=kept[1],
         errors={kind: number for kind, number in counts.errors.items() if number},
         num_part_errors=finished.in_parts().num_errors,
         first_errors=counts.first_errors,

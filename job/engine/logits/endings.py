@@ -13,6 +13,7 @@ from job.engine.logits.token_scores import pack_top_tokens, unpack_top_tokens
 from job.errors import first_line
 from job.records import Generation, Partial, Request, RowError
 from job.tasks import EndsText, Generate
+from job.tasks.reasoning import Thought
 
 Row = TypeVar("Row")
 
@@ -99,24 +100,38 @@ def generation_of(
 
 
 def partial_of(generation: Generation) -> Partial | None:
-    """Return what a request for more tokens can go on with; None if the completion was not cut by its limit.
-
-    Nor can it if reasoning was cut before an answer with a grammar: whether its end was being forced is not known.
-    """
+    """Return what a request for more tokens can go on with; None if the completion was not cut by its limit."""
     request, task = generation.request, generation.request.task
     if generation.finish_reason != "length" or not isinstance(task, Generate) or task.ends_at_answer:
         return None
-    if task.grammar is not None and task.reasoning is not None:
+    num_tokens = len(generation.token_ids) - _num_of_closing(task, request.prompt_ids, generation.token_ids)
+    if num_tokens == 0:
         return None
-    has_tops = generation.top_ids is not None
+    tops = b""
+    if generation.top_ids is not None:
+        tops = pack_top_tokens(generation.top_ids[:num_tokens], generation.top_logprobs[:num_tokens])
     return Partial(
         row_idx=request.row_idx,
         sample_idx=request.sample_idx,
         attempt=request.attempt,
-        token_ids=generation.token_ids,
-        logprobs=generation.logprobs or (),
-        tops=pack_top_tokens(generation.top_ids, generation.top_logprobs) if has_tops else b"",
+        token_ids=generation.token_ids[:num_tokens],
+        logprobs=(generation.logprobs or ())[:num_tokens],
+        tops=tops,
     )
+
+
+def _num_of_closing(task: Generate, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> int:
+    """Return how many tokens at the end of a completion belong to the end of its reasoning, before an answer with a
+    grammar.
+
+    Whether they were forced cannot be seen from them, so they are chosen again, with the same result.
+    """
+    if task.grammar is None or task.reasoning is None:
+        return 0
+    thought = Thought(task.reasoning, prompt_ids, is_constrained=True)
+    for token in token_ids:
+        thought.accept(token)
+    return len(task.reasoning.closing_ids) - len(thought.closing) if thought.closing else 0
 
 
 def find_stops(completions: Mapping[Row, tuple[EndsText, list[int]]]) -> dict[Row, End]:

@@ -17,6 +17,7 @@ from job.output.parts.journal import JournalReader
 from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
 from job.output.store.names import JOURNALS
+from job.records import SampleKey
 
 NUM_THREADS = 16
 JOURNALS_AT_ONCE = 2 * NUM_THREADS
@@ -67,6 +68,10 @@ class JournalCounts:
     def of_shards(self) -> Mapping[int, Counts]:
         """Return what is finished of each shard that has a journal."""
         return {shard_idx: rows.counts for shard_idx, rows in self._shards.items()}
+
+    def has(self, shard_idx: int, key: SampleKey) -> bool:
+        """Whether a completion is in a journal that was read."""
+        return shard_idx in self._shards and self._shards[shard_idx].has(key)
 
     def without(self, shard_idx: int, positions: Collection[int]) -> Counts:
         """Return what is finished of a shard in its journals, apart from the rows at some positions within the shard.
@@ -125,6 +130,11 @@ class _ShardRows:
     def have_lost_some(self) -> bool:
         """Whether some of them may be in no journal any more. Only a failed write cuts a journal."""
         return any(reader.has_restarted for _, reader in self.readers.values())
+
+    def has(self, key: SampleKey) -> bool:
+        """Whether a completion has been added."""
+        place = (key[0] - self._start) * self._num_samples + key[1]
+        return 0 <= place < len(self._is_seen) and bool(self._is_seen[place])
 
     def add(self, table: pa.Table, modes: Iterable[Mode]) -> None:
         """Count rows that have not been seen yet."""

@@ -1,0 +1,73 @@
+"""How much is kept of rows that are in flight, or were when their workers died: what is not generated again.
+
+Read like journals: only what is new since the last look, and within a time budget.
+"""
+
+import re
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from job.output.parts.batch_log import BatchReader
+from job.output.parts.partials import SCHEMA
+from job.output.store.directory import RunDirectory
+from job.output.store.names import JOURNALS
+from job.records import SampleKey
+
+Lengths = dict[SampleKey, tuple[int, int]]
+"""Completion to the number of its latest draw, and the tokens of that."""
+
+
+class KeptTokens:
+    """Counts the rows in flight and their tokens. Remembers what it has read."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        """Start with nothing read."""
+        self._directory = directory
+        self._logs: dict[str, tuple[BatchReader, Lengths]] = {}
+
+    def look(self, is_finished: Callable[[int, SampleKey], bool], *, budget_secs: float) -> tuple[int, int]:
+        """Return the number of rows of which something is kept, and of their tokens.
+
+        Args:
+            is_finished: whether a row of a shard is finished, so that its tokens do not count.
+
+        Raises:
+            OSError: the directory cannot be listed.
+        """
+        until, longest = time.monotonic() + budget_secs, dict[tuple[int, SampleKey], tuple[int, int]]()
+        names = [entry.name for entry in self._directory.store.list(JOURNALS) if entry.name.endswith(".partials")]
+        self._logs = {name: self._logs.get(name) or self._new(name) for name in names}
+        for name, (reader, lengths) in sorted(self._logs.items()):
+            if time.monotonic() < until:
+                _read(reader, lengths)
+            if (shard := re.match(r"\d+", name, re.ASCII)) is None:
+                continue
+            for key, length in lengths.items():
+                place = (int(shard[0]), key)
+                longest[place] = max(length, longest.get(place, length))
+        found = [num_tokens for place, (_, num_tokens) in longest.items() if not is_finished(*place)]
+        return len(found), sum(found)
+
+    def _new(self, name: str) -> tuple[BatchReader, Lengths]:
+        return BatchReader(self._directory.store, f"{JOURNALS}/{name}", SCHEMA.names), {}
+
+
+def _read(reader: BatchReader, lengths: Lengths) -> None:
+    """Read what is new in a log. One that cannot be read, or no longer, is left as it is."""
+    try:
+        batches = list(reader.read_batches())
+    except OSError:
+        return
+    if reader.has_restarted:
+        reader.has_restarted = False
+        lengths.clear()
+    for batch in batches:
+        ends = pc.add(batch["start"], pc.list_value_length(batch["token_ids"]))
+        columns = [batch[name] for name in ("row_idx", "sample_idx", "attempt")]
+        rows = zip(*(pa.array(column).to_pylist() for column in (*columns, ends)), strict=True)
+        for row_idx, sample_idx, attempt, end in rows:
+            key = (row_idx, sample_idx)
+            lengths[key] = max((attempt, end), lengths.get(key, (0, 0)))
