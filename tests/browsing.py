@@ -46,6 +46,10 @@ class Tab:
         """Return the text of the one element that a selector finds."""
         return str(self.page.locator(selector).inner_text())
 
+    def raw(self, selector: str) -> str:
+        """Return the text of an element as it was set, also where it is not shown."""
+        return str(self.page.locator(selector).text_content())
+
     def wait_for(self, selector: str, text: str) -> None:
         """Wait until an element has a text. (``wait_for_function`` needs eval, which the policy forbids.)"""
         self.page.locator(selector).filter(has_text=re.compile(f"^{re.escape(text)}")).wait_for()

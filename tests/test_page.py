@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -32,6 +33,7 @@ from tests.labeled_runs import probs_of, write_run
 
 RunJob = Callable[..., Result]
 
+RUNS = Path(__file__).parent / "runs"
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;\u2028 <!-- end"
 NUM_ROWS = 60
 
@@ -205,11 +207,85 @@ def test_what_cannot_be_is_refused(run_job: RunJob, run: Path, args: list[Any], 
     assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.stderr
 
 
-def test_runs_that_are_empty_begun_or_damaged(run_job: RunJob, tmp_path: Path) -> None:
-    """A page is made of what can be read; what cannot is named on it, and the exit code says so."""
+def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path) -> None:
+    """One line, whatever is there."""
     (tmp_path / "empty").mkdir()
-    result = run_job("report", tmp_path / "empty")
-    assert result.exit_code == 2 and "is not a run directory" in result.stderr
+    torn, lost = write_run(tmp_path / "torn", ["yes"]), write_run(tmp_path / "lost", ["yes"])
+    (torn / "manifest.json").write_bytes((torn / "manifest.json").read_bytes()[:-50])
+    (lost / "manifest.json").unlink()
+    said = {
+        "empty": "has no manifest",
+        "none": "does not exist",
+        "torn": "is not a manifest",
+        "lost": "has no manifest",
+    }
+    for name, message in said.items():
+        result = run_job("report", tmp_path / name)
+        assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("completions", "equation"), [([], "0 = 0 done"), ([None] * 3, "3 = 0 done + 3 errors")])
+def test_runs_without_a_completion(
+    run_job: RunJob, tmp_path: Path, browser: Any, completions: list[None], equation: str
+) -> None:
+    """A dataset without a row, and one of errors alone, have a page that shows no empty section."""
+    result = run_job("report", write_run(tmp_path / "run", completions))
+    assert result.exit_code == 0 and equation in result.stdout and result.stderr == ""
+    tab = Tab(browser, (tmp_path / "run" / "report.html").as_uri())
+    assert tab.text("#equation").replace(" rows", "").startswith(equation) and tab.text("#state") == "Done"
+    assert tab.text("#rows-note") == ("All 3 finished rows." if completions else "No row is finished yet.")
+    links = [link.inner_text() for link in tab.page.locator("nav a").all() if link.is_visible()]
+    assert links == ["Rows in and out", "Time", "Errors", "Labels", "Rows", "Settings"] and tab.troubles == []
+    tab.close()
+
+
+def damage_pages(part: Path) -> None:
+    """Change every byte between the first and the footer: the numbers there can still be read."""
+    data = bytearray(part.read_bytes())
+    at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[4:at] = bytes(byte ^ 0x5A for byte in data[4:at])
+    part.write_bytes(data)
+
+
+def drop_column(part: Path) -> None:
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["finish_reason"]), part)
+
+
+def lose_rows(part: Path) -> None:
+    table = pq.read_table(part)
+    pq.write_table(table.slice(0, 1), part)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_pages, "cannot be read"),
+        (drop_column, "does not have the columns of this run"),
+        (lose_rows, "The parts hold 3 rows, where there should be 4"),
+    ],
+)
+def test_damage_that_footers_do_not_show(
+    run_job: RunJob, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    run = write_run(tmp_path / "run", ["yes", "no"] * 2, rows_per_shard=2)
+    damage(run / "data" / "part-00001.parquet")
+    result = run_job("report", run)
+    assert result.exit_code == 1 and "  damaged   " in result.stdout and message in result.stdout
+    assert len(result.stderr.splitlines()) == 1 and "job verify" in result.stderr
+    assert any(message in note for note in data_of(run / "report.html")["notes"])
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(RUNS.glob("*finished*"))])
+def test_runs_of_older_versions_have_a_page(run_job: RunJob, tmp_path: Path, name: str) -> None:
+    result = run_job("report", RUNS / name, "--page", tmp_path / "a.html")
+    assert result.exit_code == 0 and result.stderr == ""
+    data = data_of(tmp_path / "a.html")
+    assert len(data["rows"]) == data["status"]["rows"]["done"] > 0 and data["notes"] == []
+
+
+def test_runs_that_are_begun_or_damaged(run_job: RunJob, tmp_path: Path) -> None:
+    """A page is made of what can be read; what cannot is named on it, and the exit code says so."""
     begun = write_run(tmp_path / "begun", ["yes", "no"], num_parts=0)
     result = run_job("report", begun)
     assert result.exit_code == 0 and "2 = 0 done + 0 errors + 2 pending" in result.stdout, result.stderr

@@ -143,8 +143,8 @@ def report(
             place and f"page: {place}",
         ]
         click.echo("\n".join(text for text in said if text))
-    if data.status.unreadable_parts:
-        raise JobError(data.status.advice)
+    if data.status.unreadable_parts or data.damages:
+        raise JobError(f"Some of it is damaged: job verify {output} says what, and why.")
 
 
 def _form_of_next(number: int | None, file: str | None) -> str | None:

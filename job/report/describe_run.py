@@ -15,6 +15,8 @@ def describe_run(data: PageData) -> str:
         ("tokens", f"{status.num_prompt_tokens:,} prompt, {status.num_completion_tokens:,} completion"),
         *([] if data.timeline is None else [("time", _time(data))]),
         *([] if data.cost is None else [("cost", _cost(data))]),
+        *([] if data.labels_note is None else [("labels", f"none: {data.labels_note}")]),
+        *(("damaged", note) for note in data.damages),
     ]
     return "\n".join([status.output, *(f"  {title:<10}{visible(line)}" for title, line in facts)])
 

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from job.errors import JobError
+from job.errors import JobError, first_line
 from job.output.looking.found import FoundRun
 from job.output.looking.shown_rows import ShardRows
+from job.output.parts.part_schema import BASE
 from job.records import CUT_REASONS
 from job.report.page.embedded import to_json
 from job.report.row_texts import RowTexts
@@ -32,6 +33,8 @@ RANDOM, CUT = "random", "cut"
 
 KEYS = ("row_idx", "sample_idx")
 LENGTHS = ("num_prompt_tokens", "num_completion_tokens")
+SMALL = (*KEYS, "finish_reason", "error", *LENGTHS)
+"""The columns that are read of every row."""
 
 Place = tuple[int, int]
 """A shard, and a position among its rows."""
@@ -137,7 +140,12 @@ class _SmallColumns:
 
     @classmethod
     def read(cls, run: FoundRun, shard_idx: int) -> "_SmallColumns":
-        table = ShardRows(run, shard_idx).columns([*KEYS, "finish_reason", "error", *LENGTHS])
+        """Read one shard.
+
+        Raises:
+            JobError: it cannot be read, or lacks a column.
+        """
+        table = _as_of_run(ShardRows(run, shard_idx).columns(list(SMALL)), run, shard_idx)
         is_done = pc.is_null(table["error"]).to_numpy()
         errors = list(_first_of_kinds(table["error"]))
         columns = [table[name].to_numpy().astype(np.int64) for name in LENGTHS]
@@ -148,6 +156,16 @@ class _SmallColumns:
             cut=np.flatnonzero(is_cut & is_done),
             lengths=np.stack([column[is_done] for column in columns]),
         )
+
+
+def _as_of_run(table: pa.Table, run: FoundRun, shard_idx: int) -> pa.Table:
+    """Return the columns ``SMALL`` with the types that they have in this version."""
+    types = {field.name: field.type for field in BASE}
+    try:
+        return table.select(list(SMALL)).cast(pa.schema([(name, types[name]) for name in SMALL]))
+    except (LookupError, pa.ArrowException) as error:
+        place = run.directory.store.describe(run.directory.names.part(shard_idx))
+        raise JobError(f"{place} does not have the columns of this run: {first_line(error)}.") from None
 
 
 def _first_of_kinds(texts: pa.ChunkedArray) -> Iterator[tuple[int, str]]:

@@ -73,6 +73,15 @@ class PageData:
     live_secs: float | None
     """How often a page that follows the run asks for new numbers; None: a file."""
 
+    @property
+    def damages(self) -> tuple[str, ...]:
+        """What cannot be read, and why; and whether rows are missing."""
+        status, sample = self.status, self.sample
+        found = [*sample.unreadable, *status.damaged_journals]
+        if status.is_done and not sample.unreadable and sample.num_rows != status.num_rows:
+            found.append(f"The parts hold {sample.num_rows:,} rows, where there should be {status.num_rows:,}.")
+        return tuple(found)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, without NaN and infinities."""
         status, sample = self.status, self.sample
@@ -94,7 +103,7 @@ class PageData:
             "labels_note": self.labels_note,
             "rows": list(sample.rows),
             "sample": {"of": sample.num_rows, "random": sample.num_random},
-            "notes": [*sample.unreadable, *status.damaged_journals],
+            "notes": list(self.damages),
         }
         return _finite(values)  # type: ignore[no-any-return]
 

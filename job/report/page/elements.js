@@ -19,6 +19,7 @@ const span = (secs) => {
 };
 const moment = (secs) => new Date(1000 * secs).toISOString().replace("T", " ").slice(0, 19);
 const lastName = (path) => path.split("/").filter(Boolean).at(-1) ?? path;
+const localName = (path) => (/^(\/|\.{1,2}\/|~)/.test(path) ? lastName(path) : path); // org/name and addresses are whole
 const shortened = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const isNarrow = () => window.innerWidth < 640;
 

@@ -99,7 +99,7 @@ function showConfusion({ gold, labels, counts: cells }) {
     title.scope = "row";
     return make("tr", "", title, ...used.map((column) => {
       const share = total ? row[column] / total : 0, entry = cell(whole(row[column]));
-      entry.style.backgroundColor = `rgb(var(--heat) / ${(0.06 + 0.6 * share).toFixed(3)})`;
+      entry.style.backgroundColor = `rgb(var(--heat) / ${(0.06 + 0.4 * share).toFixed(3)})`;
       entry.title = `${percent(share)} of the gold ${gold[idx]}`;
       return entry;
     }));

@@ -2,7 +2,7 @@
 function showHeader() {
   const { status } = data;
   setText("output", lastName(status.output));
-  setText("subtitle", `${[status.model, ...status.adapters].map(lastName).join(" + ")} on ${lastName(status.dataset)}`);
+  setText("subtitle", `${[status.model, ...status.adapters].map(localName).join(" + ")} on ${localName(status.dataset)}`);
   const running = data.live_secs == null ? "Was running" : "Running";
   const [name, text] = status.parts.unreadable ? ["broken", "Damaged"] : status.done ? ["done", "Done"]
     : status.workers.length ? ["running", running] : ["idle", "Not finished"];
@@ -87,6 +87,7 @@ function showErrors() {
   byId("finish-box").hidden = !named.length || !data.status.tokens.completion; // without one, nothing was generated
   const kinds = Object.entries(errors.by_kind).sort((one, other) => other[1] - one[1]);
   const table = make("table");
+  table.ariaLabel = "Errors by kind";
   fillTable(table, ["Kind", unit() === "row" ? ">Rows" : ">Samples", "First of them", ""], kinds.map(([kind, count]) => {
     const first = errors.first[kind];
     const link = make("button", "link", "show rows");
