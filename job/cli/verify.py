@@ -1,12 +1,13 @@
-"""``job verify``: checks that a run's output is correct and complete. Reads all of it; needs no GPU."""
+"""``job verify``: checks that a run's output is correct and complete. Reads all of it, or recomputes some of it."""
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from job.cli.options import RUN_ARGUMENT
+from job.cli.recompute import RECOMPUTE_OPTIONS, recompute, refuse_alone
 from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from job.observe.text import number
 
@@ -19,16 +20,26 @@ MAX_PROBLEMS = 20
 @click.command(short_help="Read and check everything that a run has written.")
 @RUN_ARGUMENT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all problems.")
+@RECOMPUTE_OPTIONS
 @click.pass_context
-def verify(ctx: click.Context, /, output: str, as_json: bool) -> None:
+def verify(ctx: click.Context, /, output: str, as_json: bool, **values: Any) -> None:
     """Read every part of the run in OUTPUT in full and check it against the manifest and the plan.
 
     Each part must be readable and belong to this run, with the run's columns, exactly the rows of its shard in order,
-    a completion or an error in each row, and the counts that its footer gives.
+    a completion or an error in each row, and the counts that its footer gives. That needs no GPU.
 
-    Exit codes: 0 correct and complete; 1 something is wrong; 2 OUTPUT is not a run directory; 75 correct so far, run
-    the same command to complete it.
+    With --recompute N, compute N finished rows again instead, each alone in its batch, on one process, and compare:
+    each is equal, a near tie (where logits were rounded differently, another token may win by a hair) or different. A
+    table says which host and worker computed the rows that differ.
+
+    Exit codes: 0 correct and complete, or every row equal but for ties; 1 something is wrong, or a row differs; 2
+    OUTPUT is not a run directory, or what the run read is no longer the same; 75 correct so far, run the same command
+    to complete it.
     """
+    number = values.pop("recompute")
+    if number is not None:
+        ctx.exit(recompute(output, number, values, as_json=as_json))
+    refuse_alone(ctx, values)
     from job.output.looking.found import find_run  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.verification import verify as verify_run
 

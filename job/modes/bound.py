@@ -151,6 +151,10 @@ class BoundModes:
         """Return the request to draw a row again with; None if the row is to be kept."""
         if not self._judges or self._accept(completion):
             return None
+        return self.next_attempt(request)
+
+    def next_attempt(self, request: Request) -> Request | None:
+        """Return the request to draw a row again with, whatever came out; None if there is none."""
         return next((again for mode in self._judges if (again := mode.again(request)) is not None), None)
 
     @cached_property

@@ -141,6 +141,8 @@ class Mode:
     """Whether its options work with completions that are searched for with beams."""
     always_generates: ClassVar[bool] = False
     """Whether the model generates tokens whatever the answer is, so that no sampling option is without effect."""
+    follow: ClassVar[frozenset[str]] = frozenset()
+    """Measured numbers that follow from others, so that they need not be compared when a row is recomputed."""
     task_category: ClassVar[str | None] = None
     """Hugging Face's name for it in a dataset card."""
     content: ClassVar[str | None] = None

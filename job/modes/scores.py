@@ -38,6 +38,7 @@ class ScoresMode(Mode):
     answers: ClassVar[bool] = True
     decides_end: ClassVar[bool] = True
     follows_reasoning: ClassVar[bool] = False
+    follow: ClassVar[frozenset[str]] = frozenset(["perplexity", "bits_per_byte"])
     ignores: ClassVar[frozenset[str]] = frozenset(
         [
             *("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),

@@ -1,5 +1,7 @@
 """Computes what the modes need before the first row, such as how likely each choice is for a row without content."""
 
+from collections.abc import Sequence
+
 from job.engine.protocol import Engine
 from job.errors import JobError
 from job.launch.stop import StopFlag
@@ -24,7 +26,16 @@ def calibrate(prepared: Prepared, engine: Engine, stop: StopFlag, watchdog: Watc
     if not generations or stop():
         return prepared.modes
     generations.sort(key=lambda generation: -generation.request.row_idx)
-    for probe, generation in zip(prepared.modes.probes, generations, strict=True):
+    return calibrated(prepared.modes, generations)
+
+
+def calibrated(modes: BoundModes, generations: Sequence[Generation]) -> BoundModes:
+    """Return modes that are calibrated with the results of their probes, in the order of these.
+
+    Raises:
+        JobError: a probe could not be scored.
+    """
+    for probe, generation in zip(modes.probes, generations, strict=True):
         if generation.error is not None:
             raise JobError(f"{probe.option} {probe.text!r} failed: {generation.error}.")
-    return prepared.modes.calibrated(generations)
+    return modes.calibrated(generations)

@@ -11,6 +11,7 @@ import torch
 from job.config import RunConfig
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel
+from job.engine.model.logit_hooks import disturb
 from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
 from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError, Unavailable
@@ -255,6 +256,7 @@ def _load(
     heartbeat = Heartbeat(stop)
     model = _load_model(config, files, replica, prepared, progress) if config.engine.needs_model else None
     doing("building the engine")
+    disturb(model, None if prepared is None else str(prepared.worker))
     kind = ENGINES[config.engine.engine]
     engine = kind.build(model, config.engine, replica, should_stop=heartbeat.beat, note=progress.note)
     return Held.of(config, files, prepared, model, engine, heartbeat)
