@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
+from job.report import text_differences
 from job.report.accuracy import NONE
 from job.report.agreement import agree, mcnemar, pair
 from tests.conftest import Result
@@ -152,3 +153,19 @@ def test_gold_of_a_file_is_read_once_for_both(run_job: RunJob, runs: tuple[Path,
     gold = write_jsonl(tmp_path / "g.jsonl", [{"id": "r1", "gold": "yes"}, {"id": "r5", "gold": "no"}])
     accuracy = compared(run_job, *runs, "--gold", "gold", "--gold-file", gold)["labels"]["gold"]["accuracy"]
     assert (accuracy["a"], accuracy["b"], accuracy["only_a"], accuracy["only_b"]) == (0.5, 0.5, 1, 1)
+
+
+def test_texts_of_other_orders_and_lengths(run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matched by id in another order, more pairs that differ than Python holds at once, and wide letters."""
+    a = [f"{'ä' * (n % 3)}same {n}" for n in range(40)]
+    b = [text if n % 4 else f"{text}!" for n, text in enumerate(a)]
+    ids = [f"r{n}" for n in range(40)]
+    first = write_run(tmp_path / "a", a, modes={}, kept={"id": ids}, id_column="id")
+    second = write_run(tmp_path / "b", b[::-1], modes={}, kept={"id": ids[::-1]}, id_column="id", fingerprint="1")
+    monkeypatch.setattr(text_differences, "AT_ONCE", 3)
+    found = compared(run_job, first, second, "--to", tmp_path / "d.jsonl")
+    assert (found["by"], found["texts"]["equal_rows"]) == ("id", 30)
+    lengths = found["texts"]["mean_characters"]
+    assert lengths == {"a": pytest.approx(np.mean([len(text) for text in a])), "b": pytest.approx(lengths["a"] + 0.25)}
+    rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["first_difference"]) for row in rows] == [(f"r{n}", len(a[n])) for n in range(0, 40, 4)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def test_a_file_beside_the_run(run_job: RunJob, labeled: Path, tmp_path: Path) -
     gold = report_of(run_job, labeled, "--gold", "g", "--gold-file", by_id)["gold"]
     assert (gold["rows"], gold["right"]) == (2, 1)
     assert gold["notes"] == [
-        "1 rows of --gold-file are not in the run, or have an error there",
+        "1 row of --gold-file not found in the run, or with an error there",
         "gold 'No' counts as 'no' (1)",
     ]
     by_row = tmp_path / "b.csv"
@@ -283,10 +284,71 @@ def test_a_dataset_that_has_changed_is_refused(run_job: RunJob, labeled: Path, t
     assert result.exit_code == 2 and "Give the gold in a file, with --gold-file" in result.stderr
 
 
-def test_two_golds_for_one_row_are_refused(run_job: RunJob, labeled: Path, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "g.jsonl", [{"id": "r0", "gold": "yes"}, {"id": "r0", "gold": "no"}])
-    result = run_job("report", labeled, "--gold", "gold", "--gold-file", data)
-    assert result.exit_code == 2 and "several golds that differ, such as id 'r0'" in result.stderr
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "double.jsonl",
+            b'{"id": "r0", "gold": "yes"}\n{"id": "r0", "gold": "no"}',
+            "several golds that differ, such as id",
+        ),
+        ("other.csv", b"id,gold\n00,yes\n01,no\n", "2 rows with gold, and none of them is in the run"),
+        ("other.csv", b"id,gold\n00,yes\n01,no\n", "matched by id: '00' in the file, 'r0' in the run"),
+        ("plain.csv", b"name,gold\nr0,yes\n", "has no column 'id' or 'row_idx'"),
+        ("bytes.csv", b"id,gold\n\xff\xfe\x00", "is not UTF-8. Give one file in UTF-8"),
+        ("", b"", "--gold-file is empty"),
+    ],
+)
+def test_gold_files_that_do_not_fit_are_refused(
+    run_job: RunJob, labeled: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    if name:
+        (tmp_path / name).write_bytes(content)
+    result = run_job("report", labeled, "--gold", "gold", "--gold-file", tmp_path / name if name else "")
+    assert result.exit_code == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert message in result.stderr and "--csv" not in result.stderr and "--dataset" not in result.stderr
+
+
+def test_the_example_fits_the_demo_data(run_job: RunJob, tmp_path: Path) -> None:
+    """Every row of ``sentiment-gold.csv`` names a review, and has one of the labels of ``choices.toml``."""
+    root = Path(__file__).parents[1] / "scripts"
+    lines = (root / "demo-data" / "reviews-200.jsonl").read_text().splitlines()
+    config = tomllib.loads((root / "examples" / "choices.toml").read_text())
+    choices = config["answer"]["choices"]
+    run = write_run(
+        tmp_path / "out",
+        [choices[n % 3].strip() for n in range(len(lines))],
+        modes={"choices": {"choices": choices}},
+        kept={"id": [json.loads(line)["id"] for line in lines]},
+        id_column=config["data"]["id-column"],
+    )
+    gold_file = root / "examples" / "sentiment-gold.csv"
+    gold = report_of(run_job, run, "--gold", "sentiment", "--gold-file", gold_file)["gold"]
+    assert (gold["rows"], gold["rows_without_gold"], gold["notes"]) == (100, 100, [])
+    assert gold["shares"]["p_random"] > 0.05
+
+
+def test_several_labels_for_a_row_are_refused(run_job: RunJob, tmp_path: Path) -> None:
+    """Of a multi-label classifier: with gold, that is; without, the rest is reported on."""
+    modes = {"classify": {"problem": "multi_label_classification", "labels": ["a", "b"]}}
+    values = {"labels": [["a"], ["a", "b"]], "label_probs": [[0.9, 0.1], [0.8, 0.7]]}
+    run = write_run(tmp_path / "out", ["a", "a, b"], modes=modes, values=values, kept={"gold": ["a", "b"]})
+    result = run_job("report", run, "--gold", "gold")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert "gives each row any number of labels (column labels)" in result.stderr
+    assert run_job("report", run, "--no-page").exit_code == 0
+
+
+def test_gold_files_as_spreadsheets_write_them(run_job: RunJob, labeled: Path, tmp_path: Path) -> None:
+    """With a byte order mark and semicolons; a row without an id is counted apart, and equal duplicates are one."""
+    gold = tmp_path / "g.csv"
+    gold.write_bytes(b"\xef\xbb\xbfid;gold\nr0;yes\nr0;yes\nr2;YES\n;no\nr1;\n")
+    found = report_of(run_job, labeled, "--gold", "gold", "--gold-file", gold)["gold"]
+    assert (found["rows"], found["right"], found["rows_without_gold"]) == (2, 1, 3)
+    assert found["notes"] == [
+        "1 row of --gold-file with gold, but without id, not counted",
+        "gold 'YES' counts as 'yes' (1)",
+    ]
 
 
 def test_runs_that_are_not_finished_or_broken(run_job: RunJob, tmp_path: Path) -> None:

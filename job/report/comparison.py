@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -130,13 +131,13 @@ def _confidences(rows: Sequence[LabeledRows], matched: Matched, differs: Any) ->
 def _of_texts(runs: tuple[RunColumns, RunColumns], by: str, options: CompareOptions) -> Comparison:
     rows = [_read_texts(run, _others(run, by, options)) for run in runs]
     matched = _matched(rows[0].keys(by), rows[1].keys(by), by)
-    a, b = rows[0].labels.take(pa.array(matched.a)), rows[1].labels.take(pa.array(matched.b))
-    found, places = compare_texts(a.to_pylist(), b.to_pylist(), options.confidence)
-    differs = np.flatnonzero([place is not None for place in places])
+    a, b = _taken(rows[0].labels, matched.a), _taken(rows[1].labels, matched.b)
+    found, differences = compare_texts(a, b, options.confidence)
+    differs = differences.rows
     columns = {
-        "first_difference": pa.array([places[idx] for idx in differs], pa.int64()),
-        "a": a.take(differs),
-        "b": b.take(differs),
+        "first_difference": pa.array(differences.places, pa.int64()),
+        "a": a.take(pa.array(differs)),
+        "b": b.take(pa.array(differs)),
     }
     several = max(run.run.plan.num_samples for run in runs) > 1
     return Comparison(
@@ -148,6 +149,12 @@ def _of_texts(runs: tuple[RunColumns, RunColumns], by: str, options: CompareOpti
         settings=differing_settings(runs[0].run, runs[1].run),
         notes=("of several samples of a row, the first ones are compared",) if several else (),
     )
+
+
+def _taken(texts: pa.Array, at: npt.NDArray[np.int64]) -> pa.Array:
+    """Return texts by their positions: the same ones, not a copy, if that is all of them in their order."""
+    is_all = len(at) == len(texts) and bool((np.diff(at) == 1).all())
+    return texts if is_all else texts.take(pa.array(at))
 
 
 def _read_texts(run: RunColumns, others: list[str]) -> LabeledRows:

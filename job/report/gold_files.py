@@ -1,5 +1,6 @@
 """Columns that are not in the output of a run: those of its dataset, and those of files that name rows by their ids."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from job.data.earlier_errors import settle_errors
 from job.data.opening import find_dataset
 from job.data.source import read_rows
 from job.errors import JobError, UsageError, shorten
+from job.observe.text import number
 from job.output.looking.found import FoundRun
 from job.output.store.addresses import local_path
 from job.report.rows import LabeledRows, whole
@@ -97,27 +99,55 @@ def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]
     if len(keys) > 1:
         raise UsageError(f"The files of --gold-file name rows in different ways: by {' and by '.join(sorted(keys))}.")
     table, key = pa.concat_tables(table for table, _ in tables), keys.pop()
-    table = table.filter(pc.and_(pc.is_valid(table["gold"]), pc.is_valid(table["key"])))
+    table = table.filter(pc.is_valid(table["gold"]))
+    num_nameless = table["key"].null_count
+    table = table.filter(pc.is_valid(table["key"]))
     _refuse_doubles(table, key)
-    own = pa.array(rows.row_idx).cast(pa.string()) if key == "row_idx" else as_labels(rows.table[key], (), key)
+    own = as_labels(rows.keys(key), (), key)
     places = pc.index_in(own, table["key"])
-    num_others = len(table) - len(pc.unique(places.drop_null()))
-    notes = (f"{num_others:,} rows of --gold-file are not in the run, or have an error there",) if num_others else ()
+    num_others = len(table) - pc.sum(pc.is_in(table["key"], whole(own))).as_py() if len(table) else 0
+    if len(table) and places.null_count == len(places):
+        theirs, ours = (shorten(pc.first(each).as_py()) for each in (table["key"], own))
+        raise UsageError(
+            f"--gold-file has {number(len(table), 'row')} with gold, and none of them is in the run (rows with an "
+            f"error do not count). Rows are matched by {key}: {theirs!r} in the file, {ours!r} in the run."
+        )
+    notes = []
+    if num_others:
+        notes.append(f"{number(num_others, 'row')} of --gold-file not found in the run, or with an error there")
+    if num_nameless:
+        notes.append(f"{number(num_nameless, 'row')} of --gold-file with gold, but without {key}, not counted")
     strata = whole(table["stratum"].take(places))
     return GoldFiles(
         texts=whole(table["gold"].take(places)),
         place=", ".join(files),
         strata=None if strata.null_count == len(strata) else strata,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
 def _read_file(run: FoundRun, name: str, file: str) -> tuple[pa.Table, str]:
     """Return a file as columns ``key``, ``gold`` and ``stratum``, and what the key is."""
+    if not file.strip():
+        raise UsageError("--gold-file is empty. Name a file, such as gold.csv.")
     try:
-        opened = find_dataset(DataConfig(dataset=file)).open()
+        return _table_of(run, name, file)
     except JobError as error:
-        raise type(error)(str(error).replace("--dataset", "--gold-file")) from None
+        error.args = (_advice_of_gold(str(error)),)
+        raise
+
+
+def _advice_of_gold(text: str) -> str:
+    """Return a message about a dataset as one about a file of gold, which has no options for how it is read."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", text.replace("--dataset ", "--gold-file "))
+    known = [each for each in sentences if not re.search(r"--(?!gold)\w", each)]
+    if len(known) == len(sentences):
+        return " ".join(sentences)
+    return " ".join([*known, "Give one file in UTF-8: .csv, .jsonl or .parquet."])
+
+
+def _table_of(run: FoundRun, name: str, file: str) -> tuple[pa.Table, str]:
+    opened = find_dataset(DataConfig(dataset=file)).open()
     opened.source.fix_columns((), (name, STRATUM))
     columns, id_column = opened.source.schema.names, run.manifest.about["id_column"]
     key = next((each for each in (id_column, "row_idx") if each in columns), None)

@@ -30,6 +30,11 @@ def find_labels(manifest: Manifest, schema: pa.Schema, wanted: str | None) -> La
     if best:
         names = " or ".join(f"--label {column.name}" for column in best)
         raise UsageError(f"The run has several labels for a row. Choose one: {names}.")
+    if lists := [field.name for field in schema if field.name == "labels" and pa.types.is_list(field.type)]:
+        raise UsageError(
+            f"The model gives each row any number of labels (column {lists[0]}), and a report is about one. Name a "
+            "column with one label with --label."
+        )
     raise UsageError(
         "The run has no column of labels: they come from --choices, --task classify, --extract, --aggregate, or a "
         f"property with an enum in --json-schema. Name a column with --label. Columns: {', '.join(schema.names)}."

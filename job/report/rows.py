@@ -70,13 +70,16 @@ class RunColumns:
         self.schema: pa.Schema = RunTable(run, Selection(is_partial=True)).schema
 
     def read(self, names: list[str]) -> tuple[pa.Table, int]:
-        """Read columns of all rows in parts. Returns the number of rows that are missing, too.
+        """Read columns of all rows in parts, texts as ``large_string``: together they may have more than the 2 GB of
+        ``string``. Returns the number of rows that are missing, too.
 
         Raises:
             JobError: a part cannot be read.
         """
         table = RunTable(self.run, Selection(columns=tuple(dict.fromkeys(names)), is_partial=True))
         rows = pa.Table.from_batches(table.read(), table.schema)
+        kinds = [pa.large_string() if field.type == pa.string() else field.type for field in rows.schema]
+        rows = rows.cast(pa.schema(list(zip(rows.schema.names, kinds, strict=True))))
         return rows, table.num_missing // self.run.plan.num_samples
 
 

@@ -1,11 +1,18 @@
 """The completions of two runs over the same rows: how many are equal, and where the others begin to differ."""
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from job.report.intervals import Estimate, wilson
+
+AT_ONCE = 10_000
+"""Pairs of texts that differ, of which Python holds copies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,20 +41,34 @@ class TextComparison:
         }
 
 
-def compare_texts(a: Sequence[str], b: Sequence[str], confidence: float) -> tuple[TextComparison, list[int | None]]:
-    """Compare two texts of each row, at least one row. Returns where each pair begins to differ, too."""
-    places = [first_difference(*pair) for pair in zip(a, b, strict=True)]
-    differing = [place for place in places if place is not None]
-    num_equal = len(places) - len(differing)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """Where texts differ."""
+
+    rows: npt.NDArray[np.int64]
+    """Positions of the pairs that differ."""
+    places: tuple[int, ...]
+    """Of each of them, the character at which they begin to differ."""
+
+
+def compare_texts(a: pa.Array, b: pa.Array, confidence: float) -> tuple[TextComparison, Differences]:
+    """Compare two texts of each row, at least one row. Those that are equal never become Python's texts."""
+    rows = np.flatnonzero(~pc.equal(a, b).to_numpy(zero_copy_only=False))
+    places: list[int] = []
+    for start in range(0, len(rows), AT_ONCE):
+        at = pa.array(rows[start : start + AT_ONCE])
+        pairs = zip(a.take(at).to_pylist(), b.take(at).to_pylist(), strict=True)
+        places += [place for pair in pairs if (place := first_difference(*pair)) is not None]
+    num_equal = len(a) - len(rows)
     found = TextComparison(
-        num_rows=len(places),
+        num_rows=len(a),
         num_equal=num_equal,
-        equal=wilson(num_equal, len(places), confidence),
-        first_difference=statistics.median(differing) if differing else None,
-        length_a=statistics.fmean(map(len, a)),
-        length_b=statistics.fmean(map(len, b)),
+        equal=wilson(num_equal, len(a), confidence),
+        first_difference=statistics.median(places) if places else None,
+        length_a=pc.mean(pc.utf8_length(a)).as_py(),
+        length_b=pc.mean(pc.utf8_length(b)).as_py(),
     )
-    return found, places
+    return found, Differences(rows=rows, places=tuple(places))
 
 
 def first_difference(a: str, b: str) -> int | None:
