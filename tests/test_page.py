@@ -408,6 +408,27 @@ def test_both_colour_schemes_and_a_phone(run_job: RunJob, run: Path, tmp_path: P
     assert lightness["light"] > 200 and lightness["dark"] < 60
 
 
+def test_labels_that_need_more_gold(run_job: RunJob, tmp_path: Path, browser: Any) -> None:
+    """Rows to label next are shown as texts, and why the interval of a share should not be trusted."""
+    answers = ["yes", "no"] * 20
+    kept = {"id": [f"r{n}" for n in range(40)], "gold": [*answers[:20], *[None] * 20], "text": [EVIL] * 40}
+    values = probs_of(answers, [0.9 - n / 100 for n in range(40)])
+    values["prompt"] = [None] * 40
+    run = write_run(tmp_path / "run", answers, kept=kept, values=values, id_column="id")
+    result = run_job("report", run, "--gold", "gold", "--label-next", 4)
+    assert result.exit_code == 0, result.stderr
+    tab = Tab(browser, (run / "report.html").as_uri())
+    assert "Fewer than 3 rows with gold have a label that is wrong about yes, no:" in tab.text("#shares-note")
+    assert tab.text("#label-next-note") == (
+        "4 rows for a person to label: 2 at random, 2 of which the model is least certain."
+    )
+    rows = shown_table(tab, "#label-next")
+    assert len(rows) == 4 and sorted(row[1] for row in rows) == ["random", "random", "uncertain", "uncertain"]
+    assert {row[4].strip() for row in rows} == {EVIL[:300].strip()} and all(int(row[0][1:]) >= 20 for row in rows)
+    assert tab.page.evaluate("typeof window.hacked") == "undefined" and tab.troubles == []
+    tab.close()
+
+
 def test_a_script_that_is_not_ours_does_not_run(tmp_path: Path, browser: Any) -> None:
     """Even if markup got into a page, the policy would keep it from running."""
     data = {"live_secs": None}

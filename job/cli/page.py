@@ -13,8 +13,8 @@ from job.cli.options import options
 from job.errors import UsageError
 
 if TYPE_CHECKING:
-    from job.report.label_report import LabelReport
     from job.report.page.data import PageData
+    from job.report.whole import Report
 
 LIVE_SECS = 5.0
 
@@ -75,13 +75,11 @@ class Asked:
 class Pages:
     """Makes pages of one run, with numbers that are new each time."""
 
-    def __init__(
-        self, output: str, labels: "Callable[[], tuple[LabelReport | None, str | None]]", asked: Asked
-    ) -> None:
+    def __init__(self, output: str, labels: "Callable[[], tuple[Report | None, str | None]]", asked: Asked) -> None:
         """Find the run.
 
         Args:
-            labels: reads the labels, or says why there are none.
+            labels: makes the report of the labels, or says why there is none.
 
         Raises:
             UsageError: OUTPUT is not a run directory.
@@ -103,12 +101,13 @@ class Pages:
         status = self._inspection.look()
         while status.is_partial and live_secs is None:
             status = self._inspection.look()
-        labels, note = self._labels()
+        report, note = self._labels()
         return page_data(
             find_run(self._output),
             status,
-            labels,
+            None if report is None else report.labels,
             labels_note=note,
+            label_next=None if report is None else report.label_next,
             price_per_hour=self._asked.price,
             live_secs=live_secs,
         )

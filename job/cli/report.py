@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from job.report.gold import GoldOptions
-    from job.report.label_report import LabelReport
     from job.report.whole import Report
 
 GOLD_OPTIONS = options(
@@ -117,7 +116,7 @@ def report(
     )
     asked_page = Asked.of(page, no_page, price, watch, port, as_json)
     if asked_page.is_watched:
-        return Pages(output, lambda: _labels_of(lambda: make_report(find_run(output), asked)), asked_page).serve()
+        return Pages(output, lambda: _report_of(lambda: make_report(find_run(output), asked)), asked_page).serve()
     found, why = None, None
     try:
         found = make_report(find_run(output), asked)
@@ -132,7 +131,7 @@ def report(
         click.echo(json.dumps({"output": output, **found.to_dict()}, ensure_ascii=False))
         if not asked_page.is_wanted:
             return
-    pages = Pages(output, lambda: (labels, why), asked_page)
+    pages = Pages(output, lambda: (found, why), asked_page)
     data = pages.make()
     place = pages.write(data) if asked_page.is_wanted else None
     if not as_json:
@@ -154,10 +153,10 @@ def _form_of_next(number: int | None, file: str | None) -> str | None:
     return None if file is None else format_of("label-next-to", file)
 
 
-def _labels_of(make: "Callable[[], Report]") -> "tuple[LabelReport | None, str | None]":
-    """Return the labels, or why there are none (yet)."""
+def _report_of(make: "Callable[[], Report]") -> "tuple[Report | None, str | None]":
+    """Return the report of the labels, or why there is none (yet)."""
     try:
-        return make().labels, None
+        return make(), None
     except JobError as error:
         return None, str(error)
 

@@ -6,17 +6,11 @@ from job.report.accuracy import Accuracy
 from job.report.calibration import Calibration
 from job.report.label_next import LabelNext
 from job.report.label_report import GoldReport, LabelReport
-from job.report.shares import MIN_GOLD, MIN_WRONG, Shares
+from job.report.shares import MIN_GOLD, Shares
 from job.report.tables import LONG_NAME, percent, plain, table_of
 
 MAX_CLASSES = 20
 """A confusion of more classes does not fit on a screen; --json has all."""
-
-DOUBTFUL = 0.01
-"""If a random sample is as unusual this rarely, a note says so."""
-
-MAX_DOUBTFUL = 5
-"""Classes that a note names."""
 
 MAX_NAMED = 100
 """Of more labels, none is named."""
@@ -155,22 +149,4 @@ def _shares(found: Shares) -> list[str]:
         for each in found.of_classes[:MAX_CLASSES]
     ]
     header = ["share", f"labels ({found.num_rows:,})", f"gold ({found.num_gold:,})", "corrected"]
-    return [*table_of(header, rows), *_doubts(found)]
-
-
-def _doubts(found: Shares) -> list[str]:
-    """Return why the corrected shares should not be trusted."""
-    notes = []
-    if few := [shorten(each.name, LONG_NAME) for each in found.of_classes if each.has_few_errors]:
-        more = f" and {len(few) - MAX_DOUBTFUL:,} more" if len(few) > MAX_DOUBTFUL else ""
-        names = ", ".join(few[:MAX_DOUBTFUL]) + more
-        notes.append(
-            f"note: fewer than {MIN_WRONG} rows with gold have a label that is wrong about {names}: too few to trust "
-            "the interval of the corrected share"
-        )
-    if found.p_random < DOUBTFUL:
-        notes.append(
-            f"note: only {100 * found.p_random:.2g} % of random samples have labels that differ so much from those of "
-            "all rows; if the rows with gold were not chosen at random, the corrected shares are biased"
-        )
-    return notes
+    return [*table_of(header, rows), *(f"note: {note}" for note in found.notes)]

@@ -18,6 +18,9 @@ from job.report.rows import LabeledRows
 
 UNCERTAIN, RANDOM = "uncertain", "random"
 
+MAX_TEXT = 300
+"""Characters of a row's text on a page."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelNext:
@@ -33,6 +36,31 @@ class LabelNext:
     def blind(self) -> pa.Table:
         """The same without what the model says, which would influence who labels."""
         return self.table.drop_columns([name for name in self.table.column_names if name in ("label", "confidence")])
+
+    def to_page(self, id_column: str | None, max_rows: int) -> dict[str, Any]:
+        """Return the first rows as JSON values: what names them, what the model says, and the text to be labeled."""
+        return {
+            "num_rows": len(self.table),
+            "random": self.num_random,
+            "uncertain": self.num_uncertain,
+            "rows": [
+                {
+                    "name": str(row["row_idx"] if row.get(id_column) is None else row[id_column]),
+                    "stratum": row["stratum"],
+                    "label": row["label"],
+                    "confidence": row.get("confidence"),
+                    "text": _text_of(row, id_column)[:MAX_TEXT],
+                }
+                for row in self.table.slice(0, max_rows).to_pylist()
+            ],
+        }
+
+
+def _text_of(row: dict[str, Any], id_column: str | None) -> str:
+    """Return what a person labels: the prompt, or else the longest text."""
+    others = {name: value for name, value in row.items() if name not in ("stratum", "label", id_column)}
+    texts = (value for value in others.values() if isinstance(value, str))
+    return others.get("prompt") or max(texts, key=len, default="")
 
 
 def choose_next(

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from job.errors import shorten
 from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, skewed, t_quantile, wilson
+from job.report.tables import LONG_NAME
 
 ADDED_WEIGHT = 0.35
 
@@ -31,6 +33,13 @@ MIN_GOLD = 10
 
 MIN_WRONG = 3
 """With fewer gold rows on which the labels are wrong about a class, its interval rests on the rows that are added."""
+
+
+DOUBTFUL = 0.01
+"""If a random sample is as unusual this rarely, a note says so."""
+
+MAX_NAMED = 5
+"""Classes that a note names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +82,28 @@ class Shares:
     the rows with gold do. Near 0: they are hardly a random sample, and corrected shares are biased."""
     of_classes: tuple[ClassShare, ...]
 
+    @property
+    def notes(self) -> list[str]:
+        """Return why corrected shares should not be trusted."""
+        notes = []
+        if few := [shorten(each.name, LONG_NAME) for each in self.of_classes if each.has_few_errors]:
+            names = ", ".join(few[:MAX_NAMED]) + (f" and {len(few) - MAX_NAMED:,} more" if len(few) > MAX_NAMED else "")
+            notes.append(
+                f"fewer than {MIN_WRONG} rows with gold have a label that is wrong about {names}: too few to trust the "
+                "interval of the corrected share"
+            )
+        if self.p_random < DOUBTFUL:
+            notes.append(
+                f"only {100 * self.p_random:.2g} % of random samples have labels that differ so much from those of all "
+                "rows; if the rows with gold were not chosen at random, the corrected shares are biased"
+            )
+        return notes
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         classes = [each.to_dict() for each in self.of_classes]
         numbers = {"rows": self.num_rows, "gold": self.num_gold, "power": self.power, "p_random": self.p_random}
-        return {**numbers, "classes": classes}
+        return {**numbers, "classes": classes, "notes": self.notes}
 
 
 def corrected_shares(

@@ -13,6 +13,7 @@ from job.errors import JobError
 from job.observe.status import Status
 from job.output.looking.found import FoundRun
 from job.report.cost import Cost, cost_of
+from job.report.label_next import LabelNext
 from job.report.label_report import LabelReport
 from job.report.lengths import lengths_of
 from job.report.row_sample import RowSample, sample_rows
@@ -28,6 +29,9 @@ MAX_EVENTS = 500
 
 MAX_LABELS = 50
 """Labels with a number of their own; the others are added up."""
+
+MAX_TO_LABEL = 200
+"""Rows to label next that are shown."""
 
 SECTIONS = ("model", "prompt", "sampling", "modes")
 """Of the manifest, those that are shown."""
@@ -69,6 +73,8 @@ class PageData:
     labels: LabelReport | None
     labels_note: str | None
     """Why there are no labels, if some were to be expected."""
+    label_next: LabelNext | None
+    """Rows to label next, if they were asked for."""
     sample: RowSample
     live_secs: float | None
     """How often a page that follows the run asks for new numbers; None: a file."""
@@ -101,11 +107,16 @@ class PageData:
             "lengths": {name: None if each is None else each.to_dict() for name, each in found.items()},
             "labels": None if self.labels is None else _labels(self.labels),
             "labels_note": self.labels_note,
+            "label_next": self._label_next(),
             "rows": list(sample.rows),
             "sample": {"of": sample.num_rows, "random": sample.num_random},
             "notes": list(self.damages),
         }
         return _finite(values)  # type: ignore[no-any-return]
+
+    def _label_next(self) -> dict[str, Any] | None:
+        id_column = self.run.manifest.about["id_column"]
+        return None if self.label_next is None else self.label_next.to_page(id_column, MAX_TO_LABEL)
 
 
 def page_data(
@@ -114,6 +125,7 @@ def page_data(
     labels: LabelReport | None,
     *,
     labels_note: str | None = None,
+    label_next: LabelNext | None = None,
     price_per_hour: float | None = None,
     live_secs: float | None = None,
 ) -> PageData:
@@ -138,6 +150,7 @@ def page_data(
         cost=None if timeline is None else cost_of(timeline, price_per_hour),
         labels=labels,
         labels_note=labels_note,
+        label_next=label_next,
         sample=sample,
         live_secs=live_secs,
     )

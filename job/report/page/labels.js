@@ -7,6 +7,8 @@ const interval = (estimate, asPercent) => {
   return [text(estimate.value), estimate.low == null ? "" : `${text(estimate.low)} to ${text(estimate.high)}`];
 };
 
+const sentence = (note) => `${note[0].toUpperCase()}${note.slice(1)}.`;
+
 function showLabels() {
   const { labels } = data;
   byId("labels").hidden = !labels && !data.labels_note;
@@ -33,6 +35,8 @@ function showLabels() {
   }
   byId("gold").hidden = !labels.gold;
   if (labels.gold) showGold(labels.gold, labels.confidence_level);
+  byId("label-next-box").hidden = !data.label_next;
+  if (data.label_next) showNext(data.label_next);
 }
 
 function showGold(gold, level) {
@@ -45,7 +49,8 @@ function showGold(gold, level) {
   setText("gold-note", [
     `Gold is the right label, as a person has given it. Small numbers are intervals of ${percent(level, 0)}.`,
     gold.rows_without_gold ? `${some(gold.rows_without_gold, "row")} without gold ${gold.rows_without_gold === 1 ? "is" : "are"} not counted here.` : "",
-    ...gold.notes,
+    gold.rows_chosen_as_uncertain ? `${some(gold.rows_chosen_as_uncertain, "row")} with gold, chosen as uncertain, ${gold.rows_chosen_as_uncertain === 1 ? "is" : "are"} left out.` : "",
+    ...gold.notes.map(sentence),
   ].filter(Boolean).join(" "));
   const { calibration } = gold;
   byId("calibration-box").hidden = !calibration;
@@ -80,11 +85,25 @@ function showGold(gold, level) {
   }
   showConfusion(gold.confusion);
   const { shares } = gold;
-  byId("shares").hidden = !shares;
+  byId("shares").hidden = byId("shares-note").hidden = !shares;
   if (shares) {
     fillTable(byId("shares"), ["Share of a class", `>Labels (${whole(shares.rows)})`, `>Gold (${whole(shares.gold)})`, "", ">Corrected", ""],
       shares.classes.map((each) => [cell(each.name), number(percent(each.labels)), ...interval(each.gold, true).map(number), ...interval(each.corrected, true).map(number)]));
+    setText("shares-note", [
+      "Corrected shares use all labels and all gold, and are right on average however bad the labels are, if the rows with gold are a random sample.",
+      ...shares.notes.map(sentence),
+    ].join(" "));
   }
+}
+
+function showNext({ num_rows: count, random, uncertain, rows }) {
+  setText("label-next-note", [
+    `${some(count, "row")} for a person to label: ${whole(random)} at random, ${whole(uncertain)} of which the model is least certain.`,
+    rows.length < count ? `The first ${whole(rows.length)} are shown; --label-next-to writes all to a file.` : "",
+  ].filter(Boolean).join(" "));
+  fillTable(byId("label-next"), ["Row", "Chosen as", "Label", ">Probability", "Text"], rows.map((each) => [
+    cell(each.name), cell(each.stratum), cell(each.label == null ? "(none)" : shortened(each.label, 60)),
+    number(each.confidence == null ? "–" : each.confidence.toFixed(2)), cell(each.text)]));
 }
 
 function showConfusion({ gold, labels, counts: cells }) {
