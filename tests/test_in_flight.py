@@ -381,20 +381,22 @@ def kill_when_begun(args: list[str], output: Path, log: Path) -> None:
     worker.join()
 
 
+@pytest.mark.parametrize("orders", [("dataset",) * 3, ("random", "dataset", "random")])
 def test_a_killed_run_goes_on_within_its_rows(
     run_job: Callable[..., Result],
     run_args: Callable[..., list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    orders: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 0.0)
     monkeypatch.setattr(in_flight, "JOURNAL_SYNC_SECS", 0.0)
     output, log = tmp_path / "out", tmp_path / "log"
     options = ["--ignore-eos", "--logprobs"]
     assert run_job(*run_args(tmp_path / "undisturbed", *options)).exit_code == 0
-    for _ in range(2):
-        kill_when_begun(run_args(output, *options), output, log)
-    done = run_job(*run_args(output, *options))
+    for order in orders[:2]:
+        kill_when_begun(run_args(output, *options, "--order", order), output, log)
+    done = run_job(*run_args(output, *options, "--order", orders[2]))
     assert done.exit_code == 0
     assert re.search(r"\d rows go on where an earlier launch had stopped: \d+ tokens are not", done.stderr)
     found, expected = (read_output(path).to_pylist() for path in (output, tmp_path / "undisturbed"))

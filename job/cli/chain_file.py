@@ -79,6 +79,7 @@ def read_steps(
             raise UsageError(f'{path} has no dataset. Give --dataset, or write dataset = "..." at its top.')
         with of_step(name):
             config = _config(ctx, values, own, options, source)
+            _refuse_stop(config)
         steps.append(Step(name=name, config=config, source=source))
     _check_same(path, steps)
     return steps
@@ -146,6 +147,19 @@ def _config(
     if source is not None:
         params |= OF_DATASET | {"dataset": values["dataset"]}
     return to_config(params)
+
+
+def _refuse_stop(config: RunConfig) -> None:
+    """Refuse to stop a step before its end: the next one needs all of its rows.
+
+    Raises:
+        UsageError: that is asked for.
+    """
+    if config.launch.stop_after is not None:
+        raise UsageError(
+            "--stop-after is not possible in a chain: a step reads all rows of the one before it. Use --limit, or stop "
+            "a job run of its own."
+        )
 
 
 def _check_same(path: Path, steps: Sequence[Step]) -> None:

@@ -1,12 +1,16 @@
-"""What a launch tells others while it works and when it ends: the options of metrics and of notices."""
+"""The options of one launch: the order of rows, where it stops, and what it tells others meanwhile and at the end."""
 
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from job.config.stopping import Bound, read_bound
 from job.errors import UsageError, require
 from job.modes.options import option
+
+RANDOM = "random"
+ORDERS = ("dataset", RANDOM)
 
 LOOPBACK = "127.0.0.1"
 MAX_PORT = 65_535
@@ -16,7 +20,8 @@ PORT_NEED = f"PORT or ADDRESS:PORT, such as 9400, 0.0.0.0:9400 or [::1]:9400, wi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchConfig:
-    """What one launch tells others. No field here may affect what is in a row, so a restart may change any of them."""
+    """How one launch goes, and what it tells others. No field here may affect what is in a row, so a restart may change
+    any of them."""
 
     metrics_port: str | None = option(
         None,
@@ -32,12 +37,39 @@ class LaunchConfig:
         metavar="CMD|URL",
     )
 
+    order: str = option(
+        "dataset",
+        "random: compute the rows in a random order, which --seed fixes, so that a run that is stopped early is an "
+        "unbiased sample. The output stays in row order.",
+        choices=ORDERS,
+    )
+    stop_after: str | None = option(
+        None,
+        "Stop once so many rows of the run are finished (10000, 10k rows, 5%), or so many of its tokens (5M tokens), "
+        "or after a time of this launch (90m, 2h): rows in flight are finished, and the exit code is 4. The same "
+        "command with more, or without it, goes on.",
+        metavar="ROWS|TOKENS|TIME",
+        may_be_number=True,
+    )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether rows are computed in a random order."""
+        return self.order == RANDOM
+
+    @property
+    def stop_bound(self) -> Bound | None:
+        """Where the launch stops early; None: at the end."""
+        return None if self.stop_after is None else read_bound(self.stop_after)
+
     @property
     def metrics_address(self) -> tuple[str, int] | None:
         """The address and the port to serve figures at; None: they are not served."""
         return None if self.metrics_port is None else address_of(self.metrics_port)
 
     def __post_init__(self) -> None:
+        require(self.order in ORDERS, "order", self.order, f"one of {', '.join(ORDERS)}")
+        assert self.stop_bound is None or self.stop_bound.text  # refuses one that cannot be read
         if self.metrics_port is not None:
             require(address_of(self.metrics_port) is not None, "metrics-port", self.metrics_port, PORT_NEED)
             if find_spec("prometheus_client") is None:

@@ -19,7 +19,7 @@ from types import FrameType
 
 import psutil
 
-from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_USAGE
+from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_LIMIT, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_USAGE
 from job.launch.stop import SIGNALS
 
 POLL_SECS = 0.2
@@ -84,10 +84,10 @@ def _die_with_parent() -> None:
 def _exit_code(code: int, *, was_stopped: bool) -> int:
     """Return what ``job run`` means by the launcher's exit code: that of the first process that did not end with 0.
 
-    >>> [_exit_code(code, was_stopped=False) for code in (0, 3, 75, 247, -9)]
-    [0, 3, 75, 1, 1]
+    >>> [_exit_code(code, was_stopped=False) for code in (0, 3, 4, 75, 247, -9)]
+    [0, 3, 4, 75, 1, 1]
     """
-    if code in (EXIT_DONE, EXIT_USAGE, EXIT_TOO_MANY_ERRORS):
+    if code in (EXIT_DONE, EXIT_USAGE, EXIT_TOO_MANY_ERRORS, EXIT_LIMIT):
         return code
     # Asked to stop, a process that has no handler yet dies of the signal.
     return EXIT_STOPPED if code == EXIT_STOPPED or was_stopped else EXIT_FAILED

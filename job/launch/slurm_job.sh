@@ -11,7 +11,7 @@
 say() { printf 'slurm %(%T)T: %s\n' -1 "$*" >&2; }
 
 # Every task runs inside this. srun returns the largest code of its tasks, so the 75 of the tasks that
-# --kill-on-bad-exit stops would hide a failed task's 1, 2 or 3: on the way through srun these become 77, 78 or 79.
+# --kill-on-bad-exit stops would hide another task's 1, 2, 3 or 4: on the way through srun these become 77 to 80.
 # Between them is 76, for a 1 that may be a 0 later, because the Hub or a store did not answer: `job run` itself exits
 # with it.
 # A signal that arrives before Python handles it kills the task (128 + USR1 or TERM): that is a stop on request, too.
@@ -21,7 +21,7 @@ trap : TERM USR1
 JOB_EXIT_UNAVAILABLE=76 "$@"
 code=$?
 case $code in
-1 | 2 | 3) code=$((code + 76)) ;;
+1 | 2 | 3 | 4) code=$((code + 76)) ;;
 138 | 143) code=75 ;;
 esac
 exit $code
@@ -48,7 +48,7 @@ run_tasks() {
     local code
     srun --kill-on-bad-exit=1 --export=ALL ${CONTAINER[@]+"${CONTAINER[@]}"} bash -c "$TASK" task "${COMMAND[@]}" "$@"
     code=$?
-    case $code in 77 | 78 | 79) code=$((code - 76)) ;; esac
+    case $code in 77 | 78 | 79 | 80) code=$((code - 76)) ;; esac
     return $code
 }
 

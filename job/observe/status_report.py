@@ -11,6 +11,9 @@ MAX_LINES = 20
 MAX_SHARDS = 5
 """At most this many shards are named in one line."""
 
+SCATTERED_ROWS = "rows in random order"
+"""What a worker holds that has rows of all shards."""
+
 BAR_CHARS = 20
 """The width of the bar."""
 
@@ -104,6 +107,8 @@ def _limited(title: str, lines: Sequence[str]) -> list[str]:
 
 def _describe_worker(worker: Worker) -> str:
     does = [_name_shards(worker.shards)] if worker.shards else []
+    if worker.state == "working" and not worker.shards:
+        does.append(SCATTERED_ROWS)
     if worker.helps_with:
         does.append(f"helps with {_name_shards(worker.helps_with)}")
     age = worker.figures_age_secs
@@ -118,10 +123,12 @@ def _describe_stale(leases: Sequence[StaleLease]) -> str:
     """Describe the leases that one dead or silent worker has left behind."""
     first = leases[0]
     shards = [lease.shard_idx for lease in leases if lease.slice_idx is None]
-    slices = sorted({lease.shard_idx for lease in leases} - set(shards))
+    slices = sorted({lease.shard_idx for lease in leases if lease.shard_idx >= 0} - set(shards))
     held = [_name_shards(shards)] if shards else []
     if slices:
         held.append(f"slices of {_name_shards(slices)}")
+    if any(lease.shard_idx < 0 for lease in leases):
+        held.append(SCATTERED_ROWS)
     silent = f"silent for {format_secs(min(lease.silent_secs for lease in leases))}"
     dead = "dead, " if first.is_dead else ""
     return f"{first.worker_id} on {first.host}: {dead}{silent}, held {', '.join(held)}"

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS
+from job.errors import EXIT_DONE, EXIT_LIMIT, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS
 from job.observe.text import format_secs
 
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
-STATES = {EXIT_DONE: DONE, EXIT_TOO_MANY_ERRORS: DONE, EXIT_STOPPED: STOPPED}
+STATES = {EXIT_DONE: DONE, EXIT_TOO_MANY_ERRORS: DONE, EXIT_STOPPED: STOPPED, EXIT_LIMIT: STOPPED}
 """By exit code; any other is a failure."""
 
 

@@ -12,6 +12,7 @@ from job.output.parts.growth import read_growth
 from job.output.sharing.leases import Leases
 from job.output.store.names import CONCLUSION
 from job.run.preparation import Prepared
+from job.run.stopping import leave_early
 
 
 def conclude(
@@ -83,12 +84,14 @@ def exit_code_of(totals: Counts, prepared: Prepared, note: Callable[[str], None]
 
 
 def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) -> int | None:
-    """If every shard is final, report that without loading a model, and return the exit code.
+    """If nothing is left to do, report that without loading a model, and return the exit code.
 
     One process does this for the whole launch, because it reads the footers of all parts.
     """
-    if prepared is None or not prepared.is_done:
+    if prepared is None:
         return None
+    if not prepared.is_done:
+        return leave_early(prepared, progress.note)
     totals = conclude(prepared, by=launch_id)
     verb = "is" if totals.num_rows == 1 else "are"
     if prepared.config.output.extend:

@@ -192,6 +192,7 @@ def _given(config: RunConfig) -> list[str]:
         )
         for field in fields(kind)
         if "option" in field.metadata and getattr(section, field.name) != field.default
+        if not (field.name == "seed" and config.launch.is_random)  # then it is that of the order
     ]
 
 

@@ -18,6 +18,7 @@ from job.config.launch import is_webhook
 from job.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_LIMIT,
     EXIT_STOPPED,
     EXIT_TOO_MANY_ERRORS,
     EXIT_USAGE,
@@ -129,7 +130,7 @@ class Ending:
         self._end = time.monotonic() + SECS
         if not self._is_first:
             # A launcher stops all processes as soon as one ends with an exit code other than 0.
-            if exit_code == EXIT_STOPPED and self._replica is not None:
+            if exit_code in (EXIT_STOPPED, EXIT_LIMIT) and self._replica is not None:
                 self._replica.wait_for_report(STOPPED_SECS + 2 * KILL_SECS)
             return
         if exit_code == EXIT_STOPPED:

@@ -41,6 +41,7 @@ from job.run.identity import manifest_of
 from job.run.kept_columns import KeptColumns, features_of
 from job.run.odd_texts import notes_on_texts
 from job.run.older_runs import as_started, dataset_commit, earlier_errors, model_fingerprint
+from job.run.order_check import check_order
 from job.run.pinned import based
 from job.run.resolved import ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
@@ -121,12 +122,19 @@ def examine(
     run, renderer, modes = bound.run, bound.renderer, bound.modes
     config, schema = run.config, dataset.source.schema
     plan = _plan(config, dataset.source)
+    order_notes = tuple(check_order(config.launch, dataset.source, plan, has_copies=bound.columns.has_origin))
     looked_at = look_at_rows(dataset.source, config.data.dataset, plan.num_rows, renderer, bound.tokenization)
     if found is None:
         looked_at.refuse_if_none_works()
     notes = (
         *(*dataset.notes, *_note_on_part(dataset, plan, config.data.limit)),
-        *(*info.notes, *notes_on_adapters(info, config, is_left_out=is_left_out), *effect_notes, *bound.notes),
+        *(
+            *info.notes,
+            *notes_on_adapters(info, config, is_left_out=is_left_out),
+            *effect_notes,
+            *bound.notes,
+            *order_notes,
+        ),
         *(*notes_on_texts(config.prompt, config.sampling, schema.names), *template_notes),
         *_notes_on_rows(bound, of_model, dataset, plan, looked_at),
     )

@@ -20,7 +20,7 @@ from job.output.parts.journal import JournalReader
 from job.output.parts.manifest import Manifest
 from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
 from job.output.store.directory import RunDirectory
-from job.output.store.names import RunNames
+from job.output.store.names import SCATTERED, RunNames
 from job.output.store.store import Store
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check_journals(examined: "Examined", directory: RunDirectory, shard_idx: in
             known[completion.row_idx] = completion.values.get(ROW_KEY) or UNKNOWN
     if known:
         _check_keys(examined, rows, known)
-    for name in directory.partials(shard_idx):
+    for name in [*directory.partials(shard_idx), *directory.partials(SCATTERED)]:
         directory.store.delete(name)
 
 

@@ -19,8 +19,11 @@ from job.output.parts.plan import Plan
 from job.output.parts.shard import JOURNAL_SYNC_SECS, OpenShard
 from job.output.sharing.settings import LEASE_TIMEOUT_SECS
 from job.output.store.directory import RunDirectory
+from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request
 from job.tasks import Generate, Score
+
+CANNOT_BE_KEPT = "what rows in flight have so far cannot be kept, so a kill would lose it"
 
 TAKE_SECS = 15.0
 """How often a worker looks for logs of dead ones, which takes a few requests to the store."""
@@ -79,6 +82,8 @@ class InFlight:
         self._last, self._last_taken = time.monotonic(), -TAKE_SECS
         self._num_resumed = self._num_tokens = 0
         self._has_failed = False
+        self._mixed = PartialLogs(directory, SCATTERED)
+        """What launches in random order have left, which keep rows of all shards in one log."""
 
     def look(self, shard: OpenShard) -> None:
         """Read what others have left of a shard: rows of it are claimed."""
@@ -91,17 +96,20 @@ class InFlight:
             before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
             self._open[shard_idx] = OpenLogs(shard, PartialLogs(self._directory, shard_idx), before)
         logs = self._open[shard_idx]
-        logs.begun = {**logs.begun, **logs.left.read(logs.own_name)}
+        logs.begun = longest(logs.begun, self._mixed.read(""), logs.left.read(logs.own_name))
 
     def resumed(self, request: Request) -> Request:
         """Return a request with what there is of its completion."""
-        logs = self._open.get(self._plan.shard_of(request.row_idx))
-        partial = None if logs is None else logs.begun.get(request.partial_key)
+        partial = self._begun_of(request)
         if partial is None or len(partial.token_ids) >= _most_tokens(request):
             return request
         self._num_resumed += 1
         self._num_tokens += len(partial.token_ids)
         return replace(request, begun=partial)
+
+    def _begun_of(self, request: Request) -> Partial | None:
+        logs = self._open.get(self._plan.shard_of(request.row_idx))
+        return None if logs is None else logs.begun.get(request.partial_key)
 
     def end(self, generation: Generation) -> None:
         """A request has been completed. If its limit has cut it, its tokens are kept."""
@@ -134,9 +142,7 @@ class InFlight:
                 del self._open[shard_idx]
             except OSError as error:
                 if not self._has_failed and not has_failed:
-                    self._note(
-                        f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}"
-                    )
+                    self._note(f"{CANNOT_BE_KEPT}: {first_line(error)}")
                 has_failed = True
         self._has_failed = has_failed
         now = time.monotonic()
@@ -209,6 +215,15 @@ class InFlight:
                 "not generated again"
             )
             self._num_resumed = self._num_tokens = 0
+
+
+def longest(*logs: Mapping[PartialKey, Partial]) -> dict[PartialKey, Partial]:
+    """Return the longest that there is of each completion."""
+    found: dict[PartialKey, Partial] = {}
+    for key, partial in (item for log in logs for item in log.items()):
+        if key not in found or found[key].end < partial.end:
+            found[key] = partial
+    return found
 
 
 def _most_tokens(request: Request) -> int:

@@ -138,7 +138,7 @@ class Measured:
             time=time.time(),
             elapsed_secs=self.elapsed_secs,
             num_rows=shards.counts.num_rows,
-            num_open_rows=sum(counts.num_rows for counts in shards.held.values()),
+            num_open_rows=shards.num_open_rows,
             num_errors=shards.counts.num_errors,
             num_tokens=self.num_tokens,
             num_completion_tokens=shards.counts.num_completion_tokens,

@@ -8,10 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from job.data.reader import SliceReader
 from job.data.row_keys import key_of
 from job.errors import Unavailable
-from job.launch.stop import StopFlag
 from job.output.parts.counts import Counts
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.shard import OpenShard
@@ -19,14 +17,14 @@ from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
 from job.run.changed_requests import changed
+from job.run.finishing import Finishing
 from job.run.in_flight import InFlight
 from job.run.preparation import Prepared
+from job.run.shard_reading import ShardReading
+from job.run.stopping import Limit
 
 IDLE_SECS = 1.0
 """How often an idle worker looks for a shard that a dead worker has left; less often if the store asks for it."""
-
-LOOK_SECS = 0.1
-"""How often a worker that waits for rows looks whether a stop was requested."""
 
 EXCHANGE_SECS = 5.0
 """How often a worker reads the journals of the workers that help it; less often if the store asks for it."""
@@ -35,33 +33,30 @@ EXCHANGE_SECS = 5.0
 class OpenShards:
     """The shards that this worker has claimed rows of: its own shards, and slices of other workers' shards."""
 
+    kind_in_flight: type[InFlight] = InFlight
+
     def __init__(
         self,
         prepared: Prepared,
         leases: Leases,
         note: Callable[[str], None],
         watch: Callable[[Completion], None] = lambda _: None,
+        limit: Limit | None = None,
     ) -> None:
-        """Claim through ``leases``, print notes for the user through ``note``, and pass each row that this worker
-        finishes to ``watch``."""
+        """Claim through ``leases`` up to a limit, print notes for the user through ``note``, and pass each row that
+        this worker finishes to ``watch``."""
         self._prepared, self._note, self._watch = prepared, note, watch
+        self._limit = limit or Limit(prepared)
         self._plan, self._directory = prepared.plan, prepared.directory
         self._worker_id = str(prepared.worker)
-        self._claims = Claims(self._directory, self._plan, leases)
-        name = prepared.config.data.dataset
-        self._reader = SliceReader(prepared.source, name)
-        self._late_reader = SliceReader(prepared.source, name)
-        """Reads the kept columns of rows that others have finished."""
-        self._is_in_order = True
-        """Whether this worker takes one shard after the other, so that it may read beyond the end of a shard."""
-        self._last_shard_idx: int | None = None
+        self._claims = Claims(self._directory, self._plan, leases, self._limit.num_rows)
+        self.reading = ShardReading(prepared)
         self._open: dict[int, OpenShard] = {}
-        self._copied_idx: int | None = None
         self._feed: Iterator[Request | None] = iter(())
         self._repeated: deque[Request] = deque()
         """Further attempts at rows."""
         self._prompts: dict[SampleKey, Prompt] = {}
-        self.in_flight = InFlight(
+        self.in_flight = self.kind_in_flight(
             self._directory,
             self._plan,
             self._worker_id,
@@ -90,6 +85,17 @@ class OpenShards:
         return {idx: shard.counts for idx, shard in self._open.items() if self._claims.holds(idx)}
 
     @property
+    def num_open_rows(self) -> int:
+        """About how many finished rows are in no part yet, as far as other workers do not count them."""
+        return sum(counts.num_rows for counts in self.held.values())
+
+    @property
+    def has_reached_limit(self) -> bool:
+        """Whether it is the limit that leaves nothing to claim. Other workers may still have some of its rows."""
+        is_limited = self._limit.num_rows is not None or self._limit.is_reached(self.counts)
+        return is_limited and not any(map(self._is_due, self._open))
+
+    @property
     def held_idx(self) -> tuple[int, ...]:
         """The same shards, plus those that are claimed but not open yet."""
         return self._claims.held
@@ -115,40 +121,26 @@ class OpenShards:
         if prompt is not None:
             self._prompts[request.key] = prompt
 
-    def _shard_of(self, row_idx: int) -> OpenShard | None:
+    def _shard_of(self, row_idx: int) -> Finishing | None:
         """Return the open shard of a row; None if the worker that this one helped has finished the shard."""
         return self._open.get(self._plan.shard_of(row_idx))
 
     @property
     def is_busy(self) -> bool:
-        """Whether the latest claim is not through: its rows are not there yet, or all of its shard was there already,
-        which waits for ``commit``."""
-        return self.is_reading or self._copied_idx in self._open
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether the rows of the latest claim are not there yet."""
-        return self._reader.is_waiting
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether these rows, or the kept columns of rows that others have finished, are not there yet."""
-        return self._reader.is_waiting or self._late_reader.is_waiting
-
-    def wait(self, secs: float, stop: StopFlag) -> bool:
-        """Wait until there is more of what is waited for, but at most for ``secs``. True if a stop was requested."""
-        waiting = [reader for reader in (self._reader, self._late_reader) if reader.is_waiting]
-        end = time.monotonic() + secs
-        while not (stop() or time.monotonic() > end or any(reader.wait(LOOK_SECS) for reader in waiting)):
-            pass
-        return stop()
+        """Whether the latest claim is not through: its rows are not there yet, or all of its shard is there, which
+        waits for ``commit``. Until then, no other shard is opened: each has its rows in memory, and many may have been
+        there already."""
+        return self.reading.is_reading or any(map(self._is_due, self._open))
 
     def claim(self, *, at_once: bool = False) -> bool:
-        """Claim rows and start making requests from them. False if none are available at the moment.
+        """Claim rows and start making requests from them. False if none are available at the moment, or the launch is
+        not to begin any more.
 
         Args:
             at_once: look for rows that dead workers have left, even if the last look was just now.
         """
+        if self._limit.is_reached(self.counts):
+            return False
         claim = self._claims.claim()
         if claim is None and (at_once or time.monotonic() - self._last_look >= self.idle_secs):
             self._last_look = time.monotonic()
@@ -158,8 +150,9 @@ class OpenShards:
         if claim is None:
             return False
         shard = self._shard(claim.shard_idx)
-        self._copied_idx = claim.shard_idx if shard.is_complete and self._claims.holds(claim.shard_idx) else None
         shard.absorb()  # a previous worker may have finished some of these rows
+        if self._is_due(claim.shard_idx):
+            self._claims.skip(claim.shard_idx)
         self._feed = self._requests(shard, claim)
         return True
 
@@ -184,8 +177,8 @@ class OpenShards:
         for shard in self._open.values():
             shard.sync_if_due()
         for shard_idx, shard in list(self._open.items()):
-            if shard.is_complete and self._claims.holds(shard_idx):
-                if not self._has_kept_columns(shard):
+            if self._is_due(shard_idx):
+                if not self.reading.has_kept_columns(shard):
                     return  # the reader reads for one shard at a time
                 self._finish(shard, before_part)
 
@@ -207,8 +200,7 @@ class OpenShards:
 
     def close(self) -> None:
         """Leave all shards. Journals keep the finished rows of unfinished ones."""
-        for reader in (self._reader, self._late_reader):
-            reader.close()
+        self.reading.close()
         self.in_flight.close()
         for shard in self._open.values():
             try:
@@ -217,6 +209,10 @@ class OpenShards:
                 self._note(f"the last rows of shard {shard.shard_idx} could not be stored, and will be recomputed")
             except OSError:  # the disk that stopped the run may refuse this, too
                 pass
+
+    def _is_due(self, shard_idx: int) -> bool:
+        """Whether this worker is to write the part of a shard now."""
+        return self._open[shard_idx].is_complete and self._claims.holds(shard_idx)
 
     def _shard(self, shard_idx: int) -> OpenShard:
         if shard_idx not in self._open:
@@ -239,14 +235,14 @@ class OpenShards:
         if all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
             return
         self.in_flight.look(shard)
-        until, columns = self._read_until(shard, claim), prepared.renderer.read_columns
-        while (blocks := self._reader.read(claim.rows, until, columns, prepared.kept_columns)) is None:
+        until = self.reading.until(shard, claim, is_held=self._claims.holds(shard.shard_idx))
+        while (blocks := self.reading.read(claim, until)) is None:
             yield None
         for block in blocks:
             shard.keep(block)
             rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
             for row in rows:
-                shard.identify(row.row_idx, key_of(row, columns))
+                shard.identify(row.row_idx, key_of(row, prepared.renderer.read_columns))
             prompts = [prepared.renderer.render(row) for row in rows]
             for encoded in prepared.tokenization.encode(prompts):
                 for key in self._plan.keys_of_row(encoded.prompt.row_idx):
@@ -260,26 +256,7 @@ class OpenShards:
                         request = changed(request, shard.changes, prepared.model_info.room_for_answer)
                         yield self.in_flight.resumed(request)
 
-    def _read_until(self, shard: OpenShard, claim: Claim) -> int:
-        """Return the end of the rows that this worker is likely to read after those of a claim."""
-        if not self._claims.holds(shard.shard_idx):
-            return claim.rows.stop  # helpers begin with the last slice
-        if self._last_shard_idx not in (None, shard.shard_idx):
-            self._is_in_order = self._last_shard_idx == shard.shard_idx - 1
-        self._last_shard_idx = shard.shard_idx
-        return self._plan.num_rows if self._is_in_order else shard.rows.stop
-
-    def _has_kept_columns(self, shard: OpenShard) -> bool:
-        """Read the kept columns of rows that other workers have finished. False while they are not there yet."""
-        for rows in shard.unread():
-            blocks = self._late_reader.read(rows, shard.rows.stop, (), self._prepared.kept_columns)
-            if blocks is None:
-                return False
-            for block in blocks:
-                shard.keep(block)
-        return True
-
-    def _add(self, shard: OpenShard, completion: Completion) -> None:
+    def _add(self, shard: Finishing, completion: Completion) -> None:
         shard.add(completion)
         self.counts.add(completion)
         self._watch(completion)

@@ -14,7 +14,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.model.logit_hooks import disturb
 from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
-from job.errors import EXIT_DONE, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError, Unavailable
+from job.errors import EXIT_DONE, EXIT_LIMIT, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError, Unavailable
 from job.launch.activity import doing, telling_what_takes_long
 from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch
@@ -37,6 +37,7 @@ from job.run.model import free_memory, load_in_range
 from job.run.pinned import based
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
+from job.run.stopping import advice_at_limit
 
 Result = TypeVar("Result")
 
@@ -286,6 +287,8 @@ def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) ->
         engine.close(error.exit_code)
         raise
     engine.close(exit_code)
+    if exit_code == EXIT_LIMIT:
+        progress.note(advice_at_limit(runner.prepared))
     if exit_code == EXIT_STOPPED:
         progress.note(f"stopped on {stop.signal_name}; finished rows are safe, run the same command again to continue")
     if exit_code in (EXIT_DONE, EXIT_TOO_MANY_ERRORS):

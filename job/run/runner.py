@@ -29,9 +29,10 @@ from job.run.conclusion import conclude, exit_code_of
 from job.run.devices import Devices
 from job.run.first_rows import FirstRows
 from job.run.live import Live, Measured
-from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
+from job.run.random_rows import open_rows
 from job.run.status import published_of
+from job.run.stopping import Limit
 from job.run.workers import Workers
 from job.wording import redacted
 
@@ -53,7 +54,7 @@ class Runner:
         live: Live | None = None,
     ) -> None:
         """Work on a prepared run with a loaded engine, until it is done or ``stop`` is set."""
-        self._prepared, self._engine, self._stop = prepared, engine, stop
+        self.prepared, self._engine, self._stop = prepared, engine, stop
         self._progress, self._stopwatch = progress, stopwatch
         self._plan, self._directory = prepared.plan, prepared.directory
         self._launch_id = launch_id
@@ -61,7 +62,8 @@ class Runner:
         self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs, note=progress.note)
         self._modes = prepared.modes
         self._first_rows = FirstRows(max_error_rate=prepared.config.output.max_error_rate)
-        self._shards = OpenShards(prepared, self._leases, progress.note, self._watch)
+        self._limit = Limit(prepared)
+        self._shards = open_rows(prepared, self._leases, progress.note, self._watch, self._limit)
         self._outage: Unavailable | None = None
         """Why no more rows can be read. It ends the run once the rows in flight are finished."""
         self._totals = Counts()
@@ -83,7 +85,7 @@ class Runner:
             JobError: the disk, the dataset or the engine failed, or no row succeeds. Finished rows are in the journals.
         """
         try:
-            self._modes = calibrate(self._prepared, self._engine, self._stop, self._watchdog)
+            self._modes = calibrate(self.prepared, self._engine, self._stop, self._watchdog)
             self._metrics.write(self._stats())  # the age of the others' figures is measured against this file's time
             while not self._stop():
                 self._submit()
@@ -92,12 +94,12 @@ class Runner:
                 self._report()
                 if self._first_rows.are_bad and self._engine.num_pending == 0:
                     self._shards.sync()
-                    self._first_rows.check_run(self._prepared.finished, self._plan, self._directory.store.describe())
+                    self._first_rows.check_run(self.prepared.finished, self._plan, self._directory.store.describe())
                 if self._engine.num_pending == 0 and not self._find_work():
                     self._show_progress(at_end=True)
                     return self._exit_code()
             # The launcher may stop the other replicas as soon as one exits because all is done: then we are done, too.
-            return EXIT_STOPPED if self._shards.look_again() else self._exit_code()
+            return self._limit.exit_code_of(self._stop) if self._shards.look_again() else self._exit_code()
         except Unavailable:
             lose_patience()
             if self._stop():
@@ -114,7 +116,7 @@ class Runner:
     def _submit(self) -> None:
         """Keep the engine supplied with claimed rows, and claim more while this worker has less than its share."""
         with self._stopwatch.measure("data"):
-            while self._engine.num_pending < self._engine.max_pending:
+            while self._engine.num_pending < self._limit.max_pending(self._engine):
                 if self._stop() or self._first_rows.are_bad or self._outage is not None:
                     return
                 try:
@@ -128,16 +130,8 @@ class Runner:
                     return
 
     def _share(self) -> int:
-        """Return the number of pending requests at which this worker stops claiming.
-
-        Guided self-scheduling (Polychronopoulos and Kuck 1987): claim many rows at once while many are left, and near
-        the end no more than the other workers have.
-        """
-        num_left = self._workers.num_left(self._stats())
-        if self._workers.num_workers == 1:
-            return self._engine.max_pending
-        fair = -(-num_left // self._workers.num_workers)
-        return max(1, min(self._engine.min_pending, fair), min(self._engine.max_pending, fair // 2))
+        """Return the number of pending requests at which this worker stops claiming."""
+        return self._workers.share(self._stats(), self._engine.min_pending, self._limit.max_pending(self._engine))
 
     def _collect(self) -> None:
         """Run one engine step, and deliver what it finished."""
@@ -154,7 +148,7 @@ class Runner:
         for generation in generations:
             self._shards.in_flight.end(generation)
         prompts = self._shards.prompts_of([generation.request.key for generation in generations])
-        texts = self._prepared.tokenizer.decode([generation.text_ids for generation in generations])
+        texts = self.prepared.tokenizer.decode([generation.text_ids for generation in generations])
         prompt_texts = [None if prompt is None else prompt.text for prompt in prompts]
         prefills = ["" if prompt is None else prompt.prefill for prompt in prompts]
         completions = self._modes.complete(generations, texts, prompt_texts, prefills)
@@ -181,12 +175,15 @@ class Runner:
             self._engine.submit(request)
             return True
         self._shards.sync()
-        if self._shards.is_reading:
+        if self._shards.reading.is_reading:
             self._wait()
             return True
         self._metrics.write_if_changed(self._stats())
         self._shards.exchange()
         if self._shards.claim(at_once=True):
+            return True
+        if self._shards.has_reached_limit and not self._workers.are_busy():
+            self._stop.request(self._limit.text)
             return True
         if not self._shards and not self._shards.look_again():
             return False
@@ -196,9 +193,9 @@ class Runner:
     def _wait(self) -> bool:
         """Wait briefly, for the rows that are being read or else for other workers. True if a stop was requested."""
         self._engine.keep_alive()
-        if self._shards.is_waiting:
+        if self._shards.reading.is_waiting:
             with self._stopwatch.measure("waiting for rows"):
-                return self._shards.wait(self._shards.idle_secs, self._stop)
+                return self._shards.reading.wait(self._shards.idle_secs, self._stop)
         with self._stopwatch.measure("waiting for other workers"):
             return self._stop.wait(self._shards.idle_secs)
 
@@ -222,24 +219,24 @@ class Runner:
             self._progress.close()
 
     def _exit_code(self) -> int:
-        if not self._prepared.is_done:
+        if not self.prepared.is_done:
             self._stop.request("job retry, which has marked rows in the meantime")
             return EXIT_STOPPED
-        self._totals = conclude(self._prepared, self._leases, self._wait, by=self._launch_id)
-        return exit_code_of(self._totals, self._prepared, self._progress.note)
+        self._totals = conclude(self.prepared, self._leases, self._wait, by=self._launch_id)
+        return exit_code_of(self._totals, self.prepared, self._progress.note)
 
     def summary(self) -> Summary:
         """Return the summary to print at the end of a finished run."""
         totals = self._totals
         others = [stats for stats in self._workers.others(refresh=True) if stats.launch_id == self._launch_id]
         return Summary(
-            parts=f"{self._prepared.config.output.output}/{within(self._directory.names.part_dir, PART_PATTERN)}",
+            parts=f"{self.prepared.config.output.output}/{within(self._directory.names.part_dir, PART_PATTERN)}",
             num_parts=self._plan.num_shards,
             num_rows=totals.num_rows,
             num_samples=self._plan.num_samples,
             errors=totals.errors,
             first_errors=totals.first_errors,
-            outcome=totals.lines(self._prepared.manifest),
+            outcome=totals.lines(self.prepared.manifest),
             published=published_of(self._directory),
             num_prompt_tokens=totals.num_prompt_tokens,
             num_completion_tokens=totals.num_completion_tokens,

@@ -24,6 +24,7 @@ from job.output.publishing.publication import read_publication
 from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
 from job.output.sharing.worker import WorkerId
 from job.output.store.directory import RunDirectory
+from job.output.store.names import SCATTERED
 
 READ_SECS = 5.0
 """Time limit for reading journals, and for reading the footers of parts. The next look continues where this one
@@ -49,7 +50,7 @@ class Inspection:
         self._run = find_run(self._output)
         self._metrics = MetricsReader(self._run.directory.store)
         self._finished = FinishedRows(self._run.directory, self._run.plan, self._run.manifest.modes)
-        self._kept = KeptTokens(self._run.directory)
+        self._kept = KeptTokens(self._run.directory, self._run.plan)
 
     def look(self) -> Status:
         """Return the current status of the run.
@@ -187,9 +188,9 @@ def _holder(holder: WorkerId | None, leases: Sequence[SeenLease], latest: Latest
         str(holder or UNKNOWN),
         str(holder.host) if holder else UNKNOWN,
         holder.pid if holder else 0,
-        state="working" if shards else "helping",
+        state="working" if shards or any(lease.shard_idx == SCATTERED for lease in leases) else "helping",
         shards=shards,
-        helps_with=sorted({lease.shard_idx for lease in leases} - set(shards)),
+        helps_with=sorted({lease.shard_idx for lease in leases} - {SCATTERED, *shards}),
         age=min(lease.silent_secs for lease in leases),
         latest=latest,
         now=now,

@@ -52,10 +52,30 @@ class Workers:
         """The other workers' figures as they were read last."""
         return self._others
 
+    def are_busy(self) -> bool:
+        """Whether another worker is computing rows, by its latest figures."""
+        return any(stats.num_at_work and not stats.left for stats in self.others(refresh=True))
+
     def num_left(self, own: WorkerStats) -> int:
         """Return about how many rows are left. It is cheap, since it relies on what workers report."""
         workers = [*self.others(), own]
         return max(0, self._plan.num_completions - self._num_done_rows - sum(each.num_open_rows for each in workers))
+
+    def share(self, own: WorkerStats, least: int, most: int) -> int:
+        """Return the number of pending requests at which this worker stops claiming.
+
+        Guided self-scheduling (Polychronopoulos and Kuck 1987): claim many rows at once while many are left, and near
+        the end no more than the other workers have.
+
+        Args:
+            least: keeps its engine busy.
+            most: more would not be faster.
+        """
+        num_left = self.num_left(own)
+        if self.num_workers == 1:
+            return most
+        fair = -(-num_left // self.num_workers)
+        return max(1, min(least, fair), min(most, fair // 2))
 
     @property
     def is_look_due(self) -> bool:

@@ -68,6 +68,25 @@ class ParquetSource:
     def fix_columns(self, kept: Sequence[str], needed: Sequence[str] = ()) -> None:
         """Do nothing: the footers already give the columns and types."""
 
+    @property
+    def largest_group(self) -> int:
+        """The most rows of a row group: as many are decoded to reach one row."""
+        ends = [first for first, _, _ in self._groups[1:]] + [self.num_rows]
+        return max((end - first for end, (first, _, _) in zip(ends, self._groups, strict=True)), default=0)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files, if they are local."""
+        return [file.name for file in self._files]
+
+    def tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield these columns of all rows, as they are."""
+        schema = pa.schema([self.schema.field(name) for name in names])
+        for (_, file_idx, group_idx), file in self._fetched(self._groups, names):
+            for batch in file.batches(group_idx, _names_in(file, names)):
+                with reading(self._files[file_idx].name):
+                    yield self._cast(pa.Table.from_batches([batch]).select(names), schema, self._files[file_idx].name)
+
     def read(self, start: int, stop: int, columns: Sequence[str], kept: Sequence[str]) -> Iterator[RowBlock]:
         """Decode from the row group that holds ``start`` up to ``stop``."""
         schema = pa.schema([self.schema.field(name) for name in union(columns, kept)])

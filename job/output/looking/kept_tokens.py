@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from job.output.parts.batch_log import BatchReader
 from job.output.parts.partials import SCHEMA
+from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
 from job.output.store.names import JOURNALS
 from job.records import SampleKey
@@ -23,9 +24,9 @@ Lengths = dict[SampleKey, tuple[int, int]]
 class KeptTokens:
     """Counts the rows in flight and their tokens. Remembers what it has read."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, plan: Plan) -> None:
         """Start with nothing read."""
-        self._directory = directory
+        self._directory, self._plan = directory, plan
         self._logs: dict[str, tuple[BatchReader, Lengths]] = {}
 
     def look(self, is_finished: Callable[[int, SampleKey], bool], *, budget_secs: float) -> tuple[int, int]:
@@ -43,10 +44,9 @@ class KeptTokens:
         for name, (reader, lengths) in sorted(self._logs.items()):
             if time.monotonic() < until:
                 _read(reader, lengths)
-            if (shard := re.match(r"\d+", name, re.ASCII)) is None:
-                continue
+            shard = re.match(r"\d+", name, re.ASCII)  # without one, it is of rows of all shards
             for key, length in lengths.items():
-                place = (int(shard[0]), key)
+                place = (self._plan.shard_of(key[0]) if shard is None else int(shard[0]), key)
                 longest[place] = max(length, longest.get(place, length))
         found = [num_tokens for place, (_, num_tokens) in longest.items() if not is_finished(*place)]
         return len(found), sum(found)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from job.output.looking.found import FoundRun
 from job.output.sharing.settings import RunSettings, read_settings
 from job.output.sharing.worker import WorkerId
-from job.output.store.names import LEASES
+from job.output.store.names import LEASES, SCATTERED
 from job.output.store.store import Store
 
 NUM_THREADS = 32
@@ -31,6 +31,7 @@ class SeenLease:
     """A lease: which worker holds a shard, or a slice of one."""
 
     shard_idx: int
+    """``SCATTERED``: it is of rows of all shards."""
     slice_idx: int | None
     """None: the whole shard, whose part the holder is to write."""
     holder: WorkerId | None
@@ -86,7 +87,7 @@ def survey(run: FoundRun) -> Survey:
     return Survey(
         parts=parts,
         to_retry=frozenset(to_retry & parts.keys()),
-        leases=[*_judge(found, now, settings)],
+        leases=[lease for lease in _judge(found, now, settings) if not (is_done and lease.shard_idx == SCATTERED)],
         clocks={worker_id: max(0.0, now - written) for worker_id, written in clocks.items()},
         now=now,
         is_store_time=clock is not None,
@@ -105,7 +106,7 @@ Lease = tuple[WorkerId | None, float]
 
 def _read_leases(store: Store) -> list[tuple[str, Lease]]:
     """Return each lease's name, holder and time of its last heartbeat."""
-    names = sorted(_names(store, LEASES, r"\d+(\.\d+)?"))
+    names = sorted(_names(store, LEASES, r"\d+(\.\d+)?|[a-z]+\.[^.]+\.\d+"))
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = zip(names, pool.map(lambda name: _read_lease(store, f"{LEASES}/{name}"), names), strict=True)
         return [(name, lease) for name, lease in found if lease is not None]
@@ -135,9 +136,10 @@ def _judge(found: Sequence[tuple[str, Lease]], now: float, settings: RunSettings
     dead = {holder: holder.is_dead() for holder in {holder for _, (holder, _) in found} if holder is not None}
     for name, (holder, written) in found:
         shard, _, piece = name.partition(".")
+        piece = piece.rpartition(".")[2]
         silent_secs, is_dead = max(0.0, now - written), holder is not None and dead[holder]
         yield SeenLease(
-            shard_idx=int(shard),
+            shard_idx=int(shard) if shard.isdecimal() else SCATTERED,
             slice_idx=int(piece) if piece else None,
             holder=holder,
             silent_secs=silent_secs,

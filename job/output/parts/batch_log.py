@@ -42,6 +42,7 @@ class BatchLog:
         """Append a batch."""
         if self._end is None:
             self._end = self._open.enter_context(self._store.append(self.name))
+        if self._writer is None:
             self._writer = pa.ipc.new_stream(self._stream, self._schema)
         self._writer.write_batch(batch, custom_metadata=_checksum_entry(_as_read(batch)))
         self._flush(self._end)
@@ -55,6 +56,12 @@ class BatchLog:
             if end is not None:
                 self._writer.close()
                 self._flush(end)
+
+    def rest(self) -> None:
+        """Hold no file until the next batch: a process may have only some hundred open at once."""
+        if not self._store.pause_secs:  # a store that wants few requests has no files to hold
+            self._open.close()
+            self._end = None
 
     def close(self) -> None:
         """Stop appending."""

@@ -46,6 +46,10 @@ class Journal:
             self._log.append(to_batch(self._buffer, self._schema))
             self._buffer.clear()
 
+    def rest(self) -> None:
+        """Hold no file until the next sync."""
+        self._log.rest()
+
     def close(self) -> None:
         """Sync and close. The journal is closed even if the sync fails."""
         with self._log.closing():

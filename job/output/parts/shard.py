@@ -70,7 +70,7 @@ class OpenShard:
         """Name of another worker's journal to its reader."""
         self._kept = KeptRows(self.rows, part_format)
         sync_secs = max(JOURNAL_SYNC_SECS, self._store.pause_secs)
-        unused = _unused_journal(directory, shard_idx, worker_id)
+        unused = unused_journal(directory, shard_idx, worker_id)
         self._journal = Journal(self._store, unused, part_format.columns.journaled, sync_secs=sync_secs)
         # Rows that a retry keeps come first, since the first completion of a row counts.
         if mark is not None and self._old_part is not None:
@@ -228,7 +228,7 @@ class OpenShard:
         assert keys == self._keys, f"shard {self.shard_idx}: {len(keys)} rows written, {len(self._keys)} in the plan"
 
 
-def _unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
+def unused_journal(directory: RunDirectory, shard_idx: int, worker_id: str) -> str:
     """Return an unused name for a journal: this worker may have left the shard before, with rows in a journal."""
     names = (worker_id if n == 0 else f"{worker_id}-{n}" for n in itertools.count())
     return directory.unused(directory.names.journal(shard_idx, name) for name in names)

@@ -31,9 +31,14 @@ class Claim:
 class Claims:
     """Hands out work to this worker."""
 
-    def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases) -> None:
-        """List the shards that are not done."""
+    def __init__(self, directory: RunDirectory, plan: Plan, leases: Leases, num_rows: int | None = None) -> None:
+        """List the shards that are not done.
+
+        Args:
+            num_rows: hand out only this many rows, the first ones.
+        """
         self._directory, self._plan, self._leases = directory, plan, leases
+        self._stop = plan.num_rows if num_rows is None else num_rows
         done = directory.done_shards()
         self._remaining = [shard_idx for shard_idx in range(plan.num_shards) if shard_idx not in done]
         if self._remaining:
@@ -70,6 +75,10 @@ class Claims:
     def holds(self, shard_idx: int) -> bool:
         """Whether this worker is to write the shard's part. If not, it helps."""
         return shard_idx in self._ours
+
+    def skip(self, shard_idx: int) -> None:
+        """Hand out no more of a shard of our own: all of its rows are finished."""
+        self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
 
     def leave(self, shard_idx: int) -> None:
         """Give back a finished shard, with the leases of all its slices, including those of other workers."""
@@ -110,6 +119,8 @@ class Claims:
     def _claim_shard(self) -> bool:
         while self._shards:
             shard_idx = self._shards.popleft()
+            if self._plan.rows(shard_idx).start >= max(1, self._stop):
+                continue
             if self._directory.is_done(shard_idx) or not self._leases.acquire(shard_idx):
                 continue
             # Check again while we hold the lease: a holder finishes its part before it gives the lease back, so a shard
@@ -125,10 +136,11 @@ class Claims:
 
     def _unclaimed(self, shards: Iterable[int]) -> Iterable[tuple[int, int]]:
         for shard_idx in shards:
-            for slice_idx in range(len(self._plan.slices(shard_idx))):
-                if (shard_idx, slice_idx) not in self._claimed:
+            for slice_idx, rows in enumerate(self._plan.slices(shard_idx)):
+                if (shard_idx, slice_idx) not in self._claimed and rows.start < max(1, self._stop):
                     yield shard_idx, slice_idx
 
     def _claim_of(self, shard_idx: int, slice_idx: int) -> Claim:
         self._claimed.add((shard_idx, slice_idx))
-        return Claim(shard_idx, self._plan.slices(shard_idx)[slice_idx])
+        rows = self._plan.slices(shard_idx)[slice_idx]
+        return Claim(shard_idx, rows[: max(0, self._stop - rows.start)])

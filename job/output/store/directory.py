@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, RunNames
+from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, SCATTERED, RunNames
 from job.output.store.store import Entry, Store
 
 OLD_SECS = 3600.0
@@ -59,6 +59,11 @@ class RunDirectory:
         """Return what any worker left of a shard's rows that were in flight."""
         return self._logs(shard_idx, ".partials")
 
+    def shards_in_flight(self) -> set[int]:
+        """Return the shards of which any worker left rows that were in flight."""
+        found = (re.fullmatch(r"(\d+)\..+\.partials", entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
+        return {int(match[1]) for match in found if match is not None and int(match[1]) < self.names.num_shards}
+
     def cut_logs(self, shard_idx: int) -> list[str]:
         """Return what any worker left of a shard's completions that were cut."""
         return self._logs(shard_idx, ".cut")
@@ -93,7 +98,7 @@ class RunDirectory:
         for entry in self.store.list(LEASES):
             # A worker that still needs its clock creates it again. The lease of the conclusion is left to its holder.
             is_of_shard = entry.name[:1].isdecimal() and not self._is_of_later_shard(entry.name)
-            if entry.name.startswith(".clock-") or is_of_shard:
+            if entry.name.startswith((".clock-", f"{self.names.number(SCATTERED)}.")) or is_of_shard:
                 self._delete(f"{LEASES}/{entry.name}")
         for directory in ("", self.names.part_dir, LEASES, METRICS, RETRIES):
             self.store.discard(directory, "*", min_age_secs=OLD_SECS)

@@ -57,6 +57,9 @@ RETRIES = "retry"
 """Directory of markers: which finished shards have rows to be retried. Made by ``job retry``."""
 
 
+SCATTERED = -1
+"""In place of a shard: objects that are of rows of all shards, which the random order has mixed."""
+
 OWN = frozenset(
     [
         *(PARTS, MANIFEST, GROWTH, CARD, SETTINGS, TOTALS, PUBLISHED, PAGE),
@@ -126,7 +129,7 @@ class RunNames:
 
     def number(self, shard_idx: int) -> str:
         """Return the shard's number in the form that names contain."""
-        return f"{shard_idx:0{max(5, len(str(self.num_shards - 1)))}d}"
+        return "all" if shard_idx == SCATTERED else f"{shard_idx:0{max(5, len(str(self.num_shards - 1)))}d}"
 
     def part(self, shard_idx: int) -> str:
         """Return the final name of a shard. Its existence is the only mark that the shard is done."""
@@ -171,6 +174,18 @@ class RunNames:
     def lease(self, shard_idx: int, slice_idx: int | None = None) -> str:
         """Return the object whose exclusive creation claims a shard, or a slice of it."""
         return f"{LEASES}/{self.number(shard_idx)}{'' if slice_idx is None else f'.{slice_idx:04d}'}"
+
+    def piece(self, order: str, piece_idx: int) -> str:
+        """Return the lease of a piece of the random order of this name: of rows that follow each other in it.
+
+        >>> RunNames(num_shards=100).piece("0-5000", 7)
+        'leases/all.0-5000.000007'
+        """
+        return f"{LEASES}/{self.number(SCATTERED)}.{order}.{piece_idx:06d}"
+
+    def piece_done(self, order: str, piece_idx: int) -> str:
+        """Return the mark that all rows of a piece are finished."""
+        return f"{self.piece(order, piece_idx)}.done"
 
     def clock(self, worker_id: str) -> str:
         """Return the object that a worker touches to learn the store's time."""
