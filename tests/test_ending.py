@@ -13,12 +13,16 @@ import pytest
 
 from job import run as run_from_python
 from job.engine.fake import FakeEngine
+from job.errors import EXIT_STOPPED, PeerFailed, Unavailable
 from job.launch import notice
 from job.launch.notice import post, run_command
 from job.launch.stop import StopFlag
 from job.output.looking.totals import completed_by
+from job.output.sharing.metrics import WorkerStats
 from job.run import ending
 from job.run.ending import Ending
+from job.run.options import values_of
+from job.run.parsing import to_config
 from tests.conftest import Result
 from tests.test_run import write_jsonl
 
@@ -273,10 +277,6 @@ def test_one_launch_of_many_has_completed_the_run(job: Any, tmp_path: Path) -> N
 
 def test_only_the_first_process_tells_and_the_others_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Launchers stop all processes as soon as one ends with another code than 0, also the one that runs the command."""
-    from job.errors import EXIT_STOPPED, PeerFailed
-    from job.run.options import values_of
-    from job.run.parsing import to_config
-
     calls: list[Any] = []
 
     class Fake:
@@ -297,6 +297,42 @@ def test_only_the_first_process_tells_and_the_others_wait(monkeypatch: pytest.Mo
             end.joined(Fake())  # type: ignore[arg-type]
             raise PeerFailed(EXIT_STOPPED)
     assert calls == ["said", "waited"] and (tmp_path / "told").read_text() == "\n"
+
+
+def test_a_stop_that_another_worker_s_failure_caused_says_so() -> None:
+    """Launchers answer the failure of one process with SIGTERM to the others."""
+    config = to_config(values_of({"model": "m", "dataset": "d.jsonl", "output": "o", "on_end": "true"}))
+    stop = StopFlag()
+    stop.request("SIGTERM")
+    end = Ending(config, stop, lambda text: None)
+    end.exit_code = 75
+    assert end._outcome(None) == (75, "SIGTERM")
+    for left in ("SIGTERM", "done", "", "the end of its launcher", "x.arrows: No space left on device"):
+        end.add([WorkerStats(worker_id="a", left=left)])
+    assert end._outcome(None) == (
+        75,
+        "SIGTERM, after a worker of this launch failed: x.arrows: No space left on device",
+    )
+    assert end._outcome(Unavailable("The Hub does not answer"))[0] == 1
+
+
+def test_of_a_chain_the_end_is_told_once(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a"}])
+    (tmp_path / "c.toml").write_text(
+        f'model = "{tiny_model()}"\ndataset = "{data}"\noutput = "{tmp_path}/out"\nengine = "fake"\n'
+        f"on-end = 'cat >> {tmp_path}/told'\nmetrics-port = 0\n"
+        "[steps.draft]\n[steps.judge]\nprompt-template = '{{ completion }}?'\n"
+    )
+    result = run_job("chain", tmp_path / "c.toml")
+    assert result.exit_code == 0 and result.stderr.count("figures for Prometheus: ") == 1, result.stderr
+    [line] = (tmp_path / "told").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["run"], told["step"], told["launch"]["rows"]) == (f"{tmp_path}/out/judge", "judge", 2)
+    text = (tmp_path / "c.toml").read_text()
+    (tmp_path / "c.toml").write_text(text.replace("[steps.judge]", "[steps.judge]\non-end = 'https://host/s3cret'"))
+    result = run_job("chain", tmp_path / "c.toml")
+    assert result.exit_code == 2 and "--on-end is given in several ways. It must be" in result.stderr
+    assert "s3cret" not in result.stderr
 
 
 def test_a_run_from_python_tells_it_too(tiny_model: Any, tmp_path: Path) -> None:

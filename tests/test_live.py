@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_is_told_and_the_run_goes_on(server: Any) -> None:
     found.close()
 
 
-@pytest.mark.parametrize("address", ["no-such-host.invalid:9400", "192.0.2.1:9400"])
+@pytest.mark.parametrize("address", ["no-such-host.invalid:9400", "192.0.2.1:9400", f"{'a' * 70}:9400"])
 def test_an_address_that_is_not_ours_is_told_and_the_run_goes_on(address: str) -> None:
     found, [note] = live(LaunchConfig(metrics_port=address))
     assert note.startswith(f"--metrics-port {address}: ") and note.endswith("goes on without figures for Prometheus")

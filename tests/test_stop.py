@@ -1,5 +1,6 @@
 """Signals before the first row: the process ends at once, also while it waits in C; with exit code 75, and one line."""
 
+import json
 import signal
 import subprocess
 import time
@@ -76,7 +77,7 @@ def test_a_signal_before_the_first_row_ends_the_process_at_once(
     """
     (tmp_path / "d.csv").write_text("prompt\n" + "".join(f"number {i}\n" for i in range(20)))
     args = ["run", "--model", tiny_model(), "--dataset", tmp_path / "d.csv", "--output", tmp_path / "out"]
-    args += ["--dtype", "float32", "--max-new-tokens", 4]
+    args += ["--dtype", "float32", "--max-new-tokens", 4, "--on-end", f"cat > {tmp_path}/told"]
     (process,) = start(code, args, marker, tmp_path)
     process.send_signal(number)
     since = time.monotonic()
@@ -86,6 +87,8 @@ def test_a_signal_before_the_first_row_ends_the_process_at_once(
     assert told(results) == [
         f"job: stopped on {number.name} before the first row. Nothing is lost; run the same command again."
     ]
+    word = json.loads((tmp_path / "told").read_text())
+    assert (word["state"], word["reason"], word["launch"]["rows"]) == ("stopped", number.name, 0)
     monkeypatch.setenv("JOB_CACHE", str(tmp_path / "cache"))
     again = run_job(*args)
     assert again.exit_code == 0, again.stderr

@@ -1,5 +1,6 @@
 """A stalled engine, and a launcher that is gone: both end the process, and say why."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,12 +22,14 @@ ROOT = Path(__file__).parents[1]
 def test_a_stalled_engine_ends_with_the_rows_it_was_at(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"number {i}"} for i in range(200)])
     args = ["-m", "job", "run", "--engine", "fake", "--model", tiny_model(), "--dataset", data]
-    args += ["--output", tmp_path / "out", "--stall-timeout", 0.5]
+    args += ["--output", tmp_path / "out", "--stall-timeout", 0.5, "--on-end", f"cat > {tmp_path}/told"]
     (result,) = finish(start_processes(args, env={"JOB_FAKE_STEP_SECS": "3600"}))
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("job: ")]
     assert "the engine has not finished a step for" in line
     assert "In flight: rows 0, 1, 2, 3, 4, 5, 6, 7 and 56 more." in line
+    told = json.loads((tmp_path / "told").read_text())
+    assert (told["state"], told["exit_code"]) == ("failed", 1) and told["reason"].endswith("(--stall-timeout)")
 
 
 def wait_for(condition: Callable[[], Any], secs: float = 180) -> Any:

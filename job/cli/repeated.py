@@ -1,6 +1,5 @@
 """Options that were given several times but have one value: the last one counts, which nobody may notice."""
 
-import re
 from collections import Counter
 
 import click
@@ -20,20 +19,16 @@ class RepeatingCommand(click.Command):
         rest = super().parse_args(ctx, args)
         single = [p for p in order if isinstance(p, click.Option) and not p.multiple and not p.is_flag]
         ctx.meta[_KEY] = [
-            f"{param.opts[0]} was given {count} times; the last one counts{_shown(ctx.params[param.name])}"
+            f"{param.opts[0]} was given {count} times; the last one counts{_shown(param.name, ctx.params[param.name])}"
             for param, count in Counter(single).items()
             if count > 1 and param.name in ctx.params
         ]
         return rest
 
 
-def _shown(value: object) -> str:
-    """Return a value for a note; nothing of an address or a command that has one, in which a secret may be.
-
-    >>> _shown(3), _shown("curl https://host/secret")
-    (': 3', '')
-    """
-    return "" if re.search(r"https?://", str(value)) else f": {value}"
+def _shown(name: str, value: object) -> str:
+    """Return a value for a note; nothing of one that may hold a secret."""
+    return "" if name == "on_end" else f": {value}"
 
 
 def notes_on_repeats() -> list[str]:

@@ -22,6 +22,16 @@ def tasks_here(env: Mapping[str, str]) -> str:
     return counts[node_idx] if node_idx < len(counts) else "1"
 
 
+def job_id(env: Mapping[str, str]) -> str | None:
+    """Return the id by which Slurm knows this job or array task; None outside of Slurm.
+
+    >>> job_id({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"}), job_id({})
+    ('10_2', None)
+    """
+    array = env.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{env.get('SLURM_ARRAY_TASK_ID', '')}" if array else env.get("SLURM_JOB_ID")
+
+
 def first_node(env: Mapping[str, str]) -> str:
     """Return the host of rank 0. Empty if Slurm does not name it."""
     return first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))

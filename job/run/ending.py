@@ -22,11 +22,14 @@ from job.errors import (
     EXIT_STOPPED,
     EXIT_TOO_MANY_ERRORS,
     EXIT_USAGE,
+    MAX_REASON_CHARACTERS,
     JobError,
     PeerFailed,
+    Unavailable,
     first_line,
     shorten,
 )
+from job.launch import slurm
 from job.launch.environment import is_first_process
 from job.launch.notice import KILL_SECS, host_of, missing_program, post, run_command
 from job.launch.replica import Replica
@@ -56,7 +59,7 @@ REASONS = {
 
 
 class Ending:
-    """A context in which a launch works. Leaving it sends the notice, unless nothing was started (exit code 2)."""
+    """A context in which a launch works. Leaving it sends the notice, unless nothing was begun (exit code 2)."""
 
     def __init__(self, config: RunConfig, stop: StopFlag, note: Callable[[str], None]) -> None:
         """Know who is to be told.
@@ -93,7 +96,7 @@ class Ending:
     def __enter__(self) -> "Ending":
         if self._on_end is None:
             return self
-        self._stop.farewell = lambda name: self._tell(EXIT_STOPPED, f"{name}, before the first row")
+        self._stop.farewell = lambda name: self._tell(EXIT_STOPPED, name)
         if self._is_first:
             self._stop.on_stall = lambda reason: self._tell(EXIT_FAILED, reason)
             word = None if is_webhook(self._on_end) else missing_program(self._on_end)
@@ -108,7 +111,7 @@ class Ending:
             return
         self._stop.begin_work()  # a signal must not end the process in the middle of this, nor change its exit code
         exit_code, reason = self._outcome(error)
-        if exit_code != EXIT_USAGE:
+        if exit_code != EXIT_USAGE or self._shares:  # a later step of a chain may be refused
             self._tell(exit_code, reason)
 
     def _outcome(self, error: Exception | None) -> tuple[int, str]:
@@ -116,11 +119,17 @@ class Ending:
             why = self._stop.signal_name if error.exit_code == EXIT_STOPPED else None
             return error.exit_code, why or "another process of this launch has failed; its own message says why"
         if error is not None:
-            reason = shorten(redacted(str(error)) or type(error).__name__, 400)
-            return getattr(error, "exit_code", EXIT_FAILED), (
-                reason if isinstance(error, JobError) else f"{type(error).__name__}: {reason}"
+            reason = shorten(redacted(str(error)), MAX_REASON_CHARACTERS)
+            if isinstance(error, JobError):  # the scripts for Slurm ask for a code of their own if a server is silent
+                return EXIT_FAILED if isinstance(error, Unavailable) else error.exit_code, reason
+            return EXIT_FAILED, f"{type(error).__name__}: {reason}"
+        if self.exit_code == EXIT_STOPPED:
+            name = self._stop.signal_name or "stopped"
+            failure = next(
+                (each.left for share in self._shares for each in share if _has_failed(each.left, name)), None
             )
-        return self.exit_code, REASONS.get(self.exit_code) or self._stop.signal_name or "see its messages"
+            return EXIT_STOPPED, name if failure is None else f"{name}, after a worker of this launch failed: {failure}"
+        return self.exit_code, REASONS.get(self.exit_code, "see its messages")
 
     def _tell(self, exit_code: int, reason: str) -> None:
         """Send the notice, or wait until the process that sends it has done so."""
@@ -188,7 +197,7 @@ class Ending:
             launch=LaunchShare(
                 launch_id=launch_id,
                 host=socket.gethostname(),
-                slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+                slurm_job_id=slurm.job_id(os.environ),
                 num_workers=max(map(len, self._shares), default=0),
                 num_rows=sum(each.num_rows for share in self._shares for each in share),
                 num_tokens=sum(each.num_tokens for share in self._shares for each in share),
@@ -196,6 +205,16 @@ class Ending:
             ),
             report=f"{redacted(output)}/{PAGE}" if has_report else None,
         )
+
+
+def _has_failed(left: str, signal_name: str) -> bool:
+    """Whether a worker gave a failure as the reason why it ended, rather than the stop of the launch."""
+    return (
+        bool(left)
+        and left not in ("done", "stopped", signal_name)
+        and " " in left
+        and not left.startswith("the end of")
+    )
 
 
 def _read(

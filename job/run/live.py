@@ -11,6 +11,7 @@ from dataclasses import replace
 import job
 from job.config import LaunchConfig
 from job.engine.protocol import Engine
+from job.errors import first_line
 from job.observe.stopwatch import Stopwatch
 from job.output.sharing.metrics import WorkerStats
 from job.records import Completion
@@ -48,8 +49,8 @@ class Live:
         asked = min(port + place, 65_535) if port else 0
         try:
             server = FiguresServer(address, asked, lambda: self._seen)
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, UnicodeError) as error:  # of a host name that cannot be one
+            reason = getattr(error, "strerror", None) or first_line(error)
             note(f"--metrics-port {config.metrics_port}: {reason}; the run goes on without figures for Prometheus")
             return
         self._server, self._close = server, server.close

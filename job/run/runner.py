@@ -253,7 +253,9 @@ class Runner:
         return sorted({request.row_idx for request in self._engine.in_flight})
 
     def of_launch(self) -> list[WorkerStats]:
-        """Return the latest figures of the workers of this launch, as far as they are known without another look."""
+        """Return the latest figures of the workers of this launch."""
+        with contextlib.suppress(OSError, Unavailable):
+            self._workers.others(refresh=True)
         return [self._stats(), *(each for each in self._workers.latest if each.launch_id == self._launch_id)]
 
     def _stats(self) -> WorkerStats:

@@ -6,6 +6,8 @@ their own, since most of their time is waiting for Slurm's clocks; a test waits 
 No scenario counts on the speed of the machine: its run is slow until what is to happen has happened, and then fast.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result
-from tests.slurm.cluster import NUM_ROWS, PATIENCE_SECS, ROWS_PER_SHARD, SLOW, Lab, Submitted, until
+from tests.slurm.cluster import FAKE, NUM_ROWS, PATIENCE_SECS, ROWS_PER_SHARD, SLOW, Lab, Submitted, until
 from tests.test_run import read_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_SECS)]
@@ -160,6 +162,7 @@ def preemption(lab: Lab) -> Submitted:
         nodes=[8],
         step_secs=SLOW,
         sbatch=["--partition=low", "--array=0-1"],
+        options=[*FAKE, "--metrics-port", 9400, "--on-end", f"cat >> {told_of(lab)}"],
     )
     until(lambda: len(run.leases()) >= 2, run.explain)
     lab.cluster.command(
@@ -170,7 +173,14 @@ def preemption(lab: Lab) -> Submitted:
     run.speed_up()
     assert [run.task(idx).wait_done()["Restarts"] for idx in range(2)] == ["1", "1"]
     assert run.log.count("stopped, and requeued: restart 1 of at most 50") == 2
+    ports = re.findall(r"figures for Prometheus: http://127\.0\.0\.1:(94\d\d)/metrics", run.log)
+    assert len(ports) == 4 and len(set(ports[:2])) == 2, "two tasks on a node, twice"
     return run
+
+
+def told_of(lab: Lab) -> Path:
+    """Return the file to which ``--on-end`` adds what it gets of the tasks that are preempted."""
+    return lab.directory / "preempted.jsonl"
 
 
 def stopped_by_hand(lab: Lab) -> Submitted:
@@ -311,9 +321,17 @@ def test_a_node_without_power_is_finished_for_by_the_others(check: Callable[[], 
 
 
 @scenario(preemption)
-def test_preempted_tasks_requeue_themselves_and_finish(check: Callable[[], None]) -> None:
-    """Slurm would call a job complete whose tasks end in the grace time. Each requeues itself, not the whole array."""
+def test_preempted_tasks_requeue_themselves_and_finish(check: Callable[[], None], lab: Lab) -> None:
+    """Slurm would call a job complete whose tasks end in the grace time. Each requeues itself, not the whole array.
+
+    Each of the four launches says how it ended, within the grace time; one of them has completed the run.
+    """
     check()
+    told = [json.loads(line) for line in told_of(lab).read_text().splitlines()]
+    assert sorted((each["state"], each["exit_code"]) for each in told) == [("done", 0)] * 2 + [("stopped", 75)] * 2
+    assert [each["completed_run"] for each in told].count(True) == 1
+    assert {each["reason"] for each in told if each["state"] == "stopped"} == {"SIGTERM"}
+    assert len({each["launch"]["slurm_job_id"] for each in told}) == 2
 
 
 @scenario(stopped_by_hand)
