@@ -98,7 +98,7 @@ def test_labels_side_by_side(run_job: RunJob, runs: tuple[Path, Path], tmp_path:
     }
     text = run_job("compare", *runs, "--gold", "gold", "--limit", 1).stdout
     assert "row 1: a yes (0.80), b no (0.90), gold yes\n  | prompt 1\n... and 2 more rows that differ" in text
-    assert "5 rows in both, matched by row_idx; 1 errors in a; 1 only in b" in text
+    assert "5 rows in both, matched by row_idx; 1 error in a; 1 only in b" in text
 
 
 def test_texts_side_by_side(run_job: RunJob, tmp_path: Path) -> None:
@@ -134,11 +134,17 @@ def test_what_cannot_be_matched_is_refused(run_job: RunJob, runs: tuple[Path, Pa
     plain = write_run(tmp_path / "e", ["yes", "no"], kept={"text": ["x", "y"]}, fingerprint="2")
     other = write_run(tmp_path / "f", ["yes"], kept={"id": ["z"]}, id_column="id", fingerprint="3")
     begun = write_run(tmp_path / "g", ["yes"], num_parts=0)
+    failed = write_run(tmp_path / "h", [None, None], kept={"id": ["r0", "r1"]}, id_column="id")
     for args, message in (
         ([runs[0], double], "Column 'id' has 'r0' 2 times in one run"),
         ([runs[0], plain], "The two runs read different datasets"),
         ([runs[0], plain, "--by", "text"], "has no column 'text'"),
-        ([runs[0], other], "No row is in both runs"),
+        (
+            [runs[0], other],
+            "No row is in both runs (5 and 1 rows with a completion, matched by id: 'r0' in the first, 'z'",
+        ),
+        ([runs[0], failed], "the runs have 5 and 0 rows that are finished without an error"),
+        ([*runs, "--confidence", "nan"], "--confidence is nan"),
         ([runs[0], begun], "not in a part yet"),
         ([runs[0], tmp_path / "nix"], "is not a run directory"),
         ([*runs, "--to", "x.txt"], "the name must end in .csv, .jsonl or .parquet"),
@@ -169,3 +175,16 @@ def test_texts_of_other_orders_and_lengths(run_job: RunJob, tmp_path: Path, monk
     assert lengths == {"a": pytest.approx(np.mean([len(text) for text in a])), "b": pytest.approx(lengths["a"] + 0.25)}
     rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert [(row["id"], row["first_difference"]) for row in rows] == [(f"r{n}", len(a[n])) for n in range(0, 40, 4)]
+
+
+def test_what_may_surprise_is_noted(run_job: RunJob, tmp_path: Path) -> None:
+    """Labels that differ in case alone, and a label that several samples have voted for."""
+    first = write_run(tmp_path / "a", ["yes", "no"])
+    modes = {"choices": {"choices": ["Yes", "no"]}}
+    second = write_run(tmp_path / "b", ["Yes", "Yes", "no", "no", "Yes", "no"], modes=modes, num_samples=3)
+    found = compared(run_job, first, second)
+    assert found["labels"]["equal"] == 1 and found["notes"] == [
+        "of several samples of a row, the label is what most of them say",
+        "labels of a and b that differ in case alone count as different: 'yes' and 'Yes'",
+    ]
+    assert compared(run_job, first, first)["notes"] == []

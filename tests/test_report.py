@@ -267,6 +267,9 @@ def test_a_file_beside_the_run(run_job: RunJob, labeled: Path, tmp_path: Path) -
         (["--gold", "error"], "none of the 5 rows has a value in the output"),
         (["--gold", "gold", "--gold-file", "nix.csv"], "--gold-file nix.csv: there is no such file"),
         (["--gold", "gold", "--confidence", "1"], "--confidence"),
+        (["--gold", "gold", "--confidence", "nan"], "--confidence is nan"),
+        (["--label-next", "1", "--seed", "-1"], "--seed"),
+        (["--gold", "gold", "--gold-map", "yes=no", "--gold-map", "yes="], "--gold-map gives 'yes' several names"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(run_job: RunJob, labeled: Path, args: list[str], message: str) -> None:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from job.report.gold import GoldOptions
     from job.report.whole import Report
 
+
+def _a_number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if value != value:  # click.FloatRange lets nan through
+        raise UsageError("--confidence is nan; it must be a number from 0.5 to below 1, such as 0.95.")
+    return value
+
+
 GOLD_OPTIONS = options(
     click.option(
         "--gold",
@@ -46,6 +53,7 @@ GOLD_OPTIONS = options(
     click.option(
         "--confidence",
         type=click.FloatRange(0.5, 1, max_open=True),
+        callback=_a_number,
         default=0.95,
         show_default=True,
         help="Confidence of all intervals.",
@@ -70,7 +78,13 @@ GOLD_OPTIONS = options(
     metavar="FILE",
     help="Write these rows to a .csv, .jsonl or .parquet file with an empty gold column, which --gold-file reads back.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rows that are chosen at random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the rows that are chosen at random.",
+)
 @click.option("--force", is_flag=True, help="Replace the file of --label-next-to if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def report(
@@ -180,4 +194,6 @@ def to_gold(gold: str | None, files: tuple[str, ...], renamed: tuple[str, ...]) 
         if not equals or not old.strip():
             raise UsageError(f"--gold-map is {text!r}; it must be OLD=NEW, such as pos=positive.")
         pairs.append((old.strip(), new.strip()))
+    if doubles := [old for old, _ in pairs if len({new for name, new in pairs if name == old}) > 1]:
+        raise UsageError(f"--gold-map gives {doubles[0]!r} several names. Give it one.")
     return GoldOptions(column=gold, files=files, renamed=tuple(pairs))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from job.errors import UsageError
+from job.errors import UsageError, shorten
 from job.output.looking.found import FoundRun
 from job.report.agreement import Agreement, agree
 from job.report.gold import GoldOptions, find_gold
@@ -17,6 +17,9 @@ from job.report.label_source import has_labels
 from job.report.matching import Matched, choose_key, match
 from job.report.rows import LabeledRows, RunColumns, classes_of, indices_of, kept_columns, read_labels
 from job.report.text_differences import TextComparison, compare_texts
+
+MAX_NAMED = 5
+"""Pairs of labels that a note names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,7 @@ def _of_labels(runs: tuple[RunColumns, RunColumns], by: str, options: CompareOpt
     names = [classes_of(each.source, side) for each, side in zip(rows, sides, strict=True)]
     of_gold = [] if gold_texts is None else sorted({*gold_texts.drop_null().to_pylist()})
     classes = tuple(dict.fromkeys([*names[0], *names[1], *of_gold]))
+    notes = (*notes, *_notes(runs, rows, names))
     a, b = (indices_of(side, classes) for side in sides)
     gold = None if gold_texts is None else indices_of(gold_texts, classes)
     differs = np.flatnonzero(a != b)
@@ -168,13 +172,33 @@ def _read_texts(run: RunColumns, others: list[str]) -> LabeledRows:
 
 
 def _matched(a: pa.ChunkedArray, b: pa.ChunkedArray, by: str) -> Matched:
+    if not len(a) or not len(b):
+        raise UsageError(
+            f"Nothing can be compared: the runs have {len(a):,} and {len(b):,} rows that are finished without an error."
+        )
     matched = match(a, b, by)
     if not len(matched.a):
+        one, other = (shorten(pc.first(each).as_py()) for each in (a, b))
         raise UsageError(
-            f"No row is in both runs ({len(a):,} and {len(b):,} rows with a completion, matched by {by}). Name another "
-            "column with --by."
+            f"No row is in both runs ({len(a):,} and {len(b):,} rows with a completion, matched by {by}: {one!r} in "
+            f"the first, {other!r} in the second). Name another column with --by."
         )
     return matched
+
+
+def _notes(
+    runs: tuple[RunColumns, RunColumns], rows: Sequence[LabeledRows], names: Sequence[Sequence[str]]
+) -> list[str]:
+    """Return what a reader of labels should know."""
+    notes = []
+    if any(run.run.plan.num_samples > 1 and not each.source.is_of_row for run, each in zip(runs, rows, strict=True)):
+        notes.append("of several samples of a row, the label is what most of them say")
+    plain = {name.casefold(): name for name in names[0]}
+    alike = [(plain[name.casefold()], name) for name in names[1] if plain.get(name.casefold(), name) != name]
+    if alike := [pair for pair in alike if pair[1] not in names[0]]:
+        pairs = ", ".join(f"{shorten(one)!r} and {shorten(other)!r}" for one, other in alike[:MAX_NAMED])
+        notes.append(f"labels of a and b that differ in case alone count as different: {pairs}")
+    return notes
 
 
 def _counts(rows: Sequence[LabeledRows], matched: Matched) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def _uncompared(found: Comparison) -> str:
         ("a", found.only_a, found.errors_a, found.missing_a),
         ("b", found.only_b, found.errors_b, found.missing_b),
     ):
-        for count, what in ((only, f"only in {name}"), (errors, f"errors in {name}"), (missing, f"missing in {name}")):
+        failed = f"error{'' if errors == 1 else 's'} in {name}"
+        for count, what in ((only, f"only in {name}"), (errors, failed), (missing, f"missing in {name}")):
             if count:
                 facts.append(f"; {count:,} {what}")
     return "".join(facts)
