@@ -13,7 +13,7 @@ const haystack = (row) => {
   return row.haystack;
 };
 const filters = {
-  all: () => true, done: (row) => row.error == null, error: (row) => row.error != null, random: (row) => row.why === "random",
+  all: () => true, reused: (row) => row.more.reused_from != null, done: (row) => row.error == null, error: (row) => row.error != null, random: (row) => row.why === "random",
 };
 const passes = (row, filter) => {
   const [name, ...rest] = filter.split(":"), value = rest.join(":");
@@ -24,6 +24,7 @@ const passes = (row, filter) => {
 function fillFilter() {
   const distinct = (of) => [...new Set(data.rows.map(of).filter((value) => value != null))].sort();
   const entries = [["all", "all of these rows"], ["random", "rows chosen at random"], ["done", "without an error"], ["error", "with an error"],
+    ...(data.rows.some(filters.reused) ? [["reused", "copied from another run"]] : []),
     ...distinct(kindOf).map((kind) => [`error:${kind}`, `error: ${kind}`]),
     ...distinct((row) => row.finish_reason).map((reason) => [`finish:${reason}`, `finish reason: ${reason}`]),
     ...distinct(labelOf).slice(0, 30).map((label) => [`label:${label}`, `label: ${shortened(label, 60)}`])];
