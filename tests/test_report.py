@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,21 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
+from job.errors import UsageError
+from job.output.looking.found import find_run
+from job.output.looking.shown_rows import Wanted, find_rows
 from job.report.accuracy import NONE, score
 from job.report.calibration import calibration
+from job.report.gold import GoldOptions
 from job.report.intervals import wilson
 from job.report.shares import ADDED_WEIGHT, corrected_shares, tuned_power
+from job.report.whole import ReportOptions, make_report
 from tests.conftest import Result
 from tests.labeled_runs import probs_of, write_run
 from tests.test_run import write_jsonl
 
 RunJob = Callable[..., Result]
+RUNS = Path(__file__).parent / "runs"
 
 
 def report_of(run_job: RunJob, *args: Any) -> Any:
@@ -373,3 +381,33 @@ def test_runs_that_are_not_finished_or_broken(run_job: RunJob, tmp_path: Path) -
     failed = write_run(tmp_path / "c", [None, None], kept={"gold": ["yes", "no"]})
     result = run_job("report", failed, "--gold", "gold")
     assert result.exit_code == 2 and "no row without an error" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["unfinished-choices", "unfinished", "unfinished-0.2"])
+def test_labels_of_rows_in_journals_count(name: str) -> None:
+    """Each row all of whose samples are finished has a label, whether its part is there or not."""
+    run = find_run(RUNS / name)
+    samples = [row for row in find_rows(run, Wanted()) if "completion" in row]
+    num_samples = Counter(row["row_idx"] for row in samples)
+    whole = {row_idx for row_idx, number in num_samples.items() if number == run.plan.num_samples}
+    failed = {row_idx for row_idx in whole if all(row["error"] for row in samples if row["row_idx"] == row_idx)}
+    found = make_report(run, ReportOptions()).labels
+    assert found is not None and run.directory.journaled_shards() - run.directory.written_shards()
+    assert (found.num_rows, found.num_errors) == (len(whole - failed), len(failed))
+    assert found.num_missing == run.plan.num_rows - len(whole) > 0
+    for label, number in zip(found.classes, found.counts, strict=True):
+        if found.column.name != "completion":
+            assert number == sum(
+                row[found.column.name] == label for row in samples if row["row_idx"] in whole and row["sample_idx"] == 0
+            )
+
+
+def test_a_run_without_a_part_has_labels(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(RUNS / "unfinished-choices", output)
+    for part in output.rglob("part-*.parquet"):
+        part.unlink()
+    labels = make_report(find_run(output), ReportOptions()).labels
+    assert labels is not None and labels.num_rows == 13 and sum(labels.counts) == 13
+    with pytest.raises(UsageError, match="no column 'gold'"):
+        make_report(find_run(output), ReportOptions(gold=GoldOptions(column="gold")))

@@ -1,4 +1,4 @@
-"""The labels of a run, one for each row of its dataset, read from its parts."""
+"""The labels of a run, one for each row of its dataset, read from its parts, and from journals where there is none."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from job.modes.mode import LabelColumn
 from job.output.looking.exporting.run_table import RunTable, Selection
 from job.output.looking.found import FoundRun
+from job.output.looking.shown_rows import ShardRows
+from job.output.parts.part_schema import Columns
 from job.report.accuracy import NONE
 from job.report.intervals import Floats
 from job.report.label_source import find_labels
@@ -33,7 +35,7 @@ class LabeledRows:
     num_errors: int
     """Rows all of whose samples are errors."""
     num_missing: int
-    """Rows that are not in a part yet."""
+    """Rows that are not finished yet, or not read."""
     num_samples: int
 
     def keys(self, name: str) -> pa.ChunkedArray:
@@ -57,30 +59,53 @@ class LabeledRows:
 
 
 class RunColumns:
-    """A run whose columns are known, before its rows are read."""
+    """A run whose columns are known, before its rows are read.
+
+    Journals do not have the dataset's columns. So a run without a part has none of them, and where they are asked for,
+    rows of journals are left out.
+    """
 
     def __init__(self, run: FoundRun) -> None:
-        """Read the columns from the first part.
+        """Read the columns from the first part, if there is one.
 
         Raises:
-            UsageError: no part exists yet.
+            UsageError: nothing is finished yet.
             JobError: a part cannot be read.
         """
-        self.run = run
-        self.schema: pa.Schema = RunTable(run, Selection(is_partial=True)).schema
+        self.run, directory = run, run.directory
+        self._written = directory.written_shards()
+        self._journaled = sorted(directory.journaled_shards() - self._written)
+        has_parts = bool(self._written) or not self._journaled
+        own = Columns.of(run.manifest)
+        self._own = own.names
+        self.schema: pa.Schema = (
+            RunTable(run, Selection(is_partial=True)).schema if has_parts else own.schema(pa.schema([]))
+        )
 
     def read(self, names: list[str]) -> tuple[pa.Table, int]:
-        """Read columns of all rows in parts, texts as ``large_string``: together they may have more than the 2 GB of
+        """Read columns of all finished rows, texts as ``large_string``: together they may have more than the 2 GB of
         ``string``. Returns the number of rows that are missing, too.
 
         Raises:
             JobError: a part cannot be read.
         """
-        table = RunTable(self.run, Selection(columns=tuple(dict.fromkeys(names)), is_partial=True))
-        rows = pa.Table.from_batches(table.read(), table.schema)
-        kinds = [pa.large_string() if field.type == pa.string() else field.type for field in rows.schema]
-        rows = rows.cast(pa.schema(list(zip(rows.schema.names, kinds, strict=True))))
-        return rows, table.num_missing // self.run.plan.num_samples
+        columns, tables = list(dict.fromkeys(names)), []
+        if self._written:
+            table = RunTable(self.run, Selection(columns=tuple(columns), is_partial=True))
+            tables.append(pa.Table.from_batches(table.read(), table.schema))
+        if self._own.issuperset(columns):
+            tables += [self._read_journals(shard_idx, columns) for shard_idx in self._journaled]
+        kinds = [self.schema.field(name).type for name in columns]
+        kinds = [pa.large_string() if kind == pa.string() else kind for kind in kinds]
+        schema = pa.schema(list(zip(columns, kinds, strict=True)))
+        rows = pa.concat_tables([each.select(columns).cast(schema) for each in tables], promote_options="none")
+        return rows, self.run.plan.num_rows - len(rows) // self.run.plan.num_samples
+
+    def _read_journals(self, shard_idx: int, columns: list[str]) -> pa.Table:
+        """Read the rows of a shard all of whose samples are finished."""
+        table = ShardRows(self.run, shard_idx).columns(list(dict.fromkeys([*columns, "row_idx"])))
+        _, places, counts = np.unique(table["row_idx"].to_numpy(), return_inverse=True, return_counts=True)
+        return table.filter(pa.array(counts[places] == self.run.plan.num_samples))
 
 
 def read_labels(columns: RunColumns, wanted: str | None, others: list[str]) -> LabeledRows:

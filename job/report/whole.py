@@ -79,7 +79,8 @@ def _choose(rows: LabeledRows, gold: Gold | None, name: str, options: ReportOpti
 def _others(columns: RunColumns, options: ReportOptions) -> list[str]:
     """Return the columns to read beside the labels: what names a row, gold, and what a person needs to label one."""
     names: Sequence[str] = columns.schema.names
-    found = [columns.run.manifest.about["id_column"]]
+    is_matched = options.gold is not None or options.label_next  # rows of journals have no such column
+    found = [columns.run.manifest.about["id_column"]] if is_matched else []
     if options.gold is not None and not options.gold.files:
         found.append(options.gold.column)
     if options.label_next:
