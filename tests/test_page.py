@@ -20,6 +20,7 @@ from job.launch.energy import EnergyMeter
 from job.output.looking.found import find_run
 from job.output.sharing.metrics import WorkerStats
 from job.report.cost import cost_of
+from job.report.coverage import coverage_of
 from job.report.lengths import lengths_of
 from job.report.page.embedded import to_json
 from job.report.page.html import to_html
@@ -94,6 +95,24 @@ def test_cost_by_hand() -> None:
     assert cost.price_per_1000_rows == pytest.approx(200) and cost.price_per_million_tokens == pytest.approx(2e5)
     assert cost.kwh == 0.5 and not cost.is_all_measured
     assert cost_of(make_timeline(runs), None).price is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [([], "are a random sample of the 300"), ([3, 80], "nearly a random sample of the 300: 2 that are begun")],
+)
+def test_a_random_sample_is_recognised(missing: list[int], expected: str) -> None:
+    """By the rows that are finished; the first rows of the dataset, and other rows, are not taken for one."""
+    order = np.random.default_rng(0).permutation(300)
+    of_random = coverage_of(np.delete(order[:100], missing), 300, order)
+    assert of_random is not None and expected in of_random.describe()
+    of_first = coverage_of(np.delete(np.arange(100), missing), 300, order)
+    assert of_first is not None and "the first ones of the dataset" in of_first.describe()
+    of_others = coverage_of(np.arange(150, 200), 300, order)
+    assert of_others is not None and "rows of 300 are not a random sample" in of_others.describe()
+    nearly_all = coverage_of(np.arange(299), 300, order)
+    assert nearly_all is not None and nearly_all.is_first and not nearly_all.is_random
+    assert coverage_of(order, 300, order) is None and coverage_of(order[:0], 300, order) is None
 
 
 class FakeNvml:
@@ -317,6 +336,7 @@ def test_the_page_in_a_browser(run_job: RunJob, run: Path, tmp_path: Path, brows
     done = status["rows"]["done"] - status["errors"]["total"]
     assert shown == {"total": "60", "done": str(done), "errors": str(status["errors"]["total"])}
     assert tab.text("#equation") == "60 rows = 36 done + 4 errors + 20 pending"
+    assert tab.text("#coverage").startswith("The 40 finished rows of 60 are the first ones of the dataset")
     assert "20" in tab.text("#equation") and tab.text("#state") == "Not finished"
     assert "engine_error" in tab.text("#kinds") and "ended without saying why" in tab.text("#events")
     assert (

@@ -11,7 +11,9 @@ def describe_run(data: PageData) -> str:
     terms = f"{rows.done:,} done + {rows.errors:,} errors + {rows.pending:,} pending"
     facts = [
         (unit, f"{rows.total:,} = {terms}"),
+        *([] if data.coverage is None else [("sample", data.coverage.describe())]),
         ("errors", f"{rows.errors:,}{list_kinds(status.errors)}"),
+        *((title, line) for title, line in status.outcome if title != "labels" or data.labels is None),
         ("tokens", f"{status.num_prompt_tokens:,} prompt, {status.num_completion_tokens:,} completion"),
         *([] if data.timeline is None else [("time", _time(data))]),
         *([] if data.cost is None else [("cost", _cost(data))]),

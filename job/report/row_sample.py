@@ -53,6 +53,8 @@ class RowSample:
     prompt_tokens: npt.NDArray[np.int64]
     """[rows] of those without an error."""
     completion_tokens: npt.NDArray[np.int64]
+    finished: npt.NDArray[np.int64]
+    """Indices of the rows all of whose samples are finished."""
     unreadable: tuple[str, ...]
     """Why some shards could not be read."""
 
@@ -91,7 +93,7 @@ class _Chooser:
 
 def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int = MAX_BYTES) -> RowSample:
     """Read the lengths of all finished rows, those in journals included, and some rows. Damaged shards are left out."""
-    chooser, lengths, unreadable, num_rows = _Chooser(max_random), [], [], 0
+    chooser, lengths, unreadable, num_rows, finished = _Chooser(max_random), [], [], 0, []
     for shard_idx in sorted(run.directory.written_shards() | run.directory.journaled_shards()):
         try:
             small = _SmallColumns.read(run, shard_idx)
@@ -100,6 +102,8 @@ def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int =
             continue
         num_rows += small.num_rows
         lengths.append(small.lengths)
+        row_idx, num_samples = np.unique(small.keys[0], return_counts=True)
+        finished.append(row_idx[num_samples == run.plan.num_samples].astype(np.int64))
         chooser.add(shard_idx, small)
     chosen = chooser.chosen()
     rows = _within(dict(_read(run, chosen, unreadable)), chosen, max_bytes)
@@ -110,6 +114,7 @@ def sample_rows(run: FoundRun, *, max_random: int = MAX_RANDOM, max_bytes: int =
         num_random=sum(row["why"] == RANDOM for row in rows.values()),
         prompt_tokens=both[0],
         completion_tokens=both[1],
+        finished=np.concatenate(finished) if finished else np.empty(0, np.int64),
         unreadable=tuple(dict.fromkeys(unreadable)),
     )
 

@@ -12,7 +12,9 @@ import job
 from job.errors import JobError
 from job.observe.status import Status
 from job.output.looking.found import FoundRun
+from job.output.parts.order import shuffled
 from job.report.cost import Cost, cost_of
+from job.report.coverage import Coverage, coverage_of
 from job.report.label_next import LabelNext
 from job.report.label_report import LabelReport
 from job.report.lengths import lengths_of
@@ -80,6 +82,18 @@ class PageData:
     """How often a page that follows the run asks for new numbers; None: a file."""
 
     @property
+    def coverage(self) -> Coverage | None:
+        """Which rows an unfinished run has finished; None if it is finished, has nothing yet, or is damaged.
+
+        While it runs, rows are in flight, so only that it computes a random sample is worth a word.
+        """
+        plan, seed = self.run.plan, self.run.manifest.section("sampling")["seed"]
+        if self.status.is_done or self.damages or not len(self.sample.finished):
+            return None
+        found = coverage_of(self.sample.finished, plan.num_rows, shuffled(plan.num_rows, seed))
+        return None if found is None or (self.status.workers and not found.is_random) else found
+
+    @property
     def damages(self) -> tuple[str, ...]:
         """What cannot be read, and why; and whether rows are missing."""
         status, sample = self.status, self.sample
@@ -109,6 +123,7 @@ class PageData:
             "labels_note": self.labels_note,
             "label_next": self._label_next(),
             "rows": list(sample.rows),
+            "coverage": None if self.coverage is None else self.coverage.describe(),
             "sample": {"of": sample.num_rows, "random": sample.num_random},
             "notes": list(self.damages),
         }

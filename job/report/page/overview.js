@@ -49,6 +49,8 @@ function showReconciliation() {
     idx ? " + " : " = ", make("span", "term", make("span", `dot ${name}`), make("b", "", whole(value)), ` ${label}`),
   ]);
   byId("equation").replaceChildren(make("b", "", whole(rows.total)), ` ${unit()}s`, ...terms);
+  setText("coverage", data.coverage ?? "");
+  byId("coverage").hidden = !data.coverage;
   const open = status.rows.done - status.rows.in_parts;
   setText("reconciliation-note", [
     rows.total ? `${whole(status.shards.done)} of ${some(status.shards.total, "shard")} done.` : "The dataset has no rows.",
