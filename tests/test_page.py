@@ -82,6 +82,16 @@ def test_a_time_line_tells_restarts_stops_and_stalls() -> None:
     assert np.allclose(computed, [2000, 900, 1000, 1000, 0], rtol=0.01)
 
 
+def test_a_worker_that_was_killed_early_has_stopped() -> None:
+    """It had reported once, before it had rows. A worker that has just reported may begin yet."""
+    [only] = [history("a", 0, [0], num_at_work=0, open_shards=(), device="cpu")]
+    kinds = [[event.kind for event in make_timeline([only], now=now).events] for now in (10, 100)]
+    assert kinds == [["start"], ["start", "stop"]]
+    assert [event.kind for event in make_timeline([only], ["a"], 100).events] == ["start"]
+    older = [replace(line, device="") for line in only]  # of a version that never said why
+    assert [event.kind for event in make_timeline([older], now=100).events] == ["start"]
+
+
 def values_of(stats: WorkerStats) -> dict[str, Any]:
     return {name: getattr(stats, name) for name in stats.__slots__}
 

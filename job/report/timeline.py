@@ -3,6 +3,8 @@
 Times are Unix seconds by the clocks of the workers, which may differ by what the clocks of their hosts do.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -102,11 +104,17 @@ def read_timeline(store: Store, active: Collection[str]) -> Timeline | None:
         None if no worker has written figures.
     """
     histories = [history for name in _names(store) if (history := _history(store, name))]
-    return make_timeline(histories, active) if histories else None
+    return make_timeline(histories, active, time.time()) if histories else None
 
 
-def make_timeline(histories: Sequence[Sequence[WorkerStats]], active: Collection[str] = ()) -> Timeline:
-    """Return the time line of workers, each of which has one line of figures or more, in order."""
+def make_timeline(
+    histories: Sequence[Sequence[WorkerStats]], active: Collection[str] = (), now: float = math.inf
+) -> Timeline:
+    """Return the time line of workers, each of which has one line of figures or more, in order.
+
+    Args:
+        now: Unix time. A worker that is not active, but reported a moment ago, may be about to hold something.
+    """
     histories = sorted(histories, key=lambda history: (_start(history), history[0].worker_id))
     spans = tuple(_span(history, active) for history in histories)
     start, end = min(span.start for span in spans), max(span.end for span in spans)
@@ -115,7 +123,7 @@ def make_timeline(histories: Sequence[Sequence[WorkerStats]], active: Collection
     edges: npt.NDArray[np.float64] = start + bin_secs * np.arange(num_bins + 1, dtype=np.float64)
     tokens = np.stack([_per_sec(history, [each.num_tokens for each in history], edges) for history in histories])
     rows = np.stack([_per_sec(history, [each.num_rows for each in history], edges) for history in histories])
-    stops = list(_stops(spans))
+    stops = list(_stops(spans, now))
     events = [*_launches(spans, stops), *stops, *(stall for history in histories for stall in _stalls(history))]
     return Timeline(
         start=start,
@@ -207,15 +215,17 @@ def _launches(spans: Sequence[WorkerSpan], stops: Sequence[Event]) -> Iterator[E
         yield Event(time=span.start, kind=kind, worker_id=span.worker_id, text=text)
 
 
-def _stops(spans: Sequence[WorkerSpan]) -> Iterator[Event]:
+def _stops(spans: Sequence[WorkerSpan], now: float) -> Iterator[Event]:
     """Yield which workers ended before there was nothing left to do."""
     for span in spans:
         if span.is_active or span.left == "done":
             continue
         if span.left:
             yield Event(time=span.end, kind="stop", worker_id=span.worker_id, text=f"stopped: {span.left}")
-        elif span.has_open_rows:
-            text = "ended without saying why, with rows in flight: killed, or its machine was lost"
+        elif span.has_open_rows or (span.device and now - span.end >= FRESH_SECS):
+            # A worker that names its device also says why it ends, if it can.
+            rows = ", with rows in flight" if span.has_open_rows else ""
+            text = f"ended without saying why{rows}: killed, or its machine was lost"
             yield Event(time=span.end, kind="stop", worker_id=span.worker_id, text=text)
 
 

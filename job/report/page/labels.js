@@ -70,7 +70,7 @@ function showGold(gold, level) {
     draw("calibration-chart", {
       type: "line",
       data: { datasets: [
-        { label: "labels", data: points, borderColor: series(0), backgroundColor: series(0), borderWidth: 1.6, pointRadius: 4 },
+        { label: "labels", data: points, borderColor: series(0), backgroundColor: series(0), borderWidth: 1.6, pointRadius: 4, clip: 6 },
         { label: "as probable as said", data: [{ x: 0, y: 0 }, { x: 1, y: 1 }], borderColor: color("muted"), borderDash: [5, 4], borderWidth: 1, pointRadius: 0 },
       ] },
       options: {

@@ -91,8 +91,10 @@ function showEvents({ num_events: total, events, workers, num_workers: totalWork
   setText("events-title", events.length < total ? `The first ${whole(events.length)} of ${some(total, "event")}` : some(total, "event"));
   const box = byId("events-box");
   box.hidden = events.every((event) => event.kind === "start");
-  if (!box.dataset.known) box.open = events.length > 1 && events.length <= 8; // later, it is as the reader has left it
-  box.dataset.known = "true";
+  if (!box.hidden && !box.dataset.known) {
+    box.open = events.length <= 8; // from then on, it is as the reader leaves it
+    box.dataset.known = "true";
+  }
   fillTable(byId("events"), ["Time (UTC)", "Event", "What", "Worker"], events.map((event) => [
     cell(clock(event.time)), make("td", "", make("span", `dot ${event.kind}`), MARKS[event.kind]), cell(event.text, "wide"), cell(event.worker_id),
   ]));
