@@ -5,7 +5,7 @@ source -> RowBlock of Row -> prompts -> Prompt -> tokenization -> Request -> eng
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from job.tasks import Generate, ScoreText, Task
@@ -113,6 +113,17 @@ class Partial:
     def key(self) -> PartialKey:
         """The identity of the completion, and how often it has been drawn before."""
         return (self.row_idx, self.sample_idx, self.attempt)
+
+    def after(self, num_tokens: int) -> "Partial":
+        """Return what it has of a completion after the first tokens of it. It must itself begin with the first one."""
+        size = len(self.tops) // max(1, len(self.token_ids))
+        return replace(
+            self,
+            start=num_tokens,
+            token_ids=self.token_ids[num_tokens:],
+            logprobs=self.logprobs[num_tokens:],
+            tops=self.tops[size * num_tokens :],
+        )
 
     @property
     def end(self) -> int:

@@ -108,6 +108,10 @@ def test_refusals_name_the_option(hub: Hub, repo: Repo, job: RunJob, monkeypatch
     assert "--adapter acme/none: there is no such directory, and the Hub shows you no model" in refusal(
         job("--adapter", "acme/none")
     )
+    num_asked = len(hub.requests(""))
+    message = refusal(job("--adapter", "lora"))
+    assert "--adapter lora: there is no such directory here, and an adapter of the Hub is OWNER/NAME" in message
+    assert len(hub.requests("")) == num_asked, "a Hub that does not answer would be waited for"
     message = refusal(job("--adapter", "acme/lora@v9"))
     assert "--adapter acme/lora@v9 has no branch, tag or commit 'v9' on the Hub. Check what follows the @." in message
     message = refusal(job("--model", "acme/tiny", "--adapter", "acme/tiny"))

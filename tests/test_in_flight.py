@@ -1,6 +1,7 @@
 """Rows in flight: killed at any token, a row goes on there and comes out as it would have."""
 
 import errno
+import itertools
 import os
 import random
 import re
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from job.config import EngineConfig
 from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
+from job.engine.static.engine import StaticEngine
 from job.output.parts import partials, shard
 from job.output.parts.partials import PartialLog, PartialLogs
 from job.output.parts.plan import Plan
@@ -29,7 +32,7 @@ from job.tasks import Generate
 from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
 from tests.conftest import Result
 from tests.run_files import RunFiles
-from tests.serving import MODES, Observed, Served, ask, finish, generate, make_engine, make_prompts, serve
+from tests.serving import MODES, Observed, Served, ask, finish, generate, load, make_engine, make_prompts, serve
 from tests.test_resume import start_workers
 from tests.test_run import read_output, write_jsonl
 
@@ -168,6 +171,33 @@ def limited(request: Request, most: int) -> Request:
     params = request.task.params
     params = replace(params, max_new_tokens=most, min_new_tokens=min(most, params.min_new_tokens))
     return replace(request, task=replace(request.task, params=params))
+
+
+def test_a_static_batch_goes_on_where_a_stop_left_it(tiny_model: Callable[..., Path]) -> None:
+    """Rows of different lengths, with all that a request may ask: what they have is part of the next prompts."""
+    requests = [each for each in all_requests(random.Random(1)) if isinstance(each.task, Generate)]
+    model, replica = load(tiny_model())
+    model = replace(model, eos_token_ids=(1, *range(140, 170)))
+
+    def make(should_stop: Callable[[], bool] = lambda: False) -> Engine:
+        return ReasonedScores(StaticEngine(model, EngineConfig(max_batch_rows=64), replica, should_stop))
+
+    expected = finish(make(), requests)
+    begun: dict[PartialKey, Partial] = {}
+    for num_steps in (4, 3, 5):
+        calls = itertools.count()
+        engine = make(lambda calls=calls, most=num_steps: next(calls) > most)
+        for request in requests:
+            engine.submit(replace(request, begun=begun.get(request.partial_key)))
+        engine.step()
+        left = engine.partials({})
+        assert all(partial.key not in begun or partial.end > begun[partial.key].end for partial in left)
+        begun |= {partial.key: partial for partial in left}
+        [rest] = [each for each in engine.partials({left[0].key: 2}) if each.key == left[0].key]
+        assert (rest.start, list(rest.token_ids)) == (2, list(left[0].token_ids[2:]))
+    assert sum(len(partial.token_ids) for partial in begun.values()) > 100
+    found = finish(make(), [replace(request, begun=begun.get(request.partial_key)) for request in requests])
+    assert [answer(generation) for generation in found] == [answer(generation) for generation in expected]
 
 
 def test_what_was_generated_is_not_generated_again(served: Served, observed: Observed) -> None:

@@ -1,6 +1,7 @@
 """What loading a model takes of the host's memory, and what it leaves of the files' tensors."""
 
 import json
+import re
 import runpy
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,18 @@ def test_weights_that_do_not_fit_the_configuration_are_named(tiny_model: Callabl
     save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"has 1 weights of another shape .*: \[4, 4\], not \[256, 128\]\. Copy"):
         load(tmp_path / "model")
+
+
+def test_weights_that_have_no_place_are_told(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """A configuration with fewer layers than the checkpoint gave another model, without a word."""
+    shutil.copytree(tiny_model(), tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    [note] = load(tmp_path / "model")[0].notes
+    last = f"model.layers.{config['num_hidden_layers']}."
+    assert re.match(rf"the model has no place for \d+ of its weights, which are left out: {last}\S+, {last}", note)
+    assert load(tiny_model())[0].notes == ()
 
 
 def test_float64_weights_are_computed_in_the_dtype_of_the_run(tiny_model: Callable[..., Path], tmp_path: Path) -> None:

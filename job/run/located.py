@@ -42,6 +42,11 @@ def _adapter(text: str) -> str:
         found = _on_hub("model", text)
         if found is None:
             check_local("adapter", text, "Give a Hub id, or copy the adapter to a directory and give that.")
+            if "/" not in text and not Path(text).exists():  # the Hub would be asked, for a minute if it is not there
+                raise UsageError(
+                    f"--adapter {text}: there is no such directory here, and an adapter of the Hub is OWNER/NAME. "
+                    "Correct the path, or give both parts of the id."
+                )
             return text
     return found.name if found.revision is None else f"{found.name}@{found.revision}"
 

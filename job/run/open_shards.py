@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from job.data.row_keys import key_of
+from job.engine.model.kinds import ENCODER_DECODER
 from job.errors import Unavailable
 from job.output.parts.counts import Counts
 from job.output.parts.part_tables import ReusedRows
@@ -61,7 +62,7 @@ class OpenShards:
             self._plan,
             self._worker_id,
             note,
-            is_on=prepared.config.output.journal_in_flight,
+            is_on=prepared.config.output.journal_in_flight and prepared.model_info.kind is not ENCODER_DECODER,
             holds=self._claims.holds,
             lease_timeout_secs=prepared.settings.lease_timeout_secs,
         )

@@ -20,6 +20,7 @@ from job.output.looking.kept_tokens import KeptTokens
 from job.output.looking.survey import SeenLease, Survey, survey
 from job.output.parts.growth import read_growth
 from job.output.parts.manifest import Manifest
+from job.output.parts.plan import Plan
 from job.output.publishing.publication import read_publication
 from job.output.sharing.metrics import LatestStats, MetricsReader, WorkerStats
 from job.output.sharing.worker import WorkerId
@@ -86,11 +87,7 @@ def _status(
     plan, manifest = run.plan, run.manifest
     workers = _workers(seen, latest)
     living = {worker.worker_id for worker in workers}
-    num_done = sum(map(seen.is_done, seen.parts))
-    held = {False: set[int](), True: set[int]()}
-    for lease in seen.leases:
-        if lease.slice_idx is None and lease.shard_idx < plan.num_shards and not seen.is_done(lease.shard_idx):
-            held[lease.is_stale].add(lease.shard_idx)
+    num_done, held = sum(map(seen.is_done, seen.parts)), _held(seen, plan)
     counts, num_rows = finished.counts(), finished.num_rows()
     speed = sum(worker.tokens_per_sec for worker in workers)
     of_living = [found.stats for found in latest if found.stats.worker_id in living]
@@ -136,6 +133,15 @@ def _status(
         published=published_of(run.directory, seen.parts),
         is_store_time=seen.is_store_time,
     )
+
+
+def _held(seen: Survey, plan: Plan) -> Mapping[bool, set[int]]:
+    """Return the shards that are leased: those with a stale lease under True."""
+    held = {False: set[int](), True: set[int]()}
+    for lease in seen.leases:
+        if lease.slice_idx is None and lease.shard_idx < plan.num_shards and not seen.is_done(lease.shard_idx):
+            held[lease.is_stale].add(lease.shard_idx)
+    return held
 
 
 def published_of(directory: RunDirectory, parts: Mapping[int, str] | None = None) -> Published | None:

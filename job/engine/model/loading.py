@@ -79,8 +79,9 @@ def load_model(
     merged = _merged_layers(config, info, replica)
     _make_first([made.directory for made in (info.dense_weights, merged) if made is not None], replica)
     failure, model, dense_layers = None, None, None
+    left_out: list[str] = []
     try:
-        model = read_weights(config, info)
+        model = read_weights(config, info, left_out.append)
         adapters = info.precision.adapters
         model = merge(model, adapters) if merged is None else put_in(model, merged.directory(), adapters)
         dense_layers = dense_layers_of(info.files, info.head)
@@ -99,7 +100,7 @@ def load_model(
         model = shard(model, replica, verbose=verbose)
         quantize_experts = expert_quantizer(scheme, replica.device, dtype)
         changed = repair(model, replica, placing(replica.device, dtype), quantize_experts)
-        notes = () if scheme is None else (quantize(model, scheme, replica.device, dtype),)
+        notes = (*left_out, *(() if scheme is None else (quantize(model, scheme, replica.device, dtype),)))
         move_to(model, replica.device, dtype)
         put_back(model, {name: tensor for name, tensor in kept.items() if name not in changed})
         model = with_head(model, info.kind)

@@ -2,20 +2,27 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 from job.config import ModelConfig
 from job.engine.model.heads import without_unused
 from job.engine.model.info import ModelInfo
+from job.engine.model.kinds import CAUSAL
 from job.engine.model.text_part import how_to_read
 from job.errors import UsageError
 from job.launch.activity import doing
 from job.remote.model_code import code_options, why_unreadable
 
+SHOWN_KEYS = 3
+"""Of weights that are not used, so many are named."""
 
-def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
+
+def read_weights(config: ModelConfig, info: ModelInfo, note: Callable[[str], object] = str) -> Any:
     """Load a model on the host in the dtype of its checkpoint. Fetches weights that are not here yet.
+
+    Args:
+        note: is given a line on weights that the model has no place for, if there are any.
 
     Raises:
         UsageError: weights are missing; transformers would fill them with random numbers and only warn.
@@ -63,8 +70,19 @@ def read_weights(config: ModelConfig, info: ModelInfo) -> Any:
             f"--model {config.model} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}. "
             f"It is incomplete, or not {info.kind.phrase}."
         )
+    if info.kind is CAUSAL and info.whole_type is None:  # otherwise what else there is does not belong to this model
+        _note_unexpected(sorted(report["unexpected_keys"]), note)
     without_unused(model, info.kind)
     return model
+
+
+def _note_unexpected(keys: Sequence[str], note: Callable[[str], object]) -> None:
+    if keys:
+        more = ", ..." if len(keys) > SHOWN_KEYS else ""
+        note(
+            f"the model has no place for {len(keys):,} of its weights, which are left out: "
+            f"{', '.join(keys[:SHOWN_KEYS])}{more}. Is its configuration the one that belongs to them?"
+        )
 
 
 @contextlib.contextmanager

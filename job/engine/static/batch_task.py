@@ -1,6 +1,6 @@
 """The tasks of static batches: each batch is computed for one kind of task, on all ranks of a replica."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -9,7 +9,7 @@ import torch
 from job.engine.failures import OUT_OF_MEMORY, BatchFailed, OutOfMemory, describe_failure
 from job.errors import JobError
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class BatchTask(Protocol):
     max_tokens: int
     """The most tokens in a batch, including padding."""
     num_computed_tokens: int
+    unfinished: Sequence[Partial]
+    """What the latest batch has of the requests that it has not finished, as far as they can go on there."""
 
     def room(self, request: Request) -> Room:
         """Return the space that a request takes in a batch."""

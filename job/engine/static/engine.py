@@ -92,8 +92,9 @@ class StaticEngine:
         return Load(num_running=len(self._batch))
 
     def partials(self, known: Mapping[PartialKey, int]) -> list[Partial]:
-        """See ``Engine``. Between two steps, no request has begun."""
-        return []
+        """See ``Engine``. Between two steps, no request has begun, unless a stop has left a batch unfinished."""
+        left = (partial for task in self._tasks.values() for partial in task.unfinished)
+        return [rest for partial in left if (rest := partial.after(known.get(partial.key, 0))).token_ids]
 
     def submit(self, request: Request) -> None:
         """See ``Engine``."""

@@ -16,7 +16,7 @@ from job.engine.static.batch_task import Room, together
 from job.engine.static.scoring import pad_right
 from job.engine.static.token_choice import Chooser, HasLeft, LeadingChooser
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 from job.tasks import Generate
 
 
@@ -25,6 +25,7 @@ class Batch:
     """What the leader sends for a batch. Followers use the tokens that the leader chooses, so they need no tasks."""
 
     prompt_ids: list[list[int]]
+    """And what an earlier process has generated after them."""
     decoder_ids: list[list[int]]
     """What the answers of an encoder-decoder follow, of one length. Empty for other models."""
     max_new_tokens: int
@@ -46,34 +47,46 @@ class Generating:
         """
         self._model, self._replica, self._should_stop = model, replica, should_stop
         self.max_rows, self.max_tokens, self.num_computed_tokens = max_rows, max_tokens, 0
+        self.unfinished: list[Partial] = []
         self._constraints = Constraints()
         # generate takes what our configuration leaves at None from the model's (temperature, eos, ...): empty that one.
         model.module.generation_config = GenerationConfig(pad_token_id=model.pad_token_id)
 
     def room(self, request: Request) -> Room:
         """See ``BatchTask``."""
-        num_begin = len(begin_ids(self._model.decoder, request.decoder_ids))
-        return Room(1, len(request.prompt_ids), num_begin + _task_of(request).params.max_new_tokens)
+        num_begin, num_begun = len(begin_ids(self._model.decoder, request.decoder_ids)), len(self._begun_ids(request))
+        num_left = _task_of(request).params.max_new_tokens - num_begun
+        return Room(1, len(request.prompt_ids) + num_begun, num_begin + num_left)
 
     def compute(self, batch: list[Request]) -> list[Generation]:
         """See ``BatchTask``. Leaves out rows that have not ended when the leader is asked to stop."""
         command = Batch(
-            prompt_ids=[list(request.prompt_ids) for request in batch],
+            prompt_ids=[[*request.prompt_ids, *self._begun_ids(request)] for request in batch],
             decoder_ids=[
                 list(ids) for request in batch if (ids := begin_ids(self._model.decoder, request.decoder_ids))
             ],
-            max_new_tokens=max(_task_of(request).params.max_new_tokens for request in batch),
+            max_new_tokens=max(
+                _task_of(request).params.max_new_tokens - len(self._begun_ids(request)) for request in batch
+            ),
         )
+        self.unfinished = []
         chooser = LeadingChooser(self._replica, self._model, batch, self._constraints, self._should_stop)
         self._replica.command(command)
         self._run(command, chooser)
         generations = [generation for row in range(len(batch)) for generation in self._generation(chooser, row)]
+        if self._model.decoder is None:
+            self.unfinished = chooser.unfinished()
         self.num_computed_tokens += sum(len(g.request.prompt_ids) + len(g.token_ids) for g in generations)
         return generations
 
     def obey(self, command: Batch) -> None:
         """See ``BatchTask``."""
         self._run(command, Chooser(self._replica))
+
+    def _begun_ids(self, request: Request) -> Sequence[int]:
+        """Return what an earlier process has generated for a request. An encoder-decoder begins again: the batch would
+        have decoders of different lengths."""
+        return () if request.begun is None or self._model.decoder is not None else request.begun.token_ids
 
     def _generation(self, chooser: LeadingChooser, row: int) -> list[Generation]:
         """Return the result of a row, if it has ended."""

@@ -12,7 +12,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
 from job.engine.static.scoring import pad_right
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 from job.tasks import Pool
 
 
@@ -29,6 +29,7 @@ class Pooling:
     """Implements ``BatchTask`` for ``Pool``."""
 
     command_type: ClassVar[type] = PooledTexts
+    unfinished: ClassVar[tuple[Partial, ...]] = ()
 
     def __init__(
         self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int

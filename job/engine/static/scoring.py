@@ -15,7 +15,7 @@ from job.engine.logits.trie import ChoiceTrie, edge_logprobs, trie_of
 from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 from job.tasks import Score
 
 LOGITS_BYTES = 1 << 30
@@ -35,6 +35,7 @@ class Scoring:
     """Implements ``BatchTask`` for ``Score``."""
 
     command_type: ClassVar[type] = Texts
+    unfinished: ClassVar[tuple[Partial, ...]] = ()
 
     def __init__(
         self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int

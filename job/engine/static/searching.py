@@ -15,7 +15,7 @@ from job.engine.static.beam_choice import Choice, LeadingChoice, task_of
 from job.engine.static.beam_decoder import BeamDecoder
 from job.engine.static.scoring import pad_right
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Searching:
     """Implements ``BatchTask`` for ``BeamSearch``."""
 
     command_type: ClassVar[type] = Sources
+    unfinished: ClassVar[tuple[Partial, ...]] = ()
 
     def __init__(
         self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int

@@ -17,7 +17,7 @@ from job.engine.model.loading import LoadedModel
 from job.engine.static.batch_task import Room, together
 from job.engine.static.scoring import most_tokens, pad_right
 from job.launch.replica import Replica
-from job.records import Generation, Request
+from job.records import Generation, Partial, Request
 from job.tasks import ScoreText
 from job.tasks.scored_text import Window, windows_of
 
@@ -35,6 +35,7 @@ class TextScoring:
     """Implements ``BatchTask`` for ``ScoreText``."""
 
     command_type: ClassVar[type] = Windows
+    unfinished: ClassVar[tuple[Partial, ...]] = ()
 
     def __init__(
         self, model: LoadedModel, replica: Replica, should_stop: Callable[[], bool], *, max_rows: int, max_tokens: int

@@ -24,7 +24,7 @@ from job.engine.logits.sampling import SamplingBatch
 from job.engine.model.decoder import begin_ids
 from job.engine.model.loading import LoadedModel
 from job.launch.replica import Replica
-from job.records import Request
+from job.records import Partial, Request
 from job.tasks import Generate
 
 NEVER = -1e9
@@ -110,17 +110,40 @@ class LeadingChooser(Chooser):
             if guides(task)
         }
         before = [list(begin_ids(model.decoder, request.decoder_ids) or request.prompt_ids) for request in requests]
-        self.rows = [Row(row, ids, len(ids)) for row, ids in enumerate(before)]
+        begun = [request.begun if model.decoder is None else None for request in requests]
+        self.rows = [
+            Row(row, [*ids, *(part.token_ids if part else ())], len(ids))
+            for row, (ids, part) in enumerate(zip(before, begun, strict=True))
+        ]
+        for row, guide in self._guides.items():
+            guide.go_through(self.rows[row].completion_ids)
         self._never_ids = () if model.decoder is None else model.decoder.never_ids
         self._forced_eos_id = None if model.decoder is None else model.decoder.forced_eos_id
         self._history = TokenHistory(len(requests))
-        self.logprobs: list[list[float]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [list(part.logprobs) if part else [] for part in begun]
         """Log probabilities of the tokens, for each row that asks for them."""
-        self.tops = [bytearray() for _ in requests]
+        self.tops = [bytearray(part.tops) if part else bytearray() for part in begun]
         """The most likely tokens at each place, packed, for each row that asks for them."""
         self.ends: dict[int, End] = {}
         self.non_finite: set[int] = set()
         self._expect_masks()
+
+    def unfinished(self) -> list[Partial]:
+        """Return what the rows have that have not ended, apart from those whose reasoning is being closed: that has to
+        be done to its end."""
+        guides = ((row, self._guides.get(row)) for row in self._going)
+        return [
+            Partial(
+                row_idx=self.requests[row].row_idx,
+                sample_idx=self.requests[row].sample_idx,
+                attempt=self.requests[row].attempt,
+                token_ids=self.rows[row].completion_ids,
+                logprobs=self.logprobs[row],
+                tops=self.tops[row],
+            )
+            for row, guide in guides
+            if guide is None or not guide.is_closing
+        ]
 
     def message(self, scores: torch.Tensor) -> torch.Tensor:
         """Return [B + 1] int64: the chosen tokens, and whether the leader leaves after them."""
