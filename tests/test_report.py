@@ -136,6 +136,13 @@ def test_gold_everywhere_and_useless_labels() -> None:
     labels, gold = drawn(100)
     found = corrected_shares(labels, np.eye(3)[labels], gold, "abc", 0.95)
     assert [each.corrected.value for each in found.of_classes] == [each.gold.value for each in found.of_classes]
+    right = corrected_shares(gold, np.eye(3)[gold], gold, "abc", 0.95)
+    assert right.notes == [] and [each.num_wrong for each in right.of_classes] == [0, 0, 0]  # they are not needed
+    rare = np.where(np.arange(100) < 2, 0, 1)
+    assert (
+        "fewer than 3 rows with gold are, or are not, a, b, c:"
+        in corrected_shares(rare, np.eye(3)[rare], rare, "abc", 0.95).notes[0]
+    )
     constant = np.zeros(100, np.int64)
     some = np.where(np.arange(100) < 50, gold, NONE)
     found = corrected_shares(constant, np.eye(3)[constant], some, "abc", 0.95)
@@ -166,9 +173,11 @@ def test_too_few_errors_to_trust_an_interval_are_noted(run_job: RunJob, tmp_path
     answers = ["yes"] * 20 + ["no"] * 20
     for num_wrong, is_noted in ((2, True), (3, False)):
         gold = [*answers[:-num_wrong], *["yes"] * num_wrong]
-        run = write_run(tmp_path / str(num_wrong), [*answers, "yes", "no"], kept={"gold": [*gold, None, None]})
+        values = probs_of([*answers, "yes", "no"], [0.9] * 42)
+        kept = {"gold": [*gold, None, None]}
+        run = write_run(tmp_path / str(num_wrong), [*answers, "yes", "no"], values=values, kept=kept)
         found = report_of(run_job, run, "--gold", "gold")["gold"]["shares"]["classes"]
-        assert [(each["wrong"], each["few_errors"]) for each in found] == [(num_wrong, is_noted)] * 2
+        assert [(each["wrong"], each["doubtful"]) for each in found] == [(num_wrong, is_noted)] * 2
         text = run_job("report", run, "--gold", "gold", "--no-page").stdout
         assert ("fewer than 3 rows with gold have a label that is wrong about yes, no" in text) == is_noted
 

@@ -55,16 +55,15 @@ class ClassShare:
     num_wrong: int
     """Rows with gold that are labeled so and are not, or are so and not labeled so."""
 
-    @property
-    def has_few_errors(self) -> bool:
-        """Whether too few errors were seen to trust the interval: it may be too long, or too short if labels err in one
-        direction alone."""
-        return self.num_wrong < MIN_WRONG
+    is_doubtful: bool
+    """Whether the interval cannot be trusted: fewer than ``MIN_WRONG`` errors were seen, so it may be too long, or too
+    short if labels err in one direction alone. Where labels do not count: whether fewer rows with gold are of the
+    class, or are not."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         shares = {"labels": self.labels, "gold": self.gold.to_dict(), "corrected": self.corrected.to_dict()}
-        return {"name": self.name, **shares, "wrong": self.num_wrong, "few_errors": self.has_few_errors}
+        return {"name": self.name, **shares, "wrong": self.num_wrong, "doubtful": self.is_doubtful}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +85,12 @@ class Shares:
     def notes(self) -> list[str]:
         """Return why corrected shares should not be trusted."""
         notes = []
-        if few := [shorten(each.name, LONG_NAME) for each in self.of_classes if each.has_few_errors]:
+        if few := [shorten(each.name, LONG_NAME) for each in self.of_classes if each.is_doubtful]:
             names = ", ".join(few[:MAX_NAMED]) + (f" and {len(few) - MAX_NAMED:,} more" if len(few) > MAX_NAMED else "")
+            of_labels = f"have a label that is wrong about {names}"
+            of_gold = f"are, or are not, {names}"
             notes.append(
-                f"fewer than {MIN_WRONG} rows with gold have a label that is wrong about {names}: too few to trust the "
+                f"fewer than {MIN_WRONG} rows with gold {of_labels if self.power else of_gold}: too few to trust the "
                 "interval of the corrected share"
             )
         if self.p_random < DOUBTFUL:
@@ -129,14 +130,16 @@ def corrected_shares(
         low, high = np.clip(_interval(truth[:, idx], predicted[:, idx], others[:, idx], ends, power, confidence), 0, 1)
         value = min(max(value, 0.0), 1.0)
         share = Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
-        of_gold = wilson(float(truth[:, idx].sum()), num_gold, confidence)
+        num_class = int(truth[:, idx].sum())
+        num_wrong = int(((labels[has_gold] == idx) != (gold[has_gold] == idx)).sum())
         found.append(
             ClassShare(
                 name=name,
                 labels=float((labels == idx).mean()),
-                gold=of_gold,
+                gold=wilson(num_class, num_gold, confidence),
                 corrected=share,
-                num_wrong=int(((labels[has_gold] == idx) != (gold[has_gold] == idx)).sum()),
+                num_wrong=num_wrong,
+                is_doubtful=(num_wrong if power else min(num_class, num_gold - num_class)) < MIN_WRONG,
             )
         )
     return Shares(

@@ -74,7 +74,7 @@ class Figures:
     covered: list[float]
     """Of each class, the share of the draws whose interval contains its share."""
     few: list[float]
-    """Of each class, the share of the draws that have too few errors to trust the interval."""
+    """Of each class, the share of the draws whose interval cannot be trusted."""
     covered_if_trusted: list[float]
     """Of the others, the share whose interval contains its share; NaN if they are fewer than a tenth."""
     accuracy: float
@@ -97,7 +97,7 @@ def measure(case: Case, num_draws: int) -> Figures:
         found = corrected_shares(labels, probs, gold, names, CONFIDENCE).of_classes
         each = zip(found, case.shares, strict=True)
         hits[idx] = [one.corrected.low <= share <= one.corrected.high for one, share in each]
-        few[idx] = [one.has_few_errors for one in found]
+        few[idx] = [one.is_doubtful for one in found]
         widths += [
             np.mean([one.corrected.high - one.corrected.low for one in found]),
             np.mean([one.gold.high - one.gold.low for one in found]),

@@ -103,7 +103,7 @@ function showNext({ num_rows: count, random, uncertain, rows }) {
   ].filter(Boolean).join(" "));
   fillTable(byId("label-next"), ["Row", "Chosen as", "Label", ">Probability", "Text"], rows.map((each) => [
     cell(each.name), cell(each.stratum), cell(each.label == null ? "(none)" : shortened(each.label, 60)),
-    number(each.confidence == null ? "–" : each.confidence.toFixed(2)), cell(each.text)]));
+    number(each.confidence == null ? "–" : each.confidence.toFixed(2)), cell(each.text, "wide")]));
 }
 
 function showConfusion({ gold, labels, counts: cells }) {
