@@ -54,7 +54,7 @@ RECOMPUTE_OPTIONS = options(
         type=click.FloatRange(min=0, min_open=True),
         metavar="LOGITS",
         help="Call it a near tie if another token misses being chosen by at most this [default: 0.001 in float32, "
-        "0.05 in float16, 0.25 in bfloat16].",
+        "0.06 in float16, 0.5 in bfloat16].",
     ),
     click.option(
         "--sample-seed", type=int, default=0, show_default=True, help="Which rows are drawn depends on this seed."

@@ -70,16 +70,21 @@ def open_run(run: FoundRun, asked: Asked, note: Callable[[str], None]) -> tuple[
     try:
         files = model_files(config, run.manifest)
         examined = examine(config, files, replica.device, run.manifest)
+        _check(run, examined, any_dtype=asked.dtype is not None, any_limit=True)
         if examined.run.max_prompt_tokens != run.manifest.section("prompt")["max_prompt_tokens"]:
             examined = examine(with_prompt_limit(config, run.manifest), files, replica.device, run.manifest)
+    except Changed:
+        raise
     except UsageError as error:
-        raise UsageError(_worded(error, run)) from None
+        raise UsageError(_worded(error, run, config.data.dataset)) from None
     _check(run, examined, any_dtype=asked.dtype is not None)
     return examined, replica
 
 
 def _config(run: FoundRun, asked: Asked) -> RunConfig:
     engine, name = asked.engine, run.manifest.meaning["engine"]
+    if name == "model" and not ENGINES[engine.engine].needs_model:
+        raise UsageError(f"--engine {engine.engine} has no model, and the run had one. Use paged or static.")
     if name != "model" and ENGINES[engine.engine].needs_model:
         engine = replace(engine, engine=name)  # what has no model cannot be recomputed with one
     config = config_of(run.manifest, run.directory.store.describe(), engine)
@@ -94,31 +99,43 @@ def _config(run: FoundRun, asked: Asked) -> RunConfig:
     return replace(config, model=model, data=data)
 
 
-def _check(run: FoundRun, examined: Examined, *, any_dtype: bool) -> None:
+class Changed(UsageError):
+    """What a run read is no longer the same."""
+
+
+def _check(run: FoundRun, examined: Examined, *, any_dtype: bool, any_limit: bool = False) -> None:
     """Refuse to compare rows with those of another run.
 
+    Args:
+        any_dtype: the dtype may be another one.
+        any_limit: the limit of prompts may be another one.
+
     Raises:
-        UsageError: the dataset, the model or anything else is no longer what the manifest names.
+        Changed: the dataset, the model or anything else is no longer what the manifest names.
     """
     found, wanted = run.manifest, examined.manifest
-    # Kept columns are only copied, and the dtype may be another one if that is asked for.
+    # Kept columns are only copied.
     same = {"columns": found.meaning.get("columns", {}), "engine": found.meaning["engine"]}
+    if any_limit:
+        same["prompt"] = wanted.identity["prompt"] | {"max_prompt_tokens": found.section("prompt")["max_prompt_tokens"]}
     wanted = Manifest({**wanted.identity, **same}, wanted.about)
     if any_dtype:
         wanted = in_dtype(wanted, str(found.meaning["model"]["dtype"]))
     if differences := describe_differences(found, wanted):
         changes = differences.partition(": ")[2].partition(". Use a new")[0]
-        raise UsageError(
+        raise Changed(
             f"{run.directory.store.describe(MANIFEST)} is not what is there now: {changes}. Rows can be recomputed "
             "only from what the run read: restore it, or say where it is with --model or --dataset."
         )
 
 
-def _worded(error: UsageError, run: FoundRun) -> str:
-    has_prompts = run.manifest.section("columns")["include_prompt"]
+def _worded(error: UsageError, run: FoundRun, dataset: str) -> str:
+    has_prompts = run.manifest.section("columns")["include_prompt"] and dataset in str(error)
     kept = " The prompts are in the parts, but their texts alone do not say how they were tokenized." * has_prompts
+    # Options of job run are no advice here.
+    said = ". ".join(part for part in str(error).removesuffix(".").split(". ") if not part.startswith("Set --"))
     return (
-        f"The rows cannot be recomputed: {error} If the model or the dataset lies elsewhere now, say where with "
+        f"The rows cannot be recomputed: {said}. If the model or the dataset lies elsewhere now, say where with "
         f"--model or --dataset.{kept}"
     )
 

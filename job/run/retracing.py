@@ -15,10 +15,11 @@ from job.records import Completion, Generation, Partial, Request
 from job.report.audit import DIFFERENT, EQUAL, FAILED, NEAR_TIE, Verdict
 from job.report.row_distance import distance
 from job.run.recompute import AskedAgain, Computer
+from job.run.row_texts import RowTexts
 from job.tasks import BeamSearch, Generate, Score
 
-MAX_TIES = 100
-"""A row with more ties than this is different."""
+MAX_BRANCHES = 100
+"""A row that needs more ties, or more attempts, than this is different."""
 
 NUM_RANKED = 64
 """How many of the tokens with the largest logits may be the one that the run chose, beside those that a tokenizer finds
@@ -26,9 +27,6 @@ at the beginning of the rest of the text."""
 
 MOST_BACK = 4
 """How many tokens before the one that cannot be the run's may differ from it already."""
-
-TORN = "\N{REPLACEMENT CHARACTER}"
-"""What an incomplete character at the end of tokens becomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,17 @@ class Tie:
     position: int
     gap: float
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A way from what comes out now towards the text in the part."""
+
+    generation: Generation
+    ties: tuple[Tie, ...]
+    """The last of them is a place in ``generation``, the others have led to it."""
+    has_ended: bool
+    """Whether the text in the part ends with the last one."""
 
 
 class Retracing:
@@ -51,7 +60,7 @@ class Retracing:
         """
         self._computer, self._asked, self._tie_gap = computer, asked, tie_gap
         self._stored = asked.row.completion
-        self._stops = computer.examined.config.sampling.stop
+        self._texts = RowTexts(computer, asked)
 
     def verdict(self, generation: Generation | None) -> Verdict:
         """Return what came out, given what the row's request gives now; None: there is no request."""
@@ -62,23 +71,44 @@ class Retracing:
             return self._found(DIFFERENT, detail="its prompt")
         if stored.num_prompt_tokens != len(generation.request.prompt_ids):
             return self._found(DIFFERENT, detail="the number of its prompt tokens")
-        first = found = self._computer.complete(generation, asked.prompt)
-        ties: list[Tie] = []
-        while _task_of(generation.request) is not None and not self._is_same(found):
-            tie, has_ended = self._divergence(generation)
-            if tie is None or tie.gap > self._tie_gap or len(ties) == MAX_TIES:
-                return self._different(generation, tie, ties)
-            ties.append(tie)
-            again = None if has_ended else self._go_on(generation, tie)
+        found = self._computer.complete(generation, asked.prompt)
+        if _task_of(generation.request) is None or self._texts.is_same(found):
+            return self._judge_numbers(found, ())
+        return self._follow(generation, found)
+
+    def _follow(self, first: Generation, found: Completion) -> Verdict:
+        """Look for ties that lead from what comes out now to the text in the part, and return the verdict.
+
+        Several tokens may be the beginning of the same text: if one leads nowhere, the others are tried.
+        """
+        waiting = self._branches(first, ())
+        farthest: Branch | None = None
+        for _ in range(MAX_BRANCHES):
+            if not waiting:
+                break
+            branch = waiting.pop()
+            if branch.ties[-1].gap > self._tie_gap:
+                farthest = max(
+                    branch, farthest or branch, key=lambda each: (each.ties[-1].position, -each.ties[-1].gap)
+                )
+                continue
+            again = None if branch.has_ended else self._go_on(branch.generation, branch.ties[-1])
             if again is None:  # the run's text ends there, or the engine cannot go on from given tokens
-                return self._judge_numbers(first, ties, upto=ties[0].position)
+                return self._judge_numbers(found, branch.ties, upto=branch.ties[0].position)
             if again.error is not None:
                 return self._found(FAILED, detail=str(again.error))
-            generation, found = again, self._computer.complete(again, asked.prompt)
-        is_whole = not ties or _task_of(generation.request, generated=True) is None
-        return self._judge_numbers(found if is_whole else first, ties, upto=None if is_whole else ties[0].position)
+            text = self._computer.complete(again, self._asked.prompt)
+            if self._texts.is_same(text):
+                if isinstance(first.request.task, Score):
+                    return self._judge_numbers(text, branch.ties)
+                return self._judge_numbers(found, branch.ties, upto=branch.ties[0].position)
+            waiting += self._branches(again, branch.ties)
+        if farthest is None:
+            return self._found(DIFFERENT, detail="its text, from an unknown token on")
+        *ties, tie = farthest.ties
+        return self._found(DIFFERENT, ties=ties, position=tie.position, gap=tie.gap)
 
-    def _judge_numbers(self, found: Completion, ties: Sequence[Tie], *, upto: int | None) -> Verdict:
+    def _judge_numbers(self, found: Completion, ties: Sequence[Tie], *, upto: int | None = None) -> Verdict:
         """Return the verdict on a row whose text is explained: the rest are numbers."""
         stored, modes = self._stored, self._computer.examined.config.active_modes
         num_tokens = stored.num_completion_tokens
@@ -91,12 +121,6 @@ class Retracing:
             same = stored.values.get(REASONING) == found.values.get(REASONING) and column is not None
             return self._found(NEAR_TIE if same else DIFFERENT, gap=far, detail=_change(stored, found))
         return self._found(EQUAL)
-
-    def _different(self, generation: Generation, tie: Tie | None, ties: Sequence[Tie]) -> Verdict:
-        """Return the verdict on a row that no tie explains."""
-        if tie is None:
-            return self._found(DIFFERENT, ties=ties, detail="its text, from an unknown token on")
-        return self._found(DIFFERENT, ties=ties, position=tie.position, gap=tie.gap)
 
     def _found(
         self,
@@ -120,46 +144,11 @@ class Retracing:
             detail=detail,
         )
 
-    def _is_same(self, found: Completion) -> bool:
-        """Whether the generated texts are those in the part."""
-        ends_alike = self._is_scored or found.finish_reason == self._stored.finish_reason
-        return ends_alike and self._texts(found) == self._texts(self._stored)
+    def _branches(self, generation: Generation, ties: tuple[Tie, ...]) -> list["Branch"]:
+        """Return where the part's text may leave a completion and with which token, the smallest gap last.
 
-    @property
-    def _is_scored(self) -> bool:
-        request = self._asked.request
-        return request is not None and isinstance(request.task, Score)
-
-    def _texts(self, completion: Completion) -> tuple[str, str]:
-        """Return what was generated: the reasoning, and the answer if that was not scored."""
-        return completion.values.get(REASONING) or "", "" if self._is_scored else completion.completion or ""
-
-    def _texts_of(self, generation: Generation, token_ids: Sequence[int]) -> tuple[str, str]:
-        """Return what the first tokens of a completion say."""
-        cut = replace(
-            generation, token_ids=token_ids, finish_reason="length", logprobs=None, top_ids=None, top_logprobs=None
-        )
-        return self._texts(self._computer.complete(cut, self._asked.prompt))
-
-    def _agrees(self, generation: Generation, token_ids: Sequence[int]) -> bool:
-        """Whether the text in the part may go on after these tokens."""
-        reasoning, answer = self._texts_of(generation, token_ids)
-        old_reasoning, old_answer = self._texts(self._stored)
-        if answer.rstrip(TORN).strip():
-            return reasoning == old_reasoning and self._begins(answer, old_answer)
-        return self._begins(reasoning, old_reasoning)
-
-    def _begins(self, text: str, stored: str) -> bool:
-        text = text.rstrip(TORN)
-        if stored.startswith((text, text.rstrip())):
-            return True
-        rest = text[len(stored) :] if text.startswith(stored) else None
-        return bool(rest) and any(stop.startswith(str(rest)) for stop in self._stops)  # the stop text was cut off
-
-    def _divergence(self, generation: Generation) -> tuple[Tie | None, bool]:
-        """Return where the part's text leaves a completion and with which token, and whether it ends with that.
-
-        None: no token is known with which it could.
+        Args:
+            ties: those that have led to this completion.
         """
         ids = list(generation.token_ids)
         if len(generation.text_ids) < len(ids) or (generation.finish_reason == "stop" and ids):
@@ -167,22 +156,23 @@ class Retracing:
         low, high = 0, len(ids)
         while low < high:  # the first tokens agree, all others do not
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._agrees(generation, ids[:middle]) else (low, middle - 1)
+            low, high = (
+                (middle, high) if self._texts.agree(self._texts.after(generation, ids[:middle])) else (low, middle - 1)
+            )
         # The last of these tokens may be the beginning of the one that the run chose, as a line end is of two of them.
         begun = generation.request.begun
         first = max(low - MOST_BACK, 0 if begun is None else begun.end)
-        ties = []
+        found: list[Tie] = []
         for position in range(low, first - 1, -1):
-            ties += self._ties_at(generation, ids[:position])
-            if ties and min(ties)[0] <= self._tie_gap:
+            found += self._ties_at(generation, ids[:position])
+            if any(tie.gap <= self._tie_gap for tie in found):
                 break
-        if not ties:
-            return None, False
-        gap, position, token = min(ties)
-        return Tie(position, gap, token), token in self._ends(generation.request)
+        ends = self._ends(generation.request)
+        found.sort(key=lambda tie: -tie.gap)
+        return [Branch(generation, (*ties, tie), tie.token in ends) for tie in found]
 
-    def _ties_at(self, generation: Generation, ids: list[int]) -> list[tuple[float, int, int]]:
-        """Return the gap, the position and the token of each choice with which the text in the part could go on."""
+    def _ties_at(self, generation: Generation, ids: list[int]) -> list[Tie]:
+        """Return the choices with which the text in the part could go on."""
         logits = self._computer.next_logits(generation.request, ids)
         if logits is None:
             return []
@@ -194,7 +184,7 @@ class Retracing:
         # that have just been computed token by token: then it is the token of now that misses being chosen.
         least = 0.0 if now is None else margin.gap(now)
         tokens = self._candidates(generation, ids, margin, self._ends(request))
-        return [(max(least, margin.gap(token)), position, token) for token in tokens if token != now]
+        return [Tie(position, max(least, margin.gap(token)), token) for token in tokens if token != now]
 
     def _ends(self, request: Request) -> frozenset[int]:
         """Return the tokens that end a completion."""
@@ -204,9 +194,9 @@ class Retracing:
 
     def _candidates(self, generation: Generation, ids: list[int], margin: Margin, ends: frozenset[int]) -> list[int]:
         """Return the tokens that the run may have chosen after some: those with which its text can go on."""
-        now, stored = self._texts_of(generation, ids), self._texts(self._stored)
-        rest = next((old[len(new) :] for new, old in zip(now, stored, strict=True) if len(old) > len(new)), "")
-        if not rest and self._stored.finish_reason == "stop" and ends and not self._is_scored:
+        now = self._texts.after(generation, ids)
+        rest = self._texts.rest(now)
+        if not rest and self._stored.finish_reason == "stop" and ends and not self._texts.is_scored:
             return [*ends, *self._growing(generation, ids, margin.ranked(NUM_RANKED), now, ends)]
         whole = self._computer.examined.tokenizer.encode(rest)[:1]
         return self._growing(generation, ids, dict.fromkeys([*whole, *margin.ranked(NUM_RANKED)]), now, ends)
@@ -220,13 +210,7 @@ class Retracing:
         ends: frozenset[int],
     ) -> list[int]:
         """Return the tokens with which there is more text, as the part has it."""
-        return [
-            token
-            for token in tokens
-            if token not in ends
-            and self._texts_of(generation, [*ids, token]) != now
-            and self._agrees(generation, [*ids, token])
-        ]
+        return [token for token in tokens if token not in ends and self._texts.grows(generation, ids, token, now)]
 
     def _go_on(self, generation: Generation, tie: Tie) -> Generation | None:
         """Generate the row with another token at one place; None if the engine begins again instead."""

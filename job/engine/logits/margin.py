@@ -25,6 +25,9 @@ from job.tasks import Generate
 STEPS = (0.0, *(2.0 ** (exponent / 2) for exponent in range(-40, 13)))
 """What is added at first: nothing, then 1e-6 to 64, each 1.4 times the one before."""
 
+NOTHING = 1e-5
+"""A gap below this is that of equal logits: float32 has no more digits."""
+
 NUM_FINER = 32
 """Into how many steps the interval is cut that the first search leaves."""
 
@@ -87,7 +90,7 @@ class Margin:
                 return math.inf
             low, high = steps[max(0, first - 1)], steps[first]
             steps = tuple(low + (high - low) * idx / NUM_FINER for idx in range(NUM_FINER + 1))
-        return float(high)
+        return float(high) if high > NOTHING else 0.0  # of equal logits, the token with the lower id wins
 
     def _choose(self, changed: int, changes: Sequence[float]) -> list[int]:
         number = len(changes)
