@@ -245,7 +245,7 @@ def test_a_run_that_reuses_grows(run_job: RunJob, command: Any, monkeypatch: pyt
     assert submitted == []
     Path("a").rename("elsewhere")
     result = run_job(*command("new.jsonl", "b"))
-    assert result.exit_code == 0 and "40 of 79 rows are copied from a" in result.stderr.replace("35 of", "40 of")
+    assert result.exit_code == 0 and "copied from a: 40 of 79 rows" in result.stderr.replace(" 35 of", " 40 of")
     assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
     assert len(submitted) == sum(bool(row["prompt"]) for row in CHANGED[40:])
 
@@ -262,6 +262,39 @@ def test_what_was_recomputed_with_other_options_is_not_copied(
     assert run_job(*command("new.jsonl", "b", *short, "--reuse", "a")).exit_code == 0
     assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
     assert len(submitted) > 20
+
+
+def test_what_happens_to_the_other_run_while_rows_are_copied(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was decided which rows are copied. Of a part that is damaged since then none is, and of one that was retried
+    with other options only those that were not. Where the decision itself is damaged, one line says what to do."""
+    short = ["--max-new-tokens", 3]
+    assert run_job(*command("old.jsonl", "a", *short)).exit_code == 0
+    assert run_job(*command("new.jsonl", "expected", *short)).exit_code == 0
+    args = command("new.jsonl", "b", *short)
+    assert run_job(*args, "--reuse", "a", "--reuse", "./a").exit_code == 0
+    first, place, again = Path("b/data/part-00000.parquet"), Path("a/data/part-00001.parquet"), Path("b/reuse/00001")
+    assert run_job("retry", "a", "--cut", "--max-new-tokens", 9).exit_code == 0
+    assert run_job(*command("old.jsonl", "a", *short)).exit_code == 0
+    submitted, retried, plan_of_copies = submitted_by(monkeypatch), place.read_bytes(), again.read_bytes()
+    for content in (b"", retried):
+        place.write_bytes(content)
+        first.unlink()
+        submitted.clear()
+        result = run_job(*args)
+        assert result.exit_code == 0 and "copied from a: " in result.stderr
+        assert (f"rows of {place.resolve()} cannot be copied (" in result.stderr) == (content == b"")
+        assert len(submitted) > 15
+        assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
+    first.unlink()
+    for damaged in (plan_of_copies[:80], b""):
+        again.write_bytes(damaged)
+        refused = run_job(*args)
+        assert refused.exit_code == 1 and "reuse/00001 is damaged" in refused.stderr.splitlines()[-1]
+    again.unlink()
+    assert run_job(*args).exit_code == 0
+    assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
 
 
 def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: Any) -> None:
@@ -324,7 +357,7 @@ def test_appended_rows_are_computed_in_the_same_run(
         extended = run_job(*args, "--extend")
         assert extended.exit_code == 0, extended.stderr
         old = num_rows - (10 if num_rows == 90 else 20)
-        assert f"rows were appended; the {old} of before are the same" in extended.stderr
+        assert f"those of before ({old}) are the same" in extended.stderr
         assert min(submitted)[0] == old or num_rows == 110
         if num_rows == 90:
             Path("a/data/part-00001.parquet").unlink()
@@ -333,6 +366,17 @@ def test_appended_rows_are_computed_in_the_same_run(
     assert run_job(*command("growing.jsonl", "expected", *options)).exit_code == 0
     assert read_output(Path("a")).equals(read_output(Path("expected")))
     assert run_job("verify", "a").exit_code == 0
+
+
+def test_a_run_goes_on_after_a_part_of_rows_that_cannot_be_read(run_job: RunJob, command: Any) -> None:
+    """Once such a row can be read, the run is refused."""
+    args, data = command("growing.jsonl", "a", "--extend"), Path("growing.jsonl")
+    for rows in (ROWS, [*ROWS, b"{broken"], [*ROWS, b"{broken", {"id": 7, "prompt": "more"}]):
+        write_jsonl(data, rows)
+        assert run_job(*args).exit_code == 0
+    write_jsonl(data, [*ROWS, ROWS[1], ROWS[1], ROWS[2]])
+    refused = run_job(*args)
+    assert refused.exit_code == 2 and "row 80 of --dataset growing.jsonl could not be read when" in refused.stderr
 
 
 def test_what_is_not_an_extension_is_refused_in_one_line(
@@ -350,14 +394,14 @@ def test_what_is_not_an_extension_is_refused_in_one_line(
     changed = [{**row, "prompt": "other"} if row["id"] == 1 else row for row in APPENDED]
     write_jsonl(data, changed)
     refused = run_job(*args)
-    assert refused.exit_code == 2 and "--extend: row 1 of --dataset growing.jsonl asks something" in refused.stderr
+    assert refused.exit_code == 2 and "--extend: row 1 of --dataset growing.jsonl asked something" in refused.stderr
     write_jsonl(data, ROWS)
     assert run_job(*args).exit_code == 0
     for rows, told in (
-        (changed, "row 1 of --dataset growing.jsonl asks something else than when the run computed it. Rows can only"),
+        (changed, "row 1 of --dataset growing.jsonl asked something else when the run computed it. Rows can only"),
         ([{**row, "id": 7} for row in APPENDED], "row 0 of --dataset growing.jsonl has another value in column 'id'"),
         (ROWS[:70], "--dataset growing.jsonl has 70 rows now, and the run in --output has 80."),
-        ([*APPENDED[1:], APPENDED[0]], "row 0 of --dataset growing.jsonl asks something else"),
+        ([*APPENDED[1:], APPENDED[0]], "row 0 of --dataset growing.jsonl asked something else"),
     ):
         write_jsonl(data, rows)
         refused = run_job(*args)
@@ -368,5 +412,8 @@ def test_what_is_not_an_extension_is_refused_in_one_line(
     assert other.exit_code == 2 and "--temperature was 0.0, now 1.0" in other.stderr
     shutil.rmtree("a/keys")
     older = run_job(*args)
-    assert older.exit_code == 2 and "was written by a version that did not record what its rows ask" in older.stderr
+    assert (
+        older.exit_code == 2
+        and "keys/00000, which says what the rows of a part ask, is missing or damaged" in older.stderr
+    )
     assert not Path("a/growth").exists()

@@ -66,7 +66,7 @@ def check_extended(examined: "Examined", found: Manifest | None, store: Store) -
             _check_part(examined, directory, shard_idx, rows)
         elif rows:
             _check_journals(examined, directory, shard_idx, rows)
-    return (f"{num_now - num_rows:,} rows were appended; the {num_rows:,} of before are the same",)
+    return (f"rows appended: {num_now - num_rows:,}; those of before ({num_rows:,}) are the same",)
 
 
 def _advice(examined: "Examined") -> str:
@@ -79,8 +79,9 @@ def _check_part(examined: "Examined", directory: RunDirectory, shard_idx: int, r
     known = read_keys(directory, shard_idx)
     if known is None or len(known) != KEY_BYTES * len(rows):
         raise UsageError(
-            f"--extend: {directory.store.describe(directory.names.part(shard_idx))} was written by a version that did "
-            "not record what its rows ask, so nothing shows that they are the same. Use a new --output."
+            f"--extend: {directory.store.describe(directory.names.keys(shard_idx))}, which says what the rows of a "
+            "part ask, is missing or damaged (older versions wrote none), so nothing shows that they are the same. "
+            "Use a new --output."
         )
     kept = _check_keys(examined, rows, {idx: known[KEY_BYTES * at :][:KEY_BYTES] for at, idx in enumerate(rows)})
     if kept.num_columns:
@@ -106,10 +107,11 @@ def _check_keys(examined: "Examined", rows: range, known: dict[int, bytes]) -> p
     for block in read_rows(examined.source, name, rows, columns, examined.kept_columns):
         tables.append(block.kept)
         for row in block.rows:
-            if row.row_idx in known and (key_of(row, columns) or UNKNOWN) != known[row.row_idx]:
+            if row.row_idx in known and (key_of(row, columns) or UNKNOWN) != (before := known[row.row_idx]):
+                has_changed = "could not be read" if before == UNKNOWN else "asked something else"
                 raise UsageError(
-                    f"--extend: row {row.row_idx} of --dataset {name} asks something else than when the run computed "
-                    f"it. {_advice(examined)}"
+                    f"--extend: row {row.row_idx} of --dataset {name} {has_changed} when the run computed it. "
+                    f"{_advice(examined)}"
                 )
     return pa.concat_tables(tables)
 

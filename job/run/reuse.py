@@ -43,7 +43,10 @@ def open_others(config: RunConfig, found: Manifest | None) -> list[OtherRun]:
     Raises:
         UsageError: one of them is not a run, or is this one, or this run was begun with others.
     """
-    names = list(dict.fromkeys(config.output.reuse))
+    by_place: dict[str, str] = {}
+    for name in config.output.reuse:
+        by_place.setdefault(_place(name), name)
+    names = list(by_place.values())
     if found is not None:
         _check_restart(names, found)
         return []
@@ -125,7 +128,8 @@ def _circumstances(run: OtherRun) -> dict[str, object]:
 
 def _has_keys(run: OtherRun) -> Iterator[bool]:
     parts = run.directory.written_shards()
-    yield from (run.keys_of(shard_idx) is not None for shard_idx in sorted(parts))
+    found = (run.keys_of(shard_idx) for shard_idx in sorted(parts))
+    yield from (keys is not None and bool(keys.any()) for keys in found)
 
 
 def with_copies(prepared: "Prepared") -> "Prepared":
@@ -153,7 +157,7 @@ def _begun_with(prepared: "Prepared") -> list[dict[str, str]]:
 def _note(prepared: "Prepared", plans: Sequence[CopyPlan]) -> str:
     num_reused, num_rows = sum(plan.num_reused for plan in plans), prepared.plan.num_rows
     names = ", ".join(other["name"] for other in _begun_with(prepared))
-    return f"{num_reused:,} of {num_rows:,} rows are copied from {names}; {num_rows - num_reused:,} are computed"
+    return f"copied from {names}: {num_reused:,} of {num_rows:,} rows; computed: {num_rows - num_reused:,}"
 
 
 def _num_shards(plans: Sequence[CopyPlan]) -> int:

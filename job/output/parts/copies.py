@@ -1,7 +1,8 @@
 """Copies rows of other runs, as Arrow: whatever columns a mode has go along unread.
 
 A part is read by row groups, and those that were read last are kept, since neighboring rows often come from the same
-one. If another run is missing or has changed, its rows are not copied, and are then computed like any others.
+one. If another run is missing or has changed, or a part of it is damaged, these rows are not copied, and are then
+computed like any others.
 """
 
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.part_schema import REUSED_FROM, REUSED_ROW_IDX, Columns
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.plan import Plan
+from job.output.parts.redone import from_metadata
 from job.output.parts.row_keys import KEY_BYTES, read_keys
 from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
@@ -115,27 +117,41 @@ class Copies:
         )
 
     def _of_run(self, run: OtherRun, own: np.ndarray, indices: np.ndarray) -> list[ReusedRows]:
-        """Copy rows of one run."""
+        """Copy rows of one run. A part that cannot be read costs its own rows alone."""
         shards, found = run.shards_of(indices), []
         for shard_idx in np.unique(shards).tolist():
             is_of = shards == shard_idx
             try:
                 found.append(self._of_shard(run, shard_idx, own[is_of], indices[is_of]))
-            except (OSError, JobError, pa.ArrowException, LookupError) as error:
-                self._give_up(run.other, error)
-                break
+            except (OSError, JobError, pa.ArrowException, LookupError, ValueError) as error:
+                if self._is_gone(run.other):
+                    break
+                part = run.directory.store.describe(run.directory.names.part(shard_idx))
+                self._note(
+                    f"{int(is_of.sum()):,} rows of {part} cannot be copied ({first_line(error)}), and are computed"
+                )
         return found
+
+    def _is_gone(self, other: Other) -> bool:
+        """Look for a run again. If it is not there, give it up."""
+        try:
+            OtherRun.open(other)
+        except (OSError, JobError) as error:
+            self._give_up(other, error)
+            return True
+        return False
 
     def _of_shard(self, run: OtherRun, shard_idx: int, own: np.ndarray, indices: np.ndarray) -> ReusedRows:
         keys = run.keys_of(shard_idx)
         if keys is None:
             raise JobError(f"{run.directory.store.describe(run.directory.names.keys(shard_idx))} is missing or damaged")
         places = indices - run.plan.rows(shard_idx).start
-        table = self._read(run, shard_idx, _repeated(places, self._num_samples))
+        table, redone = self._read(run, shard_idx, _repeated(places, self._num_samples))
         if not np.array_equal(table["row_idx"].to_numpy(), np.repeat(indices, self._num_samples)):
             raise JobError(f"part {shard_idx} has other rows than it should have")
-        # A retry may have replaced the part since, and a row may be an error now.
+        # A retry may have replaced the part since: a row may be an error now, or an answer under other options.
         is_whole = pc.is_null(table["error"]).to_numpy().reshape(-1, self._num_samples).all(axis=1)
+        is_whole &= ~np.isin(indices, redone)
         if not is_whole.all():
             table = table.filter(pa.array(np.repeat(is_whole, self._num_samples)))
             own, indices, places = own[is_whole], indices[is_whole], places[is_whole]
@@ -156,11 +172,12 @@ class Copies:
         ]
         return pa.table(arrays, schema=self._schema)
 
-    def _read(self, run: OtherRun, shard_idx: int, places: np.ndarray) -> pa.Table:
-        """Return our columns of the output rows at some places in a part, in the order of ``places``.
+    def _read(self, run: OtherRun, shard_idx: int, places: np.ndarray) -> tuple[pa.Table, list[int]]:
+        """Return our columns of the output rows at some places in a part, in the order of ``places``, and the indices
+        of all rows there that were recomputed with other options.
 
         Raises:
-            OSError, pa.ArrowException, LookupError: the part cannot be read.
+            OSError, pa.ArrowException, LookupError, ValueError: the part cannot be read.
         """
         with run.directory.store.open(run.directory.names.part(shard_idx)) as source, pq.ParquetFile(source) as file:
             there = file.schema_arrow.names
@@ -169,6 +186,7 @@ class Copies:
                 raise KeyError(f"it has no column {missing[0]!r}")
             sizes = [file.metadata.row_group(idx).num_rows for idx in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
+            redone = [row for row, _ in from_metadata(file.metadata.metadata or {})]
             groups = np.unique(np.searchsorted(ends, places, side="right")).tolist()
             tables = [self._group(run.other, shard_idx, group, file, names) for group in groups]
         rows = pa.concat_tables(tables)
@@ -177,8 +195,8 @@ class Copies:
         first_places = np.array([ends[group] - sizes[group] for group in groups])
         taken = places - first_places[of_groups] + starts[of_groups]
         if np.array_equal(taken, np.arange(len(rows))):
-            return rows
-        return rows.take(taken)
+            return rows, redone
+        return rows.take(taken), redone
 
     def _group(self, other: Other, shard_idx: int, group: int, file: pq.ParquetFile, names: list[str]) -> pa.Table:
         key = (other, shard_idx, group)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from job.errors import JobError, first_line
 from job.output.store.names import REUSE, reuse
 from job.output.store.store import Store
 
@@ -59,19 +60,33 @@ class CopyPlan:
 
 
 def read_copy_plans(store: Store) -> tuple[CopyPlan, ...]:
-    """Return what was decided so far, in the order of the shards."""
+    """Return what was decided so far, in the order of the shards.
+
+    Raises:
+        JobError: it cannot be read.
+    """
     return tuple(_read(store))
 
 
 def _read(store: Store) -> Iterator[CopyPlan]:
     for name in map(reuse, count(1)):
         try:
-            batches = pa.ipc.open_file(pa.BufferReader(store.read(name)))
+            content = store.read(name)
         except FileNotFoundError:
             return
-        about = json.loads(batches.schema.metadata[b"about"])
-        others = [Other(**other) for other in about["others"]]
-        yield CopyPlan(others=others, first_shard=about["first_shard"], num_reused=about["num_reused"], batches=batches)
+        try:
+            batches = pa.ipc.open_file(pa.BufferReader(content))
+            for idx in range(batches.num_record_batches):
+                batches.get_batch(idx)
+            about = json.loads(batches.schema.metadata[b"about"])
+            others = [Other(**other) for other in about["others"]]
+            first_shard, num_reused = about["first_shard"], about["num_reused"]
+        except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+            raise JobError(
+                f"{store.describe(name)} is damaged ({first_line(error)}). Remove it and run the same command: which "
+                "rows are copied is then decided again."
+            ) from None
+        yield CopyPlan(others=others, first_shard=first_shard, num_reused=num_reused, batches=batches)
 
 
 def write_copy_plan(

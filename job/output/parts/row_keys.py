@@ -4,14 +4,12 @@ Each finished shard has one object of them beside its part. It depends on the da
 """
 
 import zlib
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 
 from job.output.store.directory import RunDirectory
 from job.output.store.names import KEYS
-from job.records import Completion
 
 ROW_KEY = "row_key"
 """The column of journals that has a row's key."""
@@ -33,6 +31,8 @@ class RowKeys:
         """Take what is known, which is 16 bytes for each row, in their order."""
         self._rows = rows
         size = KEY_BYTES * len(rows)
+        self._is_known = known is not None
+        """Also if all rows that were looked at cannot be read."""
         self._keys = bytearray(size) if known is None or len(known) != size else bytearray(known)
 
     def of(self, row_idx: int) -> bytes | None:
@@ -42,23 +42,20 @@ class RowKeys:
         return None if key == UNKNOWN else key
 
     def set(self, row_idx: int, key: bytes | None) -> None:
-        """Take the key of a row, if there is one."""
+        """Take the key of a row; None if it cannot be read."""
+        self._is_known = True
         if key is not None:
             start = KEY_BYTES * (row_idx - self._rows.start)
             self._keys[start : start + KEY_BYTES] = key
 
     def set_all(self, rows: np.ndarray, keys: np.ndarray) -> None:
         """Take the keys of many rows: [N] int64 indices, [N, 16] uint8 keys."""
+        self._is_known = True
         np.frombuffer(self._keys, np.uint8).reshape(-1, KEY_BYTES)[rows - self._rows.start] = keys
 
-    def take_from(self, completions: Iterable[Completion]) -> None:
-        """Take the keys that completions of a journal have."""
-        for completion in completions:
-            self.set(completion.row_idx, completion.values.get(ROW_KEY))
-
     def settle(self, directory: RunDirectory, shard_idx: int) -> None:
-        """Write the object of the shard, if any key is known."""
-        if not any(self._keys):
+        """Write the object of the shard, unless no row of it was looked at."""
+        if not self._is_known:
             return
         directory.store.prepare([KEYS])
         content = bytes(self._keys)

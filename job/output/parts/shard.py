@@ -113,7 +113,8 @@ class OpenShard:
             if completion.key in self._missing:
                 self._missing.discard(completion.key)
                 self._done[completion.key], self._writers[completion.key] = completion, writer
-                self._row_keys.set(completion.row_idx, completion.values.get(ROW_KEY))
+                if ROW_KEY in completion.values:
+                    self._row_keys.set(completion.row_idx, completion.values[ROW_KEY])
                 self.counts.add(completion)
 
     def _copy(self, reused: ReusedRows) -> None:
@@ -172,8 +173,8 @@ class OpenShard:
         self.close()
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
         is_written = False
-        self._row_keys.settle(self._directory, self.shard_idx)
         with self._unless_finished_by_another():
+            self._row_keys.settle(self._directory, self.shard_idx)
             with self._store.writing(self._part, self._old_part) as file:
                 self._write(file)
                 self._verify(file)
