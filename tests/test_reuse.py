@@ -108,11 +108,19 @@ def test_nothing_is_found_among_nothing() -> None:
         assert found.tolist() == [NOTHING] * 2 and known.origin_of(found)[0].tolist() == [COMPUTED] * 2
 
 
-ROWS = [{"id": idx, "prompt": f"{idx % 50} and more" if idx % 7 else None} for idx in range(80)]
+ROWS = [
+    {
+        "id": idx,
+        "prompt": f"{idx % 50} and more" if idx % 7 else None,
+        "answer": f"answer {idx % 3}",
+        "params": {"max_new_tokens": 3 + idx % 2},
+    }
+    for idx in range(80)
+]
 
 CHANGED = [
     *ROWS[30:],
-    *({"id": 1000 + idx, "prompt": f"new {idx}"} for idx in range(9)),
+    *({**ROWS[0], "id": 1000 + idx, "prompt": f"new {idx}"} for idx in range(9)),
     *({**row, "id": row["id"] + 500} for row in ROWS[:20]),
 ]
 """Ten rows are gone, the order is another, nine rows are new, and the ids of some are others."""
@@ -139,10 +147,12 @@ def command(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 CHOICES = ["--choices", "yes", "--choices", "no"]
+SCORES = ["--prompt-column", "prompt", "--score-column", "answer", "--token-logprobs", "--no-include-prompt"]
+PARAMS = ["--params-column", "params"]
 SAMPLES = ["--num-samples", 2, "--temperature", 1, "--aggregate", "majority"]
 
 
-@pytest.mark.parametrize("options", [[], CHOICES, SAMPLES], ids=str)
+@pytest.mark.parametrize("options", [[], CHOICES, SCORES, PARAMS, SAMPLES], ids=str)
 def test_a_changed_dataset_is_the_run_that_it_would_have_been(
     run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch, options: list[Any]
 ) -> None:
@@ -161,7 +171,10 @@ def test_a_changed_dataset_is_the_run_that_it_would_have_been(
         is_copied = row["reused_from"] == "a"
         assert is_copied == (row["error"] is None and row["row_idx"] not in new)
         assert (row["reused_row_idx"] is None) != is_copied
-        assert not is_copied or ROWS[row["reused_row_idx"]]["prompt"] == CHANGED[row["row_idx"]]["prompt"]
+        if is_copied:
+            asked = ["prompt", *({"answer", "params"} & {str(option) for option in options})]
+            was, now = ROWS[row["reused_row_idx"]], CHANGED[row["row_idx"]]
+            assert [was[name] for name in asked] == [now[name] for name in asked]
     num_copied = sum(row["reused_from"] is not None for row in table.to_pylist())
     assert f"reused      {num_copied} from a; computed {len(table) - num_copied}\n" in result.stdout
     checked = run_job("verify", "b")
@@ -297,12 +310,19 @@ def test_what_happens_to_the_other_run_while_rows_are_copied(
     assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
 
 
+def num_copied(output: str) -> int:
+    """Return how many rows of a run were copied."""
+    origins = read_output(Path(output))["reused_from"]
+    return len(origins) - origins.null_count
+
+
 def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: Any) -> None:
     assert run_job(*command("old.jsonl", "a")).exit_code == 0
     assert run_job(*command("old.jsonl", "bare", "--no-include-prompt")).exit_code == 0
     shutil.copytree("a", "older")
     shutil.rmtree("older/keys")
     Path("empty").mkdir()
+    assert run_job(*command("new.jsonl", "b", "--reuse", "a")).exit_code == 0
     for options, told in (
         (["--reuse", "a", "--temperature", 1], "--reuse a has other answers: --temperature was 0.0, now 1.0. Rows"),
         (["--reuse", "a", "--prompt-template", "{{ prompt }}?"], "--prompt-template was not set, now"),
@@ -311,18 +331,28 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
         (["--reuse", "empty"], "--reuse: empty is not a run directory: it has no manifest.json."),
         (["--reuse", "old.jsonl"], "--reuse: old.jsonl is not a run directory"),
         (["--reuse", "./new/"], "--reuse ./new/ is --output, too. To go on with that run, leave out --reuse."),
-        (["--reuse", "older"], "--reuse older has no finished part of this version or later"),
+        (["--reuse", "older"], "--reuse older has no finished part that says what its rows ask. Older versions did"),
         (["--reuse", "bare"], "--reuse bare has no column 'prompt'"),
         (["--reuse", "a", "--keep-columns", "id=reused_from"], "the output has its own column 'reused_from'"),
     ):
         refused = run_job(*command("new.jsonl", "new", *options))
         assert (refused.exit_code, told in refused.stderr.splitlines()[-1]) == (2, True), refused.stderr
         assert not Path("new/manifest.json").exists()
+    seen = run_job("preview", *command("new.jsonl", "new", "--reuse", "a")[1:])
+    assert f"{num_copied('b')} of {len(CHANGED)} rows would be copied from a" in seen.stdout, seen.stderr
+    wrong = run_job("preview", *command("new.jsonl", "new", "--reuse", "a", "--temperature", 1)[1:])
+    assert wrong.exit_code == 2 and "--reuse a has other answers" in wrong.stderr
+    recorded = run_job(*command("old.jsonl", "older"))
+    assert recorded.exit_code == 0 and "recorded what the rows of 4 parts ask" in recorded.stderr
+    assert [path.read_bytes() for path in sorted(Path("older/keys").iterdir())] == [
+        path.read_bytes() for path in sorted(Path("a/keys").iterdir())
+    ]
+    assert run_job(*command("new.jsonl", "late", "--reuse", "older")).exit_code == 0
+    assert num_copied("late") == num_copied("b")
     begun = run_job(*command("new.jsonl", "a2"))
     assert begun.exit_code == 0
     late = run_job(*command("new.jsonl", "a2", "--reuse", "a"))
     assert late.exit_code == 2 and "the run in --output began without it" in late.stderr
-    assert run_job(*command("new.jsonl", "b", "--reuse", "a")).exit_code == 0
     other = run_job(*command("new.jsonl", "b", "--reuse", "bare"))
     assert other.exit_code == 2 and "--reuse was a when the run in --output began, now bare." in other.stderr
     assert run_job(*command("new.jsonl", "b", "--reuse", "./a")).exit_code == 0
@@ -336,7 +366,7 @@ def test_columns_of_a_run_that_reuses_nothing_are_as_before(run_job: RunJob, com
     assert "reused" not in json.loads(Path("a/manifest.json").read_text())["identity"]["columns"]
 
 
-APPENDED = [*ROWS, *({"id": 900 + idx, "prompt": f"appended {idx}"} for idx in range(30))]
+APPENDED = [*ROWS, *({**ROWS[1], "id": 900 + idx, "prompt": f"appended {idx}"} for idx in range(30))]
 
 
 @pytest.mark.parametrize("options", [[], SAMPLES], ids=str)

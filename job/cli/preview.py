@@ -97,13 +97,17 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     from job.run.fit import room_on
     from job.run.pinned import model_files
     from job.run.prompt_sample import look_ahead
+    from job.run.reuse import as_in_others, foreseen, open_others
 
     silence_progress_bars(verbose=config.verbose)
     set_patience(config.engine.hub_timeout)
     device = likely_device(config.engine.device, is_gpu_named=gpu is not None)
     note = Progress(enabled=True).note
     with telling_what_takes_long(note):
+        others = open_others(config, None)
+        config = as_in_others(config, others)
         examined = examine(config, model_files(config), device, needs_weights=False, num_rows=num_rows)
+        examined = foreseen(examined, others)
     total = min(examined.plan.num_rows, num_rows or examined.plan.num_rows)
     bar_of_rows = click.progressbar(length=total, label="rows", file=sys.stderr, hidden=not sys.stderr.isatty())
     with telling_what_takes_long(note, only_servers=True), bar_of_rows as bar:

@@ -12,6 +12,7 @@ from job.output.parts.growth import read_growth
 from job.output.sharing.leases import Leases
 from job.output.store.names import CONCLUSION
 from job.run.preparation import Prepared
+from job.run.reuse import record_keys
 from job.run.stopping import leave_early
 
 
@@ -93,6 +94,7 @@ def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) 
     if not prepared.is_done:
         return leave_early(prepared, progress.note)
     totals = conclude(prepared, by=launch_id)
+    record_keys(prepared, progress.note)
     verb = "is" if totals.num_rows == 1 else "are"
     if prepared.config.output.extend:
         progress.note(f"nothing was appended to {prepared.config.data.dataset} that is not done")

@@ -4,7 +4,7 @@ other runs -> their keys and errors -> KnownRows; rows of the dataset -> keys; b
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,20 +18,28 @@ from job.data.row_keys import KEY_BYTES, key_of
 from job.data.source import read_rows
 from job.errors import JobError, UsageError
 from job.launch.activity import doing
+from job.observe.text import number
 from job.output.looking.found import find_run
 from job.output.parts.copies import Copies, OtherRun
 from job.output.parts.copy_plan import CopyPlan, Other, read_copy_plans, write_copy_plan
 from job.output.parts.differences import describe_other_run
-from job.output.parts.known_rows import KnownRows, matched, without_used
+from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import REUSED_ROW_IDX
 from job.output.parts.redone import from_metadata
+from job.output.parts.row_keys import RowKeys
 from job.output.store.addresses import local_path
+from job.output.store.names import KEYS
 from job.wording import public_name
 
 if TYPE_CHECKING:
     from job.run.examination import Examined
     from job.run.preparation import Prepared
+
+OLDER = (
+    "Older versions did not record that. If its dataset is as it was, run its own command once more with this version, "
+    "which does."
+)
 
 
 def open_others(config: RunConfig, found: Manifest | None) -> list[OtherRun]:
@@ -100,15 +108,17 @@ def check_others(examined: "Examined", others: Sequence[OtherRun]) -> "Examined"
     Raises:
         UsageError: one of them does not.
     """
+    notes: list[str] = []
     for run in others:
         where = run.other.name
-        if (differences := describe_other_run(run.manifest, examined.manifest)) is not None:
+        is_known = bool(examined.manifest.section("model")["fingerprint"])
+        if (differences := describe_other_run(run.manifest, examined.manifest, is_model_known=is_known)) is not None:
             raise UsageError(f"--reuse {where} {differences}")
         if run.manifest.is_format_2 or not any(_has_keys(run)):
-            raise UsageError(
-                f"--reuse {where} has no finished part of this version or later, which record what their rows ask. "
-                "Finish the run with this version, or leave it out."
-            )
+            advice = OLDER if run.directory.written_shards() and not run.manifest.is_format_2 else "Leave it out."
+            raise UsageError(f"--reuse {where} has no finished part that says what its rows ask. {advice}")
+        if num_unknown := _num_unknown(run):
+            notes.append(f"{number(num_unknown, 'part')} of {where} will not be copied. {OLDER}")
         if examined.columns.include_prompt and not run.manifest.section("columns")["include_prompt"]:
             raise UsageError(
                 f"--reuse {where} has no column 'prompt', which would be null in copied rows. Give --no-include-prompt."
@@ -119,7 +129,8 @@ def check_others(examined: "Examined", others: Sequence[OtherRun]) -> "Examined"
         {"name": run.other.name, "address": run.other.address, "digest": run.other.digest, **_circumstances(run)}
         for run in others
     ]
-    return replace(examined, manifest=replace(examined.manifest, about={**examined.manifest.about, "reuse": origin}))
+    manifest = replace(examined.manifest, about={**examined.manifest.about, "reuse": origin})
+    return replace(examined, manifest=manifest, notes=(*examined.notes, *notes))
 
 
 def _circumstances(run: OtherRun) -> dict[str, object]:
@@ -130,6 +141,12 @@ def _has_keys(run: OtherRun) -> Iterator[bool]:
     parts = run.directory.written_shards()
     found = (run.keys_of(shard_idx) for shard_idx in sorted(parts))
     yield from (keys is not None and bool(keys.any()) for keys in found)
+
+
+def _num_unknown(run: OtherRun) -> int:
+    """Return the number of parts that do not say what their rows ask."""
+    known = {int(entry.name) for entry in run.directory.store.list(KEYS) if entry.name.isdecimal()}
+    return len(run.directory.written_shards() - known)
 
 
 def with_copies(prepared: "Prepared") -> "Prepared":
@@ -203,6 +220,43 @@ def keys_of_rows(examined: "Examined", rows: range) -> np.ndarray:
                 place = KEY_BYTES * (row.row_idx - rows.start)
                 keys[place : place + KEY_BYTES] = key
     return np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
+
+
+def foreseen(examined: "Examined", others: Sequence[OtherRun]) -> "Examined":
+    """Return what was examined for a preview, with a note on how many rows would be copied.
+
+    Raises:
+        UsageError: the run would be refused.
+        JobError: the dataset cannot be read.
+    """
+    if not others:
+        return examined
+    check_others(examined, others)
+    names = ", ".join(run.other.name for run in others)
+    num_rows = examined.plan.num_rows
+    if examined.source.is_remote or examined.dataset.is_partial:
+        note = f"how many rows would be copied from {names} is not known before all of them have been fetched"
+    else:
+        known = KnownRows.joined(list(_known([run.other for run in others])))
+        keys = keys_of_rows(examined, range(num_rows))
+        places = matched(known, keys, 0, is_drawn=draws(examined.config))
+        note = f"{int((places != NOTHING).sum()):,} of {num_rows:,} rows would be copied from {names}"
+    return replace(examined, notes=(*examined.notes, note))
+
+
+def record_keys(prepared: "Prepared", note: Callable[[str], None]) -> None:
+    """Record what the rows of finished parts ask, where that is not known because an older version wrote them.
+
+    The dataset is the one that the run began with, or else the run would have been refused.
+    """
+    directory = prepared.directory
+    known = {int(entry.name) for entry in directory.store.list(KEYS) if entry.name.isdecimal()}
+    unknown = [] if prepared.manifest.is_format_2 else sorted(directory.written_shards() - known)
+    for shard_idx in unknown:
+        rows = prepared.plan.rows(shard_idx)
+        RowKeys(rows, keys_of_rows(prepared, rows).tobytes()).settle(directory, shard_idx)
+    if unknown:
+        note(f"recorded what the rows of {number(len(unknown), 'part')} ask, for --reuse and --extend")
 
 
 def _known(others: Sequence[Other]) -> Iterator[KnownRows]:

@@ -107,16 +107,19 @@ def describe_differences(found: "Manifest", wanted: "Manifest") -> str | None:
     return f"is another run: {'; '.join(changes)}. {advice}"
 
 
-def describe_other_run(other: "Manifest", wanted: "Manifest") -> str | None:
+def describe_other_run(other: "Manifest", wanted: "Manifest", *, is_model_known: bool = True) -> str | None:
     """Say how another run treats rows in another way than the wanted one, and what to do.
+
+    Args:
+        is_model_known: whether the wanted run's model has been read, so that its contents can be compared.
 
     Returns:
         The sentence that follows the other run's name; None if rows that ask the same get the same answers.
     """
     before, after = _flatten(other.meaning), _flatten(wanted.meaning)
-    names = [
-        name for name in before | after if before.get(name) != after.get(name) and name.partition(".")[0] not in OF_ROWS
-    ]
+    left_out = set() if is_model_known else {"model.fingerprint"}
+    differing = {name for name in before | after if before.get(name) != after.get(name)} - left_out
+    names = [name for name in before | after if name in differing and name.partition(".")[0] not in OF_ROWS]
     if not names:
         return None
     names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
