@@ -24,7 +24,9 @@ from job.output.parts.copy_plan import COMPUTED
 from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
 from job.output.parts.row_keys import KEY_BYTES, read_keys
 from job.records import Row, RowError
+from tests import chat_templates
 from tests.conftest import Result
+from tests.test_chat_templates import model_with
 from tests.test_resume import exit_codes, start_until_journal_has, start_workers
 from tests.test_run import read_output, submitted_by, write_jsonl
 
@@ -41,6 +43,7 @@ ORIGIN = ["reused_from", "reused_row_idx"]
         ({"q": None}, {"q": "None"}),
         ({"q": "a", "r": "b"}, {"q": "ab", "r": ""}),
         ({"q": ["a", "b"]}, {"q": ["a,b"]}),
+        ({"q": [1, 23]}, {"q": [12, 3]}),
         ({"q": [["a"], "b"]}, {"q": [["a", "b"]]}),
         ({"q": {"a": 1, "b": 2}}, {"q": {"b": 2, "a": 1}}),
         ({"q": b"a"}, {"q": "a"}),
@@ -327,6 +330,7 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
         (["--reuse", "a", "--temperature", 1], "--reuse a has other answers: --temperature was 0.0, now 1.0. Rows"),
         (["--reuse", "a", "--prompt-template", "{{ prompt }}?"], "--prompt-template was not set, now"),
         (["--reuse", "a", *CHOICES], "--reuse a has other answers: --choices was not set, now"),
+        (["--reuse", ""], "--reuse is empty. Name the --output of another run, or leave it out."),
         (["--reuse", "none"], "--reuse: none is not a run directory: it does not exist."),
         (["--reuse", "empty"], "--reuse: empty is not a run directory: it has no manifest.json."),
         (["--reuse", "old.jsonl"], "--reuse: old.jsonl is not a run directory"),
@@ -364,6 +368,17 @@ def test_columns_of_a_run_that_reuses_nothing_are_as_before(run_job: RunJob, com
     names = pq.read_schema("a/data/part-00000.parquet").names
     assert not {*ORIGIN, "row_key"} & {*names}
     assert "reused" not in json.loads(Path("a/manifest.json").read_text())["identity"]["columns"]
+
+
+def test_the_date_of_prompts_is_that_of_the_other_run(run_job: RunJob, command: Any, tmp_path: Path) -> None:
+    """Its template writes the date into prompts: on another day, none would be the same."""
+    model = ["--model", model_with(tmp_path / "model", chat_templates.LLAMA_32)]
+    assert run_job(*command("old.jsonl", "a", *model, "--date", "2024-02-29")).exit_code == 0
+    assert run_job(*command("new.jsonl", "b", *model, "--reuse", "a")).exit_code == 0
+    assert num_copied("b") == 60
+    assert "29 Feb 2024" in str(read_output(Path("b"))["prompt"][-1])
+    refused = run_job(*command("new.jsonl", "c", *model, "--reuse", "a", "--date", "2024-03-01"))
+    assert refused.exit_code == 2 and '--date was "2024-02-29", now "2024-03-01"' in refused.stderr
 
 
 APPENDED = [*ROWS, *({**ROWS[1], "id": 900 + idx, "prompt": f"appended {idx}"} for idx in range(30))]

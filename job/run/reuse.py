@@ -28,7 +28,7 @@ from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import REUSED_ROW_IDX
 from job.output.parts.redone import from_metadata
 from job.output.parts.row_keys import RowKeys
-from job.output.store.addresses import local_path
+from job.output.store.addresses import local_path, normal
 from job.output.store.names import KEYS
 from job.wording import public_name
 
@@ -53,6 +53,10 @@ def open_others(config: RunConfig, found: Manifest | None) -> list[OtherRun]:
     """
     by_place: dict[str, str] = {}
     for name in config.output.reuse:
+        if not name.strip():
+            raise UsageError("--reuse is empty. Name the --output of another run, or leave it out.")
+        if _place(name) == _place(config.output.output):
+            raise UsageError(f"--reuse {name} is --output, too. To go on with that run, leave out --reuse.")
         by_place.setdefault(_place(name), name)
     names = list(by_place.values())
     if found is not None:
@@ -60,8 +64,6 @@ def open_others(config: RunConfig, found: Manifest | None) -> list[OtherRun]:
         return []
     others = []
     for name in names:
-        if _place(name) == _place(config.output.output):
-            raise UsageError(f"--reuse {name} is --output, too. To go on with that run, leave out --reuse.")
         try:
             run = find_run(name)
         except UsageError as error:
@@ -90,7 +92,7 @@ def _check_restart(names: Sequence[str], found: Manifest) -> None:
 
 def _place(name: str) -> str:
     path = local_path(name)
-    return name if path is None else os.path.realpath(path)
+    return normal(name) if path is None else os.path.realpath(path)
 
 
 def as_in_others(config: RunConfig, others: Sequence[OtherRun]) -> RunConfig:
