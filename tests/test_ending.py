@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from job import run as run_from_python
@@ -31,6 +32,12 @@ RunJob = Callable[..., Result]
 SECRET = "T0/B0/s3cret"
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def ended_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait only briefly between SIGTERM and SIGKILL."""
+    monkeypatch.setattr(notice, "KILL_SECS", 0.2)
 
 
 @pytest.fixture
@@ -159,6 +166,32 @@ def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
     assert problem == "took too long and was ended"
     time.sleep(1.2)
     assert not mark.exists()
+
+
+def test_a_launcher_that_stops_all_below_a_process_does_not_stop_the_command(tmp_path: Path) -> None:
+    """A regression: DeepSpeed's launcher does so when one process of a launch has failed, and no word came of that."""
+    own = psutil.Process()
+    before, end = set(own.children(recursive=True)), time.monotonic() + 20
+
+    def stop_all() -> float:
+        if (tmp_path / "begun").exists():
+            for child in set(own.children(recursive=True)) - before:
+                child.terminate()
+            (tmp_path / "stopped").touch()
+        return end - time.monotonic()
+
+    command = f"touch {tmp_path}/begun; until [ -e {tmp_path}/stopped ]; do sleep 0.05; done; cat > {tmp_path}/told"
+    assert run_command(command, "grüße", {}, stop_all) is None
+    assert (tmp_path / "told").read_text() == "grüße"
+
+
+def test_a_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    end = time.monotonic() + 0.3
+    command = f"trap '' TERM; touch {tmp_path}/begun; sleep 1; touch {tmp_path}/mark"
+    assert run_command(command, "", {}, lambda: end - time.monotonic()) == "took too long and was ended"
+    assert (tmp_path / "begun").exists()
+    time.sleep(0.8)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_command_that_leaves_something_running_is_not_waited_for(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -32,6 +33,13 @@ KILL_SECS = 1.0
 """Between SIGTERM and SIGKILL, to a command that takes too long."""
 
 POLL_SECS = 0.05
+
+WRAPPER = 'exec 4<&0; { /bin/sh -c "$0" <&4 4<&- >&2; echo $?; } &'
+"""Runs a command as an orphan, and prints its exit code: if one process of a launch fails, DeepSpeed's launcher sends
+SIGTERM to the others with all that they have started, while this may just be telling of the failure."""
+
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that a command died of."""
 
 TRANSIENT = (408, 429)
 """HTTP codes below 500 that may go away."""
@@ -84,30 +92,41 @@ def run_command(command: str, document: str, env: Mapping[str, str], left: Left)
         What went wrong, or None.
     """
     own = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+    more: dict[str, str | bytes] = {name: value.encode() for name, value in env.items()}  # whatever the locale
     try:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            ["/bin/sh", "-c", WRAPPER, command.encode(errors="surrogateescape")],
             stdin=subprocess.PIPE,
-            stdout=2,
+            stdout=subprocess.PIPE,
             stderr=2,
-            env={**own, **env},
+            env={**own, **more},
             start_new_session=True,  # a signal to the job's process group is not for it, and all of it can be ended
         )
     except OSError as error:
         return f"cannot be started: {error.strerror or error}"
     threading.Thread(target=_write, args=(process.stdin, document), name="on-end", daemon=True).start()
     try:
-        while (code := process.poll()) is None and left() > 0:
-            time.sleep(POLL_SECS)
+        code = _exit_code(process, left)
     except BaseException:  # a second Ctrl-C
         _end(process)
         raise
     if code is None:
         _end(process)
         return "took too long and was ended"
-    if code < 0:
-        return f"died of {_name(-code)}"
+    if code > SIGNALLED:
+        return f"died of {_name(code - SIGNALLED)}"
     return {0: None, 127: "was not found (exit code 127)"}.get(code, f"failed with exit code {code}")
+
+
+def _exit_code(process: "subprocess.Popen[bytes]", left: Left) -> int | None:
+    """Return the exit code that the wrapper prints, as a shell counts it; None if it does not in time."""
+    assert process.stdout is not None
+    while (secs := left()) > 0:
+        if select.select([process.stdout], [], [], min(POLL_SECS, secs))[0]:
+            text = process.stdout.readline()
+            process.wait()
+            return int(text) if text else SIGNALLED + signal.SIGKILL
+    return None
 
 
 def post(url: str, document: str, left: Left, version: str) -> str | None:
@@ -145,11 +164,14 @@ def _write(stdin: Any, document: str) -> None:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a command with all that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(KILL_SECS)
+    end = time.monotonic() + KILL_SECS
+    with contextlib.suppress(ProcessLookupError):  # once all of its group are dead
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < end:
+            time.sleep(POLL_SECS)
+            process.poll()
+            os.killpg(process.pid, 0)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _name(number: int) -> str:

@@ -145,7 +145,10 @@ class Ending:
         if exit_code == EXIT_STOPPED:
             self._short_from = time.monotonic()
         lose_patience()
-        problem = self._send(self._ended(exit_code, reason))
+        try:
+            problem = self._send(self._ended(exit_code, reason))
+        except Exception as error:  # also a bug: the launch has ended as it has
+            problem = f"{type(error).__name__}: {shorten(redacted(str(error)))}"
         if problem is not None:
             self._note(f"--on-end: {problem}")
         if self._replica is not None:
