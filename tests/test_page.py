@@ -242,7 +242,9 @@ def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path) -> None:
     torn, lost = write_run(tmp_path / "torn", ["yes"]), write_run(tmp_path / "lost", ["yes"])
     (torn / "manifest.json").write_bytes((torn / "manifest.json").read_bytes()[:-50])
     (lost / "manifest.json").unlink()
+    write_run(tmp_path / "chain" / "judge", ["yes"])
     said = {
+        "chain": "It contains runs: name one of judge.",
         "empty": "has no manifest",
         "none": "does not exist",
         "torn": "is not a manifest",

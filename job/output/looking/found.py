@@ -46,7 +46,9 @@ def find_run(output: str | Path) -> FoundRun:
             "again when it has loaded."
         )
     if manifest is None:
-        raise UsageError(f"{output} is not a run directory: it has no manifest.json. Name the --output of a run.")
+        runs = [entry.name for entry in store.list() if store.exists(f"{entry.name}/{MANIFEST}")]
+        advice = f"It contains runs: name one of {', '.join(sorted(runs))}." if runs else "Name the --output of a run."
+        raise UsageError(f"{output} is not a run directory: it has no manifest.json. {advice}")
     plan = _plan_of(manifest, store)
     names = RunNames(plan.num_shards, manifest.part_dir)
     return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, names))
