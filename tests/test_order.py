@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -289,3 +290,28 @@ def test_parquet_with_large_row_groups_is_unpacked_for_single_rows(tmp_path: Pat
         assert list(found.rows) == list(expected.rows) and found.kept.equals(expected.kept)
     small = ParquetSource([str(tmp_path / "b.parquet")])
     assert at_random(small, ["q"]) is small
+
+
+def test_what_is_finished_can_be_read_before_there_is_a_part(
+    run_job: RunJob, run_args: Callable[..., list[str]], expected: Any, tmp_path: Path
+) -> None:
+    """With the kept columns, from the dataset, if that is still what it was."""
+    output, to, columns = tmp_path / "out", tmp_path / "rows.parquet", ["--keep-columns", "prompt=question"]
+    assert run_job(*run_args(output, *columns, "--order", "random", "--stop-after", 60)).exit_code == 4
+    assert not list(output.glob("data/*"))
+    refused = run_job("export", output)
+    assert refused.exit_code == 2 and "with the same job run command, or give --partial." in refused.stderr
+    result = run_job("export", output, "--partial", "--to", to)
+    assert result.exit_code == 0 and "120 rows, 16 of them with an error, 120 not finished yet" in result.stderr
+    rows, first = pq.read_table(to), sorted(shuffled(NUM_ROWS, 0)[:60].tolist())
+    wanted = expected.filter(pc.is_in(expected["row_idx"], pa.array(first)))
+    questions = [f"{idx % 90} and more" if idx % 7 else None for idx in first for _ in range(NUM_SAMPLES)]
+    assert rows.drop_columns("question").equals(wanted) and rows["question"].to_pylist() == questions
+    report = run_job("report", output, "--label", "completion", "--no-page").stdout
+    assert (
+        "The 60 finished rows are a random sample of the 120: shares and lengths here are estimates for all." in report
+    )
+    assert "52 rows with a completion" in report and "60 rows not finished yet" in report
+    write_jsonl(tmp_path / "data.jsonl", [{"id": 1, "prompt": "other"}])
+    result = run_job("export", output, "--partial")
+    assert result.exit_code == 2 and "kept columns cannot be read again" in result.stderr

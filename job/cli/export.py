@@ -39,7 +39,7 @@ FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".pa
     help="Write only these columns, in this order. Repeat or use commas.",
 )
 @click.option("--errors/--no-errors", default=True, show_default=True, help="Include rows with an error.")
-@click.option("--partial", is_flag=True, help="Write the parts that exist, even if the run is not finished.")
+@click.option("--partial", is_flag=True, help="Write the rows that are finished, even if the run is not.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def export(
     output: str, form: str | None, to: str, columns: tuple[str, ...], errors: bool, partial: bool, force: bool
@@ -56,6 +56,7 @@ def export(
     from job.output.looking.exporting.writers import WRITERS  # imports pyarrow: only now, so that --help is quick
     from job.output.looking.found import find_run
     from job.output.store.addresses import check_local, local_path
+    from job.report.unfinished import Unfinished
 
     check_local("to", to, "Name a local file, and upload it afterwards.")
     form = _format(form, to)
@@ -67,7 +68,10 @@ def export(
             )
         columns = answer_columns(run.manifest)
         writer = functools.partial(write_answers, token_bytes=_token_bytes(run.manifest))
-    table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial))
+    unfinished = Unfinished(run) if partial else None
+    if unfinished is not None and unfinished.problem:
+        click.echo(unfinished.problem, err=True)
+    table = RunTable(run, Selection(columns=columns, include_errors=errors, is_partial=partial), unfinished)
     is_shown = sys.stderr.isatty() and not (to == STDOUT and sys.stdout.isatty())
     with (
         _open(to, local_path(output), force=force) as file,

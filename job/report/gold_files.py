@@ -2,22 +2,21 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from job.config import DataConfig
 from job.data.dataset import OpenDataset
-from job.data.earlier_errors import settle_errors
 from job.data.opening import find_dataset
 from job.data.source import read_rows
 from job.errors import JobError, UsageError, shorten
 from job.observe.text import number
 from job.output.looking.found import FoundRun
-from job.output.store.addresses import local_path
 from job.report.rows import LabeledRows, whole
 from job.report.texts import as_labels, names_of_classes
+from job.report.unfinished import open_again
 from job.wording import no_column
 
 STRATUM = "stratum"
@@ -47,7 +46,7 @@ def read_dataset(run: FoundRun, rows: LabeledRows, name: str, output_columns: Se
     where = str(about["dataset"])
     advice = "Give the gold in a file, with --gold-file."
     try:
-        opened = _open_again(run)
+        opened = open_again(run)
     except JobError as error:
         raise UsageError(
             f"--gold {name}: the run has {no_column(name, output_columns)}. The dataset of the run, which may have it, "
@@ -64,27 +63,6 @@ def read_dataset(run: FoundRun, rows: LabeledRows, name: str, output_columns: Se
     table = _read(opened, [name], where)
     texts = as_labels(table[name], names_of_classes(opened.source.schema, name), f"--gold {name}").combine_chunks()
     return GoldFiles(texts=texts.take(pa.array(rows.row_idx)), place=f"the dataset of the run, {where}")
-
-
-def _open_again(run: FoundRun) -> OpenDataset:
-    about, known = run.manifest.about, run.manifest.section("dataset")
-    config = DataConfig(
-        dataset=about["dataset"],
-        dataset_config=about["dataset_config"],
-        dataset_revision=about["dataset_revision"],
-        split=known["split"],
-        data_files=tuple(about["data_files"]),
-        csv_delimiter=known["csv_delimiter"],
-        csv_encoding=known["csv_encoding"],
-        sheet=known["sheet"],
-    )
-    dataset = find_dataset(
-        config,
-        output=local_path(run.directory.store.describe()),
-        is_older=not run.manifest.lists_files,
-        commit=about.get("dataset_commit"),
-    ).open()
-    return settle_errors(dataset, replace(config, partial=bool(dataset.runs)), known["earlier_errors"])
 
 
 def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]) -> GoldFiles:

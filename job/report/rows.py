@@ -16,6 +16,7 @@ from job.report.accuracy import NONE
 from job.report.intervals import Floats
 from job.report.label_source import find_labels
 from job.report.texts import as_labels, column_of, names_of_classes
+from job.report.unfinished import Unfinished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,8 @@ class LabeledRows:
 class RunColumns:
     """A run whose columns are known, before its rows are read.
 
-    Journals do not have the dataset's columns. So a run without a part has none of them, and where they are asked for,
-    rows of journals are left out.
+    Journals do not have the dataset's columns, which are read from it again. If that is not possible, a run without a
+    part has none of them, and where they are asked for, rows of journals are left out.
     """
 
     def __init__(self, run: FoundRun) -> None:
@@ -78,9 +79,11 @@ class RunColumns:
         has_parts = bool(self._written) or not self._journaled
         own = Columns.of(run.manifest)
         self._own = own.names
-        self.schema: pa.Schema = (
-            RunTable(run, Selection(is_partial=True)).schema if has_parts else own.schema(pa.schema([]))
-        )
+        self._unfinished = Unfinished(run)
+        if has_parts:
+            self.schema: pa.Schema = RunTable(run, Selection(is_partial=True)).schema
+        else:
+            self.schema = own.schema(pa.schema([])) if self._unfinished.problem else self._unfinished.schema
 
     def read(self, names: list[str]) -> tuple[pa.Table, int]:
         """Read columns of all finished rows, texts as ``large_string``: together they may have more than the 2 GB of
@@ -95,6 +98,8 @@ class RunColumns:
             tables.append(pa.Table.from_batches(table.read(), table.schema))
         if self._own.issuperset(columns):
             tables += [self._read_journals(shard_idx, columns) for shard_idx in self._journaled]
+        elif not self._unfinished.problem:
+            tables += [self._unfinished.read(shard_idx, columns) for shard_idx in self._journaled]
         kinds = [self.schema.field(name).type for name in columns]
         kinds = [pa.large_string() if kind == pa.string() else kind for kind in kinds]
         schema = pa.schema(list(zip(columns, kinds, strict=True)))

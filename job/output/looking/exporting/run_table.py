@@ -1,10 +1,11 @@
-"""The rows of a run in their order, read batch by batch from its parts. Memory does not grow with the run."""
+"""The rows of a run in their order, read batch by batch from its parts, and if asked for from journals. Memory does not
+grow with the run."""
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,14 +30,36 @@ class Selection:
     include_errors: bool = True
     """Whether to include rows with an error."""
     is_partial: bool = False
-    """Whether to accept an unfinished run, and export the rows in its parts."""
+    """Whether to accept an unfinished run, and export the rows that are finished."""
+
+
+class Journaled(Protocol):
+    """The finished rows of shards that have no part yet."""
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """These shards, as far as their rows can be read."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of parts."""
+
+    @property
+    def problem(self) -> str:
+        """Why rows cannot be read, if so."""
+
+    def read(self, shard_idx: int, names: Sequence[str]) -> pa.Table:
+        """Return columns of the finished rows of a shard, in their order."""
 
 
 class RunTable:
     """The selected rows, which are read once."""
 
-    def __init__(self, run: FoundRun, selection: Selection) -> None:
+    def __init__(self, run: FoundRun, selection: Selection, journaled: Journaled | None = None) -> None:
         """List the parts, and read the columns from the first one.
+
+        Args:
+            journaled: the rows in journals, for a partial selection.
 
         Raises:
             UsageError: rows or a column are missing, or there is no part at all.
@@ -44,19 +67,29 @@ class RunTable:
         """
         self.run, self._selection = run, selection
         self.num_rows = self.num_errors = self.num_left_out = 0
-        self._shards = _shards_of(run, is_partial=selection.is_partial)
-        self.num_missing = run.plan.num_completions - run.plan.count(self._shards)
-        with self._reading(self._shards[0]) as file:
-            self._part_schema = pq.read_schema(file)
+        parts = _shards_of(run, is_partial=selection.is_partial, journaled=journaled)
+        self.num_missing = run.plan.num_completions - run.plan.count(parts)
+        """Rows that are not finished, once all have been read."""
+        self._journaled = journaled
+        self._in_journals = frozenset(() if journaled is None else journaled.shards) - frozenset(parts)
+        self._shards = sorted({*parts, *self._in_journals})
+        self._part_schema = self._schema_of(parts)
         self.columns = _columns(self._part_schema, selection.columns)
         self.schema = pa.schema(
             [self._part_schema.field(name) for name in self.columns],
             metadata=_metadata(self._part_schema, self.columns),
         )
 
+    def _schema_of(self, parts: list[int]) -> pa.Schema:
+        if not parts:
+            assert self._journaled is not None
+            return self._journaled.schema
+        with self._reading(parts[0]) as file:
+            return pq.read_schema(file)
+
     @property
     def num_parts(self) -> int:
-        """The number of parts to read."""
+        """The number of shards to read."""
         return len(self._shards)
 
     def read(self, on_part: Callable[[], object] = lambda: None) -> Iterator[pa.RecordBatch]:
@@ -69,7 +102,8 @@ class RunTable:
             JobError: a part cannot be read, or is not what it should be.
         """
         for shard_idx in self._shards:
-            for batch in self._read_part(shard_idx):
+            of_shard = self._read_journals if shard_idx in self._in_journals else self._read_part
+            for batch in of_shard(shard_idx):
                 is_error = pc.is_valid(batch["error"])
                 num_errors = pc.sum(is_error).as_py() or 0
                 if self._selection.include_errors:
@@ -80,6 +114,14 @@ class RunTable:
                 self.num_rows += batch.num_rows
                 yield batch.select(self.columns)
             on_part()
+
+    def _read_journals(self, shard_idx: int) -> Iterator[pa.RecordBatch]:
+        assert self._journaled is not None
+        columns = list(dict.fromkeys([*self.columns, "error"]))
+        table = self._journaled.read(shard_idx, columns)
+        self.num_missing -= len(table)
+        schema = pa.schema([self._part_schema.field(name) for name in columns])
+        yield from table.cast(schema).to_batches(ROWS_PER_BATCH)
 
     def _read_part(self, shard_idx: int) -> Iterator[pa.RecordBatch]:
         with self._reading(shard_idx) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
@@ -122,11 +164,11 @@ class RunTable:
         return self.run.directory.store.describe(self.run.directory.names.part(shard_idx))
 
 
-def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
-    """Return the shards to read, in order.
+def _shards_of(run: FoundRun, *, is_partial: bool, journaled: Journaled | None) -> list[int]:
+    """Return the shards whose parts are read, in order.
 
     Raises:
-        UsageError: there are none, or some are missing and the export is not partial.
+        UsageError: there are no rows at all, or some are missing and the export is not partial.
         JobError: the directory cannot be read.
     """
     root = run.directory.store.describe()
@@ -135,8 +177,11 @@ def _shards_of(run: FoundRun, *, is_partial: bool) -> list[int]:
     except OSError as error:
         raise JobError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
     num_missing = run.plan.num_completions - run.plan.count(written)
-    if len(written) < run.plan.num_shards and not (is_partial and written):
-        advice = f"{FINISH_IT}, or give --partial." if written else f"{FINISH_IT}."
+    there = bool(written) or bool(run.directory.journaled_shards())
+    if len(written) < run.plan.num_shards and not (is_partial and (written or (journaled and journaled.shards))):
+        advice = f"{FINISH_IT}, or give --partial." if there and not is_partial else f"{FINISH_IT}."
+        if is_partial and journaled is not None and journaled.problem:
+            advice = f"{advice} {journaled.problem}"
         rows = f"{num_missing:,} of {run.plan.num_completions:,} rows are not in a part yet"
         raise UsageError(f"{root} is not finished: {rows}. {advice}")
     if written - done and not is_partial:
