@@ -181,3 +181,16 @@ def test_the_gap_is_what_a_logit_lacks() -> None:
         lowered = [margin(each, **drawn).gap(token) for each in raised]
         assert gap == 0 or (lowered[0] == 0 and lowered[1] > 0)
     assert margin(bad_token_ids=((2,),)).gap(2) == float("inf")
+
+
+def test_retried_rows_are_recomputed_with_their_own_options(run_job: RunJob, tiny_model: Any, tmp_path: Path) -> None:
+    """And error rows are left out."""
+    rows = [{"prompt": None if idx == 3 else "how many times"[: idx + 1]} for idx in range(10)]
+    data, out = write_jsonl(tmp_path / "data.jsonl", rows), tmp_path / "out"
+    args = ["run", "--model", tiny_model(), "--dataset", data, "--output", out, "--engine", "fake"]
+    args += ["--max-new-tokens", 4, "--max-error-rate", 1]
+    assert run_job(*args).exit_code == 0
+    assert run_job("retry", out, "--cut", "--max-new-tokens", 8).exit_code == 0
+    assert run_job(*args).exit_code == 0
+    report = found(run_job, out)
+    assert (report["equal"], report["recomputed"], report["error_rows"]) == (9, 9, 1)
