@@ -78,7 +78,7 @@ def read_weights(config: ModelConfig, info: ModelInfo, note: Callable[[str], obj
 
 def _note_unexpected(keys: Sequence[str], note: Callable[[str], object]) -> None:
     if keys:
-        more = ", ..." if len(keys) > SHOWN_KEYS else ""
+        more = " and others" if len(keys) > SHOWN_KEYS else ""
         note(
             f"the model has no place for {len(keys):,} of its weights, which are left out: "
             f"{', '.join(keys[:SHOWN_KEYS])}{more}. Is its configuration the one that belongs to them?"
