@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tomllib
 from collections.abc import Callable
@@ -227,6 +228,26 @@ def test_the_command_line_wins(chain: Chain, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     for table in tables(tmp_path / "b").values():
         assert len(table) == 2 and "prompt" not in table.column_names
+
+
+def test_each_step_of_a_changed_chain_reuses_the_step_of_its_name(chain: Chain, tmp_path: Path) -> None:
+    """A step that the other chain lacks is found before the first begins."""
+    assert chain().exit_code == 0
+    old = tables(tmp_path / "out")
+    rows = [{"question": text, "answer": "a"} for text in ("five", "new", "one")]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    result = chain("--reuse", f"{tmp_path / 'out'}/", "--output", tmp_path / "b")
+    assert result.exit_code == 0, result.stderr
+    for name, table in tables(tmp_path / "b").items():
+        assert table["reused_row_idx"].to_pylist() == [3, None, 0]
+        assert table["reused_from"].to_pylist() == [name, None, name]
+        assert table["completion"].to_pylist()[::2] == old[name]["completion"].to_pylist()[3::-3]
+    shutil.rmtree(tmp_path / "out/judge")
+    for option in ([], ["--dry-run"]):
+        refused = chain(*option, "--output", tmp_path / "c", top=f'reuse = "{tmp_path / "out"}"')
+        assert (
+            refused.exit_code == 2 and f"step judge: --reuse: {tmp_path / 'out/judge'} is not a run" in refused.stderr
+        )
 
 
 def test_a_dry_run_shows_the_columns_and_writes_nothing(chain: Chain, tmp_path: Path) -> None:

@@ -309,6 +309,11 @@ def test_what_happens_to_the_other_run_while_rows_are_copied(
         refused = run_job(*args)
         assert refused.exit_code == 1 and "reuse/00001 is damaged" in refused.stderr.splitlines()[-1]
     again.unlink()
+    again.parent.rmdir()
+    again.parent.write_text("not a directory")
+    refused = run_job(*args)
+    assert refused.exit_code == 1 and "Fix this and run the same command." in refused.stderr.splitlines()[-1]
+    again.parent.unlink()
     assert run_job(*args).exit_code == 0
     assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
 
@@ -317,6 +322,16 @@ def num_copied(output: str) -> int:
     """Return how many rows of a run were copied."""
     origins = read_output(Path(output))["reused_from"]
     return len(origins) - origins.null_count
+
+
+def test_the_origin_of_rows_of_a_dataset_is_not_that_of_a_run(run_job: RunJob, command: Any) -> None:
+    """The dataset is a run that has reused another, and its columns are kept."""
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    assert run_job(*command("old.jsonl", "b", "--reuse", "a")).exit_code == 0
+    assert run_job(*command("b", "over", "--keep-columns", "*", without=["--keep-columns"])).exit_code == 0
+    assert set(read_output(Path("over"))["reused_from"].to_pylist()) == {"a"}
+    assert run_job(*command("b", "again", "--reuse", "over")).exit_code == 0
+    assert set(read_output(Path("again"))["reused_from"].to_pylist()) == {"over"}
 
 
 def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: Any) -> None:

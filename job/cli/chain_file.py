@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from job.cli.config_file import read_toml, values_in
 from job.cli.run import run
@@ -142,6 +143,12 @@ def _config(
     """Return the configuration of a step: the command line wins over the file."""
     with run.make_context("run", list(options), parent=ctx.parent, default_map=dict(values)) as of_run:
         params = {**of_run.params, "output": values["output"]}
+        is_typed = of_run.get_parameter_source("reuse") is ParameterSource.COMMANDLINE
+    if is_typed or "reuse" not in own:  # of an earlier chain, each step takes the same step
+        step = values["output"].rpartition("/")[2]
+        params["reuse"] = tuple(
+            f"{str(name).rstrip('/')}/{step}" if str(name).strip() else name for name in params["reuse"]
+        )
     if source is None and "earlier_errors" not in own:
         params["earlier_errors"] = None  # what is said for all steps is of the steps themselves
     if source is not None:

@@ -15,6 +15,7 @@ from job.run.chain_step import Step, of_step
 from job.run.examination import Examined, examine, foresee
 from job.run.pinned import model_files
 from job.run.preparation import found_in
+from job.run.reuse import open_others
 
 
 def look_ahead(examined: Examined, steps: Sequence[Step], device: torch.device) -> Iterator[tuple[Step, list[str]]]:
@@ -37,6 +38,7 @@ def look_ahead(examined: Examined, steps: Sequence[Step], device: torch.device) 
         is_same = step.config.model == examined.config.model
         with of_step(step.name):
             files = examined.model_info.files if is_same else model_files(step.config)
+            open_others(step.config, None)
             schemas[step.name] = foresee(step.config, files, device, _future(schemas[step.source], step))
         yield step, schemas[step.name].names
 
@@ -50,6 +52,7 @@ def describe_ahead(steps: Sequence[Step]) -> Iterator[str]:
     config = steps[0].config
     device = likely_device(config.engine.device, is_gpu_named=False)
     with of_step(steps[0].name):
+        open_others(config, found_in(open_store(config.output.output)))
         examined = examine(config, model_files(config), device, needs_weights=False)
     for step, names in look_ahead(examined, steps, device):
         source = step.config.data.dataset

@@ -25,7 +25,7 @@ from job.output.parts.copy_plan import CopyPlan, Other, read_copy_plans, write_c
 from job.output.parts.differences import describe_other_run
 from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
 from job.output.parts.manifest import Manifest
-from job.output.parts.part_schema import REUSED_ROW_IDX
+from job.output.parts.part_schema import REUSED_ROW_IDX, Columns
 from job.output.parts.redone import from_metadata
 from job.output.parts.row_keys import RowKeys
 from job.output.store.addresses import local_path, normal
@@ -285,7 +285,7 @@ def _known_of_part(run: OtherRun, shard_idx: int, place: int) -> KnownRows | Non
     num_samples = run.plan.num_samples
     try:
         with run.directory.store.open(run.directory.names.part(shard_idx)) as source, pq.ParquetFile(source) as file:
-            has_origin = REUSED_ROW_IDX in file.schema_arrow.names
+            has_origin = Columns.of(run.manifest).has_origin  # else a column of that name is the dataset's
             table = file.read(columns=["error", *([REUSED_ROW_IDX] if has_origin else [])])
             redone = [row for row, _ in from_metadata(file.metadata.metadata or {})]
     except (OSError, pa.ArrowException, ValueError):

@@ -155,16 +155,17 @@ class Copies:
         if not is_whole.all():
             table = table.filter(pa.array(np.repeat(is_whole, self._num_samples)))
             own, indices, places = own[is_whole], indices[is_whole], places[is_whole]
-        table = self._with_origin(table, run.other, own, indices)
+        table = self._with_origin(table, run, own, indices)
         return ReusedRows(row_idx=own, table=table, keys=keys[places])
 
-    def _with_origin(self, table: pa.Table, other: Other, own: np.ndarray, indices: np.ndarray) -> pa.Table:
+    def _with_origin(self, table: pa.Table, run: OtherRun, own: np.ndarray, indices: np.ndarray) -> pa.Table:
         """Return copied rows as rows of this run. Where a row was copied before, it is said where it was computed."""
         columns = {name: table[name] for name in table.column_names}
         columns["row_idx"] = pa.array(np.repeat(own, self._num_samples))
-        origin = pa.array(np.repeat(indices, self._num_samples)), pa.scalar(other.name, pa.string())
+        origin = pa.array(np.repeat(indices, self._num_samples)), pa.scalar(run.other.name, pa.string())
+        has_origin = Columns.of(run.manifest).has_origin  # else columns of these names are the dataset's
         for name, value in ((REUSED_ROW_IDX, origin[0]), (REUSED_FROM, origin[1])):
-            earlier = columns.get(name, pa.nulls(len(table), self._schema.field(name).type))
+            earlier = columns[name] if has_origin else pa.nulls(len(table), self._schema.field(name).type)
             columns[name] = pc.coalesce(earlier, value)
         arrays = [
             columns[field.name].cast(field.type) if field.name in columns else pa.nulls(len(table), field.type)

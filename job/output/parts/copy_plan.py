@@ -74,6 +74,8 @@ def _read(store: Store) -> Iterator[CopyPlan]:
             content = store.read(name)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise _failed(store, name, error) from None
         try:
             batches = pa.ipc.open_file(pa.BufferReader(content))
             for idx in range(batches.num_record_batches):
@@ -97,6 +99,9 @@ def write_copy_plan(
     Args:
         num_known: how many such objects there were.
         rows: of each shard, what ``CopyPlan.of`` will return.
+
+    Raises:
+        JobError: it cannot be recorded.
     """
     num_reused = sum(int((runs != COMPUTED).sum()) for runs, _ in rows)
     about = {"others": [asdict(other) for other in others], "first_shard": first_shard, "num_reused": num_reused}
@@ -106,5 +111,13 @@ def write_copy_plan(
         for runs, indices in rows:
             arrays = [pa.array(runs, pa.int16()), pa.array(indices, pa.int64())]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-    store.prepare([REUSE])
-    return store.create_exclusively(reuse(num_known + 1), stream.getvalue())
+    name = reuse(num_known + 1)
+    try:
+        store.prepare([REUSE])
+        return store.create_exclusively(name, stream.getvalue())
+    except OSError as error:
+        raise _failed(store, name, error) from None
+
+
+def _failed(store: Store, name: str, error: OSError) -> JobError:
+    return JobError(f"{store.describe(name)}: {error.strerror or error}. Fix this and run the same command.")
