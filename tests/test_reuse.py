@@ -330,6 +330,7 @@ def test_the_origin_of_rows_of_a_dataset_is_not_that_of_a_run(run_job: RunJob, c
     assert run_job(*command("old.jsonl", "b", "--reuse", "a")).exit_code == 0
     assert run_job(*command("b", "over", "--keep-columns", "*", without=["--keep-columns"])).exit_code == 0
     assert set(read_output(Path("over"))["reused_from"].to_pylist()) == {"a"}
+    assert run_job("verify", "over").exit_code == 0
     assert run_job(*command("b", "again", "--reuse", "over")).exit_code == 0
     assert set(read_output(Path("again"))["reused_from"].to_pylist()) == {"over"}
 

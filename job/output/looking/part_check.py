@@ -16,7 +16,7 @@ from job.output.looking.found import FoundRun
 from job.output.parts import writers
 from job.output.parts.counts import METADATA_KEY, Counts
 from job.output.parts.older_formats import without_late_times
-from job.output.parts.part_schema import Columns
+from job.output.parts.part_schema import REUSED_FROM, Columns
 from job.output.parts.redone import Redone, counted, from_metadata
 from job.records import CUT_REASONS, SampleKey
 
@@ -133,6 +133,8 @@ class RowCheck:
             wrong = pc.index(pc.fill_null(is_right, False), False).as_py()
             if wrong >= 0:
                 raise PartProblem(f"has a wrong row: {self._name(self._key(self.counts.num_rows + wrong))}: {text}")
+        if not self._columns.has_origin and REUSED_FROM in batch.schema.names:
+            batch = batch.drop_columns([REUSED_FROM])  # it is the dataset's
         self.counts.add_batch(batch, self._columns.modes)
 
     def finish(self) -> None:
