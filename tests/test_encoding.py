@@ -16,7 +16,7 @@ SOURCES = sorted(path for folder in ("job", "scripts") for path in (ROOT / folde
 
 OPENERS = (
     *("store", "archive", "_parts", "known", "dataset", "limit=limit)), found)"),
-    *("file", "_files[file_idx]"),
+    *("file", "_files[file_idx]", "OtherRun", "opener", "_live"),
 )
 """What has a method ``open`` that is not about text."""
 

@@ -156,6 +156,7 @@ def test_a_limit_in_the_order_of_the_dataset_gives_the_first_rows(
         assert result.exit_code == 4 and f"--stop-after {limit} is reached. Finished rows are safe" in result.stderr
         assert done_rows(tmp_path / "out") == list(range(rows))
     assert "shards in" not in result.stderr and len(list((tmp_path / "out/data").iterdir())) == 6
+    assert "Stopped at --stop-after 50%, as asked. To go on, ask for more" in run_job("status", tmp_path / "out").stdout
     again = run_job(*sorted_rows(tmp_path / "out", "--stop-after", "1000 tokens"))
     assert again.exit_code == 4 and "loading" not in again.stderr, "what is reached needs no model"
     result = run_job(*sorted_rows(tmp_path / "out", "--stop-after", "600"))

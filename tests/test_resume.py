@@ -155,7 +155,7 @@ def _launch_and_die(step: int, args: list[str], log: Path) -> None:
     _launch(args, log)
 
 
-NAMES = ("manifest.json", "README.md", "totals.json", "data", "journal", "leases", "metrics")
+NAMES = ("manifest.json", "README.md", "totals.json", "data", "journal", "keys", "leases", "metrics")
 """What a run directory holds besides parts."""
 
 
@@ -196,7 +196,7 @@ def assert_whole(output: Path, expected: Any, message: str) -> None:
     assert read_output(output).equals(expected), message
     names = {str(path.relative_to(output)) for path in output.rglob("*")}
     parts = {"data/part-00000.parquet", "data/part-00001.parquet"}
-    left = {name for name in names - parts - set(NAMES) if not name.startswith("metrics/")}
+    left = {name for name in names - parts - set(NAMES) if not name.startswith(("metrics/", "keys/"))}
     assert all(Path(name).name.startswith(".") for name in left), f"{message}: {left}"
 
 
@@ -280,7 +280,7 @@ def test_a_signal_stops_the_run_with_75_and_keeps_what_is_finished(
     assert read_output(tmp_path / "out").equals(expected)
     timeline = read_timeline(find_run(tmp_path / "out").directory.store, active=[])
     assert timeline is not None and [event.kind for event in timeline.events] == ["start", "stop", "restart"]
-    assert timeline.events[1].text == f"ended: {number.name}"
+    assert timeline.events[1].text == f"stopped: {number.name}"
     assert [(worker.left, worker.device) for worker in timeline.workers] == [(number.name, "cpu"), ("done", "cpu")]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from job.engine.duplicates import SharedCompletions
 from job.engine.fake import FakeEngine
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_schema import Columns
+from job.output.parts.row_keys import ROW_KEY
 from job.output.parts.rows import from_batch
 from job.output.parts.shard import OpenShard
 from job.output.store.local import LocalStore
@@ -91,7 +93,7 @@ def test_every_row_comes_out_once_and_in_order(
     assert set(table["error"].to_pylist()) == {None}
     assert "57 rows in 6 parts" in result.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *["README.md", "data", "journal", "leases", "manifest.json", "metrics", "totals.json"],
+        *["README.md", "data", "journal", "keys", "leases", "manifest.json", "metrics", "totals.json"],
     ]
     assert sorted(path.name for path in (tmp_path / "out/data").iterdir()) == [
         f"part-0000{i}.parquet" for i in range(6)
@@ -403,6 +405,8 @@ def test_log_probabilities_survive_in_a_journal(
     assert len(written) == 6 and all(row.values["token_logprobs"] for row in written)
     monkeypatch.setattr(SharedCompletions, "submit", lambda self, request: pytest.fail("it was done again"))
     assert run_job(*args).exit_code == 0
+    # The keys of rows go to an object of their own.
+    written = [replace(row, values={k: v for k, v in row.values.items() if k != ROW_KEY}) for row in written]
     assert completions_of(read_output(tmp_path / "out")) == sorted(written, key=lambda row: row.key)
 
 

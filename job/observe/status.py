@@ -110,6 +110,8 @@ class Status:
     tokens_per_sec: float
     eta_secs: float | None
     published: Published | None
+    left: str
+    """Why the last worker that was active ended; empty if it has not, or cannot say."""
     is_store_time: bool
     """False if ages are measured by this machine's clock, because the run directory is not writable."""
 
@@ -134,6 +136,8 @@ class Status:
         if self.workers:
             takeover = " Live workers take over from dead ones." if self.stale_leases else ""
             return f"Running. Nothing for you to do.{takeover}"
+        if self.left.startswith("--stop-after"):
+            return f"Stopped at {self.left}, as asked. To go on, ask for more, or run the same command without it."
         return (
             "No worker is active: run the same command to continue. "
             "(A launch that is still loading its model is not shown.)"

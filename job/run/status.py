@@ -131,6 +131,7 @@ def _status(
         tokens_per_sec=speed,
         eta_secs=_eta_secs(num_rows, plan.num_completions, speed, of_living),
         published=published_of(run.directory, seen.parts),
+        left="" if workers else max(latest, key=lambda each: each.written).stats.left if latest else "",
         is_store_time=seen.is_store_time,
     )
 

@@ -150,8 +150,8 @@ class _opened:
 
     def __enter__(self) -> pq.ParquetFile:
         try:
-            self._file = self._store.open(self._name)
-            return pq.ParquetFile(self._file)
+            self._file = file = self._store.open(self._name)
+            return pq.ParquetFile(file)
         except (OSError, pa.ArrowException) as error:
             raise self._worded(error) from None
 
