@@ -29,6 +29,7 @@ from job.output.sharing import pieces
 from job.records import Generation, Request
 from job.run import in_flight, order_check, random_rows, stopping
 from tests.conftest import Result
+from tests.run_files import RunFiles
 from tests.test_resume import exit_codes, kill_some, sampled_run, start_workers
 from tests.test_run import read_output, write_jsonl
 
@@ -234,6 +235,21 @@ def test_workers_stop_together_at_exactly_the_rows_that_were_asked_for(
             workers = start_workers(2, run_args(output, "--order", order, "--stop-after", num_rows), log)
             assert exit_codes(workers) == [4, 4], log.read_text()
             assert done_rows(output) == sorted(first[:num_rows])
+
+
+def test_a_piece_that_another_worker_has_taken_over_and_finished_is_given_back(tmp_path: Path) -> None:
+    """A worker that was paused for longer than its lease lasts ended with a traceback when it went on."""
+    paths, few = RunFiles(tmp_path / "out", 1), plan.Plan(num_rows=64, rows_per_shard=64)
+    paths.directory.prepare()
+    expired: Any = SimpleNamespace(acquire_name=lambda name: True, release_name=lambda name: None)
+    finished = FinishedKeys(paths.directory, few)
+    paused, other = (pieces.Pieces(paths.directory, few, expired, finished, seed=0) for _ in range(2))
+    mine, taken = paused.claim(), other.claim()
+    assert mine is not None and taken is not None and mine.piece_idx == taken.piece_idx
+    other.finish(taken)
+    assert paused.claim() is not None and paused.claim(at_once=True) is None
+    paused.finish(mine)
+    assert paused.are_left
 
 
 def test_a_retry_is_done_after_the_rows_that_are_new(

@@ -131,7 +131,8 @@ class Pieces:
 
     def _settle(self, piece_idx: int) -> None:
         self._mine.pop(piece_idx, None)
-        self._left.remove(piece_idx)
+        # While this process was paused, another worker may have taken the piece over, and have finished it.
+        self._left = [left for left in self._left if left != piece_idx]
         self._leases.release_name(self._directory.names.piece(self._name, piece_idx))
 
     def _look(self) -> None:
