@@ -25,6 +25,7 @@ from job.output.parts import partials, shard
 from job.output.parts.partials import PartialLog, PartialLogs
 from job.output.parts.plan import Plan
 from job.output.store.files import FileAppender
+from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
 from job.run import in_flight
 from job.run.in_flight import InFlight
@@ -304,6 +305,20 @@ def make_worker(paths: RunFiles) -> Callable[..., InFlight]:
         return made
 
     return make
+
+
+@pytest.mark.parametrize(("changes", "is_resumed"), [({}, True), ({"temperature": 0.9}, False)], ids=str)
+def test_a_retry_with_other_options_does_not_go_on_with_what_a_random_order_has_left(
+    paths: RunFiles, changes: dict[str, float], is_resumed: bool
+) -> None:
+    """That log has rows of all shards, and stays until all are done: a row went on with tokens of the run's options."""
+    log = PartialLog(paths.directory, SCATTERED, "host-1-0a1b2c")
+    log.append([Partial(row_idx=3, sample_idx=0, token_ids=[7, 8])])
+    log.close()
+    worker = InFlight(paths.directory, Plan(num_rows=1000, rows_per_shard=1000), "me", str, is_on=True)
+    worker.look(SimpleNamespace(shard_idx=0, changes=changes))
+    request = Request(row_idx=3, sample_idx=0, prompt_ids=[1], task=generate(max_new_tokens=9))
+    assert (worker.resumed(request).begun is not None) == is_resumed
 
 
 def test_launches_that_are_killed_again_and_again_leave_one_log(

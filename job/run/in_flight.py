@@ -96,7 +96,9 @@ class InFlight:
             before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
             self._open[shard_idx] = OpenLogs(shard, PartialLogs(self._directory, shard_idx), before)
         logs = self._open[shard_idx]
-        logs.begun = longest(logs.begun, self._mixed.read(""), logs.left.read(logs.own_name))
+        # They stay until the end of the run, so a retry with other options may find there what the run's have drawn.
+        mixed = self._mixed.read("") if logs.is_as_asked else {}
+        logs.begun = longest(logs.begun, mixed, logs.left.read(logs.own_name))
 
     def resumed(self, request: Request) -> Request:
         """Return a request with what there is of its completion."""
