@@ -478,3 +478,21 @@ def test_what_is_not_an_extension_is_refused_in_one_line(
         and "keys/00000, which says what the rows of a part ask, is missing or damaged" in older.stderr
     )
     assert not Path("a/growth").exists()
+
+
+def test_a_row_to_be_copied_that_has_changed_since_is_no_extension(run_job: RunJob, command: Any) -> None:
+    """Which rows are copied was decided by what they asked then. The answer to the old question was copied for the new
+    one, because only rows that had been finished were compared.
+    """
+    data = Path("growing.jsonl")
+    write_jsonl(data, ROWS)
+    assert run_job(*command("old.jsonl", "a")).exit_code == 0
+    assert run_job(*command("growing.jsonl", "b", "--reuse", "a")).exit_code == 0
+    Path("b/data/part-00001.parquet").unlink()  # as before its worker got to it
+    extend = command("growing.jsonl", "b", "--extend")
+    write_jsonl(data, [{**row, "prompt": "other"} if row["id"] == 30 else row for row in APPENDED])
+    refused = run_job(*extend)
+    told = "row 30 of --dataset growing.jsonl asked something else when its answer was found in another run. Rows can"
+    assert refused.exit_code == 2 and told in refused.stderr.splitlines()[-1]
+    write_jsonl(data, APPENDED)
+    assert run_job(*extend).exit_code == 0 and run_job("verify", "b").exit_code == 0

@@ -1,7 +1,8 @@
 """``--extend``: goes on with a run after rows were appended to its dataset. Checks that those it has are the same.
 
-Each finished row is compared by its key (what it asks) and, in finished parts, by its kept columns. Rows that are not
-finished are computed from the dataset as it is now.
+Each finished row is compared by its key (what it asks) and, in finished parts, by its kept columns. So are rows whose
+answers are to be copied from another run, which was decided by what they asked. Other rows that are not finished are
+computed from the dataset as it is now.
 """
 
 from collections.abc import Iterator
@@ -15,9 +16,12 @@ from job.data.row_keys import KEY_BYTES, key_of
 from job.data.source import read_rows
 from job.errors import JobError, UsageError, first_line
 from job.launch.activity import doing
+from job.output.parts.copies import Copies
+from job.output.parts.copy_plan import read_copy_plans
 from job.output.parts.differences import is_growth
 from job.output.parts.journal import JournalReader
 from job.output.parts.manifest import Manifest
+from job.output.parts.part_schema import Columns
 from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
 from job.output.store.directory import RunDirectory
 from job.output.store.names import SCATTERED, RunNames
@@ -60,12 +64,15 @@ def check_extended(examined: "Examined", found: Manifest | None, store: Store) -
     doing("checking that the rows of the run are the same")
     directory = RunDirectory(store, RunNames(found.plan.num_shards, found.part_dir))
     written = directory.written_shards()
+    copies = Copies(read_copy_plans(store), found.plan, Columns.of(found))
     for shard_idx in range(found.plan.num_shards):
         rows = found.plan.rows(shard_idx)
         if rows and shard_idx in written:
             _check_part(examined, directory, shard_idx, rows)
         elif rows:
             _check_journals(examined, directory, shard_idx, rows)
+            if copied := copies.keys_of(shard_idx):
+                _check_keys(examined, rows, copied, "its answer was found in another run")
     return (f"rows appended: {num_now - num_rows:,}; those of before ({num_rows:,}) are the same",)
 
 
@@ -100,8 +107,14 @@ def _check_journals(examined: "Examined", directory: RunDirectory, shard_idx: in
         directory.store.delete(name)
 
 
-def _check_keys(examined: "Examined", rows: range, known: dict[int, bytes]) -> pa.Table:
-    """Check that rows ask what they asked. Returns the kept columns."""
+def _check_keys(
+    examined: "Examined", rows: range, known: dict[int, bytes], when: str = "the run computed it"
+) -> pa.Table:
+    """Check that rows ask what they asked. Returns the kept columns.
+
+    Args:
+        when: what happened at that time, for the message.
+    """
     columns, tables = examined.renderer.read_columns, []
     name = examined.config.data.dataset
     for block in read_rows(examined.source, name, rows, columns, examined.kept_columns):
@@ -110,8 +123,7 @@ def _check_keys(examined: "Examined", rows: range, known: dict[int, bytes]) -> p
             if row.row_idx in known and (key_of(row, columns) or UNKNOWN) != (before := known[row.row_idx]):
                 has_changed = "could not be read" if before == UNKNOWN else "asked something else"
                 raise UsageError(
-                    f"--extend: row {row.row_idx} of --dataset {name} {has_changed} when the run computed it. "
-                    f"{_advice(examined)}"
+                    f"--extend: row {row.row_idx} of --dataset {name} {has_changed} when {when}. {_advice(examined)}"
                 )
     return pa.concat_tables(tables)
 

@@ -90,8 +90,7 @@ class Copies:
             note: shows a message to the user.
         """
         self._note = note
-        plan = next((p for p in self._plans if p.first_shard <= shard_idx < p.first_shard + p.num_shards), None)
-        if plan is None:
+        if (plan := self._plan_of(shard_idx)) is None:
             return None
         runs, indices = plan.of(shard_idx)
         own = np.arange(len(runs), dtype=np.int64) + self._plan.rows(shard_idx).start
@@ -101,6 +100,31 @@ class Copies:
             if is_of.any() and (run := self._run(other)) is not None:
                 found += self._of_run(run, own[is_of], indices[is_of])
         return _joined(found, self._num_samples) if found else None
+
+    def keys_of(self, shard_idx: int) -> dict[int, bytes]:
+        """Return what the rows that are copied of a shard ask, by their indices in this run.
+
+        Rows whose keys cannot be read are left out: they cannot be copied, either.
+        """
+        if (plan := self._plan_of(shard_idx)) is None:
+            return {}
+        runs, indices = plan.of(shard_idx)
+        found: dict[int, bytes] = {}
+        for place, other in enumerate(plan.others):
+            own = np.flatnonzero(runs == place)
+            if not len(own) or (run := self._run(other)) is None:
+                continue
+            shards = run.shards_of(indices[own])
+            for there in np.unique(shards).tolist():
+                if (keys := run.keys_of(there)) is not None:
+                    rows = own[shards == there]
+                    of_rows = keys[indices[rows] - run.plan.rows(there).start]
+                    first = self._plan.rows(shard_idx).start
+                    found |= {first + at: key.tobytes() for at, key in zip(rows.tolist(), of_rows, strict=True)}
+        return found
+
+    def _plan_of(self, shard_idx: int) -> CopyPlan | None:
+        return next((p for p in self._plans if p.first_shard <= shard_idx < p.first_shard + p.num_shards), None)
 
     def _run(self, other: Other) -> OtherRun | None:
         if other not in self._runs:
