@@ -29,6 +29,7 @@ from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
 from job.run import in_flight
 from job.run.in_flight import InFlight
+from job.run.scattered_in_flight import ScatteredInFlight
 from job.tasks import Generate
 from tests import test_mixed_tasks, test_reasoned_choices, test_reasoning
 from tests.conftest import Result
@@ -333,6 +334,20 @@ def test_launches_that_are_killed_again_and_again_leave_one_log(
     assert len(begun[0, 0, 0].token_ids) == 2000 and len(begun[39, 0, 0].token_ids) == 1000
     make_worker("last", done=[(30, 0)], lease_timeout_secs=0).keep(Rows(0))
     assert begun.keys() - PartialLogs(paths.directory, 0).read("").keys() == {(30, 0, 0)}
+
+
+def test_launches_in_random_order_that_are_killed_again_and_again_leave_one_log(paths: RunFiles) -> None:
+    """That log is of all shards, so no holder of a shard takes it over: there was one more for each launch."""
+    plan, begun = Plan(num_rows=1000, rows_per_shard=500), None
+    for launch in range(30):
+        dead = ScatteredInFlight(paths.directory, plan, f"w{launch}", str, is_on=True, lease_timeout_secs=0)
+        dead.keep(Rows(20 if launch % 2 else 40, begun))
+        dead.take_over_if_due(lambda key: key == (30, 0))
+        assert len(paths.directory.partials(SCATTERED)) == 1
+        begun = {**PartialLogs(paths.directory, SCATTERED).read("")}
+        assert launch == 0 or launch % 2 == 0 or (30, 0, 0) not in begun
+        begun.setdefault((30, 0, 0), piece((30, 0, 0), 0))
+    assert len(begun[0, 0, 0].token_ids) == 300 and len(begun[39, 0, 0].token_ids) == 150
 
 
 def test_only_the_holder_of_a_shard_takes_over_and_only_what_dead_workers_left(

@@ -127,6 +127,7 @@ class RandomRows(OpenShards):
     def _give_back(self) -> None:
         """Give back the pieces that are finished. All of their rows are in journals."""
         self._mixed.append_cut()
+        self._mixed.take_over_if_due(self._finished.has)
         for piece in [piece for piece in self._open_pieces if self._finished.are_done(piece.rows).all()]:
             self._open_pieces.remove(piece)
             self._pieces.finish(piece)

@@ -14,8 +14,8 @@ from job.output.parts.partials import PartialLog, PartialLogs, to_batch
 from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
 from job.output.store.names import SCATTERED
-from job.records import Generation, Partial, PartialKey, Request
-from job.run.in_flight import CANNOT_BE_KEPT, InFlight, longest
+from job.records import Generation, Partial, PartialKey, Request, SampleKey
+from job.run.in_flight import CANNOT_BE_KEPT, TAKE_SECS, InFlight, longest
 
 
 class ScatteredInFlight(InFlight):
@@ -89,6 +89,34 @@ class ScatteredInFlight(InFlight):
                 self._cut_logs[shard_idx] = make_cut_log(self._directory, shard_idx, self._worker_id)
             self._cut_logs[shard_idx].append(to_batch(partials))
             self._cut_logs[shard_idx].rest()
+
+    def take_over_if_due(self, is_finished: Callable[[SampleKey], bool]) -> None:
+        """Remove the logs of dead workers, once all that they have is finished or in our own. Otherwise each launch of
+        a run that is killed again and again would leave one more. If it fails, they stay.
+
+        Args:
+            is_finished: whether a completion is in a journal.
+        """
+        if not self._is_on or time.monotonic() - self._last_taken < TAKE_SECS:
+            return
+        self._last_taken = time.monotonic()
+        try:
+            self._take_all(is_finished)
+        except OSError as error:
+            self._note(f"what dead workers have left of rows in flight stays as it is: {first_line(error)}")
+
+    def _take_all(self, is_finished: Callable[[SampleKey], bool]) -> None:
+        self._begun = {key: partial for key, partial in self._begun.items() if not is_finished(key[:2])}
+        log = self._log_of_all
+        self._mixed.read("" if log is None else log.name)
+        if not (names := self._mixed.silent(self._timeout_secs)):
+            return
+        if log is None:
+            self._log_of_all = log = PartialLog(self._directory, SCATTERED, self._worker_id)
+        for key in [key for key in log.known if is_finished(key[:2])]:
+            log.forget(key)  # of rows that were taken over, and that others have finished
+        log.append([each for each in self._mixed.take(names, log.known) if not is_finished(each.key[:2])])
+        self._mixed.remove(names)
 
     def settle_all(self) -> None:
         """From now on, rows are claimed shard by shard."""
