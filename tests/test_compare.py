@@ -125,6 +125,7 @@ def test_other_rows_are_matched_by_id(run_job: RunJob, runs: tuple[Path, Path], 
     found = compared(run_job, runs[0], other)
     assert (found["by"], found["rows"], found["only_a"], found["only_b"]) == ("id", 3, 2, 1)
     assert found["labels"]["equal"] == 1
+    assert "dataset fingerprint" in {setting["name"] for setting in found["settings"]}
     texts = compared(run_job, runs[0], other, "--texts", "--by", "row_idx")
     assert texts["rows"] == 4 and texts["texts"]["equal_rows"] == 2
 

@@ -214,7 +214,11 @@ def test_what_the_command_writes_and_prints(run_job: RunJob, run: Path, tmp_path
     assert "window.hacked" in text and EVIL not in text and "<img" not in text
     assert not (run / "report.html").exists()
     assert run_job("report", run, "--no-page").exit_code == 0 and not (run / "report.html").exists()
-    assert run_job("report", run, "--json").exit_code == 0 and not (run / "report.html").exists()
+    printed = json.loads(run_job("report", run, "--json", "--price-per-gpu-hour", 2).stdout)
+    assert printed["rows"] == {"total": 60, "done": 36, "errors": 4, "pending": 20}
+    assert printed["errors"] == {"engine_error": 4} and round(printed["cost"]["price"], 4) == 0.0444
+    assert printed["tokens"].keys() == {"prompt", "completion"} and printed["labels"]
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -418,12 +418,12 @@ def test_appended_rows_are_computed_in_the_same_run(
         extended = run_job(*args, "--extend")
         assert extended.exit_code == 0, extended.stderr
         old = num_rows - (10 if num_rows == 90 else 20)
-        assert f"those of before ({old}) are the same" in extended.stderr
+        assert f"the {old} that the run has are the same" in extended.stderr
         assert min(submitted)[0] == old or num_rows == 110
         if num_rows == 90:
             Path("a/data/part-00001.parquet").unlink()
     assert run_job(*args).exit_code == 0  # --extend need not be repeated
-    assert "nothing was appended to growing.jsonl" in run_job(*args, "--extend").stderr
+    assert "--extend: growing.jsonl has no new rows" in run_job(*args, "--extend").stderr
     assert run_job(*command("growing.jsonl", "expected", *options)).exit_code == 0
     assert read_output(Path("a")).equals(read_output(Path("expected")))
     assert run_job("verify", "a").exit_code == 0

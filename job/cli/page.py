@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,9 @@ class Pages:
         server = PageServer(latest, _title(self._output), self._asked.port or 0)
         click.echo(f"{server.url} follows {self._output}. Ctrl-C ends it.")
         click.echo(
-            f"From another machine: ssh -L {server.port}:127.0.0.1:{server.port} and this machine's name.", err=True
+            f"To read it on another machine, run there: ssh -L {server.port}:127.0.0.1:{server.port} "
+            f"{socket.gethostname()}",
+            err=True,
         )
         with contextlib.suppress(KeyboardInterrupt):
             server.serve()

@@ -117,7 +117,7 @@ def report(
     """
     from job.output.looking.found import find_run
     from job.report.describe import describe_labels, describe_next
-    from job.report.describe_run import describe_run
+    from job.report.describe_run import describe_run, main_numbers
     from job.report.whole import ReportOptions, make_report  # imports pyarrow: only now, so that --help is quick
 
     form = _form_of_next(label_next, label_next_to)
@@ -141,17 +141,15 @@ def report(
     labels, chosen = (None, None) if found is None else (found.labels, found.label_next)
     if chosen is not None and label_next_to is not None and form is not None:
         write_file("label-next-to", label_next_to, chosen.blind, form, (output,), force=force)
-    if as_json and found is not None:
-        click.echo(json.dumps({"output": output, **found.to_dict()}, ensure_ascii=False))
-        if not asked_page.is_wanted:
-            return
     pages = Pages(output, lambda: (found, why), asked_page)
     data = pages.make()
     place = pages.write(data) if asked_page.is_wanted else None
-    if not as_json:
+    if as_json and found is not None:
+        click.echo(json.dumps({"output": output, **main_numbers(data), **found.to_dict()}, ensure_ascii=False))
+    else:
         said = [
             describe_run(data),
-            labels and describe_labels(output, labels),
+            labels and describe_labels(labels),
             chosen and describe_next(chosen, is_written=label_next_to is not None),
             place and f"page: {place}",
         ]

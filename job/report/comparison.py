@@ -237,8 +237,12 @@ def differing_settings(a: FoundRun, b: FoundRun) -> tuple[tuple[str, Any, Any], 
     for section in ("model", "prompt", "sampling", "modes", "dataset"):
         first, second = (_flat(run.manifest.section(section)) for run in (a, b))
         names = [name for name in dict.fromkeys([*first, *second]) if name not in ("tokenizer",)]
-        found += [(name, first.get(name), second.get(name)) for name in names]
+        found += [(_title(section, name), first.get(name), second.get(name)) for name in names]
     return tuple((name, one, other) for name, one, other in found if one != other)
+
+
+def _title(section: str, name: str) -> str:
+    return f"{section} {name}" if name == "fingerprint" else name  # models and datasets have one each
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

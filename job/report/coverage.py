@@ -35,8 +35,13 @@ class Coverage:
 
         >>> Coverage(num_finished=20, num_rows=900, is_random=True, is_first=False, num_missing=0).describe()
         'The 20 finished rows are a random sample of the 900: shares and lengths here are estimates for all.'
+        >>> Coverage(num_finished=1, num_rows=900, is_random=False, is_first=True, num_missing=0).describe()
+        '1 row of 900 is finished: too few to say anything about the others.'
         """
-        finished, rows = f"{self.num_finished:,}", f"{self.num_rows:,}"
+        rows = f"{self.num_rows:,}"
+        if self.num_finished == 1:
+            return f"1 row of {rows} is finished: too few to say anything about the others."
+        finished = f"{self.num_finished:,}"
         if self.is_random and not self.num_missing:
             sample = f"The {finished} finished rows are a random sample of the {rows}"
             return f"{sample}: shares and lengths here are estimates for all."

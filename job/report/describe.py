@@ -16,9 +16,9 @@ MAX_NAMED = 100
 """Of more labels, none is named."""
 
 
-def describe_labels(output: str, report: LabelReport) -> str:
-    """Return a report as text."""
-    lines = [output, *(f"  {title:<12}{line}" for title, line in _facts(report))]
+def describe_labels(report: LabelReport) -> str:
+    """Return a report as text, which begins with an empty line."""
+    lines = ["", *(f"  {title:<12}{line}" for title, line in _facts(report))]
     if report.gold is not None:
         lines += _of_gold(report.gold)
         lines += [f"note: {note}" for note in report.gold.notes]

@@ -24,8 +24,9 @@ def describe_comparison(a: str, b: str, found: Comparison, num_shown: int) -> st
         num_shown: how many of the rows that differ.
     """
     lines = [f"a {a}", f"b {b}"]
-    facts = [(name, f"{_setting(one)} -> {_setting(other)}") for name, one, other in found.settings]
-    facts += [("rows", f"{number(found.num_rows, 'row')} in both, matched by {found.by}{_uncompared(found)}")]
+    width = max((len(name) for name, _, _ in found.settings), default=0)
+    lines += [f"  {name:<{max(width, 12)}} {_setting(one)} -> {_setting(other)}" for name, one, other in found.settings]
+    facts = [("rows", f"{number(found.num_rows, 'row')} in both, matched by {found.by}{_uncompared(found)}")]
     facts += [("intervals", f"{100 * found.confidence_level:g} %")]
     lines += [f"  {title:<12} {line}" for title, line in facts]
     if found.labels is not None:

@@ -1,5 +1,7 @@
 """The main numbers of a run as text for a terminal."""
 
+from typing import Any
+
 from job.observe.text import format_secs, list_kinds, number, visible
 from job.report.page.data import PageData, Reconciliation
 
@@ -21,6 +23,18 @@ def describe_run(data: PageData) -> str:
         *(("damaged", note) for note in data.damages),
     ]
     return "\n".join([status.output, *(f"  {title:<10}{visible(line)}" for title, line in facts)])
+
+
+def main_numbers(data: PageData) -> dict[str, Any]:
+    """Return the same as JSON values."""
+    status, rows = data.status, Reconciliation.of(data.status)
+    return {
+        "rows": {"total": rows.total, "done": rows.done, "errors": rows.errors, "pending": rows.pending},
+        "errors": dict(status.errors),
+        "tokens": {"prompt": status.num_prompt_tokens, "completion": status.num_completion_tokens},
+        "sample": None if data.coverage is None else data.coverage.describe(),
+        "cost": None if data.cost is None else data.cost.to_dict(),
+    }
 
 
 def _time(data: PageData) -> str:

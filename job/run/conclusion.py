@@ -97,6 +97,6 @@ def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) 
     record_keys(prepared, progress.note)
     verb = "is" if totals.num_rows == 1 else "are"
     if prepared.config.output.extend:
-        progress.note(f"nothing was appended to {prepared.config.data.dataset} that is not done")
+        progress.note(f"--extend: {prepared.config.data.dataset} has no new rows")
     progress.note(f"all {number(totals.num_rows, 'row')} {verb} already done, {totals.num_errors:,} with an error")
     return exit_code_of(totals, prepared, progress.note)

@@ -73,7 +73,7 @@ def check_extended(examined: "Examined", found: Manifest | None, store: Store) -
             _check_journals(examined, directory, shard_idx, rows)
             if copied := copies.keys_of(shard_idx):
                 _check_keys(examined, rows, copied, "its answer was found in another run")
-    return (f"rows appended: {num_now - num_rows:,}; those of before ({num_rows:,}) are the same",)
+    return (f"rows appended: {num_now - num_rows:,}; the {num_rows:,} that the run has are the same",)
 
 
 def _advice(examined: "Examined") -> str:

@@ -124,7 +124,7 @@ def describe_other_run(other: "Manifest", wanted: "Manifest", *, is_model_known:
         return None
     names.sort(key=lambda name: (name in DERIVED, name not in SOURCES))
     changes = "; ".join(_changes(names, other, wanted))
-    return f"has other answers: {changes}. Rows can be copied from a run that differs in its rows alone."
+    return f"has other answers: {changes}. Rows can be copied only from a run with the same model, prompt and settings."
 
 
 def _changes(names: Sequence[str], found: "Manifest", wanted: "Manifest") -> list[str]:
