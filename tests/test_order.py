@@ -56,7 +56,10 @@ def test_what_users_try_first_is_read(text: str, expected: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        *((text, "it must be rows (10000, ") for text in ("", "-3", "abc", "10x", "1e4", "1.5", "150%", "5 apples")),
+        *(
+            (text, "it must be rows (10000, ")
+            for text in ("", "-3", "abc", "10x", "1e4", "1.5", "150%", "5 apples", "9" * 400)
+        ),
         *((text, "it must be more than 0: rows (10000, ") for text in ("0", "0h", "0%", "0 tokens")),
         ("5M", "it must be 5M rows, 5M tokens, or 5m for minutes."),
     ],

@@ -86,7 +86,7 @@ def _count(text: str, plain: str) -> Bound | None:
     if not match or not counted or (counted["times"] == "m" and not counted["unit"]):
         return None
     number = float(match[1]) * MULTIPLIERS[counted["times"]]
-    if number != int(number):
+    if not number.is_integer():  # infinity, which hundreds of digits make, is not one, either
         return None
     return Bound(text=text, tokens=int(number)) if counted["unit"][:1] == "t" else Bound(text=text, rows=int(number))
 
