@@ -21,9 +21,11 @@ from job.engine.fake import FakeEngine
 from job.output.looking.found import find_run
 from job.output.parts import plan, shard
 from job.output.parts.copy_plan import COMPUTED
+from job.output.parts.cut_rows import make_cut_log, read_cut_rows
 from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
+from job.output.parts.partials import to_batch
 from job.output.parts.row_keys import KEY_BYTES, read_keys
-from job.records import Row, RowError
+from job.records import Partial, Row, RowError
 from tests import chat_templates
 from tests.conftest import Result
 from tests.test_chat_templates import model_with
@@ -496,3 +498,20 @@ def test_a_row_to_be_copied_that_has_changed_since_is_no_extension(run_job: RunJ
     assert refused.exit_code == 2 and told in refused.stderr.splitlines()[-1]
     write_jsonl(data, APPENDED)
     assert run_job(*extend).exit_code == 0 and run_job("verify", "b").exit_code == 0
+
+
+def test_tokens_of_a_row_that_has_changed_since_are_not_kept(run_job: RunJob, command: Any) -> None:
+    """A worker that is killed may leave the tokens of a completion that was cut, but not the completion: its journal
+    is synced later. ``job retry --cut`` went on with those tokens after the new prompt.
+    """
+    args, data = command("growing.jsonl", "a", "--max-new-tokens", 3), Path("growing.jsonl")
+    write_jsonl(data, ROWS)
+    assert run_job(*args).exit_code == 0
+    Path("a/data/part-00001.parquet").unlink()
+    directory = find_run("a").directory
+    log = make_cut_log(directory, 1, "zz-1-0a1b2c")  # the last log counts
+    log.append(to_batch([Partial(row_idx=30, sample_idx=0, token_ids=[7, 7, 7])]))
+    log.close()
+    write_jsonl(data, [{**row, "prompt": "other"} if row["id"] == 30 else row for row in APPENDED])
+    assert run_job(*args, "--extend").exit_code == 0
+    assert list(read_cut_rows(directory, 1)[30, 0, 0].token_ids) != [7, 7, 7]

@@ -22,6 +22,7 @@ from job.output.parts.differences import is_growth
 from job.output.parts.journal import JournalReader
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
+from job.output.parts.partials import Contents
 from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
 from job.output.store.directory import RunDirectory
 from job.output.store.names import SCATTERED, RunNames
@@ -105,6 +106,9 @@ def _check_journals(examined: "Examined", directory: RunDirectory, shard_idx: in
         _check_keys(examined, rows, known)
     for name in [*directory.partials(shard_idx), *directory.partials(SCATTERED)]:
         directory.store.delete(name)
+    for name in directory.cut_logs(shard_idx):
+        if any(row_idx not in known for row_idx, _, _ in Contents(directory.store, name).read()):
+            directory.store.delete(name)
 
 
 def _check_keys(
