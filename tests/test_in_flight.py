@@ -348,6 +348,11 @@ def test_launches_in_random_order_that_are_killed_again_and_again_leave_one_log(
         assert launch == 0 or launch % 2 == 0 or (30, 0, 0) not in begun
         begun.setdefault((30, 0, 0), piece((30, 0, 0), 0))
     assert len(begun[0, 0, 0].token_ids) == 300 and len(begun[39, 0, 0].token_ids) == 150
+    left = paths.directory.partials(SCATTERED)
+    late = ScatteredInFlight(paths.directory, plan, "late", str, is_on=True, lease_timeout_secs=0)
+    late.settle_all()
+    late.take_over_if_due(lambda key: False)
+    assert paths.directory.partials(SCATTERED) == left, "once shards are written, the sweep at the end removes it"
 
 
 def test_only_the_holder_of_a_shard_takes_over_and_only_what_dead_workers_left(

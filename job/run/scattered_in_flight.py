@@ -97,7 +97,10 @@ class ScatteredInFlight(InFlight):
         Args:
             is_finished: whether a completion is in a journal.
         """
-        if not self._is_on or time.monotonic() - self._last_taken < TAKE_SECS:
+        is_on = (
+            self._is_on and self._is_mixed
+        )  # later, a log that is begun could outlive the sweep at the end of the run
+        if not is_on or time.monotonic() - self._last_taken < TAKE_SECS:
             return
         self._last_taken = time.monotonic()
         try:
