@@ -200,3 +200,10 @@ def test_values_without_their_option_say_how_to_give_several(run_job: RunJob) ->
     result = run_job(*RUN, "--keep-columns", "a", "b")
     assert result.exit_code == 2
     assert "extra argument (b). An option takes a single value, in quotes if it has spaces; repeat" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("launch", "--processes", 2), ("submit", "--dry-run")])
+def test_a_launch_of_run_says_to_leave_that_out(run_job: RunJob, command: tuple[Any, ...]) -> None:
+    """Only "chain" is named after these commands. "run" was called an extra argument."""
+    result = run_job(*command, *RUN)
+    assert result.exit_code == 2 and "options of job run directly: leave out 'run'." in result.stderr

@@ -72,6 +72,8 @@ def command_of(ctx: click.Context, options: tuple[str, ...]) -> tuple[RunConfig,
     Raises:
         UsageError: an option is wrong.
     """
+    if options[:1] == (run.name,):
+        raise UsageError(f"{ctx.command_path} takes the options of job run directly: leave out 'run'.")
     if options[:1] != (chain.name,):
         with run.make_context("run", list(options), parent=ctx.parent) as of_run:
             return to_config(of_run.params), ("run", *options)
