@@ -97,10 +97,8 @@ class ScatteredInFlight(InFlight):
         Args:
             is_finished: whether a completion is in a journal.
         """
-        is_on = (
-            self._is_on and self._is_mixed
-        )  # later, a log that is begun could outlive the sweep at the end of the run
-        if not is_on or time.monotonic() - self._last_taken < TAKE_SECS:
+        # Once shards are written, a new log could outlive the sweep at the end of the run.
+        if not (self._is_on and self._is_mixed) or time.monotonic() - self._last_taken < TAKE_SECS:
             return
         self._last_taken = time.monotonic()
         try:
