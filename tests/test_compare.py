@@ -99,6 +99,7 @@ def test_labels_side_by_side(run_job: RunJob, runs: tuple[Path, Path], tmp_path:
     text = run_job("compare", *runs, "--gold", "gold", "--limit", 1).stdout
     assert "row 1: a yes (0.80), b no (0.90), gold yes\n  | prompt 1\n... and 2 more rows that differ" in text
     assert "5 rows in both, matched by row_idx; 1 error in a; 1 only in b" in text
+    assert "... and 1 more row that differs;" in run_job("compare", *runs, "--limit", 2).stdout
 
 
 def test_texts_side_by_side(run_job: RunJob, tmp_path: Path) -> None:

@@ -106,8 +106,9 @@ def _differing(found: Comparison, num_shown: int) -> list[str]:
         else:
             lines.append(f"{name}: a {_label(row, 'a')}, b {_label(row, 'b')}{gold}")
             lines += [f"  | {shorten(text, BEFORE + AFTER)}" for text in _shown(table, row)]
-    if len(table) > num_shown:
-        lines.append(f"... and {len(table) - num_shown:,} more rows that differ; --to FILE writes all")
+    if (num_more := len(table) - num_shown) > 0:
+        differ = "more row that differs" if num_more == 1 else "more rows that differ"
+        lines.append(f"... and {num_more:,} {differ}; --to FILE writes all")
     return [visible(line) for line in lines]
 
 
