@@ -26,7 +26,9 @@ def drawn(run: FoundRun, number: int, seed: int) -> Sample:
         left = {"error rows": sample.num_errors, "copied from another run": sample.num_copied}
         given = [f"{number:,} rows in its parts are {what}" for what, number in left.items() if number]
         what = " and ".join(given) or "it has no part yet"
-        raise UsageError(f"{where} has no finished row to recompute: {what}.")
+        names = " and ".join(sample.copied_from)
+        instead = f" Use job verify --recompute on the run that computed them: {names}." if names else ""
+        raise UsageError(f"{where} has no finished row to recompute: {what}.{instead}")
     return sample
 
 

@@ -182,8 +182,11 @@ class Retracing:
         now = generation.token_ids[position] if position < len(generation.token_ids) else None
         # These logits are those of one step for all tokens, which may be rounded like the run's, and not like the ones
         # that have just been computed token by token: then it is the token of now that misses being chosen.
+        ends = self._ends(request)
         least = 0.0 if now is None else margin.gap(now)
-        tokens = self._candidates(generation, ids, margin, self._ends(request))
+        if _closes_reasoning(generation, position):
+            least = min([least, *map(margin.gap, ends)])
+        tokens = self._candidates(generation, ids, margin, ends)
         return [Tie(position, max(least, margin.gap(token)), token) for token in tokens if token != now]
 
     def _ends(self, request: Request) -> frozenset[int]:
@@ -242,6 +245,14 @@ def _generating(request: Request) -> Request:
     task = _task_of(request)
     assert task is not None
     return replace(request, task=task)
+
+
+def _closes_reasoning(generation: Generation, position: int) -> bool:
+    """Return whether reasoning ends at a token: the engine puts the marker there if an end was drawn."""
+    task = _generating(generation.request).task
+    assert isinstance(task, Generate)
+    marker = () if task.reasoning is None else tuple(task.reasoning.closing_ids)
+    return bool(marker) and tuple(generation.token_ids[position : position + len(marker)]) == marker
 
 
 def _without_scores(task: Generate | None) -> Generate:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from job.errors import JobError, first_line
 from job.output.looking.found import FoundRun
 from job.output.parts import redone, writers
-from job.output.parts.part_schema import Columns
+from job.output.parts.part_schema import REUSED_FROM, Columns
 from job.output.parts.rows import from_batch
 from job.output.store.names import METRICS
 from job.records import Completion
@@ -45,6 +45,8 @@ class Sample:
     num_errors: int
     num_copied: int
     """Rows that were copied from another run: this one has not computed them."""
+    copied_from: Sequence[str] = ()
+    """The runs that these were copied from, if no row is left."""
 
 
 Places = npt.NDArray[np.int64]
@@ -79,7 +81,17 @@ def draw_rows(run: FoundRun, number: int, seed: int) -> Sample:
         num_finished=sum(map(len, places.values())),
         num_errors=num_errors,
         num_copied=num_copied,
+        copied_from=() if places or not num_copied else _origins(run),
     )
+
+
+def _origins(run: FoundRun) -> Sequence[str]:
+    names: set[str] = set()
+    for shard_idx in run.directory.written_shards():
+        with _opened(run, shard_idx) as file:
+            if REUSED_FROM in file.schema_arrow.names:
+                names.update(file.read(columns=[REUSED_FROM])[REUSED_FROM].drop_null().unique().to_pylist())
+    return sorted(names)
 
 
 def shared_out(number: int, sizes: Mapping[str, int]) -> Mapping[str, int]:
