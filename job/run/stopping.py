@@ -1,4 +1,4 @@
-"""When a launch stops early, by ``--stop-after``: from then on no row is begun, and those that are begun are finished.
+"""When a launch stops early, by ``--stop-after``: from then on no rows are claimed; those that are, are finished.
 
 So which rows are finished does not depend on how long they took, but for where the line is drawn.
 """
