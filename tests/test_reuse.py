@@ -193,7 +193,7 @@ def test_a_changed_dataset_is_the_run_that_it_would_have_been(
     assert third.drop_columns(ORIGIN).equals(expected.slice(0, len(third)))
     assert set(third["reused_from"].to_pylist()) == {"a", "b", None}, "each row names the run that computed it"
     recomputed = run_job("verify", "c", "--recompute", 1)
-    assert recomputed.exit_code == 2 and "on the run that computed them: a, b." in recomputed.stderr
+    assert recomputed.exit_code == 2 and "on the run that computed them: a and b." in recomputed.stderr
     assert run_job("retry", "c").exit_code == 0
     assert run_job(*command("new.jsonl", "c", *options, "--limit", 60)).exit_code == 0
     assert read_output(Path("c")).equals(third)

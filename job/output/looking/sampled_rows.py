@@ -81,7 +81,7 @@ def draw_rows(run: FoundRun, number: int, seed: int) -> Sample:
         num_finished=sum(map(len, places.values())),
         num_errors=num_errors,
         num_copied=num_copied,
-        copied_from=() if places or not num_copied else _origins(run),
+        copied_from=_origins(run) if num_copied and not any(map(len, places.values())) else (),
     )
 
 
