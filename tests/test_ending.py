@@ -1,7 +1,10 @@
 """``--on-end``: word of the end of a launch, to a command or a webhook, which can neither fail it nor hold it up."""
 
+import contextlib
 import json
+import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +139,20 @@ def test_a_command_gets_variables_and_none_of_a_launch(job: Any, tmp_path: Path,
     output, errors = capfd.readouterr()
     assert f"done/0/{tmp_path / 'out'}/{tmp_path / 'out'}: done; 10 of 10" in errors and "//" not in output
     assert errors.rstrip().endswith("//"), "a job that the command starts is no process of this launch"
+
+
+def test_a_process_with_many_open_files_runs_its_command(job: Any, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    try:
+        with contextlib.ExitStack() as files:
+            while files.enter_context(Path(os.devnull).open("rb")).fileno() < 1100:
+                pass
+            result, _ = job(on_end=f"cat > {tmp_path}/summary.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert result.exit_code == 0 and "--on-end: " not in result.stderr
+    assert json.loads((tmp_path / "summary.json").read_bytes())["state"] == "done"
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,10 @@ def run_command(command: str, document: str, env: Mapping[str, str], left: Left)
 def _exit_code(process: "subprocess.Popen[bytes]", left: Left) -> int | None:
     """Return the exit code that the wrapper prints, as a shell counts it; None if it does not in time."""
     assert process.stdout is not None
+    poll = select.poll()  # unlike select, it takes the numbers of a process that has more than 1,024 files open
+    poll.register(process.stdout)
     while (secs := left()) > 0:
-        if select.select([process.stdout], [], [], min(POLL_SECS, secs))[0]:
+        if poll.poll(1000 * min(POLL_SECS, secs)):
             text = process.stdout.readline()
             process.wait()
             return int(text) if text else SIGNALLED + signal.SIGKILL
