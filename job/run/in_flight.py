@@ -23,8 +23,6 @@ from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request
 from job.tasks import Generate, Score
 
-CANNOT_BE_KEPT = "what rows in flight have so far cannot be kept, so a kill would lose it"
-
 TAKE_SECS = 15.0
 """How often a worker looks for logs of dead ones, which takes a few requests to the store."""
 
@@ -143,8 +141,8 @@ class InFlight:
             except FileNotFoundError:  # on a network file system: another worker has finished or taken over the shard
                 del self._open[shard_idx]
             except OSError as error:
-                if not self._has_failed and not has_failed:
-                    self._note(f"{CANNOT_BE_KEPT}: {first_line(error)}")
+                if not has_failed:
+                    self._tell_failure(error)
                 has_failed = True
         self._has_failed = has_failed
         now = time.monotonic()
@@ -208,6 +206,11 @@ class InFlight:
                 logs.cut_log = make_cut_log(self._directory, logs.shard.shard_idx, self._worker_id)
             partials, logs.cut = logs.cut, []
             logs.cut_log.append(to_batch(partials))
+
+    def _tell_failure(self, error: OSError) -> None:
+        """Say that nothing can be kept, unless the last attempt has failed, too."""
+        if not self._has_failed:
+            self._note(f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}")
 
     def _tell_resumed(self) -> None:
         if self._num_resumed:

@@ -229,14 +229,10 @@ class Retracing:
         return again if has_gone_on else None
 
 
-def _task_of(request: Request, *, generated: bool = False) -> Generate | None:
-    """Return how tokens of a request are generated; None if none are.
-
-    Args:
-        generated: whether the answer itself must be.
-    """
+def _task_of(request: Request) -> Generate | None:
+    """Return how tokens of a request are generated; None if none are."""
     task = request.task
-    if isinstance(task, Score) and not generated:
+    if isinstance(task, Score):
         return task.reason
     return task if isinstance(task, Generate) and not isinstance(task, BeamSearch) else None
 
@@ -249,9 +245,8 @@ def _generating(request: Request) -> Request:
 
 def _closes_reasoning(generation: Generation, position: int) -> bool:
     """Return whether reasoning ends at a token: the engine puts the marker there if an end was drawn."""
-    task = _generating(generation.request).task
-    assert isinstance(task, Generate)
-    marker = () if task.reasoning is None else tuple(task.reasoning.closing_ids)
+    task = _task_of(generation.request)
+    marker = () if task is None or task.reasoning is None else tuple(task.reasoning.closing_ids)
     return bool(marker) and tuple(generation.token_ids[position : position + len(marker)]) == marker
 
 

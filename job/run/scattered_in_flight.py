@@ -15,7 +15,7 @@ from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
 from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request, SampleKey
-from job.run.in_flight import CANNOT_BE_KEPT, TAKE_SECS, InFlight, longest
+from job.run.in_flight import TAKE_SECS, InFlight, longest
 
 
 class ScatteredInFlight(InFlight):
@@ -67,8 +67,7 @@ class ScatteredInFlight(InFlight):
             self.append_cut()
             self._has_failed = False
         except OSError as error:
-            if not self._has_failed:
-                self._note(f"{CANNOT_BE_KEPT}: {first_line(error)}")
+            self._tell_failure(error)
             self._has_failed = True
         self._last = time.monotonic()
 

@@ -49,7 +49,7 @@ class Limit:
         return self._bound is not None and (self._bound.num_rows(1) is None or self.num_rows is not None)
 
     def is_reached(self, own: Counts) -> bool:
-        """Whether no further row is to be begun. (Of rows, only so many are handed out in the first place.)
+        """Whether to claim no more rows. (A limit on rows is kept by handing out no more than that.)
 
         Args:
             own: what this worker has finished.

@@ -15,7 +15,7 @@ from job.launch.activity import doing
 from job.remote.model_code import code_options, why_unreadable
 
 SHOWN_KEYS = 3
-"""Of weights that are not used, so many are named."""
+"""How many of the weights that are not used are named."""
 
 
 def read_weights(config: ModelConfig, info: ModelInfo, note: Callable[[str], object] = str) -> Any:

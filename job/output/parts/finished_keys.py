@@ -18,7 +18,7 @@ class FinishedKeys:
     """A byte for each completion. Rows of a part that are to be retried count as finished."""
 
     def __init__(self, directory: RunDirectory, plan: Plan, note: Callable[[str], None] = lambda _: None) -> None:
-        """Read nothing yet.
+        """Nothing is read yet.
 
         Args:
             note: shows a message to the user.

@@ -61,8 +61,7 @@ class RunDirectory:
 
     def shards_in_flight(self) -> set[int]:
         """Return the shards of which any worker left rows that were in flight."""
-        found = (re.fullmatch(r"(\d+)\..+\.partials", entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
-        return {int(match[1]) for match in found if match is not None and int(match[1]) < self.names.num_shards}
+        return self._shards_with(".partials")
 
     def cut_logs(self, shard_idx: int) -> list[str]:
         """Return what any worker left of a shard's completions that were cut."""
@@ -83,7 +82,12 @@ class RunDirectory:
 
     def journaled_shards(self) -> set[int]:
         """Return the shards for which any worker left a journal."""
-        found = (re.fullmatch(r"(\d+)\..+\.arrows", entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
+        return self._shards_with(".arrows")
+
+    def _shards_with(self, ending: str) -> set[int]:
+        """Return the shards for which any worker left a log with this ending."""
+        pattern = rf"(\d+)\..+{re.escape(ending)}"
+        found = (re.fullmatch(pattern, entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
         return {int(match[1]) for match in found if match is not None and int(match[1]) < self.names.num_shards}
 
     def sweep(self) -> None:
