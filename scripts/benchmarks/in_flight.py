@@ -1,9 +1,10 @@
-"""What it costs to keep what rows in flight have so far: runs with and without it by turns, in CPU seconds.
+"""What it costs to keep what rows in flight have so far: runs with and without it side by side, in CPU seconds.
 
-Usage: scripts/bench in-flight [NUM_PAIRS] [MODEL] [FILE]
+Usage: scripts/bench in-flight [NUM_PAIRS] [MODEL] [FILE]. Needs two processors.
 
-CPU seconds are those of all threads of a run from its first step to its end, without loading; the other work of a
-shared machine is not in them. Within the runs that keep, the CPU seconds spent on keeping are counted, too: that is
+The two runs of a pair go at the same time, each on a processor of its own, and change places in the next pair: what
+slows the machine for a while slows both. CPU seconds are those of all threads of a run from its first step to its end,
+without loading. Within the runs that keep, the CPU seconds spent on keeping are counted, too: that is
 exact, where the difference of two runs is blurred by what the machine does beside them. Pairs are appended to FILE, and
 the intervals are over all pairs that it has.
 """
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ T_95 = {4: 2.78, 5: 2.57, 7: 2.36, 9: 2.26, 11: 2.2, 14: 2.14, 19: 2.09, 24: 2.0
 fork = multiprocessing.get_context("fork")
 
 
-def live(args: list[str], results: Any, log: Path) -> None:
+def live(args: list[str], processor: int, results: Any, log: Path) -> None:
     """Run the job in this process, and send the CPU seconds since its first step, and those of keeping."""
+    os.sched_setaffinity(0, {processor})
     from job.cli import main
     from job.run.in_flight import InFlight
     from job.run.runner import Runner
@@ -72,17 +75,20 @@ def live(args: list[str], results: Any, log: Path) -> None:
             results.put((cpu_secs() - begin[0], keeping[0]))
 
 
-def measure(args: list[str], scratch: Path) -> tuple[float, float]:
-    """Return the CPU seconds of one run, and those of keeping."""
-    results, log, output = fork.SimpleQueue(), scratch / "log", scratch / "out"
-    process = fork.Process(target=live, args=([*args, "--output", str(output)], results, log))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise SystemExit(log.read_text(encoding="utf-8")[-2000:])
-    shutil.rmtree(output)
-    secs: tuple[float, float] = results.get()
-    return secs
+def measure(ways: Mapping[str, list[str]], scratch: Path) -> dict[str, tuple[float, float]]:
+    """Return the CPU seconds of runs that go at the same time, and those of keeping."""
+    started = {}
+    for processor, (way, args) in zip(sorted(os.sched_getaffinity(0)), ways.items(), strict=False):
+        results, log, output = fork.SimpleQueue(), scratch / f"{way}.log", scratch / way
+        process = fork.Process(target=live, args=([*args, "--output", str(output)], processor, results, log))
+        process.start()
+        started[way] = process, results
+    for way, (process, _) in started.items():
+        process.join()
+        if process.exitcode != 0:
+            raise SystemExit((scratch / f"{way}.log").read_text(encoding="utf-8")[-2000:])
+        shutil.rmtree(scratch / way)
+    return {way: results.get() for way, (_, results) in started.items()}
 
 
 def mean_and_margin(values: list[float]) -> str:
@@ -96,7 +102,7 @@ def mean_and_margin(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Run pairs, each in the other order than the one before, and print what keeping costs."""
+    """Run pairs, and print what keeping costs."""
     num_pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     model = sys.argv[2] if len(sys.argv) > 2 else str(MODEL)
     scratch = Path(tempfile.mkdtemp(prefix="in-flight-"))
@@ -112,11 +118,10 @@ def main() -> None:
 
     import job.run.runner  # noqa: F401
 
+    ways = {"on": [*args, "--journal-in-flight"], "off": [*args, "--no-journal-in-flight"]}
     for pair in range(num_pairs):
-        secs = {}
-        for way in ("on", "off") if pair % 2 else ("off", "on"):
-            option = "--journal-in-flight" if way == "on" else "--no-journal-in-flight"
-            secs[way], secs[f"keeping, {way}"] = measure([*args, option], scratch)
+        found = measure(ways if pair % 2 else dict(reversed(ways.items())), scratch)
+        secs = {way: secs for way, (secs, _) in found.items()} | {"keeping, on": found["on"][1]}
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(secs) + "\n")
         print(
