@@ -29,12 +29,13 @@ def verify(ctx: click.Context, /, output: str, as_json: bool, **values: Any) -> 
     a completion or an error in each row, and the counts that its footer gives. That needs no GPU.
 
     With --recompute N, compute N finished rows again instead, each alone in its batch, on one process, and compare:
-    each is equal, a near tie (where logits were rounded differently, another token may win by a hair) or different. A
-    table says which host and worker computed the rows that differ.
+    each is equal, a near tie (where logits were rounded differently, another token may win by a hair), different, or
+    unclear (its text may come from more tokens than were tried). A table says which host and worker computed the rows
+    that differ.
 
-    Exit codes: 0 correct and complete, or every row equal but for ties; 1 something is wrong, or a row differs; 2
-    OUTPUT is not a run directory, or what the run read is no longer the same; 75 correct so far, run the same command
-    to complete it.
+    Exit codes: 0 correct and complete, or no row is known to differ but for ties; 1 something is wrong, or a row
+    differs; 2 OUTPUT is not a run directory, or what the run read is no longer the same; 75 correct so far, run the same
+    command to complete it.
     """
     number = values.pop("recompute")
     if number is not None:

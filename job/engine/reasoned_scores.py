@@ -49,7 +49,7 @@ class ReasonedScores(Around):
             return [generation]
         if generation.error is None and asked.thought_ids is None:
             asked.thought_ids, asked.finish_reason = _closed(generation), generation.finish_reason
-            self._engine.submit(_scoring(asked.request, asked.thought_ids))
+            self._engine.submit(scoring(asked.request, asked.thought_ids))
             return []
         del self._asked[generation.request.key]
         generation = replace(generation, request=asked.request)
@@ -81,7 +81,7 @@ def _thought(generation: Generation, ids: list[int]) -> Thought:
     return thought
 
 
-def _scoring(request: Request, thought_ids: list[int]) -> Request:
+def scoring(request: Request, thought_ids: list[int]) -> Request:
     """Return the request for the scores after the reasoning."""
     task = request.task
     assert isinstance(task, Score)

@@ -1,12 +1,12 @@
-"""What came out of recomputing some rows of a run: each row equal, near a tie, or different; counted by worker."""
+"""What came out of recomputing rows of a run: each equal, near a tie, different, or unclear; counted by worker."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-EQUAL, NEAR_TIE, DIFFERENT, FAILED = "equal", "near_tie", "different", "failed"
-VERDICTS = (EQUAL, NEAR_TIE, DIFFERENT, FAILED)
+EQUAL, NEAR_TIE, DIFFERENT, UNCLEAR, FAILED = "equal", "near_tie", "different", "unclear", "failed"
+VERDICTS = (EQUAL, NEAR_TIE, DIFFERENT, UNCLEAR, FAILED)
 
 TIE_GAPS: Mapping[str, float] = {"float32": 1e-3, "float16": 0.06, "bfloat16": 0.5}
 """Two tokens whose logits are this close, or closer, are a near tie, by dtype. The logits of a model are about 30 at
@@ -24,7 +24,8 @@ class Verdict:
     """Its process and nonce; ``unknown`` if the part does not say which worker computed the row."""
     host: str
     outcome: str
-    """One of ``VERDICTS``. ``failed``: it could not be recomputed."""
+    """One of ``VERDICTS``. ``unclear``: which tokens the run had is not known, and that decides. ``failed``: it
+    could not be recomputed."""
     position: int | None = None
     """The first token that differs, from 0; None if none does, or if nothing is generated."""
     gap: float | None = None

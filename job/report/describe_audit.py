@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from job.errors import shorten
-from job.report.audit import DIFFERENT, EQUAL, FAILED, NEAR_TIE, VERDICTS, Audit, Verdict
+from job.report.audit import DIFFERENT, EQUAL, FAILED, NEAR_TIE, UNCLEAR, VERDICTS, Audit, Verdict
 from job.report.tables import table_of
 
 MAX_ROWS = 20
 """How many rows are shown; --json has all."""
 
-WORDS = {EQUAL: "equal", NEAR_TIE: "near tie", DIFFERENT: "different", FAILED: "failed"}
+WORDS = {EQUAL: "equal", NEAR_TIE: "near tie", DIFFERENT: "different", UNCLEAR: "unclear", FAILED: "failed"}
 
 
 def describe_audit(output: str, audit: Audit) -> str:
@@ -30,6 +30,7 @@ def describe_audit(output: str, audit: Audit) -> str:
             f"  equal      {counts[EQUAL]:,}",
             f"  near tie   {counts[NEAR_TIE]:,} (gaps up to {audit.tie_gap:g} logits)",
             f"  different  {counts[DIFFERENT]:,}",
+            *([f"  unclear    {counts[UNCLEAR]:,}"] if counts[UNCLEAR] else []),
             *([f"  failed     {counts[FAILED]:,}"] if counts[FAILED] else []),
             *_table(audit),
             *(f"  {_line(verdict)}" for verdict in shown[:MAX_ROWS]),
@@ -40,9 +41,10 @@ def describe_audit(output: str, audit: Audit) -> str:
 
 
 def _table(audit: Audit) -> Sequence[str]:
-    header = ["host", "worker", *(WORDS[name] for name in VERDICTS)]
+    shown = [name for name in VERDICTS if name != UNCLEAR or audit.counts[UNCLEAR]]
+    header = ["host", "worker", *(WORDS[name] for name in shown)]
     rows = [
-        [host, worker, *(f"{counts[name]:,}" for name in VERDICTS)] for (host, worker), counts in audit.workers.items()
+        [host, worker, *(f"{counts[name]:,}" for name in shown)] for (host, worker), counts in audit.workers.items()
     ]
     return table_of(header, rows) if rows else []
 
@@ -72,6 +74,11 @@ def _conclusion(audit: Audit) -> str:
         return "Rows differ by more than rounding explains: do not trust what these workers wrote before you know why."
     if counts[FAILED]:
         return "Some rows could not be recomputed, as shown above."
+    if counts[UNCLEAR]:
+        return (
+            f"No row is known to differ. {counts[UNCLEAR]:,} cannot be told without the run's tokens, which a run with "
+            "--logprobs keeps. Recomputing with the --dtype and --max-batch-rows of the run may tell, too."
+        )
     return (
         "All rows that were recomputed are what the run says, up to near ties."
         if counts[NEAR_TIE]

@@ -7,8 +7,9 @@ from job.launch.activity import doing, telling_what_takes_long
 from job.output.looking.found import FoundRun
 from job.output.looking.sampled_rows import Sample, draw_rows
 from job.report.audit import TIE_GAPS, Audit
+from job.run.computer import Computer
 from job.run.identity import dtype_of
-from job.run.recompute import Asked, Computer, ask_again, open_run
+from job.run.recompute import Asked, ask_again, open_run
 from job.run.retracing import Retracing
 
 

@@ -1,21 +1,13 @@
-"""Recomputes rows of a run: opens what the run read, refuses what is no longer the same, loads the model, and computes.
+"""What recomputing rows of a run takes: opens what the run read, refuses what is no longer the same, and asks again.
 
 Writes nothing. One process, and by default one row at a time, with nothing shared between rows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
-
-import torch
+from dataclasses import dataclass, replace
 
 from job.config import EngineConfig, RunConfig
 from job.data.source import read_rows
-from job.engine.model.decoder import begin_ids
-from job.engine.model.info import ModelInfo
-from job.engine.model.loading import LoadedModel
-from job.engine.model.logit_hooks import last_logits
-from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
 from job.errors import JobError, UsageError
 from job.launch.environment import read_process_info
@@ -26,15 +18,12 @@ from job.output.looking.sampled_rows import FinishedRow
 from job.output.parts.differences import describe_differences
 from job.output.parts.manifest import Manifest
 from job.output.store.names import MANIFEST
-from job.records import Completion, Generation, Prompt, Request, RowError
-from job.run.calibration import calibrated
+from job.records import Prompt, Request, RowError
 from job.run.changed_requests import changed
 from job.run.examination import Examined, examine
 from job.run.identity import in_dtype
-from job.run.model import load_in_range
 from job.run.pinned import model_files
 from job.run.recorded import changes_of, config_of, with_prompt_limit
-from job.tasks import Generate, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,102 +127,6 @@ def _worded(error: UsageError, run: FoundRun, dataset: str) -> str:
         f"The rows cannot be recomputed: {said}. If the model or the dataset lies elsewhere now, say where with "
         f"--model or --dataset.{kept}"
     )
-
-
-@dataclass(kw_only=True)
-class Computer:
-    """A loaded model and an engine, which complete requests."""
-
-    engine: Engine
-    model: LoadedModel | None
-    modes: BoundModes
-    examined: Examined
-    how: str
-    """Device, dtype and engine, in words."""
-    _numbers: "count[int]" = field(default_factory=lambda: count(1))
-
-    @classmethod
-    def load(cls, examined: Examined, replica: Replica, note: Callable[[str], None]) -> "Computer":
-        """Load the model and build the engine.
-
-        Raises:
-            JobError: it cannot be loaded, or a probe cannot be computed.
-        """
-        config, info = examined.config, examined.model_info
-        model = None
-        if config.engine.needs_model:
-            stop_token_ids = examined.tokenizer.stop_token_ids
-            model = load_in_range(config, info, replica, stop_token_ids, is_restart=True, note=note)
-        kind = ENGINES[config.engine.engine]
-        engine = kind.build(model, config.engine, replica, should_stop=lambda: False, note=note)
-        how = _how(config.engine, info, replica.device, has_model=model is not None)
-        computer = cls(engine=engine, model=model, modes=examined.modes, examined=examined, how=how)
-        computer.modes = calibrated(examined.modes, computer.run(examined.probes))
-        return computer
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """The model's end-of-sequence tokens."""
-        return frozenset(() if self.model is None else self.model.eos_token_ids)
-
-    def run(self, requests: Sequence[Request], tell: Callable[[int], object] = lambda number: None) -> list[Generation]:
-        """Complete requests, whose keys differ, and return the results in the same order.
-
-        Args:
-            tell: called with the number of those that have just been completed.
-        """
-        done: dict[object, Generation] = {}
-        waiting = iter(requests)
-        while len(done) < len(requests):
-            while self.engine.num_pending < self.engine.max_pending and (request := next(waiting, None)) is not None:
-                self.engine.submit(request)
-            generations = self.engine.step()
-            done |= {generation.request.key: generation for generation in generations}
-            tell(len(generations))
-        return [done[request.key] for request in requests]
-
-    def again(self, request: Request) -> Generation:
-        """Complete a request that differs only in what has begun of it from one that was completed before."""
-        return self.run([self._new(request)])[0]
-
-    def complete(self, generation: Generation, prompt: Prompt) -> Completion:
-        """Return the output row that a generation makes."""
-        texts = self.examined.tokenizer.decode([generation.text_ids])
-        return self.modes.complete([generation], texts, [prompt.text], [prompt.prefill])[0]
-
-    def before(self, request: Request) -> Sequence[int]:
-        """Return the tokens that a completion follows: the prompt, or what a decoder begins with."""
-        decoder = None if self.model is None else self.model.decoder
-        return begin_ids(decoder, request.decoder_ids) or request.prompt_ids
-
-    def next_logits(self, request: Request, completion_ids: Sequence[int]) -> torch.Tensor | None:
-        """Return the logits after some tokens of a completion, [V]; None if there is no model, or they overflow."""
-        if self.model is None:
-            return None
-        task = Generate(params=SamplingParams(max_new_tokens=1, ignore_eos=True))
-        before = [*self.before(request), *completion_ids]
-        given = {"prompt_ids": before} if self.model.decoder is None else {"decoder_ids": tuple(before)}
-        with last_logits(self.model) as seen:
-            generation = self.run([self._new(replace(request, task=task, begun=None, **given))])[0]
-        return seen[0] if seen and generation.error is None else None
-
-    def _new(self, request: Request) -> Request:
-        """Return a request that is equal to none before: engines copy the answers of equal ones."""
-        task = request.task
-        if isinstance(task, Generate) and task.is_deterministic:  # then the seed has no effect
-            return replace(request, task=replace(task, params=replace(task.params, seed=next(self._numbers))))
-        return request
-
-
-def _how(engine: EngineConfig, info: ModelInfo, device: torch.device, *, has_model: bool) -> str:
-    if not has_model:
-        return f"engine {engine.engine}, without a model"
-    rows = (
-        "each row alone"
-        if engine.max_batch_rows == 1
-        else f"batches of {engine.max_batch_rows or 'any number of'} rows"
-    )
-    return f"{rows}, {info.dtype} on {device.type}, engine {engine.engine}"
 
 
 def ask_again(examined: Examined, modes: BoundModes, rows: Sequence[FinishedRow]) -> list[AskedAgain]:

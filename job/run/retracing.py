@@ -1,52 +1,24 @@
-"""Compares a recomputed row with the one in a part: equal, near a tie, or different.
+"""Compares a recomputed row with the one in a part: equal, near a tie, different, or unclear.
 
-Where tokens are generated, the completion that comes out now is followed up to the first token from which the text in
-the part cannot follow. Which tokens could have been there instead, and by how much they have missed being chosen now,
-says whether that was a tie. If it was, the row is generated again with that token in its place, and so on to its end: a
-fault behind a tie is found, too.
+Where the part has the run's tokens, the model reads them in one pass, and each of them is compared with the one that
+would be chosen now. Otherwise, tokens that have the text in the part are looked for, see ``job.run.splits``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from job.engine.logits.margin import Margin
 from job.modes.reasoning import REASONING
-from job.records import Completion, Generation, Partial, Request
-from job.report.audit import DIFFERENT, EQUAL, FAILED, NEAR_TIE, Verdict
+from job.records import Completion, Generation
+from job.report.audit import DIFFERENT, EQUAL, FAILED, NEAR_TIE, UNCLEAR, Verdict
 from job.report.row_distance import distance
-from job.run.recompute import AskedAgain, Computer
+from job.run.computer import Computer, generates, generating
+from job.run.recompute import AskedAgain
 from job.run.row_texts import RowTexts
-from job.tasks import BeamSearch, Generate, Score
+from job.run.splits import Splits, Tie
+from job.tasks import Generate, Score
 
-MAX_BRANCHES = 100
-"""A row that needs more ties, or more attempts, than this is different."""
-
-NUM_RANKED = 64
-"""How many of the tokens with the largest logits may be the one that the run chose, beside those that a tokenizer finds
-at the beginning of the rest of the text."""
-
-MOST_BACK = 4
-"""How many tokens before the one that cannot be the run's may differ from it already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tie:
-    """A place where the run chose another token."""
-
-    position: int
-    gap: float
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A way from what comes out now towards the text in the part."""
-
-    generation: Generation
-    ties: tuple[Tie, ...]
-    """The last of them is a place in ``generation``, the others have led to it."""
-    has_ended: bool
-    """Whether the text in the part ends with the last one."""
+MANY_WAYS = "more ways to split its text into tokens than were tried"
+OTHER_SPLIT = "the same text in {} tokens instead of {}"
 
 
 class Retracing:
@@ -72,41 +44,75 @@ class Retracing:
         if stored.num_prompt_tokens != len(generation.request.prompt_ids):
             return self._found(DIFFERENT, detail="the number of its prompt tokens")
         found = self._computer.complete(generation, asked.prompt)
-        if _task_of(generation.request) is None or self._texts.is_same(found):
+        if generates(generation.request) is None:
             return self._judge_numbers(found, ())
-        return self._follow(generation, found)
+        known = None if self._texts.is_scored else stored.values.get("token_ids")
+        if self._texts.is_same(found) and (known is None or list(known) == list(generation.token_ids)):
+            return self._judge_numbers(found, ())
+        forced = None if known is None else self._compare(generation, list(known))
+        return self._search(generation, found) if forced is None else forced
 
-    def _follow(self, first: Generation, found: Completion) -> Verdict:
-        """Look for ties that lead from what comes out now to the text in the part, and return the verdict.
-
-        Several tokens may be the beginning of the same text: if one leads nowhere, the others are tried.
-        """
-        waiting = self._branches(first, ())
-        farthest: Branch | None = None
-        for _ in range(MAX_BRANCHES):
-            if not waiting:
-                break
-            branch = waiting.pop()
-            if branch.ties[-1].gap > self._tie_gap:
-                farthest = max(
-                    branch, farthest or branch, key=lambda each: (each.ties[-1].position, -each.ties[-1].gap)
-                )
+    def _compare(self, generation: Generation, known: list[int]) -> Verdict | None:
+        """Compare the tokens of the part, one by one, with those chosen now; None: there are no logits."""
+        request = generating(generation.request)
+        pairs = zip(known, generation.token_ids, strict=False)
+        parted = next((place for place, (old, new) in enumerate(pairs) if old != new), None)
+        ties: list[Tie] = []
+        behind = 0  # the next place with a choice
+        logprobs: list[float] = []
+        for place, margin in enumerate(self._computer.margins(request, known, range(len(known)))):
+            if margin is None:
+                return None
+            token = known[place]
+            logprobs.append(margin.logprob(token))
+            if place < behind or (token == margin.winner and place != parted):
                 continue
-            again = None if branch.has_ended else self._go_on(branch.generation, branch.ties[-1])
-            if again is None:  # the run's text ends there, or the engine cannot go on from given tokens
-                return self._judge_numbers(found, branch.ties, upto=branch.ties[0].position)
-            if again.error is not None:
-                return self._found(FAILED, detail=str(again.error))
-            text = self._computer.complete(again, self._asked.prompt)
-            if self._texts.is_same(text):
-                if isinstance(first.request.task, Score):
-                    return self._judge_numbers(text, branch.ties)
-                return self._judge_numbers(found, branch.ties, upto=branch.ties[0].position)
-            waiting += self._branches(again, branch.ties)
-        if farthest is None:
-            return self._found(DIFFERENT, detail="its text, from an unknown token on")
-        *ties, tie = farthest.ties
-        return self._found(DIFFERENT, ties=ties, position=tie.position, gap=tie.gap)
+            gap = margin.gap(token)
+            if place == parted:  # the other one was chosen a moment ago, from logits that were rounded differently
+                gap = max(gap, min(margin.gap(generation.token_ids[place]), self._tie_gap))
+            closing = self._texts.closing(generation, known[:place]) if gap > 0 else ()
+            if closing and tuple(known[place : place + len(closing)]) == closing:
+                gap_of_end = min(map(margin.gap, self._computer.ends_of(request)), default=gap)
+                if gap_of_end < gap:
+                    gap, behind = gap_of_end, place + len(closing)
+            ties.append(Tie(place, gap, (token,)))
+            if gap > self._tie_gap:
+                return self._found(DIFFERENT, ties=ties[:-1], position=place, gap=gap)
+        assert isinstance(request.task, Generate)
+        scores = logprobs if request.task.params.scores_tokens else None
+        forced = replace(
+            generation,
+            token_ids=known,
+            finish_reason=self._computer.finish_reason(request, known),
+            logprobs=scores,
+            top_ids=None,
+            top_logprobs=None,
+        )
+        found = self._computer.complete(forced, self._asked.prompt)
+        if not self._texts.is_same(found):
+            return self._found(DIFFERENT, ties=ties, detail="its tokens have another text, or do not end there")
+        return self._judge_numbers(found, ties)
+
+    def _search(self, first: Generation, found: Completion) -> Verdict:
+        """Look for tokens that lead from what comes out now to the text in the part, and return the verdict."""
+        way = Splits(computer=self._computer, texts=self._texts, tie_gap=self._tie_gap).search(first)
+        if way.generation is not None and way.generation.error is not None:
+            return self._found(FAILED, detail=str(way.generation.error))
+        if way.generation is not None:
+            if isinstance(first.request.task, Score) and way.is_followed:
+                return self._judge_numbers(self._computer.complete(way.generation, self._asked.prompt), way.ties)
+            return self._judge_numbers(found, way.ties, upto=way.ties[0].position)
+        if self._texts.has_same_text(found):
+            old, new = self._stored.num_completion_tokens, found.num_completion_tokens
+            return self._found(UNCLEAR, detail=OTHER_SPLIT.format(old, new))
+        *ties, tie = way.ties or (None,)
+        if tie is None:
+            outcome, detail = (
+                (DIFFERENT, "its text, from an unknown token on") if way.is_known else (UNCLEAR, MANY_WAYS)
+            )
+            return self._found(outcome, detail=detail)
+        outcome, detail = (DIFFERENT, "") if way.is_known else (UNCLEAR, MANY_WAYS)
+        return self._found(outcome, ties=ties, position=tie.position, gap=tie.gap, detail=detail)
 
     def _judge_numbers(self, found: Completion, ties: Sequence[Tie], *, upto: int | None = None) -> Verdict:
         """Return the verdict on a row whose text is explained: the rest are numbers."""
@@ -143,116 +149,6 @@ class Retracing:
             num_ties=len(ties),
             detail=detail,
         )
-
-    def _branches(self, generation: Generation, ties: tuple[Tie, ...]) -> list["Branch"]:
-        """Return where the part's text may leave a completion and with which token, the smallest gap last.
-
-        Args:
-            ties: those that have led to this completion.
-        """
-        ids = list(generation.token_ids)
-        if len(generation.text_ids) < len(ids) or (generation.finish_reason == "stop" and ids):
-            ids = ids[:-1]  # the end of this completion is a choice, too
-        low, high = 0, len(ids)
-        while low < high:  # the first tokens agree, all others do not
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self._texts.agree(self._texts.after(generation, ids[:middle])) else (low, middle - 1)
-            )
-        # The last of these tokens may be the beginning of the one that the run chose, as a line end is of two of them.
-        begun = generation.request.begun
-        first = max(low - MOST_BACK, 0 if begun is None else begun.end)
-        found: list[Tie] = []
-        for position in range(low, first - 1, -1):
-            found += self._ties_at(generation, ids[:position])
-            if any(tie.gap <= self._tie_gap for tie in found):
-                break
-        ends = self._ends(generation.request)
-        found.sort(key=lambda tie: -tie.gap)
-        return [Branch(generation, (*ties, tie), tie.token in ends) for tie in found]
-
-    def _ties_at(self, generation: Generation, ids: list[int]) -> list[Tie]:
-        """Return the choices with which the text in the part could go on."""
-        logits = self._computer.next_logits(generation.request, ids)
-        if logits is None:
-            return []
-        request, position = _generating(generation.request), len(ids)
-        before, eos_token_ids = self._computer.before(request), self._computer.eos_token_ids
-        margin = Margin(logits, request, before, ids, eos_token_ids)
-        now = generation.token_ids[position] if position < len(generation.token_ids) else None
-        # These logits are those of one step for all tokens, which may be rounded like the run's, and not like the ones
-        # that have just been computed token by token: then it is the token of now that misses being chosen.
-        ends = self._ends(request)
-        least = 0.0 if now is None else margin.gap(now)
-        if _closes_reasoning(generation, position):
-            least = min([least, *map(margin.gap, ends)])
-        tokens = self._candidates(generation, ids, margin, ends)
-        return [Tie(position, max(least, margin.gap(token)), token) for token in tokens if token != now]
-
-    def _ends(self, request: Request) -> frozenset[int]:
-        """Return the tokens that end a completion."""
-        task = _generating(request).task
-        assert isinstance(task, Generate)
-        return task.params.eos_of(self._computer.eos_token_ids).union(task.params.stop_token_ids)
-
-    def _candidates(self, generation: Generation, ids: list[int], margin: Margin, ends: frozenset[int]) -> list[int]:
-        """Return the tokens that the run may have chosen after some: those with which its text can go on."""
-        now = self._texts.after(generation, ids)
-        rest = self._texts.rest(now)
-        if not rest and self._stored.finish_reason == "stop" and ends and not self._texts.is_scored:
-            return [*ends, *self._growing(generation, ids, margin.ranked(NUM_RANKED), now, ends)]
-        whole = self._computer.examined.tokenizer.encode(rest)[:1]
-        return self._growing(generation, ids, dict.fromkeys([*whole, *margin.ranked(NUM_RANKED)]), now, ends)
-
-    def _growing(
-        self,
-        generation: Generation,
-        ids: list[int],
-        tokens: "Sequence[int] | dict[int, None]",
-        now: tuple[str, str],
-        ends: frozenset[int],
-    ) -> list[int]:
-        """Return the tokens with which there is more text, as the part has it."""
-        return [token for token in tokens if token not in ends and self._texts.grows(generation, ids, token, now)]
-
-    def _go_on(self, generation: Generation, tie: Tie) -> Generation | None:
-        """Generate the row with another token at one place; None if the engine begins again instead."""
-        request = generation.request
-        ids = [*generation.token_ids[: tie.position], tie.token]
-        task = _without_scores(_task_of(request))
-        begun = Partial(row_idx=request.row_idx, sample_idx=request.sample_idx, attempt=request.attempt, token_ids=ids)
-        if len(ids) >= task.params.max_new_tokens:
-            return None
-        asked = replace(request.task, reason=task) if isinstance(request.task, Score) else task
-        again = self._computer.again(replace(request, task=asked, begun=begun))
-        has_gone_on = again.error is not None or list(again.token_ids[: len(ids)]) == ids
-        return again if has_gone_on else None
-
-
-def _task_of(request: Request) -> Generate | None:
-    """Return how tokens of a request are generated; None if none are."""
-    task = request.task
-    if isinstance(task, Score):
-        return task.reason
-    return task if isinstance(task, Generate) and not isinstance(task, BeamSearch) else None
-
-
-def _generating(request: Request) -> Request:
-    task = _task_of(request)
-    assert task is not None
-    return replace(request, task=task)
-
-
-def _closes_reasoning(generation: Generation, position: int) -> bool:
-    """Return whether reasoning ends at a token: the engine puts the marker there if an end was drawn."""
-    task = _task_of(generation.request)
-    marker = () if task is None or task.reasoning is None else tuple(task.reasoning.closing_ids)
-    return bool(marker) and tuple(generation.token_ids[position : position + len(marker)]) == marker
-
-
-def _without_scores(task: Generate | None) -> Generate:
-    assert task is not None
-    return replace(task, params=replace(task.params, logprobs=False, num_top_logprobs=0))
 
 
 def _change(stored: Completion, found: Completion) -> str:

@@ -58,3 +58,22 @@ def last_logits(model: LoadedModel) -> Iterator[list[torch.Tensor]]:
         yield seen
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def latest_logits(model: LoadedModel, number: int) -> Iterator[list[torch.Tensor]]:
+    """Inside this context, keep at least the latest ``number`` logits of the model's calls, which have one row each:
+    [N, V] for each call, in the model's dtype.
+    """
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        seen.append(output.logits[-1].detach().clone())
+        while sum(map(len, seen[1:])) >= number:
+            del seen[0]
+
+    hook = model.module.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
