@@ -34,8 +34,8 @@ def verify(ctx: click.Context, /, output: str, as_json: bool, **values: Any) -> 
     that differ.
 
     Exit codes: 0 correct and complete, or no row is known to differ but for ties; 1 something is wrong, or a row
-    differs; 2 OUTPUT is not a run directory, or what the run read is no longer the same; 75 correct so far, run the same
-    command to complete it.
+    differs; 2 OUTPUT is not a run directory, or what the run read is no longer the same; 75 correct so far, run the
+    same command to complete it.
     """
     number = values.pop("recompute")
     if number is not None:

@@ -224,10 +224,11 @@ class Splits:
             return []
         visible = texts.candidates(generation, ids)
         tokens = [token for token in dict.fromkeys([*visible, *margin.ranked(num_ranked)]) if token not in {*ends, now}]
-        near = [token for token in margin.near(tokens, self.tie_gap) if texts.agree(generation, [*ids, token])]
-        tokens = near or [
-            each for each in visible if is_last and each in tokens and texts.agree(generation, [*ids, each])
-        ]
+        tried = [margin.near(tokens, self.tie_gap)]
+        if is_last:
+            tried += [[token for token in tokens if token in visible], tokens]
+        agreeing = ([token for token in each if texts.agree(generation, [*ids, token])] for each in tried)
+        tokens = next(filter(None, agreeing), [])
         found = [Tie(position, max(least, margin.gap(each)), (each,), is_guess=each not in visible) for each in tokens]
         if closing and not is_closed and texts.agree(generation, [*ids, *closing]):
             found += [Tie(position, max(least, min(map(margin.gap, ends))), closing)] if ends else []
