@@ -16,6 +16,8 @@ SampleKey = tuple[int, int]
 PartialKey = tuple[int, int, int]
 """(row_idx, sample_idx, attempt): names one draw of a completion."""
 
+KEY_BYTES = 16
+"""The size of the hash of what a row asks."""
 
 CUT_REASONS = ("length", "repetition")
 """The finish reasons of completions that the model did not end: at their token limit, or in a loop."""

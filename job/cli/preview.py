@@ -93,11 +93,12 @@ def preview(num_prompts: int, num_rows: int | None, gpu: str | None, as_json: bo
     from job.launch.devices import likely_device
     from job.observe.preview_report import describe_preview
     from job.remote.patience import set_patience
+    from job.run.copy_decision import foreseen
     from job.run.examination import examine  # imports torch: only now, so that --help is quick
     from job.run.fit import room_on
     from job.run.pinned import model_files
     from job.run.prompt_sample import look_ahead
-    from job.run.reuse import as_in_others, foreseen, open_others
+    from job.run.reuse import as_in_others, open_others
 
     silence_progress_bars(verbose=config.verbose)
     set_patience(config.engine.hub_timeout)

@@ -8,9 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from job.records import Row
-
-KEY_BYTES = 16
+from job.records import KEY_BYTES, Row
 
 
 def key_of(row: Row, columns: Sequence[str]) -> bytes | None:

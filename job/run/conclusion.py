@@ -11,8 +11,8 @@ from job.output.parts.counts import Counts
 from job.output.parts.growth import read_growth
 from job.output.sharing.leases import Leases
 from job.output.store.names import CONCLUSION
+from job.run.copy_decision import record_keys
 from job.run.preparation import Prepared
-from job.run.reuse import record_keys
 from job.run.stopping import leave_early
 
 

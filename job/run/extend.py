@@ -5,43 +5,51 @@ answers are to be copied from another run, which was decided by what they asked.
 computed from the dataset as it is now.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.data.row_keys import KEY_BYTES, key_of
+from job.data.row_keys import key_of
 from job.data.source import read_rows
 from job.errors import JobError, UsageError, first_line
 from job.launch.activity import doing
+from job.output.looking.found import FoundRun
+from job.output.looking.survey import refuse_if_alive
 from job.output.parts.copies import Copies
 from job.output.parts.copy_plan import read_copy_plans
 from job.output.parts.differences import is_growth
+from job.output.parts.fence import add_fence
+from job.output.parts.growth import read_growth
 from job.output.parts.journal import JournalReader
 from job.output.parts.manifest import Manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.partials import Contents
 from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
 from job.output.store.directory import RunDirectory
-from job.output.store.names import SCATTERED, RunNames
-from job.output.store.store import Store
+from job.output.store.store import Entry, Store
+from job.records import KEY_BYTES
 
 if TYPE_CHECKING:
     from job.run.examination import Examined
 
 
-def check_extended(examined: "Examined", found: Manifest | None, store: Store) -> tuple[str, ...]:
-    """Check that the dataset still begins with the rows of the run, if it is to be extended. Returns notes.
+def check_extended(examined: "Examined", found: Manifest | None, store: Store) -> tuple[str, ...] | None:
+    """Check that the dataset still begins with the rows of the run, if it is to be extended.
 
-    What unfinished rows have of their answers is given up: it may be that of another row.
+    What unfinished rows have of their answers is given up: it may be that of another row. So is whatever workers write
+    from now on that have begun before: they have the rows of before.
 
     Args:
         found: the manifest in the run directory, if there is one.
 
+    Returns:
+        Notes; None if another launch has extended the run since ``found`` was read.
+
     Raises:
-        UsageError: it does not.
+        UsageError: it does not, or workers are active.
     """
     config = examined.config
     if not config.output.extend:
@@ -62,18 +70,20 @@ def check_extended(examined: "Examined", found: Manifest | None, store: Store) -
             f"--extend: --dataset {name} has {num_now:,} rows now, and the run in --output has {num_rows:,}. "
             f"{_advice(examined)}"
         )
+    run = FoundRun(manifest=found, plan=found.plan, directory=RunDirectory(store, found.names))
+    try:
+        refuse_if_alive(run)
+    except UsageError as error:
+        if read_growth(store, len(found.growth)):
+            return None
+        raise UsageError(f"--extend: {error}") from None
+    check = ExtensionCheck(examined, run)
     doing("checking that the rows of the run are the same")
-    directory = RunDirectory(store, RunNames(found.plan.num_shards, found.part_dir))
-    written = directory.written_shards()
-    copies = Copies(read_copy_plans(store), found.plan, Columns.of(found))
-    for shard_idx in range(found.plan.num_shards):
-        rows = found.plan.rows(shard_idx)
-        if rows and shard_idx in written:
-            _check_part(examined, directory, shard_idx, rows)
-        elif rows:
-            _check_journals(examined, directory, shard_idx, rows)
-            if copied := copies.keys_of(shard_idx):
-                _check_keys(examined, rows, copied, "its answer was found in another run")
+    check.look()
+    if not check.is_finished:
+        if add_fence(store, found, check.sealed) is None:
+            return None
+        check.look()  # at parts that workers have finished in the meantime
     return (f"rows appended: {num_now - num_rows:,}; the {num_rows:,} that the run has are the same",)
 
 
@@ -82,10 +92,71 @@ def _advice(examined: "Examined") -> str:
     return f"Rows can only be appended. For other changes, use a new --output, and --reuse {output}."
 
 
+class ExtensionCheck:
+    """Compares what is finished of a run with the rows that its dataset has now."""
+
+    def __init__(self, examined: "Examined", run: FoundRun) -> None:
+        """Read nothing yet."""
+        self._examined, self._directory, self._plan = examined, run.directory, run.plan
+        self._copies = Copies(read_copy_plans(run.directory.store), run.plan, Columns.of(run.manifest))
+        self._has_looked = False
+        self._checked: set[int] = set()
+        """Finished shards."""
+        self.is_finished = False
+        """Whether nothing was left to do of the run."""
+        self.sealed: dict[str, int] = {}
+        """The logs of unfinished shards, and how much of each was compared and may count."""
+
+    def look(self) -> None:
+        """Compare what has not been compared yet.
+
+        Raises:
+            UsageError: a row is another one now.
+        """
+        written = self._directory.written_shards()
+        is_first, self._has_looked = not self._has_looked, True
+        journals = _by_shard(self._directory.all_journals()) if is_first else {}
+        cut_logs = _by_shard(self._directory.all_cut_logs()) if is_first else {}
+        for shard_idx in range(self._plan.num_shards):
+            rows = self._plan.rows(shard_idx)
+            if not rows or shard_idx in self._checked:
+                continue
+            if shard_idx in written:
+                self._checked.add(shard_idx)
+                _check_part(self._examined, self._directory, shard_idx, rows)
+            elif is_first and (copied := self._copies.keys_of(shard_idx)):
+                _check_keys(self._examined, rows, copied, "its answer was found in another run")
+            if is_first:
+                self._seal(rows, shard_idx in written, journals.get(shard_idx, ()), cut_logs.get(shard_idx, ()))
+        self.is_finished = written >= {*range(self._plan.num_shards)} and not self._directory.shards_to_retry()
+
+    def _seal(self, rows: range, is_written: bool, journals: Sequence[str], cut_logs: Sequence[str]) -> None:
+        """Check the finished rows of a shard that is not finished. (If it is to be retried, its part was checked.)"""
+        known: dict[int, bytes] = {}
+        for name in journals:
+            reader = JournalReader.of(self._directory, name)
+            for completion in reader.read():
+                known[completion.row_idx] = completion.values.get(ROW_KEY) or UNKNOWN
+            self.sealed[name] = reader.num_bytes
+        if known and not is_written:
+            _check_keys(self._examined, rows, known)
+        for name in cut_logs:
+            contents = Contents.of(self._directory, name)
+            if all(is_written or row_idx in known for row_idx, _, _ in contents.read()):
+                self.sealed[name] = contents.num_bytes
+
+
+def _by_shard(logs: Iterable[tuple[int, str, Entry]]) -> Mapping[int, Sequence[str]]:
+    found: dict[int, list[str]] = {}
+    for shard_idx, name, _ in logs:
+        found.setdefault(shard_idx, []).append(name)
+    return found
+
+
 def _check_part(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range) -> None:
     """Check the rows of a finished shard."""
-    known = read_keys(directory, shard_idx)
-    if known is None or len(known) != KEY_BYTES * len(rows):
+    known = read_keys(directory, shard_idx, len(rows))
+    if known is None:
         raise UsageError(
             f"--extend: {directory.store.describe(directory.names.keys(shard_idx))}, which says what the rows of a "
             "part ask, is missing or damaged (older versions wrote none), so nothing shows that they are the same. "
@@ -94,21 +165,6 @@ def _check_part(examined: "Examined", directory: RunDirectory, shard_idx: int, r
     kept = _check_keys(examined, rows, {idx: known[KEY_BYTES * at :][:KEY_BYTES] for at, idx in enumerate(rows)})
     if kept.num_columns:
         _check_kept(examined, directory, shard_idx, rows, kept.rename_columns(examined.kept.schema.names))
-
-
-def _check_journals(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range) -> None:
-    """Check the finished rows of a shard that is not finished, and give up what its other rows have."""
-    known: dict[int, bytes] = {}
-    for name in directory.journals(shard_idx):
-        for completion in JournalReader(directory.store, name).read():
-            known[completion.row_idx] = completion.values.get(ROW_KEY) or UNKNOWN
-    if known:
-        _check_keys(examined, rows, known)
-    for name in [*directory.partials(shard_idx), *directory.partials(SCATTERED)]:
-        directory.store.delete(name)
-    for name in directory.cut_logs(shard_idx):
-        if any(row_idx not in known for row_idx, _, _ in Contents(directory.store, name).read()):
-            directory.store.delete(name)
 
 
 def _check_keys(

@@ -12,6 +12,7 @@ from job.data.row_keys import key_of
 from job.engine.model.kinds import ENCODER_DECODER
 from job.errors import Unavailable
 from job.output.parts.counts import Counts
+from job.output.parts.fence import FencedOff, is_fenced_off
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
@@ -71,6 +72,7 @@ class OpenShards:
         """How long to wait for other workers before the next look."""
         self._exchange_secs = max(EXCHANGE_SECS, pause_secs)
         self._last_look = self._last_exchange = -self.idle_secs
+        self._last_fence_look, self._is_fenced_off = time.monotonic(), False
         self.counts = Counts()
         """The rows that this worker has finished."""
         self.recent: dict[int, Counts] = {}
@@ -262,10 +264,29 @@ class OpenShards:
         self.counts.add(completion)
         self._watch(completion)
 
+    @property
+    def is_fenced_off(self) -> bool:
+        """Whether what this worker finishes counts no more, as it was when it last looked."""
+        if time.monotonic() - self._last_fence_look >= self._exchange_secs:
+            self._look_for_fence()
+        return self._is_fenced_off
+
+    def _look_for_fence(self) -> bool:
+        self._last_fence_look = time.monotonic()
+        self._is_fenced_off |= is_fenced_off(self._directory.store, self._prepared.manifest.growth)
+        return self._is_fenced_off
+
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
         before_part()
+        if self._look_for_fence():
+            return
         self.in_flight.settle(shard)
-        shard.finish()
+        try:
+            shard.finish(self._look_for_fence)
+        except (FencedOff, FileNotFoundError):  # the fence may have discarded the draft
+            if self._look_for_fence():
+                return
+            raise
         self.recent[shard.shard_idx] = shard.counts
         self._close(shard)
 

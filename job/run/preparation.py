@@ -19,15 +19,15 @@ from job.output.sharing.settings import RunSettings, read_settings, set_settings
 from job.output.sharing.worker import WorkerId
 from job.output.store.addresses import local_path, normal, open_store
 from job.output.store.directory import RunDirectory
-from job.output.store.names import RunNames
 from job.output.store.store import Store
 from job.remote.addresses import is_address
 from job.remote.model_files import ModelFiles
+from job.run.copy_decision import with_copies
 from job.run.examination import Examined, examine
 from job.run.extend import check_extended
 from job.run.identity import dtype_of, in_dtype, metadata_of
 from job.run.pinned import model_files
-from job.run.reuse import as_in_others, check_others, open_others, with_copies
+from job.run.reuse import as_in_others, check_others, open_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,9 @@ def prepare(
         if dtype_of(run) == examined.model_info.fallback_dtype:  # auto: the dtype of the run
             examined = _in_dtype(examined, dtype_of(run))
     examined = check_others(examined, others)
-    examined = replace(examined, notes=(*examined.notes, *check_extended(examined, found, store)))
+    if (notes := check_extended(examined, found, store)) is None:  # another launch has just extended the run
+        return prepare(config, device, files, check)
+    examined = replace(examined, notes=(*examined.notes, *notes))
     check(examined)
     dense_weights = examined.model_info.dense_weights
     if found is None and config.engine.needs_model and dense_weights is not None:
@@ -175,7 +177,7 @@ def _claim(store: Store, examined: Examined, *, claims: bool) -> tuple[RunDirect
         else:
             check_run_directory(store, manifest)
         # Only now is it known who started the run, perhaps an older version a moment ago, and where its parts lie.
-        directory = RunDirectory(store, RunNames(manifest.plan.num_shards, manifest.part_dir))
+        directory = RunDirectory(store, manifest.names)
         directory.prepare()
         settings = set_settings(store, lease_timeout_secs=timeout_secs) if claims else read_settings(store)
         return directory, manifest, settings

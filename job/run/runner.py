@@ -165,6 +165,8 @@ class Runner:
         with self._stopwatch.measure("write"):
             # Metrics first: the worker that sees the last part adds up the figures of all workers.
             self._shards.commit(before_part=lambda: self._metrics.write(self._stats()))
+            if self._shards.is_fenced_off:
+                self._stop.request("--extend by another launch, after which the rows of this one do not count")
 
     def _find_work(self) -> bool:
         """Claim rows, or wait briefly for rows that are being read or that others hold. False once all are done."""

@@ -8,7 +8,7 @@ from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.plan import Plan
 from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
-from job.output.store.names import LEASES, MANIFEST, RunNames
+from job.output.store.names import LEASES, MANIFEST
 from job.output.store.store import Store
 
 
@@ -49,9 +49,7 @@ def find_run(output: str | Path) -> FoundRun:
         runs = [entry.name for entry in store.list() if store.exists(f"{entry.name}/{MANIFEST}")]
         advice = f"It contains runs: name one of {', '.join(sorted(runs))}." if runs else "Name the --output of a run."
         raise UsageError(f"{output} is not a run directory: it has no manifest.json. {advice}")
-    plan = _plan_of(manifest, store)
-    names = RunNames(plan.num_shards, manifest.part_dir)
-    return FoundRun(manifest=manifest, plan=plan, directory=RunDirectory(store, names))
+    return FoundRun(manifest=manifest, plan=_plan_of(manifest, store), directory=RunDirectory(store, manifest.names))
 
 
 def _plan_of(manifest: Manifest, store: Store) -> Plan:

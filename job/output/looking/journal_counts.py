@@ -3,7 +3,6 @@
 Journals are read like the footers of parts: in threads, within a time budget, and only what is new since the last look.
 """
 
-import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from job.output.parts.counts import Counts
 from job.output.parts.journal import JournalReader
 from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
-from job.output.store.names import JOURNALS
 from job.records import SampleKey
 
 NUM_THREADS = 16
@@ -93,15 +91,14 @@ class JournalCounts:
     def _list(self) -> dict[int, dict[str, str]]:
         """Return the identity of each journal, by shard and name."""
         found: dict[int, dict[str, str]] = {}
-        for entry in self._directory.store.list(JOURNALS):
-            match = re.fullmatch(r"(\d+)\..+\.arrows", entry.name, re.ASCII)
-            if match is not None and int(match[1]) < self._plan.num_shards:
-                found.setdefault(int(match[1]), {})[f"{JOURNALS}/{entry.name}"] = entry.identity
+        for shard_idx, name, entry in self._directory.all_journals():
+            if shard_idx < self._plan.num_shards:
+                found.setdefault(shard_idx, {})[name] = entry.identity
         return found
 
     def _read(self, journal: "tuple[_ShardRows, str, str]") -> pa.Table | None:
         rows, name, identity = journal
-        _, reader = rows.readers.setdefault(name, (identity, JournalReader(self._directory.store, name)))
+        _, reader = rows.readers.setdefault(name, (identity, JournalReader.of(self._directory, name)))
         try:
             batches = list(reader.read_batches())
         except OSError as error:  # a look must not end a run: only the worker that needs these rows has to stop

@@ -3,7 +3,6 @@
 Read like journals: only what is new since the last look, and within a time budget.
 """
 
-import re
 import time
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from job.output.parts.batch_log import BatchReader
 from job.output.parts.partials import SCHEMA
 from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
-from job.output.store.names import JOURNALS
+from job.output.store.names import SCATTERED
 from job.records import SampleKey
 
 Lengths = dict[SampleKey, tuple[int, int]]
@@ -39,20 +38,20 @@ class KeptTokens:
             OSError: the directory cannot be listed.
         """
         until, longest = time.monotonic() + budget_secs, dict[tuple[int, SampleKey], tuple[int, int]]()
-        names = [entry.name for entry in self._directory.store.list(JOURNALS) if entry.name.endswith(".partials")]
-        self._logs = {name: self._logs.get(name) or self._new(name) for name in names}
+        shards = {name: shard_idx for shard_idx, name, _ in self._directory.all_partials()}
+        self._logs = {name: self._logs.get(name) or self._new(name) for name in shards}
         for name, (reader, lengths) in sorted(self._logs.items()):
             if time.monotonic() < until:
                 _read(reader, lengths)
-            shard = re.match(r"\d+", name, re.ASCII)  # without one, it is of rows of all shards
             for key, length in lengths.items():
-                place = (self._plan.shard_of(key[0]) if shard is None else int(shard[0]), key)
+                place = (self._plan.shard_of(key[0]) if shards[name] == SCATTERED else shards[name], key)
                 longest[place] = max(length, longest.get(place, length))
         found = [num_tokens for place, (_, num_tokens) in longest.items() if not is_finished(*place)]
         return len(found), sum(found)
 
     def _new(self, name: str) -> tuple[BatchReader, Lengths]:
-        return BatchReader(self._directory.store, f"{JOURNALS}/{name}", SCHEMA.names), {}
+        directory = self._directory
+        return BatchReader(directory.store, name, SCHEMA.names, directory.names.num_sealed_bytes(name)), {}
 
 
 def _read(reader: BatchReader, lengths: Lengths) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from job.errors import JobError, UsageError
 from job.output.looking.footers import count_parts
 from job.output.looking.found import FoundRun
-from job.output.looking.survey import survey
+from job.output.looking.survey import refuse_if_alive
 from job.output.parts.counts import Counts
 from job.output.parts.part_schema import Columns
 from job.output.parts.redone import described
@@ -51,7 +51,7 @@ def mark_for_retry(run: FoundRun, counts: CountsOfShards, wanted: Mark) -> Count
     """
     marked = Counter[str]()
     try:
-        _refuse_if_alive(run)
+        refuse_if_alive(run)
         earlier = {idx: mark for idx in run.directory.shards_to_retry() if (mark := read_mark(run.directory, idx))}
         for mark in earlier.values():
             _refuse_if_other(mark, wanted, run)
@@ -102,19 +102,4 @@ def _refuse_if_other(earlier: Mark, wanted: Mark, run: FoundRun) -> None:
         raise UsageError(
             f"{run.directory.store.describe()} has rows that are still to be recomputed {how}. Run the same command as "
             "before to finish that first."
-        )
-
-
-def _refuse_if_alive(run: FoundRun) -> None:
-    seen, names = survey(run), run.directory.names
-    ages = {
-        names.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs for lease in seen.leases if not lease.is_stale
-    }
-    ages |= {names.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < seen.waiting_secs}
-    if ages:
-        name, age = next(iter(ages.items()))
-        raise UsageError(
-            f"Workers are still active on this run ({run.directory.store.describe(name)} was refreshed {age:.0f} s "
-            f"ago). Stop them or wait for them to finish; leases of killed workers expire after "
-            f"{seen.settings.lease_timeout_secs:.0f} s."
         )

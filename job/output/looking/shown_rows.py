@@ -142,7 +142,7 @@ class ShardRows:
         run, columns = self._run, Columns.of(self._run.manifest)
         found: dict[SampleKey, Completion] = {}
         for name in run.directory.journals(self.shard_idx):
-            for completion in JournalReader(run.directory.store, name).read():
+            for completion in JournalReader.of(run.directory, name).read():
                 found.setdefault(completion.key, completion)
         completions = [found[key] for key in run.plan.keys(self.shard_idx) if key in found]
         table = pa.Table.from_batches([to_batch(completions, pa.schema(columns.of_completions))])

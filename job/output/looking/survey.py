@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from job.errors import UsageError
 from job.output.looking.found import FoundRun
 from job.output.sharing.settings import RunSettings, read_settings
 from job.output.sharing.worker import WorkerId
@@ -145,4 +146,24 @@ def _judge(found: Sequence[tuple[str, Lease]], now: float, settings: RunSettings
             silent_secs=silent_secs,
             is_dead=is_dead,
             is_stale=is_dead or silent_secs >= settings.lease_timeout_secs,
+        )
+
+
+def refuse_if_alive(run: FoundRun) -> None:
+    """Refuse what must not happen beside workers.
+
+    Raises:
+        UsageError: some are active.
+    """
+    seen, names = survey(run), run.directory.names
+    ages = {
+        names.lease(lease.shard_idx, lease.slice_idx): lease.silent_secs for lease in seen.leases if not lease.is_stale
+    }
+    ages |= {names.clock(worker_id): age for worker_id, age in seen.clocks.items() if age < seen.waiting_secs}
+    if ages:
+        name, age = next(iter(ages.items()))
+        raise UsageError(
+            f"Workers are still active on this run ({run.directory.store.describe(name)} was refreshed {age:.0f} s "
+            f"ago). Stop them or wait for them to finish; leases of killed workers expire after "
+            f"{seen.settings.lease_timeout_secs:.0f} s."
         )

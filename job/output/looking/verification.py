@@ -15,7 +15,7 @@ from job.errors import JobError
 from job.output.looking.found import FoundRun
 from job.output.looking.part_check import PartProblem, check_part
 from job.output.parts.growth import read_growth
-from job.output.store.names import PART_PATTERN, RunNames, within
+from job.output.store.names import PART_PATTERN, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,8 @@ def _foreign_parts(run: FoundRun) -> list[Problem]:
     part_dir = run.directory.names.part_dir
     found = [entry.name for entry in run.directory.store.list(part_dir) if entry.name[0] not in "._"]
     # Read after the parts are listed: the run may have grown since it was found.
-    plan = replace(run.manifest, growth=read_growth(run.directory.store)).plan
-    names = RunNames(plan.num_shards, part_dir)
-    first, last = names.part(0), names.part(plan.num_shards - 1)
+    names = replace(run.manifest, growth=read_growth(run.directory.store)).names
+    first, last = names.part(0), names.part(names.num_shards - 1)
     if not part_dir:
         found = fnmatch.filter(found, PART_PATTERN)
     foreign = sorted(within(part_dir, name) for name in found if names.shard_of(name) is None)

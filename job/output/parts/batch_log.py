@@ -88,13 +88,14 @@ def to_bytes(batch: pa.RecordBatch) -> bytes:
 class BatchReader:
     """Reads a log that may still grow; each read yields only new batches. Not thread-safe."""
 
-    def __init__(self, store: Store, name: str, columns: Sequence[str]) -> None:
+    def __init__(self, store: Store, name: str, columns: Sequence[str], max_bytes: int | None = None) -> None:
         """Start at the beginning of the object.
 
         Args:
             columns: a batch without one of these is damaged.
+            max_bytes: read only this much of it; None: all.
         """
-        self._store, self._name, self._columns = store, name, columns
+        self._store, self._name, self._columns, self._max_bytes = store, name, columns, max_bytes
         self._identity: str | None = None
         self._schema = b""
         """The first message of the object, without which no other can be read."""
@@ -104,6 +105,11 @@ class BatchReader:
         """Whether the object has been replaced or cut since the reader began, so that rows came twice."""
         self.damage: str | None = None
         """Why the rest of the log cannot be used, or None. A torn end is not damage: every kill leaves one."""
+
+    @property
+    def num_bytes(self) -> int:
+        """How much of the object has been read: whole batches, all of them right."""
+        return self._offset
 
     def read_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the batches since the last read, up to the first that is torn or damaged."""
@@ -128,6 +134,10 @@ class BatchReader:
 
     def _new_bytes(self) -> bytes:
         """Return the bytes after the last whole batch; all bytes if the object has been replaced."""
+        data = self._bytes_there()
+        return data if self._max_bytes is None else data[: max(0, self._max_bytes - self._offset)]
+
+    def _bytes_there(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):
             data, stamp = self._store.look(self._name, self._offset)
             if stamp.identity != self._identity or stamp.num_bytes < self._offset:

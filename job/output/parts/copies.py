@@ -21,10 +21,10 @@ from job.output.parts.part_schema import REUSED_FROM, REUSED_ROW_IDX, Columns
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.plan import Plan
 from job.output.parts.redone import from_metadata
-from job.output.parts.row_keys import KEY_BYTES, read_keys
+from job.output.parts.row_keys import read_keys
 from job.output.store.addresses import open_store
 from job.output.store.directory import RunDirectory
-from job.output.store.names import RunNames
+from job.records import KEY_BYTES
 
 MAX_CACHED_BYTES = 1 << 30
 """How much of other runs' parts is kept in memory."""
@@ -39,8 +39,7 @@ class OtherRun:
     def __init__(self, other: Other, manifest: Manifest) -> None:
         """Read it as its manifest says. Nothing is read yet."""
         self.other, self.manifest, self.plan = other, manifest, manifest.plan
-        names = RunNames(self.plan.num_shards, manifest.part_dir)
-        self.directory = RunDirectory(open_store(other.address), names)
+        self.directory = RunDirectory(open_store(other.address), manifest.names)
 
     @classmethod
     def open(cls, other: Other) -> "OtherRun":
@@ -65,10 +64,8 @@ class OtherRun:
 
     def keys_of(self, shard_idx: int) -> np.ndarray | None:
         """Return the keys of a shard's rows, [rows, 16] uint8; None if it has none."""
-        found = read_keys(self.directory, shard_idx)
-        if found is None or len(found) != KEY_BYTES * len(self.plan.rows(shard_idx)):
-            return None
-        return np.frombuffer(found, np.uint8).reshape(-1, KEY_BYTES)
+        found = read_keys(self.directory, shard_idx, len(self.plan.rows(shard_idx)))
+        return None if found is None else np.frombuffer(found, np.uint8).reshape(-1, KEY_BYTES)
 
 
 class Copies:

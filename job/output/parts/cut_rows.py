@@ -40,5 +40,5 @@ def _found(directory: RunDirectory, shard_idx: int) -> dict[PartialKey, Partial]
     """Return what is there of a shard, and what the logs have instead."""
     found = dict(read_cut_rows(directory, shard_idx))
     for name in directory.cut_logs(shard_idx):
-        found |= Contents(directory.store, name).read()
+        found |= Contents.of(directory, name).read()
     return found

@@ -1,6 +1,5 @@
 """Which completions of a run are finished, in parts or in journals: the keys alone, of the whole run at once."""
 
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +9,6 @@ from job.output.parts.journal import JournalReader
 from job.output.parts.order import Rows
 from job.output.parts.plan import Plan
 from job.output.store.directory import RunDirectory
-from job.output.store.names import JOURNALS
 from job.records import SampleKey
 
 
@@ -32,16 +30,15 @@ class FinishedKeys:
     def look(self) -> None:
         """Add what is new."""
         # First journals: one that is deleted in between belongs to a shard whose part is then in the list.
-        names = [entry.name for entry in self._directory.store.list(JOURNALS)]
-        for name in filter(re.compile(r"\d+\..+\.arrows", re.ASCII).fullmatch, names):
-            self._read(f"{JOURNALS}/{name}")
+        for _, name, _ in list(self._directory.all_journals()):
+            self._read(name)
         for shard_idx in self._directory.written_shards() - self._parts:
             rows = self._plan.rows(shard_idx)
             self._is_done[rows.start : rows.stop] = True
             self._parts.add(shard_idx)
 
     def _read(self, name: str) -> None:
-        reader = self._readers.setdefault(name, JournalReader(self._directory.store, name))
+        reader = self._readers.setdefault(name, JournalReader.of(self._directory, name))
         num_rows, num_samples = self._is_done.shape
         for batch in reader.read_batches():
             rows, samples = (batch[column].to_numpy() for column in ("row_idx", "sample_idx"))

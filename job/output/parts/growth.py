@@ -3,12 +3,13 @@ an earlier run has gained, which is its dataset.
 
 The manifest stays as it was written, so the parts that name its digest stay right. Each growth is an object of its own,
 created exclusively: of several workers that start with a larger limit at once, one records it. Shards keep their rows
-(see ``Plan``), so a worker that started before a growth goes on with the shards that it knows, and is right.
+(see ``Plan``), so a worker that started before a growth goes on with the shards that it knows, and is right: unless the
+dataset is another one since, of which only the finished rows were compared. Such a worker is fenced off (``fence``).
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 
@@ -30,34 +31,53 @@ class Growth:
     """Of the dataset, if that is an earlier run which has grown."""
     num_files: int | None = None
     """Of the dataset, in that case."""
+    sealed: Mapping[str, int] | None = None
+    """If this is a fence, which adds no rows: the logs that still count, and how many bytes of each do."""
 
     @classmethod
     def now(
-        cls, limit: int | None, num_rows: int, fingerprint: str | None = None, num_files: int | None = None
+        cls,
+        limit: int | None,
+        num_rows: int,
+        fingerprint: str | None = None,
+        num_files: int | None = None,
+        sealed: Mapping[str, int] | None = None,
     ) -> "Growth":
         """Return a growth of this moment."""
-        created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        return cls(limit=limit, num_rows=num_rows, created=created, fingerprint=fingerprint, num_files=num_files)
+        return cls(
+            limit=limit,
+            num_rows=num_rows,
+            created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            fingerprint=fingerprint,
+            num_files=num_files,
+            sealed=sealed,
+        )
 
     def to_json(self) -> str:
         """Return the text of the object; what is as for a larger limit alone is left out, as older versions expect."""
         given = asdict(self)
-        of_dataset = {} if self.fingerprint is not None else {"fingerprint", "num_files"}
-        return json.dumps({name: value for name, value in given.items() if name not in of_dataset})
+        others = {"fingerprint", "num_files"} if self.fingerprint is None else set()
+        others |= {"sealed"} if self.sealed is None else set()
+        return json.dumps({name: value for name, value in given.items() if name not in others})
 
 
-def read_growth(store: Store) -> tuple[Growth, ...]:
+def read_growth(store: Store, num_known: int = 0) -> tuple[Growth, ...]:
     """Return how a run has grown, the first growth first.
+
+    Args:
+        num_known: leave out this many, the first ones.
 
     Raises:
         UsageError: an object cannot be read as a growth.
     """
     found: list[Growth] = []
-    for name in map(growth, count(1)):
+    for name in map(growth, count(num_known + 1)):
         try:
             found.append(Growth(**json.loads(store.read(name))))
             if not isinstance(found[-1].num_rows, int):
                 raise ValueError(f"its rows are {found[-1].num_rows}")
+            if not isinstance(found[-1].sealed, dict | None):
+                raise ValueError(f"its logs are {found[-1].sealed}")
         except FileNotFoundError:
             return tuple(found)
         except (ValueError, TypeError) as error:

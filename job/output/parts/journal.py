@@ -5,12 +5,14 @@ One log per shard and worker. Rows after a batch that is torn or wrong are recom
 
 import time
 from collections.abc import Iterator
+from typing import Self
 
 import pyarrow as pa
 
 from job.output.parts.batch_log import BatchLog, BatchReader
 from job.output.parts.part_schema import BASE
 from job.output.parts.rows import from_batch, to_batch
+from job.output.store.directory import RunDirectory
 from job.output.store.store import Store
 from job.records import Completion
 
@@ -59,9 +61,14 @@ class Journal:
 class JournalReader(BatchReader):
     """Reads a journal that may still grow; each read yields only new rows. Not thread-safe."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        """Start at the beginning of the object."""
-        super().__init__(store, name, [column for column in BASE.names if column != "error_kind"])
+    def __init__(self, store: Store, name: str, max_bytes: int | None = None) -> None:
+        """Start at the beginning of the object. See ``BatchReader``."""
+        super().__init__(store, name, [column for column in BASE.names if column != "error_kind"], max_bytes)
+
+    @classmethod
+    def of(cls, directory: RunDirectory, name: str) -> Self:
+        """Read what counts of a journal of a run."""
+        return cls(directory.store, name, directory.names.num_sealed_bytes(name))
 
     def read(self) -> Iterator[Completion]:
         """Yield the rows since the last read, up to the first batch that is torn or damaged."""

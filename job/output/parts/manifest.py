@@ -55,6 +55,12 @@ class Manifest:
         return self.format_version == 2
 
     @property
+    def names(self) -> RunNames:
+        """The names of the run's objects, for those who know it as this manifest does."""
+        fences = [each.sealed for each in self.growth if each.sealed is not None]
+        return RunNames(self.plan.num_shards, self.part_dir, len(fences), fences[-1] if fences else {})
+
+    @property
     def part_dir(self) -> str:
         """The directory of the parts, relative to the run directory. A run keeps the layout that it began with."""
         return PARTS if self.format_version >= 4 else ""

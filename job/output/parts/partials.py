@@ -11,6 +11,7 @@ import itertools
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 import pyarrow as pa
 
@@ -88,7 +89,7 @@ class PartialLog:
             partials: what is running, from the first token on. What waits to go on is taken from the log itself.
         """
         running = {partial.key for partial in partials}
-        had = Contents(self._directory.store, self.name).read()
+        had = Contents.of(self._directory, self.name).read()
         waiting = [partial for key, partial in had.items() if key in self.known and key not in running]
         self._outdated.append(self._log)
         self._log, self.known, self._num_garbage = self._new_log(), {}, 0
@@ -115,7 +116,7 @@ class PartialLogs:
     def read(self, own_name: str) -> dict[PartialKey, Partial]:
         """Return the longest that there is of each completion, in any log but our own. Damaged ends are left out."""
         names = [name for name in self._directory.partials(self._shard_idx) if name != own_name]
-        self._logs = {name: self._logs.get(name) or Contents(self._store, name) for name in names}
+        self._logs = {name: self._logs.get(name) or Contents.of(self._directory, name) for name in names}
         return self._longest(names)
 
     def silent(self, secs: float) -> list[str]:
@@ -153,10 +154,20 @@ class PartialLogs:
 class Contents:
     """What one log has of each completion. There may be thousands of pieces, so they are added up in place."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        """Read nothing yet."""
-        self._reader = BatchReader(store, name, SCHEMA.names)
+    def __init__(self, store: Store, name: str, max_bytes: int | None = None) -> None:
+        """Read nothing yet. See ``BatchReader``."""
+        self._reader = BatchReader(store, name, SCHEMA.names, max_bytes)
         self._found: dict[PartialKey, Partial] = {}
+
+    @classmethod
+    def of(cls, directory: RunDirectory, name: str) -> Self:
+        """Read what counts of a log in ``journal/``."""
+        return cls(directory.store, name, directory.names.num_sealed_bytes(name))
+
+    @property
+    def num_bytes(self) -> int:
+        """How much of the log has been read."""
+        return self._reader.num_bytes
 
     def read(self) -> Mapping[PartialKey, Partial]:
         """Read what is new, and return everything."""

@@ -3,18 +3,19 @@
 Each finished shard has one object of them beside its part. It depends on the dataset alone, not on what came out.
 """
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from job.output.store.directory import RunDirectory
 from job.output.store.names import KEYS
+from job.records import KEY_BYTES
 
 ROW_KEY = "row_key"
 """The column of journals that has a row's key."""
-
-KEY_BYTES = 16
 
 FIELD = pa.field(ROW_KEY, pa.binary(KEY_BYTES))
 
@@ -30,10 +31,9 @@ class RowKeys:
     def __init__(self, rows: range, known: bytes | None = None) -> None:
         """Take what is known, which is 16 bytes for each row, in their order."""
         self._rows = rows
-        size = KEY_BYTES * len(rows)
         self._is_known = known is not None
         """Also if all rows that were looked at cannot be read."""
-        self._keys = bytearray(size) if known is None or len(known) != size else bytearray(known)
+        self._keys = bytearray(KEY_BYTES * len(rows)) if known is None else bytearray(known)
 
     def of(self, row_idx: int) -> bytes | None:
         """Return the key of a row; None if it is unknown."""
@@ -55,21 +55,31 @@ class RowKeys:
 
     def settle(self, directory: RunDirectory, shard_idx: int) -> None:
         """Write the object of the shard, unless no row of it was looked at."""
+        with self.settling(directory, shard_idx):
+            pass
+
+    @contextlib.contextmanager
+    def settling(self, directory: RunDirectory, shard_idx: int) -> Iterator[None]:
+        """Write a draft of the object, which gets its name when the block ends without an exception."""
         if not self._is_known:
+            yield
             return
         directory.store.prepare([KEYS])
         content = bytes(self._keys)
-        directory.store.replace(directory.names.keys(shard_idx), content + _checksum(content))
+        with directory.store.writing(directory.names.keys(shard_idx)) as file:
+            file.write(content + _checksum(content))
+            yield
 
 
-def read_keys(directory: RunDirectory, shard_idx: int) -> bytes | None:
-    """Return the keys of a finished shard, one after the other; None if there are none, or they are damaged."""
+def read_keys(directory: RunDirectory, shard_idx: int, num_rows: int) -> bytes | None:
+    """Return the keys of a finished shard, one after the other; None if there are none, or they are damaged or not of
+    that many rows."""
     try:
         content = directory.store.read(directory.names.keys(shard_idx))
     except FileNotFoundError:
         return None
     keys, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    return keys if checksum == _checksum(keys) else None
+    return keys if checksum == _checksum(keys) and len(keys) == KEY_BYTES * num_rows else None
 
 
 def _checksum(content: bytes) -> bytes:

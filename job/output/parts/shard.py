@@ -1,6 +1,7 @@
 """One shard from its claim to its part: the rows it still lacks, its journal, and the Parquet file at the end."""
 
 import contextlib
+import errno
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from job.output.parts.counts import Counts
 from job.output.parts.encodings import dictionary_columns
+from job.output.parts.fence import FencedOff
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_tables import KeptRows, PartFormat, PartTables, ReusedRows
 from job.output.parts.plan import Plan
@@ -53,14 +55,15 @@ class OpenShard:
         self._plan, self._directory, self._format = plan, directory, part_format
         self._store, self._part = directory.store, directory.names.part(shard_idx)
         mark = read_mark(directory, shard_idx)
-        self._old_part = None if mark is None else self._stamp_of_retried()
+        self._is_retry = mark is not None
+        self._old_part = None if mark is None else self._stamp_of_part()
         """What the new part replaces."""
         self.changes: Mapping[str, Any] = {}
         """Sampling options of the rows that are missing, in place of the run's."""
         self._redone: Redone = {}
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
-        self._row_keys = RowKeys(self.rows, None if mark is None else read_keys(directory, shard_idx))
+        self._row_keys = RowKeys(self.rows, None if mark is None else read_keys(directory, shard_idx, len(self.rows)))
         self._reused: ReusedRows | None = None
         self._done: dict[SampleKey, Completion] = {}
         self._writer, self._writers = writer_of(worker_id), dict[SampleKey, str]()
@@ -102,7 +105,7 @@ class OpenShard:
         # All journals are listed each time, since a new helper may have come. Each reader remembers its position.
         for name in self._directory.journals(self.shard_idx):
             if name != self._journal.name:
-                reader = self._readers.setdefault(name, JournalReader(self._store, name))
+                reader = self._readers.setdefault(name, JournalReader.of(self._directory, name))
                 self._take(reader.read(), writer_of_journal(name))
                 if reader.damage is not None and name not in self._given_up:
                     self._given_up.add(name)
@@ -163,10 +166,16 @@ class OpenShard:
         with self._unless_finished_by_another():
             self._journal.close()
 
-    def finish(self) -> None:
+    def finish(self, is_fenced_off: Callable[[], bool] = lambda: False) -> None:
         """Write the part, check it, give it its final name, and remove the journals.
 
         The order matters: rows are in the journal until the final name is durable.
+
+        Args:
+            is_fenced_off: whether this worker's rows count no more (``fence``).
+
+        Raises:
+            FencedOff: they do not. Nothing was written.
         """
         assert self.is_complete, f"shard {self.shard_idx}: {len(self._done)} of {len(self._keys)} rows are finished"
         assert not self.unread(), f"shard {self.shard_idx}: the kept columns of {self.unread()} are missing"
@@ -174,10 +183,13 @@ class OpenShard:
         # Rows stay in the journals until the part is durable under its final name: a kill at any line here loses none.
         is_written = False
         with self._unless_finished_by_another():
-            self._row_keys.settle(self._directory, self.shard_idx)
-            with self._store.writing(self._part, self._old_part) as file:
+            with (
+                self._store.writing(self._part, self._old_part) as file,
+                self._row_keys.settling(self._directory, self.shard_idx),
+            ):
                 self._write(file)
                 self._verify(file)
+                self._check_last_time(is_fenced_off)
             is_written = True
         if not is_written:
             return  # what is left belongs to the other worker, or by now to a retry, whose marker must stay
@@ -186,13 +198,27 @@ class OpenShard:
         for log in self._directory.logs(self.shard_idx):
             self._store.delete(log)
         # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
-        # the old part, with its errors, final.
-        self._store.delete(self._directory.names.retry(self.shard_idx))
+        # the old part, with its errors, final. If there was none, one that is there now is of a later retry.
+        if self._is_retry:
+            self._store.delete(self._directory.names.retry(self.shard_idx))
 
-    def _stamp_of_retried(self) -> Stamp | None:
+    def _stamp_of_part(self) -> Stamp | None:
         with contextlib.suppress(FileNotFoundError):
             return self._store.stamp(self._part)
         return None
+
+    def _check_last_time(self, is_fenced_off: Callable[[], bool]) -> None:
+        """Check, with the drafts in place, that they may get their names. From here on, whoever thinks otherwise
+        discards them.
+
+        Raises:
+            FencedOff: this worker's rows count no more.
+            FileNotFoundError: there is another part now: by another worker, or by a retry, whose rows it has.
+        """
+        if is_fenced_off():
+            raise FencedOff
+        if (found := self._stamp_of_part()) is not None and found != self._old_part:
+            raise FileNotFoundError(errno.ENOENT, "another process has written it in the meantime", self._part)
 
     @contextlib.contextmanager
     def _unless_finished_by_another(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, SCATTERED, RunNames
+from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, SCATTERED, RunNames, generation_of
 from job.output.store.store import Entry, Store
 
 OLD_SECS = 3600.0
@@ -68,13 +68,39 @@ class RunDirectory:
         return self._logs(shard_idx, ".cut")
 
     def logs(self, shard_idx: int) -> list[str]:
-        """Return all that any worker left of an unfinished shard."""
-        return self._logs(shard_idx, "")
+        """Return all that any worker left of an unfinished shard, whether it counts or not.
+
+        Those of later generations are left out: they belong to workers that know more of the run than this process.
+        """
+        return [name for name in self._logs(shard_idx, "") if generation_of(name) <= self.names.generation]
 
     def _logs(self, shard_idx: int, ending: str) -> list[str]:
+        """Return the logs of a shard with an ending, as far as they count; with none, all."""
         start = f"{self.names.number(shard_idx)}."
         names = sorted(entry.name for entry in self.store.list(JOURNALS) if entry.name.startswith(start))
-        return [f"{JOURNALS}/{name}" for name in names if name.endswith(ending)]
+        found = [f"{JOURNALS}/{name}" for name in names if name.endswith(ending)]
+        return [name for name in found if not ending or self.names.counts(name)]
+
+    def all_journals(self) -> Iterator[tuple[int, str, Entry]]:
+        """Yield the journals of all shards that count: the shard, the name, and the entry of one listing."""
+        return self._all_logs(".arrows")
+
+    def all_partials(self) -> Iterator[tuple[int, str, Entry]]:
+        """Yield in the same way what rows in flight have. The shard may be ``SCATTERED``."""
+        return self._all_logs(".partials")
+
+    def all_cut_logs(self) -> Iterator[tuple[int, str, Entry]]:
+        """Yield in the same way what was cut."""
+        return self._all_logs(".cut")
+
+    def _all_logs(self, ending: str) -> Iterator[tuple[int, str, Entry]]:
+        pattern = rf"(\d+|{self.names.number(SCATTERED)})\..+{re.escape(ending)}"
+        for entry in self.store.list(JOURNALS):
+            match, name = re.fullmatch(pattern, entry.name, re.ASCII), f"{JOURNALS}/{entry.name}"
+            if match is not None and self.names.counts(name):
+                shard_idx = int(match[1]) if match[1].isdecimal() else SCATTERED
+                if shard_idx < self.names.num_shards:
+                    yield shard_idx, name, entry
 
     def unused(self, names: Iterable[str]) -> str:
         """Return the first of these names that no object has."""
@@ -85,10 +111,8 @@ class RunDirectory:
         return self._shards_with(".arrows")
 
     def _shards_with(self, ending: str) -> set[int]:
-        """Return the shards for which any worker left a log with this ending."""
-        pattern = rf"(\d+)\..+{re.escape(ending)}"
-        found = (re.fullmatch(pattern, entry.name, re.ASCII) for entry in self.store.list(JOURNALS))
-        return {int(match[1]) for match in found if match is not None and int(match[1]) < self.names.num_shards}
+        """Return the shards for which any worker left a log with this ending that counts."""
+        return {shard_idx for shard_idx, _, _ in self._all_logs(ending)} - {SCATTERED}
 
     def sweep(self) -> None:
         """Remove the leftovers of dead workers, and files that live ones no longer need. Every shard must be done.
@@ -97,7 +121,7 @@ class RunDirectory:
         kept until it is old, since a live process may be about to rename it.
         """
         for entry in self.store.list(JOURNALS):
-            if not self._is_of_later_shard(entry.name):
+            if not self._is_of_later_shard(entry.name) and generation_of(entry.name) <= self.names.generation:
                 self._delete(f"{JOURNALS}/{entry.name}")
         for entry in self.store.list(LEASES):
             # A worker that still needs its clock creates it again. The lease of the conclusion is left to its holder.

@@ -1,6 +1,8 @@
 """The names of all objects in a run directory. No other module builds such a name."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 PARTS = "data"
 """Directory of parts, and of nothing else: pandas, polars and others read every file of a directory.
@@ -85,6 +87,16 @@ def reuse(number: int) -> str:
     return f"{REUSE}/{number:05d}"
 
 
+def generation_of(log: str) -> int:
+    """Return the generation of a log in ``journal/``.
+
+    >>> generation_of("journal/00042.n1-77.0.g2.partials"), generation_of("journal/00042.n1-77.arrows")
+    (2, 0)
+    """
+    found = re.search(r"\.g(\d+)\.[a-z]+$", log, re.ASCII)
+    return 0 if found is None else int(found[1])
+
+
 def is_log(name: str) -> bool:
     """Whether an object is appended to.
 
@@ -126,6 +138,10 @@ class RunNames:
     """Sets the width of the numbers, so that names always sort in the order of the shards."""
     part_dir: str = PARTS
     """The directory of the parts; empty: the run directory itself."""
+    generation: int = 0
+    """How often the run has been fenced (``job.output.parts.fence``). Logs in ``journal/`` are of one generation."""
+    sealed: Mapping[str, int] = field(default_factory=dict)
+    """The logs of earlier generations that count, and how many bytes of each do."""
 
     def number(self, shard_idx: int) -> str:
         """Return the shard's number in the form that names contain."""
@@ -152,16 +168,32 @@ class RunNames:
         return f"part-{self.number(shard_idx)}*"
 
     def journal(self, shard_idx: int, worker_id: str) -> str:
-        """Return the journal that one worker appends to for one shard."""
-        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.arrows"
+        """Return the journal that one worker appends to for one shard.
+
+        >>> RunNames(num_shards=100, generation=2).journal(42, "n1-77")
+        'journal/00042.n1-77.g2.arrows'
+        """
+        return self._log(f"{self.number(shard_idx)}.{worker_id}", "arrows")
 
     def partials(self, shard_idx: int, worker_id: str, number: int) -> str:
         """Return the first, second, ... log of what one worker's rows in flight have, of one shard."""
-        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.{number}.partials"
+        return self._log(f"{self.number(shard_idx)}.{worker_id}.{number}", "partials")
 
     def cut_log(self, shard_idx: int, worker_id: str, number: int) -> str:
         """Return the first, second, ... log of what was cut of one worker's rows, of one shard."""
-        return f"{JOURNALS}/{self.number(shard_idx)}.{worker_id}.{number}.cut"
+        return self._log(f"{self.number(shard_idx)}.{worker_id}.{number}", "cut")
+
+    def _log(self, start: str, ending: str) -> str:
+        generation = f".g{self.generation}" if self.generation else ""
+        return f"{JOURNALS}/{start}{generation}.{ending}"
+
+    def counts(self, log: str) -> bool:
+        """Whether what is in a log counts: its writer knows the run as we do, or it was sealed."""
+        return generation_of(log) == self.generation or log in self.sealed
+
+    def num_sealed_bytes(self, log: str) -> int | None:
+        """Return how much of a log counts; None: all of it, and what will be appended."""
+        return None if generation_of(log) == self.generation else self.sealed.get(log, 0)
 
     def cut(self, shard_idx: int) -> str:
         """Return the object with the tokens of a finished shard's completions that were cut."""
