@@ -71,6 +71,15 @@ def next_seed(seed: int) -> int:
     return (mixed ^ mixed >> 31) % 2**63
 
 
+def seed_of_moved(seed: int) -> int:
+    """Return the seed of rows whose own draws other rows of the run have, below 2**63. It is no seed of an attempt.
+
+    >>> seed_of_moved(0) not in (next_seed(0), next_seed(next_seed(0)))
+    True
+    """
+    return next_seed(next_seed(seed) ^ 0x6A09E667F3BCC909)
+
+
 def uniform(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Turn each value of 64 random bits into a number in [0, 1)."""
     numbers: npt.NDArray[np.float64] = (bits.view(np.uint64) >> np.uint64(11)) * np.float64(2.0**-53)

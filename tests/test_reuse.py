@@ -17,13 +17,15 @@ import pytest
 
 import job.engine.fake
 from job.data.row_keys import key_of
+from job.draws import seed_of_moved
 from job.engine.fake import FakeEngine
 from job.output.looking.found import find_run
 from job.output.parts import plan, shard
 from job.output.parts.copy_plan import COMPUTED
 from job.output.parts.cut_rows import make_cut_log, read_cut_rows
-from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
+from job.output.parts.known_rows import NOTHING, KnownRows, matched
 from job.output.parts.partials import to_batch
+from job.output.parts.redone import from_metadata
 from job.output.parts.row_keys import read_keys
 from job.records import KEY_BYTES, Partial, Row, RowError
 from tests import chat_templates
@@ -77,6 +79,8 @@ def test_a_draw_goes_to_one_row_and_first_to_the_one_that_it_belongs_to(seed: in
     num_known, num_new, num_prompts = rng.randrange(1, 40), rng.randrange(1, 40), rng.randrange(1, 12)
     asked, new = ([rng.randrange(num_prompts) for _ in range(size)] for size in (num_known, num_new))
     drawn_at = [rng.randrange(num_known) for _ in range(num_known)]
+    if seed % 2:
+        drawn_at = rng.sample(range(num_known), num_known)
     known = KnownRows(
         keys=keys_from([1 + key for key in asked]),
         run=np.zeros(num_known, np.int16),
@@ -88,22 +92,23 @@ def test_a_draw_goes_to_one_row_and_first_to_the_one_that_it_belongs_to(seed: in
     draws_of: dict[int, set[int]] = {}
     for place, key in enumerate(asked):
         draws_of.setdefault(1 + key, set()).add(drawn_at[place])
-    taken = [(new[at], drawn_at[place]) for at, place in enumerate(found) if place != NOTHING]
-    assert len(set(taken)) == len(taken)
+    taken = [drawn_at[place] for place in found if place != NOTHING]
+    assert len(set(taken)) == len(taken), "two rows have the same random numbers"
     for at, place in enumerate(found):
         draws = draws_of.get(new[at], set())
         assert place == NOTHING or 1 + asked[place] == new[at]
         if first_row + at in draws:
             assert drawn_at[place] == first_row + at
-        elif place == NOTHING:
-            assert len(draws) <= sum(key == new[at] for key, _ in taken), "a draw is left"
+    if len(set(drawn_at)) == num_known:  # each draw is known once, so none is left that a row could have
+        for key, draws in draws_of.items():
+            got = [drawn_at[place] for at, place in enumerate(found) if place != NOTHING and new[at] == key]
+            assert len(got) == min(new.count(key), len(draws - ({*taken} - {*got})))
     greedy = matched(known, keys, first_row, is_drawn=False).tolist()
     assert [place != NOTHING for place in greedy] == [key in draws_of for key in new]
     assert all(place == NOTHING or 1 + asked[place] == new[at] for at, place in enumerate(greedy))
-    origin = known.origin_of(np.array(found))
-    left = without_used(known, *origin)
-    assert {(1 + asked[row], drawn_at[row]) for row in left.row_idx.tolist()}.isdisjoint(taken)
-    assert len(left.row_idx) or not draws_of or len(taken) == sum(map(len, draws_of.values()))
+    _, _, origin = known.origin_of(np.array(found))
+    assert sorted(origin[origin != COMPUTED].tolist()) == sorted(taken)
+    assert set(known.without_draws(origin).drawn_at.tolist()) == {*drawn_at} - {*taken}
 
 
 def test_nothing_is_found_among_nothing() -> None:
@@ -161,7 +166,11 @@ SAMPLES = ["--num-samples", 2, "--temperature", 1, "--aggregate", "majority"]
 def test_a_changed_dataset_is_the_run_that_it_would_have_been(
     run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch, options: list[Any]
 ) -> None:
-    """Only what is new is computed; error rows are computed, too. Then a run that reuses that one, and a retry."""
+    """Only what is new is computed; error rows are computed, too. Then a run that reuses that one, and a retry.
+
+    Where answers are drawn, a row whose own draws another row has got is not copied any further.
+    """
+    is_drawn = options in (PARAMS, SAMPLES)
     assert run_job(*command("old.jsonl", "a", *options)).exit_code == 0
     assert run_job(*command("new.jsonl", "expected", *options)).exit_code == 0
     submitted = submitted_by(monkeypatch)
@@ -188,12 +197,13 @@ def test_a_changed_dataset_is_the_run_that_it_would_have_been(
     assert run_job(*reusing).exit_code == 0  # --reuse need not be repeated
     submitted.clear()
     again = run_job(*command("new.jsonl", "c", *options, "--limit", 60, "--reuse", "b"))
-    assert again.exit_code == 0 and submitted == []
+    moved = [row_idx for row_idx in new if row_idx < 60 and ROWS[row_idx]["prompt"] and is_drawn]
+    assert again.exit_code == 0 and sorted({row_idx for row_idx, _ in submitted}) == moved
     third = read_output(Path("c"))
     assert third.drop_columns(ORIGIN).equals(expected.slice(0, len(third)))
     assert set(third["reused_from"].to_pylist()) == {"a", "b", None}, "each row names the run that computed it"
     recomputed = run_job("verify", "c", "--recompute", 1)
-    assert recomputed.exit_code == 2 and "on the run that computed them: a and b." in recomputed.stderr
+    assert (recomputed.exit_code == 2 and "on the run that computed them: a and b." in recomputed.stderr) != is_drawn
     assert run_job("retry", "c").exit_code == 0
     assert run_job(*command("new.jsonl", "c", *options, "--limit", 60)).exit_code == 0
     assert read_output(Path("c")).equals(third)
@@ -268,6 +278,56 @@ def test_a_run_that_reuses_grows(run_job: RunJob, command: Any, monkeypatch: pyt
     assert result.exit_code == 0 and "copied from a: 40 of 79 rows" in result.stderr.replace(" 35 of", " 40 of")
     assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
     assert len(submitted) == sum(bool(row["prompt"]) for row in CHANGED[40:])
+
+
+def seeds_by(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Return a dictionary that gains the seed of each row that this process gives to the engine."""
+    seeds: dict[int, int] = {}
+    submit = FakeEngine.submit
+
+    def record(self: Any, request: Any) -> None:
+        seeds[request.row_idx] = request.task.params.seed
+        submit(self, request)
+
+    monkeypatch.setattr(FakeEngine, "submit", record)
+    return seeds
+
+
+def test_a_row_whose_draws_another_row_has_got_draws_others(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the run grows up to it, and when it is retried. Draws come from the seed and the row: the random
+    numbers of a row of the other run were used twice, for two rows, which may ask different things.
+    """
+    drawn = ["--temperature", 1, "--max-new-tokens", 3]
+    rows = [{**row, "prompt": f"{row['id']} and more"} for row in ROWS]
+    write_jsonl(Path("some.jsonl"), rows)
+    write_jsonl(Path("moved.jsonl"), [{**rows[0], "prompt": "new"}, *rows[40:60], *CHANGED[50:52], *rows[20:40]])
+    assert run_job(*command("some.jsonl", "a", *drawn)).exit_code == 0
+    seeds = seeds_by(monkeypatch)
+    args = command("moved.jsonl", "b", *drawn)
+    assert run_job(*args, "--reuse", "a", "--limit", 20).exit_code == 0
+    assert seeds == {0: 0}
+    assert run_job(*args).exit_code == 0
+    # Rows 1 to 19 have got the draws 40 to 58: row 20 has 59, and rows from 23 on those from 20 on.
+    table = read_output(Path("b"))
+    origins = {row["row_idx"]: row["reused_row_idx"] for row in table.to_pylist() if row["reused_from"]}
+    assert origins == {**{at: 39 + at for at in range(1, 21)}, **{at: at - 3 for at in range(23, 43)}}
+    other = seed_of_moved(0)
+    assert seeds == {0: 0, 21: other, 22: other}
+    used = [origins.get(row_idx, row_idx if row_idx == 0 else None) for row_idx in range(43)]
+    assert len({*used} - {None}) == 41
+    options = from_metadata(pq.read_metadata("b/data/part-00001.parquet").metadata)
+    assert options == {(21, 0): f"--seed {other}", (22, 0): f"--seed {other}"}
+    assert run_job("verify", "b").exit_code == 0
+    seeds.clear()
+    assert run_job("retry", "b", "--cut", "--max-new-tokens", 9).exit_code == 0
+    assert run_job(*args).exit_code == 0 and {seeds[0], seeds[5]} == {0}
+    assert (seeds[21], seeds[22]) == (other, other)
+    parts = [Path(f"b/data/part-0000{shard_idx}.parquet") for shard_idx in (0, 1)]
+    options = [from_metadata(pq.read_metadata(part).metadata) for part in parts]
+    assert options[0][5, 0] == "--max-new-tokens 9" and options[1][21, 0] == f"--max-new-tokens 9 --seed {other}"
+    assert run_job("verify", "b").exit_code == 0
 
 
 def test_what_was_recomputed_with_other_options_is_not_copied(

@@ -19,9 +19,10 @@ from job.errors import JobError
 from job.launch.activity import doing
 from job.observe.text import number
 from job.output.parts.copies import Copies, OtherRun
-from job.output.parts.copy_plan import CopyPlan, Other, read_copy_plans, write_copy_plan
-from job.output.parts.known_rows import NOTHING, KnownRows, matched, without_used
+from job.output.parts.copy_plan import COMPUTED, CopyPlan, Other, read_copy_plans, write_copy_plan
+from job.output.parts.known_rows import NOTHING, KnownRows, matched
 from job.output.parts.part_schema import REUSED_ROW_IDX, Columns
+from job.output.parts.plan import Plan
 from job.output.parts.redone import from_metadata
 from job.output.parts.row_keys import RowKeys
 from job.output.store.names import KEYS
@@ -69,17 +70,26 @@ def decide(prepared: "Prepared", others: Sequence[Other], plans: Sequence[CopyPl
     """Decide which rows are copied from ``first_shard`` on, unless another process is faster."""
     is_drawn, plan = draws(prepared.config), prepared.plan
     known = KnownRows.joined(list(_known(others)))
-    if is_drawn and plans:
-        earlier = [earlier.of(idx + earlier.first_shard) for earlier in plans for idx in range(earlier.num_shards)]
-        used = [np.concatenate(each) for each in zip(*earlier, strict=True)]
-        known = without_used(known, *used)
+    if is_drawn:
+        known = known.without_draws(np.concatenate([np.empty(0, np.int64), *_draws_of(plans, plan)]))
     rows = range(plan.rows(first_shard).start, plan.num_rows)
     keys = keys_of_rows(prepared, rows)
-    run, row_idx = known.origin_of(matched(known, keys, rows.start, is_drawn=is_drawn))
+    run, row_idx, drawn_at = known.origin_of(matched(known, keys, rows.start, is_drawn=is_drawn))
+    if not is_drawn:
+        drawn_at[:] = COMPUTED
     shards = [plan.rows(idx) for idx in range(first_shard, plan.num_shards)]
     of_shards = [slice(shard.start - rows.start, shard.stop - rows.start) for shard in shards]
-    cut = [(run[place], row_idx[place]) for place in of_shards]
+    cut = [(run[place], row_idx[place], drawn_at[place]) for place in of_shards]
     write_copy_plan(prepared.directory.store, len(plans), others, first_shard, cut)
+
+
+def _draws_of(plans: Sequence[CopyPlan], plan: Plan) -> Iterator[np.ndarray]:
+    """Yield the indices of draws that rows of earlier shards have: those that were copied, and their own."""
+    for decided in plans:
+        yield decided.draws
+        for shard_idx in range(decided.first_shard, decided.first_shard + decided.num_shards):
+            runs, _ = decided.of(shard_idx)
+            yield np.flatnonzero(runs == COMPUTED) + plan.rows(shard_idx).start
 
 
 def draws(config: RunConfig) -> bool:

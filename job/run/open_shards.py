@@ -221,7 +221,8 @@ class OpenShards:
         if shard_idx not in self._open:
             form = self._prepared.part_format
             self._open[shard_idx] = OpenShard(
-                shard_idx, self._plan, self._directory, form, self._worker_id, self._note, self._copied
+                *(shard_idx, self._plan, self._directory, form, self._worker_id, self._note, self._copied),
+                own_changes=self._prepared.changes_of_moved(shard_idx),
             )
         return self._open[shard_idx]
 
@@ -256,7 +257,7 @@ class OpenShards:
                     else:
                         self._prompts[key] = encoded.prompt
                         request = replace(encoded.request, sample_idx=key[1])
-                        request = changed(request, shard.changes, prepared.model_info.room_for_answer)
+                        request = changed(request, shard.changes_of(key[0]), prepared.model_info.room_for_answer)
                         yield self.in_flight.resumed(request)
 
     def _add(self, shard: Finishing, completion: Completion) -> None:

@@ -1,14 +1,16 @@
 """Turns what the user asked for into what the runner needs: checks everything, and claims the run directory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from job.config import RunConfig
 from job.data.runs import read_run
+from job.draws import seed_of_moved
 from job.errors import UsageError
 from job.output.looking.finished import FinishedRows
 from job.output.parts.copies import Copies
@@ -46,6 +48,12 @@ class Prepared(Examined):
     """False until ``settle`` if the dtype of a new run is still undecided: there is no manifest yet."""
     copies: Copies | None = None
     """What is copied from other runs."""
+
+    def changes_of_moved(self, shard_idx: int) -> Mapping[int, Mapping[str, Any]]:
+        """Return the sampling options of rows whose own draws were copied to other rows."""
+        moved = () if self.copies is None else self.copies.moved(shard_idx)
+        changes = {"seed": seed_of_moved(self.config.sampling.seed)}
+        return dict.fromkeys(moved, changes)
 
     @property
     def is_done(self) -> bool:

@@ -120,6 +120,17 @@ class Copies:
                     found |= {first + at: key.tobytes() for at, key in zip(rows.tolist(), of_rows, strict=True)}
         return found
 
+    def moved(self, shard_idx: int) -> Sequence[int]:
+        """Return the rows of a shard whose own draws other rows have. If they are computed, they must draw others."""
+        rows = self._plan.rows(shard_idx)
+        start, stop = np.searchsorted(self._draws, [rows.start, rows.stop]).tolist()
+        found: list[int] = self._draws[start:stop].tolist()
+        return found
+
+    @cached_property
+    def _draws(self) -> np.ndarray:
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(plan.draws for plan in self._plans)]))
+
     def _plan_of(self, shard_idx: int) -> CopyPlan | None:
         return next((p for p in self._plans if p.first_shard <= shard_idx < p.first_shard + p.num_shards), None)
 

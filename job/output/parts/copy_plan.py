@@ -15,14 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from job.errors import JobError, first_line
+from job.output.parts.checksum import with_checksum, without_checksum
 from job.output.store.names import REUSE, reuse
 from job.output.store.store import Store
 
 COMPUTED = -1
 """In place of a run: the row is not copied."""
 
-SCHEMA = pa.schema([("run", pa.int16()), ("row_idx", pa.int64())])
-"""Of each row of a shard: the run that it is copied from, by its place in ``others``, and its index there."""
+SCHEMA = pa.schema([("run", pa.int16()), ("row_idx", pa.int64()), ("drawn_at", pa.int64())])
+"""Of each row of a shard: the run that it is copied from, by its place in ``others``; its index there; and the index
+that it had when its answer was drawn, if answers are drawn. ``COMPUTED``: none."""
+
+ENDING = b"ARROW1"
+"""An Arrow file ends so: the first version wrote no checksum after it, and no ``drawn_at`` in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,16 @@ class CopyPlan:
         batch = self.batches.get_batch(shard_idx - self.first_shard)
         return batch["run"].to_numpy(), batch["row_idx"].to_numpy()
 
+    @property
+    def draws(self) -> np.ndarray:
+        """The indices whose draws the copied rows have, all shards together: [copied rows] int64."""
+        if "drawn_at" not in self.batches.schema.names:
+            return np.empty(0, np.int64)
+        found = [self.batches.get_batch(idx)["drawn_at"].to_numpy() for idx in range(self.num_shards)]
+        drawn_at = np.concatenate([np.empty(0, np.int64), *found])
+        copied: np.ndarray = np.compress(drawn_at != COMPUTED, drawn_at)
+        return copied
+
 
 def read_copy_plans(store: Store) -> tuple[CopyPlan, ...]:
     """Return what was decided so far, in the order of the shards.
@@ -77,7 +92,10 @@ def _read(store: Store) -> Iterator[CopyPlan]:
         except OSError as error:
             raise _failed(store, name, error) from None
         try:
-            batches = pa.ipc.open_file(pa.BufferReader(content))
+            body = content if content.endswith(ENDING) else without_checksum(content)
+            if body is None:
+                raise ValueError("its checksum is wrong")
+            batches = pa.ipc.open_file(pa.BufferReader(body))
             for idx in range(batches.num_record_batches):
                 batches.get_batch(idx)
             about = json.loads(batches.schema.metadata[b"about"])
@@ -92,29 +110,29 @@ def _read(store: Store) -> Iterator[CopyPlan]:
 
 
 def write_copy_plan(
-    store: Store, num_known: int, others: Sequence[Other], first_shard: int, rows: Sequence[tuple[Any, Any]]
+    store: Store, num_known: int, others: Sequence[Other], first_shard: int, rows: Sequence[tuple[Any, Any, Any]]
 ) -> bool:
     """Record what is decided about the shards from ``first_shard`` on. False: another process was faster.
 
     Args:
         num_known: how many such objects there were.
-        rows: of each shard, what ``CopyPlan.of`` will return.
+        rows: of each shard, the columns of ``SCHEMA``.
 
     Raises:
         JobError: it cannot be recorded.
     """
-    num_reused = sum(int((runs != COMPUTED).sum()) for runs, _ in rows)
+    num_reused = sum(int((runs != COMPUTED).sum()) for runs, _, _ in rows)
     about = {"others": [asdict(other) for other in others], "first_shard": first_shard, "num_reused": num_reused}
     schema = SCHEMA.with_metadata({"about": json.dumps(about)})
     stream = io.BytesIO()
     with pa.ipc.new_file(stream, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for runs, indices in rows:
-            arrays = [pa.array(runs, pa.int16()), pa.array(indices, pa.int64())]
+        for columns in rows:
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     name = reuse(num_known + 1)
     try:
         store.prepare([REUSE])
-        return store.create_exclusively(name, stream.getvalue())
+        return store.create_exclusively(name, with_checksum(stream.getvalue()))
     except OSError as error:
         raise _failed(store, name, error) from None
 

@@ -48,19 +48,27 @@ class KnownRows:
             drawn_at=self.drawn_at[chosen],
         )
 
-    def origin_of(self, matched: Any) -> tuple[Any, Any]:
-        """Return the run and the index there of rows that ``matched`` has returned: [M] int16, [M] int64."""
+    def without_draws(self, used: Any) -> "KnownRows":
+        """Return the rows whose draws are not of these indices, [U] int64."""
+        return self.where(~np.isin(self.drawn_at, used)) if len(used) else self
+
+    def origin_of(self, matched: Any) -> tuple[Any, Any, Any]:
+        """Return the run, the index there, and the index of the draws of rows that ``matched`` has returned: [M] int16,
+        [M] int64, [M] int64."""
         is_found = matched != NOTHING
-        run, row_idx = np.full(len(matched), COMPUTED, np.int16), np.full(len(matched), COMPUTED, np.int64)
-        run[is_found], row_idx[is_found] = self.run[matched[is_found]], self.row_idx[matched[is_found]]
-        return run, row_idx
+        found = [np.full(len(matched), COMPUTED, dtype) for dtype in (np.int16, np.int64, np.int64)]
+        for of_rows, of_known in zip(found, (self.run, self.row_idx, self.drawn_at), strict=True):
+            of_rows[is_found] = of_known[matched[is_found]]
+        run, row_idx, drawn_at = found
+        return run, row_idx, drawn_at
 
 
 def matched(known: KnownRows, keys: Any, first_row: int, *, is_drawn: bool) -> Any:
     """Return for each new row the place of a known row with the same key, or ``NOTHING``: [M] int64.
 
-    If answers are drawn, no two new rows get the same draw: a row gets the one that it would have drawn itself, if that
-    is known, and of the others each goes to one row at most. Otherwise an answer serves all rows with its key.
+    If answers are drawn, no two new rows get draws of the same index, whatever they ask: such draws come from the same
+    random numbers. A row gets the one that it would have drawn itself, if that is known, and of the others each goes to
+    one row at most. Otherwise an answer serves all rows with its key.
 
     Args:
         keys: [M, 16] uint8. Zeros are the key of a row that asks nothing.
@@ -74,31 +82,19 @@ def matched(known: KnownRows, keys: Any, first_row: int, *, is_drawn: bool) -> A
     drawn = _with_place(known.keys, known.drawn_at)
     own = _lookup(drawn, _with_place(keys, np.arange(first_row, first_row + len(keys), dtype=np.int64)))
     found = np.where(asks, own, NOTHING)
+    waiting = np.flatnonzero(asks & (found == NOTHING))
+    if not len(waiting):
+        return found
+    is_left = ~np.isin(known.drawn_at, known.drawn_at[found[found != NOTHING]])
+    is_left[is_left] = _lookup(keys[waiting], known.keys[is_left]) != NOTHING
+    left = np.flatnonzero(is_left)
     # The same draw may be known from several runs, one of which has copied it from the other: it is one answer.
-    is_free = _lookup(drawn, drawn) == np.arange(len(drawn))
-    is_free[found[found != NOTHING]] = False
-    left, waiting = np.flatnonzero(is_free), np.flatnonzero(asks & (found == NOTHING))
-    if len(left) and len(waiting):
+    left = left[np.sort(np.unique(known.drawn_at[left], return_index=True)[1])]
+    if len(left):
         nth_known, nth_new = (_numbered(some) for some in (known.keys[left], keys[waiting]))
         place = _lookup(_with_place(known.keys[left], nth_known), _with_place(keys[waiting], nth_new))
         found[waiting] = np.where(place == NOTHING, NOTHING, left[place])
     return found
-
-
-def without_used(known: KnownRows, run: Any, row_idx: Any) -> KnownRows:
-    """Return the known rows without the draws that some of them share with rows which were copied before.
-
-    Args:
-        run, row_idx: the rows that were copied, as ``KnownRows.origin_of`` returns them.
-    """
-    if not len(known.keys):
-        return known
-    places, drawn = np.column_stack([known.run, known.row_idx]), _with_place(known.keys, known.drawn_at)
-    width = int(max(places[:, 1].max(), row_idx.max(initial=0))) + 2
-    is_used = np.isin(places[:, 0] * width + places[:, 1], run.astype(np.int64) * width + row_idx)
-    if not is_used.any():
-        return known
-    return known.where(_lookup(drawn[is_used], drawn) == NOTHING)
 
 
 def _ints(dtype: Any = np.int64) -> Any:

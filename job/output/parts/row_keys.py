@@ -4,12 +4,12 @@ Each finished shard has one object of them beside its part. It depends on the da
 """
 
 import contextlib
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
+from job.output.parts.checksum import with_checksum, without_checksum
 from job.output.store.directory import RunDirectory
 from job.output.store.names import KEYS
 from job.records import KEY_BYTES
@@ -21,8 +21,6 @@ FIELD = pa.field(ROW_KEY, pa.binary(KEY_BYTES))
 
 UNKNOWN = bytes(KEY_BYTES)
 """In place of the key of a row that cannot be read, or was finished by a version that did not write keys."""
-
-CHECKSUM_BYTES = 4
 
 
 class RowKeys:
@@ -65,9 +63,8 @@ class RowKeys:
             yield
             return
         directory.store.prepare([KEYS])
-        content = bytes(self._keys)
         with directory.store.writing(directory.names.keys(shard_idx)) as file:
-            file.write(content + _checksum(content))
+            file.write(with_checksum(bytes(self._keys)))
             yield
 
 
@@ -78,9 +75,5 @@ def read_keys(directory: RunDirectory, shard_idx: int, num_rows: int) -> bytes |
         content = directory.store.read(directory.names.keys(shard_idx))
     except FileNotFoundError:
         return None
-    keys, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    return keys if checksum == _checksum(keys) and len(keys) == KEY_BYTES * num_rows else None
-
-
-def _checksum(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little")
+    keys = without_checksum(content)
+    return keys if keys is not None and len(keys) == KEY_BYTES * num_rows else None

@@ -15,7 +15,7 @@ from job.output.parts.fence import FencedOff
 from job.output.parts.journal import Journal, JournalReader
 from job.output.parts.part_tables import KeptRows, PartFormat, PartTables, ReusedRows
 from job.output.parts.plan import Plan
-from job.output.parts.redone import Redone, counted, to_metadata
+from job.output.parts.redone import Redone, counted, described, to_metadata
 from job.output.parts.retry_marks import completions_to_stay, read_mark, redone_rows, writers_before
 from job.output.parts.row_keys import ROW_KEY, RowKeys, read_keys
 from job.output.parts.writers import COPIED, writer_of, writer_of_journal
@@ -42,6 +42,7 @@ class OpenShard:
         worker_id: str,
         note: Callable[[str], None] = lambda _: None,
         reuse: Callable[[int], ReusedRows | None] = lambda shard_idx: None,
+        own_changes: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         """Load the finished rows: those that a retry keeps of an existing part, those that are copied from other runs,
         and those in earlier workers' journals.
@@ -49,6 +50,7 @@ class OpenShard:
         Args:
             note: shows a message to the user.
             reuse: returns what is copied of a shard.
+            own_changes: sampling options of single rows in place of the run's, if they are computed.
         """
         self._note, self._given_up = note, set[str]()
         self.shard_idx = shard_idx
@@ -60,6 +62,7 @@ class OpenShard:
         """What the new part replaces."""
         self.changes: Mapping[str, Any] = {}
         """Sampling options of the rows that are missing, in place of the run's."""
+        self._own_changes = own_changes or {}
         self._redone: Redone = {}
         self._keys = list(plan.keys(shard_idx))
         self._missing = set(self._keys)
@@ -84,7 +87,16 @@ class OpenShard:
             self.changes = mark.changes
         elif (reused := reuse(shard_idx)) is not None:
             self._copy(reused)
+        self._redone = {**self._redone, **self._redone_alone()}
         self.absorb()
+
+    def _redone_alone(self) -> Redone:
+        rows = ((key, self.changes_of(key[0])) for key in self._missing if key[0] in self._own_changes)
+        return {key: described(changes) for key, changes in rows}
+
+    def changes_of(self, row_idx: int) -> Mapping[str, Any]:
+        """Return the sampling options of a row that is missing, in place of the run's."""
+        return {**self._own_changes.get(row_idx, {}), **self.changes}
 
     @property
     def rows(self) -> range:
