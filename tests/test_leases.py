@@ -361,6 +361,36 @@ def test_slices_of_a_dead_helper_go_back_to_the_holder(make_leases: MakeLeases, 
     assert again is not None and again.rows == range(32, 64)
 
 
+def test_offered_rows_go_to_a_worker_without_any_and_back_if_it_ends(make_leases: MakeLeases, paths: RunFiles) -> None:
+    """Once they are taken back, or their shard is left, nobody finds them."""
+    plan = Plan(num_rows=64, rows_per_shard=64)
+    holder = Claims(paths.directory, plan, make_leases(elsewhere("a")))
+    other = make_leases(elsewhere("b"))
+    helper = Claims(paths.directory, plan, other)
+    assert [claim.rows for claim in iter(holder.claim, None)] == [range(32), range(32, 64)]
+    assert helper.look_again() and helper.claim() is None
+    rows = [*range(20, 30), *range(40, 64)]
+    holder.offer(rows)
+    assert helper.claim() is None and helper.look_again()
+    claims = sorted(iter(helper.claim, None), key=lambda claim: claim.rows.start)
+    assert [sorted(claim.only or ()) for claim in claims] == [rows[:32], rows[32:]]
+    assert [(claim.shard_idx, claim.rows) for claim in claims] == [(0, range(20, 62)), (0, range(62, 64))]
+    assert holder.look_again() and holder.claim() is None, "another worker has them"
+    other.close()
+    assert holder.look_again()
+    assert sorted(sorted(claim.only or ()) for claim in iter(holder.claim, None)) == [rows[:32], rows[32:]]
+    holder.offer(rows)
+    assert len(list(paths.lease_dir.glob("*.rows"))) == 2
+    few = Claims(paths.directory, plan, make_leases(elsewhere("c")), num_rows=50)
+    assert few.look_again() and few.claim() is None, "its limit leaves out some of them"
+    paths.part(0).touch()
+    holder.leave(0)
+    assert not list(paths.lease_dir.glob("*.rows"))
+    holder.offer(rows)
+    holder.close()
+    assert not list(paths.lease_dir.glob("*.rows"))
+
+
 def test_a_helper_becomes_the_holder_of_a_shard_that_is_left(make_leases: MakeLeases, paths: RunFiles) -> None:
     """It goes on with what it has not claimed already, or just writes the part if it has claimed everything."""
     plan = Plan(num_rows=64, rows_per_shard=64)

@@ -30,6 +30,7 @@ from job.records import Generation, Request
 from job.run import in_flight, order_check, random_rows, stopping
 from tests.conftest import Result
 from tests.run_files import RunFiles
+from tests.test_leases import elsewhere
 from tests.test_resume import exit_codes, kill_some, sampled_run, start_workers
 from tests.test_run import read_output, write_jsonl
 
@@ -179,7 +180,38 @@ def test_a_limit_of_time_finishes_what_is_begun(
     result = run_job(*sorted_rows(tmp_path / "out", "--stop-after", "20s", "--order", "random"))
     rows = done_rows(tmp_path / "out")
     assert result.exit_code == 4 and set(rows) == set(shuffled(600, 0)[: len(rows)].tolist())
-    assert 8 <= len(rows) <= 160, "a piece at each look at the clock, and none that is begun is left"
+    assert 8 <= len(rows) <= 20, "a row at each look at the clock, and none that is submitted is left"
+
+
+def test_a_limit_in_the_order_of_the_dataset_begins_nothing_beyond_it(
+    run_job: RunJob, sorted_rows: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits in the engine and what is left of the slice goes to the next launch."""
+    ticks = itertools.count()
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    submitted = []
+    monkeypatch.setattr(
+        SlowEngine, "submit", lambda self, each: (submitted.append(each), FakeEngine.submit(self, each))
+    )
+    result = run_job(*sorted_rows(tmp_path / "out", "--stop-after", "20s"))
+    assert result.exit_code == 4 and len(submitted) == 16, result.stderr
+    assert len(done_rows(tmp_path / "out")) == 8, "the slots of the engine"
+    assert not list((tmp_path / "out/leases").glob("[0-9]*"))
+    ticks = itertools.count()
+    result = run_job(*sorted_rows(tmp_path / "out", "--stop-after", "600"))
+    assert result.exit_code == 0 and done_rows(tmp_path / "out") == list(range(600))
+
+
+def test_rows_that_a_silent_worker_has_are_waited_for_and_counted(
+    run_job: RunJob, sorted_rows: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regression: a launch stopped at its limit although a helper elsewhere had died with some of its rows."""
+    monkeypatch.setenv("JOB_LEASE_STALE_SECS", "1")
+    monkeypatch.setattr("job.run.open_shards.IDLE_SECS", 0.1)
+    assert run_job(*sorted_rows(tmp_path / "out", "--stop-after", "10")).exit_code == 4
+    (tmp_path / "out/leases/00000.0001").write_bytes(elsewhere("b").to_json())
+    assert run_job(*sorted_rows(tmp_path / "out", "--stop-after", "70")).exit_code == 4
+    assert done_rows(tmp_path / "out") == list(range(70))
 
 
 @pytest.fixture

@@ -258,6 +258,17 @@ def test_a_dead_process_of_this_host_leaves_a_stale_lease(run_job: RunJob, unfin
     assert result.stdout.splitlines()[-1].startswith("No worker is active")
 
 
+def test_in_random_order_all_shards_are_in_progress_while_a_worker_is_active(unfinished: RunFiles) -> None:
+    """They were called free."""
+    piece = unfinished.root / unfinished.directory.names.piece("0-47", 3)
+    piece.write_bytes(elsewhere("node7").to_json())
+    status = look(unfinished)
+    assert shards_of(status) == (3, 2, 0, 0)
+    assert "3 of 5 done, 2 in progress at once, in random order, 0 free" in describe_status(status)
+    make_silent(piece, 70)
+    assert shards_of(look(unfinished)) == (3, 0, 0, 2)
+
+
 @pytest.mark.parametrize(("silent_secs", "is_stale"), [(50.0, False), (70.0, True)])
 def test_a_worker_of_another_host_is_judged_by_its_silence(
     unfinished: RunFiles, silent_secs: float, is_stale: bool

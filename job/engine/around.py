@@ -51,6 +51,10 @@ class Around:
         """See ``Engine``."""
         self._engine.submit(request)
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``."""
+        return self._engine.withdraw()
+
     def step(self) -> list[Generation]:
         """See ``Engine``."""
         return self._engine.step()

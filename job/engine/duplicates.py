@@ -57,6 +57,16 @@ class SharedCompletions(Around):
             self._duplicates[question] = []
             self._engine.submit(request)
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``. Duplicates of a request that has been begun stay."""
+        waiting = []
+        for request in self._engine.withdraw():
+            question = _question(request)
+            duplicates = [] if question is None else self._duplicates.pop(question)
+            self._num_duplicates -= len(duplicates)
+            waiting += [request, *duplicates]
+        return waiting
+
     def step(self) -> list[Generation]:
         """See ``Engine``."""
         ready, self._ready = self._ready, []

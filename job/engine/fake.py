@@ -81,6 +81,13 @@ class FakeEngine:
         """See ``Engine``."""
         self._pending.append(request)
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``. The requests of the next step count as begun."""
+        begun = {request.key for request in self.in_flight}
+        waiting = [request for request in self._pending if request.key not in begun]
+        self._pending = deque(request for request in self._pending if request.key in begun)
+        return waiting
+
     def step(self) -> list[Generation]:
         """Complete some requests."""
         if self._should_stop() or not self._pending:

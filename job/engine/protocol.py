@@ -59,6 +59,9 @@ class Engine(Protocol):
     def submit(self, request: Request) -> None:
         """Add a request."""
 
+    def withdraw(self) -> list[Request]:
+        """Take back the requests that have not been begun, and return them. To be called between two steps."""
+
     def step(self) -> list[Generation]:
         """Work for a while and return the requests that finished, if any. Returns soon once a stop is requested.
 

@@ -38,6 +38,18 @@ class ReasonedScores(Around):
             request = replace(request, task=task.reason)
         self._engine.submit(request)
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``. What has reasoned goes on."""
+        waiting = []
+        for request in self._engine.withdraw():
+            asked = self._asked.get(request.key)
+            if asked is not None and asked.thought_ids is not None:
+                self._engine.submit(request)
+            else:
+                self._asked.pop(request.key, None)
+                waiting.append(request if asked is None else asked.request)
+        return waiting
+
     def step(self) -> list[Generation]:
         """See ``Engine``."""
         return [result for generation in self._engine.step() for result in self._advance(generation)]

@@ -72,6 +72,8 @@ class Status:
     num_stale: int
     """Shards whose holder is dead or silent: the next worker that looks takes them over."""
     num_free: int
+    is_scattered: bool
+    """Whether rows of all shards are computed now, in random order, so that all shards that are left are in work."""
     num_to_retry: int
     """Shards that have a part, but are not done because some of its error rows will be retried."""
     num_samples: int

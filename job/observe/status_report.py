@@ -62,7 +62,8 @@ def _shards(status: Status) -> str:
     stale = f", {status.num_stale:,} stale" if status.num_stale else ""
     retry = f"; {status.num_to_retry:,} with rows to retry" if status.num_to_retry else ""
     done = f"{status.num_done:,} of {status.num_shards:,} done"
-    return f"{done}, {status.num_in_work:,} in progress{stale}, {status.num_free:,} free{retry}"
+    at_once = " at once, in random order" if status.is_scattered else ""
+    return f"{done}, {status.num_in_work:,} in progress{at_once}{stale}, {status.num_free:,} free{retry}"
 
 
 def _rows(status: Status) -> str:

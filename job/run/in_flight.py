@@ -8,8 +8,10 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from job.engine.logits.endings import partial_of
+from job.engine.model.kinds import ENCODER_DECODER
 from job.engine.protocol import Engine
 from job.errors import Unavailable, first_line
 from job.output.parts.batch_log import BatchLog
@@ -21,6 +23,7 @@ from job.output.sharing.settings import LEASE_TIMEOUT_SECS
 from job.output.store.directory import RunDirectory
 from job.output.store.names import SCATTERED
 from job.records import Generation, Partial, PartialKey, Request
+from job.run.preparation import Prepared
 from job.tasks import Generate, Score
 
 TAKE_SECS = 15.0
@@ -82,6 +85,19 @@ class InFlight:
         self._has_failed = False
         self._mixed = PartialLogs(directory, SCATTERED)
         """What launches in random order have left, which keep rows of all shards in one log."""
+
+    @classmethod
+    def of(cls, prepared: Prepared, note: Callable[[str], None], holds: Callable[[int], bool]) -> Self:
+        """Make what one worker of a run needs."""
+        return cls(
+            prepared.directory,
+            prepared.plan,
+            str(prepared.worker),
+            note,
+            is_on=prepared.config.output.journal_in_flight and prepared.model_info.kind is not ENCODER_DECODER,
+            holds=holds,
+            lease_timeout_secs=prepared.settings.lease_timeout_secs,
+        )
 
     def look(self, shard: OpenShard) -> None:
         """Read what others have left of a shard: rows of it are claimed."""

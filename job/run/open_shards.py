@@ -3,27 +3,30 @@
 claim -> source -> prompts -> tokenizer -> requests ... completions -> journal -> part
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from job.data.row_keys import key_of
-from job.engine.model.kinds import ENCODER_DECODER
+from job.engine.protocol import Engine
 from job.errors import Unavailable
 from job.output.parts.counts import Counts
-from job.output.parts.fence import FencedOff, is_fenced_off
+from job.output.parts.fence import FencedOff
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.shard import OpenShard
 from job.output.sharing.claims import Claim, Claims
 from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
 from job.run.changed_requests import changed
+from job.run.fence_watch import FenceWatch
 from job.run.finishing import Finishing
 from job.run.in_flight import InFlight
 from job.run.preparation import Prepared
 from job.run.shard_reading import ShardReading
 from job.run.stopping import Limit
+from job.run.surplus import withdraw
 
 IDLE_SECS = 1.0
 """How often an idle worker looks for a shard that a dead worker has left; less often if the store asks for it."""
@@ -58,21 +61,13 @@ class OpenShards:
         self._repeated: deque[Request] = deque()
         """Further attempts at rows."""
         self._prompts: dict[SampleKey, Prompt] = {}
-        self.in_flight = self.kind_in_flight(
-            self._directory,
-            self._plan,
-            self._worker_id,
-            note,
-            is_on=prepared.config.output.journal_in_flight and prepared.model_info.kind is not ENCODER_DECODER,
-            holds=self._claims.holds,
-            lease_timeout_secs=prepared.settings.lease_timeout_secs,
-        )
+        self.in_flight = self.kind_in_flight.of(prepared, note, self._claims.holds)
         pause_secs = self._directory.store.pause_secs
         self.idle_secs = max(IDLE_SECS, pause_secs / 6)
         """How long to wait for other workers before the next look."""
         self._exchange_secs = max(EXCHANGE_SECS, pause_secs)
         self._last_look = self._last_exchange = -self.idle_secs
-        self._last_fence_look, self._is_fenced_off = time.monotonic(), False
+        self.fence = FenceWatch(prepared, self._exchange_secs)
         self.counts = Counts()
         """The rows that this worker has finished."""
         self.recent: dict[int, Counts] = {}
@@ -94,8 +89,9 @@ class OpenShards:
 
     @property
     def has_reached_limit(self) -> bool:
-        """Whether it is the limit that leaves nothing to claim. Other workers may still have some of its rows."""
-        is_limited = self._limit.num_rows is not None or self._limit.is_reached(self.counts)
+        """Whether it is the limit that leaves nothing to claim. What other workers have of its rows is waited for: they
+        may be dead, and their rows free in a while."""
+        is_limited = self._limit.is_reached(self.counts) or self._limit.has_all_rows()
         return is_limited and not any(map(self._is_due, self._open))
 
     @property
@@ -116,7 +112,19 @@ class OpenShards:
             if shard is not None and not shard.has(request.key):
                 return request
             self._prompts.pop(request.key, None)
+        if self._limit.is_reached(self.counts):
+            self._feed = iter(())
+            self.reading.leave()
         return next(self._feed, None)
+
+    def withdraw(self, engine: Engine) -> None:
+        """Leave the rows that the engine has not begun to the next launch."""
+        withdraw(engine, self._prompts)
+
+    def offer(self, engine: Engine, num_requests: int) -> None:
+        """Offer the last requests that the engine has not begun to workers that have none."""
+        rows = withdraw(engine, self._prompts, num_requests // self._plan.num_samples)
+        self._claims.offer([row_idx for row_idx in rows if self._shard_of(row_idx) is not None])
 
     def repeat(self, request: Request, prompt: Prompt | None) -> None:
         """Take a request again, with the prompt that ``prompts_of`` has returned."""
@@ -204,6 +212,8 @@ class OpenShards:
     def close(self) -> None:
         """Leave all shards. Journals keep the finished rows of unfinished ones."""
         self.reading.close()
+        with contextlib.suppress(OSError, Unavailable):
+            self._claims.close()
         self.in_flight.close()
         for shard in self._open.values():
             try:
@@ -236,7 +246,8 @@ class OpenShards:
         Rows that need no engine, such as errors, are finished here.
         """
         prepared = self._prepared
-        if all(shard.has(key) for row in claim.rows for key in self._plan.keys_of_row(row)):
+        wanted = claim.rows if claim.only is None else claim.only
+        if not any(self._lacks(shard, row_idx) for row_idx in wanted):
             return
         self.in_flight.look(shard)
         until = self.reading.until(shard, claim, is_held=self._claims.holds(shard.shard_idx))
@@ -244,13 +255,13 @@ class OpenShards:
             yield None
         for block in blocks:
             shard.keep(block)
-            rows = [row for row in block.rows if not all(map(shard.has, self._plan.keys_of_row(row.row_idx)))]
+            rows = [row for row in block.rows if row.row_idx in wanted and self._lacks(shard, row.row_idx)]
             for row in rows:
                 shard.identify(row.row_idx, key_of(row, prepared.renderer.read_columns))
             prompts = [prepared.renderer.render(row) for row in rows]
             for encoded in prepared.tokenization.encode(prompts):
                 for key in self._plan.keys_of_row(encoded.prompt.row_idx):
-                    if shard.has(key):
+                    if shard.has(key) or key in self._prompts:
                         continue
                     if encoded.request is None:
                         self._add(shard, encoded.completion(sample_idx=key[1]))
@@ -260,32 +271,24 @@ class OpenShards:
                         request = changed(request, shard.changes_of(key[0]), prepared.model_info.room_for_answer)
                         yield self.in_flight.resumed(request)
 
+    def _lacks(self, shard: OpenShard, row_idx: int) -> bool:
+        """Whether some completion of a row is not finished, nor in the engine, whose rows may be claimed once more."""
+        return not all(shard.has(key) or key in self._prompts for key in self._plan.keys_of_row(row_idx))
+
     def _add(self, shard: Finishing, completion: Completion) -> None:
         shard.add(completion)
         self.counts.add(completion)
         self._watch(completion)
 
-    @property
-    def is_fenced_off(self) -> bool:
-        """Whether what this worker finishes counts no more, as it was when it last looked."""
-        if time.monotonic() - self._last_fence_look >= self._exchange_secs:
-            self._look_for_fence()
-        return self._is_fenced_off
-
-    def _look_for_fence(self) -> bool:
-        self._last_fence_look = time.monotonic()
-        self._is_fenced_off |= is_fenced_off(self._directory.store, self._prepared.manifest.growth)
-        return self._is_fenced_off
-
     def _finish(self, shard: OpenShard, before_part: Callable[[], None]) -> None:
         before_part()
-        if self._look_for_fence():
+        if self.fence.look():
             return
         self.in_flight.settle(shard)
         try:
-            shard.finish(self._look_for_fence)
+            shard.finish(self.fence.look)
         except (FencedOff, FileNotFoundError):  # the fence may have discarded the draft
-            if self._look_for_fence():
+            if self.fence.look():
                 return
             raise
         self.recent[shard.shard_idx] = shard.counts

@@ -14,6 +14,7 @@ import numpy as np
 from job.data.at_random import at_random
 from job.data.row_keys import key_of
 from job.data.source import Source, read_rows
+from job.engine.protocol import Engine
 from job.errors import Unavailable
 from job.output.parts.finished_keys import FinishedKeys
 from job.output.parts.journal import Journal
@@ -92,6 +93,14 @@ class RandomRows(OpenShards):
         self._settle()
         return super().claim(at_once=True)
 
+    def withdraw(self, engine: Engine) -> None:
+        """See ``OpenShards``. Here, what is submitted is finished: the engine has begun with the longest prompts."""
+
+    def offer(self, engine: Engine, num_requests: int) -> None:
+        """See ``OpenShards``. A piece is never divided, so that no row before others is left out."""
+        if not self._is_scattered:
+            super().offer(engine, num_requests)
+
     def commit(self, before_part: Callable[[], None]) -> None:
         """See ``OpenShards``."""
         if self._is_scattered:
@@ -136,9 +145,11 @@ class RandomRows(OpenShards):
         return self._journals if self._is_scattered else super()._shard_of(row_idx)
 
     def _requests_of(self, piece: Piece) -> Iterator[Request | None]:
-        """Yield the requests that a piece still needs. Rows that need no engine are finished here."""
+        """Yield the requests that a piece still needs, in the random order, since the launch may stop after each. Rows
+        that need no engine are finished here."""
         rows = piece.rows[~self._finished.are_done(piece.rows)]
-        for encoded in self._prepared.tokenization.encode(self._prompts_at(rows)):
+        encoded_of = {each.prompt.row_idx: each for each in self._prepared.tokenization.encode(self._prompts_at(rows))}
+        for encoded in [encoded_of[row_idx] for row_idx in piece.order.tolist() if row_idx in encoded_of]:
             for key in self._plan.keys_of_row(encoded.prompt.row_idx):
                 if self._finished.has(key):
                     continue

@@ -55,9 +55,8 @@ class Runner:
     ) -> None:
         """Work on a prepared run with a loaded engine, until it is done or ``stop`` is set."""
         self.prepared, self._engine, self._stop = prepared, engine, stop
-        self._progress, self._stopwatch = progress, stopwatch
+        self._progress, self._stopwatch, self._launch_id = progress, stopwatch, launch_id
         self._plan, self._directory = prepared.plan, prepared.directory
-        self._launch_id = launch_id
         timeout_secs = prepared.settings.lease_timeout_secs
         self._leases = Leases(self._directory, prepared.worker, timeout_secs=timeout_secs, note=progress.note)
         self._modes = prepared.modes
@@ -116,6 +115,7 @@ class Runner:
     def _submit(self) -> None:
         """Keep the engine supplied with claimed rows, and claim more while this worker has less than its share."""
         with self._stopwatch.measure("data"):
+            self._withdraw()
             while self._engine.num_pending < self._limit.max_pending(self._engine):
                 if self._stop() or self._first_rows.are_bad or self._outage is not None:
                     return
@@ -128,6 +128,13 @@ class Runner:
                     self._engine.submit(request)
                 elif self._shards.is_busy or self._engine.num_pending >= self._share() or not self._shards.claim():
                     return
+
+    def _withdraw(self) -> None:
+        """Take rows back that are not begun, if the limit is reached or another worker has nothing to do."""
+        if self._limit.is_reached(self._shards.counts):
+            self._shards.withdraw(self._engine)
+        elif self._workers.num_idle() and (surplus := self._engine.num_pending - self._share()) > 0:
+            self._shards.offer(self._engine, surplus)
 
     def _share(self) -> int:
         """Return the number of pending requests at which this worker stops claiming."""
@@ -165,7 +172,7 @@ class Runner:
         with self._stopwatch.measure("write"):
             # Metrics first: the worker that sees the last part adds up the figures of all workers.
             self._shards.commit(before_part=lambda: self._metrics.write(self._stats()))
-            if self._shards.is_fenced_off:
+            if self._shards.fence.is_up:
                 self._stop.request("--extend by another launch, after which the rows of this one do not count")
 
     def _find_work(self) -> bool:

@@ -77,6 +77,10 @@ class ShardReading:
                 shard.keep(block)
         return True
 
+    def leave(self) -> None:
+        """Wait no more for the rows of the latest claim: nobody asks for them."""
+        self._reader.is_waiting = False
+
     def close(self) -> None:
         """Let the threads end, if there are any."""
         for reader in (self._reader, self._late_reader):

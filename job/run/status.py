@@ -87,7 +87,8 @@ def _status(
     plan, manifest = run.plan, run.manifest
     workers = _workers(seen, latest)
     living = {worker.worker_id for worker in workers}
-    num_done, held = sum(map(seen.is_done, seen.parts)), _held(seen, plan)
+    is_scattered = any(lease.shard_idx == SCATTERED and not lease.is_stale for lease in seen.leases)
+    num_done, held = sum(map(seen.is_done, seen.parts)), _held(seen, plan, is_scattered=is_scattered)
     counts, num_rows = finished.counts(), finished.num_rows()
     speed = sum(worker.tokens_per_sec for worker in workers)
     of_living = [found.stats for found in latest if found.stats.worker_id in living]
@@ -105,6 +106,7 @@ def _status(
         num_in_work=len(held[False]),
         num_stale=len(held[True]),
         num_free=plan.num_shards - num_done - len(held[False]) - len(held[True]),
+        is_scattered=is_scattered,
         num_to_retry=len(seen.to_retry),
         num_samples=plan.num_samples,
         total_rows=plan.num_completions,
@@ -136,12 +138,18 @@ def _status(
     )
 
 
-def _held(seen: Survey, plan: Plan) -> Mapping[bool, set[int]]:
-    """Return the shards that are leased: those with a stale lease under True."""
+def _held(seen: Survey, plan: Plan, *, is_scattered: bool) -> Mapping[bool, set[int]]:
+    """Return the shards that are leased: those with a stale lease under True.
+
+    Args:
+        is_scattered: rows of all shards are computed, whoever holds one.
+    """
     held = {False: set[int](), True: set[int]()}
     for lease in seen.leases:
         if lease.slice_idx is None and lease.shard_idx < plan.num_shards and not seen.is_done(lease.shard_idx):
             held[lease.is_stale].add(lease.shard_idx)
+    if is_scattered:
+        held[False].update(idx for idx in range(plan.num_shards) if not seen.is_done(idx) and idx not in held[True])
     return held
 
 

@@ -1,6 +1,7 @@
-"""When a launch stops early, by ``--stop-after``: from then on no rows are claimed; those that are, are finished.
+"""When a launch stops early, by ``--stop-after``: from then on no rows are begun; those that are, are finished.
 
-So which rows are finished does not depend on how long they took, but for where the line is drawn.
+So which rows are finished does not depend on how long they took, but for where the line is drawn. In random order, rows
+that wait in the engine count as begun: it takes those with long prompts first, so the others must not be left out.
 """
 
 import time
@@ -37,6 +38,8 @@ class Limit:
         self._counted -= COUNT_SECS
         self._num_tokens = 0
         """Of all finished rows, but for those that this worker has finished since they were counted."""
+        self._is_reached = False
+        self._keys = None if self.num_rows is None else FinishedKeys(prepared.directory, prepared.plan)
 
     @property
     def text(self) -> str:
@@ -49,11 +52,22 @@ class Limit:
         return self._bound is not None and (self._bound.num_rows(1) is None or self.num_rows is not None)
 
     def is_reached(self, own: Counts) -> bool:
-        """Whether to claim no more rows. (A limit on rows is kept by handing out no more than that.)
+        """Whether to begin no more rows. (A limit on rows is kept by handing out no more than that.)
 
         Args:
             own: what this worker has finished.
         """
+        self._is_reached = self._is_reached or self._is_reached_now(own)
+        return self._is_reached
+
+    def has_all_rows(self) -> bool:
+        """Whether the rows of a limit on rows are finished, whoever has computed them, in the order of the dataset."""
+        if self.num_rows is None or self._keys is None:
+            return False
+        self._keys.look()
+        return bool(self._keys.are_done(np.arange(self.num_rows)).all())
+
+    def _is_reached_now(self, own: Counts) -> bool:
         if self._bound is None:
             return False
         if self._bound.secs is not None:

@@ -31,6 +31,8 @@ class Workers:
         self._metrics, self._own = MetricsReader(directory.store), directory.names.metrics(worker_id)
         self._others_secs = max(OTHERS_SECS, directory.store.pause_secs)
         self._read_at = self._looked_at = -self._others_secs
+        self._considered_at = self._read_at
+        """When the figures were read that ``num_idle`` has told last."""
         self._num_done_rows = 0
         self._others: list[WorkerStats] = []
 
@@ -46,6 +48,14 @@ class Workers:
             self._others = self._metrics.read_others(self._own)
             self._read_at = time.monotonic()
         return self._others
+
+    def num_idle(self) -> int:
+        """Return how many other workers have no rows, by figures that are new; 0 until there are newer ones."""
+        others = self.others()
+        if self._considered_at == self._read_at:
+            return 0
+        self._considered_at = self._read_at
+        return sum(not stats.num_at_work and not stats.left for stats in others)
 
     @property
     def latest(self) -> list[WorkerStats]:

@@ -101,6 +101,11 @@ class StaticEngine:
         require_served(request.task, self._tasks, "static")
         self._put_back([request])
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``. Between two steps, no request has begun."""
+        waiting, self._pending = list(self._pending), deque()
+        return waiting
+
     def step(self) -> list[Generation]:
         """Compute one batch of the longest pending requests."""
         if not self._pending or self._should_stop():

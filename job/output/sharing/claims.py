@@ -3,21 +3,25 @@
 The worker that holds a shard's lease writes its part. It works through the shard slice by slice, in ascending order, so
 that its data are read once. A worker that finds no free shard helps: it takes slices from
 the end of shards that others hold, and writes its rows to a journal of its own, where the holder finds them. So even
-the last shard, or the only one, keeps all workers busy.
+the last shard, or the only one, keeps all workers busy. If everything is claimed, it takes rows that others offer.
 """
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from job.output.parts.plan import Plan
+from job.output.parts.plan import MIN_SLICE_ROWS, Plan
 from job.output.sharing.leases import Leases
+from job.output.sharing.offers import Key, Offers
 from job.output.store.directory import RunDirectory
 from job.output.store.names import LEASES, TOTALS
 
 MAX_HELPED = 100
 """The number of other workers' shards that a helper considers at most."""
+
+MAX_OFFERS = 8
+"""In about so many pieces are rows offered: several workers may find none left at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Claim:
 
     shard_idx: int
     rows: range
+    only: frozenset[int] | None = None
+    """Which of the rows; None: all."""
 
 
 class Claims:
@@ -51,6 +57,8 @@ class Claims:
         """Each (shard, slice) that was handed out."""
         self._own_slices: deque[tuple[int, int]] = deque()
         self._other_slices: deque[tuple[int, int]] = deque()
+        self._offers = Offers(directory, leases)
+        self._open_offers: deque[Key] = deque()
 
     def claim(self) -> Claim | None:
         """Claim work and return it, or None if nothing is free at the moment."""
@@ -65,7 +73,26 @@ class Claims:
             # done. (If that happens between these two checks, rows are computed twice, and the first ones count.)
             if not self._directory.is_done(shard_idx) and self._leases.acquire(shard_idx, slice_idx):
                 return self._claim_of(shard_idx, slice_idx)
+        while self._open_offers:
+            key = self._open_offers.popleft()
+            if not self._directory.is_done(key[0]) and (rows := self._offers.take(key, stop=self._stop)):
+                return Claim(key[0], range(rows[0], rows[-1] + 1), frozenset(rows))
         return None
+
+    def offer(self, rows: Sequence[int]) -> None:
+        """Offer rows that this worker has claimed, in ascending order. They are not its own to compute until it is
+        handed them once more."""
+        size = max(MIN_SLICE_ROWS, -(-len(rows) // MAX_OFFERS))
+        by_shard: dict[int, list[int]] = {}
+        for row_idx in rows:
+            by_shard.setdefault(self._plan.shard_of(row_idx), []).append(row_idx)
+        for shard_idx, of_shard in by_shard.items():
+            for start in range(0, len(of_shard), size):
+                self._offers.make(shard_idx, of_shard[start : start + size])
+
+    def close(self) -> None:
+        """Offer nothing any more."""
+        self._offers.close()
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -85,6 +112,7 @@ class Claims:
         self._claimed = {key for key in self._claimed if key[0] != shard_idx}
         # Once their leases are removed, the slices that others have done would look free.
         self._own_slices = deque(key for key in self._own_slices if key[0] != shard_idx)
+        self._offers.forget(shard_idx)
         for slice_idx in range(len(self._plan.slices(shard_idx))):
             # First our own, so that the heartbeat forgets it; then one that a helper, perhaps dead, has left.
             self._leases.release(shard_idx, slice_idx)
@@ -101,16 +129,18 @@ class Claims:
         self._shards = deque(others)
         # Include slices that helpers have claimed: only the holder takes over those of dead helpers, in ``acquire``.
         self._own_slices = deque(self._unclaimed(sorted(self._ours)))
-        self._other_slices = deque(self._free_slices(others))
+        listed = [entry.name for entry in self._directory.store.list(LEASES)]
+        self._other_slices = deque(self._free_slices(others, listed))
+        self._open_offers = deque(self._offers.of(self._remaining, listed))
         return bool(self._remaining)
 
-    def _free_slices(self, shards: list[int]) -> list[tuple[int, int]]:
+    def _free_slices(self, shards: list[int], listed: Sequence[str]) -> list[tuple[int, int]]:
         """Return the slices of others' shards that have no lease, the last ones first.
 
         Leases of dead helpers are left to the holders. They are listed once, because trying each lease would cost a
         network file system thousands of requests.
         """
-        leased = {f"{LEASES}/{entry.name}" for entry in self._directory.store.list(LEASES)}
+        leased = {f"{LEASES}/{name}" for name in listed}
         helped = [idx for idx in shards if len(self._plan.slices(idx)) > 1]
         random.shuffle(helped)  # spreads the helpers
         free = [key for key in self._unclaimed(helped[:MAX_HELPED]) if self._directory.names.lease(*key) not in leased]

@@ -33,6 +33,8 @@ class Piece:
     piece_idx: int
     rows: Rows
     """In ascending order, those that are finished included."""
+    order: Rows
+    """The same in the random order."""
     is_whole: bool
     """False if it was cut because the launch stops within it."""
 
@@ -111,8 +113,8 @@ class Pieces:
         if not self._leases.acquire_name(names.piece(self._name, piece_idx)):
             return None
         start, end = piece_idx * self._size, min((piece_idx + 1) * self._size, len(self._order))
-        rows = np.sort(self._order[start : min(end, self._stop)])
-        piece = Piece(piece_idx, rows, is_whole=end <= self._stop)
+        order = self._order[start : min(end, self._stop)]
+        piece = Piece(piece_idx, np.sort(order), order, is_whole=end <= self._stop)
         if self._directory.store.exists(names.piece_done(self._name, piece_idx)):
             self._settle(piece_idx)
             return None

@@ -207,6 +207,15 @@ class RunNames:
         """Return the object whose exclusive creation claims a shard, or a slice of it."""
         return f"{LEASES}/{self.number(shard_idx)}{'' if slice_idx is None else f'.{slice_idx:04d}'}"
 
+    def offer(self, shard_idx: int, number: int) -> str:
+        """Return the object that lists rows which a worker of a shard offers to others. Its lease is like that of a
+        slice, so the number is not that of any slice.
+
+        >>> RunNames(num_shards=100).offer(42, 70001)
+        'leases/00042.70001.rows'
+        """
+        return f"{self.lease(shard_idx, number)}.rows"
+
     def piece(self, order: str, piece_idx: int) -> str:
         """Return the lease of a piece of the random order of this name: of rows that follow each other in it.
 

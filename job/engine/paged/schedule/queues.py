@@ -2,6 +2,7 @@
 
 from collections import abc, deque
 from collections.abc import Iterable
+from itertools import chain
 
 from job.engine.paged.schedule.sequences import Sequence, in_order
 
@@ -24,6 +25,15 @@ class Queues:
     def submit(self, sequences: Iterable[Sequence]) -> None:
         """Add sequences that are new."""
         self._arrived.extend(sequences)
+
+    def withdraw(self, running: Iterable[Sequence]) -> list[Sequence]:
+        """Remove the sequences that are new, unless others of their request are running or were."""
+        others = (*running, *self._returned, *(self._group or ()), *chain.from_iterable(self._apart))
+        begun = {sequence.request.key for sequence in others}
+        new = [*self._waiting, *self._arrived]
+        self._arrived = [sequence for sequence in new if sequence.request.key in begun]
+        self._waiting = deque()
+        return [sequence for sequence in new if sequence.request.key not in begun]
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """Add sequences that come before all others, in this order."""

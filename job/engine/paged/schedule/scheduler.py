@@ -50,7 +50,7 @@ class Scheduler:
         """In the order of admission."""
         self.unfit: list[Sequence] = []
         """Sequences that do not fit into the cache even when they are alone; the engine takes them from here."""
-        self._queues = Queues()
+        self.queues = Queues()
         self._kept: dict[SampleKey, Kept] = {}
         self._free_slots = list(range(max_rows))[::-1]
         self._retained: abc.Sequence[int] = ()  # pages held for the next rows, by no sequence
@@ -66,16 +66,16 @@ class Scheduler:
     @property
     def num_pending(self) -> int:
         """The number of sequences that are not finished."""
-        return len(self.running) + len(self.unfit) + len(self._queues)
+        return len(self.running) + len(self.unfit) + len(self.queues)
 
     def submit(self, sequences: abc.Sequence[Sequence]) -> None:
         """Add the sequences of a request. If it continues one that was kept, the first begins with what that cached."""
         kept = self._kept.pop(sequences[0].request.key, None)
         if kept is None:
-            self._queues.submit(sequences)
+            self.queues.submit(sequences)
         else:
             self._begin_with(kept, sequences[0])
-            self._queues.put_back(sequences[1:])
+            self.queues.put_back(sequences[1:])
 
     def keep(self, sequence: Sequence) -> None:
         """Drop a sequence that is done, but keep what it cached until the next step: a request may continue it."""
@@ -97,7 +97,7 @@ class Scheduler:
         left in the cache is of no use to others."""
         if sequence.slot >= 0:
             self._release(sequence)
-        elif not self._queues.remove(sequence):
+        elif not self.queues.remove(sequence):
             self.unfit.remove(sequence)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
@@ -105,7 +105,7 @@ class Scheduler:
         rows = list(sequences)
         for sequence in rows:
             self.drop(sequence)
-        self._queues.put_back(rows)
+        self.queues.put_back(rows)
 
     def may_share(self, sequence: Sequence) -> bool:
         """Whether a sequence may share pages with others."""
@@ -127,7 +127,7 @@ class Scheduler:
         """Take out sequences, on one of which the model fails, and compute them later in two separate groups."""
         for sequence in sequences:
             self.drop(sequence)
-        self._queues.separate(sequences)
+        self.queues.separate(sequences)
 
     def shrink(self, num_tokens: int) -> None:
         """Make all later steps smaller: memory that ran out once will run out again.
@@ -274,7 +274,7 @@ class Scheduler:
         return match
 
     def _queue(self) -> deque[Sequence]:
-        return self._queues.current(is_running=bool(self.running))
+        return self.queues.current(is_running=bool(self.running))
 
     def _begin_with(self, kept: Kept, sequence: Sequence) -> None:
         """Let a sequence run with the slot and the pages of one that has ended, as far as both begin alike."""
