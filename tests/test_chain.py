@@ -242,6 +242,13 @@ def test_each_step_of_a_changed_chain_reuses_the_step_of_its_name(chain: Chain, 
         assert table["reused_row_idx"].to_pylist() == [3, None, 0]
         assert table["reused_from"].to_pylist() == [name, None, name]
         assert table["completion"].to_pylist()[::2] == old[name]["completion"].to_pylist()[3::-3]
+    for option in ([], ["--dry-run"]):
+        changed = STEPS.replace("completion }} wrong?", "completion }} right?")
+        refused = chain(*option, "--output", tmp_path / "c", steps=changed, top=f'reuse = "{tmp_path / "out"}"')
+        told = "step critique: --reuse critique has other answers: --prompt-template was "
+        assert refused.exit_code == 2 and told in refused.stderr.splitlines()[-1]
+        assert not (tmp_path / "c").exists()
+    assert chain("--dry-run", "--output", tmp_path / "c", top=f'reuse = "{tmp_path / "out"}"').exit_code == 0
     shutil.rmtree(tmp_path / "out/judge")
     for option in ([], ["--dry-run"]):
         refused = chain(*option, "--output", tmp_path / "c", top=f'reuse = "{tmp_path / "out"}"')

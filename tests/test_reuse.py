@@ -405,6 +405,7 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
     shutil.copytree("a", "older")
     shutil.rmtree("older/keys")
     Path("empty").mkdir()
+    hub = "hf://datasets/org/name"
     assert run_job(*command("new.jsonl", "b", "--reuse", "a")).exit_code == 0
     for options, told in (
         (["--reuse", "a", "--temperature", 1], "--reuse a has other answers: --temperature was 0.0, now 1.0. Rows"),
@@ -416,6 +417,8 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
         (["--reuse", "old.jsonl"], "--reuse: old.jsonl is not a run directory"),
         (["--reuse", "./new/"], "--reuse ./new/ is --output, too. To go on with that run, leave out --reuse."),
         (["--reuse", "older"], "--reuse older has no finished part that says what its rows ask. Older versions did"),
+        (["--reuse", hub], f"--reuse {hub} is not the directory of a run, but of what was published of it, which"),
+        (["--reuse", "s3://"], "--reuse s3:// does not name a place in a bucket."),
         (["--reuse", "bare"], "--reuse bare has no column 'prompt'"),
         (["--reuse", "a", "--keep-columns", "id=reused_from"], "the output has its own column 'reused_from'"),
     ):
@@ -440,6 +443,49 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
     other = run_job(*command("new.jsonl", "b", "--reuse", "bare"))
     assert other.exit_code == 2 and "--reuse was a when the run in --output began, now bare." in other.stderr
     assert run_job(*command("new.jsonl", "b", "--reuse", "./a")).exit_code == 0
+
+
+def test_rows_in_the_journals_of_another_run_are_counted(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not copied: a note says how many there are, or, if there is no part, a refusal."""
+    args = command("old.jsonl", "a")
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    worker = start_until_journal_has(2000, args, Path("a"), Path("log"))
+    os.kill(worker.pid, signal.SIGKILL)
+    exit_codes([worker])
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
+    assert not list(Path("a/data").iterdir())
+    num_rows = json.loads(run_job("status", "a", "--json").stdout)["rows"]["done"]
+    refused = run_job(*command("new.jsonl", "b", "--reuse", "a"))
+    told = f"{num_rows} rows of a are finished, but in its journals, from which none is copied. To have them copied,"
+    assert refused.exit_code == 2 and told in refused.stderr.splitlines()[-1]
+    shutil.copytree("a", "rest")
+    assert run_job(*args).exit_code == 0
+    Path("rest/keys").mkdir()
+    for name in ("part-00002.parquet", "part-00003.parquet"):
+        shutil.copy(f"a/data/{name}", "rest/data")
+        shutil.copy(f"a/keys/{name[5:10]}", "rest/keys")
+    reused = run_job(*command("new.jsonl", "b", "--reuse", "rest"))
+    assert reused.exit_code == 0 and told.replace("of a ", "of rest ") in reused.stderr and num_copied("b") > 20
+
+
+def test_two_other_runs_with_the_same_name_can_be_told_apart(run_job: RunJob, command: Any) -> None:
+    """Also if one of them has given its name to a run that is reused. ``reused_from`` shows no path."""
+    for place, rows in (("x", ROWS[:20]), ("y", ROWS[20:40])):
+        write_jsonl(Path("some.jsonl"), rows)
+        assert run_job(*command("some.jsonl", f"{place}/out")).exit_code == 0
+    x, y = Path("x/out").absolute(), Path("y/out").absolute()
+    assert run_job(*command("old.jsonl", "b", "--reuse", x, "--reuse", y)).exit_code == 0
+    assert set(read_output(Path("b"))["reused_from"].to_pylist()) == {"out", "out (2)", None}
+    named = {
+        each["name"]: each["address"] for each in json.loads(Path("b/manifest.json").read_text())["about"]["reuse"]
+    }
+    assert named == {"out": str(x.resolve()), "out (2)": str(y.resolve())}
+    assert run_job(*command("old.jsonl", "b", "--reuse", y, "--reuse", x)).exit_code == 0
+    assert run_job(*command("new.jsonl", "c", "--reuse", y, "--reuse", "b")).exit_code == 0
+    assert set(read_output(Path("c"))["reused_from"].to_pylist()) == {"out", "out (2)", "b", None}
+    assert "out (2)" in run_job("status", "c").stdout
 
 
 def test_columns_of_a_run_that_reuses_nothing_are_as_before(run_job: RunJob, command: Any) -> None:

@@ -15,7 +15,7 @@ from job.run.chain_step import Step, of_step
 from job.run.examination import Examined, examine, foresee
 from job.run.pinned import model_files
 from job.run.preparation import found_in
-from job.run.reuse import open_others
+from job.run.reuse import as_in_others, check_fit, check_others, open_others
 
 
 def look_ahead(examined: Examined, steps: Sequence[Step], device: torch.device) -> Iterator[tuple[Step, list[str]]]:
@@ -38,8 +38,12 @@ def look_ahead(examined: Examined, steps: Sequence[Step], device: torch.device) 
         is_same = step.config.model == examined.config.model
         with of_step(step.name):
             files = examined.model_info.files if is_same else model_files(step.config)
-            open_others(step.config, None)
-            schemas[step.name] = foresee(step.config, files, device, _future(schemas[step.source], step))
+            others = open_others(step.config, None)
+            future = _future(schemas[step.source], step)
+            config = as_in_others(step.config, others)
+            seen = foresee(config, files, device, future)
+            check_fit(seen.manifest, others, seen.fallback_dtype)
+            schemas[step.name] = seen.schema
         yield step, schemas[step.name].names
 
 
@@ -52,8 +56,9 @@ def describe_ahead(steps: Sequence[Step]) -> Iterator[str]:
     config = steps[0].config
     device = likely_device(config.engine.device, is_gpu_named=False)
     with of_step(steps[0].name):
-        open_others(config, found_in(open_store(config.output.output)))
-        examined = examine(config, model_files(config), device, needs_weights=False)
+        others = open_others(config, found_in(open_store(config.output.output)))
+        config = as_in_others(config, others)
+        examined = check_others(examine(config, model_files(config), device, needs_weights=False), others)
     for step, names in look_ahead(examined, steps, device):
         source = step.config.data.dataset
         yield f"step {step.name}: {source} -> {step.config.output.output}; columns: {', '.join(names)}"

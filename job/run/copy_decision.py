@@ -125,7 +125,7 @@ def foreseen(examined: "Examined", others: Sequence[OtherRun]) -> "Examined":
     """
     if not others:
         return examined
-    check_others(examined, others)
+    examined = check_others(examined, others)
     names = ", ".join(run.other.name for run in others)
     num_rows = examined.plan.num_rows
     if examined.source.is_remote or examined.dataset.is_partial:

@@ -6,7 +6,6 @@ Each check is next to the code that it protects; this module knows only the orde
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
 import torch
 
 from job.config import RunConfig
@@ -43,7 +42,7 @@ from job.run.odd_texts import notes_on_texts
 from job.run.older_runs import as_started, dataset_commit, earlier_errors, model_fingerprint
 from job.run.order_check import check_order
 from job.run.pinned import based
-from job.run.resolved import ResolvedRun
+from job.run.resolved import Foreseen, ResolvedRun
 from job.run.row_check import LookedAt, look_at_rows, notes_on_channels
 
 
@@ -157,8 +156,8 @@ def examine(
     )
 
 
-def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset: OpenDataset) -> pa.Schema:
-    """Check the options of a new run whose rows are not there yet, and return the columns of its output.
+def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset: OpenDataset) -> Foreseen:
+    """Check the options of a new run whose rows are not there yet.
 
     Args:
         dataset: has the columns of the rows.
@@ -172,7 +171,12 @@ def foresee(config: RunConfig, files: ModelFiles, device: torch.device, dataset:
     info = inspect_model(config.model, files, device, size, needs_weights=False)
     config, of_model, _ = _of_model(config, files, info, None)
     bound = bind(config, of_model, dataset, None)
-    return bound.columns.schema(bound.kept.schema)
+    plan = Plan(num_rows=0, rows_per_shard=config.output.rows_per_shard)
+    return Foreseen(
+        schema=bound.columns.schema(bound.kept.schema),
+        manifest=manifest_of(bound.run, info, ("", of_model.tokenizer.digest), dataset, plan, bound.kept),
+        fallback_dtype=info.fallback_dtype,
+    )
 
 
 def _of_model(

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from job.config import RunConfig
 from job.data.openai_batch import BODY_COLUMN
 from job.data.separated import column_named, columns_to_keep
+from job.output.parts.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +64,15 @@ class ResolvedRun:
         """The columns to keep and their names in the output, the id first; ``*`` may be among them."""
         ids = [(name, name) if name else None for name in (self.id_column, self.batch_id_column)]
         return tuple(dict.fromkeys(pair for pair in (ids[0], *self.keep_columns, ids[1]) if pair))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What a run over rows that are not there yet would do."""
+
+    schema: pa.Schema
+    """The columns of its output."""
+    manifest: Manifest
+    """Apart from what follows from its rows, and from the contents of the model's weights."""
+    fallback_dtype: str | None
+    """See ``ModelInfo``."""

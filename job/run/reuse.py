@@ -1,24 +1,30 @@
 """``--reuse``: the runs whose rows are to be copied. They must treat rows as this one does."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from job.config import RunConfig
 from job.errors import UsageError
 from job.observe.text import number
 from job.output.looking.found import find_run
+from job.output.looking.journal_counts import JournalCounts
 from job.output.parts.copies import OtherRun
 from job.output.parts.copy_plan import Other
 from job.output.parts.differences import describe_other_run
 from job.output.parts.manifest import Manifest
-from job.output.store.addresses import local_path, normal
+from job.output.store.addresses import ADDRESS, S3, local_path, normal
 from job.output.store.names import KEYS
+from job.run.identity import dtype_of, in_dtype
 from job.wording import public_name
 
 if TYPE_CHECKING:
     from job.run.examination import Examined
+
+JOURNAL_SECS = 5.0
+"""How long the rows in the journals of another run are counted."""
 
 OLDER = (
     "Older versions did not record that. If its dataset is as it was, run its own command once more with this version, "
@@ -46,15 +52,40 @@ def open_others(config: RunConfig, found: Manifest | None) -> list[OtherRun]:
     if found is not None:
         _check_restart(names, found)
         return []
-    others = []
+    manifests = [_manifest_of(name) for name in names]
+    shown = _distinct(names, manifests)
+    return [
+        OtherRun(Other(name=shown[name], address=_place(name), digest=manifest.digest), manifest)
+        for name, manifest in zip(names, manifests, strict=True)
+    ]
+
+
+def _manifest_of(name: str) -> Manifest:
+    address = ADDRESS.fullmatch(name)
+    if address is not None and address[1].lower() not in (S3, "file"):
+        raise UsageError(
+            f"--reuse {name} is not the directory of a run, but of what was published of it, which does not say what "
+            "its rows ask. Name the --output of that run."
+        )
+    try:
+        return find_run(name).manifest
+    except UsageError as error:
+        raise UsageError(f"--reuse: {error}".replace("--reuse: --output", "--reuse")) from None
+
+
+def _distinct(names: Sequence[str], manifests: Sequence[Manifest]) -> Mapping[str, str]:
+    """Return what the column ``reused_from`` calls each run: its public name, with a number if another run has that.
+
+    Those whose rows these runs have copied themselves have names there already.
+    """
+    places = {each["name"]: each["address"] for run in manifests for each in run.about.get("reuse", ())}
+    found = {}
     for name in names:
-        try:
-            run = find_run(name)
-        except UsageError as error:
-            raise UsageError(f"--reuse: {error}") from None
-        other = Other(name=public_name(name), address=_place(name), digest=run.manifest.digest)
-        others.append(OtherRun(other, run.manifest))
-    return others
+        public = public_name(name)
+        numbered = (public if number == 1 else f"{public} ({number})" for number in count(1))
+        found[name] = next(text for text in numbered if places.get(text, _place(name)) == _place(name))
+        places[found[name]] = _place(name)
+    return found
 
 
 def _check_restart(names: Sequence[str], found: Manifest) -> None:
@@ -94,29 +125,59 @@ def check_others(examined: "Examined", others: Sequence[OtherRun]) -> "Examined"
     Raises:
         UsageError: one of them does not.
     """
-    notes: list[str] = []
-    for run in others:
-        where = run.other.name
-        is_known = bool(examined.manifest.section("model")["fingerprint"])
-        if (differences := describe_other_run(run.manifest, examined.manifest, is_model_known=is_known)) is not None:
-            raise UsageError(f"--reuse {where} {differences}")
-        if run.manifest.is_format_2 or not any(_has_keys(run)):
-            advice = OLDER if run.directory.written_shards() and not run.manifest.is_format_2 else "Leave it out."
-            raise UsageError(f"--reuse {where} has no finished part that says what its rows ask. {advice}")
-        if num_unknown := _num_unknown(run):
-            notes.append(f"{number(num_unknown, 'part')} of {where} will not be copied. {OLDER}")
-        if examined.columns.include_prompt and not run.manifest.section("columns")["include_prompt"]:
-            raise UsageError(
-                f"--reuse {where} has no column 'prompt', which would be null in copied rows. Give --no-include-prompt."
-            )
     if not others:
         return examined
+    notes = check_fit(examined.manifest, others, examined.model_info.fallback_dtype)
     origin = [
         {"name": run.other.name, "address": run.other.address, "digest": run.other.digest, **_circumstances(run)}
         for run in others
     ]
     manifest = replace(examined.manifest, about={**examined.manifest.about, "reuse": origin})
     return replace(examined, manifest=manifest, notes=(*examined.notes, *notes))
+
+
+def check_fit(wanted: Manifest, others: Sequence[OtherRun], fallback_dtype: str | None = None) -> list[str]:
+    """Check that the other runs treat rows as the wanted one does, as far as it is known. Returns notes.
+
+    Args:
+        fallback_dtype: the dtype in which the wanted run may come out, too.
+
+    Raises:
+        UsageError: one of them does not.
+    """
+    notes: list[str] = []
+    for run in others:
+        where, parts = run.other.name, run.directory.written_shards()
+        is_known = bool(wanted.section("model")["fingerprint"])
+        if dtype_of(run.manifest) == fallback_dtype:
+            wanted = in_dtype(wanted, fallback_dtype)
+        if (differences := describe_other_run(run.manifest, wanted, is_model_known=is_known)) is not None:
+            raise UsageError(f"--reuse {where} {differences}")
+        num_journaled = _num_journaled(run, parts)
+        left_out = (
+            f"{number(num_journaled, 'row')} of {where} {'is' if num_journaled == 1 else 'are'} finished, but in its "
+            "journals, from which none is copied. To have them copied, run its own command to the end first."
+        )
+        if run.manifest.is_format_2 or not any(_has_keys(run)):
+            advice = OLDER if parts and not run.manifest.is_format_2 else left_out if num_journaled else "Leave it out."
+            raise UsageError(f"--reuse {where} has no finished part that says what its rows ask. {advice}")
+        if num_journaled:
+            notes.append(left_out)
+        if num_unknown := _num_unknown(run):
+            notes.append(f"{number(num_unknown, 'part')} of {where} will not be copied. {OLDER}")
+        has_prompt, wants_prompt = (each.section("columns")["include_prompt"] for each in (run.manifest, wanted))
+        if wants_prompt and not has_prompt:
+            raise UsageError(
+                f"--reuse {where} has no column 'prompt', which would be null in copied rows. Give --no-include-prompt."
+            )
+    return notes
+
+
+def _num_journaled(run: OtherRun, parts: Container[int]) -> int:
+    """Return how many finished rows of a run are in no part yet, as far as they can be counted in a few seconds."""
+    counts = JournalCounts(run.directory, run.plan)
+    counts.look(budget_secs=JOURNAL_SECS)
+    return sum(found.num_rows for shard_idx, found in counts.of_shards().items() if shard_idx not in parts)
 
 
 def _circumstances(run: OtherRun) -> dict[str, object]:

@@ -69,11 +69,11 @@ class RowKeys:
 
 
 def read_keys(directory: RunDirectory, shard_idx: int, num_rows: int) -> bytes | None:
-    """Return the keys of a finished shard, one after the other; None if there are none, or they are damaged or not of
-    that many rows."""
+    """Return the keys of a finished shard, one after the other; None if there are none, or they cannot be read, are
+    damaged or not of that many rows."""
     try:
         content = directory.store.read(directory.names.keys(shard_idx))
-    except FileNotFoundError:
+    except OSError:
         return None
     keys = without_checksum(content)
     return keys if keys is not None and len(keys) == KEY_BYTES * num_rows else None
