@@ -84,13 +84,11 @@ def exit_code_of(totals: Counts, prepared: Prepared, note: Callable[[str], None]
     return EXIT_TOO_MANY_ERRORS
 
 
-def finish_early(prepared: Prepared | None, progress: Progress, launch_id: str) -> int | None:
+def finish_early(prepared: Prepared, progress: Progress, launch_id: str) -> int | None:
     """If nothing is left to do, report that without loading a model, and return the exit code.
 
     One process does this for the whole launch, because it reads the footers of all parts.
     """
-    if prepared is None:
-        return None
     if not prepared.is_done:
         return leave_early(prepared, progress.note)
     totals = conclude(prepared, by=launch_id)

@@ -97,7 +97,7 @@ def prepare(
     dense_weights = examined.model_info.dense_weights
     if found is None and config.engine.needs_model and dense_weights is not None:
         dense_weights.check_room()
-    is_open = found is None and examined.model_info.dtype == "float16"
+    is_open = found is None and not others and examined.model_info.dtype == "float16"  # others have shown that it works
     try:
         prepared = _prepared(examined, store, WorkerId.of_this_process(), found, claims=not is_open)
     except UsageError:

@@ -12,9 +12,8 @@ from job.config import RunConfig
 from job.engine.model.info import inspect_model
 from job.engine.model.loading import LoadedModel
 from job.engine.model.logit_hooks import disturb
-from job.engine.protocol import Engine
 from job.engine.registry import ENGINES
-from job.errors import EXIT_DONE, EXIT_LIMIT, EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, JobError, Unavailable
+from job.errors import JobError
 from job.launch.activity import doing, telling_what_takes_long
 from job.launch.environment import read_process_info, told_once
 from job.launch.parents import launchers_above, watch
@@ -30,14 +29,13 @@ from job.run.conclusion import finish_early
 from job.run.devices import Devices
 from job.run.ending import Ending
 from job.run.examination import Examined
-from job.run.first_rows import NothingSucceeds
 from job.run.held import Held
+from job.run.leading import lead, lead_without_model
 from job.run.live import Live, run_of
 from job.run.model import free_memory, load_in_range
 from job.run.pinned import based
 from job.run.preparation import Prepared, prepare, settle
 from job.run.runner import Runner
-from job.run.stopping import advice_at_limit
 
 Result = TypeVar("Result")
 
@@ -132,11 +130,21 @@ class Process:
         with stopwatch.measure("prepare"), telling_what_takes_long(progress.note):
             prepared, files = _prepare_in_turn(config, replica, check)
         config = based(config, files)
-        early = _attempt(replica, lambda: finish_early(prepared, progress, replica.launch_id), self.speaks)
+        early = _attempt(replica, lambda: self._end_early(prepared, progress), self.speaks)
         exit_code: int | None = replica.agree_in_world(early)
         if exit_code is None:
             exit_code = self._work(config, files, prepared, progress)
         self._stopwatch = Stopwatch()
+        return exit_code
+
+    def _end_early(self, prepared: Prepared | None, progress: Progress) -> int | None:
+        """End the run if nothing is left to compute, and return the exit code."""
+        assert prepared is not None
+        launch_id = self._replica.launch_id
+        exit_code = finish_early(prepared, progress, launch_id)
+        if exit_code is None:
+            add = self._ending.add if self._ending is not None else lambda workers: None
+            exit_code = lead_without_model(prepared, self._stop, progress, self._stopwatch, launch_id, self._live, add)
         return exit_code
 
     def _work(self, config: RunConfig, files: ModelFiles, prepared: Prepared | None, progress: Progress) -> int:
@@ -175,7 +183,7 @@ class Process:
             self._live,
         )
         try:
-            return _lead(runner, held.engine, stop, progress)
+            return lead(runner, held.engine, stop, progress)
         finally:
             self._live.enter("ended")
             if self._ending is not None:
@@ -277,20 +285,3 @@ def _load_model(
     dtype, fallback_dtype, is_restart = replica.agree_in_world((own.dtype, fallback_dtype, is_restart))
     info = own.in_dtype(dtype, fallback_dtype)
     return load_in_range(config, info, replica, stop_token_ids, is_restart=is_restart, note=progress.note)
-
-
-def _lead(runner: Runner, engine: Engine, stop: StopFlag, progress: Progress) -> int:
-    try:
-        with telling_what_takes_long(progress.note, only_servers=True):
-            exit_code = runner.run()
-    except (NothingSucceeds, Unavailable) as error:  # the followers end with the same code
-        engine.close(error.exit_code)
-        raise
-    engine.close(exit_code)
-    if exit_code == EXIT_LIMIT:
-        progress.note(advice_at_limit(runner.prepared))
-    if exit_code == EXIT_STOPPED:
-        progress.note(f"stopped on {stop.signal_name}; finished rows are safe, run the same command again to continue")
-    if exit_code in (EXIT_DONE, EXIT_TOO_MANY_ERRORS):
-        progress.finish(runner.summary())
-    return exit_code

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from job.errors import JobError, first_line
-from job.output.parts.copy_plan import CopyPlan, Other
+from job.output.parts.copy_plan import COMPUTED, CopyPlan, Other
 from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.part_schema import REUSED_FROM, REUSED_ROW_IDX, Columns
 from job.output.parts.part_tables import ReusedRows
@@ -97,6 +97,11 @@ class Copies:
             if is_of.any() and (run := self._run(other)) is not None:
                 found += self._of_run(run, own[is_of], indices[is_of])
         return _joined(found, self._num_samples) if found else None
+
+    def num_rows(self, shard_idx: int) -> int:
+        """Return how many dataset rows of a shard are to be copied."""
+        plan = self._plan_of(shard_idx)
+        return 0 if plan is None else int((plan.of(shard_idx)[0] != COMPUTED).sum())
 
     def keys_of(self, shard_idx: int) -> dict[int, bytes]:
         """Return what the rows that are copied of a shard ask, by their indices in this run.
