@@ -163,7 +163,7 @@ def test_foreign_parts_are_refused_before_the_model_is_loaded(
     (tmp_path / "out/data/part-00001.parquet").write_text("foreign")
     result = run_job(*args, "--output", tmp_path / "out")
     assert (result.exit_code, loaded) == (2, [])
-    assert "has part files, but no manifest.json" in result.stderr
+    assert "holds 1 part of a run, but manifest.json is missing. Put it back from a copy" in result.stderr
 
 
 def test_an_overflow_is_found_where_bounded_logits_hide_it(tmp_path: Path) -> None:

@@ -459,6 +459,42 @@ def test_random_damage_never_ends_in_a_traceback(run_job: RunJob, output: Path) 
     assert num_problems > 20
 
 
+def test_every_command_says_the_same_of_a_lost_manifest(
+    run_job: RunJob, output: Path, tiny_model: Any, tmp_path: Path
+) -> None:
+    """They said that it was not a run directory, or a manifest of another version."""
+    model = ["--engine", "fake", "--model", tiny_model()]
+    data = write_jsonl(tmp_path / "some.jsonl", [{"prompt": "a"}])
+    commands = [
+        *(["verify", output], ["status", output], ["show", output], ["report", output], ["retry", output]),
+        *(["compare", output, output], ["export", output, "--to", tmp_path / "x.csv"], ["publish", output, "org/name"]),
+        ["run", *model, "--dataset", data, "--output", output],
+        ["run", *model, "--dataset", data, "--output", tmp_path / "b", "--reuse", output],
+    ]
+    as_dataset = ["run", *model, "--dataset", output, "--output", tmp_path / "b"]
+    manifest, num_parts = output / "manifest.json", len(list(output.glob("data/*.parquet")))
+    content = manifest.read_bytes()
+    kept = "Put it back from a copy; its parts can still be read as Parquet files. Without it the run cannot go on: "
+    for state, text in (("missing", None), ("damaged", content[:50]), ("damaged", b""), ("damaged", b"{}")):
+        manifest.unlink()
+        if text is not None:
+            manifest.write_bytes(text)
+        for command in commands:
+            result = run_job(*command)
+            [line] = [line for line in result.stderr.splitlines() if line.startswith("job: ")]
+            assert result.exit_code == 2, line
+            assert f"{num_parts} parts of " in line and kept in line and state in line, (command, line)
+        result = run_job(*as_dataset)
+        assert result.exit_code == 2 and f"its manifest.json is {state}, so it is not known" in result.stderr
+        manifest.touch()
+    for part in output.glob("data/*"):
+        part.unlink()
+    (output / "journal/00000.host-1-abc.arrows").touch()
+    manifest.unlink()
+    result = run_job("status", output)
+    assert f"job: {output} holds 1 journal of a run, but manifest.json is missing. Put it back" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["verify", "status"])
 def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_path: Path, command: str) -> None:
     """Missing, a file, no manifest, one that is none, of another version, without a plan."""
@@ -471,7 +507,7 @@ def test_no_run_directory_gets_one_line_and_exit_code_2(run_job: RunJob, tmp_pat
         "version": ('{"format_version": 99, "identity": {}, "about": {}}', "has format 99; this version reads"),
         "plan": ('{"format_version": 3, "identity": {"modes": {}}, "about": {}}', "does not say how the run is cut"),
         "text": ('{"format_version": 3, "identity": "x", "about": {}}', "is not a manifest"),
-        "older": ('{"format_version": 2, "identity": {}, "about": {}}', "is not a manifest (KeyError('answer'))"),
+        "older": ('{"format_version": 2, "identity": {}, "about": {}}', "is not a manifest (it has no 'answer')"),
         "zero": (
             '{"format_version": 3, "about": {}, "identity": {"modes": {}, "plan": {"num_rows": 5, "rows_per_shard": 0}'
             ', "sampling": {"num_samples": 1}}}',

@@ -19,7 +19,7 @@ from job.data.formats import ENDINGS, READERS, Format, check_options, ending_of,
 from job.data.formats.files import Opened, load_builder
 from job.data.listing import CARD, Listing, data_beside, list_directory
 from job.data.patterns import list_patterns
-from job.data.runs import RunInput, read_run, runs_below, runs_of
+from job.data.runs import RunInput, read_input, runs_below, runs_of
 from job.data.splits import choose_split, splits_of
 from job.errors import JobError, UsageError, explain, is_foreign
 from job.wording import flag, meant
@@ -96,7 +96,7 @@ def find_files(config: DataConfig, output: Path | None, is_older: bool) -> Found
         return _listed(listing, format_of_reader(config.dataset, list(map(str, listing.files))))
     if path.is_dir() and patterns:
         return _listed(list_patterns([f"{glob.escape(str(path))}/{pattern}" for pattern in patterns], output))
-    if path.is_dir() and (run := read_run(path)) is not None:
+    if path.is_dir() and (run := read_input(path)) is not None:
         return _listed(_list_run(run, is_partial=config.partial))
     if path.is_dir():
         return _find_in_directory(path, config, is_older)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from job.errors import UsageError
 from job.fingerprint import digest_of_json
 
 PART = re.compile(r"part-(\d+)\.parquet")
@@ -71,6 +72,22 @@ def read_run(folder: Path) -> RunInput | None:
         return RunInput(path=folder, shards=[], parts=parts, name=str(folder))
     digest = digest_of_json(identity)
     return RunInput(path=folder, shards=shards, parts=parts, digest=digest, about=about, name=str(folder))
+
+
+def read_input(folder: Path) -> RunInput | None:
+    """Return what a run directory holds that the user names as a dataset; None if the folder is something else.
+
+    Raises:
+        UsageError: its manifest is missing or damaged, so it is not known which rows it should have.
+    """
+    run = read_run(folder)
+    if not is_run(folder) or (run is not None and run.digest):
+        return run
+    raise UsageError(
+        f"--dataset {folder} is the directory of a run, but its manifest.json is {'damaged' if run else 'missing'}, so "
+        "it is not known which rows it should have. Put the manifest back from a copy, or read parts as plain files: "
+        f"--dataset '{folder}/data/*.parquet'."
+    )
 
 
 def runs_below(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job.errors import UsageError
+from job.output.parts.lost_manifest import describe_lost, left_of_run
 from job.output.parts.manifest import Manifest, read_manifest
 from job.output.parts.plan import Plan
 from job.output.store.addresses import open_store
@@ -27,11 +28,12 @@ def find_run(output: str | Path) -> FoundRun:
     Raises:
         UsageError: it is not a run directory, cannot be read, or was made by another version.
     """
-    store = open_store(output)
+    store, left = open_store(output), None
     try:
         manifest = read_manifest(store)
         if manifest is None:
-            store.list()  # raises if there is no such directory
+            left = left_of_run(store)
+            manifest = None if left is None else read_manifest(store)  # it may have come in between
     except FileNotFoundError:
         raise UsageError(f"{output} is not a run directory: it does not exist. Name the --output of a run.") from None
     except NotADirectoryError:
@@ -40,6 +42,8 @@ def find_run(output: str | Path) -> FoundRun:
         ) from None
     except OSError as error:
         raise UsageError(f"{store.describe(MANIFEST)} cannot be read: {error.strerror or error}.") from None
+    if manifest is None and left is not None:
+        raise UsageError(describe_lost(store, left))
     if manifest is None and store.exists(LEASES):
         raise UsageError(
             f"{output} has no manifest.json yet. If a run is being started there, its model is still loading: look "

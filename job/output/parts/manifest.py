@@ -9,20 +9,20 @@ an option that the manifest does not name has its default. ``section`` returns t
 
 import json
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any
 
-from job.errors import UsageError
+from job.errors import UsageError, first_line
 from job.fingerprint import digest_of_json
 from job.modes.mode import Mode
 from job.modes.registry import modes_of
 from job.output.parts.defaults import DEFAULTS, without_defaults
 from job.output.parts.differences import describe_differences, is_growth
 from job.output.parts.growth import Growth, add_growth, read_growth
+from job.output.parts.lost_manifest import describe_damaged, describe_lost, left_of_run
 from job.output.parts.older_formats import from_format_2
 from job.output.parts.plan import Plan
-from job.output.store.names import MANIFEST, PART_PATTERN, PARTS, RunNames, is_stranger, within
+from job.output.store.names import MANIFEST, PARTS, RunNames, is_stranger, within
 from job.output.store.store import Store
 
 FORMAT_VERSION = 4
@@ -140,7 +140,15 @@ def read_manifest(store: Store) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a manifest ({error!r}). To start a run, use a new --output.") from None
+        raise UsageError(describe_damaged(store, _reason(error))) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, ValueError):  # also of bytes that are not UTF-8
+        return f"it is not JSON: {first_line(error)}"
+    return "it does not hold what a run writes"
 
 
 def claim_run_directory(store: Store, wanted: Manifest) -> Manifest:
@@ -190,14 +198,12 @@ def check_place(store: Store) -> Manifest | None:
         OSError: it is not there, or cannot be read.
     """
     # Parts are looked up first: a manifest is always older than its parts.
+    left = left_of_run(store)
     top, parts = ([entry.name for entry in store.list(place)] for place in ("", PARTS))
-    has_parts = any(fnmatch(name, PART_PATTERN) for name in (*top, *parts))
     strangers = sorted(filter(is_stranger, top)) + sorted(within(PARTS, name) for name in parts if name[0] != ".")
     found = read_manifest(store)
-    if found is None and has_parts:
-        raise UsageError(
-            f"{store.describe()} has part files, but no manifest.json that says what they are. Use a new --output."
-        )
+    if found is None and left is not None:
+        raise UsageError(describe_lost(store, left))
     if found is None and strangers:
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise UsageError(
