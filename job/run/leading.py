@@ -64,6 +64,10 @@ class NoModel:
         """
         raise ModelNeeded("a row needs the model")
 
+    def withdraw(self) -> list[Request]:
+        """See ``Engine``."""
+        return []
+
     def step(self) -> list[Generation]:
         """See ``Engine``."""
         return []
