@@ -120,8 +120,8 @@ def test_a_stop_while_rows_are_copied_keeps_what_is_written(
     begin = StopFlag.begin_work
     monkeypatch.setattr(StopFlag, "begin_work", lambda self: (flags.append(self), begin(self))[1])
 
-    def stop_after_it(self: OpenShard) -> None:
-        finish_shard(self)
+    def stop_after_it(self: OpenShard, *args: Any) -> None:
+        finish_shard(self, *args)
         flags[-1].request("SIGTERM")
 
     with pytest.MonkeyPatch.context() as patch:
