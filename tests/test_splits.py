@@ -6,6 +6,7 @@ token at any place.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,6 +154,18 @@ def test_another_split_of_the_same_text_is_a_tie(known: bool) -> None:
     assert (found.outcome, found.position) == (DIFFERENT, 0 if known else 8)
     assert verdict_of("text", near, near, known=known).outcome == EQUAL
 
+    def alike(ids: tuple[int, ...]) -> dict[int, float]:
+        return (
+            {B: 5.0}
+            if ids == (A,)
+            else {AB: 5.0, A: 4.9}
+            if not ids
+            else {(D if len(decode([ids])[0]) < 5 else END): 5.0}
+        )
+
+    found = verdict_of("text", alike, lambda ids: alike(ids) if ids else {A: 5.0}, known=known)
+    assert (found.outcome, found.position, found.num_ties) == (NEAR_TIE, 0, 1), "their texts never part, but end"
+
 
 def test_the_smallest_gap_is_found_and_a_fault_behind_a_tie_is_not_excused() -> None:
     def now(ids: tuple[int, ...], faulty: bool = False) -> dict[int, float]:
@@ -206,6 +219,15 @@ def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float,
     assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05))
     found = verdict_of("choice", lambda ids: ends(ids, gap), lambda ids: ends(ids, -gap))
     assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05))
+
+    def writes(ids: tuple[int, ...], gap: float) -> dict[int, float]:
+        if ids and ids[-1] == OPEN:
+            return {CLOSE: 5.0}
+        return {OPEN: 5.0, D: 5.0 - gap} if len(ids) == 6 else ends(ids, 0) if len(ids) < 6 else {END: 5.0}
+
+    for each in (gap, -gap):
+        found = verdict_of("choice", partial(writes, gap=each), partial(writes, gap=-each))
+        assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05)), "written"
 
 
 def test_what_was_not_tried_is_unclear(monkeypatch: pytest.MonkeyPatch) -> None:
