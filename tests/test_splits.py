@@ -74,7 +74,8 @@ class Toy(Computer):
         while True:
             [(_, logits)] = self._logits(asked, ids, range(len(ids), len(ids) + 1))
             [margin] = margins(logits, asked, [], ids, self.eos_token_ids, len(ids))
-            closing = MARKER.closing_ids if isinstance(request.task, Score) and margin.winner == END else ()
+            ends_early = asked.task.ends_at_answer and margin.winner == END  # type: ignore[union-attr]
+            closing = MARKER.closing_ids if ends_early else ()
             ids += closing or [margin.winner]
             if (reason := self.finish_reason(asked, ids)) is not None:
                 numbers = [0.0] if isinstance(request.task, Score) else None
@@ -105,11 +106,11 @@ class Toy(Computer):
 
 
 def request_of(kind: str) -> Request:
-    """Greedy text; the same after reasoning that the prompt begins; or a choice after that."""
+    """Greedy text; the same after reasoning that the prompt begins; that reasoning alone; or a choice after it."""
     params = SamplingParams(max_new_tokens=14)
     if kind == "text":
         return Request(row_idx=0, sample_idx=0, prompt_ids=[C], task=Generate(params=params))
-    reason = Generate(params=params, reasoning=MARKER, ends_at_answer=kind == "choice")
+    reason = Generate(params=params, reasoning=MARKER, ends_at_answer=kind in ("choice", "thought"))
     task = Score(choice_ids=((A,),), reason=reason) if kind == "choice" else reason
     return Request(row_idx=0, sample_idx=0, prompt_ids=[E], task=task)
 
@@ -206,7 +207,8 @@ def test_white_space_before_reasoning_is_not_in_the_text() -> None:
 
 
 @pytest.mark.parametrize(("gap", "outcome"), [(0.2, NEAR_TIE), (0.9, DIFFERENT)])
-def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float, outcome: str) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float, outcome: str, known: bool) -> None:
     """The engine writes the marker, of two tokens here, in its place, which nobody has drawn: its own logits say
     nothing."""
 
@@ -215,9 +217,10 @@ def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float,
             return {A: 5.0}
         return {END: 5.0, D: 5.0 - gap} if len(ids) == 6 else {END: 5.0}
 
-    found = verdict_of("choice", lambda ids: ends(ids, -gap), lambda ids: ends(ids, gap))
+    kind = "thought" if known else "choice"
+    found = verdict_of(kind, lambda ids: ends(ids, -gap), lambda ids: ends(ids, gap), known=known)
     assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05))
-    found = verdict_of("choice", lambda ids: ends(ids, gap), lambda ids: ends(ids, -gap))
+    found = verdict_of(kind, lambda ids: ends(ids, gap), lambda ids: ends(ids, -gap), known=known)
     assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05))
 
     def writes(ids: tuple[int, ...], gap: float) -> dict[int, float]:
@@ -226,7 +229,7 @@ def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float,
         return {OPEN: 5.0, D: 5.0 - gap} if len(ids) == 6 else ends(ids, 0) if len(ids) < 6 else {END: 5.0}
 
     for each in (gap, -gap):
-        found = verdict_of("choice", partial(writes, gap=each), partial(writes, gap=-each))
+        found = verdict_of(kind, partial(writes, gap=each), partial(writes, gap=-each), known=known)
         assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05)), "written"
 
 
@@ -238,4 +241,5 @@ def test_what_was_not_tried_is_unclear(monkeypatch: pytest.MonkeyPatch) -> None:
     audit = Audit(verdicts=[found], num_finished=1, num_errors=0, tie_gap=0.5, how="")
     assert not audit.is_bad and audit.to_dict()["unclear"] == audit.to_dict()["workers"][0]["unclear"] == 1
     lines = describe_audit("out", audit).splitlines()
-    assert "  unclear    1" in lines and "row 0: unclear" in lines[-2] and "--logprobs keeps" in lines[-1]
+    assert any(line.startswith("  unclear    1 (a run with --logprobs") for line in lines)
+    assert "row 0: unclear" in lines[-2] and lines[-1].startswith("No row is known to differ")

@@ -12,6 +12,8 @@ MAX_ROWS = 20
 
 WORDS = {EQUAL: "equal", NEAR_TIE: "near tie", DIFFERENT: "different", UNCLEAR: "unclear", FAILED: "failed"}
 
+UNTOLD = "a run with --logprobs keeps the tokens that would tell; so may --max-batch-rows and --dtype as in the run"
+
 
 def describe_audit(output: str, audit: Audit) -> str:
     """Return the report; the last line says what it means."""
@@ -30,7 +32,7 @@ def describe_audit(output: str, audit: Audit) -> str:
             f"  equal      {counts[EQUAL]:,}",
             f"  near tie   {counts[NEAR_TIE]:,} (gaps up to {audit.tie_gap:g} logits)",
             f"  different  {counts[DIFFERENT]:,}",
-            *([f"  unclear    {counts[UNCLEAR]:,}"] if counts[UNCLEAR] else []),
+            *([f"  unclear    {counts[UNCLEAR]:,} ({UNTOLD})"] if counts[UNCLEAR] else []),
             *([f"  failed     {counts[FAILED]:,}"] if counts[FAILED] else []),
             *_table(audit),
             *(f"  {_line(verdict)}" for verdict in shown[:MAX_ROWS]),
@@ -75,10 +77,7 @@ def _conclusion(audit: Audit) -> str:
     if counts[FAILED]:
         return "Some rows could not be recomputed, as shown above."
     if counts[UNCLEAR]:
-        return (
-            f"No row is known to differ. {counts[UNCLEAR]:,} cannot be told without the run's tokens, which a run with "
-            "--logprobs keeps. Recomputing with the --dtype and --max-batch-rows of the run may tell, too."
-        )
+        return "No row is known to differ, but some are unclear, as shown above."
     return (
         "All rows that were recomputed are what the run says, up to near ties."
         if counts[NEAR_TIE]

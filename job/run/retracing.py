@@ -14,11 +14,11 @@ from job.report.row_distance import distance
 from job.run.computer import Computer, generates, generating
 from job.run.recompute import AskedAgain
 from job.run.row_texts import RowTexts
-from job.run.splits import Splits, Tie
+from job.run.splits import Splits, Tie, gap_at
 from job.tasks import Generate, Score
 
 MANY_WAYS = "more ways to split its text into tokens than were tried"
-OTHER_SPLIT = "the same text in {} tokens instead of {}"
+OTHER_SPLIT = "its text comes out in {1} tokens instead of {0}"
 
 
 class Retracing:
@@ -54,7 +54,7 @@ class Retracing:
 
     def _compare(self, generation: Generation, known: list[int]) -> Verdict | None:
         """Compare the tokens of the part, one by one, with those chosen now; None: there are no logits."""
-        request = generating(generation.request)
+        request, as_known = generating(generation.request), replace(generation, token_ids=known)
         pairs = zip(known, generation.token_ids, strict=False)
         parted = next((place for place, (old, new) in enumerate(pairs) if old != new), None)
         ties: list[Tie] = []
@@ -67,14 +67,11 @@ class Retracing:
             logprobs.append(margin.logprob(token))
             if place < behind or (token == margin.winner and place != parted):
                 continue
-            gap = margin.gap(token)
+            then = gap_at(self._computer, self._texts, as_known, margin, place)
+            gap, behind = then.gap, place + (len(self._texts.closing(as_known, known[:place])) if then.is_drawn else 1)
             if place == parted:  # the other one was chosen a moment ago, from logits that were rounded differently
-                gap = max(gap, min(margin.gap(generation.token_ids[place]), self._tie_gap))
-            closing = self._texts.closing(generation, known[:place]) if gap > 0 else ()
-            if closing and tuple(known[place : place + len(closing)]) == closing:
-                gap_of_end = min(map(margin.gap, self._computer.ends_of(request)), default=gap)
-                if gap_of_end < gap:
-                    gap, behind = gap_of_end, place + len(closing)
+                now = gap_at(self._computer, self._texts, generation, margin, place)
+                gap = max(gap, min(now.gap, self._tie_gap))
             ties.append(Tie(place, gap, (token,)))
             if gap > self._tie_gap:
                 return self._found(DIFFERENT, ties=ties[:-1], position=place, gap=gap)
@@ -98,13 +95,15 @@ class Retracing:
         way = Splits(computer=self._computer, texts=self._texts, tie_gap=self._tie_gap).search(first)
         if way.generation is not None and way.generation.error is not None:
             return self._found(FAILED, detail=str(way.generation.error))
-        if way.generation is not None:
+        if way.generation is not None and way.is_exact:
             if isinstance(first.request.task, Score) and way.is_followed:
                 return self._judge_numbers(self._computer.complete(way.generation, self._asked.prompt), way.ties)
             return self._judge_numbers(found, way.ties, upto=way.ties[0].position)
+        if way.generation is not None:
+            found = self._computer.complete(way.generation, self._asked.prompt)
         if self._texts.has_same_text(found):
             old, new = self._stored.num_completion_tokens, found.num_completion_tokens
-            return self._found(UNCLEAR, detail=OTHER_SPLIT.format(old, new))
+            return self._found(UNCLEAR, ties=way.ties, detail=OTHER_SPLIT.format(old, new))
         *ties, tie = way.ties or (None,)
         if tie is None:
             outcome, detail = (

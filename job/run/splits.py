@@ -79,13 +79,18 @@ class Found:
     generation: Generation | None = None
     """A completion with the text in the part, or one that failed; None if no way was found."""
     ties: tuple[Tie, ...] = ()
-    """Those that lead there, or to the place that is farthest; the last one of these is none."""
+    """Those that lead there; or to the choice that is nearest to being a tie, which is the last of them."""
     is_known: bool = True
     """Whether there is no other way. False: the search was cut off."""
     is_exact: bool = True
     """Whether the completion has as many tokens as the run's. False: the same text, but the run split it otherwise."""
     is_followed: bool = True
     """Whether the row was generated behind the last tie: not every engine goes on from given tokens."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a completion could not be computed."""
+        return self.generation is not None and self.generation.error is not None
 
 
 @dataclass(kw_only=True)
@@ -97,7 +102,7 @@ class Splits:
     tie_gap: float
     _waiting: list[Way] = field(default_factory=list)
     _earlier: list[tuple[Generation, tuple[Tie, ...], int]] = field(default_factory=list)
-    _farthest: Way | None = None
+    _nearest: Way | None = None
     _num_places: int = 0
 
     def search(self, first: Generation) -> Found:
@@ -106,7 +111,7 @@ class Splits:
         num_left = MAX_WAYS
         self._look(first, ())
         while num_left > 0:
-            while not self._waiting and self._earlier and best is None:
+            while not self._waiting and self._earlier and (best is None or not best.is_exact):
                 self._look_earlier(*self._earlier.pop(0))
             if not self._waiting:
                 break
@@ -115,11 +120,14 @@ class Splits:
                 continue
             num_left -= 1
             found = self._followed(way)
-            if found is not None and (best is None or found.is_exact or not best.is_exact):
-                num_left = min(num_left, MAX_BETTER) if best is None else num_left
-                best = found
+            if found is None or (best is not None and (found.has_failed or best.is_exact > found.is_exact)):
+                continue
+            if found.has_failed:
+                return found
+            num_left = min(num_left, MAX_BETTER) if best is None else num_left
+            best = found
         is_known = not self._waiting and not self._earlier and self._num_places < MOST_PLACES
-        ties = self._farthest.ties if self._farthest is not None else ()
+        ties = self._nearest.ties if self._nearest is not None else ()
         return best or Found(ties=ties, is_known=is_known)
 
     def _followed(self, way: Way) -> Found | None:
@@ -201,7 +209,7 @@ class Splits:
         near = [way for way in ways if way.ties[-1].gap <= self.tie_gap]
         self._waiting += sorted(near, key=lambda way: _promise(way.ties[-1]))
         others = [way for way in ways if way.ties[-1].gap > self.tie_gap]
-        self._farthest = max([*others, *([self._farthest] if self._farthest else [])], key=_far, default=None)
+        self._nearest = min([*others, *([self._nearest] if self._nearest else [])], key=_miss, default=None)
 
     def _ties_at(
         self, generation: Generation, margin: Margin, position: int, num_ranked: int, *, is_last: bool = False
@@ -211,30 +219,60 @@ class Splits:
         Args:
             is_last: whether those are needed, too, that are no ties: to say what differs.
         """
-        texts, request, ids = self.texts, generation.request, list(generation.token_ids)
-        now, ids = ids[position] if position < len(ids) else None, ids[:position]
-        ends, closing = self.computer.ends_of(request), texts.closing(generation, ids)
-        # These logits are those of one step for all tokens, which may be rounded like the run's, and not like the ones
-        # that have just been computed token by token: then it is the token of now that misses being chosen.
-        least = 0.0 if now is None else margin.gap(now)
-        is_closed = bool(closing) and tuple(generation.token_ids[position : position + len(closing)]) == closing
-        if is_closed:  # an end may have been drawn
-            least = min([least, *map(margin.gap, ends)]) if least > 0 else 0.0
-        if least > self.tie_gap and not is_last:
+        texts, ids, ends = self.texts, list(generation.token_ids[:position]), self.computer.ends_of(generation.request)
+        now = gap_at(self.computer, texts, generation, margin, position)
+        if now.gap > self.tie_gap and not is_last:
             return []
-        visible = texts.candidates(generation, ids)
-        tokens = [token for token in dict.fromkeys([*visible, *margin.ranked(num_ranked)]) if token not in {*ends, now}]
-        tried = [margin.near(tokens, self.tie_gap)]
-        if is_last:
-            tried += [[token for token in tokens if token in visible], tokens]
-        agreeing = ([token for token in each if texts.agree(generation, [*ids, token])] for each in tried)
-        tokens = next(filter(None, agreeing), [])
-        found = [Tie(position, max(least, margin.gap(each)), (each,), is_guess=each not in visible) for each in tokens]
-        if closing and not is_closed and texts.agree(generation, [*ids, *closing]):
-            found += [Tie(position, max(least, min(map(margin.gap, ends))), closing)] if ends else []
+        visible, not_here = texts.candidates(generation, ids), generation.token_ids[position : position + 1]
+        others = [
+            each for each in dict.fromkeys([*visible, *margin.ranked(num_ranked)]) if each not in {*ends, *not_here}
+        ]
+        near = margin.near(others, self.tie_gap)
+        tried = [[*near, *(each for each in others if each in visible)], others] if is_last else [near]
+        agreeing = (
+            [token for token in dict.fromkeys(each) if texts.agree(generation, [*ids, token])] for each in tried
+        )
+        found = [
+            Tie(position, max(now.gap, margin.gap(token)), (token,), is_guess=token not in visible)
+            for token in next(filter(None, agreeing), [])
+        ]
+        closing = texts.closing(generation, ids)
+        if closing and ends and not now.closes and texts.agree(generation, [*ids, *closing]):
+            found.append(Tie(position, max(now.gap, min(map(margin.gap, ends))), closing))
         elif not closing and not texts.is_scored and texts.is_whole(generation, ids):
-            found += [Tie(position, max(least, margin.gap(end)), (end,), is_end=True) for end in ends if end != now]
+            gaps = {end: max(now.gap, margin.gap(end)) for end in ends.difference(not_here)}
+            found += [Tie(position, gap, (end,), is_end=True) for end, gap in gaps.items()]
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """By how much the token of a completion misses being chosen."""
+
+    gap: float
+    closes: bool = False
+    """Whether the end of the reasoning is written there."""
+    is_drawn: bool = False
+    """Whether that is in place of an end that was drawn, so that the tokens after it were not chosen."""
+
+
+def gap_at(computer: Computer, texts: RowTexts, generation: Generation, margin: Margin, position: int) -> Gap:
+    """Look at the token of a completion at some position.
+
+    The token of what comes out now may miss being chosen, too: these logits are those of one step for all tokens, which
+    may be rounded like the run's, and not like the ones that have been computed token by token.
+    """
+    if position >= len(generation.token_ids):
+        return Gap(0.0)
+    gap, closing = (
+        margin.gap(generation.token_ids[position]),
+        texts.closing(generation, generation.token_ids[:position]),
+    )
+    if not closing or tuple(generation.token_ids[position : position + len(closing)]) != closing:
+        return Gap(gap)
+    ends = computer.ends_of(generation.request) if gap > 0 else ()
+    drawn = min(map(margin.gap, ends), default=gap)
+    return Gap(min(gap, drawn), closes=True, is_drawn=drawn < gap)
 
 
 def _begin_of(ties: Sequence[Tie]) -> int:
@@ -247,8 +285,9 @@ def _promise(tie: Tie) -> tuple[bool, float, int]:
     return not tie.is_guess, -tie.gap, tie.position
 
 
-def _far(way: Way) -> tuple[int, float]:
-    return way.ties[-1].position, -way.gap
+def _miss(way: Way) -> tuple[float, int]:
+    """Return what orders the ways that are none: the smallest says best what differs."""
+    return way.gap, -way.ties[-1].position
 
 
 def _without_scores(task: Generate | None) -> Generate:
