@@ -55,10 +55,16 @@ def test_trouble_that_passes_costs_nothing(hub: Hub, fault: dict[str, int]) -> N
 
 
 def test_trouble_that_stays_ends_with_the_reason(hub: Hub) -> None:
+    """A misspelt path that could be a name on the Hub waited for it for ten minutes without a hint."""
     hub.create("dataset", "acme/data").commit({"a.jsonl": b"a"})
     hub.fault(match="GET", status=503)
     set_patience(0.05)
     try:
+        with pytest.raises(Unavailable, match=r"The Hub \(acme/data; there is no such file or directory here\) does"):
+            pin("dataset", "acme/data", None)
+        hub.faults.clear()
+        pin("dataset", "acme/data", None)
+        hub.fault(match="GET", status=503)
         with pytest.raises(Unavailable, match=r"The Hub \(acme/data\) does not answer: 503 Service"):
             pin("dataset", "acme/data", None)
     finally:

@@ -22,7 +22,7 @@ from job.remote.cache import write_whole
 from job.remote.hub_cache import file_of_client, files_of_snapshot, folder_of, in_order
 from job.remote.patience import patiently
 from job.remote.ranges import HubRanges
-from job.remote.refusals import not_cached, why_not
+from job.remote.refusals import local_kind, not_cached, why_not
 from job.remote.tree import NUM_THREADS, RemoteFile, Tree
 
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -201,16 +201,24 @@ def pin(kind: str, name: str, revision: str | None) -> HubRepository:
             raise UsageError(not_cached(kind, name, revision)) from None
     from huggingface_hub import HfApi
 
-    info: Any = _asked(kind, name, revision, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
+    # A misspelt path that looks like a name is asked for, too: say so while the Hub does not answer.
+    missing = "" if folder_of(kind, name).is_dir() else f"; there is no such {local_kind(kind)} here"
+    info: Any = _asked(
+        kind, name, revision, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision), missing
+    )
     with suppress(OSError):
         write_whole(ref, info.sha)
     return HubRepository(kind=kind, name=name, commit=info.sha)
 
 
-def _asked(kind: str, name: str, revision: str | None, action: Callable[[], Result]) -> Result:
-    """Return what ``action`` gets from the Hub, or raise why it gets nothing."""
+def _asked(kind: str, name: str, revision: str | None, action: Callable[[], Result], about: str = "") -> Result:
+    """Return what ``action`` gets from the Hub, or raise why it gets nothing.
+
+    Args:
+        about: what else is said of the name while the Hub does not answer.
+    """
     try:
-        return patiently(f"the Hub ({name})", action)
+        return patiently(f"the Hub ({name}{about})", action)
     except JobError:
         raise
     except (OSError, ValueError) as error:  # all of huggingface_hub's own are among them

@@ -53,9 +53,8 @@ def why_not(kind: str, name: str, error: Exception, revision: str | None = None)
         return f"{option} has no branch, tag or commit {revision!r} on the Hub. Check {revision_option(kind)}."
     is_unmarked = status in (401, 404) and not isinstance(error, EntryNotFoundError)  # from a mirror
     if isinstance(error, RepositoryNotFoundError) or is_unmarked:
-        local = "directory" if kind == "model" else "file or directory"
         return (
-            f"{option}: there is no such {local}, and the Hub shows you no {kind} of this name. Check its spelling. "
+            f"{option}: there is no such {local_kind(kind)}, and the Hub shows you no {kind} of this name. Check its spelling. "
             "If it is private, set HF_TOKEN to a token of an account that may read it, or run 'hf auth login'."
         )
     if isinstance(error, HfHubHTTPError) and status is not None:  # its message may hold a signed URL
@@ -80,11 +79,16 @@ def not_cached(kind: str, name: str, revision: str | None, path: str = "") -> st
     elif revision and folder_of(kind, name).is_dir():
         what = f"revision {revision}"
     else:
-        what = f"there is no such {'directory' if kind == 'model' else 'file or directory'}, and this name"
+        what = f"there is no such {local_kind(kind)}, and this name"
     return (
         f"--{kind} {name}: {what} is not in the cache (HF_HOME), and HF_HUB_OFFLINE is set. Where there is a "
         f"network, run 'hf download {name}{repo_type}{at}' with the same HF_HOME."
     )
+
+
+def local_kind(kind: str) -> str:
+    """Return what a model or a dataset is if it is not on the Hub."""
+    return "directory" if kind == "model" else "file or directory"
 
 
 def revision_option(kind: str) -> str:
