@@ -75,6 +75,14 @@ class InvalidValue(UsageError):
         self.option, self.need = option, need
 
 
+class OtherRun(UsageError):
+    """The run directory holds another run than the one that is asked for."""
+
+
+class NoEffect(UsageError):
+    """Options were given that cannot have an effect, or whose values nobody can mean."""
+
+
 class NoRows(UsageError):
     """Files have no rows, so they may not show which columns there are."""
 

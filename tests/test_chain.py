@@ -198,6 +198,21 @@ def test_a_changed_step_is_refused_by_its_name(chain: Chain, tmp_path: Path) -> 
     assert result.exit_code == 2
     manifest = tmp_path / "out" / "critique" / "manifest.json"
     assert f"job: step critique: {manifest} is another run: --max-new-tokens was 5, now 4" in result.stderr
+    critique, judge = tmp_path / "out/critique", tmp_path / "out/judge"
+    advice = (
+        f"To compute this step anew, delete its directory and those of the steps that read it: {critique} and {judge}."
+    )
+    assert result.stderr.endswith(f"{advice}\n"), result.stderr
+
+
+def test_what_is_at_the_top_must_have_an_effect_in_each_step(chain: Chain, tmp_path: Path) -> None:
+    """The message said to leave out what two other steps need."""
+    result = chain(top="max-new-tokens = 7", steps=STEPS.replace("max-new-tokens = 5", ""))
+    assert result.exit_code == 2 and not (tmp_path / "out/draft").exists()
+    assert result.stderr.endswith(
+        "job: step judge: --max-new-tokens has no effect: --choices does not use it. Leave it out. What is at the top "
+        "is for all steps: write it in the tables of those that use it.\n"
+    ), result.stderr
 
 
 def test_a_mistake_in_a_later_step_is_found_before_the_first_begins(chain: Chain, tmp_path: Path) -> None:
@@ -264,6 +279,16 @@ def test_a_dry_run_shows_the_columns_and_writes_nothing(chain: Chain, tmp_path: 
     assert [line.partition(":")[0] for line in lines] == [f"step {name}" for name in NAMES]
     assert "critique -> " in lines[2] and "columns: row_idx, sample_idx, critique, draft, question, gold," in lines[2]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_which_steps_it_has_not_checked(chain: Chain, tmp_path: Path) -> None:
+    """It passed them over in silence, as if all were well."""
+    assert chain().exit_code == 0
+    shutil.rmtree(tmp_path / "out/judge")
+    assert chain("--dry-run").stdout.splitlines()[1:] == [
+        "step critique: has begun; it is checked when it is its turn",
+        "step judge: reads a step that has begun; it is checked when it is its turn",
+    ]
 
 
 @pytest.mark.parametrize(

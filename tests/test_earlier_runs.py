@@ -78,7 +78,7 @@ def test_columns_are_kept_under_other_names(job: Job, run_job: Any, earlier: Pat
     assert run_job("export", tmp_path / "b", "--to", tmp_path / "b.jsonl").exit_code == 0
     assert "already done" in job("a", "b", *NEXT, "--keep-columns", "completion=draft,n,prompt=question").stderr
     other = job("a", "b", *NEXT, "--keep-columns", "completion=first,n,prompt=question")
-    assert other.exit_code == 2 and "the columns of --id-column and --keep-columns was" in other.stderr
+    assert other.exit_code == 2 and "what --id-column and --keep-columns keep was" in other.stderr
 
 
 def test_a_gold_column_named_like_one_of_ours(job: Job, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from job.cli.options import RUN_ARGUMENT, split_commas
+from job.cli.tables import FORMATS
 from job.config import EXPORT_FORMATS
 from job.errors import JobError, UsageError
 from job.observe.text import number
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from job.output.parts.manifest import Manifest
 
 STDOUT = "-"
-
-FORMATS_OF_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 @click.command(short_help="Write the rows of a run to one file.")
@@ -102,7 +101,7 @@ def _format(form: str | None, to: str) -> str:
         if form == "parquet":
             raise UsageError("--format parquet cannot be written to standard output. Name a file with --to.")
         return form or "jsonl"
-    found = form or FORMATS_OF_ENDINGS.get(Path(to).suffix)
+    found = form or FORMATS.get(Path(to).suffix.lower())
     if found is None:
         raise UsageError(f"--to {to} has no known extension. Set --format to one of {', '.join(EXPORT_FORMATS)}.")
     return found

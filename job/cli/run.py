@@ -42,7 +42,7 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     Run the same command again after any interruption, on any number of GPUs: finished rows are kept.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage, nothing was started; 3 too many error rows;
-    75 stopped on request, run the same command again.
+    4 stopped by --stop-after, and not done; 75 stopped on request, run the same command again.
     """
     with told_once(os.environ):
         config = to_config(values)

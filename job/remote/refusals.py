@@ -54,8 +54,9 @@ def why_not(kind: str, name: str, error: Exception, revision: str | None = None)
     is_unmarked = status in (401, 404) and not isinstance(error, EntryNotFoundError)  # from a mirror
     if isinstance(error, RepositoryNotFoundError) or is_unmarked:
         return (
-            f"{option}: there is no such {local_kind(kind)}, and the Hub shows you no {kind} of this name. Check its spelling. "
-            "If it is private, set HF_TOKEN to a token of an account that may read it, or run 'hf auth login'."
+            f"{option}: there is no such {local_kind(kind)}, and the Hub shows you no {kind} of this name. Check its "
+            "spelling. If it is private, set HF_TOKEN to a token of an account that may read it, or run "
+            "'hf auth login'."
         )
     if isinstance(error, HfHubHTTPError) and status is not None:  # its message may hold a signed URL
         said = f" ({first_line(Exception(server_says))})" if server_says else ""

@@ -52,8 +52,8 @@ class Coverage:
             )
         place = "the first ones of the dataset, not" if self.is_first else "not"
         return (
-            f"The {finished} finished rows of {rows} are {place} a random sample (--order random): shares and lengths "
-            "may differ from those of all."
+            f"The {finished} finished rows of {rows} are {place} a random sample (--order random makes one): shares "
+            "and lengths may differ from those of all."
         )
 
 

@@ -12,7 +12,7 @@ from job.errors import EXIT_DONE, EXIT_STOPPED
 from job.launch.stop import StopFlag
 from job.observe.progress import Progress
 from job.run.chain_check import look_ahead
-from job.run.chain_step import Step, of_step
+from job.run.chain_step import Step, of_changed_step, of_step
 from job.run.ending import Ending
 from job.run.examination import Examined
 from job.run.live import Live
@@ -59,7 +59,7 @@ def _run_steps(
             progress.note(f"stopped on {stop.signal_name}; run the same command again to continue")
             break
         progress.note(f"step {idx + 1} of {len(steps)}: {step.name}")
-        with of_step(step.name):
+        with of_step(step.name), of_changed_step(step, steps[idx:]):
             exit_code = process.run(step.config, progress, _check_of(steps[idx:], process))
         stop.end_work()
         if exit_code != EXIT_DONE:

@@ -59,9 +59,16 @@ def describe_ahead(steps: Sequence[Step]) -> Iterator[str]:
         others = open_others(config, found_in(open_store(config.output.output)))
         config = as_in_others(config, others)
         examined = check_others(examine(config, model_files(config), device, needs_weights=False), others)
+    seen = set()
     for step, names in look_ahead(examined, steps, device):
         source = step.config.data.dataset
+        seen.add(step.name)
         yield f"step {step.name}: {source} -> {step.config.output.output}; columns: {', '.join(names)}"
+    for step in steps:
+        if step.name not in seen:
+            place = step.config.output.output
+            why = "has begun" if found_in(open_store(place)) else "reads a step that has begun"
+            yield f"step {step.name}: {why}; it is checked when it is its turn"
 
 
 def _future(schema: pa.Schema, step: Step) -> OpenDataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 from job.config import DataConfig, EngineConfig, ModelConfig, PromptConfig, RunConfig, SamplingConfig
 from job.engine.logits.loops import first_look
 from job.engine.registry import ENGINES
-from job.errors import Doubt, UsageError
+from job.errors import Doubt, NoEffect
 from job.wording import flag, listed
 
 GREEDY_BELOW = 1e-5
@@ -113,7 +113,7 @@ def check_effects(config: RunConfig, *, is_new: bool) -> tuple[str, ...]:
     """Return notes about options without an effect.
 
     Raises:
-        UsageError: there are such options, and this is a new run.
+        NoEffect: there are such options, and this is a new run.
     """
     return _refused_or_noted(list(_doubts(config)), is_new=is_new)
 
@@ -122,14 +122,14 @@ def check_effects_on_texts(config: RunConfig, *, is_new: bool) -> tuple[str, ...
     """Do the same for the options that only conversations need, if the dataset holds none.
 
     Raises:
-        UsageError: as ``check_effects`` does.
+        NoEffect: as ``check_effects`` does.
     """
     return _refused_or_noted(list(_unmet(CONVERSATION_NEEDS, config, _given(config))), is_new=is_new)
 
 
 def _refused_or_noted(doubts: list[Doubt], *, is_new: bool) -> tuple[str, ...]:
     if is_new and (refused := [doubt for doubt in doubts if doubt.remedy is not None]):
-        raise UsageError(" ".join(map(str, refused)))
+        raise NoEffect(" ".join(map(str, refused)))
     return tuple(doubt.problem for doubt in doubts)
 
 

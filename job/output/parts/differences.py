@@ -22,7 +22,7 @@ LABELS = {
     "dataset.reader": "the reader of the files",
     "dataset.card_options": "what the dataset's card says about reading the files",
     "model.tokenizer": "the tokenizer",
-    "columns.kept": "the columns of --id-column and --keep-columns",
+    "columns.kept": "what --id-column and --keep-columns keep",
     "columns.reused": "whether rows come from other runs (--reuse)",
     "plan.num_rows": "the number of rows",
     "prompt.request_column": "the column of an OpenAI batch's requests",
