@@ -19,11 +19,13 @@ from job.engine.protocol import Engine
 from job.engine.reasoned_scores import ReasonedScores
 from job.engine.static.engine import StaticEngine
 from job.output.parts import plan, shard
-from job.output.sharing.metrics import MetricsReader
+from job.output.sharing.metrics import MetricsFile, MetricsReader, WorkerStats
 from job.output.store.local import LocalStore
 from job.records import Generation, Request
+from job.run.workers import Workers
 from job.tasks import Score
 from tests.conftest import Result
+from tests.run_files import RunFiles
 from tests.serving import ask, finish, generate, load, make_engine, make_prompts, serve, tokens
 from tests.test_reasoned_choices import asked
 from tests.test_resume import exit_codes, kill_some, sampled_run, start_workers
@@ -147,6 +149,19 @@ def test_a_worker_that_joins_when_all_is_claimed_gets_rows(
     if end in ("done", "left alone"):
         assert sum(rows_of_workers(output)) == NUM_ROWS * NUM_SAMPLES, "none is computed twice"
     assert not [path for path in (output / "leases").iterdir() if not path.name.startswith(".")]
+
+
+def test_at_its_limit_a_worker_waits_for_those_of_its_launch_alone(tmp_path: Path) -> None:
+    """The launcher may stop them once one has ended. Another launch may have begun hours later, or have no limit."""
+    paths = RunFiles(tmp_path, 1)
+    paths.directory.prepare()
+    for worker_id, launch_id, num_at_work in (("me", "a", 0), ("x", "a", 0), ("y", "b", 5)):
+        figures = WorkerStats(worker_id=worker_id, launch_id=launch_id, num_at_work=num_at_work)
+        MetricsFile(paths.store, paths.directory.names.metrics(worker_id)).write(figures)
+    unused: Any = None
+    workers = Workers(unused, paths.directory, plan.Plan(num_rows=9, rows_per_shard=9), "me", 1)
+    assert workers.are_busy("b") and not workers.are_busy("a")
+    assert workers.num_idle() == 1 and workers.num_idle() == 0, "once for all figures that were read"
 
 
 @pytest.mark.parametrize("seed", range(3))

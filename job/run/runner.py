@@ -191,7 +191,7 @@ class Runner:
         self._shards.exchange()
         if self._shards.claim(at_once=True):
             return True
-        if self._shards.has_reached_limit and not self._workers.are_busy():
+        if self._shards.has_reached_limit and not self._workers.are_busy(self._launch_id):
             self._stop.request(self._limit.text)
             return True
         if not self._shards and not self._shards.look_again():

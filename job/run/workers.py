@@ -62,9 +62,10 @@ class Workers:
         """The other workers' figures as they were read last."""
         return self._others
 
-    def are_busy(self) -> bool:
-        """Whether another worker is computing rows, by its latest figures."""
-        return any(stats.num_at_work and not stats.left for stats in self.others(refresh=True))
+    def are_busy(self, launch_id: str) -> bool:
+        """Whether another worker of a launch is computing rows, by its latest figures."""
+        others = (stats for stats in self.others(refresh=True) if stats.launch_id == launch_id)
+        return any(stats.num_at_work and not stats.left for stats in others)
 
     def num_left(self, own: WorkerStats) -> int:
         """Return about how many rows are left. It is cheap, since it relies on what workers report."""
