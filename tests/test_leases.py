@@ -383,9 +383,11 @@ def test_offered_rows_go_to_a_worker_without_any_and_back_if_it_ends(make_leases
     assert len(list(paths.lease_dir.glob("*.rows"))) == 2
     few = Claims(paths.directory, plan, make_leases(elsewhere("c")), num_rows=50)
     assert few.look_again() and few.claim() is None, "its limit leaves out some of them"
+    assert holder.look_again() and len(list(iter(holder.claim, None))) == 2
+    holder.offer(rows)
     paths.part(0).touch()
     holder.leave(0)
-    assert not list(paths.lease_dir.glob("*.rows"))
+    assert [path.name for path in paths.lease_dir.iterdir() if not path.name.startswith(".")] == []
     holder.offer(rows)
     holder.close()
     assert not list(paths.lease_dir.glob("*.rows"))

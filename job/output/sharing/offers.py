@@ -28,6 +28,7 @@ class Offers:
         self._store, self._names, self._leases = directory.store, directory.names, leases
         self._own: dict[Key, Sequence[int]] = {}
         """What this worker has offered and not taken back."""
+        self._taken: set[Key] = set()
 
     def make(self, shard_idx: int, rows: Sequence[int]) -> None:
         """Offer rows of a shard, in ascending order."""
@@ -59,18 +60,22 @@ class Offers:
         if not rows or rows[-1] >= stop or not self._leases.acquire(*key):
             return None
         self._own.pop(key, None)
+        self._taken.add(key)
         self._store.delete(self._names.offer(*key))
         return rows
 
     def forget(self, shard_idx: int) -> None:
-        """Withdraw the offers of a shard: it is finished, or this worker leaves it."""
+        """Withdraw the offers of a shard and give back those that were taken: the shard is finished."""
         for key in [key for key in self._own if key[0] == shard_idx]:
             del self._own[key]
             self._store.delete(self._names.offer(*key))
+        for key in [key for key in self._taken if key[0] == shard_idx]:
+            self._taken.discard(key)
+            self._leases.release(*key)
 
     def close(self) -> None:
-        """Withdraw all offers."""
-        for shard_idx in {shard_idx for shard_idx, _ in self._own}:
+        """Withdraw all offers, and give back those that were taken."""
+        for shard_idx in {shard_idx for shard_idx, _ in (*self._own, *self._taken)}:
             self.forget(shard_idx)
 
     def _read(self, name: str) -> list[int]:
