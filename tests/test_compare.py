@@ -50,7 +50,7 @@ def test_agreement_is_that_of_scikit_learn() -> None:
 
 
 def test_a_difference_covers_the_truth() -> None:
-    """The bootstrap of a paired difference, against its normal interval."""
+    """The interval of a paired difference, against the normal one; rows that are all equal are no certainty."""
     random = np.random.default_rng(5)
     a, b = random.random(400) < 0.7, random.random(400) < 0.8
     found = pair(a, b, 0.9).difference
@@ -58,6 +58,8 @@ def test_a_difference_covers_the_truth() -> None:
     assert [found.low, found.high] == pytest.approx(
         [found.value - 1.645 * error, found.value + 1.645 * error], abs=0.01
     )
+    equal = pair(a[:40], a[:40], 0.9).difference
+    assert equal.value == 0 and equal.low == pytest.approx(-0.033, abs=0.005) == -equal.high
 
 
 A = ["yes", "yes", "no", "no", None, "yes"]

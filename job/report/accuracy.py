@@ -1,22 +1,31 @@
 """Labels against gold: accuracy, Cohen's kappa, the confusion of classes, precision and recall of each.
 
 A label may be missing (a row without an answer): it is wrong, and counts as a label of its own in the confusion.
+
+Accuracy, precision and recall are shares of rows, and have Wilson's interval. So has F1, which is a function of such a
+share: of the rows that are a class or are labeled so, those that are both. Kappa and macro F1 depend on the whole
+table, whose probabilities are drawn given the counts. A bootstrap of few rows repeats what they happen to lack, such as
+a rare class or any error; a prior does not, and leaves nothing without an interval. ``scripts/bench intervals``
+measures all of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from job.report.intervals import Estimate, Floats, resampled, wilson
+from job.report.intervals import Estimate, Floats, posterior, wilson
 
 Ints = npt.NDArray[np.int64]
 
 MAX_CLASSES = 100
 """Of more classes, only the accuracy is computed."""
+
+MAX_PRIOR = 2.25
+"""Rows that are added to a table of labels before its probabilities are drawn, at most; less of two classes."""
 
 NONE = -1
 """Stands for a label that is missing, in arrays of class indices."""
@@ -87,21 +96,19 @@ class Accuracy:
 def score(labels: Ints, gold: Ints, classes: Sequence[str], confidence: float) -> Accuracy:
     """Compare labels with gold.
 
-    Intervals are bootstrapped over rows; shares of 0 and 1, which every resample would repeat, have Wilson's.
-
     Args:
         labels: [rows] int64, class indices; ``NONE`` where one is missing.
         gold: [rows] int64, class indices. At least one row.
     """
     num_classes, num_right = len(classes), int((labels == gold).sum())
+    accuracy = wilson(num_right, len(gold), confidence)
     if num_classes > MAX_CLASSES:
-        [accuracy] = resampled(np.array([num_right, len(gold) - num_right]), _share_of_first, confidence)
         unknown = Estimate(value=math.nan, low=math.nan, high=math.nan)
         return Accuracy(
             classes=tuple(classes),
             num_rows=len(gold),
             num_right=num_right,
-            accuracy=_proper(accuracy, num_right, len(gold), confidence),
+            accuracy=accuracy,
             kappa=unknown,
             macro_f1=unknown,
             confusion=(),
@@ -110,72 +117,77 @@ def score(labels: Ints, gold: Ints, classes: Sequence[str], confidence: float) -
     column = np.where(labels == NONE, num_classes, labels)
     confusion = np.zeros((num_classes, num_classes + 1), np.int64)
     np.add.at(confusion, (gold, column), 1)
-    accuracy, kappa, macro, *rest = resampled(confusion, _statistics, confidence)
-    right, of_gold, of_labels = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    per_class = zip(*(iter(rest),) * 3, strict=True)
+    kappa, macro = of_table(confusion, _kappa_and_macro_f1, confidence)
+    right, of_gold, of_labels = (each.tolist() for each in (np.diag(confusion), confusion.sum(1), confusion.sum(0)))
     return Accuracy(
         classes=tuple(classes),
         num_rows=len(gold),
         num_right=num_right,
-        accuracy=_proper(accuracy, num_right, len(gold), confidence),
+        accuracy=accuracy,
         kappa=kappa,
         macro_f1=macro,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         of_classes=tuple(
             ClassScores(
                 name=name,
-                num_gold=int(of_gold[idx]),
-                num_labels=int(of_labels[idx]),
-                num_right=int(right[idx]),
-                precision=_proper(precision, int(right[idx]), int(of_labels[idx]), confidence),
-                recall=_proper(recall, int(right[idx]), int(of_gold[idx]), confidence),
-                f1=f1,
+                num_gold=of_gold[idx],
+                num_labels=of_labels[idx],
+                num_right=right[idx],
+                precision=wilson(right[idx], of_labels[idx], confidence),
+                recall=wilson(right[idx], of_gold[idx], confidence),
+                f1=_f1(right[idx], of_gold[idx] + of_labels[idx] - right[idx], confidence),
             )
-            for idx, (name, (precision, recall, f1)) in enumerate(zip(classes, per_class, strict=True))
+            for idx, name in enumerate(classes)
         ),
     )
 
 
-def _share_of_first(tables: Floats) -> Floats:
-    shares: Floats = tables[:, :1] / tables.sum(1, keepdims=True)
-    return shares
+def _f1(num_right: int, num_either: int, confidence: float) -> Estimate:
+    """Return F1 of the rows that are both, of those that are a class or are labeled so: 2 * share / (1 + share)."""
+    share = wilson(num_right, num_either, confidence)
+    value, low, high = (2 * each / (1 + each) for each in (share.value, share.low, share.high))
+    return Estimate(value=value, low=low, high=high)
 
 
-def _proper(share: Estimate, count: int, total: int, confidence: float) -> Estimate:
-    return wilson(count, total, confidence) if total and count in (0, total) else share
+def of_table(table: npt.NDArray[np.int64], statistic: Callable[[Floats], Floats], confidence: float) -> list[Estimate]:
+    """Return numbers that depend on the table of two labels, with intervals.
 
-
-def _statistics(tables: Floats) -> Floats:
-    """Return accuracy, kappa, macro F1, and precision, recall and F1 of each class: [B, 3 + 3 * classes].
+    What is added to the counts is Jeffreys' prior of each class: 1/2 for rows that are it in both, and 1/2 in all for
+    those that are it in one, each of which belongs to two classes. Of many classes, it is scaled down to ``MAX_PRIOR``
+    rows in all. Classes that do not occur are left out.
 
     Args:
-        tables: [B, gold, labels] float64, with a last column for rows without a label.
+        table: [classes, classes] int64; a column more if only the second label may be missing.
+        statistic: from tables [B, ...] float64 to [B, results] float64.
     """
+    num_rows = len(table)
+    occurs = table.sum(0) > 0
+    occurs[:num_rows] |= table.sum(1) > 0
+    used = table[np.ix_(occurs[:num_rows], occurs)]
+    prior = np.full(used.shape, 1 / 4 / max(1, len(occurs[occurs]) - 1))
+    np.fill_diagonal(prior, 1 / 2)
+    return posterior(used, prior * min(1.0, MAX_PRIOR / prior.sum()), statistic, confidence)
+
+
+def _kappa_and_macro_f1(tables: Floats) -> Floats:
+    """Return both of [B, gold, labels] tables, where labels may have a last column of rows without one: [B, 2]."""
     num_classes = tables.shape[1]
     right = np.diagonal(tables[:, :, :num_classes], axis1=1, axis2=2)
-    of_gold, of_labels = tables.sum(2), tables.sum(1)[:, :num_classes]
-    total = tables.sum((1, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        accuracy = right.sum(1) / total
-        by_chance = (of_gold * of_labels).sum(1) / total**2
-        kappa = (accuracy - by_chance) / (1 - by_chance)
-        kappa[by_chance >= 1] = np.nan
-        precision, recall = right / of_labels, right / of_gold
-        f1 = 2 * right / (of_labels + of_gold)
+        f1 = 2 * right / (tables.sum(2) + tables.sum(1)[:, :num_classes])
         macro = np.nansum(f1, axis=1) / (~np.isnan(f1)).sum(1)
-    each = np.stack([precision, recall, f1], axis=2).reshape(len(tables), -1)
-    return np.concatenate([accuracy[:, None], kappa[:, None], macro[:, None], each], axis=1)
+    return np.stack([kappa_of(tables)[:, 0], macro], axis=1)
 
 
 def kappa_of(tables: Floats) -> Floats:
-    """Return the agreement and Cohen's kappa of two raters: [B, 2].
+    """Return Cohen's kappa of two labels, which is NaN if all rows have the same in both: [B, 1].
 
     Args:
-        tables: [B, classes, classes] float64.
+        tables: [B, classes, classes] float64; a column more if only the second label may be missing.
     """
-    total = tables.sum((1, 2))
+    total, num_classes = tables.sum((1, 2)), tables.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         agreement = np.trace(tables, axis1=1, axis2=2) / total
-        by_chance = (tables.sum(2) * tables.sum(1)).sum(1) / total**2
+        by_chance = (tables.sum(2) * tables.sum(1)[:, :num_classes]).sum(1) / total**2
         kappa = np.where(by_chance < 1, (agreement - by_chance) / (1 - by_chance), np.nan)
-    return np.stack([agreement, kappa], axis=1)
+    return kappa[:, None]

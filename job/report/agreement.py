@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from job.report.accuracy import MAX_CLASSES, NONE, kappa_of
-from job.report.intervals import Estimate, Floats, resampled, wilson
+from job.report.accuracy import MAX_CLASSES, NONE, kappa_of, of_table
+from job.report.intervals import Estimate, Floats, posterior, wilson
 
 Ints = npt.NDArray[np.int64]
 
@@ -26,7 +26,7 @@ class Paired:
     b: float
     """The shares."""
     difference: Estimate
-    """b - a, bootstrapped over rows."""
+    """b - a; its interval is by Jeffreys' prior of rows where only a, only b, and neither or both are true."""
     only_a: int
     only_b: int
     """Rows where one alone is true."""
@@ -87,9 +87,7 @@ def agree(a: Ints, b: Ints, gold: Ints | None, classes: Sequence[str], confidenc
     kappa = Estimate(value=math.nan, low=math.nan, high=math.nan)
     if is_few:
         np.add.at(table, (np.where(a == NONE, num_classes, a), np.where(b == NONE, num_classes, b)), 1)
-        agreement, kappa = resampled(table, kappa_of, confidence)
-    if not is_few or num_equal in (0, len(a)):
-        agreement = wilson(num_equal, len(a), confidence)
+        [kappa] = of_table(table, kappa_of, confidence)
     of_classes = [(name, pair(a == idx, b == idx, confidence)) for idx, name in enumerate(classes) if is_few]
     right = None
     if gold is not None and has_gold.any():
@@ -98,7 +96,7 @@ def agree(a: Ints, b: Ints, gold: Ints | None, classes: Sequence[str], confidenc
         classes=tuple(classes),
         num_rows=len(a),
         num_equal=num_equal,
-        agreement=agreement,
+        agreement=wilson(num_equal, len(a), confidence),
         kappa=kappa,
         table=tuple(tuple(row) for row in table.tolist()),
         of_classes=tuple(of_classes),
@@ -110,7 +108,8 @@ def agree(a: Ints, b: Ints, gold: Ints | None, classes: Sequence[str], confidenc
 def pair(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], confidence: float) -> Paired:
     """Compare two outcomes of the same rows: [rows] bool each, at least one row."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    [difference] = resampled(np.array([only_a, only_b, len(a) - only_a - only_b]), _difference, confidence)
+    counts = np.array([only_a, only_b, len(a) - only_a - only_b])
+    [difference] = posterior(counts, np.full(3, 1 / 2), _difference, confidence)
     return Paired(
         a=float(a.mean()),
         b=float(b.mean()),

@@ -2,20 +2,22 @@
 
 The expected calibration error weighs the gap of each bin by its rows (Naeini et al. 2015; Guo et al. 2017), over bins
 of equal width. It is above 0 even for perfect probabilities, because each bin has few rows, so what perfect ones would
-give is drawn beside it (Vaicenavicius et al. 2019, "Evaluating model calibration in classification").
+give is drawn beside it (Vaicenavicius et al. 2019, "Evaluating model calibration in classification"). For the same
+reason a bootstrap never reaches 0, so the interval of an error that perfect probabilities could have given begins at 0.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, spread, wilson
 
 NUM_BINS = 10
 
-MIN_RESAMPLES, MAX_DRAWN = 200, 20_000_000
-"""With many rows, fewer resamples are drawn: no more than this many rows in all."""
+MIN_RESAMPLES, MAX_DRAWN, DRAWN_AT_ONCE = 200, 20_000_000, 500_000
+"""With many rows, fewer resamples are drawn: no more than this many rows in all, and so many rows at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Calibration:
     """The mean probability of the label."""
     accuracy: float
     ece: Estimate
-    """Expected calibration error, bootstrapped over rows."""
+    """Expected calibration error, bootstrapped over rows; from 0 on, if it is within ``ece_if_calibrated``."""
     ece_if_calibrated: float
     """What the error would stay below with perfect probabilities, at the report's confidence: less is noise."""
     brier: float
@@ -73,16 +75,20 @@ def calibration(probs: Floats, is_right: Floats, confidence: float) -> Calibrati
     gaps, num_rows = is_right - probs, len(probs)
     random = np.random.default_rng(SEED)
     num_draws = min(NUM_RESAMPLES, max(MIN_RESAMPLES, MAX_DRAWN // num_rows))
-    resamples = (random.integers(0, num_rows, num_rows) for _ in range(num_draws))
-    draws = np.array([_ece(gaps[rows], bin_of[rows]) for rows in resamples])
-    [ece] = spread(np.array([_ece(gaps, bin_of)]), draws[:, None], confidence)
-    perfect = [_ece((random.random(num_rows) < probs) - probs, bin_of) for _ in range(num_draws)]
+    at_once = max(1, min(num_draws, DRAWN_AT_ONCE // num_rows))
+    sizes = [min(at_once, num_draws - start) for start in range(0, num_draws, at_once)]
+    resamples = (random.integers(0, num_rows, (size, num_rows)) for size in sizes)
+    draws = np.concatenate([_ece(gaps[rows], bin_of[rows]) for rows in resamples])
+    [ece] = spread(_ece(gaps[None], bin_of), draws[:, None], confidence)
+    perfect = [_ece((random.random((size, num_rows)) < probs) - probs, bin_of) for size in sizes]
+    if ece.value <= (noise := float(np.quantile(np.concatenate(perfect), confidence))):
+        ece = replace(ece, low=0.0)
     return Calibration(
         num_rows=num_rows,
         confidence=float(probs.mean()),
         accuracy=float(is_right.mean()),
         ece=ece,
-        ece_if_calibrated=float(np.quantile(perfect, confidence)),
+        ece_if_calibrated=noise,
         brier=float((gaps**2).mean()),
         bins=tuple(
             Bin(
@@ -98,5 +104,14 @@ def calibration(probs: Floats, is_right: Floats, confidence: float) -> Calibrati
     )
 
 
-def _ece(gaps: Floats, bin_of: Any) -> float:
-    return float(np.abs(np.bincount(bin_of, weights=gaps, minlength=NUM_BINS)).sum() / len(gaps))
+def _ece(gaps: Floats, bin_of: npt.NDArray[np.int64]) -> Floats:
+    """Return the error of each draw: [B] float64.
+
+    Args:
+        gaps: [B, rows] float64.
+        bin_of: [B, rows] or [rows] int64.
+    """
+    place = bin_of + NUM_BINS * np.arange(len(gaps))[:, None]
+    sums = np.bincount(place.ravel(), weights=gaps.ravel(), minlength=NUM_BINS * len(gaps))
+    found: Floats = np.abs(sums.reshape(-1, NUM_BINS)).sum(1) / gaps.shape[1]
+    return found

@@ -57,16 +57,16 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return z + math.fsum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def skewed(z: float, skewness: float) -> float:
+def skewed(z: float, skewness: Floats) -> Floats:
     """Return how many standard errors from the mean a skewed distribution has the quantile that a normal one has at
     ``z``: that of a shifted gamma distribution (Wilson and Hilferty 1931).
 
-    >>> skewed(1.0, 0.0), round(skewed(1.645, 1.0), 2), round(skewed(-1.645, 1.0), 2)
-    (1.0, 1.87, -1.32)
+    >>> skewed(1.645, np.array([0.0, 1.0, -1.0])).round(3).tolist()
+    [1.645, 1.872, 1.32]
     """
-    if abs(skewness) < 1e-6:
-        return z
-    return 2 / skewness * (max(0.0, 1 + skewness * z / 6 - skewness**2 / 36) ** 3 - 1)
+    known = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
+    found: Floats = 2 / known * (np.maximum(0.0, 1 + known * z / 6 - known**2 / 36) ** 3 - 1)
+    return found
 
 
 def wilson(count: float, total: float, confidence: float) -> Estimate:
@@ -83,23 +83,27 @@ def wilson(count: float, total: float, confidence: float) -> Estimate:
     return Estimate(value=share, low=max(0.0, center - reach), high=min(1.0, center + reach))
 
 
-def resampled(table: npt.NDArray[Any], statistic: Callable[[Floats], Floats], confidence: float) -> list[Estimate]:
-    """Return numbers that depend on a table of counts, with intervals by the bootstrap (percentiles).
-
-    To draw as many rows again, with replacement, is to draw a table from a multinomial distribution.
+def posterior(
+    table: npt.NDArray[Any], prior: Floats, statistic: Callable[[Floats], Floats], confidence: float
+) -> list[Estimate]:
+    """Return numbers that depend on a table of counts, with intervals by drawing what the table may be of: given the
+    counts, the probabilities of its cells are a Dirichlet distribution.
 
     Args:
         table: counts, of any shape S; rows are counted once each.
+        prior: S, what is added to the counts: in how many rows the interval believes before it has seen any.
         statistic: from tables [B, *S] float64 to [B, number of results] float64; NaN where one is undefined.
     """
     counts = np.asarray(table, np.float64)
-    total = int(counts.sum())
-    random, cells = np.random.default_rng(SEED), counts.ravel() / total
+    random, weights = np.random.default_rng(SEED), counts + prior
     values, drawn = statistic(counts[None])[0], []
     for start in range(0, NUM_RESAMPLES, DRAWN_AT_ONCE):
-        tables = random.multinomial(total, cells, size=min(DRAWN_AT_ONCE, NUM_RESAMPLES - start))
-        drawn.append(statistic(tables.reshape(-1, *counts.shape).astype(np.float64)))
-    return spread(values, np.concatenate(drawn), confidence)
+        num_draws = min(DRAWN_AT_ONCE, NUM_RESAMPLES - start)
+        drawn.append(statistic(random.standard_gamma(weights, size=(num_draws, *weights.shape))))
+    found = spread(values, np.concatenate(drawn), confidence)
+    return [
+        Estimate(value=each.value, low=min(each.low, each.value), high=max(each.high, each.value)) for each in found
+    ]
 
 
 def spread(values: Floats, draws: Floats, confidence: float) -> list[Estimate]:

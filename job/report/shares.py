@@ -11,10 +11,10 @@ gold rows, all errors may be missing. So the interval is that of a Bayesian boot
 bootstrap", Annals of Statistics 9), in closed form by three moments, with four rows added to the gold, one for each
 pair of (is or is not the class, was or was not labeled so). Where labels have no probabilities, this is the posterior
 under a Dirichlet prior of that weight for each pair; 1/2 is Jeffreys', which covers more than was asked for. The
-quantiles are Student's, because the power is tuned on the same rows. ``scripts/bench intervals`` measures it.
+quantiles are Student's, because the power is tuned on the same rows. ``scripts/bench intervals`` measures it. The
+formulas are in ``job.report.rectified``.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from job.errors import shorten
-from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, skewed, t_quantile, wilson
+from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, wilson
+from job.report.rectified import corrected, ends_of, others_of, tuned_power
 from job.report.tables import LONG_NAME
-
-ADDED_WEIGHT = 0.35
 
 MIN_GOLD = 10
 """With fewer rows of gold, shares are not corrected."""
@@ -120,32 +119,30 @@ def corrected_shares(
     """
     has_gold = gold >= 0
     truth = (gold[has_gold, None] == np.arange(len(classes))).astype(np.float64)
-    predicted, others = probs[has_gold], probs[~has_gold]
-    power = tuned_power(truth, predicted, probs, len(others))
-    num_gold = len(truth)
-    found = []
-    for idx, name in enumerate(classes):
-        value = _estimate(truth[:, idx], predicted[:, idx], others[:, idx], power)
-        ends = _ends(probs[:, idx], labels == idx)
-        low, high = np.clip(_interval(truth[:, idx], predicted[:, idx], others[:, idx], ends, power, confidence), 0, 1)
-        value = min(max(value, 0.0), 1.0)
-        share = Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
-        num_class = int(truth[:, idx].sum())
-        num_wrong = int(((labels[has_gold] == idx) != (gold[has_gold] == idx)).sum())
-        found.append(
-            ClassShare(
-                name=name,
-                labels=float((labels == idx).mean()),
-                gold=wilson(num_class, num_gold, confidence),
-                corrected=share,
-                num_wrong=num_wrong,
-                is_doubtful=(num_wrong if power else min(num_class, num_gold - num_class)) < MIN_WRONG,
-            )
+    is_labeled = labels[:, None] == np.arange(len(classes))
+    predicted, others = probs[has_gold], others_of(probs[~has_gold])
+    power = tuned_power(truth, predicted, others)
+    shares = corrected(truth, predicted, others, ends_of(probs, is_labeled), power, confidence)
+    num_gold, num_of_class = len(truth), truth.sum(0)
+    num_wrong = (is_labeled[has_gold] != (truth > 0)).sum(0)
+    num_seen = num_wrong if power else np.minimum(num_of_class, num_gold - num_of_class)
+    found = [
+        ClassShare(
+            name=name,
+            labels=float(is_labeled[:, idx].mean()),
+            gold=wilson(float(num_of_class[idx]), num_gold, confidence),
+            corrected=Estimate(
+                value=float(shares.value[idx]), low=float(shares.low[idx]), high=float(shares.high[idx])
+            ),
+            num_wrong=int(num_wrong[idx]),
+            is_doubtful=bool(num_seen[idx] < MIN_WRONG),
         )
+        for idx, name in enumerate(classes)
+    ]
     return Shares(
         num_rows=len(labels),
         num_gold=num_gold,
-        power=power,
+        power=float(power),
         p_random=_chance_of_sample(labels, has_gold, len(classes)),
         of_classes=tuple(found),
     )
@@ -162,53 +159,3 @@ def _chance_of_sample(labels: npt.NDArray[np.int64], has_gold: npt.NDArray[np.bo
     statistics = ((draws - expected) ** 2 / expected).sum(1)
     found = ((sample - expected) ** 2 / expected).sum()
     return float((1 + (statistics >= found - 1e-9).sum()) / (1 + NUM_RESAMPLES))
-
-
-def tuned_power(truth: Floats, predicted: Floats, all_predicted: Floats, num_others: int) -> float:
-    """Return the power that makes the sum of the variances of all shares least (PPI++, section 6), from 0 to 1, as
-    ppi_py 0.2.3 does by default.
-
-    Args:
-        truth, predicted: [gold rows, classes] float64.
-        all_predicted: [rows, classes] float64.
-        num_others: rows without gold.
-    """
-    variance = all_predicted.var(axis=0, ddof=1).sum()
-    if not variance or not num_others:
-        return 0.0
-    covariance = ((truth - truth.mean(0)) * (predicted - predicted.mean(0))).sum() / len(truth)
-    return float(np.clip(covariance / variance / (1 + len(truth) / num_others), 0, 1))
-
-
-def _estimate(truth: Floats, predicted: Floats, others: Floats, power: float) -> float:
-    if not len(others):
-        return float(truth.mean())
-    return float(power * others.mean() + (truth - power * predicted).mean())
-
-
-def _interval(
-    truth: Floats, predicted: Floats, others: Floats, ends: tuple[float, float], power: float, confidence: float
-) -> tuple[float, float]:
-    """Return the interval of a class: the gold's weights are drawn, and the mean of the other rows is normal.
-
-    Args:
-        ends: the mean probability of the class among rows that are labeled so, and among the others: those of the
-            rows that are added.
-    """
-    added = [is_class - power * end for end in ends for is_class in (1.0, 0.0)]
-    rest = np.concatenate([truth - power * predicted, added])
-    weights = np.append(np.ones(len(truth)), np.full(len(added), ADDED_WEIGHT))
-    total = float(weights.sum())
-    mean = float(weights @ rest) / total
-    variance = float(weights @ (rest - mean) ** 2) / total / (total + 1)
-    third = 2 * float(weights @ (rest - mean) ** 3) / total / (total + 1) / (total + 2)
-    if len(others):
-        mean, variance = mean + power * float(others.mean()), variance + power**2 * float(others.var()) / len(others)
-    error, skewness = math.sqrt(variance), third / variance**1.5
-    reach = t_quantile(confidence, len(truth) - 2)
-    return mean + error * skewed(-reach, skewness), mean + error * skewed(reach, skewness)
-
-
-def _ends(probs: Floats, is_labeled: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    labeled, other = probs[is_labeled], probs[~is_labeled]
-    return float(labeled.mean()) if len(labeled) else 1.0, float(other.mean()) if len(other) else 0.0
