@@ -24,8 +24,9 @@ from job.engine.model.checkpoints import converting
 from job.engine.model.checkpoints.conversion import FORMATS, conversion_of, dtype_of
 from job.engine.model.checkpoints.floats import fp8
 from job.engine.model.checkpoints.others import OTHERS
+from job.engine.model.fp8 import to_fp8
 from job.engine.model.info import ModelInfo, inspect_model
-from job.engine.model.quantized import Float8Linear, to_fp8
+from job.engine.model.quantized import Float8Linear
 from job.errors import UsageError
 from job.remote.model_files import ModelFiles
 from tests import quantized, serving

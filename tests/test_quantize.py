@@ -15,13 +15,13 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from job.cli.foreign import advice_on
 from job.config import EngineConfig, ModelConfig
 from job.engine.fit.shape import shape_of
-from job.engine.model import quantized
+from job.engine.model import fp8, quantized
+from job.engine.model.fp8 import LARGEST, check_device, product_dtype
 from job.engine.model.layers_in_8_bits import quantize
 from job.engine.model.loading import LoadedModel
 from job.engine.model.overflow import find_overflow
 from job.engine.model.precision import Precision
 from job.engine.model.quantized import (
-    LARGEST,
     LAYERS,
     Float8Linear,
     Int8Linear,
@@ -81,6 +81,39 @@ def test_fp8_is_the_product_of_rounded_numbers(dtype: torch.dtype) -> None:
     size = expected.abs().amax(-1, keepdim=True)
     assert ((found.float() - expected).abs() <= 2 * torch.finfo(dtype).eps * size + 1e-6).all()
     assert torch.allclose(layer.weight_q.float() * layer.scale, linear.weight.float(), rtol=2**-4, atol=1e-4)
+
+
+def test_a_device_that_multiplies_into_bfloat16_alone_serves_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.11 does so for rows with scales of their own, on Ada and Blackwell; float16 is the default there."""
+    multiply = torch._scaled_mm
+
+    def refusing(*args: Any, out_dtype: torch.dtype, **options: Any) -> torch.Tensor:
+        if out_dtype != torch.bfloat16:
+            raise ValueError("Only bf16 high precision output types are supported for row-wise scaling.")
+        return multiply(*args, out_dtype=out_dtype, **options)
+
+    linear = nn.Linear(32, 16).half()
+    layer, values = Float8Linear.of(linear, CPU, torch.float16), torch.randn(3, 32).half()
+    expected = layer(values)
+    product_dtype.cache_clear()
+    monkeypatch.setattr(torch, "_scaled_mm", refusing)
+    try:
+        found = layer(values)
+        assert product_dtype(torch.float16, CPU) == torch.bfloat16
+    finally:
+        product_dtype.cache_clear()
+    assert found.dtype == torch.float16 and (found - expected).abs().max() <= 2**-7 * expected.abs().max()
+
+
+def test_a_gpu_whose_product_fails_is_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no kernel image is available\nand more")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fp8, "product_dtype", fail)
+    with pytest.raises(UsageError, match=r"in fp8 failed: no kernel image is available\. Use --quantize int8"):
+        check_device("fp8", torch.device("cuda"))
+    check_device("int8", torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("num_inputs", "num_groups"), [(128, 2), (96, 1)])

@@ -1,11 +1,11 @@
-"""Starting a choice or scores never waits for the device: shown on tensors that hold no numbers.
+"""A step, and starting a choice or scores, never wait for the device: shown on tensors that hold no numbers.
 
 Tensors on PyTorch's "meta" device have shapes only, and raise an exception wherever something depends on what they
 hold: ``item``, ``tolist``, ``nonzero``, a branch. They stand for those of a GPU here, and what is copied between them
 and the host is counted. Whether a copy that need not wait really does not, only a GPU can show.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +15,28 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from job.engine import transfers
 from job.engine.logits.history import TokenHistory
 from job.engine.logits.masks import Masks
 from job.engine.logits.pipeline import start_choice
 from job.engine.logits.sampling import SamplingBatch
+from job.engine.logits.text_scores import PendingTextScores
 from job.engine.logits.trie import start_scores, trie_of
+from job.engine.paged.attention import interface
+from job.engine.paged.attention.cache import KVCache, LayerShape
+from job.engine.paged.attention.layout import BlockTables, Layout
+from job.engine.paged.cuda import launches
+from job.engine.paged.cuda.steps import DeviceSteps
+from job.engine.paged.executor import run_model
+from job.engine.paged.schedule.step import Step, rows
+from job.engine.paged.support import spare_looks
+from job.engine.paged.tasks.pooling import PendingVectors
 from job.engine.static.token_choice import Row
 from job.tasks import SamplingParams
+from tests import plain_launches
+from tests.tiny import ARCHITECTURES, UNCUT
 
 NUM_ROWS, VOCAB = 6, 700
 DEVICE = torch.device("meta")
@@ -38,6 +51,18 @@ class Recorder(TorchDispatchMode):
         self.operations: list[Any] = []
         self.copies: list[tuple[str, bool]] = []
         """For each copy, where it goes, and whether the host goes on meanwhile."""
+        self._no_hidden_copies = NoHiddenCopies()
+
+    def __enter__(self) -> "Recorder":
+        """Begin, and refuse what cannot be seen."""
+        self._no_hidden_copies.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        """End both."""
+        super().__exit__(*args)
+        self._no_hidden_copies.__exit__(*args)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record and run an operation."""
@@ -63,11 +88,14 @@ class NoHiddenCopies(TorchFunctionMode):
         """Run a function, unless it makes a tensor of numbers there, or assigns a number to ``tensor[index]``."""
         assert func not in (torch.tensor, torch.as_tensor) or not (kwargs or {}).get("device"), "the host waits"
         assert func is not torch.Tensor.__setitem__ or isinstance(args[2], torch.Tensor), "the host waits"
+        if func is torch.segment_reduce:  # which has no form for this device
+            assert kwargs and kwargs["unsafe"], "it looks at the lengths"
+            return args[0].new_empty(len(kwargs["lengths"]), args[0].shape[1])
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
-def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace what PyTorch has only for a GPU: pinned memory and events."""
 
     def buffer(size: int, *, is_pinned: bool) -> tuple[torch.Tensor, Any]:
@@ -79,8 +107,6 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: pytest.fail("waits"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    with NoHiddenCopies():
-        yield
 
 
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -158,6 +184,87 @@ def test_scores_take_one_copy_there_and_one_back_and_never_wait() -> None:
     with Recorder() as recorder:
         start_scores(torch.empty(len(nodes), VOCAB, device=DEVICE), nodes)
     assert recorder.copies == [("device", True), ("host", True)]
+
+
+@pytest.mark.parametrize(("weights", "num_copies"), [(None, 1), (np.ones(9, np.float32), 2)])
+def test_sums_over_tokens_do_not_wait(weights: Any, num_copies: int) -> None:
+    with Recorder() as recorder:
+        PendingVectors(torch.empty(9, 32, dtype=torch.float16, device=DEVICE), [2, 3, 4], weights)
+    assert recorder.copies == [("device", True)] * num_copies + [("host", True)]
+
+
+def test_scores_of_texts_do_not_wait() -> None:
+    with Recorder() as recorder:
+        PendingTextScores(torch.empty(9, VOCAB, dtype=torch.float16, device=DEVICE), range(9))
+    assert recorder.copies == [("device", True), ("host", True)]
+
+
+ROPE = {"rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 256}
+LONG = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+EXPERTS = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {},
+    "opt": {},
+    "gpt2": {},
+    "mixtral": EXPERTS,
+    "gpt_oss": {**EXPERTS, "head_dim": 32},
+    "deepseek_v3": {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2},
+    "dynamic": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "yarn": {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", **ROPE}},
+    "longrope": {"model_type": "llama", "rope_parameters": {"rope_type": "longrope", **ROPE, **LONG}},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_takes_one_copy_and_never_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows whose latest tokens the host does not know, through all layers of a model. What looks at a number there,
+    or copies one, cannot be recorded either.
+    """
+    monkeypatch.setattr(launches, "attend_launches", lambda *_, **__: [])
+    monkeypatch.setattr(launches, "store_launch", lambda *_: plain_launches.PlainLaunch(lambda: None))
+    model = empty_model(name)
+    cache = KVCache(shapes_of(model), num_pages=16, page_tokens=64, device=DEVICE)
+    tables = BlockTables(5)
+    tables.add(rows([(slot, 0, slot) for slot in range(4)], 3))
+    step = Step(
+        token_ids=np.array([-1, -2, *range(5, 12)], np.int32),
+        sequences=rows([(0, 7, 1, 1), (1, 9, 1, 1), (2, 3, 7, 1)], 4),
+        new_pages=rows([(0, 0, 0)], 3),
+        copies=rows([(1, 2, 3)], 3),
+    )
+    chosen = torch.empty(4, dtype=torch.int64, device=DEVICE)
+    steps = DeviceSteps(model, cache, DEVICE, num_slots=4)
+    with Recorder() as recorder:
+        logits = steps.run(step, tables, chosen)
+    assert recorder.copies == [("device", True)]
+    assert logits.shape == (3, 260)
+
+
+def empty_model(name: str) -> Any:
+    """Return a model that the paged engine has accepted, without numbers."""
+    values = {"vocab_size": 260, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    values |= {"num_attention_heads": 4, "max_position_embeddings": 512, "pad_token_id": 0}
+    values |= {**ARCHITECTURES, **UNCUT}.get(name, {}) | MODELS[name]
+    config = AutoConfig.for_model(values.pop("model_type", name), **values)
+    with DEVICE:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    model.to(DEVICE).set_attn_implementation(interface.NAME)
+    spare_looks(model, 256)
+    return model
+
+
+def shapes_of(model: Any) -> dict[int, LayerShape]:
+    """Return what its layers store."""
+    shapes: dict[int, LayerShape] = {}
+
+    def look(layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: Any) -> torch.Tensor:
+        shapes[layer_idx] = LayerShape.of(query, key, value, args)
+        return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+
+    one = Step(token_ids=np.zeros(1, np.int32), sequences=rows([(0, 0, 1, 1)], 4))
+    run_model(model, Layout(one, BlockTables(1), 64), look, DEVICE)
+    return shapes
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from job.config import ModelConfig
 from job.engine.model.adapters.adapter import adapted_config, inspect_adapters
 from job.engine.model.checkpoints.conversion import DenseWeights, dense_weights_of
 from job.engine.model.decoder import RELATIVE, Decoder, decoder_of, trained_len
+from job.engine.model.fp8 import check_device
 from job.engine.model.heads import head_of, num_positions
 from job.engine.model.kinds import CAUSAL, ModelKind, is_encoder, kind_of
 from job.engine.model.naming import check_no_adapter, check_repository
 from job.engine.model.precision import Precision
-from job.engine.model.quantized import check_device
 from job.engine.model.sentence_files import longest_text
 from job.engine.model.tensor_parallel import check_tensor_parallel
 from job.engine.model.text_part import text_part_of

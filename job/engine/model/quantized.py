@@ -20,20 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from job.errors import UsageError
+from job.engine.model.fp8 import MULTIPLE, from_fp8, product_dtype, scaled_product, to_fp8
 
 GROUP = 64
 """Values with one scale in int8, where the inputs are a multiple of it; else each row has one scale."""
 
-FP8, LARGEST = torch.float8_e4m3fn, torch.finfo(torch.float8_e4m3fn).max
-MULTIPLE = 16
-"""Of which both sizes of a weight must be, for the product in fp8. Others are filled up with zeros."""
-
 PART = 2**22
 """Weights that are quantized at once, or 16 rows: it takes several copies of them in float32."""
-
-MIN_CAPABILITY = (8, 9)
-"""Of a GPU that multiplies in fp8."""
 
 
 class QuantizedLinear(nn.Module):
@@ -161,11 +154,8 @@ class Float8Linear(QuantizedLinear):
         if self.in_features % MULTIPLE:
             values = nn.functional.pad(values, (0, -self.in_features % MULTIPLE))
         values_q, scale = to_fp8(values)
-        # On a GPU, the product does not come out in float32 (torch 2.13: "only bf16 and fp16 high precision output").
-        dtype = torch.bfloat16 if values.is_cuda and self.dtype == torch.float32 else self.dtype
-        product = torch._scaled_mm(
-            values_q, self.weight_q.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=dtype, use_fast_accum=False
-        )
+        dtype = product_dtype(self.dtype, values.device)
+        product = scaled_product(values_q, self.weight_q, scale, self.scale, dtype)
         return product[:, : self.out_features].contiguous().to(self.dtype)
 
     def dequantized(self) -> torch.Tensor:
@@ -227,22 +217,6 @@ def may_merge(layers: Sequence[QuantizedLinear]) -> bool:
     )
 
 
-def to_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return [..., C] values in e4m3, and one scale [..., 1] float32 for each row by which they are to be multiplied.
-
-    A row of zeros stays one. A row with a number that is not finite has a scale that is not.
-    """
-    # No larger result than 448 times a rounding, which the cast rounds to 448: it has no need to be clamped.
-    largest = torch.linalg.vector_norm(values, torch.inf, -1, keepdim=True).float()
-    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return (values / scale).to(FP8), scale
-
-
-def from_fp8(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Undo ``to_fp8``, but for what was rounded."""
-    return (values.float() * scale).to(dtype)
-
-
 def to_int8(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return [..., C] values as integers [..., C / group, group], and their scales [..., C / group, 1] in a dtype."""
     group = GROUP if values.shape[-1] % GROUP == 0 else values.shape[-1]
@@ -256,17 +230,3 @@ def to_int8(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, tor
 def from_int8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Undo ``to_int8``, but for what was rounded."""
     return (values.to(scale.dtype) * scale).flatten(-2)
-
-
-def check_device(scheme: str, device: torch.device) -> None:
-    """Check that a device can compute in a scheme.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if scheme == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        raise UsageError(
-            f"--quantize fp8 needs a GPU of compute capability {'.'.join(map(str, MIN_CAPABILITY))} or more (Ada, "
-            f"Hopper, Blackwell); {torch.cuda.get_device_name(device)} has "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}. Use --quantize int8, or leave it out."
-        )

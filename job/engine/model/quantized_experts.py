@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from job.engine.model.experts import Layout
-from job.engine.model.quantized import from_fp8, from_int8, to_fp8, to_int8
+from job.engine.model.fp8 import from_fp8, to_fp8
+from job.engine.model.quantized import from_int8, to_int8
 
 
 class QuantizedExperts(nn.Module):

@@ -31,6 +31,9 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 KNOWN_LAYERS = frozenset({"attention", "full_attention", "sliding_attention"})
 """Entries of a configuration's ``layer_types`` whose masks this engine can apply."""
 
+POSITIONS = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+"""Kinds of rotary frequencies that change past some positions, and the setting that says which."""
+
 
 def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, LayerShape], str | None]:
     """Make the model use our attention. All ranks of a replica must call this together.
@@ -55,7 +58,9 @@ def check_support(model: LoadedModel, replica: Replica) -> tuple[dict[int, Layer
     except Exception as error:  # whatever a model raises when it is called in an unusual way
         reason = f"it cannot run on a ragged batch: {first_line(error)}"
     reasons = [text for text in replica.gather_status(reason) if text is not None]
-    if reasons and module.config._attn_implementation != own:
+    if not reasons:
+        spare_looks(module, model.max_model_len)
+    elif module.config._attn_implementation != own:
         module.set_attn_implementation(own)
     return shapes, reasons[0] if reasons else None
 
@@ -79,6 +84,21 @@ def _configuration_problem(module: Any, max_model_len: int | None) -> str | None
                 advice = f" (not with --max-model-len {shorter})" if shorter else ""
                 return f"its rotary frequencies depend on the longest row of the batch{advice}"
     return None
+
+
+def spare_looks(module: Any, max_model_len: int | None) -> None:
+    """Leave out what looks at the tokens or positions of each step, and does nothing then: on a GPU, the host waits for
+    what it looks at, and no step that does so can be recorded.
+    """
+    for part in module.modules():
+        if hasattr(part, "warn_if_padding_and_no_attention_mask"):
+            part.warn_if_padding_and_no_attention_mask = lambda *_: None  # no step has padding
+        rope_type = getattr(part, "rope_type", None)
+        if isinstance(rope_type, str) and rope_type in POSITIONS and max_model_len is not None:
+            text, limit = part.config.get_text_config(), POSITIONS[rope_type]
+            known = getattr(text, limit, None) or (getattr(text, "rope_parameters", None) or {}).get(limit)
+            if known is not None and max_model_len <= known:
+                part.rope_type = "default"  # its frequencies would change only past these positions
 
 
 def _token_ids(module: Any) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -55,7 +55,8 @@ class PendingVectors:
             sums = sums * of_tokens[:, None]
         if len(counts) < len(logits):
             [lengths] = Upload(logits.device)(np.array(counts, np.int64))
-            sums = torch.segment_reduce(sums, "sum", lengths=lengths)
+            # Otherwise it looks at the lengths, and waits for them.
+            sums = torch.segment_reduce(sums, "sum", lengths=lengths, unsafe=True)
         self._copied = Download(sums)
 
     def result(self) -> Vectors:
