@@ -355,6 +355,20 @@ def test_launches_in_random_order_that_are_killed_again_and_again_leave_one_log(
     assert paths.directory.partials(SCATTERED) == left, "once shards are written, the sweep at the end removes it"
 
 
+def test_rows_that_go_on_one_after_the_other_are_told_together(
+    paths: RunFiles, make_worker: Callable[..., InFlight]
+) -> None:
+    """There was a line every 2 seconds, for as long as rows of an earlier launch began."""
+    make_worker("dead").keep(Rows(5))
+    notes: list[str] = []
+    worker = make_worker("next", note=notes.append)
+    for row_idx in range(5):
+        worker.resumed(Request(row_idx=row_idx, sample_idx=0, prompt_ids=[1], task=generate(max_new_tokens=900)))
+        worker.keep(Rows(0))
+    worker.close()
+    assert [note.partition(" where")[0] for note in notes] == ["1 row goes on", "4 rows go on"]
+
+
 def test_only_the_holder_of_a_shard_takes_over_and_only_what_dead_workers_left(
     paths: RunFiles, make_worker: Callable[..., InFlight]
 ) -> None:
@@ -543,4 +557,7 @@ def test_a_full_disk_costs_only_what_rows_in_flight_have(
     monkeypatch.setattr(PartialLog, "append", fail)
     done = run_job(*run_args(tmp_path / "out", "--limit", "2"))
     assert done.exit_code == 0
-    assert done.stderr.count("what rows in flight have so far cannot be kept") == 1
+    told = (
+        "what rows in flight have so far cannot be kept, so a kill would lose it: journal/x: No space left on device\n"
+    )
+    assert done.stderr.count(told) == 1

@@ -1,6 +1,8 @@
 """The page of ``job report``: its numbers, its rows, and what a real browser makes of it."""
 
+import errno
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -203,6 +205,21 @@ def test_rows_of_a_sample(run: Path, tmp_path: Path) -> None:
     assert len(row["completion"]) < 4100 and "196,000 characters are not shown here" in row["completion"]
 
 
+def test_a_page_that_cannot_be_written_in_full_leaves_the_one_of_before(
+    run_job: RunJob, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, half a page had taken its place."""
+
+    def full(file: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.html").write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    result = run_job("report", run, "--page", tmp_path / "a.html")
+    assert result.exit_code == 1 and "a.html cannot be written: No space left on device." in result.stderr
+    assert (tmp_path / "a.html").read_text() == "before" and len(list(tmp_path.glob("*a.html*"))) == 1
+
+
 def test_what_the_command_writes_and_prints(run_job: RunJob, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.html"
     result = run_job("report", run, "--page", file, "--price-per-gpu-hour", 2)
@@ -225,7 +242,7 @@ def test_what_the_command_writes_and_prints(run_job: RunJob, run: Path, tmp_path
     ("args", "message"),
     [
         (["--page", "README.md"], "it must end in .html"),
-        (["--page", "missing/a.html"], "cannot be written"),
+        (["--page", "missing/a.html"], "the directory missing does not exist"),
         (["--page", "a.html", "--no-page"], "Give one of them"),
         (["--port", 80], "without --watch"),
         (["--watch", "--json"], "goes with neither"),

@@ -117,21 +117,24 @@ class Pages:
         """Write a page, and return where it is and how large.
 
         Raises:
-            UsageError: it cannot be written.
+            UsageError: it cannot be written there.
+            JobError: it cannot be written in full.
         """
+        from job.output.looking.exporting.target import new_file
         from job.output.store.names import PAGE
         from job.report.page.html import to_html
 
         page, store, file = to_html(data.to_dict(), _title(self._output)), data.run.directory.store, self._asked.file
         place = store.describe(PAGE) if file is None else file
-        try:
-            if file is None:
+        if file is not None:  # a page of before stays until the new one is complete
+            with new_file(Path(file), None, force=True, option="page") as target:
+                target.write(page)
+        else:
+            try:
                 store.replace(PAGE, page)
-            else:
-                Path(file).write_bytes(page)
-        except OSError as error:
-            advice = "Name another file with --page."
-            raise UsageError(f"{place} cannot be written: {error.strerror or error}. {advice}") from None
+            except OSError as error:
+                advice = "Name another file with --page."
+                raise UsageError(f"{place} cannot be written: {error.strerror or error}. {advice}") from None
         return f"{place} ({len(page) / 1e6:.1f} MB)"
 
     def serve(self) -> None:

@@ -13,7 +13,7 @@ from typing import Self
 from job.engine.logits.endings import partial_of
 from job.engine.model.kinds import ENCODER_DECODER
 from job.engine.protocol import Engine
-from job.errors import Unavailable, first_line
+from job.errors import Unavailable, explain
 from job.output.parts.batch_log import BatchLog
 from job.output.parts.cut_rows import make_cut_log, read_cut_rows, settle_cut_rows
 from job.output.parts.partials import PartialLog, PartialLogs, to_batch
@@ -28,6 +28,9 @@ from job.tasks import Generate, Score
 
 TAKE_SECS = 15.0
 """How often a worker looks for logs of dead ones, which takes a few requests to the store."""
+
+TELL_SECS = 30.0
+"""How often at most a line says which rows have gone on where they were: they begin one after the other."""
 
 
 @dataclass(slots=True)
@@ -80,7 +83,7 @@ class InFlight:
         self._holds, self._timeout_secs = holds, lease_timeout_secs
         self._open: dict[int, OpenLogs] = {}
         self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
-        self._last, self._last_taken = time.monotonic(), -TAKE_SECS
+        self._last, self._last_taken, self._last_told = time.monotonic(), -TAKE_SECS, -TELL_SECS
         self._num_resumed = self._num_tokens = 0
         self._has_failed = False
         self._mixed = PartialLogs(directory, SCATTERED)
@@ -193,6 +196,8 @@ class InFlight:
 
     def close(self) -> None:
         """Close all logs. They stay: another launch goes on there."""
+        self._last_told = -TELL_SECS
+        self._tell_resumed()
         for shard_idx in list(self._open):
             with contextlib.suppress(OSError, Unavailable):
                 self.leave(shard_idx)
@@ -226,10 +231,11 @@ class InFlight:
     def _tell_failure(self, error: OSError) -> None:
         """Say that nothing can be kept, unless the last attempt has failed, too."""
         if not self._has_failed:
-            self._note(f"what rows in flight have so far cannot be kept, so a kill would lose it: {first_line(error)}")
+            self._note(f"what rows in flight have so far cannot be kept, so a kill would lose it: {explain(error)}")
 
     def _tell_resumed(self) -> None:
-        if self._num_resumed:
+        if self._num_resumed and time.monotonic() - self._last_told >= TELL_SECS:
+            self._last_told = time.monotonic()
             rows = "row goes" if self._num_resumed == 1 else "rows go"
             self._note(
                 f"{self._num_resumed:,} {rows} on where an earlier launch had stopped: {self._num_tokens:,} tokens are "

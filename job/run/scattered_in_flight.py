@@ -7,7 +7,7 @@ from typing import Any
 
 from job.engine.logits.endings import partial_of
 from job.engine.protocol import Engine
-from job.errors import Unavailable, first_line
+from job.errors import Unavailable, explain
 from job.output.parts.batch_log import BatchLog
 from job.output.parts.cut_rows import make_cut_log
 from job.output.parts.partials import PartialLog, PartialLogs, to_batch
@@ -103,7 +103,7 @@ class ScatteredInFlight(InFlight):
         try:
             self._take_all(is_finished)
         except OSError as error:
-            self._note(f"what dead workers have left of rows in flight stays as it is: {first_line(error)}")
+            self._note(f"what dead workers have left of rows in flight stays as it is: {explain(error)}")
 
     def _take_all(self, is_finished: Callable[[SampleKey], bool]) -> None:
         self._begun = {key: partial for key, partial in self._begun.items() if not is_finished(key[:2])}
