@@ -175,6 +175,15 @@ def is_foreign(error: Exception) -> bool:
     return isinstance(error, OSError) or module.partition(".")[0] != "job"
 
 
+def unread_reason(error: BaseException) -> str:
+    """Return why a file cannot be read, for a message that names the file: without its name, number and full stop.
+
+    >>> unread_reason(PermissionError(13, "Permission denied", "/a")), unread_reason(ValueError("No footer."))
+    ('Permission denied', 'No footer')
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error).rstrip(".")
+
+
 def explain(error: BaseException, named: str = "") -> str:
     """Return the root cause of a library's error in one line, with the file that ``reading`` has named.
 

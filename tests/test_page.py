@@ -218,6 +218,7 @@ def test_a_page_that_cannot_be_written_in_full_leaves_the_one_of_before(
     result = run_job("report", run, "--page", tmp_path / "a.html")
     assert result.exit_code == 1 and "a.html cannot be written: No space left on device." in result.stderr
     assert (tmp_path / "a.html").read_text() == "before" and len(list(tmp_path.glob("*a.html*"))) == 1
+    assert "rows      60 = 36 done" in result.stdout, "the numbers are there even if the page is not"
 
 
 def test_what_the_command_writes_and_prints(run_job: RunJob, run: Path, tmp_path: Path) -> None:
@@ -268,8 +269,8 @@ def test_what_is_no_run_is_refused(run_job: RunJob, tmp_path: Path) -> None:
         "chain": "It contains runs: name one of judge.",
         "empty": "has no manifest",
         "none": "does not exist",
-        "torn": "is not a manifest",
-        "lost": "has no manifest",
+        "torn": "manifest.json is damaged",
+        "lost": "manifest.json is missing",
     }
     for name, message in said.items():
         result = run_job("report", tmp_path / name)

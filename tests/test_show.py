@@ -1,5 +1,6 @@
 """``job show``: rows of a run in the terminal, from parts and journals."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 import job.engine.fake
 from job.engine.fake import FakeEngine
+from job.output.store.local import LocalStore
 from tests.conftest import Result
 from tests.run_files import files_of
 from tests.test_run import write_jsonl
@@ -134,3 +136,14 @@ def test_a_damaged_part_is_named(run_job: RunJob, output: Path) -> None:
     files_of(output).part(1).write_bytes(b"PAR1")
     result = run_job("show", output, "--limit", 99)
     assert result.exit_code == 1 and "part-00001.parquet cannot be read: " in result.stderr
+
+
+def test_a_part_that_may_not_be_read_is_named_once(
+    run_job: RunJob, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, name: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(output / name))
+
+    monkeypatch.setattr(LocalStore, "open", refuse)
+    result = run_job("show", output)
+    assert result.exit_code == 1 and result.stderr.endswith(".parquet cannot be read: Permission denied.\n")

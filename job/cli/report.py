@@ -143,7 +143,6 @@ def report(
         write_file("label-next-to", label_next_to, chosen.blind, form, (output,), force=force)
     pages = Pages(output, lambda: (found, why), asked_page)
     data = pages.make()
-    place = pages.write(data) if asked_page.is_wanted else None
     if as_json and found is not None:
         click.echo(json.dumps({"output": output, **main_numbers(data), **found.to_dict()}, ensure_ascii=False))
     else:
@@ -151,9 +150,12 @@ def report(
             describe_run(data),
             labels and describe_labels(labels),
             chosen and describe_next(chosen, is_written=label_next_to is not None),
-            place and f"page: {place}",
         ]
         click.echo("\n".join(text for text in said if text))
+    if asked_page.is_wanted:  # after the numbers: the directory of somebody else's run may be read-only
+        place = pages.write(data)
+        if not as_json:
+            click.echo(f"page: {place}")
     if data.status.unreadable_parts or data.damages:
         raise JobError(f"Some of it is damaged: job verify {output} says what, and why.")
 

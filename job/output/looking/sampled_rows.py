@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.errors import JobError, first_line
+from job.errors import JobError, unread_reason
 from job.output.looking.found import FoundRun
 from job.output.parts import redone, writers
 from job.output.parts.part_schema import REUSED_FROM, Columns
@@ -174,6 +174,6 @@ class _opened:
 
     def _worded(self, error: BaseException) -> JobError:
         return JobError(
-            f"{self._store.describe(self._name)} cannot be read: {first_line(error)}. job verify without --recompute "
-            "says what is wrong with it."
+            f"{self._store.describe(self._name)} cannot be read: {unread_reason(error)}. job verify without "
+            "--recompute says what is wrong with it."
         )

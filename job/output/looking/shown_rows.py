@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from job.arrow.values import to_python
-from job.errors import JobError, UsageError, first_line
+from job.errors import JobError, UsageError, unread_reason
 from job.output.looking.found import FoundRun
 from job.output.parts.journal import JournalReader
 from job.output.parts.part_schema import Columns
@@ -168,7 +168,7 @@ def _open_part(run: FoundRun, shard_idx: int) -> Iterator[pq.ParquetFile]:
         with store.open(name) as source:
             yield pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{store.describe(name)} cannot be read: {first_line(error)}.") from None
+        raise JobError(f"{store.describe(name)} cannot be read: {unread_reason(error)}.") from None
 
 
 def _read_group(file: pq.ParquetFile, position: int) -> tuple[range, pa.Table]:

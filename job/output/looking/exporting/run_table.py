@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from job.errors import JobError, UsageError, first_line
+from job.errors import JobError, UsageError, unread_reason
 from job.output.looking.found import FoundRun
 from job.output.parts.counts import METADATA_KEY
 from job.output.parts.older_formats import without_late_times
@@ -155,9 +155,8 @@ class RunTable:
             with self.run.directory.store.open(self.run.directory.names.part(shard_idx)) as file:
                 yield file
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error).rstrip(".")
             raise JobError(
-                f"{self._describe(shard_idx)} cannot be read: {reason}. Run job verify to see what to do."
+                f"{self._describe(shard_idx)} cannot be read: {unread_reason(error)}. Run job verify to see what to do."
             ) from None
 
     def _describe(self, shard_idx: int) -> str:
