@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -44,6 +45,8 @@ class Toy(Computer):
     def __init__(self, scores: Scores) -> None:
         self.scores, self.model = scores, None
         special = {PIECES[END]: END}
+        fields = [pa.field("choice_logprobs", pa.list_(pa.float64()))]
+        mode = SimpleNamespace(measured=lambda: fields, follow=frozenset())
         self.examined: Any = SimpleNamespace(
             tokenizer=SimpleNamespace(
                 decode=decode,
@@ -51,7 +54,7 @@ class Toy(Computer):
                 special_tokens=special,
                 token_bytes=lambda: lambda token: PIECES[token].encode(),
             ),
-            config=SimpleNamespace(active_modes=()),
+            config=SimpleNamespace(active_modes=(mode,)),
         )
 
     @property
@@ -78,11 +81,13 @@ class Toy(Computer):
             closing = MARKER.closing_ids if ends_early else ()
             ids += closing or [margin.winner]
             if (reason := self.finish_reason(asked, ids)) is not None:
-                numbers = [0.0] if isinstance(request.task, Score) else None
-                return Generation(request=request, token_ids=ids, finish_reason=reason, numbers=numbers)
+                if isinstance(request.task, Score):
+                    return self.score_after(request, ids)
+                return Generation(request=request, token_ids=ids, finish_reason=reason)
 
     def score_after(self, request: Request, thought_ids: Sequence[int]) -> Generation:
-        return Generation(request=request, token_ids=thought_ids, finish_reason="stop", numbers=[0.0])
+        numbers = [self.scores(tuple(thought_ids)).get(A, 0.0)]
+        return Generation(request=request, token_ids=thought_ids, finish_reason="stop", numbers=numbers)
 
     def complete(self, generation: Generation, prompt: Prompt) -> Completion:
         ids, [text] = generation.token_ids, decode([generation.token_ids])
@@ -101,7 +106,7 @@ class Toy(Computer):
             num_prompt_tokens=len(generation.request.prompt_ids),
             num_completion_tokens=answer.num_completion_tokens,
             error=None,
-            values=answer.values,
+            values={**answer.values, "choice_logprobs": generation.numbers},
         )
 
 
@@ -231,6 +236,16 @@ def test_an_end_that_was_drawn_within_reasoning_is_compared_as_drawn(gap: float,
     for each in (gap, -gap):
         found = verdict_of(kind, partial(writes, gap=each), partial(writes, gap=-each), known=known)
         assert (found.outcome, found.position, found.gap) == (outcome, 6, pytest.approx(gap, rel=0.05)), "written"
+
+
+@pytest.mark.parametrize(("gap", "outcome"), [(0.3, EQUAL), (0.7, DIFFERENT)])
+def test_the_score_of_a_choice_is_not_that_of_the_reasoning_before_it(gap: float, outcome: str) -> None:
+    """It is a sum over the choice's tokens, so nine tokens of reasoning do not make it less precise."""
+
+    def scores(ids: tuple[int, ...], gap: float = 0.0) -> dict[int, float]:
+        return {C: 5.0} if len(ids) < 7 else {A: -2.0 - gap, OPEN: 5.0} if ids[-1] != OPEN else {CLOSE: 5.0}
+
+    assert verdict_of("choice", scores, partial(scores, gap=gap)).outcome == outcome
 
 
 def test_what_was_not_tried_is_unclear(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,10 @@ class Retracing:
             return self._found(DIFFERENT, detail="the number of its prompt tokens")
         found = self._computer.complete(generation, asked.prompt)
         if generates(generation.request) is None:
-            return self._judge_numbers(found, ())
+            return self._judge_numbers(generation, found, ())
         known = None if self._texts.is_scored else stored.values.get("token_ids")
         if self._texts.is_same(found) and (known is None or list(known) == list(generation.token_ids)):
-            return self._judge_numbers(found, ())
+            return self._judge_numbers(generation, found, ())
         forced = None if known is None else self._compare(generation, list(known))
         return self._search(generation, found) if forced is None else forced
 
@@ -88,7 +88,7 @@ class Retracing:
         found = self._computer.complete(forced, self._asked.prompt)
         if not self._texts.is_same(found):
             return self._found(DIFFERENT, ties=ties, detail="its tokens have another text, or do not end there")
-        return self._judge_numbers(found, ties)
+        return self._judge_numbers(forced, found, ties)
 
     def _search(self, first: Generation, found: Completion) -> Verdict:
         """Look for tokens that lead from what comes out now to the text in the part, and return the verdict."""
@@ -97,8 +97,9 @@ class Retracing:
             return self._found(FAILED, detail=str(way.generation.error))
         if way.generation is not None and way.is_exact:
             if isinstance(first.request.task, Score) and way.is_followed:
-                return self._judge_numbers(self._computer.complete(way.generation, self._asked.prompt), way.ties)
-            return self._judge_numbers(found, way.ties, upto=way.ties[0].position)
+                found = self._computer.complete(way.generation, self._asked.prompt)
+                return self._judge_numbers(way.generation, found, way.ties)
+            return self._judge_numbers(first, found, way.ties, upto=way.ties[0].position)
         if way.generation is not None:
             found = self._computer.complete(way.generation, self._asked.prompt)
         if self._texts.has_same_text(found):
@@ -113,10 +114,13 @@ class Retracing:
         outcome, detail = (DIFFERENT, "") if way.is_known else (UNCLEAR, MANY_WAYS)
         return self._found(outcome, ties=ties, position=tie.position, gap=tie.gap, detail=detail)
 
-    def _judge_numbers(self, found: Completion, ties: Sequence[Tie], *, upto: int | None = None) -> Verdict:
+    def _judge_numbers(
+        self, generation: Generation, found: Completion, ties: Sequence[Tie], *, upto: int | None = None
+    ) -> Verdict:
         """Return the verdict on a row whose text is explained: the rest are numbers."""
         stored, modes = self._stored, self._computer.examined.config.active_modes
-        num_tokens = stored.num_completion_tokens
+        # The score of a choice is a sum over its own tokens, not over those of the reasoning before it.
+        num_tokens = stored.num_completion_tokens - (len(generation.token_ids) if self._texts.is_scored else 0)
         far, column = distance(modes, stored.values, found.values, num_tokens, upto=upto)
         if far > self._tie_gap:
             return self._found(DIFFERENT, ties=ties, gap=far, detail=f"{column} by {far:.2g}")
