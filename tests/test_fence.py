@@ -1,5 +1,6 @@
 """Workers that began before a fence: whatever state they were in, nothing counts that they write after it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,16 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import job.engine.fake
 import job.run.preparation
 from job.engine.fake import FakeEngine
 from job.errors import EXIT_STOPPED
+from job.output.looking.found import FoundRun
+from job.output.looking.retries import mark_for_retry, read_counts
 from job.output.parts import plan, shard
+from job.output.parts.journal import Journal
+from job.output.parts.manifest import Manifest
+from job.output.parts.retry_marks import Mark
 from tests.conftest import Result
+from tests.run_files import RunFiles
 from tests.test_resume import exit_codes, start_until_journal_has
 from tests.test_run import read_output, write_jsonl
+from tests.test_shard import PLAN, block, completion, open_shard, part_format
 
 RunJob = Callable[..., Result]
 ROWS = [{"id": idx, "prompt": f"{idx} and more"} for idx in range(60)]
@@ -101,3 +110,52 @@ def test_a_worker_that_was_frozen_while_its_run_was_extended_writes_nothing_that
         assert codes == [EXIT_STOPPED] and "stopped on --extend by another launch, after which" in log, log
     assert read_output(Path("a")).equals(read_output(Path("expected")))
     assert run_job("verify", "a").exit_code == 0
+
+
+def marked(paths: RunFiles, wanted: Mark) -> int:
+    """Mark the rows of shard 0 as ``job retry`` does. Returns how many there are."""
+    run = FoundRun(manifest=Manifest({"modes": {}, "columns": {}}, {}), plan=PLAN, directory=paths.directory)
+    return mark_for_retry(run, read_counts(paths.directory), wanted).total()
+
+
+@pytest.mark.parametrize("has_mark", [False, True])
+def test_a_worker_that_was_frozen_before_a_retry_neither_answers_its_rows_nor_replaces_the_part(
+    tmp_path: Path, has_mark: bool
+) -> None:
+    """Its rows counted for those of the retry, and its part, with the errors of before, took the place of the new one.
+    Also if it had taken part in an earlier retry.
+    """
+    paths = RunFiles(tmp_path / "out", PLAN.num_shards)
+    paths.directory.prepare()
+    if has_mark:
+        first = open_shard(paths, worker="n-0-aaaaaa")
+        for row_idx in first.rows:
+            first.add(completion(row_idx, error="engine_error: x" if row_idx in (3, 4) else None))
+        first.keep(block(first.rows))
+        first.finish()
+        assert marked(paths, Mark(kinds=())) == 2
+    frozen, other = (open_shard(paths, worker=f"n-{pid}-aaaaaa") for pid in (1, 2))
+    for shard_ in (frozen, other):
+        shard_.keep(block(shard_.rows))
+        for row_idx in shard_.rows:
+            shard_.add(completion(row_idx, "old", error="engine_error: x" if row_idx == 3 else None))
+    other.finish()
+    assert marked(paths, Mark(kinds=())) == 1
+    with contextlib.suppress(FileNotFoundError):
+        frozen.sync()
+    stale = Journal(paths.store, frozen.directory.names.journal(0, "n-1-aaaaaa"), part_format().columns.journaled)
+    stale.append(completion(3, error="engine_error: x"))  # as if it had begun its journal only now
+    stale.close()
+    retrying = open_shard(paths, worker="n-3-aaaaaa")
+    assert not retrying.has((3, 0)) and retrying.has((4, 0))
+    frozen.finish()
+    assert paths.retry(0).exists(), "the rows are still to be retried"
+    retrying.add(completion(3, "new"))
+    killed = open_shard(paths, worker="n-4-aaaaaa")
+    retrying.sync()
+    killed.absorb()
+    assert killed.has((3, 0)), "what the retry has finished counts for all of its workers"
+    retrying.keep(block(retrying.rows))
+    retrying.finish()
+    frozen.finish()
+    assert pq.read_table(paths.part(0))["completion"].to_pylist()[3] == "new" and not paths.retry(0).exists()

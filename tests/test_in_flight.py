@@ -302,7 +302,8 @@ def make_worker(paths: RunFiles) -> Callable[..., InFlight]:
 
     def make(worker_id: str, done: Collection[SampleKey] = (), note: Any = str, **more: Any) -> InFlight:
         made = InFlight(paths.directory, Plan(num_rows=1000, rows_per_shard=1000), worker_id, note, is_on=True, **more)
-        made.look(SimpleNamespace(shard_idx=0, changes={}, has=done.__contains__, sync=lambda: None))
+        shard = {"shard_idx": 0, "changes": {}, "directory": paths.directory}
+        made.look(SimpleNamespace(**shard, has=done.__contains__, sync=lambda: None))
         return made
 
     return make
@@ -317,7 +318,7 @@ def test_a_retry_with_other_options_does_not_go_on_with_what_a_random_order_has_
     log.append([Partial(row_idx=3, sample_idx=0, token_ids=[7, 8])])
     log.close()
     worker = InFlight(paths.directory, Plan(num_rows=1000, rows_per_shard=1000), "me", str, is_on=True)
-    worker.look(SimpleNamespace(shard_idx=0, changes=changes))
+    worker.look(SimpleNamespace(shard_idx=0, changes=changes, directory=paths.directory))
     request = Request(row_idx=3, sample_idx=0, prompt_ids=[1], task=generate(max_new_tokens=9))
     assert (worker.resumed(request).begun is not None) == is_resumed
 

@@ -368,7 +368,8 @@ def test_what_happens_to_the_other_run_while_rows_are_copied(
         assert len(submitted) > 15
         assert read_output(Path("b")).drop_columns(ORIGIN).equals(read_output(Path("expected")))
     first.unlink()
-    for damaged in (plan_of_copies[:80], b""):
+    flipped = bytes([*plan_of_copies[:-9], plan_of_copies[-9] ^ 1, *plan_of_copies[-8:]])
+    for damaged in (plan_of_copies[:80], b"", flipped):
         again.write_bytes(damaged)
         refused = run_job(*args)
         assert refused.exit_code == 1 and "reuse/00001 is damaged" in refused.stderr.splitlines()[-1]

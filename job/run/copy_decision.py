@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from job.config import RunConfig
 from job.data.row_keys import key_of
@@ -21,6 +20,7 @@ from job.observe.text import number
 from job.output.parts.copies import Copies, OtherRun
 from job.output.parts.copy_plan import COMPUTED, CopyPlan, Other, read_copy_plans, write_copy_plan
 from job.output.parts.known_rows import NOTHING, KnownRows, matched
+from job.output.parts.opened_part import opened_part
 from job.output.parts.part_schema import REUSED_ROW_IDX, Columns
 from job.output.parts.plan import Plan
 from job.output.parts.redone import from_metadata
@@ -176,7 +176,7 @@ def _known_of_part(run: OtherRun, shard_idx: int, place: int) -> KnownRows | Non
     is_known, drawn_at = keys.any(axis=1), row_idx
     num_samples = run.plan.num_samples
     try:
-        with run.directory.store.open(run.directory.names.part(shard_idx)) as source, pq.ParquetFile(source) as file:
+        with opened_part(run.directory, shard_idx) as file:
             has_origin = Columns.of(run.manifest).has_origin  # else a column of that name is the dataset's
             table = file.read(columns=["error", *([REUSED_ROW_IDX] if has_origin else [])])
             redone = [row for row, _ in from_metadata(file.metadata.metadata or {})]

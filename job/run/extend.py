@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from job.data.row_keys import key_of
 from job.data.source import read_rows
@@ -25,6 +24,7 @@ from job.output.parts.fence import add_fence
 from job.output.parts.growth import read_growth
 from job.output.parts.journal import JournalReader
 from job.output.parts.manifest import Manifest
+from job.output.parts.opened_part import opened_part
 from job.output.parts.part_schema import Columns
 from job.output.parts.partials import Contents
 from job.output.parts.row_keys import ROW_KEY, UNKNOWN, read_keys
@@ -190,12 +190,13 @@ def _check_keys(
 
 def _check_kept(examined: "Examined", directory: RunDirectory, shard_idx: int, rows: range, kept: pa.Table) -> None:
     """Check that kept columns have the values that a part has."""
-    part = directory.names.part(shard_idx)
     try:
-        with directory.store.open(part) as source, pq.ParquetFile(source) as file:
+        with opened_part(directory, shard_idx) as file:
             before = file.read(columns=kept.column_names)
     except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{directory.store.describe(part)} cannot be read: {first_line(error)}.") from None
+        raise JobError(
+            f"{directory.store.describe(directory.names.part(shard_idx))} cannot be read: {first_line(error)}."
+        ) from None
     num_samples = examined.plan.num_samples
     if num_samples > 1:
         before = before.take(np.arange(len(rows)) * num_samples)

@@ -111,7 +111,7 @@ class InFlight:
             # What was cut by a limit goes on under a larger one, if nothing else has changed.
             is_longer = shard.changes.keys() == {"max_new_tokens"}
             before = read_cut_rows(self._directory, shard_idx) if is_longer else {}
-            self._open[shard_idx] = OpenLogs(shard, PartialLogs(self._directory, shard_idx), before)
+            self._open[shard_idx] = OpenLogs(shard, PartialLogs(shard.directory, shard_idx), before)
         logs = self._open[shard_idx]
         # They stay until the end of the run, so a retry with other options may find there what the run's have drawn.
         mixed = self._mixed.read("") if logs.is_as_asked else {}
@@ -206,7 +206,7 @@ class InFlight:
         """Close the logs of a shard that is complete, and put what was cut of it where it stays."""
         self.leave(shard.shard_idx)
         if self._is_on:
-            settle_cut_rows(self._directory, shard.shard_idx, shard.cut)
+            settle_cut_rows(shard.directory, shard.shard_idx, shard.cut)
 
     def leave(self, shard_idx: int) -> None:
         """Close a shard's logs."""
@@ -218,13 +218,13 @@ class InFlight:
 
     def _log(self, logs: OpenLogs) -> PartialLog:
         if logs.log is None:
-            logs.log = PartialLog(self._directory, logs.shard.shard_idx, self._worker_id)
+            logs.log = PartialLog(logs.shard.directory, logs.shard.shard_idx, self._worker_id)
         return logs.log
 
     def _append_cut(self, logs: OpenLogs) -> None:
         if logs.cut:
             if logs.cut_log is None:
-                logs.cut_log = make_cut_log(self._directory, logs.shard.shard_idx, self._worker_id)
+                logs.cut_log = make_cut_log(logs.shard.directory, logs.shard.shard_idx, self._worker_id)
             partials, logs.cut = logs.cut, []
             logs.cut_log.append(to_batch(partials))
 

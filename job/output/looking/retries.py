@@ -4,6 +4,7 @@ A part under retry stays in place until the new one replaces it, so readers miss
 is not done. ``OpenShard.finish`` removes the marker afterwards: a kill between the two only retries the rows once more.
 """
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from job.output.looking.footers import count_parts
 from job.output.looking.found import FoundRun
 from job.output.looking.survey import refuse_if_alive
 from job.output.parts.counts import Counts
+from job.output.parts.fence import discard_drafts_of_parts
 from job.output.parts.part_schema import Columns
 from job.output.parts.redone import described
 from job.output.parts.retry_marks import Mark, count_meant, read_mark
@@ -56,6 +58,9 @@ def mark_for_retry(run: FoundRun, counts: CountsOfShards, wanted: Mark) -> Count
         for mark in earlier.values():
             _refuse_if_other(mark, wanted, run)
         run.directory.store.prepare([RETRIES])
+        # A worker that nobody knows of may be about to replace a part. Who begins a draft later looks for one first.
+        discard_drafts_of_parts(run.directory.store)
+        wanted = replace(wanted, retry_id=secrets.token_hex(3))
         for shard_idx, of_part in counts.items():
             found = _meant(run, shard_idx, of_part, wanted)
             if found.num_rows:

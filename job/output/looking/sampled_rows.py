@@ -5,6 +5,7 @@ A worker computes its rows about in their order, so rows that are far apart were
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from job.errors import JobError, unread_reason
 from job.output.looking.found import FoundRun
 from job.output.parts import redone, writers
+from job.output.parts.opened_part import opened_part
 from job.output.parts.part_schema import REUSED_FROM, Columns
 from job.output.parts.rows import from_batch
 from job.output.store.names import METRICS
@@ -150,30 +152,18 @@ def _writers(file: pq.ParquetFile, num_rows: int) -> Sequence[str]:
     return writers.from_metadata(file.metadata.metadata or {}, num_rows)
 
 
-class _opened:
-    """A part that is open, whose errors are ours.
+@contextmanager
+def _opened(run: FoundRun, shard_idx: int) -> Iterator[pq.ParquetFile]:
+    """Open a part.
 
     Raises:
         JobError: it cannot be read.
     """
-
-    def __init__(self, run: FoundRun, shard_idx: int) -> None:
-        self._store, self._name = run.directory.store, run.directory.names.part(shard_idx)
-
-    def __enter__(self) -> pq.ParquetFile:
-        try:
-            self._file = file = self._store.open(self._name)
-            return pq.ParquetFile(file)
-        except (OSError, pa.ArrowException) as error:
-            raise self._worded(error) from None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if isinstance(error, OSError | pa.ArrowException | ValueError):
-            raise self._worded(error) from None
-
-    def _worded(self, error: BaseException) -> JobError:
-        return JobError(
-            f"{self._store.describe(self._name)} cannot be read: {unread_reason(error)}. job verify without "
-            "--recompute says what is wrong with it."
-        )
+    try:
+        with opened_part(run.directory, shard_idx) as file:
+            yield file
+    except (OSError, pa.ArrowException, ValueError) as error:
+        part = run.directory.store.describe(run.directory.names.part(shard_idx))
+        raise JobError(
+            f"{part} cannot be read: {unread_reason(error)}. job verify without --recompute says what is wrong with it."
+        ) from None

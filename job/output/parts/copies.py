@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from job.errors import JobError, first_line
 from job.output.parts.copy_plan import COMPUTED, CopyPlan, Other
 from job.output.parts.manifest import Manifest, read_manifest
+from job.output.parts.opened_part import opened_part
 from job.output.parts.part_schema import REUSED_FROM, REUSED_ROW_IDX, Columns
 from job.output.parts.part_tables import ReusedRows
 from job.output.parts.plan import Plan
@@ -217,7 +218,7 @@ class Copies:
         Raises:
             OSError, pa.ArrowException, LookupError, ValueError: the part cannot be read.
         """
-        with run.directory.store.open(run.directory.names.part(shard_idx)) as source, pq.ParquetFile(source) as file:
+        with opened_part(run.directory, shard_idx) as file:
             there = file.schema_arrow.names
             names = [field.name for field in self._schema if field.name in there or field.name not in OPTIONAL]
             if missing := [name for name in names if name not in there]:

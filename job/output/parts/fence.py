@@ -38,9 +38,14 @@ def add_fence(store: Store, manifest: Manifest, sealed: Mapping[str, int]) -> Ma
     limit, num_rows = manifest.section("dataset")["limit"], manifest.section("plan")["num_rows"]
     if not add_growth(store, manifest.growth, Growth.now(limit, num_rows, sealed=dict(sealed))):
         return None
+    discard_drafts_of_parts(store)
+    return Manifest(manifest.identity, manifest.about, manifest.format_version, read_growth(store))
+
+
+def discard_drafts_of_parts(store: Store) -> None:
+    """Discard all drafts of parts, and of what gets its name together with them."""
     for pattern in DRAFTS:
         store.discard("", pattern)
-    return Manifest(manifest.identity, manifest.about, manifest.format_version, read_growth(store))
 
 
 def is_fenced_off(store: Store, known: Sequence[Growth]) -> bool:

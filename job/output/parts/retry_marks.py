@@ -37,6 +37,8 @@ class Mark:
     """The counts of the part that was marked, as JSON values. None: the footer says how many rows are meant."""
     rows: Counts | None = None
     """The counts of these rows, if there is ``part``."""
+    retry_id: str = ""
+    """The identity of the retry, in hexadecimal; empty: an older version has marked the part."""
 
     @property
     def is_plain(self) -> bool:
@@ -50,7 +52,14 @@ class Mark:
             kinds = earlier.kinds if self.kinds is None else self.kinds
         elif self.kinds and earlier.kinds:
             kinds = tuple(sorted({*self.kinds, *earlier.kinds}))
-        return replace(self, kinds=kinds, cut=self.cut or earlier.cut, unparsed=self.unparsed or earlier.unparsed)
+        # What has been recomputed since the earlier one is in logs of its own.
+        return replace(
+            self,
+            retry_id=earlier.retry_id,
+            kinds=kinds,
+            cut=self.cut or earlier.cut,
+            unparsed=self.unparsed or earlier.unparsed,
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -79,10 +88,10 @@ class Mark:
     def to_json(self) -> bytes:
         """Return the contents of a marker. Older versions read it if they can do what it asks for."""
         if self.is_plain:
-            return json.dumps({"kinds": self.kinds}).encode()
+            return json.dumps({"kinds": self.kinds, **({"retry_id": self.retry_id} if self.retry_id else {})}).encode()
         content = {"errors": self.kinds, "cut": self.cut, "unparsed": self.unparsed, "changes": self.changes}
         rows = None if self.rows is None else self.rows.to_dict()
-        return json.dumps(content | {"part": self.part, "rows": rows}).encode()
+        return json.dumps(content | {"part": self.part, "rows": rows, "retry_id": self.retry_id}).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "Mark":
@@ -93,7 +102,7 @@ class Mark:
         """
         values = json.loads(content)
         if "kinds" in values:
-            return cls(kinds=tuple(values["kinds"]))
+            return cls(kinds=tuple(values["kinds"]), retry_id=values.get("retry_id", ""))
         rows = None if values["rows"] is None else Counts.from_json(json.dumps(values["rows"]).encode())
         return cls(
             kinds=None if values["errors"] is None else tuple(values["errors"]),
@@ -101,6 +110,7 @@ class Mark:
             unparsed=values["unparsed"],
             changes=dict(values["changes"]),
             part=values["part"],
+            retry_id=values.get("retry_id", ""),
             rows=rows,
         )
 

@@ -54,9 +54,11 @@ class OpenShard:
         """
         self._note, self._given_up = note, set[str]()
         self.shard_idx = shard_idx
-        self._plan, self._directory, self._format = plan, directory, part_format
+        self._plan, self._format = plan, part_format
         self._store, self._part = directory.store, directory.names.part(shard_idx)
         mark = read_mark(directory, shard_idx)
+        self.directory = directory = directory.of_retry("" if mark is None else mark.retry_id)
+        """The directory for those who know the shard as this worker does."""
         self._is_retry = mark is not None
         self._old_part = None if mark is None else self._stamp_of_part()
         """What the new part replaces."""
@@ -115,9 +117,9 @@ class OpenShard:
     def absorb(self) -> None:
         """Load new rows from the journals of other workers: those that held the shard before, and those that help."""
         # All journals are listed each time, since a new helper may have come. Each reader remembers its position.
-        for name in self._directory.journals(self.shard_idx):
+        for name in self.directory.journals(self.shard_idx):
             if name != self._journal.name:
-                reader = self._readers.setdefault(name, JournalReader.of(self._directory, name))
+                reader = self._readers.setdefault(name, JournalReader.of(self.directory, name))
                 self._take(reader.read(), writer_of_journal(name))
                 if reader.damage is not None and name not in self._given_up:
                     self._given_up.add(name)
@@ -197,7 +199,7 @@ class OpenShard:
         with self._unless_finished_by_another():
             with (
                 self._store.writing(self._part, self._old_part) as file,
-                self._row_keys.settling(self._directory, self.shard_idx),
+                self._row_keys.settling(self.directory, self.shard_idx),
             ):
                 self._write(file)
                 self._verify(file)
@@ -206,13 +208,13 @@ class OpenShard:
         if not is_written:
             return  # what is left belongs to the other worker, or by now to a retry, whose marker must stay
         # Drafts of killed workers. A slower live worker loses its own here, and so learns that the shard is done.
-        self._store.discard("", self._directory.names.drafts_of_part(self.shard_idx))
-        for log in self._directory.logs(self.shard_idx):
+        self._store.discard("", self.directory.names.drafts_of_part(self.shard_idx))
+        for log in self.directory.logs(self.shard_idx):
             self._store.delete(log)
         # The retry marker goes last. If it were deleted before the part is replaced, a kill between the two would make
         # the old part, with its errors, final. If there was none, one that is there now is of a later retry.
         if self._is_retry:
-            self._store.delete(self._directory.names.retry(self.shard_idx))
+            self._store.delete(self.directory.names.retry(self.shard_idx))
 
     def _stamp_of_part(self) -> Stamp | None:
         with contextlib.suppress(FileNotFoundError):

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from job.output.store.names import CARD, JOURNALS, LEASES, METRICS, RETRIES, SCATTERED, RunNames, generation_of
 from job.output.store.store import Entry, Store
@@ -18,6 +18,10 @@ class RunDirectory:
 
     store: Store
     names: RunNames
+
+    def of_retry(self, retry_id: str) -> "RunDirectory":
+        """Return the same directory for those who work on a shard under a retry, or without one (empty)."""
+        return replace(self, names=replace(self.names, retry_id=retry_id))
 
     def prepare(self) -> None:
         """Make sure that a worker can write wherever it has to.

@@ -97,6 +97,16 @@ def generation_of(log: str) -> int:
     return 0 if found is None else int(found[1])
 
 
+def _retry_of(log: str) -> str:
+    """Return the retry that a log in ``journal/`` belongs to; empty if to none.
+
+    >>> _retry_of("journal/00042.n1-77.r0a1b2c.g2.arrows"), _retry_of("journal/00042.n1-77.arrows")
+    ('0a1b2c', '')
+    """
+    found = re.search(r"\.r([0-9a-f]+)(\.g\d+)?\.[a-z]+$", log, re.ASCII)
+    return "" if found is None else found[1]
+
+
 def is_log(name: str) -> bool:
     """Whether an object is appended to.
 
@@ -142,6 +152,9 @@ class RunNames:
     """How often the run has been fenced (``job.output.parts.fence``). Logs in ``journal/`` are of one generation."""
     sealed: Mapping[str, int] = field(default_factory=dict)
     """The logs of earlier generations that count, and how many bytes of each do."""
+    retry_id: str | None = None
+    """Logs of one retry of a shard have its identity in their names, so that what belongs to another view of the shard
+    does not count. Empty: the shard has no part yet. None: all of them are meant."""
 
     def number(self, shard_idx: int) -> str:
         """Return the shard's number in the form that names contain."""
@@ -184,12 +197,14 @@ class RunNames:
         return self._log(f"{self.number(shard_idx)}.{worker_id}.{number}", "cut")
 
     def _log(self, start: str, ending: str) -> str:
+        retry = f".r{self.retry_id}" if self.retry_id else ""
         generation = f".g{self.generation}" if self.generation else ""
-        return f"{JOURNALS}/{start}{generation}.{ending}"
+        return f"{JOURNALS}/{start}{retry}{generation}.{ending}"
 
     def counts(self, log: str) -> bool:
         """Whether what is in a log counts: its writer knows the run as we do, or it was sealed."""
-        return generation_of(log) == self.generation or log in self.sealed
+        is_of_retry = self.retry_id is None or _retry_of(log) == self.retry_id
+        return is_of_retry and (generation_of(log) == self.generation or log in self.sealed)
 
     def num_sealed_bytes(self, log: str) -> int | None:
         """Return how much of a log counts; None: all of it, and what will be appended."""
