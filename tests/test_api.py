@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,24 @@ def test_what_is_not_a_configuration_is_refused(base: dict[str, Any]) -> None:
         run("out")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"stop_event is 3; it must be a threading.Event"):
         run(**base, stop_event=3)
+
+
+def test_runs_in_one_process_leave_no_file_open(run_job: RunJob, base: dict[str, Any], tmp_path: Path) -> None:
+    """Each run that handled signals left both ends of the sockets by which a thread hears of them."""
+    args = [
+        part for name, value in base.items() if name != "progress" for part in (f"--{name.replace('_', '-')}", value)
+    ]
+
+    def open_files() -> set[Path]:
+        return set(Path("/proc/self/fd").iterdir())
+
+    run(**base)
+    assert run_job("run", *args, "--output", tmp_path / "first").exit_code == 0
+    before = open_files()
+    for idx in range(3):
+        assert run(**{**base, "output": tmp_path / f"api-{idx}"}).exit_code == 0
+        assert run_job("run", *args, "--output", tmp_path / f"command-{idx}").exit_code == 0
+    end = time.monotonic() + 10
+    while len(open_files()) > len(before) and time.monotonic() < end:  # the threads of earlier runs are ending
+        time.sleep(0.01)
+    assert len(open_files()) <= len(before)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from job.errors import EXIT_STOPPED
 
@@ -26,6 +26,9 @@ BEFORE_WORK = " before the first row. Nothing is lost; run the same command agai
 
 class StopFlag:
     """A flag set by signals. A second signal changes nothing, except Ctrl-C: then the process ends as after a kill."""
+
+    _writing: ClassVar[socket.socket | None] = None
+    """What signals are written to, of the flag that was installed last."""
 
     def __init__(self, *, speaks: bool = True, ending: str = BEFORE_WORK) -> None:
         """Make a flag that is not set. Signals reach it only after ``install``.
@@ -64,7 +67,10 @@ class StopFlag:
         # Python runs handlers between two instructions of the main thread, which may be waiting in C for minutes, for
         # the other processes to join or for rank 0 to convert a dataset. This file descriptor is written immediately.
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(reading, writing), name="signals", daemon=True).start()
+        if StopFlag._writing is not None:  # of an earlier run in this process: its thread ends, and closes its own end
+            StopFlag._writing.close()
+        StopFlag._writing = writing  # the interpreter has only its number
+        threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
 
     @contextlib.contextmanager
     def handling_signals(self) -> Iterator[None]:
@@ -104,13 +110,14 @@ class StopFlag:
         self._was_signalled = True
         self.request(signal.Signals(number).name)
 
-    def _listen(self, reading: socket.socket, writing: socket.socket) -> None:
-        """Act on signals while the main thread cannot. Keeps ``writing`` open: the interpreter has only its number."""
-        while numbers := reading.recv(64):
-            for number in filter(SIGNALS.__contains__, numbers):
-                name = signal.Signals(number).name
-                self.request(name)
-                self.announce(name)
+    def _listen(self, reading: socket.socket) -> None:
+        """Act on signals while the main thread cannot."""
+        with reading:
+            while numbers := reading.recv(64):
+                for number in filter(SIGNALS.__contains__, numbers):
+                    name = signal.Signals(number).name
+                    self.request(name)
+                    self.announce(name)
 
     def _leave(self, name: str) -> NoReturn:
         try:
