@@ -43,6 +43,15 @@ def test_arguments_that_are_no_text_are_refused(run_job: RunJob, args: Sequence[
     assert line.startswith(f"job: The argument{where} is not UTF-8 text: b'") and r"caf\xe9" in line
 
 
+def test_a_locale_that_cannot_read_an_argument_is_named(run_job: RunJob) -> None:
+    """Its bytes are UTF-8, but were said not to be: Python had been told to read them as ASCII."""
+    result = run_job("status", os.fsdecode("Größe".encode("latin-1")), "caf\udcc3\udca9")
+    assert result.exit_code == 2 and "is not UTF-8 text: b'Gr\\xf6\\xdfe'" in result.stderr
+    result = run_job("run", "--output", "caf\udcc3\udca9")
+    assert result.exit_code == 2
+    assert "job: The argument after --output, café, cannot be read in this locale (" in result.stderr
+
+
 def test_bytes_of_a_shell_are_refused() -> None:
     args = [sys.executable, "-m", "job", "status", b"o\xff"]
     result = subprocess.run(args, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)

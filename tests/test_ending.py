@@ -176,6 +176,19 @@ def test_a_command_that_fails_changes_nothing(
     assert time.monotonic() - start < 20
 
 
+def test_a_second_ctrl_c_ends_the_command_and_not_what_the_run_has_done(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "Aborted!" with exit code 1, though every row was in a part."""
+
+    def interrupted(*args: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("job.run.ending.run_command", interrupted)
+    result, _ = job()
+    assert result.exit_code == 0 and "--on-end: ended by Ctrl-C" in result.stderr
+
+
 def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
     end = time.monotonic() + 0.3
     mark = tmp_path / "mark"

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import job
+from job.engine.fake import FakeEngine
+from job.records import Generation
 from tests.conftest import Result, finish, free_port, start_processes
 from tests.test_run import read_output, write_jsonl
 from tests.test_watchdog import wait_for
@@ -200,4 +203,49 @@ def test_a_stop_of_one_process_stops_all_between_two_tokens(tiny_model: Callable
     processes[1].terminate()
     results = finish(processes)
     assert [result.exit_code for result in results] == [75] * 4, results
+    assert list((tmp_path / "out/leases").iterdir()) == []
+
+
+def test_ctrl_c_while_the_command_line_is_imported_prints_nothing() -> None:
+    """It was a traceback from the middle of an import. Once that is over, Ctrl-C is Python's again."""
+    interrupt = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'job.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import job.__main__\n"
+    )
+    begin = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import job.__main__, job.cli.group as group\n"
+        "group.main = lambda **options: print(signal.getsignal(signal.SIGINT).__name__)\n"
+        "group.program()\n"
+    )
+    killed, begun = (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False
+        )
+        for code in (interrupt, begin)
+    )
+    assert (killed.returncode, killed.stdout, killed.stderr) == (-signal.SIGINT, "", "")
+    assert (begun.returncode, begun.stdout, begun.stderr) == (0, "default_int_handler\n", "")
+
+
+def test_a_second_ctrl_c_ends_a_run_in_one_line(
+    run_job: Callable[..., Result], tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "Aborted!" with the exit code of a failure."""
+
+    def interrupted(self: FakeEngine) -> list[Generation]:
+        raise KeyboardInterrupt
+
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a"}])
+    monkeypatch.setattr(FakeEngine, "step", interrupted)
+    args = ["--engine", "fake", "--model", tiny_model(), "--dataset", data, "--output", tmp_path / "out"]
+    result = run_job("run", *args)
+    assert result.exit_code == 75
+    assert result.stderr.endswith("\njob: ended by Ctrl-C. What was finished is kept; run the same command again.\n")
     assert list((tmp_path / "out/leases").iterdir()) == []

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from job.cli.show import show
 from job.cli.status import status
 from job.cli.submit import submit
 from job.cli.verify import verify
-from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
+from job.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, JobError, PeerFailed, UsageError, shorten
 from job.launch.environment import is_first_process, told_once
 from job.observe.noise import redact_tracebacks
 
@@ -48,6 +49,10 @@ class JobGroup(click.Group):
             ctx.exit(EXIT_USAGE)
         except PeerFailed as error:
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:  # of job run, the second one
+            if is_first_process(os.environ):
+                click.echo("\njob: ended by Ctrl-C. What was finished is kept; run the same command again.", err=True)
+            ctx.exit(EXIT_STOPPED)
         except JobError as error:
             click.echo(f"job: {error}", err=True)
             ctx.exit(error.exit_code)
@@ -86,8 +91,14 @@ def check_text(args: Sequence[str]) -> None:
         try:
             arg.encode()
         except UnicodeEncodeError:
-            where = f" after {before}" if before.startswith("--") else ""
-            raise UsageError(f"The argument{where} is not UTF-8 text: {shorten(os.fsencode(arg))}.") from None
+            where = f"The argument{f' after {before}' if before.startswith('--') else ''}"
+            content = os.fsencode(arg)
+            with contextlib.suppress(UnicodeDecodeError):
+                raise UsageError(
+                    f"{where}, {shorten(content.decode())}, cannot be read in this locale "
+                    f"({sys.getfilesystemencoding()}). Set LANG=C.UTF-8, or PYTHONUTF8=1."
+                ) from None
+            raise UsageError(f"{where} is not UTF-8 text: {shorten(content)}.") from None
 
 
 @click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -120,6 +131,8 @@ def program() -> NoReturn:
     exception"). Processes that had finished their work died of signal 6, which spoilt the exit code: one process in 2
     of about 12 launches, and a single process in 1 of about 40 runs, with torch 2.11.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ``__main__``
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stderr, sys.stdout):  # a name that the terminal's encoding lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -82,6 +82,11 @@ class StopFlag:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether this process's signals are its own: it is a command, not a program that runs one."""
+        return self._is_installed
+
     def begin_work(self) -> None:
         """From now on, make signals set the flag."""
         with self._lock:

@@ -147,6 +147,10 @@ class Ending:
         lose_patience()
         try:
             problem = self._send(self._ended(exit_code, reason))
+        except KeyboardInterrupt:
+            if not self._stop.is_installed:  # it is for the program that runs this
+                raise
+            problem = "ended by Ctrl-C"  # which does not undo what the launch has done
         except Exception as error:  # also a bug: the launch has ended as it has
             problem = f"{type(error).__name__}: {shorten(redacted(str(error)))}"
         if problem is not None:
