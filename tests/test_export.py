@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import pytest
 
 from job.config import EXPORT_FORMATS
 from job.output.looking.exporting import run_table, writers
+from job.output.looking.exporting.target import new_file
 from job.output.looking.exporting.writers import WRITERS
 from job.output.looking.found import find_run
 from tests.conftest import Result
@@ -581,3 +583,21 @@ def test_a_reader_that_has_enough_ends_it_without_a_word(output: Path, form: str
     command = f"set -o pipefail; {sys.executable} -m job export {output} --format {form} | true"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_what_is_ended_on_the_way_leaves_no_hidden_file(tmp_path: Path, number: signal.Signals) -> None:
+    """A time limit or a closed terminal left gigabytes under a name that begins with a dot."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended, new_file(tmp_path / "a.csv", None, force=False) as file:
+            file.write(b"1")
+            os.kill(os.getpid(), number)
+        assert ended.value.code == 128 + number and not list(tmp_path.iterdir())
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        with new_file(tmp_path / "a.csv", None, force=False) as file:
+            os.kill(os.getpid(), number)
+        assert (tmp_path / "a.csv").is_file() and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

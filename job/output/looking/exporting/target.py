@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from types import FrameType
+from typing import BinaryIO, NoReturn
 
 from job.errors import JobError, UsageError
 from job.output.store.files import fsync_dir
@@ -37,7 +40,7 @@ def new_file(path: Path, run_dir: Path | None, *, force: bool, option: str = "to
             f"--{option} {path} cannot be written: {error.strerror or error}. Name another file."
         ) from None
     try:
-        with _writing(f"--{option} {path}"), file:
+        with _unwinding(), _writing(f"--{option} {path}"), file:
             yield file
             file.flush()
             if not is_special:
@@ -47,6 +50,25 @@ def new_file(path: Path, run_dir: Path | None, *, force: bool, option: str = "to
     finally:
         if not is_special:
             written.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let the end of a time limit or of a terminal remove what was written so far: it may be large, and its name is
+    hidden. Not in a thread, which gets no signals, and not where a signal is ignored or has a handler."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers if is_main else ():
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers if is_main else ():
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _check(path: Path, run_dir: Path | None, named: str, *, force: bool) -> None:
