@@ -184,7 +184,7 @@ class Splits:
             )
             if margin is None:
                 return
-            found = self._ties_at(generation, margin, position, NUM_RANKED, is_last=position == last)
+            found = self._ties_at(generation, margin, position, NUM_RANKED, measures_all=position == last or not ties)
             ways += [Way(generation, (*ties, tie)) for tie in found]
             if any(tie.gap <= self.tie_gap for tie in found):
                 first = position
@@ -212,23 +212,23 @@ class Splits:
         self._nearest = min([*others, *([self._nearest] if self._nearest else [])], key=_miss, default=None)
 
     def _ties_at(
-        self, generation: Generation, margin: Margin, position: int, num_ranked: int, *, is_last: bool = False
+        self, generation: Generation, margin: Margin, position: int, num_ranked: int, *, measures_all: bool = False
     ) -> list[Tie]:
         """Return the choices with which the text in the part could go on.
 
         Args:
-            is_last: whether those are needed, too, that are no ties: to say what differs.
+            measures_all: whether those are needed, too, that are no ties: to say what differs.
         """
         texts, ids, ends = self.texts, list(generation.token_ids[:position]), self.computer.ends_of(generation.request)
         now = gap_at(self.computer, texts, generation, margin, position)
-        if now.gap > self.tie_gap and not is_last:
+        if now.gap > self.tie_gap and not measures_all:
             return []
         visible, not_here = texts.candidates(generation, ids), generation.token_ids[position : position + 1]
         others = [
             each for each in dict.fromkeys([*visible, *margin.ranked(num_ranked)]) if each not in {*ends, *not_here}
         ]
         near = margin.near(others, self.tie_gap)
-        tried = [[*near, *(each for each in others if each in visible)], others] if is_last else [near]
+        tried = [[*near, *(each for each in others if each in visible)], others] if measures_all else [near]
         agreeing = (
             [token for token in dict.fromkeys(each) if texts.agree(generation, [*ids, token])] for each in tried
         )
