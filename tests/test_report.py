@@ -132,6 +132,20 @@ def test_calibration_is_that_of_scikit_learn() -> None:
     perfect = calibration(probs, (random.random(500) < probs).astype(float), 0.95)
     assert perfect.ece.value < perfect.ece_if_calibrated < 0.1
     assert perfect.ece.low == 0  # no resample is, but the error of perfect probabilities is
+    alone = calibration(np.array([0.7]), np.array([1.0]), 0.95).ece
+    assert alone.value == pytest.approx(0.3) and math.isnan(alone.low) and math.isnan(alone.high)
+
+
+def test_the_interval_of_a_calibration_error_allows_for_its_bias() -> None:
+    """The true error is 0.05; that of 100 rows is larger on average, and a bootstrap adds as much again, so that its
+    interval is above the truth too often."""
+    random, hits = np.random.default_rng(2), 0
+    for _ in range(150):
+        probs = random.uniform(0.3, 0.9, 100)
+        is_right = (random.random(100) < probs - 0.05).astype(float)
+        ece = calibration(probs, is_right, 0.9).ece
+        hits += ece.low <= 0.05 <= ece.high
+    assert 0.84 < hits / 150 < 0.97, hits
 
 
 def test_a_corrected_share_by_hand() -> None:

@@ -2,10 +2,12 @@
 
 The expected calibration error weighs the gap of each bin by its rows (Naeini et al. 2015; Guo et al. 2017), over bins
 of equal width. It is above 0 even for perfect probabilities, because each bin has few rows, so what perfect ones would
-give is drawn beside it (Vaicenavicius et al. 2019, "Evaluating model calibration in classification"). For the same
-reason a bootstrap never reaches 0, so the interval of an error that perfect probabilities could have given begins at 0.
+give is drawn beside it (Vaicenavicius et al. 2019, "Evaluating model calibration in classification"). A resample is
+above the rows that it is drawn from as much as these are above the truth, so the lower end of the bootstrapped interval
+is moved down by twice as much; and that of an error which perfect probabilities could have given is 0.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,7 +44,7 @@ class Calibration:
     """The mean probability of the label."""
     accuracy: float
     ece: Estimate
-    """Expected calibration error, bootstrapped over rows; from 0 on, if it is within ``ece_if_calibrated``."""
+    """Expected calibration error, bootstrapped over rows; from 0 on, if it is at most ``ece_if_calibrated``."""
     ece_if_calibrated: float
     """What the error would stay below with perfect probabilities, at the report's confidence: less is noise."""
     brier: float
@@ -81,8 +83,10 @@ def calibration(probs: Floats, is_right: Floats, confidence: float) -> Calibrati
     draws = np.concatenate([_ece(gaps[rows], bin_of[rows]) for rows in resamples])
     [ece] = spread(_ece(gaps[None], bin_of), draws[:, None], confidence)
     perfect = [_ece((random.random((size, num_rows)) < probs) - probs, bin_of) for size in sizes]
-    if ece.value <= (noise := float(np.quantile(np.concatenate(perfect), confidence))):
-        ece = replace(ece, low=0.0)
+    noise = float(np.quantile(np.concatenate(perfect), confidence))
+    if not math.isnan(ece.low):
+        excess = max(0.0, float(draws.mean()) - ece.value)
+        ece = replace(ece, low=0.0 if ece.value <= noise else max(0.0, ece.low - 2 * excess))
     return Calibration(
         num_rows=num_rows,
         confidence=float(probs.mean()),
