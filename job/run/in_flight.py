@@ -126,6 +126,16 @@ class InFlight:
         self._num_tokens += len(partial.token_ids)
         return replace(request, begun=partial)
 
+    def submit(self, request: Request, engine: Engine) -> None:
+        """Give a request to an engine. If it does not take it (without a model, none does), nothing goes on there."""
+        try:
+            engine.submit(request)
+        except BaseException:
+            if request.begun is not None:
+                self._num_resumed -= 1
+                self._num_tokens -= len(request.begun.token_ids)
+            raise
+
     def _begun_of(self, request: Request) -> Partial | None:
         logs = self._open.get(self._plan.shard_of(request.row_idx))
         return None if logs is None else logs.begun.get(request.partial_key)

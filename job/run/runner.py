@@ -125,7 +125,7 @@ class Runner:
                     self._outage = error
                     return
                 if request is not None:
-                    self._engine.submit(request)
+                    self._shards.in_flight.submit(request, self._engine)
                 elif self._shards.is_busy or self._engine.num_pending >= self._share() or not self._shards.claim():
                     return
 
@@ -181,7 +181,7 @@ class Runner:
             raise self._outage
         # One step can empty a full engine if its prompts are identical.
         if (request := self._shards.next_request()) is not None:
-            self._engine.submit(request)
+            self._shards.in_flight.submit(request, self._engine)
             return True
         self._shards.sync()
         if self._shards.reading.is_reading:
