@@ -3,14 +3,17 @@
 What only a GPU can show (the compiled kernel, the recording) is in test_cuda.py.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from job.engine.paged.cuda import steps
+from job.engine.paged.cuda.graphs import Graphs
 from job.engine.paged.cuda.numbers import StepShape
 from job.engine.paged.cuda.steps import DeviceSteps, RecordedStep
 from job.engine.paged.engine import PagedEngine
@@ -165,3 +168,44 @@ def test_a_shape_that_cannot_be_recorded_is_launched(
     monkeypatch.setattr(DeviceSteps, "_record", fail_with_prompts)
     assert tokens(complete(engine, prompts)) == expected_tokens(tiny_model("llama"), prompts, 12)
     assert recorded and not any(any(shape.num_chunks) for shape in recorded)
+
+
+def test_a_recording_that_failed_is_forgotten_and_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does it: what has waited for the device ends with an error, and the allocator is not told."""
+    events: list[Any] = []
+    pools = iter("abc")
+    stream = SimpleNamespace(wait_stream=lambda other: events.append("wait"))
+
+    @contextlib.contextmanager
+    def graph(made: Any, *, pool: str, stream: Any) -> Iterator[None]:
+        events.append(pool)
+        yield
+
+    for name, value in {
+        "graph_pool_handle": lambda: next(pools),
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "current_device": lambda: 0,
+        "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": lambda _: events.append("restored"),
+        "CUDAGraph": lambda: SimpleNamespace(replay=None),
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: events.append(("ended", pool)))
+    graphs, runs = Graphs(), iter([None, ValueError("waited"), None, None, MemoryError()])
+
+    def work() -> None:
+        if (error := next(runs)) is not None:
+            raise error
+
+    with pytest.raises(ValueError, match="waited"):
+        graphs.record(work)
+    assert events == ["wait", "wait", "a", ("ended", "a"), "restored"]
+    events.clear()
+    graphs.record(work)
+    assert events == ["wait", "wait", "b", "restored"]
+    events.clear()
+    with pytest.raises(MemoryError):
+        graphs.record(work)
+    assert events[:2] == ["wait", "wait"], "for what was launched before the failure"

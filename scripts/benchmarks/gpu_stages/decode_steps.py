@@ -7,8 +7,10 @@ import torch
 from _model_shapes import SHAPES
 from step_model import StepModel
 
+from job.engine.model.layers_in_8_bits import quantize
+
 from . import engines, figures
-from .device import ON_CUDA
+from .device import DEVICE, HALF, ON_CUDA
 from .models import make_model, make_prompts
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,12 +23,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Options of ``engines.build`` that differ from the default."""
 
 
-def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[str, Any] | None = None) -> None:
-    """Measure each variant with ``rows`` rows that have three quarters to all of ``context`` tokens."""
+def main(
+    *,
+    shape: str,
+    rows: int,
+    context: int,
+    num_steps: int,
+    options: dict[str, Any] | None = None,
+    quantized: str | None = None,
+    variants: list[str] | None = None,
+) -> None:
+    """Measure each variant with ``rows`` rows that have three quarters to all of ``context`` tokens.
+
+    Args:
+        options: fields of ``EngineConfig``.
+        quantized: the scheme of ``--quantize``.
+        variants: their names; all by default.
+    """
     model = make_model(shape)
+    if quantized is not None:
+        print(quantize(model, quantized, DEVICE, HALF))
     prompts = make_prompts(rows, context, SHAPES[shape].vocab)
     mean = sum(map(len, prompts)) / rows + num_steps / 2
-    for name, variant in VARIANTS.items():
+    for name in variants or VARIANTS:
+        variant = VARIANTS[name]
         engine, notes = engines.build(model, {"max_batch_rows": rows, **(options or {}), **variant})
         engines.submit(engine, prompts, 2 * num_steps + 64)
         engines.reach_decoding(engine, rows)
@@ -36,7 +56,7 @@ def main(*, shape: str, rows: int, context: int, num_steps: int, options: dict[s
         step = StepModel.decode(SHAPES[shape], rows, mean, is_fused=is_fused, kv_itemsize=kv_itemsize)
         expected = {"ms": step.expected(card, is_recorded=variant.get("cuda_graphs", True)) * 1e3}
         figures.save(
-            f"{shape}, {rows} x {round(mean)}, {name}",
+            f"{shape}, {rows} x {round(mean)}, {name}{'' if quantized is None else f', {quantized}'}",
             expected,
             ms=ms,
             tokens_per_s=rows / ms * 1e3,

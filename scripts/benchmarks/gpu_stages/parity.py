@@ -28,10 +28,10 @@ def main(*, architectures: list[str], lengths: list[int], num_new: int, variants
     for name in architectures:
         with tempfile.TemporaryDirectory() as directory:
             make_model(Path(directory), name)
-            model = _load(directory, name)
+            model = load(directory, name)
             expected = [_greedy(model, prompt, num_new) for prompt in prompts]
             for variant, options in variants.items():
-                engine, notes = engines.build(_load(directory, name), options)
+                engine, notes = engines.build(load(directory, name), options)
                 engines.submit(engine, prompts, num_new)
                 _, tokens = engines.finish(engine)
                 equal = sum(list(tokens[row]) == ids for row, ids in enumerate(expected))
@@ -43,7 +43,8 @@ def main(*, architectures: list[str], lengths: list[int], num_new: int, variants
                     torch.cuda.empty_cache()
 
 
-def _load(directory: str, name: str) -> Any:
+def load(directory: str, name: str) -> Any:
+    """Return a model that was saved, in float32 on the device; none of its tokens ends a row."""
     attention = "eager" if name == "gemma2" else None  # see ``loading._attention_of``
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention)
     model.generation_config.eos_token_id = None

@@ -39,6 +39,18 @@ def _throughput(system: str, shape: str, rows: int, longest: int, limit_secs: in
     )
 
 
+def _quantized(scheme: str) -> Stage:
+    values = {"shape": EIGHT_B, "rows": 256, "context": 1152, "num_steps": 40, "quantized": scheme, "variants": ["all"]}
+    return Stage(
+        name=f"decode-{EIGHT_B}-{scheme}",
+        finds=f"ms of a decode step with layers in {scheme}",
+        limit_secs=60,
+        module="gpu_stages.decode_steps",
+        values=values,
+        rehearsal=TINY_STEPS,
+    )
+
+
 STAGES = (
     Stage(
         name="environment", finds="versions, card, driver, compilers", limit_secs=90, module="gpu_stages.environment"
@@ -83,6 +95,17 @@ STAGES = (
                 "overlapped": {"overlap": True},
             },
         },
+    ),
+    Stage(
+        name="tasks",
+        finds="whether grammars, draws, penalties and scores are right when recorded, overlapped and fused",
+        limit_secs=90,
+        module="gpu_stages.tasks",
+        values={
+            "architectures": ["llama", "gemma2"],
+            "variants": {"all rows": {}, "chunks": {"max_batch_rows": 4, "max_batch_tokens": 32}},
+        },
+        rehearsal={"architectures": ["llama"], "variants": {"overlapped": {"overlap": True}}},
     ),
     Stage(
         name="attention",
@@ -139,6 +162,7 @@ STAGES = (
         values={"shape": EIGHT_B, "rows": 256, "context": 512, "num_steps": 10, "trace": "{OUT}/trace.json.gz"},
         rehearsal=TINY_STEPS,
     ),
+    *(_quantized(scheme) for scheme in ("fp8", "int8")),
     _throughput("ours", "qwen3-8b", 512, 1024, 100, "tokens per second of the job's engine"),
     Stage(
         name=f"decode-{SMALL}",

@@ -8,6 +8,7 @@ With tensor parallelism, a recorded step contains NCCL's all-reduces: AutoTP's `
 the same order, since what is recorded follows from the steps that all of them get.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -32,13 +33,27 @@ class Graphs:
         current = torch.cuda.current_stream()
         try:
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                work()
-            current.wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    work()
+            finally:  # memory that the work still reads is not given away, even if it has failed half-way
+                current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
                 work()
+        except Exception:
+            self._end_recording()
+            raise
         finally:
             torch.cuda.set_stream(current)  # after a failure, torch 2.11 leaves its own stream current
         replay: Work = graph.replay
         return replay
+
+    def _end_recording(self) -> None:
+        """Let the allocator forget a recording that failed, if torch has not: ``CUDAGraph::capture_end`` does not where
+        the work has waited for the device. Else it would free no cached memory any more when memory is short, and
+        record nothing else into this pool.
+        """
+        with contextlib.suppress(Exception):  # torch has
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._memory)
+        self._memory = torch.cuda.graph_pool_handle()
