@@ -4,6 +4,7 @@ What only a GPU can show (the compiled kernel, the recording) is in test_cuda.py
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from job.engine.model.experts import one_after_the_other
 from job.engine.paged.cuda import steps
 from job.engine.paged.cuda.graphs import Graphs
 from job.engine.paged.cuda.numbers import StepShape
@@ -209,3 +212,23 @@ def test_a_recording_that_failed_is_forgotten_and_does_not_stop_the_next(monkeyp
     with pytest.raises(MemoryError):
         graphs.record(work)
     assert events[:2] == ["wait", "wait"], "for what was launched before the failure"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "said"),
+    [
+        ((9, 0), torch.float16, "in float16, torch computes experts one after the other; .*--dtype bfloat16"),
+        ((10, 0), torch.bfloat16, None),
+        ((8, 0), torch.bfloat16, "on this GPU, torch computes experts one after the other"),
+    ],
+)
+def test_why_steps_of_experts_cannot_be_recorded_is_said(
+    capability: tuple[int, int], dtype: torch.dtype, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the words of CUDA: the operation waits inside of torch, in these cases alone."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    experts = AutoConfig.for_model("mixtral", num_local_experts=4)
+    found = one_after_the_other(experts, dtype, torch.device("cuda"))
+    assert found is None if said is None else re.match(said, found or "")
+    assert one_after_the_other(AutoConfig.for_model("llama"), dtype, torch.device("cuda")) is None
+    assert one_after_the_other(experts, dtype, torch.device("cpu")) is None

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from job.config import EngineConfig
 from job.engine.duplicates import SharedCompletions
+from job.engine.model.experts import one_after_the_other
 from job.engine.model.loading import LoadedModel
 from job.engine.paged.engine import PagedEngine
 from job.engine.paged.support import check_support
@@ -55,7 +56,8 @@ def build_paged(
     if engine.smaller_steps is not None:
         note(f"steps have at most {engine.scheduler.max_tokens:,} tokens: {engine.smaller_steps}")
     if engine.no_graphs is not None:
-        note(f"decode steps are launched kernel by kernel, which is slower: {engine.no_graphs}")
+        reason = one_after_the_other(model.module.config, model.dtype, replica.device) or engine.no_graphs
+        note(f"decode steps are launched kernel by kernel, which is slower: {reason}")
     return SharedCompletions(ReasonedScores(engine))
 
 

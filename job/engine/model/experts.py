@@ -59,6 +59,23 @@ def num_experts(config: Any) -> int | None:
     return next((count for count in counts if isinstance(count, int) and count > 1), None)
 
 
+def one_after_the_other(config: Any, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why a GPU computes experts one after the other, for which the host waits in each layer, so that no step
+    can be recorded; None if it computes them at once, or there are none.
+
+    ``torch.nn.functional.grouped_mm`` does that in bfloat16 on Hopper and Blackwell (compute capabilities 9 and 10)
+    alone. Else it copies the borders of the groups to the host (torch 2.13, ``_grouped_mm_fallback``).
+    """
+    if device.type != "cuda" or num_experts(config) is None:
+        return None
+    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
+        return "on this GPU, torch computes experts one after the other, and waits for each layer"
+    if dtype == torch.bfloat16:
+        return None
+    named = str(dtype).removeprefix("torch.")
+    return f"in {named}, torch computes experts one after the other; in bfloat16, all at once (--dtype bfloat16)"
+
+
 def check_experts(config: Any, tensor_parallel_size: int) -> None:
     """Check from the configuration that every process can have a part of each expert, in whole grains.
 

@@ -1,6 +1,10 @@
 """All kinds of tasks at once, with what is fast on a GPU, against plain operations, launched one after the other."""
 
+import contextlib
 import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from tests.test_mixed_tasks import requests
 from tests.tiny import make_model
 
 from . import engines
+from .device import ON_CUDA
 from .figures import save
 from .parity import load
 
@@ -49,10 +54,29 @@ def _answers(directory: str, name: str, options: dict[str, Any]) -> tuple[list[G
     for request in requests():
         engine.submit(request)
     generations: list[Generation] = []
-    while engine.num_pending:
-        generations += engine.step()
-        engine.partials({})  # of rows in flight: the host alone knows them
+    with waits() as places:
+        while engine.num_pending:
+            generations += engine.step()
+            engine.partials({})  # of rows in flight: the host alone knows them
+    found = Counter(place for place in places if "synchronizing" in place)
+    notes += [f"{number} waits: {place}" for place, number in found.most_common(5)]
     return sorted(generations, key=lambda generation: generation.request.key), notes
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[list[str]]:
+    """Collect torch's warnings about operations for which the host waits, each with its place."""
+    places: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if ON_CUDA:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            if ON_CUDA:
+                torch.cuda.set_sync_debug_mode("default")
+    places += [f"{each.filename}:{each.lineno}: {each.message}" for each in caught]
 
 
 def _agree(expected: Generation, found: Generation) -> bool:
