@@ -10,7 +10,7 @@ def describe_run(data: PageData) -> str:
     """Return what a page shows first, as text."""
     status, rows = data.status, Reconciliation.of(data.status)
     unit = "rows" if status.num_samples == 1 else "samples"
-    terms = f"{rows.done:,} done + {rows.errors:,} errors + {rows.pending:,} pending"
+    terms = f"{rows.done:,} done + {number(rows.errors, 'error')} + {rows.pending:,} pending"
     facts = [
         (unit, f"{rows.total:,} = {terms}"),
         *([] if data.coverage is None else [("sample", data.coverage.describe())]),
