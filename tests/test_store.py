@@ -385,3 +385,22 @@ def test_only_the_stores_call_a_file_system(path: Path) -> None:
         assert found, "or else this test sees nothing"
     else:
         assert found == (["Path"] if name in ADDRESSES else [])
+
+
+def test_a_link_whose_answer_was_lost_is_our_own(
+    local_store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS, the first attempt works, and the second finds what it has made. A worker took its own lease for
+    another's, and its shard waited until that was stale."""
+    real_link = os.link
+
+    def lost(source: Path, target: Path) -> None:
+        real_link(source, target)
+        real_link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lost)
+        assert local_store.create_exclusively("lease", b"ours")
+    assert local_store.read("lease") == b"ours"
+    assert not local_store.create_exclusively("lease", b"another's") and local_store.read("lease") == b"ours"
+    assert list((tmp_path / "run").glob(".*.tmp")) == []

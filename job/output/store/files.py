@@ -98,11 +98,18 @@ def write(path: Path, data: bytes, *, durable: bool) -> None:
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no hard links.
 
+    Args:
+        source: has one name, which no other process knows.
+
     Raises:
         FileExistsError: the second name is in use.
     """
     try:
         os.link(source, target)
+    except FileExistsError:
+        # Over NFS, the answer to a first attempt may be lost, and the second one finds its own link (open(2)).
+        if source.stat().st_nlink < 2:
+            raise
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
