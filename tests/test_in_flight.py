@@ -286,6 +286,8 @@ def test_logs_do_not_grow_with_rows_that_are_done(paths: RunFiles, monkeypatch: 
 class Rows:
     """An engine whose rows each have ten tokens more whenever it is asked."""
 
+    num_pending = 1
+
     def __init__(self, num_rows: int, begun: Mapping[PartialKey, Partial] | None = None) -> None:
         keys = [(row_idx, 0, 0) for row_idx in range(num_rows)]
         self.tokens = {key: list(begun[key].token_ids) if begun else [] for key in keys}

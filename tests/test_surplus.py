@@ -155,12 +155,14 @@ def test_at_its_limit_a_worker_waits_for_those_of_its_launch_alone(tmp_path: Pat
     """The launcher may stop them once one has ended. Another launch may have begun hours later, or have no limit."""
     paths = RunFiles(tmp_path, 1)
     paths.directory.prepare()
-    for worker_id, launch_id, num_at_work in (("me", "a", 0), ("x", "a", 0), ("y", "b", 5)):
-        figures = WorkerStats(worker_id=worker_id, launch_id=launch_id, num_at_work=num_at_work)
+    now = ("me", "a", 0, ""), ("x", "a", 0, ""), ("y", "b", 5, ""), ("z", "b", 7, "SIGTERM")
+    for worker_id, launch_id, num_at_work, left in now:
+        figures = WorkerStats(worker_id=worker_id, launch_id=launch_id, num_at_work=num_at_work, left=left)
         MetricsFile(paths.store, paths.directory.names.metrics(worker_id)).write(figures)
     unused: Any = None
     workers = Workers(unused, paths.directory, plan.Plan(num_rows=9, rows_per_shard=9), "me", 1)
     assert workers.are_busy("b") and not workers.are_busy("a")
+    assert workers.num_workers == 3
     assert workers.num_idle() == 1 and workers.num_idle() == 0, "once for all figures that were read"
 
 

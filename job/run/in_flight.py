@@ -85,6 +85,8 @@ class InFlight:
         self._secs = max(JOURNAL_SYNC_SECS, directory.store.pause_secs)
         self._last, self._last_taken, self._last_told = time.monotonic(), -TAKE_SECS, -TELL_SECS
         self._num_resumed = self._num_tokens = 0
+        self._has_begun = False
+        """Whether the engine has taken any request: without a model, it refuses the first one."""
         self._has_failed = False
         self._mixed = PartialLogs(directory, SCATTERED)
         """What launches in random order have left, which keep rows of all shards in one log."""
@@ -142,6 +144,7 @@ class InFlight:
 
     def end(self, generation: Generation) -> None:
         """A request has been completed. If its limit has cut it, its tokens are kept."""
+        self._has_begun = True
         request = generation.request
         if (logs := self._open.get(self._plan.shard_of(request.row_idx))) is not None:
             if logs.log is not None:
@@ -158,6 +161,7 @@ class InFlight:
         """Keep what the engine's rows have so far. If that cannot be written, the run goes on without it."""
         if not self._is_on:
             return
+        self._has_begun |= engine.num_pending > 0
         self._tell_resumed()
         known = ChainMap(*(logs.log.known for logs in self._open.values() if logs.log is not None))
         by_shard: dict[int, list[Partial]] = {}
@@ -244,7 +248,7 @@ class InFlight:
             self._note(f"what rows in flight have so far cannot be kept, so a kill would lose it: {explain(error)}")
 
     def _tell_resumed(self) -> None:
-        if self._num_resumed and time.monotonic() - self._last_told >= TELL_SECS:
+        if self._has_begun and self._num_resumed and time.monotonic() - self._last_told >= TELL_SECS:
             self._last_told = time.monotonic()
             rows = "row goes" if self._num_resumed == 1 else "rows go"
             self._note(

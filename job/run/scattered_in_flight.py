@@ -50,6 +50,7 @@ class ScatteredInFlight(InFlight):
         """See ``InFlight``."""
         if not self._is_mixed:
             return super().end(generation)
+        self._has_begun = True
         request = generation.request
         self._begun.pop(request.partial_key, None)
         if self._log_of_all is not None:
@@ -61,6 +62,7 @@ class ScatteredInFlight(InFlight):
         """See ``InFlight``."""
         if not (self._is_on and self._is_mixed):
             return super().keep(engine)
+        self._has_begun |= engine.num_pending > 0
         self._tell_resumed()
         try:
             self._keep_all(engine)

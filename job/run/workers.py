@@ -39,7 +39,7 @@ class Workers:
     @property
     def num_workers(self) -> int:
         """Number of workers that share what is left: those of this launch, or more if other launches are active."""
-        return max(self._num_replicas, 1 + len(self._others))
+        return max(self._num_replicas, 1 + sum(not stats.left for stats in self._others))
 
     def others(self, *, refresh: bool = False) -> list[WorkerStats]:
         """Return the other workers' latest figures, cached for a while."""
