@@ -63,8 +63,7 @@ class RowKeys:
             yield
             return
         directory.store.prepare([KEYS])
-        with directory.store.writing(directory.names.keys(shard_idx)) as file:
-            file.write(with_checksum(bytes(self._keys)))
+        with directory.store.replacing(directory.names.keys(shard_idx), with_checksum(bytes(self._keys))):
             yield
 
 

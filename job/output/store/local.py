@@ -114,8 +114,15 @@ class LocalStore:
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a draft and rename it."""
+        with self.replacing(name, data):
+            pass
+
+    @contextlib.contextmanager
+    def replacing(self, name: str, data: bytes) -> Iterator[None]:
+        """Write a draft, which is renamed when the block ends."""
         with self.writing(name) as file:
             file.write(data)
+            yield
 
     @contextlib.contextmanager
     def writing(self, name: str, over: Stamp | None = None) -> Iterator[BinaryIO]:

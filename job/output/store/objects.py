@@ -157,6 +157,12 @@ class ObjectStore:
         """Write an object."""
         self._bucket.put(self._key(name), data)
 
+    @contextlib.contextmanager
+    def replacing(self, name: str, data: bytes) -> Iterator[None]:
+        """Write an object when the block ends."""
+        yield
+        self.replace(name, data)
+
     def replace_if_same(self, name: str, seen: tuple[bytes, Stamp], data: bytes) -> bool:
         """Write an object if it is still the version that was seen."""
         try:

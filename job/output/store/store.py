@@ -96,6 +96,15 @@ class Store(Protocol):
     def replace(self, name: str, data: bytes) -> None:
         """Give an object new contents, durably. Readers see the old ones or the new ones, never a mixture."""
 
+    def replacing(self, name: str, data: bytes) -> AbstractContextManager[None]:
+        """Do what ``replace`` does when the block ends; if the block raises an exception, nothing has changed.
+
+        A store that has drafts writes one first, so that ``discard`` prevents it from getting its name.
+
+        Raises:
+            FileNotFoundError: another process has discarded the draft in the meantime.
+        """
+
     def writing(self, name: str, over: Stamp | None = None) -> AbstractContextManager[BinaryIO]:
         """Write an object that is too large for ``replace``.
 
