@@ -166,6 +166,29 @@ def test_at_its_limit_a_worker_waits_for_those_of_its_launch_alone(tmp_path: Pat
     assert workers.num_idle() == 1 and workers.num_idle() == 0, "once for all figures that were read"
 
 
+def test_a_worker_that_was_frozen_ends_when_others_have_finished_the_rows_that_it_had_offered(
+    run_args: Callable[..., list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have removed their journals with the rows: it would wait for these forever."""
+    output, log = tmp_path / "out", tmp_path / "log"
+    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
+    monkeypatch.setenv("JOB_LEASE_STALE_SECS", "0.5")
+    (first,) = start_workers(1, run_args(output), log)
+    while sum(rows_of_workers(output)) < 20:
+        time.sleep(0.01)
+    second = start_workers(1, run_args(output), log)
+    while not list(output.glob("leases/*.rows")):
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    assert exit_codes(second) == [0], log.read_text()
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(15)
+    if first.is_alive():
+        first.kill()
+    assert first.exitcode == 0, log.read_text()
+    assert read_output(output).equals(expected) and not list((output / "journal").iterdir())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_kills_while_rows_are_offered_lose_and_double_nothing(
     run_args: Callable[..., list[str]], expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -199,12 +199,13 @@ class OpenShards:
             shard.sync()
 
     def exchange(self) -> None:
-        """Read what helpers have finished of this worker's shards, and leave other workers' shards that are final."""
+        """Read what helpers have finished of this worker's shards, and leave shards that are final: also one of its own
+        that others have finished while it was frozen. What it had offered of that is in no journal any more."""
         self._last_exchange = time.monotonic()
         for shard_idx, shard in list(self._open.items()):
             if self._claims.holds(shard_idx):
                 shard.absorb()
-            elif self._directory.is_done(shard_idx):
+            if not self._is_due(shard_idx) and self._directory.is_done(shard_idx):
                 shard.close()
                 self.in_flight.leave(shard_idx)
                 self._close(shard)

@@ -32,10 +32,12 @@ class Offers:
 
     def make(self, shard_idx: int, rows: Sequence[int]) -> None:
         """Offer rows of a shard, in ascending order."""
-        number = NUMBERS.start + secrets.randbelow(len(NUMBERS))
         content = json.dumps(list(rows)).encode()
-        if self._store.create_exclusively(self._names.offer(shard_idx, number), content, durable=False):
-            self._own[shard_idx, number] = rows
+        while True:  # until the number is new: rows that are in no offer would be nobody's
+            number = NUMBERS.start + secrets.randbelow(len(NUMBERS))
+            if self._store.create_exclusively(self._names.offer(shard_idx, number), content, durable=False):
+                break
+        self._own[shard_idx, number] = rows
 
     def of(self, shards: Iterable[int], listed: Iterable[str]) -> Iterator[Key]:
         """Yield the offers of some shards: those of this worker, even if others have taken them, and what others offer.
