@@ -1,6 +1,7 @@
 """Workers that began before a fence: whatever state they were in, nothing counts that they write after it."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -19,9 +20,11 @@ from job.errors import EXIT_STOPPED
 from job.output.looking.found import FoundRun
 from job.output.looking.retries import mark_for_retry, read_counts
 from job.output.parts import plan, shard
+from job.output.parts.growth import Growth, add_growth
 from job.output.parts.journal import Journal
 from job.output.parts.manifest import Manifest
 from job.output.parts.retry_marks import Mark
+from job.output.store.directory import RunDirectory
 from tests.conftest import Result
 from tests.run_files import RunFiles
 from tests.test_resume import exit_codes, start_until_journal_has
@@ -110,6 +113,21 @@ def test_a_worker_that_was_frozen_while_its_run_was_extended_writes_nothing_that
         assert codes == [EXIT_STOPPED] and "stopped on --extend by another launch, after which" in log, log
     assert read_output(Path("a")).equals(read_output(Path("expected")))
     assert run_job("verify", "a").exit_code == 0
+
+
+def test_a_worker_whose_draft_of_what_was_cut_is_discarded_by_a_fence_stops(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended as if the disk had failed."""
+    write_jsonl(Path("growing.jsonl"), ROWS)
+
+    def settle(directory: RunDirectory, shard_idx: int, cut: Any) -> None:
+        add_growth(directory.store, (), Growth.now(None, len(ROWS), sealed={}))
+        raise FileNotFoundError(errno.ENOENT, "the draft is gone", directory.names.cut(shard_idx))
+
+    monkeypatch.setattr("job.run.in_flight.settle_cut_rows", settle)
+    result = run_job(*command("growing.jsonl", "a"))
+    assert result.exit_code == EXIT_STOPPED and "stopped on --extend by another launch" in result.stderr, result.stderr
 
 
 def marked(paths: RunFiles, wanted: Mark) -> int:

@@ -139,7 +139,9 @@ def test_a_worker_that_joins_when_all_is_claimed_gets_rows(
     if end != "done":
         while not list(output.glob("leases/*.??????")) and not list(output.glob("leases/*.?????")):
             time.sleep(0.01)
-        time.sleep(0.3)
+        while len(numbers := rows_of_workers(output)) < 2 or not min(numbers):
+            assert first[0].is_alive(), log.read_text()
+            time.sleep(0.01)
         leaves = first if end == "left alone" else second
         os.kill(leaves[0].pid, signal.SIGKILL if end == "killed" else signal.SIGTERM)
     codes = {"done": (0, 0), "killed": (0, -signal.SIGKILL), "stopped": (0, 75), "left alone": (75, 0)}[end]

@@ -285,10 +285,10 @@ class OpenShards:
         before_part()
         if self.fence.look():
             return
-        self.in_flight.settle(shard)
         try:
+            self.in_flight.settle(shard)
             shard.finish(self.fence.look)
-        except (FencedOff, FileNotFoundError):  # the fence may have discarded the draft
+        except (FencedOff, FileNotFoundError):  # the fence may have discarded a draft
             if self.fence.look():
                 return
             raise
