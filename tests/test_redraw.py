@@ -14,6 +14,7 @@ import pytest
 import job.engine.fake
 from job.draws import next_seed, row_bits
 from job.output.looking.found import find_run
+from job.output.parts.counts import Counts
 from job.records import Generation, Request
 from job.run.open_shards import OpenShards
 from tests.conftest import Result, finish, start_processes
@@ -223,6 +224,7 @@ def test_a_repeated_request_of_a_shard_that_another_worker_has_finished_is_dropp
 
     shards: Any = object.__new__(OpenShards)
     shards.in_flight = SimpleNamespace(resumed=lambda request: request)
+    shards._limit, shards.counts = SimpleNamespace(is_reached=lambda counts: False), Counts()
     request = ask([3], row_idx=5)
     shards._repeated, shards._feed, shards._prompts = deque(), iter(["next"]), {}
     shards._plan = SimpleNamespace(shard_of=lambda row_idx: row_idx)

@@ -398,7 +398,9 @@ def test_log_probabilities_survive_in_a_journal(
         *["--max-new-tokens", 5, "--logprobs"],
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(OpenShard, "finish", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            OpenShard, "finish", lambda self, *given: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         assert run_job(*args).exit_code == 1
     (journal,) = (tmp_path / "out/journal").glob("*.arrows")
     written = list(JournalReader(LocalStore(journal.parent), journal.name).read())
@@ -976,7 +978,7 @@ def test_a_directory_with_foreign_parts_is_refused(
         pq.write_table(pa.table({"x": [1]}), tmp_path / "out" / place)
         result = run_job(*base)
         assert result.exit_code == 2
-        assert "has part files, but no manifest.json" in result.stderr
+        assert "holds 1 part of a run, but manifest.json is missing" in result.stderr
         (tmp_path / "out" / place).unlink()
 
 

@@ -123,9 +123,12 @@ def make_saved_dict(path: Path) -> Path:
 def make_run_directory(path: Path) -> Path:
     """The output of an earlier run, with its metrics, which are no rows."""
     parts = make_parquet_directory(path)
-    for idx, part in enumerate(sorted(parts.glob("*.parquet"))):
+    files = sorted(parts.glob("*.parquet"))
+    for idx, part in enumerate(files):
         part.rename(parts / f"part-{idx:05d}.parquet")
-    (parts / "manifest.json").write_text("{}")
+    num_rows = table().num_rows
+    plan = {"num_rows": num_rows, "rows_per_shard": -(-num_rows // len(files))}
+    (parts / "manifest.json").write_text(json.dumps({"identity": {"plan": plan}, "about": {}}))
     write_jsonl(parts / "metrics" / "worker.jsonl", [{"num_rows": 1}])
     return parts
 

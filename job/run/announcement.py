@@ -27,9 +27,10 @@ def announce(prepared: Prepared, replica: Replica, progress: Progress, *, is_kep
     finished = prepared.finished
     finished.look(budget_secs=READ_SECS)
     at_least = "at least " if finished.is_partial else ""
-    num_done = f"{at_least}{finished.num_rows():,} of {plan.num_completions:,} {plan.unit} already done"
+    num_done = finished.num_rows() - prepared.counts.num_rows
+    done = f"{at_least}{num_done:,} of {plan.num_completions:,} {plan.unit} already done"
     progress.note(
-        f"{number(plan.num_rows, 'row')}{samples} in {number(plan.num_shards, 'shard')}, {num_done}; "
+        f"{number(plan.num_rows, 'row')}{samples} in {number(plan.num_shards, 'shard')}, {done}; "
         f"{'keeping' if is_kept else 'loading'} {prepared.config.model.model} in {prepared.model_info.dtype} "
         f"on {replica.device.type}, "
         f"{number(info.num_replicas, 'replica')} of {number(info.tensor_parallel_size, 'process')}"

@@ -68,7 +68,7 @@ class OpenShards:
         self._exchange_secs = max(EXCHANGE_SECS, pause_secs)
         self._last_look = self._last_exchange = -self.idle_secs
         self.fence = FenceWatch(prepared, self._exchange_secs)
-        self.counts = Counts()
+        self.counts = prepared.counts
         """The rows that this worker has finished."""
         self.recent: dict[int, Counts] = {}
         """What is in the parts that this worker has written since this was last cleared."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from job.draws import seed_of_moved
 from job.errors import UsageError
 from job.output.looking.finished import FinishedRows
 from job.output.parts.copies import Copies
+from job.output.parts.counts import Counts
 from job.output.parts.manifest import Manifest, check_place, check_run_directory, claim_run_directory, read_manifest
 from job.output.parts.part_schema import Columns
 from job.output.parts.part_tables import PartFormat
@@ -48,6 +49,8 @@ class Prepared(Examined):
     """False until ``settle`` if the dtype of a new run is still undecided: there is no manifest yet."""
     copies: Copies | None = None
     """What is copied from other runs."""
+    counts: Counts = field(default_factory=Counts)
+    """The rows that this worker has finished, with a model or before it was loaded."""
 
     def changes_of_moved(self, shard_idx: int) -> Mapping[int, Mapping[str, Any]]:
         """Return the sampling options of rows whose own draws were copied to other rows."""
@@ -143,7 +146,7 @@ def _prepared(
     examined: Examined, store: Store, worker: WorkerId, found: Manifest | None = None, *, claims: bool
 ) -> Prepared:
     config = examined.config
-    values = {field.name: getattr(examined, field.name) for field in fields(Examined)}
+    values = {each.name: getattr(examined, each.name) for each in fields(Examined)}
     directory, manifest, settings = _claim(store, examined, claims=claims)
     values |= {"manifest": manifest, "plan": manifest.plan}
     return Prepared(
