@@ -61,6 +61,16 @@ def test_a_constraint_that_cannot_work_gets_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_schema_file_that_is_not_json_is_named(
+    run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.json").write_text('{"type": object')
+    args = ["--dataset", questions, "--output", tmp_path / "out", "--json-schema", tmp_path / "bad.json"]
+    result = run_job("run", "--model", tiny_model(), *args)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert f"--json-schema {tmp_path / 'bad.json'} is not JSON: Expecting value" in result.stderr
+
+
 def test_completions_are_parsed_into_typed_columns(
     run_job: RunJob, tiny_model: Any, questions: Path, tmp_path: Path
 ) -> None:

@@ -63,12 +63,17 @@ def test_the_labeled_file_is_read_back(run_job: RunJob, wide: Path, tmp_path: Pa
     gold = report_of(run_job, *args)["gold"]
     assert (gold["rows"], gold["rows_chosen_as_uncertain"], gold["rows_without_gold"]) == (10, 10, 80)
     assert [row["gold"] for row in gold["classes"]] == [10, 0]
-    assert "10 chosen as uncertain are left out" in run_job("report", *args).stdout
+    assert gold["notes"] == [] and "10 chosen as uncertain are left out" in run_job("report", *args).stdout
     result = run_job(
         "report", wide, "--gold", "gold", "--gold-file", tmp_path / "filled.csv", "--label-next", 5, "--json"
     )
     taken = {row["row_idx"] for row in json.loads(result.stdout)["label_next"]}
     assert not taken & set(rows["row_idx"])
+    filled.drop("stratum").write_csv(tmp_path / "filled.csv")
+    gold = report_of(run_job, *args)["gold"]
+    assert (gold["rows"], gold["rows_chosen_as_uncertain"]) == (20, 0)
+    note = "20 rows of --gold-file counted as chosen at random: column 'stratum', which --label-next writes, does not"
+    assert note in run_job("report", *args).stdout.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def test_a_full_disk_ends_with_the_reason_and_the_same_command_continues(
         failed = run_job(*args)
     assert failed.exit_code == 1
     assert failed.stderr.splitlines()[-1] == (
-        f"job: {tmp_path / 'out/data/part-00002.parquet'}: No space left on device. Finished rows are safe; "
+        f"job: {tmp_path / 'out/data/part-00002.parquet'}: No space left on device. Rows already on disk are safe; "
         "fix this and run the same command to continue."
     )
     assert not (tmp_path / "out/data/part-00002.parquet").exists()

@@ -62,4 +62,4 @@ def compare(
     if as_json:
         click.echo(json.dumps({"a": a, "b": b, **found.to_dict()}, ensure_ascii=False))
     else:
-        click.echo(describe_comparison(a, b, found, limit))
+        click.echo(describe_comparison(a, b, found, limit, to))

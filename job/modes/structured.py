@@ -16,7 +16,7 @@ from job.errors import Doubt, UsageError, shorten
 from job.modes.llguidance_tokens import one_line, readable_tokenizer
 from job.modes.mode import BoundMode, LabelColumn, Mode, Outcome, Setting, Tokens
 from job.modes.options import option
-from job.modes.texts import read_text_or_file
+from job.modes.texts import names_file, read_text_or_file
 from job.records import Completion
 from job.tasks import Generate, Grammar, Task
 
@@ -39,6 +39,11 @@ def _read_schema(value: str) -> str:
     """Return the text of ``--json-schema``."""
     example = 'a schema, such as {"type": "object"}'
     text = read_text_or_file("--json-schema", value, is_text=lambda text: "{" in text, example=example)
+    if names_file(value) and text.strip():
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--json-schema {value} is not JSON: {error}.") from None
     return _not_empty("--json-schema", value, text, example)
 
 

@@ -17,11 +17,12 @@ MAX_SETTING, BEFORE, AFTER = 60, 20, 60
 """How many characters are shown of a setting, and of texts before and after their first difference."""
 
 
-def describe_comparison(a: str, b: str, found: Comparison, num_shown: int) -> str:
+def describe_comparison(a: str, b: str, found: Comparison, num_shown: int, to: str | None = None) -> str:
     """Return a comparison as text.
 
     Args:
         num_shown: how many of the rows that differ.
+        to: the file to which all of them were written.
     """
     lines = [f"a {a}", f"b {b}"]
     width = max((len(name) for name, _, _ in found.settings), default=0)
@@ -34,7 +35,7 @@ def describe_comparison(a: str, b: str, found: Comparison, num_shown: int) -> st
     if found.texts is not None:
         lines += _texts(found.texts)
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join([*lines, *_differing(found, num_shown)])
+    return "\n".join([*lines, *_differing(found, num_shown, to)])
 
 
 def _setting(value: Any) -> str:
@@ -92,7 +93,7 @@ def _texts(found: TextComparison) -> list[str]:
     return lines
 
 
-def _differing(found: Comparison, num_shown: int) -> list[str]:
+def _differing(found: Comparison, num_shown: int, to: str | None) -> list[str]:
     table, lines = found.differing, [""]
     if not len(table):
         return []
@@ -108,7 +109,8 @@ def _differing(found: Comparison, num_shown: int) -> list[str]:
             lines += [f"  | {shorten(text, BEFORE + AFTER)}" for text in _shown(table, row)]
     if (num_more := len(table) - num_shown) > 0:
         differ = "more row that differs" if num_more == 1 else "more rows that differ"
-        lines.append(f"... and {num_more:,} {differ}; --to FILE writes all")
+        where = "--to FILE writes all" if to is None else f"all are in {to}"
+        lines.append(f"... and {num_more:,} {differ}; {where}")
     return [visible(line) for line in lines]
 
 

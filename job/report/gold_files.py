@@ -14,6 +14,7 @@ from job.data.source import read_rows
 from job.errors import JobError, UsageError, shorten
 from job.observe.text import number
 from job.output.looking.found import FoundRun
+from job.report.label_next import RANDOM, UNCERTAIN
 from job.report.rows import LabeledRows, whole
 from job.report.texts import as_labels, names_of_classes
 from job.report.unfinished import open_again
@@ -96,12 +97,26 @@ def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]
     if num_nameless:
         notes.append(f"{number(num_nameless, 'row')} of --gold-file with gold, but without {key}, not counted")
     strata = whole(table["stratum"].take(places))
+    notes += _of_unknown_strata(whole(table["gold"].take(places)), strata)
     return GoldFiles(
         texts=whole(table["gold"].take(places)),
         place=", ".join(files),
         strata=None if strata.null_count == len(strata) else strata,
         notes=tuple(notes),
     )
+
+
+def _of_unknown_strata(gold: pa.Array, strata: pa.Array) -> list[str]:
+    """Return a note if gold of only some rows counts as chosen at random although nothing says that it was: if these
+    are the rows of which the model was least certain, all numbers are biased."""
+    if not gold.null_count:
+        return []  # of all rows: nothing was chosen
+    is_known = pc.is_in(strata, pa.array([RANDOM, UNCERTAIN]))
+    num_unknown = pc.sum(pc.and_(pc.is_valid(gold), pc.invert(is_known))).as_py()
+    if not num_unknown:
+        return []
+    counted = f"{number(num_unknown, 'row')} of --gold-file counted as chosen at random"
+    return [f"{counted}: column {STRATUM!r}, which --label-next writes, does not say how"]
 
 
 def _read_file(run: FoundRun, name: str, file: str) -> tuple[pa.Table, str]:

@@ -106,8 +106,8 @@ class Runner:
             raise
         except OSError as error:
             raise JobError(
-                f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Finished rows are "
-                "safe; fix this and run the same command to continue."
+                f"{error.filename or self._directory.store.describe()}: {error.strerror or error}. Rows already on "
+                "disk are safe; fix this and run the same command to continue."
             ) from error
         finally:
             self._leave()

@@ -183,9 +183,9 @@ def _shards_of(run: FoundRun, *, is_partial: bool, journaled: Journaled | None) 
             advice = f"{advice} {journaled.problem}"
         rows = f"{num_missing:,} of {run.plan.num_completions:,} rows are not in a part yet"
         raise UsageError(f"{root} is not finished: {rows}. {advice}")
-    if written - done and not is_partial:
+    if (num_marked := len(written - done)) and not is_partial:
         raise UsageError(
-            f"{root} is not finished: job retry has marked error rows of {len(written - done):,} parts. "
+            f"{root} is not finished: job retry has marked error rows of {num_marked:,} part{'s'[: num_marked > 1]}. "
             f"{FINISH_IT}, or give --partial."
         )
     return sorted(written)
