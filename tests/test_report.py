@@ -336,8 +336,6 @@ def test_a_file_beside_the_run(run_job: RunJob, labeled: Path, tmp_path: Path) -
     assert (gold["rows"], gold["right"]) == (2, 1)
     assert gold["notes"] == [
         "1 row of --gold-file not found in the run, or with an error there",
-        "2 rows of --gold-file counted as chosen at random: column 'stratum', which --label-next writes, does not "
-        "say how",
         "gold 'No' counts as 'no' (1)",
     ]
     by_row = tmp_path / "b.csv"

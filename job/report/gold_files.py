@@ -23,6 +23,9 @@ from job.wording import no_column
 STRATUM = "stratum"
 """The column of a file of rows to label that says how each row was chosen."""
 
+OWN = "own"
+"""Stands for the stratum of rows of a file that ``--label-next`` has not written."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldFiles:
@@ -98,6 +101,7 @@ def read_files(run: FoundRun, rows: LabeledRows, name: str, files: Sequence[str]
         notes.append(f"{number(num_nameless, 'row')} of --gold-file with gold, but without {key}, not counted")
     strata = whole(table["stratum"].take(places))
     notes += _of_unknown_strata(whole(table["gold"].take(places)), strata)
+    strata = pc.if_else(pc.equal(strata, OWN), None, strata)
     return GoldFiles(
         texts=whole(table["gold"].take(places)),
         place=", ".join(files),
@@ -111,7 +115,7 @@ def _of_unknown_strata(gold: pa.Array, strata: pa.Array) -> list[str]:
     are the rows of which the model was least certain, all numbers are biased."""
     if not gold.null_count:
         return []  # of all rows: nothing was chosen
-    is_known = pc.is_in(strata, pa.array([RANDOM, UNCERTAIN]))
+    is_known = pc.is_in(strata, pa.array([RANDOM, UNCERTAIN, OWN]))
     num_unknown = pc.sum(pc.and_(pc.is_valid(gold), pc.invert(is_known))).as_py()
     if not num_unknown:
         return []
@@ -153,7 +157,8 @@ def _table_of(run: FoundRun, name: str, file: str) -> tuple[pa.Table, str]:
     table = _read(opened, list(dict.fromkeys(wanted)), file)
     what = f"--gold-file {file}: column {name!r}"
     gold = as_labels(table[name], names_of_classes(opened.source.schema, name), what)
-    empty = pa.nulls(len(table), pa.string())
+    # Without row_idx, which --label-next writes, a file is the user's own, and nothing is missing.
+    empty = pa.array([None if "row_idx" in columns else OWN] * len(table), pa.string())
     stratum = as_labels(table[STRATUM], (), STRATUM) if STRATUM in columns else pa.chunked_array([empty])
     keys = as_labels(table[key], (), f"--gold-file {file}: column {key!r}")
     return pa.table({"key": keys, "gold": gold, "stratum": stratum}), key
