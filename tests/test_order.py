@@ -1,7 +1,10 @@
 """``--order random`` and ``--stop-after``: a run that is stopped early is a random sample, and goes on to the end."""
 
+import errno
 import itertools
+import os
 import random
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from job.output.parts import plan, shard
 from job.output.parts.finished_keys import FinishedKeys
 from job.output.parts.order import shuffled
 from job.output.sharing import pieces
+from job.output.store.files import FileAppender
 from job.records import Generation, Request
 from job.run import in_flight, order_check, random_rows, stopping
 from tests.conftest import Result
@@ -389,3 +393,39 @@ def test_what_is_finished_can_be_read_before_there_is_a_part(
     write_jsonl(tmp_path / "data.jsonl", [{"id": 1, "prompt": "other"}])
     result = run_job("export", output, "--partial")
     assert result.exit_code == 2 and "kept columns cannot be read again" in result.stderr
+
+
+@pytest.mark.parametrize("order", ["random", "dataset"])
+def test_where_one_journal_fails_at_a_stop_that_is_told_and_the_others_are_written(
+    run_job: RunJob,
+    sorted_rows: Callable[..., list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
+) -> None:
+    """The disk is full for rows that were finished since the last sync."""
+    append, step, steps = FileAppender.append, SlowEngine.step, itertools.count()
+
+    def fail(self: FileAppender, data: bytes, *, durable: bool = True) -> None:
+        if "journal/00000." in str(self._path) and self._path.suffix == ".arrows":
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+        append(self, data, durable=durable)
+
+    def stopping_step(self: Any) -> list[Generation]:
+        if next(steps) == 60:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(shard, "JOURNAL_SYNC_SECS", 600.0)
+    monkeypatch.setattr(random_rows, "JOURNAL_SYNC_SECS", 600.0)
+    args = sorted_rows(tmp_path / "out", "--order", order, "--rows-per-shard", 300)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileAppender, "append", fail)
+        patch.setattr(SlowEngine, "step", stopping_step)
+        result = run_job(*args)
+    assert result.exit_code == 75
+    where = "" if order == "random" else " of shard 0"
+    assert f"the last rows{where} could not be stored, and will be recomputed: No space left on device" in result.stderr
+    if order == "random":
+        assert done_rows(tmp_path / "out") and min(done_rows(tmp_path / "out")) >= 300
+    assert run_job(*args).exit_code == 0 and run_job("verify", tmp_path / "out").exit_code == 0

@@ -21,7 +21,7 @@ from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
 from job.run.changed_requests import changed
 from job.run.fence_watch import FenceWatch
-from job.run.finishing import Finishing
+from job.run.finishing import Finishing, describe_lost
 from job.run.in_flight import InFlight
 from job.run.preparation import Prepared
 from job.run.shard_reading import ShardReading
@@ -219,10 +219,8 @@ class OpenShards:
         for shard in self._open.values():
             try:
                 shard.close()
-            except Unavailable:
-                self._note(f"the last rows of shard {shard.shard_idx} could not be stored, and will be recomputed")
-            except OSError:  # the disk that stopped the run may refuse this, too
-                pass
+            except (OSError, Unavailable) as error:  # what stopped the run may refuse this, too
+                self._note(describe_lost(error, f" of shard {shard.shard_idx}"))
 
     def _is_due(self, shard_idx: int) -> bool:
         """Whether this worker is to write the part of a shard now."""

@@ -5,6 +5,7 @@ keeps only the keys in memory. Once all rows are in journals, shards are claimed
 find their rows there.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from job.output.parts.shard import JOURNAL_SYNC_SECS, unused_journal
 from job.output.sharing.leases import Leases
 from job.output.sharing.pieces import Piece, Pieces
 from job.records import Completion, Prompt, Request, SampleKey
-from job.run.finishing import Finishing
+from job.run.finishing import Finishing, describe_lost
 from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
 from job.run.scattered_in_flight import ScatteredInFlight
@@ -121,10 +122,8 @@ class RandomRows(OpenShards):
         try:
             self._journals.close()
             self._give_back()
-        except Unavailable:
-            self._note("the last rows could not be stored, and will be recomputed")
-        except OSError:  # the disk that stopped the run may refuse this, too
-            pass
+        except (OSError, Unavailable) as error:  # what stopped the run may refuse this, too
+            self._note(describe_lost(error))
         super().close()
 
     def _settle(self) -> None:
@@ -228,9 +227,10 @@ class ShardJournals:
             journal.rest()
 
     def close(self) -> None:
-        """Sync and close. Nothing can be added any more."""
-        while self._journals:
-            self._journals.popitem()[1].close()
+        """Sync and close. Nothing can be added any more. Where one journal fails, the others are still written."""
+        with contextlib.ExitStack() as stack:
+            while self._journals:
+                stack.callback(self._journals.popitem()[1].close)
 
 
 def open_rows(
