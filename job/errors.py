@@ -75,7 +75,7 @@ class InvalidValue(UsageError):
         self.option, self.need = option, need
 
 
-class OtherRun(UsageError):
+class RunDiffers(UsageError):
     """The run directory holds another run than the one that is asked for."""
 
 

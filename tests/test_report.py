@@ -79,7 +79,7 @@ def test_intervals_are_near_those_of_a_bootstrap_over_rows() -> None:
 
 
 def test_everything_right_is_not_certainty() -> None:
-    """20 of 20 right: every resample would repeat it. Of one class alone there is no kappa."""
+    """Every resample would repeat 20 right of 20. With one class alone, kappa is undefined."""
     gold = np.array([0, 1] * 10)
     found = score(gold, gold, "abc", 0.95)
     assert found.accuracy == wilson(20, 20, 0.95) and found.accuracy.low == pytest.approx(0.839, abs=1e-3)

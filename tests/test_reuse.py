@@ -446,17 +446,22 @@ def test_what_cannot_be_reused_is_refused_in_one_line(run_job: RunJob, command: 
     assert run_job(*command("new.jsonl", "b", "--reuse", "./a")).exit_code == 0
 
 
-def test_rows_in_the_journals_of_another_run_are_counted(
-    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are not copied: a note says how many there are, or, if there is no part, a refusal."""
-    args = command("old.jsonl", "a")
+def kill_in_the_middle(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run in ``a`` that has rows in journals, and no part yet."""
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
     worker = start_until_journal_has(2000, args, Path("a"), Path("log"))
     os.kill(worker.pid, signal.SIGKILL)
     exit_codes([worker])
     monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
     assert not list(Path("a/data").iterdir())
+
+
+def test_rows_in_the_journals_of_another_run_are_counted(
+    run_job: RunJob, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not copied: a note says how many there are, or, if there is no part, a refusal."""
+    args = command("old.jsonl", "a")
+    kill_in_the_middle(args, monkeypatch)
     num_rows = json.loads(run_job("status", "a", "--json").stdout)["rows"]["done"]
     refused = run_job(*command("new.jsonl", "b", "--reuse", "a"))
     told = f"{num_rows} rows of a are finished, but in its journals, from which none is copied. To have them copied,"
@@ -557,12 +562,7 @@ def test_what_is_not_an_extension_is_refused_in_one_line(
     """Also where the row that has changed is in a journal. A refusal changes nothing."""
     args, data = command("growing.jsonl", "a", "--extend"), Path("growing.jsonl")
     write_jsonl(data, ROWS)
-    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0.05")
-    worker = start_until_journal_has(2000, args, Path("a"), Path("log"))
-    os.kill(worker.pid, signal.SIGKILL)
-    exit_codes([worker])
-    monkeypatch.setenv("JOB_FAKE_STEP_SECS", "0")
-    assert not list(Path("a/data").iterdir())
+    kill_in_the_middle(args, monkeypatch)
     changed = [{**row, "prompt": "other"} if row["id"] == 1 else row for row in APPENDED]
     write_jsonl(data, changed)
     refused = run_job(*args)

@@ -19,7 +19,8 @@ from job.report.intervals import NUM_RESAMPLES, SEED, Estimate, Floats, spread, 
 NUM_BINS = 10
 
 MIN_RESAMPLES, MAX_DRAWN, DRAWN_AT_ONCE = 200, 20_000_000, 500_000
-"""With many rows, fewer resamples are drawn: no more than this many rows in all, and so many rows at once."""
+"""The least number of resamples, and how many rows are drawn at most: in all, and at once. With many rows, there are
+fewer resamples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

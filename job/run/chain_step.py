@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from job.config import RunConfig
-from job.errors import JobError, NoEffect, OtherRun, PeerFailed
+from job.errors import JobError, NoEffect, PeerFailed, RunDiffers
 from job.wording import listed
 
 
@@ -44,7 +44,7 @@ def of_changed_step(step: Step, steps: Sequence[Step]) -> Iterator[None]:
     """
     try:
         yield
-    except OtherRun as error:
+    except RunDiffers as error:
         names, places = {step.name}, [step.config.output.output]
         for other in steps:
             if other.source in names:

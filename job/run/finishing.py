@@ -15,10 +15,10 @@ class Finishing(Protocol):
         """Add a finished row. It is durable after the next sync."""
 
 
-def describe_lost(error: Exception, where: str = "") -> str:
+def describe_lost_rows(error: Exception, where: str = "") -> str:
     """Return what to say of the rows that were finished after the last sync, if the one at the end fails.
 
-    >>> describe_lost(OSError(28, "No space left on device", "x"), " of shard 3")
+    >>> describe_lost_rows(OSError(28, "No space left on device", "x"), " of shard 3")
     'the last rows of shard 3 could not be stored, and will be recomputed: No space left on device'
     """
     reason = f": {error.strerror or error}" if isinstance(error, OSError) else ""  # a server's silence was told

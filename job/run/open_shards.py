@@ -21,7 +21,7 @@ from job.output.sharing.leases import Leases
 from job.records import Completion, Prompt, Request, SampleKey
 from job.run.changed_requests import changed
 from job.run.fence_watch import FenceWatch
-from job.run.finishing import Finishing, describe_lost
+from job.run.finishing import Finishing, describe_lost_rows
 from job.run.in_flight import InFlight
 from job.run.preparation import Prepared
 from job.run.shard_reading import ShardReading
@@ -220,7 +220,7 @@ class OpenShards:
             try:
                 shard.close()
             except (OSError, Unavailable) as error:  # what stopped the run may refuse this, too
-                self._note(describe_lost(error, f" of shard {shard.shard_idx}"))
+                self._note(describe_lost_rows(error, f" of shard {shard.shard_idx}"))
 
     def _is_due(self, shard_idx: int) -> bool:
         """Whether this worker is to write the part of a shard now."""

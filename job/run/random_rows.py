@@ -25,7 +25,7 @@ from job.output.parts.shard import JOURNAL_SYNC_SECS, unused_journal
 from job.output.sharing.leases import Leases
 from job.output.sharing.pieces import Piece, Pieces
 from job.records import Completion, Prompt, Request, SampleKey
-from job.run.finishing import Finishing, describe_lost
+from job.run.finishing import Finishing, describe_lost_rows
 from job.run.open_shards import OpenShards
 from job.run.preparation import Prepared
 from job.run.scattered_in_flight import ScatteredInFlight
@@ -123,7 +123,7 @@ class RandomRows(OpenShards):
             self._journals.close()
             self._give_back()
         except (OSError, Unavailable) as error:  # what stopped the run may refuse this, too
-            self._note(describe_lost(error))
+            self._note(describe_lost_rows(error))
         super().close()
 
     def _settle(self) -> None:

@@ -93,7 +93,7 @@ class Retracing:
     def _search(self, first: Generation, found: Completion) -> Verdict:
         """Look for tokens that lead from what comes out now to the text in the part, and return the verdict."""
         way = Splits(computer=self._computer, texts=self._texts, tie_gap=self._tie_gap).search(first)
-        if way.generation is not None and way.generation.error is not None:
+        if way.generation is not None and way.has_failed:
             return self._found(FAILED, detail=str(way.generation.error))
         if way.generation is not None and way.is_exact:
             if isinstance(first.request.task, Score) and way.is_followed:
@@ -105,13 +105,10 @@ class Retracing:
         if self._texts.has_same_text(found):
             old, new = self._stored.num_completion_tokens, found.num_completion_tokens
             return self._found(UNCLEAR, ties=way.ties, detail=OTHER_SPLIT.format(old, new))
+        outcome, detail = (DIFFERENT, "") if way.is_known else (UNCLEAR, MANY_WAYS)
         *ties, tie = way.ties or (None,)
         if tie is None:
-            outcome, detail = (
-                (DIFFERENT, "its text, from an unknown token on") if way.is_known else (UNCLEAR, MANY_WAYS)
-            )
-            return self._found(outcome, detail=detail)
-        outcome, detail = (DIFFERENT, "") if way.is_known else (UNCLEAR, MANY_WAYS)
+            return self._found(outcome, detail=detail or "its text, from an unknown token on")
         return self._found(outcome, ties=ties, position=tie.position, gap=tie.gap, detail=detail)
 
     def _judge_numbers(

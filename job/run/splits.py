@@ -22,14 +22,14 @@ MAX_WAYS = 100
 """After this many completions that have been tried, the rest is not known."""
 
 MAX_BETTER = 8
-"""So many more are tried, once a way is found, that may have a smaller gap, or the run's number of tokens."""
+"""Once a way is found, this many more are tried: one may have a smaller gap, or the run's number of tokens."""
 
 MOST_PLACES = 4000
 """At how many places of a row, at most, other tokens with the same text are looked for."""
 
 NUM_RANKED = 64
-"""Where what comes out now cannot be the run's, so many of the tokens with the largest logits may be the one that the
-run chose, beside those that the rest of the text begins with: tokens without text, or with part of a character."""
+"""Where what comes out now cannot be the run's, the run may have chosen a token that the rest of the text begins with,
+or one of this many with the largest logits that have no text, or part of a character."""
 
 NUM_RANKED_EARLIER = 8
 """The same at places before that."""

@@ -82,8 +82,8 @@ class Limit:
         return self._num_tokens + num_own >= self._bound.tokens
 
     def max_pending(self, engine: Engine) -> int:
-        """Return how many requests may be pending: of a sample, or up to a number of tokens or a time, only as many as
-        keep the engine busy, since so many are begun in another order."""
+        """Return how many requests may be pending. For a sample, and up to a number of tokens or a time, only as many
+        as keep the engine busy, since the engine begins them in another order."""
         is_anywhere = self.is_set and self.num_rows is None
         return engine.min_pending if self._is_random or is_anywhere else engine.max_pending
 

@@ -9,7 +9,7 @@ def withdraw(engine: Engine, pending: dict[SampleKey, Prompt], num_rows: int | N
 
     Args:
         pending: all that the engine has. Rows that are taken back are removed.
-        num_rows: at most so many; None: all.
+        num_rows: how many rows to take at most; None: all.
     """
     waiting = engine.withdraw()
     new = {request.key for request in waiting if request.attempt == 0}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from job.errors import OtherRun, UsageError, first_line
+from job.errors import RunDiffers, UsageError, first_line
 from job.fingerprint import digest_of_json
 from job.modes.mode import Mode
 from job.modes.registry import modes_of
@@ -224,4 +224,4 @@ def _refuse_too_many_shards(store: Store, found: Manifest, grown: Manifest) -> N
 
 def _refuse_if_different(where: str, found: Manifest, wanted: Manifest) -> None:
     if differences := describe_differences(found, wanted):
-        raise OtherRun(f"{where} {differences}")
+        raise RunDiffers(f"{where} {differences}")

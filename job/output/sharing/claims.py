@@ -21,7 +21,7 @@ MAX_HELPED = 100
 """The number of other workers' shards that a helper considers at most."""
 
 MAX_OFFERS = 8
-"""In about so many pieces are rows offered: several workers may find none left at once."""
+"""Rows are offered in about this many pieces, since several workers may run out of rows at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,13 +61,14 @@ def _unwinding() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers if is_main else ():
+    ending = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    numbers = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
         signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in numbers if is_main else ():
+        for number in numbers:
             signal.signal(number, signal.SIG_DFL)
 
 
